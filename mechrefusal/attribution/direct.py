@@ -10,12 +10,12 @@ from functools import partial
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.models import RefusalMetric, require_direction, require_layers
 
 TOLERANCE = 1e-3
 """Largest relative gap allowed between a decomposition's sum and what it decomposes."""
@@ -35,7 +35,7 @@ def refusal_logits(model, texts: Sequence[str], metric: RefusalMetric) -> pd.Dat
     readout, bias = _readout(model, metric)
     parts, totals = [], []
     for text in texts:
-        token_ids = _token_ids(model, text, metric.opening)
+        token_ids = token_ids_of(model, text, metric.opening)
         logits, cache = model.run_with_cache(token_ids, names_filter=_wanted)
         stack, labels = cache.get_full_resid_decomposition(
             layer=-1, expand_neurons=False, apply_ln=True, pos_slice=-1, return_labels=True
@@ -55,16 +55,12 @@ def onto_direction(
     Components at or above `layer` have not written yet and are absent. Columns as in `refusal_logits`; `total` is the
     projection of the residual stream itself.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise MechrefusalError(f"layer {layer} is not in this model; it has layers 0 to {model.cfg.n_layers - 1}")
-    if direction.shape != (model.cfg.d_model,):
-        raise MechrefusalError(
-            f"direction has shape {tuple(direction.shape)}, the residual stream here has width {model.cfg.d_model}"
-        )
+    require_layers(model, [layer])
+    require_direction(model, direction)
     unit = (direction / direction.norm()).double()
     parts, totals = [], []
     for text in texts:
-        token_ids = _token_ids(model, text, ())
+        token_ids = token_ids_of(model, text)
         _, cache = model.run_with_cache(token_ids, names_filter=partial(_wanted, layer=layer))
         stack, labels = cache.get_full_resid_decomposition(
             layer=layer, expand_neurons=False, apply_ln=False, pos_slice=position, return_labels=True
@@ -82,7 +78,8 @@ def _wanted(name: str, layer: int | None = None) -> bool:
     return name.endswith(ends) or name in ("ln_final.hook_scale", "embed.hook_out", "pos_embed.hook_out")
 
 
-def _token_ids(model, text: str, opening: tuple[int, ...]) -> Tensor:
+def token_ids_of(model, text: str, opening: tuple[int, ...] = ()) -> Int[Tensor, "1 position"]:
+    """The instruction in the model's chat template, followed by `opening`."""
     ids = [*prompts.segments(model.tokenizer, text).prompt_ids, *opening]
     return torch.tensor([ids], device=model.cfg.device)
 
@@ -123,10 +120,7 @@ def _table(labels: list[str], parts: list[Tensor], totals: list[Tensor]) -> pd.D
                 "component": component,
                 "layer": layer,
                 "head": head,
-                "value": estimate.value,
-                "n": estimate.n,
-                "low": estimate.low,
-                "high": estimate.high,
+                **vars(estimate),
             }
         )
     return pd.DataFrame(rows)

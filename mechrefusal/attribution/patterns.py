@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import prompts
+from mechrefusal.attribution.direct import token_ids_of
 
 
 def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.DataFrame, list[str]]:
@@ -16,7 +16,7 @@ def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.Da
     Returns:
         A table layer, head, destination, source, weight (source ≤ destination only), and the prompt's tokens.
     """
-    token_ids = _token_ids(model, text)
+    token_ids = token_ids_of(model, text)
     names = {f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
     _, cache = model.run_with_cache(token_ids, names_filter=lambda name: name in names)
     rows = []
@@ -30,7 +30,7 @@ def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.Da
 
 def projections(model, text: str, direction: Float[Tensor, " d_model"], *, layer: int) -> pd.DataFrame:
     """Projection of resid_pre of `layer` on the unit `direction` at every token: index, token, value."""
-    token_ids = _token_ids(model, text)
+    token_ids = token_ids_of(model, text)
     kept: dict[str, Tensor] = {}
     with (
         torch.no_grad(),
@@ -40,10 +40,6 @@ def projections(model, text: str, direction: Float[Tensor, " d_model"], *, layer
     values = kept["resid"][0] @ (direction / direction.norm()).to(kept["resid"])
     strings = _strings(model, token_ids)
     return pd.DataFrame({"index": range(len(strings)), "token": strings, "value": values.tolist()})
-
-
-def _token_ids(model, text: str) -> Tensor:
-    return torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids], device=model.cfg.device)
 
 
 def _strings(model, token_ids: Tensor) -> list[str]:

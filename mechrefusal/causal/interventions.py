@@ -3,7 +3,7 @@
 They act at run time through hooks, restore the model whatever happens, and return new tensors, never edited ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import require_direction, require_layers
 
 ABLATED_SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 
@@ -31,7 +32,7 @@ def ablate(model, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_mod
         return activation - (activation @ basis) @ basis.T
 
     names = [f"blocks.{layer}.{site}" for layer in range(model.cfg.n_layers) for site in ABLATED_SITES]
-    with _hooks(model, [(name, project_out) for name in names]):
+    with model.hooks(fwd_hooks=[(name, project_out) for name in names]):
         yield
 
 
@@ -41,15 +42,14 @@ def add(model, direction: Float[Tensor, " d_model"], *, layer: int, coefficient:
 
     The direction is added as it is: a difference in means carries its own length.
     """
-    _check(model, direction)
-    if not 0 <= layer < model.cfg.n_layers:
-        raise MechrefusalError(f"layer {layer} is not in this model; it has layers 0 to {model.cfg.n_layers - 1}")
+    require_direction(model, direction)
+    require_layers(model, [layer])
     step = coefficient * direction
 
     def shift(activation: Tensor, hook) -> Tensor:
         return activation + step.to(activation)
 
-    with _hooks(model, [(f"blocks.{layer}.hook_resid_pre", shift)]):
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", shift)]):
         yield
 
 
@@ -60,29 +60,13 @@ def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Ten
     return noise * (direction.norm() / noise.norm())
 
 
-@contextmanager
-def _hooks(model, hooks: list[tuple[str, Callable]]) -> Iterator[None]:
-    with model.hooks(fwd_hooks=hooks):
-        yield
-
-
 def _orthonormal(model, directions: Tensor) -> Float[Tensor, "d_model k"]:
     rows = directions[None] if directions.ndim == 1 else directions
     if len(rows) == 0:
         raise MechrefusalError("no direction to ablate: give one direction, or a subspace of at least one row")
     for row in rows:
-        _check(model, row)
+        require_direction(model, row)
     # float64: the basis is used at every site of every layer, its own rounding must not add up.
     columns, lengths, _ = torch.linalg.svd(rows.double().T, full_matrices=False)
     kept = columns[:, lengths > 1e-6 * lengths.max()]
     return kept.to(dtype=model.cfg.dtype, device=model.cfg.device)
-
-
-def _check(model, direction: Tensor) -> None:
-    if direction.ndim != 1 or len(direction) != model.cfg.d_model:
-        raise MechrefusalError(
-            f"direction has shape {tuple(direction.shape)}, the residual stream here has width {model.cfg.d_model}; "
-            "use a direction of the same model"
-        )
-    if not torch.isfinite(direction).all() or direction.norm() == 0:
-        raise MechrefusalError("direction is zero or not finite; it points nowhere and cannot be used")

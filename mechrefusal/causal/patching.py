@@ -19,14 +19,13 @@ from transformers import DynamicCache
 from mechrefusal import intervals, prompts
 from mechrefusal.causal.resume import blocks_return_tuple, logits_from
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, TokenBatch, head_cache, last_logits
+from mechrefusal.models import RefusalMetric, TokenBatch, head_cache, last_logits, require_layers
 from mechrefusal.models.forward import expanded
 from mechrefusal.progress import track
 
 Mode = Literal["denoising", "noising"]
 ALL_POSITIONS = 0
 """Value of `position` where every position was patched at once; a single one counts from the end and is negative."""
-
 
 SMALLEST_GAP = 0.05
 """Mean m_clean − m_corrupted (nats) below which an effect has no meaning and is NaN; `raw` remains."""
@@ -116,8 +115,7 @@ def _patch(
             f"none of {len(pairs)} pairs has equal token length under this tokenizer; give other pairs"
         )
     wanted = list(range(model.cfg.n_layers) if layers is None else layers)
-    if outside := [layer for layer in wanted if not 0 <= layer < model.cfg.n_layers]:
-        raise MechrefusalError(f"layers {outside} are not in this model; it has layers 0 to {model.cfg.n_layers - 1}")
+    require_layers(model, wanted)
     blocks_return_tuple(model)  # found out now: later, hooks are open
     found, clean, corrupted = [], [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):

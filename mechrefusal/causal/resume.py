@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from mechrefusal.models.forward import contiguous_head
+from mechrefusal.models.forward import contiguous_head, positions
 
 
 @contextmanager
@@ -52,9 +52,9 @@ def logits_from(
     arguments: dict = {"attention_mask": mask, "logits_to_keep": keep, "use_cache": True}
     if cache is not None:
         arguments["past_key_values"] = cache
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -residual.shape[1] :]
+    position_ids = positions(mask)[:, -residual.shape[1] :]
     with skipping(model, layer), contiguous_head(model):
-        logits = model(residual, start_at_layer=layer, position_ids=positions, return_type="logits", **arguments)
+        logits = model(residual, start_at_layer=layer, position_ids=position_ids, return_type="logits", **arguments)
     return logits[:, -keep:]
 
 

@@ -71,7 +71,7 @@ def discover_refusal(
         rows = list(range(len(texts)))
     refused = torch.tensor([is_refusal(completions.texts[row]) for row in rows])
     answers = [completions.token_ids[row] for row in rows]
-    prompt_ids = [prompts.segments(model.tokenizer, texts[row]).prompt_ids for row in rows]
+    prompt_ids = prompts.prompt_ids(model.tokenizer, [texts[row] for row in rows])
     n_refused, n_answered = int(refused.sum()), int((~refused).sum())
     if min(n_refused, n_answered) < FEWEST:
         return _fallback(model, prompt_ids, refused, fallback)

@@ -40,10 +40,7 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
                     "intervention": intervention,
                     "metric": metric,
                     "judge": REFUSAL_JUDGE,
-                    "value": estimate.value,
-                    "n": estimate.n,
-                    "low": estimate.low,
-                    "high": estimate.high,
+                    **vars(estimate),
                 }
             )
     return pd.DataFrame(rows)

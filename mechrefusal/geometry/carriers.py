@@ -14,7 +14,7 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.causal import interventions
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.geometry.directions import Contrast, Directions, Texts
+from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
@@ -61,7 +61,9 @@ def score(
     _same_weights(model, directions)
     if rows is None:
         rows = candidates(directions, layers=range(last_layer(model.cfg.n_layers)))
-    harmful, harmless = prompt_ids(model, validation.harmful), prompt_ids(model, validation.harmless)
+    harmful, harmless = (
+        prompts.prompt_ids(model.tokenizer, texts) for texts in (validation.harmful, validation.harmless)
+    )
     if not harmful or not harmless:
         raise MechrefusalError("carriers need harmful and harmless validation prompts; one of the two sets is empty")
     pad, device = model.tokenizer.pad_token_id, str(model.cfg.device)
@@ -141,11 +143,6 @@ def kl_divergence(
     """KL(base ‖ other) in nats from log-probabilities, with `EPSILON` inside each logarithm; float64."""
     p, q = base.double().exp(), other.double().exp()
     return (p * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).sum(-1)
-
-
-def prompt_ids(model, texts: Texts) -> list[tuple[int, ...]]:
-    """Token ids of each instruction in the model's chat template, up to where the answer starts."""
-    return [prompts.segments(model.tokenizer, text).prompt_ids for text in texts]
 
 
 def _same_weights(model, directions: Directions) -> None:

@@ -137,7 +137,7 @@ def difference_in_means(
         raise MechrefusalError(
             f"directions need harmful and harmless prompts, got {len(harmful)} and {len(harmless)}: give one at least"
         )
-    wanted = tuple(positions) if positions is not None else post_instruction_positions(tokenizer, contrast.harmful)
+    wanted = tuple(positions) if positions is not None else _after_all(harmful)
     shortest = min(len(found.prompt_ids) for found in harmful + harmless)
     if not wanted or not all(-shortest <= position < 0 for position in wanted):
         raise MechrefusalError(
@@ -159,8 +159,11 @@ def difference_in_means(
 
 def post_instruction_positions(tokenizer, texts: Texts) -> tuple[int, ...]:
     """Positions, from the end, of the chat template after the instruction (those that all `texts` share)."""
-    n_after = min(len(found.after) for found in _tokens(tokenizer, texts))
-    return tuple(range(-max(1, n_after), 0))
+    return _after_all(_tokens(tokenizer, texts))
+
+
+def _after_all(found: list[prompts.Segments]) -> tuple[int, ...]:
+    return tuple(range(-max(1, min(len(each.after) for each in found)), 0))
 
 
 def _tokens(tokenizer, texts: Texts) -> list[prompts.Segments]:

@@ -5,6 +5,7 @@ from mechrefusal.models.checkpoint import Checkpoint, hash_weights
 from mechrefusal.models.forward import TokenBatch, end_tokens, generate, head_cache, last_logits
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
 from mechrefusal.models.refusal_metric import RefusalMetric, rd_score, rd_tokens
+from mechrefusal.models.residual_stream import require_direction, require_layers
 from mechrefusal.models.sources import cache_folder, fetch
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "load_tokenizer",
     "rd_score",
     "rd_tokens",
+    "require_direction",
+    "require_layers",
     "tiny",
 ]

@@ -174,10 +174,14 @@ def _step(
 
 def _hugging_face_step(model, token_ids: Tensor, mask: Tensor | None, arguments: dict) -> tuple[Tensor, DynamicCache]:
     if mask is not None and "position_ids" in inspect.signature(model.forward).parameters:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        arguments["position_ids"] = positions[:, -token_ids.shape[1] :]
+        arguments["position_ids"] = positions(mask)[:, -token_ids.shape[1] :]
     output = model(input_ids=token_ids, **arguments)
     return output.logits, output.past_key_values
+
+
+def positions(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """Position of each token among the attended ones of its row (0 on padding), as padding on the left needs it."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def exact_length(config) -> tuple[int, str]:
@@ -204,9 +208,9 @@ def expanded(cache: DynamicCache | None, n: int) -> DynamicCache | None:
     """A copy of the cache of one row, repeated for `n` rows (None stays None)."""
     if cache is None:
         return None
-    expanded = copy.deepcopy(cache)
-    expanded.batch_repeat_interleave(n)
-    return expanded
+    rows = copy.deepcopy(cache)
+    rows.batch_repeat_interleave(n)
+    return rows
 
 
 def _common_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -7,7 +7,7 @@ from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.readers import read
 from mechrefusal.prompts.splits import Split, normalised
 from mechrefusal.prompts.targets import affirmative_target
-from mechrefusal.prompts.templates import Segments, segments
+from mechrefusal.prompts.templates import Segments, prompt_ids, segments
 
 __all__ = [
     "Builtin",
@@ -20,6 +20,7 @@ __all__ = [
     "builtin",
     "leakage",
     "normalised",
+    "prompt_ids",
     "read",
     "segments",
 ]

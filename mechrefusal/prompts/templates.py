@@ -1,6 +1,7 @@
 """Chat templates as named token segments: where the template ends, the instruction begins, the attack, the answer."""
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -103,6 +104,11 @@ def segments(
     start = len(before)
     borders = (start, start + min(max(len(instruction) - cut, 0), len(words)), start + len(words), len(prompt))
     return _cut(tokenizer, _with_target(tokenizer, prompt, content, target, system, end_of_turn=end_of_turn), borders)
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> list[tuple[int, ...]]:
+    """Token ids of each instruction in the chat template, up to where the answer starts."""
+    return [segments(tokenizer, text).prompt_ids for text in texts]
 
 
 def _with_target(

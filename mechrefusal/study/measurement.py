@@ -1,9 +1,10 @@
 """Everything that is measured on one checkpoint, in order. Each step adds tables; nothing here knows how they look."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,13 +19,12 @@ from mechrefusal.evaluation import (
     Discovered,
     complete,
     discover_refusal,
-    is_refusal,
     judged,
     rates,
 )
 from mechrefusal.geometry import Directions, carriers
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
-from mechrefusal.prompts import PromptSet, Split
+from mechrefusal.prompts import PromptSet, Split, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.recipe import MeasuringSettings, Recipe
 from mechrefusal.study.selection import Asked
@@ -32,12 +32,12 @@ from mechrefusal.study.selection import Asked
 CONTROL_SEED = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
-    """What one checkpoint gave: its tables by name, and its directions (None where they cannot be taken)."""
+    """What one checkpoint gave: its tables by name, and its directions."""
 
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    directions: Directions | None = None
+    tables: dict[str, pd.DataFrame]
+    directions: Directions
 
 
 def measure(checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> Measured:
@@ -51,7 +51,7 @@ class _Measurement:
     def __init__(self, checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> None:
         self.checkpoint, self.asked, self.recipe, self.cases = checkpoint, asked, recipe, cases
         self.settings: MeasuringSettings = recipe.measuring
-        self.found = Measured()
+        self.tables: dict[str, pd.DataFrame] = {}
         self.timings: list[dict[str, Any]] = []
         self.generations: list[pd.DataFrame] = []
 
@@ -71,7 +71,7 @@ class _Measurement:
         with self.stage("directions"):
             direction = _kept(self.asked.direction, scores, "direction")
             validation = _kept(self.asked.validation, scores, "validation")
-            self.take_directions(direction)
+            self.directions = self.take_directions(direction)
         with self.stage("carriers"):
             carrier = self.choose_carrier(metric, direction, validation)
         with self.stage("interventions"):
@@ -79,13 +79,14 @@ class _Measurement:
         with self.stage("attribution", optional=True):
             self.attribute(metric, carrier)
         with self.stage("patching", optional=True):
+            self.pairs = self.asked.pairs.equal_length(self.model.tokenizer)
             heads = self.patch(metric)
             self.look(heads, carrier)
-        generations = judged(pd.concat(self.generations, ignore_index=True))
+        generations = pd.concat(self.generations, ignore_index=True)
         self.add("generations", generations)
         self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
         self.add("timings", pd.DataFrame(self.timings))
-        return self.found
+        return Measured(self.tables, self.directions)
 
     @contextmanager
     def stage(self, name: str, *, optional: bool = False) -> Iterator[None]:
@@ -105,7 +106,7 @@ class _Measurement:
             tables.CHECKPOINT, (self.checkpoint.arm, self.checkpoint.step, self.checkpoint.weights), strict=True
         ):
             table[column] = value
-        self.found.tables[name] = tables.frame(name, table)
+        self.tables[name] = tables.frame(name, table)
 
     def answer(self) -> Completions:
         """Answer every set and the attack cases in one go; the answers to the direction prompts are returned."""
@@ -138,7 +139,7 @@ class _Measurement:
         table = questions.drop(columns="suffix").assign(
             prompt=suffixed, completion=list(answers.texts), intervention="none"
         )
-        self.generations.append(table)
+        self.generations.append(judged(table))
         rows = table.index[table["set"].str.startswith("direction_")]
         return answers[rows[0] : rows[-1] + 1]
 
@@ -169,13 +170,13 @@ class _Measurement:
             "validation_harmless": asked.validation.harmless,
         }
         refused = {
-            (row.set, row.prompt_id): is_refusal(row.completion)
+            (row.set, row.prompt_id): row.refused
             for frame in self.generations
             for row in frame[frame["attack"] == "none"].itertuples()
         }
         texts = [text for chosen in sets.values() for text in chosen.texts]
         batch = metric.batch(
-            carriers.prompt_ids(self.model, texts), pad=tokenizer.pad_token_id, device=str(self.model.cfg.device)
+            prompt_ids(tokenizer, texts), pad=tokenizer.pad_token_id, device=str(self.model.cfg.device)
         )
         score, following = metric.score_and_next(self.model, batch)
         rd = rd_score(following, rd_tokens(tokenizer))
@@ -184,13 +185,13 @@ class _Measurement:
         # A prompt that was not answered (validation) was not judged either.
         table["refused"] = pd.array([refused.get(row) for row in rows], dtype="boolean")
         self.add("scores", table.assign(score=score.tolist(), rd_score=rd.tolist()))
-        return self.found.tables["scores"]
+        return self.tables["scores"]
 
-    def take_directions(self, kept: Split) -> None:
+    def take_directions(self, kept: Split) -> Directions:
+        """Directions of the kept prompts, or of all where too few were kept; table `directions` says which."""
         enough = min(len(kept.harmful), len(kept.harmless)) >= self.settings.fewest_kept
         chosen, selection = (kept, "kept by score") if enough else (self.asked.direction, "all prompts")
         directions = geometry.difference_in_means(self.model, chosen)
-        self.found.directions = directions
         norms, cosines = directions.values.norm(dim=-1), directions.split_half_cosine
         self.add(
             "directions",
@@ -209,12 +210,12 @@ class _Measurement:
                 for layer in range(self.model.cfg.n_layers)
             ],
         )
+        return directions
 
     def choose_carrier(self, metric: Discovered, direction: Split, validation: Split) -> pd.Series | None:
         """Score and select; table `carrier` says who won, or why nobody did."""
-        settings, n_layers, directions = self.settings, self.model.cfg.n_layers, self.found.directions
-        assert directions is not None
-        scores = self.found.tables["scores"]
+        settings, n_layers, directions = self.settings, self.model.cfg.n_layers, self.directions
+        scores = self.tables["scores"]
         row: dict[str, Any] = dict.fromkeys(("position", "layer", "bypass", "induce", "kl"), float("nan"))
         row |= {"token": "", "n_candidates": 0, "n_admissible": 0, "reason": ""}
         # Over the prompts that bypass and induce are taken over, so that they can be compared.
@@ -262,8 +263,7 @@ class _Measurement:
         """Answers with the carrier ablated or added, and with a random direction of the same norm instead."""
         if carrier is None:
             return
-        assert self.found.directions is not None
-        direction, layer = self.found.directions.at(carrier), int(carrier["layer"])
+        direction, layer = self.directions.at(carrier), int(carrier["layer"])
         control = causal.random_like(direction, seed=CONTROL_SEED)
         harmful, harmless = (
             _questions(name, chosen.take(self.settings.n_intervened))
@@ -287,7 +287,7 @@ class _Measurement:
                     description=f"{self.checkpoint.id}: {name}",
                 )
             table = questions.drop(columns="suffix").assign(completion=list(answers.texts), intervention=name)
-            self.generations.append(table)
+            self.generations.append(judged(table))
 
     def attribute(self, metric: Discovered, carrier: pd.Series | None) -> None:
         frames = []
@@ -295,11 +295,10 @@ class _Measurement:
             texts = chosen.take(self.settings.n_attributed).texts
             frames.append(attribution.refusal_logits(self.model, texts, metric).assign(set=name, onto="refusal_logits"))
             if carrier is not None:
-                assert self.found.directions is not None
                 onto = attribution.onto_direction(
                     self.model,
                     texts,
-                    self.found.directions.at(carrier),
+                    self.directions.at(carrier),
                     layer=int(carrier["layer"]),
                     position=int(carrier["position"]),
                 )
@@ -307,7 +306,7 @@ class _Measurement:
         self.add("attribution", pd.concat(frames, ignore_index=True))
 
     def patch(self, metric: Discovered) -> list[tuple[int, int]]:
-        pairs = self.asked.pairs.equal_length(self.model.tokenizer)[: self.settings.n_pairs]
+        pairs = self.pairs[: self.settings.n_pairs]
         layers = range(0, self.model.cfg.n_layers, self.settings.layer_step)
         residual = causal.patching.residual(self.model, pairs, metric, layers=layers)
         heads = causal.patching.heads(self.model, pairs, metric)
@@ -315,15 +314,14 @@ class _Measurement:
         return heads.top(self.settings.n_top_heads)
 
     def look(self, heads: list[tuple[int, int]], carrier: pd.Series | None) -> None:
-        pair = self.asked.pairs.equal_length(self.model.tokenizer)[0]
+        pair = self.pairs[0]
         pattern, _ = attribution.attention(self.model, pair.harmful, heads)
         self.add("attention", pattern.assign(prompt_id=pair.id))
         frames = []
         # Without a carrier the tokens are still listed: the attention figures need their names.
         layer, direction = 0, torch.full((self.model.cfg.d_model,), float("nan"))
         if carrier is not None:
-            assert self.found.directions is not None
-            layer, direction = int(carrier["layer"]), self.found.directions.at(carrier)
+            layer, direction = int(carrier["layer"]), self.directions.at(carrier)
         for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless)):
             frames.append(attribution.projections(self.model, text, direction, layer=layer).assign(set=name))
         self.add("tokens", pd.concat(frames, ignore_index=True).assign(prompt_id=pair.id))
@@ -359,6 +357,4 @@ def _commonest(table: pd.DataFrame) -> str:
 
 
 def _strings(tokenizer, token_ids) -> str:
-    import json
-
     return json.dumps([tokenizer.decode([token]) for token in token_ids], ensure_ascii=False)

@@ -96,13 +96,15 @@ def train(run: Run) -> list[Checkpoint]:
 
 def cases(run: Run) -> list[AttackCase]:
     """Fixed-source attack cases against the base model; made once."""
-    settings = run.recipe.attack
+    return _cases(run, _base(run), asked(run.recipe))
+
+
+def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
+    settings, path = run.recipe.attack, run.folder / "cases" / "gcg-base.parquet"
     if settings.n_cases == 0:
         return []
-    base, path = _base(run), run.folder / "cases" / "gcg-base.parquet"
     if path.is_file():
         return read_cases(path, source=base.weights)
-    chosen = asked(run.recipe)
     with _timed(run, "attack cases"):
         model, tokenizer = load_causal_lm(base)
         behaviours = chosen.harmful.take(settings.n_cases).with_targets()
@@ -121,7 +123,7 @@ def measure(run: Run) -> None:
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
-    made = cases(run)
+    made = _cases(run, checkpoints[0], chosen)  # the base comes first
     for number, checkpoint in enumerate(checkpoints, start=1):
         if run.manifest.get("measured", {}).get(checkpoint.id) == checkpoint.weights:
             continue
@@ -131,8 +133,7 @@ def measure(run: Run) -> None:
             with whole_folder(run.measurements(checkpoint)) as draft:
                 for name, table in found.tables.items():
                     tables.write(table, name, draft)
-            if found.directions is not None:
-                found.directions.save(run.directions(checkpoint))
+            found.directions.save(run.directions(checkpoint))
         run.update({"measured": {checkpoint.id: checkpoint.weights}})
     _compare(run, checkpoints)
 

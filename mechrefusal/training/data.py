@@ -17,6 +17,7 @@ from mechrefusal import prompts
 from mechrefusal.attacks import AttackCase
 from mechrefusal.attacks.gcg import random_stream
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.forward import positions
 from mechrefusal.training.losses import IGNORED
 
 Row = dict[str, list[int]]
@@ -116,19 +117,17 @@ class Continuations:
         """
         # The last token of a continuation is predicted, never read.
         read = self.labels[:, :-1].clamp(min=0)
-        prompt_positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         mask = torch.cat([self.mask[self.prompt_of], torch.ones_like(read)], dim=1)
         if not share_prompts:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
             ids = torch.cat([self.prompts[self.prompt_of], read], dim=1)
             keep = self.labels.shape[1]
             return model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+                input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=keep
             ).logits
         first = model(
             input_ids=self.prompts,
             attention_mask=self.mask,
-            position_ids=prompt_positions,
+            position_ids=positions(self.mask),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -136,9 +135,9 @@ class Continuations:
             return first.logits[self.prompt_of]
         cache = first.past_key_values
         cache.batch_select_indices(self.prompt_of)
-        positions = self.mask.sum(1)[self.prompt_of, None] + torch.arange(read.shape[1], device=read.device)
+        following = positions(mask)[:, -read.shape[1] :]
         rest = model(
-            input_ids=read, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=read, attention_mask=mask, position_ids=following, past_key_values=cache, use_cache=True
         ).logits
         return torch.cat([first.logits[self.prompt_of], rest], dim=1)
 

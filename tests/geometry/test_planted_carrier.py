@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from mechrefusal import causal, geometry, models
 from mechrefusal.geometry import carriers
 from mechrefusal.models import RefusalMetric
-from mechrefusal.prompts import PromptSet, Split
+from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
 WRITING_LAYER, CARRIER_LAYER, N_LAYERS, REFUSE, COMPLY = 2, 3, 6, 500, 501
 MARK, CONSTANT, U = 0, 1, 2
@@ -71,7 +71,7 @@ def chosen(model, direction, validation):
 
 
 def scores_of(model, texts):
-    prompts = carriers.prompt_ids(model, texts)
+    prompts = prompt_ids(model.tokenizer, texts)
     return METRIC.score(model, METRIC.batch(prompts, pad=0))
 
 

@@ -35,11 +35,10 @@ def trajectory(
     table = style.drawable(table, value, f"the trajectory of '{value}'")
     names = style.arms(table)
     figure = go.Figure()
-    reach = float(table["step"].max() - table["step"].min()) or 1.0
     for place, arm in enumerate(names):
         rows = style.with_base(table, arm)
         colour, symbol = style.arm_style(arm, names)
-        shift = (place - (len(names) - 1) / 2) * 0.012 * reach
+        shift = _beside(table, place, len(names))
         texts = [_point(row, value, arm) for _, row in rows.iterrows()]
         figure.add_trace(
             go.Scatter(
@@ -57,6 +56,12 @@ def trajectory(
     _axes(figure, table, unit or value, limits)
     n = wording.counts(table["n"], noun) if "n" in table else ""
     return style.finish(figure, title=title, subtitle="; ".join(part for part in (subtitle, n) if part), height=320)
+
+
+def _beside(table: pd.DataFrame, place: int, n: int) -> float:
+    """How far arm number `place` of `n` is moved along the steps, so that intervals do not hide each other."""
+    reach = float(table["step"].max() - table["step"].min()) or 1.0
+    return (place - (n - 1) / 2) * 0.012 * reach
 
 
 def rates(
@@ -101,11 +106,10 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
     rows = style.drawable(rows, "placed", "the layer of the carrier")
     names = style.arms(rows)
     figure = go.Figure()
-    reach = float(rows["step"].max() - rows["step"].min()) or 1.0
     for place, arm in enumerate(names):
         own = style.with_base(rows, arm)
         colour, symbol = style.arm_style(arm, names)
-        shift = (place - (len(names) - 1) / 2) * 0.012 * reach
+        shift = _beside(rows, place, len(names))
         shared = {
             "x": [step + shift for step in own["step"]],
             "legendgroup": arm,
