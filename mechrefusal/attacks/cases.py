@@ -1,8 +1,9 @@
 """An attack case: one behaviour, the suffix that was found for it, and what finding it cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,26 +14,47 @@ from mechrefusal.files import whole_file
 
 @dataclass(frozen=True)
 class AttackCase:
-    """A behaviour with an adversarial suffix.
+    """A behaviour under attack, and what finding the attack cost.
+
+    `prompt` is the whole turn of the user. An attack that only adds a suffix keeps it in `suffix` and, as tokens, in
+    `suffix_ids`, and `prompt` is the behaviour, a space and the suffix; others leave both empty.
 
     `loss` is the cross-entropy of `target` (nats a token, NaN where it was never measured). `source` is the hash of the
-    weights that the suffix was made against. `steps`, `forward_tokens` and `dropped` (candidates that did not survive
-    decoding and encoding) add up over all calls of `optimise`; `history` belongs to the last call: the loss at its
-    start and after each of its steps, never rising.
+    weights that the case was made against. `steps`, `forward_tokens`, `dropped` (candidates that did not survive
+    decoding and encoding) and `seconds` add up over all calls, and `age` counts the calls. `history` belongs to the
+    last call: the best loss at its start and after each of its steps, never rising; `history_prompts` and
+    `history_tokens` are the prompt and the tokens run forward in this call by then. Tokens that cases share when they
+    are attacked together count for each, so that the cost of a case does not depend on its company.
     """
 
     id: str
     behaviour: str
     target: str
-    suffix: str
-    suffix_ids: tuple[int, ...]
+    suffix: str = ""
+    suffix_ids: tuple[int, ...] = ()
+    prompt: str = ""
     loss: float = float("nan")
     method: str = "gcg"
     source: str = ""
     steps: int = 0
+    age: int = 0
     forward_tokens: int = 0
-    history: tuple[float, ...] = ()
     dropped: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    history: tuple[float, ...] = ()
+    history_prompts: tuple[str, ...] = ()
+    history_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            whole = f"{self.behaviour} {self.suffix}" if self.suffix else self.behaviour
+            object.__setattr__(self, "prompt", whole)
+
+    def with_suffix(self, suffix: str, suffix_ids: tuple[int, ...], **changes: Any) -> "AttackCase":
+        """The same case with another suffix."""
+        return replace(
+            self, suffix=suffix, suffix_ids=suffix_ids, prompt=f"{self.behaviour} {suffix}".rstrip(), **changes
+        )
 
 
 SCHEMA = pa.schema(
@@ -42,15 +64,21 @@ SCHEMA = pa.schema(
         ("target", pa.string()),
         ("suffix", pa.string()),
         ("suffix_ids", pa.list_(pa.int64())),
+        ("prompt", pa.string()),
         ("loss", pa.float64()),
         ("method", pa.string()),
         ("source", pa.string()),
         ("steps", pa.int64()),
+        ("age", pa.int64()),
         ("forward_tokens", pa.int64()),
-        ("history", pa.list_(pa.float64())),
         ("dropped", pa.int64()),
+        ("seconds", pa.float64()),
+        ("history", pa.list_(pa.float64())),
+        ("history_prompts", pa.list_(pa.string())),
+        ("history_tokens", pa.list_(pa.int64())),
     ]
 )
+_LISTS = ("suffix_ids", "history", "history_prompts", "history_tokens")
 assert SCHEMA.names == [field.name for field in fields(AttackCase)]
 
 
@@ -97,7 +125,7 @@ def read_arrow(path: Path | str) -> pa.Table:
 def from_arrow(table: pa.Table, path: Path | str, *, source: str | None) -> list[AttackCase]:
     """Cases of an arrow table that was read from `path` (named in errors)."""
     cases = [
-        AttackCase(**{**row, "suffix_ids": tuple(row["suffix_ids"]), "history": tuple(row["history"])})
+        AttackCase(**{**row, **{name: tuple(row[name]) for name in _LISTS}})
         for row in table.select(SCHEMA.names).to_pylist()
     ]
     foreign = [case for case in cases if source is not None and case.source != source]

@@ -1,0 +1,277 @@
+"""The search of GCG over many cases in step: gradients, proposals, and the losses of all candidates together."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mechrefusal.attacks.budget import Budget
+from mechrefusal.attacks.cases import AttackCase
+from mechrefusal.attacks.context import AttackContext, replaceable_tokens, suffix_text
+from mechrefusal.attacks.settings import GCGSettings
+from mechrefusal.attacks.target_loss import Beginnings, mean_losses
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.frozen import frozen
+from mechrefusal.models.tree import Bank, Branch
+from mechrefusal.models.tree_forward import TreeForward
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass
+class _State:
+    """One case under way: its best suffix, and what was found for that suffix."""
+
+    case: AttackCase
+    context: AttackContext
+    generator: torch.Generator
+    before: tuple[int, ...]  # places of the prompt before the suffix
+    best: TokenIds
+    loss: float = math.nan
+    promising: list[Int[Tensor, " token"]] = field(default_factory=list)
+    own: Bank = field(default_factory=Bank)  # keys and values of the best suffix
+    tokens: int = 0
+    dropped: int = 0
+    history: list[tuple[float, TokenIds, int]] = field(default_factory=list)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the gradient at the best suffix is still to be taken."""
+        return not self.promising
+
+    def move(self, suffix: TokenIds, loss: float) -> None:
+        self.best, self.loss, self.promising, self.own = suffix, loss, [], Bank()
+
+    def note(self) -> None:
+        self.history.append((self.loss, self.best, self.tokens))
+
+
+class Search:
+    """GCG on several cases at once. The prompts before the suffixes are run when it is made."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cases: Sequence[AttackCase],
+        settings: GCGSettings,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        contexts = [_context(model, tokenizer, case) for case in cases]
+        self._started = time.perf_counter()
+        self._embed = model.get_input_embeddings()
+        self._replaceable = replaceable_tokens(tokenizer, self._embed.num_embeddings)
+        self._forward, self._budget = TreeForward(model), Budget(model, at_most=settings.batch_size)
+        self._before = Beginnings(self._forward, [context.before for context in contexts], self._budget)
+        self._states = [
+            _State(case, context, generator, places, case.suffix_ids, tokens=len(context.before))
+            for case, context, generator, places in zip(cases, contexts, generators, self._before.places, strict=True)
+        ]
+        self._differentiate(step=0)
+        for state in self._states:
+            state.note()
+
+    @classmethod
+    @contextmanager
+    def over(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cases: Sequence[AttackCase],
+        settings: GCGSettings,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Self]:
+        """A search over a model that is frozen meanwhile, and left as it was."""
+        with frozen(model):
+            yield cls(model, tokenizer, cases, settings, generators)
+
+    def step(self, step: int) -> None:
+        """One step of every case."""
+        self._differentiate(step)
+        proposed = [self._candidates(state) for state in self._states]
+        losses = self.losses(proposed)
+        for state, candidates, found in zip(self._states, proposed, losses, strict=True):
+            _require_finite(float(found.sum()), state.case, step)
+            self._choose(state, candidates, found)
+            state.note()
+
+    def cases(self) -> list[AttackCase]:
+        """The cases as they are now."""
+        seconds = (time.perf_counter() - self._started) / len(self._states)
+        return [self._case(state, seconds) for state in self._states]
+
+    def losses(self, candidates: Sequence[Int[Tensor, "candidate position"]]) -> list[Float[Tensor, " candidate"]]:
+        """Loss of each candidate of each case. Gradients must have been taken: a candidate shares the best suffix's
+        keys and values up to the token in which they first differ, and is run from there."""
+        bank = Bank.joined([self._before.bank, *(state.own for state in self._states)])
+        branches: list[Branch] = []
+        targets: dict[int, TokenIds] = {}
+        offset = len(self._before.bank)
+        for state, proposals in zip(self._states, candidates, strict=True):
+            base = torch.tensor(state.best)
+            for ids, same in zip(proposals.tolist(), (proposals == base).tolist(), strict=True):
+                first = same.index(False) if False in same else len(same) - 1
+                shared = (*state.before, *range(offset, offset + first))
+                branch = Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared)
+                state.tokens += len(branch.tokens)
+                targets[id(branch)] = state.context.target
+                branches.append(branch)
+            offset += len(state.own)
+
+        def one(batch: Sequence[Branch]) -> Tensor:
+            logits = self._forward.run(batch, bank=bank, share=False).logits
+            return mean_losses(logits, [targets[id(branch)] for branch in batch]).cpu()
+
+        with torch.no_grad():
+            found = torch.cat([*self._budget.run(branches, one), torch.empty(0)])
+        return list(found.split([len(proposals) for proposals in candidates]))
+
+    def _differentiate(self, step: int) -> None:
+        """Take the gradients of the cases whose best suffix is new, with their losses, keys and values.
+
+        The one-hot vectors enter through the embedding matrix E alone, so their gradient is that of the embeddings
+        times E transposed (up to a constant where a model scales its embeddings), and no one-hot matrix is built.
+        """
+        stale = [state for state in self._states if state.is_stale]
+        branches = [Branch.continuing((*s.best, *s.context.after), s.context.target, s.before) for s in stale]
+        states = {id(branch): state for branch, state in zip(branches, stale, strict=True)}
+
+        def one(batch: Sequence[Branch]) -> None:
+            ids = torch.tensor([token for branch in batch for token in branch.tokens], device=self._forward.device)
+            here = [states[id(branch)] for branch in batch]
+            with torch.enable_grad():
+                embeds = self._embed(ids).detach().requires_grad_()
+                run = self._forward.run(batch, bank=self._before.bank, share=False, embeds=embeds, capture=True)
+                losses = mean_losses(run.logits, [state.context.target for state in here])
+                (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+            weight = self._embed.weight.detach()
+            start = 0
+            for state, loss, branch, places in zip(here, losses.tolist(), batch, run.places, strict=True):
+                length = len(state.best)
+                one_hot = gradient[start : start + length].to(weight.dtype) @ weight.T
+                state.promising = promising(one_hot, state.best, self._replaceable, self.settings.top_k)
+                state.own = run.bank.at(places[:length])
+                state.loss = _require_finite(loss, state.case, step) if math.isnan(state.loss) else state.loss
+                state.tokens += len(branch.tokens)
+                start += len(branch.tokens)
+
+        self._budget.run(branches, one)
+
+    def _candidates(self, state: _State) -> Int[Tensor, "candidate position"]:
+        """Proposals that survive being text: `width` at most, and more are drawn where none of them does."""
+        base = torch.tensor(state.best)
+        for proposals in draws(state.promising, base, self.settings.width, generator=state.generator):
+            survives = state.context.surviving(proposals)
+            state.dropped += int((~survives).sum())
+            if survives.any():
+                return proposals[survives]
+        return base[None][:0]
+
+    def _choose(self, state: _State, candidates: Tensor, losses: Tensor) -> None:
+        """Move to the best candidate that is better than the best so far."""
+        for place in losses.argsort().tolist():
+            if not losses[place] < state.loss:
+                return
+            winner = tuple(candidates[place].tolist())
+            if state.context.holds(suffix_text(self.tokenizer, winner), winner):
+                state.move(winner, float(losses[place]))
+                return
+            state.dropped += 1
+
+    def _case(self, state: _State, seconds: float) -> AttackCase:
+        case, context = state.case, state.context
+        texts = [suffix_text(self.tokenizer, ids) for _, ids, _ in state.history]
+        return case.with_suffix(
+            texts[-1],
+            state.best,
+            loss=state.loss,
+            steps=case.steps + len(state.history) - 1,
+            age=case.age + 1,
+            forward_tokens=case.forward_tokens + state.tokens,
+            dropped=case.dropped + state.dropped,
+            seconds=case.seconds + seconds,
+            history=tuple(loss for loss, _, _ in state.history),
+            history_prompts=tuple(f"{context.behaviour} {text}" for text in texts),
+            history_tokens=tuple(tokens for _, _, tokens in state.history),
+        )
+
+
+def promising(
+    gradient: Float[Tensor, "position vocab"], suffix: TokenIds, replaceable: Bool[Tensor, " vocab"], top_k: int
+) -> list[Int[Tensor, " token"]]:
+    """For each position, the `top_k` replaceable tokens other than its own, by negative gradient, the best first."""
+    scores = (-gradient).float().masked_fill(~replaceable.to(gradient.device), -math.inf)
+    scores[torch.arange(len(suffix)), torch.tensor(suffix)] = -math.inf
+    found = scores.topk(min(top_k, scores.shape[1]), dim=-1)
+    values, indices = found.values.cpu(), found.indices.cpu()
+    return [tokens[score > -math.inf] for tokens, score in zip(indices, values, strict=True)]
+
+
+def draws(
+    tokens: Sequence[Int[Tensor, " token"]],
+    suffix: Int[Tensor, " position"],
+    width: int,
+    *,
+    generator: torch.Generator,
+) -> Iterator[Int[Tensor, "candidate position"]]:
+    """Batches of suffixes that differ from `suffix` in one token, one of `tokens` at its position; none comes twice.
+
+    The first batch is the proposals of a GCG step: positions share the `width` evenly, a random subset has one more.
+    Further ones are for those who can use none of them. They end when all tokens were drawn.
+    """
+    length = len(suffix)
+    extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())
+    orders = [found[torch.randperm(len(found), generator=generator)] for found in tokens]
+    each = [width // length + (position in extra) for position in range(length)]
+    while any(len(order) for order in orders):
+        batch = []
+        for position, n in enumerate(each):
+            chosen, orders[position] = orders[position][:n], orders[position][n:]
+            changed = suffix.repeat(len(chosen), 1)
+            changed[:, position] = chosen
+            batch.append(changed)
+        if any(map(len, batch)):
+            yield torch.cat(batch)
+        each = [n + 1 for n in each]
+
+
+def propose(
+    gradient: Float[Tensor, "position vocab"],
+    suffix: Int[Tensor, " position"],
+    replaceable: Bool[Tensor, " vocab"],
+    settings: GCGSettings,
+    *,
+    generator: torch.Generator,
+) -> Int[Tensor, "candidate position"]:
+    """The proposals of one step, before it is seen which of them survive being text."""
+    tokens = promising(gradient, tuple(suffix.tolist()), replaceable, settings.top_k)
+    return next(draws(tokens, suffix, settings.width, generator=generator))
+
+
+def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: AttackCase) -> AttackContext:
+    context = AttackContext.of(
+        tokenizer, id=case.id, behaviour=case.behaviour, suffix=case.suffix, target=case.target, model=model
+    )
+    if context.suffix != case.suffix_ids:
+        raise MechrefusalError(
+            f"the suffix of case '{case.id}' is {len(context.suffix)} tokens in its prompt, not the "
+            f"{len(case.suffix_ids)} stored: it was made with another tokenizer or chat template; make it anew"
+        )
+    return context
+
+
+def _require_finite(loss: float, case: AttackCase, step: int) -> float:
+    if not math.isfinite(loss):
+        raise MechrefusalError(
+            f"gcg loss of case '{case.id}' is {loss} at step {step}: the model's weights or logits are not finite; "
+            "use another checkpoint"
+        )
+    return loss
