@@ -1,8 +1,24 @@
 """How a model changes: matched arms of fine-tuning that leave a checkpoint at every anchor."""
 
-from mechrefusal.training.arms import train
+from mechrefusal.training.arms import read_log, train
+from mechrefusal.training.callbacks import Probe
+from mechrefusal.training.losses import Term
 from mechrefusal.training.pool import CasePool
 from mechrefusal.training.r2d2 import R2D2Config, R2D2Trainer
-from mechrefusal.training.settings import ARMS, R2D2Settings, TrainingSettings
+from mechrefusal.training.settings import ARMS, LoraSettings, R2D2Settings, TrainingSettings
+from mechrefusal.training.trainer import ArmTrainer
 
-__all__ = ["ARMS", "CasePool", "R2D2Config", "R2D2Settings", "R2D2Trainer", "TrainingSettings", "train"]
+__all__ = [
+    "ARMS",
+    "ArmTrainer",
+    "CasePool",
+    "LoraSettings",
+    "Probe",
+    "R2D2Config",
+    "R2D2Settings",
+    "R2D2Trainer",
+    "Term",
+    "TrainingSettings",
+    "read_log",
+    "train",
+]

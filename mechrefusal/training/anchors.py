@@ -1,17 +1,12 @@
 """Anchors: the weights at fixed optimiser steps, as plain Hugging Face folders written whole."""
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.files import whole_folder
 
@@ -22,20 +17,30 @@ def anchor_folder(out: Path | str, step: int) -> Path:
 
 
 def save_anchor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> Path:
-    """Write model, tokenizer and chat template to `folder`, replacing what stood there."""
+    """Write model, tokenizer and chat template to `folder`, replacing what stood there.
+
+    A model with adapters is written with them merged in, so that every anchor is a plain folder; it stays as it is.
+    """
     with whole_folder(folder) as draft:
-        model.save_pretrained(draft)
+        if isinstance(model, PeftModel):
+            model.get_base_model().save_pretrained(draft, state_dict=merged_weights(model))
+        else:
+            model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
     return Path(folder)
 
 
-class Anchors(TrainerCallback):
-    """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written)."""
-
-    def __init__(self, out: Path | str, steps: Collection[int], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.out, self.steps, self.tokenizer = Path(out), frozenset(steps), tokenizer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save where the step that just ended is an anchor. One process writes."""
-        if state.global_step in self.steps and state.is_world_process_zero:
-            save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, state.global_step))
+def merged_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The weights of the base model plus its active adapters, under the base model's own names."""
+    base = model.get_base_model()
+    with torch.no_grad():
+        merged = {
+            f"{name}.weight": layer.get_base_layer().weight
+            + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters if adapter in layer.lora_A)
+            for name, layer in base.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+    own = {
+        name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items() if ".lora_" not in name
+    }
+    return own | {name: weight.to(own[name].dtype) for name, weight in merged.items()}

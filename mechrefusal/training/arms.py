@@ -1,39 +1,43 @@
 """The matched arms of a study: the same rows of utility, in the same order, for the same number of steps."""
 
-import math
-import tempfile
-import time
-from collections.abc import Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from mechrefusal import progress
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import sweep, whole_file
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.models.loading import quiet
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
-from mechrefusal.training.anchors import Anchors
+from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
+from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.pool import CasePool
-from mechrefusal.training.r2d2 import R2D2Config, R2D2Trainer
+from mechrefusal.training.r2d2 import POOL, REFRESH_COLUMNS, REFRESHES, R2D2Config, R2D2Trainer
 from mechrefusal.training.settings import ARMS, TrainingSettings
 from mechrefusal.training.trainer import ArmTrainer
 
-TABLE = ("arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds")
-"""Columns of the training log: one row an optimiser step; a term that an arm lacks is NaN."""
+TABLE = (
+    "arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "pool_age",
+    "attack_tokens", "grad_norm", "learning_rate", "seconds", "seconds_refresh", "seconds_forward",
+    "seconds_backward", "seconds_optimizer", "peak_mib",
+)  # fmt: skip
+"""Columns of the training log: one row an optimiser step; what an arm lacks is NaN."""
+
+STATE, LOG = "unfinished", "log"
+"""Folders beside the anchors: the training checkpoint of an arm that is not complete, and its tables."""
 
 
 def train(
@@ -44,23 +48,31 @@ def train(
     behaviours: PromptSet,
     out: Path | str,
     settings: TrainingSettings,
+    losses: Mapping[str, TokenLoss | Term] | None = None,
+    probe: Probe | None = None,
 ) -> pd.DataFrame:
     """Train one arm from `base` and write its anchors to `<out>/step-00050` and so on.
 
     Both arms see the same utility rows at every step. `sft` adds static refusals (behaviour, no suffix, refusal) to
-    the rows of TRL's loss; `r2d2` adds the terms of `R2D2Trainer` on attacked cases instead, and leaves its pool in
+    the rows; `r2d2` adds the terms of `R2D2Trainer` on attacked cases instead, and leaves its pool in
     `<out>/pool.parquet`. The same seed gives the same weights to the last bit on a CPU.
+
+    A training that was stopped goes on from its last checkpoint in `<out>/unfinished`, and ends in the same weights as
+    one that was not. `<out>/log` holds the tables steps, terms, refreshes and probes.
 
     Args:
         utility: harmless conversations with the keys `prompt` and `answer`, and `finished` (False: the answer was
             cut, so that its end is not learnt).
         behaviours: what is to be refused; `r2d2` attacks each toward its `target`.
+        losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
+        probe: called with the model at step 0 and at every anchor; its rows, with arm and step, become `log/probes`.
 
     Returns:
         The training log with the columns `TABLE`. `seconds` is the wall time of the step, anchors not counted.
 
     Raises:
-        MechrefusalError: unknown arm, unusable rows or behaviours, or a training that diverged.
+        MechrefusalError: unknown arm, unusable rows or behaviours, an unfinished training of something else in `out`,
+            or a training that diverged.
     """
     if arm not in ARMS:
         raise MechrefusalError(f"unknown arm '{arm}': expected one of {', '.join(ARMS)}")
@@ -68,19 +80,67 @@ def train(
         raise MechrefusalError(
             f"arm '{arm}' has {len(utility)} utility rows and {len(behaviours)} behaviours: give both"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        log = _StepLog(arm, settings.steps)
-        with quiet():
-            model, tokenizer = load_causal_lm(base)
-            callbacks = [log, Anchors(out, settings.anchors, tokenizer)]
-            trainer = _trainer(arm, model, tokenizer, base, utility, behaviours, settings, Path(scratch), callbacks)
-        # The bar is drawn on stderr, so only stdout is silenced from here on.
-        with progress.bar(f"train {arm}", settings.steps) as bar, quiet(stderr=False):
-            log.bar = bar
-            trainer.train()
-    if isinstance(trainer, R2D2Trainer) and trainer.is_world_process_zero():
-        trainer.pool.save(Path(out) / "pool.parquet")
-    return pd.DataFrame(log.rows, columns=list(TABLE))
+    out = Path(out)
+    state = out / STATE
+    fingerprint = _fingerprint(arm, base, utility, behaviours, settings, losses)
+    checkpoint = _checkpoint_to_go_on_from(state, fingerprint)
+    log, probes = StepLog(arm, settings.steps), Probes(probe, arm, out / LOG, settings.anchors)
+    with quiet():
+        model, tokenizer = load_causal_lm(base)
+        callbacks = [
+            log,
+            Anchors(out, settings.anchors, tokenizer),
+            probes,
+            States(settings.anchors, settings.save_every),
+        ]
+        trainer = _trainer(arm, model, tokenizer, base, utility, behaviours, settings, state, callbacks, losses)
+    probes.trainer = trainer
+    if trainer.is_world_process_zero() and checkpoint is None:
+        with whole_file(state / "of.json") as draft:
+            draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+    # The bar is drawn on stderr, so only stdout is silenced from here on.
+    with progress.bar(f"train {arm}", settings.steps) as bar, quiet(stderr=False):
+        log.bar = bar
+        trainer.train(resume_from_checkpoint=checkpoint)
+    table = log.table(trainer.state.log_history, TABLE)
+    if trainer.is_world_process_zero():
+        _write_log(out, table, log.terms(trainer.state.log_history, trainer.terms), trainer)
+        shutil.rmtree(state, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return table
+
+
+def _fingerprint(
+    arm: str,
+    base: Checkpoint,
+    utility: Sequence[dict[str, Any]],
+    behaviours: PromptSet,
+    settings: TrainingSettings,
+    losses: Mapping[str, TokenLoss | Term] | None,
+) -> str:
+    told = [arm, base.weights, list(utility), behaviours.ids, behaviours.texts, asdict(settings), sorted(losses or {})]
+    targets = behaviours.table["target"].tolist() if "target" in behaviours.table else []
+    text = json.dumps([*told, targets], ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _checkpoint_to_go_on_from(state: Path, fingerprint: str) -> str | None:
+    """The last training checkpoint in `state`; None where a training is to begin."""
+    note = state / "of.json"
+    if not note.is_file():
+        shutil.rmtree(state, ignore_errors=True)
+        return None
+    sweep(state)
+    try:
+        known = json.loads(note.read_text(encoding="utf-8")).get("fingerprint")
+    except ValueError:
+        known = None
+    if known != fingerprint:
+        raise MechrefusalError(
+            f"'{state}' holds an unfinished training of another model, other rows or other settings: go on with "
+            "those, delete the folder, or give another one"
+        )
+    return get_last_checkpoint(str(state))
 
 
 def _trainer(
@@ -91,8 +151,9 @@ def _trainer(
     utility: Sequence[dict[str, Any]],
     behaviours: PromptSet,
     settings: TrainingSettings,
-    scratch: Path,
+    state: Path,
     callbacks: list[TrainerCallback],
+    losses: Mapping[str, TokenLoss | Term] | None,
 ) -> ArmTrainer:
     keep = settings.max_length
     rows = [
@@ -110,8 +171,8 @@ def _trainer(
         data.conversation(tokenizer, text, settings.refusal, max_length=keep, name=f"behaviour '{id}'")
         for id, text in zip(behaviours.ids, behaviours.texts, strict=True)
     ]
-    shared = _config_arguments(settings, scratch)
-    adversarial = R2D2Config.fields_of(settings.r2d2) | {"refusal": settings.refusal}
+    shared = _config_arguments(settings, state)
+    adversarial = R2D2Config.fields_of(settings.r2d2) | {"refusal": settings.refusal, "tree": settings.tree}
     config = SFTConfig(**shared) if arm == "sft" else R2D2Config(**shared, **adversarial)
     # Several visible GPUs in one process would be used through DataParallel, with a multiple of the batch.
     config._n_gpu = min(config.n_gpu, 1)
@@ -124,6 +185,8 @@ def _trainer(
         "args": config,
         "processing_class": tokenizer,
         "callbacks": callbacks,
+        "losses": losses,
+        "peft_config": _lora(settings),
         "train_dataset": data.dataset(
             rows,
             refusals,
@@ -134,7 +197,7 @@ def _trainer(
         ),
     }
     if arm == "sft":
-        trainer = ArmTrainer(**arguments, utility_rows=utility_each)
+        trainer = ArmTrainer(**arguments, utility_rows=utility_each, tree=settings.tree)
     else:
         pool = CasePool.of(
             tokenizer,
@@ -144,15 +207,28 @@ def _trainer(
             seed=settings.seed,
             source=f"{arm} from {base.weights}",
         )
+        pool.require_fitting(model, tokenizer)
         trainer = R2D2Trainer(**arguments, pool=pool)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _config_arguments(settings: TrainingSettings, scratch: Path) -> dict[str, Any]:
+def _lora(settings: TrainingSettings) -> LoraConfig | None:
+    if settings.lora is None:
+        return None
+    return LoraConfig(
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules=list(settings.lora.target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]:
     """Arguments of TRL's config: all that it would report, save or print by itself is off."""
     return {
-        "output_dir": str(scratch),
+        "output_dir": str(state),
         "max_steps": settings.steps,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": settings.learning_rate,
@@ -172,7 +248,8 @@ def _config_arguments(settings: TrainingSettings, scratch: Path) -> dict[str, An
         "use_cache": True,  # only what the saved config says; TRL trains without
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "save_strategy": "no",
+        "save_strategy": "no",  # the callback `States` says when
+        "save_total_limit": 1,
         "eval_strategy": "no",
         "report_to": "none",
         "push_to_hub": False,
@@ -189,34 +266,18 @@ def _share(n: int, parts: int, name: str) -> int:
     return n // parts
 
 
-class _StepLog(TrainerCallback):
-    """The training log, and the progress bar that shows its last row. Put before callbacks that are not timed."""
+def _write_log(out: Path, steps: pd.DataFrame, terms: pd.DataFrame, trainer: ArmTrainer) -> None:
+    tables = {"steps.parquet": steps, "terms.parquet": terms}
+    refreshes = trainer.refreshes if isinstance(trainer, R2D2Trainer) else []
+    tables[REFRESHES] = pd.DataFrame(refreshes, columns=list(REFRESH_COLUMNS)).assign(arm=steps["arm"].iloc[0])
+    for name, table in tables.items():
+        with whole_file(out / LOG / name) as draft:
+            table.to_parquet(draft, index=False)
+    if isinstance(trainer, R2D2Trainer):
+        trainer.pool.save(out / POOL)
 
-    def __init__(self, arm: str, steps: int) -> None:
-        self.arm, self.steps = arm, steps
-        self.rows: list[dict[str, Any]] = []
-        self.bar: progress.Bar | None = None
-        self._began, self._seconds = 0.0, 0.0
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self._seconds = time.perf_counter() - self._began
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the row of the step that was logged; the summary at the end is no step."""
-        logs: dict[str, float] = kwargs["logs"]
-        if "loss" not in logs:
-            return
-        row = {name: float(logs.get(name, math.nan)) for name in TABLE[2:-1]}
-        self.rows.append({"arm": self.arm, "step": state.global_step, **row, "seconds": self._seconds})
-        if self.bar is not None:
-            terms = "  ".join(
-                f"{name} {row[name]:.3f}" for name in ("loss", "utility", "away", "toward") if row[name] == row[name]
-            )
-            self.bar.advance(description=f"train {self.arm}  {terms}")
+def read_log(out: Path | str, name: str) -> pd.DataFrame:
+    """Table `name` (steps, terms, refreshes, probes) of the arm in `out`; without rows where it was not made."""
+    path = Path(out) / LOG / f"{name}.parquet"
+    return pd.read_parquet(path) if path.is_file() else pd.DataFrame()

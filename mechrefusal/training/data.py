@@ -3,25 +3,18 @@
 Every row is made with `prompts.segments`, so that training, attack and evaluation see the same context.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechrefusal import prompts
-from mechrefusal.attacks import AttackCase
-from mechrefusal.attacks.gcg import random_stream
+from mechrefusal.attacks import AttackCase, random_stream
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import positions
-from mechrefusal.training.losses import IGNORED
+from mechrefusal.training.losses import IGNORED, TokenIds
 
 Row = dict[str, list[int]]
-TokenIds = tuple[int, ...]
 
 
 def conversation(
@@ -78,68 +71,6 @@ def dataset(
         streams.append((schedule(harmful, steps * harmful_each, seed=seed, name="harmful"), harmful_each))
     rows = [next(stream) for _ in range(steps) for stream, each in streams for _ in range(each)]
     return Dataset.from_dict({key: [row[key] for row in rows] for key in ("input_ids", "labels")})
-
-
-@dataclass(frozen=True)
-class Continuations:
-    """Prompts, padded on the left, and what is predicted after them, padded on the right.
-
-    Row r of `labels` (-100 where padded) follows the prompt `prompt_of[r]`; several rows may follow the same prompt.
-    """
-
-    prompts: Int[Tensor, "prompt column"]
-    mask: Int[Tensor, "prompt column"]
-    labels: Int[Tensor, "row token"]
-    prompt_of: Int[Tensor, " row"]
-
-    @classmethod
-    def of(cls, rows: Sequence[tuple[TokenIds, TokenIds]], *, pad: int, device: torch.device) -> "Continuations":
-        """Batch pairs of (prompt ids, continuation ids); equal prompts are kept once."""
-        unique = list(dict.fromkeys(prompt for prompt, _ in rows))
-        columns, width = max(map(len, unique)), max(len(continuation) for _, continuation in rows)
-        ids = torch.full((len(unique), columns), pad)
-        mask = torch.zeros_like(ids)
-        labels = torch.full((len(rows), width), IGNORED)
-        for row, tokens in enumerate(unique):
-            ids[row, columns - len(tokens) :] = torch.tensor(tokens)
-            mask[row, columns - len(tokens) :] = 1
-        for row, (_, continuation) in enumerate(rows):
-            labels[row, : len(continuation)] = torch.tensor(continuation)
-        prompt_of = torch.tensor([unique.index(prompt) for prompt, _ in rows])
-        return cls(*(tensor.to(device) for tensor in (ids, mask, labels, prompt_of)))
-
-    def logits(self, model: Callable[..., Any], *, share_prompts: bool) -> Float[Tensor, "row token vocab"]:
-        """Logits that predict `labels`, with gradients.
-
-        Args:
-            share_prompts: run each prompt once and let its rows continue from the cache, where the model keeps one
-                (gradient checkpointing has none). The logits are the same.
-        """
-        # The last token of a continuation is predicted, never read.
-        read = self.labels[:, :-1].clamp(min=0)
-        mask = torch.cat([self.mask[self.prompt_of], torch.ones_like(read)], dim=1)
-        if not share_prompts:
-            ids = torch.cat([self.prompts[self.prompt_of], read], dim=1)
-            keep = self.labels.shape[1]
-            return model(
-                input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=keep
-            ).logits
-        first = model(
-            input_ids=self.prompts,
-            attention_mask=self.mask,
-            position_ids=positions(self.mask),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        if read.shape[1] == 0:
-            return first.logits[self.prompt_of]
-        cache = first.past_key_values
-        cache.batch_select_indices(self.prompt_of)
-        following = positions(mask)[:, -read.shape[1] :]
-        rest = model(
-            input_ids=read, attention_mask=mask, position_ids=following, past_key_values=cache, use_cache=True
-        ).logits
-        return torch.cat([first.logits[self.prompt_of], rest], dim=1)
 
 
 def away_row(tokenizer: PreTrainedTokenizerBase, case: AttackCase) -> tuple[TokenIds, TokenIds]:

@@ -1,48 +1,105 @@
-"""The two adversarial loss terms of R2D2 (HarmBench, 2402.04249, section 5), as functions of logits and labels.
+"""Losses as pure functions of logits and labels, one number a token; a trainer sums, averages and weighs them.
 
-Both take logits that already stand at the labels' predictions (row i, column j predicts label i, j), ignore labels of
--100, and return a sum over tokens divided by `n_tokens`. The caller gives `n_tokens` where one optimiser step is spread
-over micro-batches or processes; by default it is the number of labels at hand.
+Any of an arm's terms can be replaced by such a function, and others can be added (`Term`).
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from mechrefusal.attacks import AttackCase
+from mechrefusal.errors import MechrefusalError
 
 IGNORED = -100
 
+TokenIds = tuple[int, ...]
 
-def away_loss(
-    logits: Float[Tensor, "row token vocab"],
-    labels: Int[Tensor, "row token"],
-    *,
-    floor: float = -5.0,
-    n_tokens: int | None = None,
-) -> Float[Tensor, ""]:
-    """−Σ log(1 − p) / number of target tokens, with p the probability of the target token: pushes away from the target.
+TokenLoss = Callable[[Float[Tensor, "token vocab"], Int[Tensor, " token"]], Float[Tensor, " token"]]
+"""A pure function: the loss (nats) of each label, from the logits that predict it."""
 
-    Terms whose log p is below `floor` are zero: the target is already improbable there. They still count as tokens.
+CaseRow = Callable[[PreTrainedTokenizerBase, AttackCase], tuple[TokenIds, TokenIds]]
+"""What an attacked case becomes: the prompt's token ids, and those of what is predicted after it."""
 
-    With z = (logit of the target) − logsumexp(logits of all others), log p = −softplus(−z) and log(1 − p) =
+
+def cross_entropy(logits: Float[Tensor, "token vocab"], labels: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """−log p of each label: pulls toward it."""
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def away(
+    logits: Float[Tensor, "token vocab"], labels: Int[Tensor, " token"], *, floor: float = -5.0
+) -> Float[Tensor, " token"]:
+    """−log(1 − p) of each label: pushes away from it (R2D2; HarmBench, 2402.04249, section 5).
+
+    Where log p is below `floor` it is zero: the label is already improbable there. It still counts as a token.
+
+    With z = (logit of the label) − logsumexp(logits of all others), log p = −softplus(−z) and log(1 − p) =
     −softplus(z). This is exact where p rounds to 1, where 1 − p, and log1p(−p), would be infinite.
     """
-    chosen = labels != IGNORED
-    logits, targets = logits[chosen].float(), labels[chosen][:, None]
-    others = logits.scatter(1, targets, -torch.inf).logsumexp(1)
-    z = logits.gather(1, targets)[:, 0] - others
-    terms = torch.where(-functional.softplus(-z) < floor, 0.0, functional.softplus(z))
-    return terms.sum() / _count(targets, n_tokens)
+    logits, labels = logits.float(), labels[:, None]
+    others = logits.scatter(1, labels, -torch.inf).logsumexp(1)
+    z = logits.gather(1, labels)[:, 0] - others
+    return torch.where(-functional.softplus(-z) < floor, 0.0, functional.softplus(z))
 
 
-def toward_loss(
-    logits: Float[Tensor, "row token vocab"], labels: Int[Tensor, "row token"], *, n_tokens: int | None = None
-) -> Float[Tensor, ""]:
-    """Cross-entropy of the labels (nats a token): pulls toward the refusal and its end of turn."""
-    chosen = labels != IGNORED
-    total = functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
-    return total / _count(labels[chosen], n_tokens)
+@dataclass(frozen=True)
+class Term:
+    """One term of a training loss: `weight` times the mean of `loss` over all its tokens in an optimiser step.
+
+    Fields:
+        name: in logs, tables and errors.
+        loss: the loss of each token.
+        weight: 0 leaves the term out.
+        row: how an attacked case becomes a row of this term; None for the term of the training rows ("utility").
+    """
+
+    name: str
+    loss: TokenLoss
+    weight: float = 1.0
+    row: CaseRow | None = None
+
+    @property
+    def needs_cases(self) -> bool:
+        """Whether the term is over attacked cases."""
+        return self.row is not None
 
 
-def _count(targets: Tensor, n_tokens: int | None) -> int:
-    return max(1, len(targets) if n_tokens is None else n_tokens)
+UTILITY = Term("utility", cross_entropy)
+
+
+def away_term(weight: float, row: CaseRow, *, floor: float) -> Term:
+    """The term `away` with its floor."""
+    return Term("away", partial(away, floor=floor), weight, row)
+
+
+def with_changes(terms: Sequence[Term], changes: Mapping[str, TokenLoss | Term]) -> list[Term]:
+    """`terms` with some replaced or added.
+
+    Args:
+        changes: by name: a `Term` takes the place of the term of that name, or is added; a function replaces the loss
+            of the term of that name alone.
+
+    Raises:
+        MechrefusalError: a function under a name that no term has, or a term whose own name is another.
+    """
+    found = {term.name: term for term in terms}
+    for name, change in changes.items():
+        if isinstance(change, Term):
+            if change.name != name:
+                raise MechrefusalError(f"loss term '{name}' calls itself '{change.name}': give it one name")
+            found[name] = change
+        elif name in found:
+            found[name] = replace(found[name], loss=change)
+        else:
+            raise MechrefusalError(
+                f"loss '{name}' replaces no term of this arm ({', '.join(found)}): give a training.Term to add one"
+            )
+    if UTILITY.name not in found or found[UTILITY.name].needs_cases:
+        raise MechrefusalError("the term 'utility' is the one of the training rows: it can be replaced, not removed")
+    return list(found.values())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal import prompts
 from mechrefusal.attacks import AttackCase, GCGSettings, gcg
 from mechrefusal.attacks.cases import from_arrow, read_arrow, to_arrow
+from mechrefusal.attacks.context import AttackContext
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 
@@ -61,6 +62,13 @@ class CasePool:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def require_fitting(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise a MechrefusalError for the first case that is longer than the model's context."""
+        for case in self.cases:
+            AttackContext.of(
+                tokenizer, id=case.id, behaviour=case.behaviour, suffix=case.suffix, target=case.target, model=model
+            )
+
     def draw(self, n: int) -> list[Draw]:
         """`n` different cases (all, where there are fewer), each with a new seed."""
         places = torch.randperm(len(self.cases), generator=self.generator)[:n].tolist()
@@ -68,12 +76,16 @@ class CasePool:
         return list(zip(places, seeds, strict=True))
 
     def updated(
-        self, draw: Draw, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GCGSettings
-    ) -> AttackCase:
-        """The drawn case after `settings.steps` GCG steps against `model` as it is now. The pool is not changed."""
-        place, seed = draw
-        stream = torch.Generator().manual_seed(seed)
-        return gcg.optimise(model, tokenizer, self.cases[place], settings, generator=stream)
+        self, draws: Sequence[Draw], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GCGSettings
+    ) -> list[AttackCase]:
+        """The drawn cases after `settings.steps` GCG steps against `model` as it is now. The pool is not changed."""
+        return gcg.optimise_all(
+            model,
+            tokenizer,
+            [self.cases[place] for place, _ in draws],
+            settings,
+            generators=[torch.Generator().manual_seed(seed) for _, seed in draws],
+        )
 
     def reset(self, fraction: float, tokenizer: PreTrainedTokenizerBase, settings: GCGSettings) -> list[int]:
         """Give a random `fraction` of the cases the initial suffix again; return their places."""

@@ -1,23 +1,31 @@
 """R2D2, robust refusal dynamic defence (HarmBench, arXiv 2402.04249, section 5), as a TRL trainer and its config."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
+import pandas as pd
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
 from mechrefusal.attacks import AttackCase, GCGSettings
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import contiguous_head
-from mechrefusal.training.data import Continuations, away_row, toward_row
-from mechrefusal.training.losses import IGNORED, away_loss, toward_loss
+from mechrefusal.files import whole_file
+from mechrefusal.training import rows
+from mechrefusal.training.data import away_row, toward_row
+from mechrefusal.training.losses import Term, TokenLoss, away_term, cross_entropy
 from mechrefusal.training.pool import CasePool
 from mechrefusal.training.settings import R2D2Settings
 from mechrefusal.training.trainer import ArmTrainer
+
+POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
+"""Files of the pool and of the record of its refreshes, in a training checkpoint and beside an arm's anchors."""
+
+REFRESH_COLUMNS = ("step", "case", "loss_before", "loss_after", "age", "forward_tokens", "dropped")
 
 
 @dataclass
@@ -34,6 +42,13 @@ class R2D2Config(SFTConfig):
     cases_per_step: int = field(default=8, metadata={"help": "Cases attacked and trained on in an optimiser step."})
     reset_every: int = field(default=50, metadata={"help": "Optimiser steps between resets of the pool; 0: never."})
     reset_fraction: float = field(default=0.2, metadata={"help": "Share of the pool that a reset starts anew."})
+    tree: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run the rows of a step as a token tree. None: yes where there are attacked cases; without them, "
+            "TRL's own loss to the last bit."
+        },
+    )
     gcg_steps: int = field(default=5, metadata={"help": "GCG steps on each drawn case."})
     gcg_width: int = field(default=512, metadata={"help": "GCG candidates a step."})
     gcg_top_k: int = field(default=256, metadata={"help": "GCG tokens considered a position."})
@@ -67,11 +82,15 @@ class R2D2Trainer(ArmTrainer):
     """SFTTrainer that also trains away from attacked targets and toward refusals, on cases attacked as it goes.
 
     At the start of each optimiser step the trainer draws cases of `pool` and updates each with GCG against the weights
-    of that moment; the processes share them out and exchange the results. With both weights 0 it is SFTTrainer:
-    nothing is drawn, and the losses are the same to the last bit.
+    of that moment; the processes share them out and exchange the results. With both weights 0, and no other term over
+    cases, it is SFTTrainer: nothing is drawn, and the losses are the same to the last bit.
+
+    Its checkpoints hold the pool, so that a training that goes on from one ends as one that never stopped.
 
     Args:
         pool: the cases to draw from; changed in place as training goes on.
+        losses: loss terms by name ("utility", "away", "toward" or new ones): a function replaces the loss of a term, a
+            `Term` replaces or adds one.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "r2d2"]
@@ -80,22 +99,44 @@ class R2D2Trainer(ArmTrainer):
     args: R2D2Config
 
     def __init__(
-        self, *args: Any, pool: CasePool, callbacks: list[TrainerCallback] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        pool: CasePool,
+        losses: Mapping[str, TokenLoss | Term] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, callbacks=[*(callbacks or []), _AtStepStart(self)], **kwargs)
+        super().__init__(*args, callbacks=[*(callbacks or []), _AtStepStart(self)], losses=losses, **kwargs)
         self.pool = pool
+        self.refreshes: list[dict[str, Any]] = []
         self._drawn: list[AttackCase] = []
         self._micro_batch = 0
+        if self._wants_tree is None:
+            self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
         if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise MechrefusalError(
                 "R2D2Trainer cannot run GCG on weights that FSDP or DeepSpeed has sharded: use one process, or plain "
                 "data parallelism (accelerate launch --multi_gpu)"
             )
 
+    def own_terms(self) -> list[Term]:
+        """utility + away_weight · away + toward_weight · toward."""
+        refusal = self.args.refusal
+        return [
+            *super().own_terms(),
+            away_term(self.args.away_weight, away_row, floor=self.args.away_floor),
+            Term(
+                "toward", cross_entropy, self.args.toward_weight, lambda words, case: toward_row(words, case, refusal)
+            ),
+        ]
+
+    def _require_usable_terms(self) -> None:
+        """This arm has cases."""
+
     @property
     def attacks(self) -> bool:
-        """Whether an adversarial term has a weight."""
-        return self.args.away_weight != 0 or self.args.toward_weight != 0
+        """Whether a term over attacked cases has a weight."""
+        return any(term.needs_cases and term.weight for term in self.terms)
 
     def refresh(self) -> None:
         """Begin an optimiser step: reset a share of the pool where it is due, draw cases and attack them anew."""
@@ -107,79 +148,71 @@ class R2D2Trainer(ArmTrainer):
             self.pool.reset(settings.reset_fraction, self.processing_class, settings.gcg)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         draws = self.pool.draw(settings.cases_per_step)
-        mine = [
-            (place, self.pool.updated((place, seed), self.model, self.processing_class, settings.gcg))
-            for place, seed in draws[rank::world]
-        ]
+        before = {place: self.pool.cases[place] for place, _ in draws}
+        places = [place for place, _ in draws[rank::world]]
+        updated = self.pool.updated(draws[rank::world], self.model, self.processing_class, settings.gcg)
+        mine = list(zip(places, updated, strict=True))
         for place, case in gather_object(mine) if world > 1 else mine:
             self.pool.cases[place] = case
+            self.refreshes.append(
+                {
+                    "step": step + 1,
+                    "case": case.id,
+                    "loss_before": case.history[0],
+                    "loss_after": case.loss,
+                    "age": case.age,
+                    "forward_tokens": case.forward_tokens - before[place].forward_tokens,
+                    "dropped": case.dropped - before[place].dropped,
+                }
+            )
         self._drawn = [self.pool.cases[place] for place, _ in draws]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002 (Trainer's signature)
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """TRL's loss on the rows, plus this micro-batch's share of the adversarial terms while training."""
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.attacks or not self.model.training:
-            return result
-        loss, outputs = result if return_outputs else (result, None)
-        for name, weight, term in self._adversarial_terms(model):
-            # Trainer divides what it cannot count by the number of micro-batches; these terms are sums over them.
-            share = term if num_items_in_batch is not None else term * self.current_gradient_accumulation_steps
-            self.record(name, share, num_items_in_batch)
-            loss = loss + weight * share
-        return (loss, outputs) if return_outputs else loss
+    def case_rows(self) -> list[rows.Rows]:
+        """Rows of the terms over cases that fall to this micro-batch.
 
-    def _adversarial_terms(self, model: nn.Module) -> list[tuple[str, float, Tensor]]:
-        """(name, weight, loss) of each term with a weight, over the cases that fall to this micro-batch.
-
-        Summed over micro-batches and averaged over processes (as the gradients are), each is the mean over all tokens
-        of all cases drawn in the step.
+        Summed over micro-batches and averaged over processes (as the gradients are), each term is the mean over all
+        tokens of all cases drawn in the step.
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = world * self.current_gradient_accumulation_steps
-        place = rank * self.current_gradient_accumulation_steps + self._micro_batch
+        micro_batches = self.current_gradient_accumulation_steps
+        mine = range(rank * micro_batches + self._micro_batch, len(self._drawn), world * micro_batches)
         self._micro_batch += 1
-        mine = range(place, len(self._drawn), parts)
-        away = [away_row(self.processing_class, case) for case in self._drawn] if self.args.away_weight else []
-        toward = (
-            [toward_row(self.processing_class, case, self.args.refusal) for case in self._drawn]
-            if self.args.toward_weight
-            else []
-        )
-        here = [rows[i] for rows in (away, toward) if rows for i in mine]
-        device = self.accelerator.device
-        if here:
-            batch = Continuations.of(here, pad=self.processing_class.pad_token_id, device=device)
-            with contiguous_head(self.model):
-                logits = batch.logits(model, share_prompts=not self.args.gradient_checkpointing)
-            labels = batch.labels
-        else:
-            logits = torch.zeros(0, 1, 2, device=device)
-            labels = torch.full((0, 1), IGNORED, device=device)
-        n_away = len(mine) if away else 0
-        terms = []
-        if away:
-            n_tokens = sum(len(target) for _, target in away)
-            term = away_loss(logits[:n_away], labels[:n_away], floor=self.args.away_floor, n_tokens=n_tokens)
-            terms.append(("away", self.args.away_weight, term * world))
-        if toward:
-            n_tokens = sum(len(target) for _, target in toward)
-            term = toward_loss(logits[n_away:], labels[n_away:], n_tokens=n_tokens)
-            terms.append(("toward", self.args.toward_weight, term * world))
-        return terms
+        found = []
+        for term in self.terms:
+            if term.row is not None and term.weight:
+                pairs = [term.row(self.processing_class, case) for case in self._drawn]
+                n_tokens = sum(len(continuation) for _, continuation in pairs)
+                found.append(rows.of_pairs(term, [pairs[i] for i in mine], n_tokens=max(1, n_tokens)))
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the attacked cases' mean loss before and after their update beside the loss terms."""
+        """Log the attacked cases' mean loss before and after their update, their age and cost beside the terms."""
         if "loss" in logs and self._drawn:
-            n = len(self._drawn)
-            logs["attack_loss_before"] = math.fsum(case.history[0] for case in self._drawn) / n
-            logs["attack_loss_after"] = math.fsum(case.loss for case in self._drawn) / n
+            drawn = self.refreshes[-len(self._drawn) :]
+            logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in drawn) / len(drawn)
+            logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in drawn) / len(drawn)
+            logs["pool_age"] = sum(row["age"] for row in drawn) / len(drawn)
+            logs["attack_tokens"] = float(sum(row["forward_tokens"] for row in drawn))
         super().log(logs, start_time)
+
+    def save_state(self, folder: Path) -> None:
+        """The pool with its random state, and the record of its refreshes."""
+        self.pool.save(folder / POOL)
+        with whole_file(folder / REFRESHES) as draft:
+            pd.DataFrame(self.refreshes, columns=list(REFRESH_COLUMNS)).to_parquet(draft, index=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Transformers' part, then the pool."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        saved = CasePool.load(folder / POOL, source=None)
+        if [case.id for case in saved.cases] != [case.id for case in self.pool.cases]:
+            raise MechrefusalError(
+                f"the pool in '{folder}' holds other behaviours than the one given: go on with the behaviours that the "
+                "training was started with"
+            )
+        self.pool.cases, self.pool.generator = saved.cases, saved.generator
+        self.refreshes = pd.read_parquet(folder / REFRESHES).to_dict("records")
 
 
 class _AtStepStart(TrainerCallback):
@@ -191,4 +224,5 @@ class _AtStepStart(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer.refresh()
+        with self._trainer.clock.part("refresh"):
+            self._trainer.refresh()

@@ -40,6 +40,26 @@ class R2D2Settings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (2106.09685) in place of all weights. Anchors are written with them merged in.
+
+    `target_modules` are names of linear layers; empty: all of the transformer's blocks.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(self, rank=1)
+        if not self.alpha > 0:
+            raise MechrefusalError(f"lora alpha is {self.alpha}: give a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise MechrefusalError(f"lora dropout is {self.dropout}: give a share of at least 0 and below 1")
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """How every arm of a study trains. A step is an optimiser step, never a micro-batch.
 
@@ -47,6 +67,11 @@ class TrainingSettings:
     micro-batches; the arm `sft` adds `harmful_per_step` static refusals. Each count must be a multiple of
     `gradient_accumulation`. Longer rows than `max_length` tokens lose the end of their answer. `anchors` are the steps
     at which weights are kept; 0 is the base model, which every arm shares and none writes.
+
+    A training that was stopped goes on from its last checkpoint: there is one at every anchor, and every `save_every`
+    steps (0: at anchors only). It holds the weights, the optimiser and the pool, and goes when the arm is complete.
+    With `tree`, rows are run as a token tree (no padding, common beginnings once); without, by TRL's own loss.
+    At every anchor `n_probe` prompts a set are answered with `probe_tokens` tokens, to watch refusal; 0 for none.
     """
 
     steps: int = 500
@@ -64,6 +89,11 @@ class TrainingSettings:
     refusal: str = "Sorry, I can't do that."
     bf16: bool = False
     gradient_checkpointing: bool = False
+    tree: bool = True
+    save_every: int = 50
+    n_probe: int = 8
+    probe_tokens: int = 24
+    lora: LoraSettings | None = None
     r2d2: R2D2Settings = field(default_factory=R2D2Settings)
 
     def __post_init__(self) -> None:
@@ -78,6 +108,9 @@ class TrainingSettings:
             max_grad_norm=0,
             weight_decay=0,
             seed=0,
+            save_every=0,
+            n_probe=0,
+            probe_tokens=1,
         )
         if not self.learning_rate > 0:
             raise MechrefusalError(f"training learning_rate is {self.learning_rate}: give a number above 0")

@@ -1,48 +1,121 @@
-"""What every arm's trainer has in common: TRL's SFTTrainer, with finite losses, their terms logged, no reports."""
+"""What every arm's trainer has in common: TRL's SFTTrainer with a loss that wastes nothing, logged term by term.
 
+TRL's loss runs padding, repeats what rows begin with in common and, on a CPU, projects every position onto the
+vocabulary. Here the rows of a step are one token tree: no padding, common beginnings once, logits at the labels only.
+The loss is the same up to rounding.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import whole_folder
+from mechrefusal.models.tree_forward import TreeForward, attending, shares
+from mechrefusal.training import rows
+from mechrefusal.training.clock import Clock, peak_mib
+from mechrefusal.training.losses import UTILITY, Term, TokenLoss, with_changes
+
+REFUSAL = "refusal"
+"""Name under which the loss of an arm's static refusals is logged."""
 
 
 class ArmTrainer(SFTTrainer):
-    """An SFTTrainer that logs its loss terms and stops at the first one that is not finite.
+    """An SFTTrainer that logs its loss terms and where its time goes, and stops at the first term that is not finite.
 
-    The terms of a step are sums over its micro-batches, as the loss is; `log` adds them to what is logged.
+    Its checkpoints are written whole or not at all.
 
     Args:
         utility_rows: how many rows of each micro-batch, from the first, are utility: `utility` is logged over them
-            alone. None: all rows.
+            alone, and `refusal` over the others. None: all rows are utility.
+        losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
+        tree: run rows as a token tree; False: TRL's own loss for the training rows, to the last bit. None: a tree
+            where the model and the settings allow it.
     """
 
     def __init__(
         self,
         *args: Any,
         utility_rows: int | None = None,
+        losses: Mapping[str, TokenLoss | Term] | None = None,
+        tree: bool | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, callbacks=[*(callbacks or []), FiniteGradients()], **kwargs)
-        self._terms: dict[str, Tensor] = {}
-        self._utility = torch.zeros(2, device=self.accelerator.device)  # summed loss of utility tokens, their number
+        super().__init__(*args, callbacks=[*(callbacks or []), _StepParts(self), FiniteGradients()], **kwargs)
+        self.terms = with_changes(self.own_terms(), losses or {})
+        self.clock = Clock(self.accelerator.device)
+        self._sums: dict[str, Tensor] = {}
         self._utility_rows = utility_rows
+        self._wants_tree = tree
+        self._tree: bool | None = None
+        self._logged_at = 0
+        self._require_usable_terms()
         self.model.register_forward_hook(self._count_utility)
 
-    def _count_utility(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Sum the loss over the utility rows of a forward pass through TRL's fused head."""
-        log_probs = getattr(outputs, "log_probs", None)
-        if log_probs is not None and model.training:
-            rows = slice(self._utility_rows)
-            n_tokens = outputs.label_mask[rows].sum()
-            self._utility += torch.stack([-log_probs[rows].detach().float().sum(), n_tokens.float()])
+    def own_terms(self) -> list[Term]:
+        """The terms of this arm, before any is replaced or added."""
+        return [UTILITY]
 
-    def _send_telemetry(self) -> None:
-        """TRL reports usage to the Hugging Face hub at construction; this project reports nothing."""
+    def _require_usable_terms(self) -> None:
+        if needing := [term.name for term in self.terms if term.needs_cases and term.weight]:
+            raise MechrefusalError(
+                f"loss term '{needing[0]}' is over attacked cases, which this arm has none of: train it with r2d2"
+            )
+
+    @property
+    def tree(self) -> bool:
+        """Whether the training rows are run as a token tree."""
+        if self._tree is None:
+            replaced = next(term for term in self.terms if term.name == UTILITY.name).loss is not UTILITY.loss
+            self._tree = self._decide_tree(replaced=replaced)
+        return self._tree
+
+    def _decide_tree(self, *, replaced: bool) -> bool:
+        if self._wants_tree is False and not replaced:
+            return False
+        reason = self._tree_trouble()
+        if reason and (self._wants_tree or replaced):
+            raise MechrefusalError(f"rows cannot be run as a token tree: {reason}; use tree=False and TRL's own loss")
+        return not reason
+
+    def _tree_trouble(self) -> str:
+        """Why the loss must be TRL's own; empty where it need not be."""
+        args = self.args
+        if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return "the weights are sharded"
+        if args.loss_type != "nll" or args.label_smoothing_factor or self.compute_loss_func is not None:
+            return "loss_type, label_smoothing_factor or compute_loss_func ask for another loss"
+        if self.aux_loss_enabled or args.padding_free or getattr(args, "packing", False):
+            return "a router loss, padding_free or packing is on"
+        if not shares(self.model):
+            return f"the attention of {type(self.model).__name__} cannot share tokens"
+        return ""
+
+    def _count_utility(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Sum the loss over utility and refusal rows of a forward pass through TRL's fused head."""
+        log_probs = getattr(outputs, "log_probs", None)
+        if log_probs is None or not model.training:
+            return
+        border = self._utility_rows if self._utility_rows is not None else len(log_probs)
+        for name, part in ((UTILITY.name, slice(0, border)), (REFUSAL, slice(border, None))):
+            if n := int(outputs.label_mask[part].sum()):
+                self.count(name, -log_probs[part].detach().float().sum(), n)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's, with attention that reads trees (gradient checkpointing runs it in the backward pass again)."""
+        reading = attending(self.model) if self.tree else nullcontext()
+        with reading, self.clock.part("backward"):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -51,43 +124,134 @@ class ArmTrainer(SFTTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 (Trainer's signature)
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss, unchanged.
+        """The weighted sum of all terms while training; TRL's own loss otherwise.
 
         Raises:
-            MechrefusalError: it is not finite.
+            MechrefusalError: a term is not finite.
         """
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.model.training:
-            self.require_finite("utility", result[0] if return_outputs else result)
-        return result
+        if not self.model.training or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.clock.part("forward"):
+            return self._training_loss(model, inputs, num_items_in_batch)
+
+    def _training_loss(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+        utility = next(term for term in self.terms if term.name == UTILITY.name)
+        # As in TRL: items are counted over all processes, whose gradients are then averaged.
+        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        wanted = self.case_rows()
+        scales = [float(self.accelerator.num_processes) for _ in wanted]
+        total = torch.zeros((), device=self.accelerator.device)
+        if num_items is None:  # Trainer divides by the number of micro-batches; these terms are sums over them
+            scales = [scale * self.current_gradient_accumulation_steps for scale in scales]
+        if self.tree:
+            n_tokens = None if num_items is None else max(1.0, float(num_items))
+            batch = rows.of_batch(utility, inputs, n_tokens=n_tokens, utility_rows=self._utility_rows, refusals=REFUSAL)
+            wanted, scales = [batch, *wanted], [float(world) if num_items is not None else 1.0, *scales]
+        else:
+            total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
+            self.require_finite(utility.name, total)
+            total = utility.weight * total
+        branches = [branch for part in wanted for branch in part.branches]
+        if not branches:
+            return total
+        logits = TreeForward(self.model, call=model).run(branches).logits
+        for part, scale, pair in zip(wanted, scales, rows.split(logits, wanted), strict=True):
+            if part.labels:
+                losses = part.term.loss(*pair)
+                self._require_losses(part.term, losses, len(part.labels))
+                for name, places in part.parts():
+                    self.count(name, losses[places].detach().sum(), places.stop - places.start)
+                total = total + part.term.weight * scale * losses.sum() / part.n_tokens
+        return total
+
+    def case_rows(self) -> list[rows.Rows]:
+        """Rows of attacked cases that fall to this micro-batch."""
+        return []
+
+    def _require_losses(self, term: Term, losses: Tensor, n: int) -> None:
+        if not isinstance(losses, Tensor) or losses.shape != (n,):
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise MechrefusalError(
+                f"loss term '{term.name}' gave {found} for {n} labels: return one loss a token, shape ({n},)"
+            )
+        self.require_finite(term.name, losses)
 
     def require_finite(self, name: str, loss: Tensor) -> None:
         """Raise a MechrefusalError that names the step and the term, unless `loss` is finite."""
         if not torch.isfinite(loss).all():
-            value = float(loss.detach())
+            value = float(loss.detach().float().sum())
             raise MechrefusalError(
                 f"loss term '{name}' is {value} at step {self.state.global_step + 1}: the training diverged; "
                 "lower learning_rate, or train in float32"
             )
 
-    def record(self, name: str, loss: Tensor, num_items_in_batch: Tensor | int | None) -> None:
-        """Add one micro-batch's share of term `name` to the step's log. Raises like `require_finite`."""
-        loss = loss.detach()
-        self.require_finite(name, loss)
-        # Without a count of items, Trainer divides each micro-batch's loss by their number.
-        share = loss if num_items_in_batch is not None else loss / self.current_gradient_accumulation_steps
-        self._terms[name] = self._terms[name] + share if name in self._terms else share
+    def count(self, name: str, loss: Tensor, n: int) -> None:
+        """Add the summed loss of `n` tokens to what is logged of term `name`."""
+        share = torch.stack([loss.double(), loss.new_tensor(float(n), dtype=torch.double)])
+        self._sums[name] = self._sums[name] + share if name in self._sums else share
+
+    def logged_at(self, step: int) -> None:
+        """Forget what was counted: the next log covers the steps after `step`."""
+        self._logged_at, self._sums = step, {}
+        self.clock.take()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the terms of the step beside TRL's own metrics."""
+        """Log the mean of each term since the last log, and the seconds a step of its parts, beside TRL's metrics."""
         if "loss" in logs:
-            total, n_tokens = self.accelerator.reduce(self._utility, reduction="sum").tolist()
-            logs["utility"] = total / max(1.0, n_tokens)
-            for name, term in self._terms.items():
-                logs[name] = float(self.accelerator.gather(term.reshape(1)).mean())
-            self._utility.zero_()
-            self._terms = {}
+            steps = max(1, self.state.global_step - self._logged_at)
+            self._logged_at = self.state.global_step
+            for name in self._logged_terms():
+                sums = self._sums.get(name, torch.zeros(2, dtype=torch.double, device=self.accelerator.device))
+                total, n_tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+                logs[name] = total / n_tokens if n_tokens else math.nan
+            self._sums = {}
+            logs |= {f"seconds_{name}": seconds / steps for name, seconds in self.clock.take().items()}
+            logs["peak_mib"] = peak_mib(self.accelerator.device)
         super().log(logs, start_time)
+
+    def _logged_terms(self) -> list[str]:
+        """The same on every process, whatever rows it had."""
+        names = [term.name for term in self.terms if term.weight or term.name == UTILITY.name]
+        return names if self._utility_rows is None else [*names, REFUSAL]
+
+    def save_state(self, folder: Path) -> None:
+        """Add what this arm needs to go on to the checkpoint in `folder`, before it is whole. One process calls it."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Transformers' checkpoint, written whole or not at all; older ones go when it is there."""
+        kept = self.args.output_dir
+        final = Path(kept) / f"checkpoint-{self.state.global_step}"
+        main = self.is_world_process_zero()
+        with whole_folder(final) if main else nullcontext(Path()) as own:
+            # Every process writes its random state into the folder of the first one.
+            draft = Path(broadcast_object_list([str(own)])[0])
+            self.args.output_dir = str(draft)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = kept
+            self.accelerator.wait_for_everyone()
+            if main:
+                written = draft / final.name
+                self.save_state(written)
+                for entry in list(written.iterdir()):
+                    entry.rename(draft / entry.name)
+                written.rmdir()
+        if main:
+            self._rotate(Path(kept), final)
+        self.accelerator.wait_for_everyone()
+
+    def _rotate(self, folder: Path, newest: Path) -> None:
+        others = sorted((p for p in folder.glob("checkpoint-*") if p != newest), key=lambda p: p.stat().st_mtime)
+        if limit := self.args.save_total_limit:
+            for old in others[: len(others) + 1 - limit]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _send_telemetry(self) -> None:
+        """TRL reports usage to the Hugging Face hub at construction; this project reports nothing."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No model card: checkpoints of a training are not for publishing."""
 
 
 class FiniteGradients(TrainerCallback):
@@ -98,9 +262,36 @@ class FiniteGradients(TrainerCallback):
     ) -> None:
         """Check every gradient once, after clipping."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        norms = torch.stack([gradient.detach().float().norm().reshape(()) for gradient in gradients])
+        norms = torch.stack(torch._foreach_norm(gradients))
         if not torch.isfinite(norms).all():
             raise MechrefusalError(
                 f"the gradient is not finite at step {state.global_step + 1}: the training diverged; lower "
                 "learning_rate, or train in float32"
             )
+
+
+class _StepParts(TrainerCallback):
+    """Times the optimiser, and notes where a training begins or goes on."""
+
+    def __init__(self, trainer: ArmTrainer) -> None:
+        self._trainer = trainer
+        self._part: Any = nullcontext()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What is logged begins here."""
+        self._trainer.logged_at(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._part = self._trainer.clock.part("optimizer")
+        self._part.__enter__()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop it."""
+        self._part.__exit__(None, None, None)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mechrefusal import MechrefusalError, models, prompts, training
 from mechrefusal.attacks import GCGSettings
+from mechrefusal.study import tables
 from mechrefusal.training import R2D2Settings, TrainingSettings
 
 SETTINGS = TrainingSettings(
@@ -51,16 +52,17 @@ def test_an_arm_writes_its_anchors_and_its_log(inputs, tmp_path, arm):
     (tmp_path / "step-00002").mkdir()
     (tmp_path / "step-00002" / "old.txt").write_text("left from an earlier run")
     log = training.train(arm, **inputs, out=tmp_path, settings=SETTINGS)
-    expected = {"step-00002", "step-00004"} | ({"pool.parquet"} if arm == "r2d2" else set())
+    expected = {"log", "step-00002", "step-00004"} | ({"pool.parquet"} if arm == "r2d2" else set())
     assert {entry.name for entry in tmp_path.iterdir()} == expected
     assert not (tmp_path / "step-00002" / "old.txt").exists()
     assert log["step"].tolist() == [1, 2, 3, 4]
-    assert list(log.columns) == [
-        *("arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds")
-    ]
+    assert tuple(log.columns) == tables.columns("training")
     assert set(log["arm"]) == {arm}
     assert log["loss"].notna().all()
-    assert (log["seconds"] > 0).all()
+    parts = log[[name for name in log if name.startswith("seconds_")]].fillna(0)
+    assert (log["seconds"] >= parts.sum(axis=1) - 1e-3).all()
+    assert (log[["seconds", "seconds_forward", "seconds_backward", "seconds_optimizer", "peak_mib"]] > 0).all(axis=None)
+    assert log["learning_rate"].is_monotonic_decreasing or log["learning_rate"].iloc[0] < log["learning_rate"].iloc[1]
     adversarial = log[["away", "toward", "attack_loss_before", "attack_loss_after"]]
     assert adversarial.notna().all(axis=None) if arm == "r2d2" else adversarial.isna().all(axis=None)
     if arm == "r2d2":

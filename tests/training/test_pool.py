@@ -50,7 +50,7 @@ def test_an_update_leaves_the_pool_alone_and_depends_on_its_seed(tiny_hf, behavi
     pool = pool_of(tokenizer, behaviours)
     before, state = list(pool.cases), pool.generator.get_state()
     settings = replace(SETTINGS, steps=3)
-    a, b, c = (pool.updated((2, seed), model, tokenizer, settings) for seed in (7, 7, 8))
+    a, b, c = (pool.updated([(2, seed)], model, tokenizer, settings)[0] for seed in (7, 7, 8))
     assert a == b
     assert a.suffix_ids != c.suffix_ids
     assert pool.cases == before
@@ -61,8 +61,9 @@ def test_a_reset_gives_a_share_the_initial_suffix(tiny_hf, behaviours):
     model, tokenizer = tiny_hf
     pool = pool_of(tokenizer, behaviours)
     fresh = list(pool.cases)
-    for draw in pool.draw(6):
-        pool.cases[draw[0]] = pool.updated(draw, model, tokenizer, SETTINGS)
+    draws = pool.draw(6)
+    for (place, _), case in zip(draws, pool.updated(draws, model, tokenizer, SETTINGS), strict=True):
+        pool.cases[place] = case
     changed = list(pool.cases)
     places = pool.reset(0.5, tokenizer, SETTINGS)
     assert len(set(places)) == 3
@@ -75,7 +76,7 @@ def test_a_saved_pool_goes_on_as_if_it_had_not_stopped(tiny_hf, behaviours, tmp_
     model, tokenizer = tiny_hf
     pool = pool_of(tokenizer, behaviours)
     draw = pool.draw(1)[0]
-    pool.cases[draw[0]] = pool.updated(draw, model, tokenizer, SETTINGS)
+    pool.cases[draw[0]] = pool.updated([draw], model, tokenizer, SETTINGS)[0]
     again = CasePool.load(pool.save(tmp_path / "pool.parquet"), source="abc")
     assert [(case.suffix_ids, case.history) for case in again.cases] == [(c.suffix_ids, c.history) for c in pool.cases]
     assert [again.draw(3) for _ in range(5)] == [pool.draw(3) for _ in range(5)]

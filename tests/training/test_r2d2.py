@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.attacks import GCGSettings
 from mechrefusal.training import CasePool, R2D2Config, R2D2Settings, R2D2Trainer, data
-from mechrefusal.training.losses import away_loss, toward_loss
+from mechrefusal.training.losses import Term, away, cross_entropy
 
 GCG = GCGSettings(steps=2, width=10, top_k=16, suffix_length=6)
 REFUSAL = "Sorry, I can't do that."
@@ -54,7 +55,7 @@ def pool_of(tokenizer, n: int = 4) -> CasePool:
 
 
 def trainer_of(
-    tiny_hf, folder: Path, settings: R2D2Settings, *, pool: CasePool | None = None, **changes
+    tiny_hf, folder: Path, settings: R2D2Settings, *, pool: CasePool | None = None, losses=None, **changes
 ) -> R2D2Trainer:
     model, tokenizer = copy.deepcopy(tiny_hf[0]), tiny_hf[1]
     config = R2D2Config(**arguments(folder, **changes), **R2D2Config.fields_of(settings), refusal=REFUSAL)
@@ -64,6 +65,7 @@ def trainer_of(
         train_dataset=rows(tokenizer),
         processing_class=tokenizer,
         pool=pool or pool_of(tokenizer),
+        losses=losses,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -102,22 +104,20 @@ def stated_loss(model, tokenizer, dataset_rows, cases, settings: R2D2Settings) -
     def logits_of(prompt, continuation):
         return model(torch.tensor([[*prompt, *continuation]])).logits[0, len(prompt) - 1 : -1]
 
+    def mean(loss, pairs):
+        losses = [loss(logits_of(*pair), torch.tensor(pair[1])) for pair in pairs]
+        return torch.cat(losses).mean()
+
     utility, n = 0.0, 0
     for row in dataset_rows:
         labels = torch.tensor(row["labels"])
         logits = model(torch.tensor([row["input_ids"]])).logits[0]
         utility = utility + torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum")
         n += int((labels != -100).sum())
-    away = [data.away_row(tokenizer, case) for case in cases]
-    toward = [data.toward_row(tokenizer, case, REFUSAL) for case in cases]
-    n_away, n_toward = (sum(len(continuation) for _, continuation in rows) for rows in (away, toward))
     return {
         "utility": utility / n,
-        "away": sum(
-            away_loss(logits_of(*row)[None], torch.tensor([row[1]]), floor=settings.away_floor, n_tokens=n_away)
-            for row in away
-        ),
-        "toward": sum(toward_loss(logits_of(*row)[None], torch.tensor([row[1]]), n_tokens=n_toward) for row in toward),
+        "away": mean(partial(away, floor=settings.away_floor), [data.away_row(tokenizer, case) for case in cases]),
+        "toward": mean(cross_entropy, [data.toward_row(tokenizer, case, REFUSAL) for case in cases]),
     }
 
 
@@ -174,12 +174,11 @@ def test_cases_are_refreshed_once_an_optimiser_step(tiny_hf, tmp_path, monkeypat
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_term(tiny_hf, tmp_path, monkeypatch):
     settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
-    for term in ("away", "toward"):
-        trainer = trainer_of(tiny_hf, tmp_path, settings)
-        with monkeypatch.context() as patch:
-            patch.setattr(f"mechrefusal.training.r2d2.{term}_loss", lambda *a, **k: torch.tensor(torch.nan))
-            with pytest.raises(MechrefusalError, match=f"loss term '{term}' is nan at step 1"):
-                trainer.train()
+    for term in ("utility", "away", "toward"):
+        broken = {term: lambda logits, labels: logits[:, 0] * torch.nan}
+        trainer = trainer_of(tiny_hf, tmp_path, settings, losses=broken)
+        with pytest.raises(MechrefusalError, match=f"loss term '{term}' is nan at step 1"):
+            trainer.train()
     quiet = trainer_of(tiny_hf, tmp_path, dataclasses.replace(settings, away_weight=0, toward_weight=0))
     with torch.no_grad():
         quiet.model.model.norm.weight[0] = torch.inf

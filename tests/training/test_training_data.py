@@ -67,48 +67,6 @@ def test_arms_share_the_order_of_their_utility_rows():
     assert [i >= 100 for i in ids] == [False, False, True] * 6
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_continuations_predict_what_plain_forward_passes_predict(family, name):
-    model, tokenizer = family(name).hf, family(name).tokenizer
-    settings = GCGSettings(steps=0, suffix_length=6)
-    table = prompts.builtin().pool.harmful.with_targets()[:3].table
-    cases = [
-        gcg.start(tokenizer, id=id, behaviour=text, target=target, settings=settings)
-        for id, text, target in zip(table["id"], table["text"], table["target"], strict=True)
-    ]
-    rows = [data.away_row(tokenizer, case) for case in cases]
-    rows += [data.toward_row(tokenizer, case, "Sorry, no.") for case in cases]
-    assert all(rows[i][0] == rows[i + 3][0] for i in range(3))
-    batch = data.Continuations.of(rows, pad=tokenizer.pad_token_id, device=torch.device("cpu"))
-    assert len(batch.prompts) == 3
-    with torch.no_grad():
-        found = [batch.logits(model, share_prompts=share) for share in (True, False)]
-        for i, (prompt, continuation) in enumerate(rows):
-            plain = model(torch.tensor([prompt + continuation])).logits[0, len(prompt) - 1 : -1]
-            assert batch.labels[i][batch.labels[i] != -100].tolist() == list(continuation)
-            for logits in found:
-                torch.testing.assert_close(logits[i, : len(continuation)], plain, atol=2e-4, rtol=0)
-
-
-def test_shared_prompts_give_the_same_gradients(tiny_hf):
-    import copy
-
-    model, tokenizer = copy.deepcopy(tiny_hf[0]), tiny_hf[1]
-    ids = [
-        tuple(tokenizer(text).input_ids) for text in ("one two three", "a prompt of more words", "Sorry", "Sure, here")
-    ]
-    rows = [(ids[0], ids[2]), (ids[1], ids[3]), (ids[0], ids[3])]
-    batch = data.Continuations.of(rows, pad=tokenizer.pad_token_id, device=torch.device("cpu"))
-    gradients = []
-    for share in (True, False):
-        model.zero_grad()
-        logits = batch.logits(model, share_prompts=share)
-        logits[batch.labels != -100].logsumexp(-1).sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
-
-
 def test_the_attacked_context_is_the_one_trained_on(tiny_hf):
     _, tokenizer = tiny_hf
     settings = GCGSettings(suffix_length=6)

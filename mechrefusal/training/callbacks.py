@@ -1,0 +1,164 @@
+"""What happens beside the steps of an arm: its log, its anchors, its checkpoints, its probes."""
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from mechrefusal import progress
+from mechrefusal.attacks import AttackCase
+from mechrefusal.files import whole_file
+from mechrefusal.models.frozen import frozen
+from mechrefusal.training.anchors import anchor_folder, save_anchor
+from mechrefusal.training.losses import Term
+
+if TYPE_CHECKING:
+    from mechrefusal.training.trainer import ArmTrainer
+
+
+class Probe(Protocol):
+    """Looks at a model under training, with the pool's cases where there is a pool; gives rows of a table."""
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[AttackCase], *, step: int
+    ) -> list[dict[str, Any]]:
+        """Rows without arm and step."""
+        ...
+
+
+SHOWN = ("loss", "utility", "refusal", "away", "toward")
+
+
+class StepLog(TrainerCallback):
+    """The wall time of each step, and the progress bar that shows its losses. Put before callbacks not to be timed."""
+
+    def __init__(self, arm: str, steps: int) -> None:
+        self.arm, self.steps = arm, steps
+        self.bar: progress.Bar | None = None
+        self._began, self._seconds = 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps that were made before are done."""
+        if self.bar is not None and state.global_step:
+            self.bar.advance(state.global_step)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self._seconds = time.perf_counter() - self._began
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the time beside what was logged of a step; the summary at the end is no step."""
+        logs: dict[str, float] = kwargs["logs"]
+        if "loss" not in logs:
+            return
+        state.log_history[-1]["seconds"] = self._seconds
+        if self.bar is not None:
+            terms = "  ".join(
+                f"{name} {logs[name]:.3f}" for name in SHOWN if logs.get(name, math.nan) == logs.get(name)
+            )
+            self.bar.advance(description=f"train {self.arm}  {terms}")
+
+    def table(self, history: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+        """The training log, one row a step."""
+        rows = [
+            {"arm": self.arm, "step": int(row["step"])} | {name: _number(row, name) for name in columns[2:]}
+            for row in history
+            if "loss" in row
+        ]
+        return pd.DataFrame(rows, columns=list(columns))
+
+    def terms(self, history: Sequence[Mapping[str, Any]], terms: Sequence[Term]) -> pd.DataFrame:
+        """Every loss term, one row a step and term; static refusals share the weight of utility."""
+        weights = {term.name: term.weight for term in terms} | {"refusal": math.nan}
+        rows = [
+            {"arm": self.arm, "step": int(row["step"]), "term": name, "weight": weight, "value": float(row[name])}
+            for row in history
+            if "loss" in row
+            for name, weight in weights.items()
+            if name in row
+        ]
+        return pd.DataFrame(rows, columns=["arm", "step", "term", "weight", "value"])
+
+
+class Anchors(TrainerCallback):
+    """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written)."""
+
+    def __init__(self, out: Path | str, steps: Collection[int], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.out, self.steps, self.tokenizer = Path(out), frozenset(steps), tokenizer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save where the step that just ended is an anchor. One process writes."""
+        if state.global_step in self.steps and state.is_world_process_zero:
+            save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, state.global_step))
+
+
+class States(TrainerCallback):
+    """Asks for a training checkpoint at every anchor but the last step, and every `every` steps (0: anchors only)."""
+
+    def __init__(self, anchors: Collection[int], every: int) -> None:
+        self.anchors, self.every = frozenset(anchors), every
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say so where it is due."""
+        step = state.global_step
+        due = step in self.anchors or (self.every and step % self.every == 0)
+        control.should_save = bool(due) and step < state.max_steps
+
+
+class Probes(TrainerCallback):
+    """Looks at the model at step 0 and at every anchor, and keeps what it saw in `<folder>/probes.parquet`."""
+
+    def __init__(self, probe: Probe | None, arm: str, folder: Path, steps: Collection[int]) -> None:
+        self.probe, self.arm, self.folder, self.steps = probe, arm, Path(folder), frozenset(steps)
+        self.trainer: ArmTrainer | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the model before it changes."""
+        if state.global_step == 0:
+            self._look(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look where the step that just ended is an anchor."""
+        if state.global_step in self.steps:
+            self._look(state)
+
+    def _look(self, state: TrainerState) -> None:
+        if self.probe is None or self.trainer is None or not state.is_world_process_zero:
+            return
+        pool = getattr(self.trainer, "pool", None)
+        with frozen(self.trainer.model):
+            words, cases = self.trainer.processing_class, pool.cases if pool else []
+            found = self.probe(self.trainer.model, words, cases, step=state.global_step)
+        rows = pd.DataFrame([{"arm": self.arm, "step": state.global_step, **row} for row in found])
+        path = self.folder / "probes.parquet"
+        if path.is_file() and state.global_step:
+            before = pd.read_parquet(path)
+            rows = pd.concat([before[before["step"] < state.global_step], rows], ignore_index=True)
+        with whole_file(path) as draft:
+            rows.to_parquet(draft, index=False)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    return math.nan if value is None else float(value)

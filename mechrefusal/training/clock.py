@@ -1,0 +1,48 @@
+"""Where the time of a step goes, and how much memory it took."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Clock:
+    """Seconds by part of a step, added up until they are taken. Nested parts count for the inner one alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self._inner = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time of the block under `name`."""
+        outer, self._inner = self._inner, 0.0
+        started = self._now()
+        try:
+            yield
+        finally:
+            spent = self._now() - started
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent - self._inner
+            self._inner = outer + spent
+
+    def take(self) -> dict[str, float]:
+        """Seconds by part since they were last taken."""
+        found, self._seconds = self._seconds, {}
+        return found
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Highest memory so far, MiB: of the accelerator where the model is on one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

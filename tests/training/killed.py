@@ -1,0 +1,90 @@
+"""Trains an arm on the tiny model and kills its own process at a named point. Run by test_resume.py.
+
+python killed.py FOLDER_OF_MODEL OUT ARM POINT STEP [LORA]
+"""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mechrefusal import models, prompts, training
+from mechrefusal.attacks import GCGSettings
+from mechrefusal.training import LoraSettings, R2D2Settings, R2D2Trainer, TrainingSettings, trainer
+
+SETTINGS = TrainingSettings(
+    steps=6,
+    anchors=(0, 2, 5),
+    learning_rate=2e-3,
+    utility_per_step=4,
+    harmful_per_step=2,
+    gradient_accumulation=2,
+    max_length=256,
+    save_every=3,
+    r2d2=R2D2Settings(
+        pool_size=4,
+        cases_per_step=3,
+        gcg=GCGSettings(steps=1, width=8, top_k=16, suffix_length=6),
+        reset_every=2,
+        reset_fraction=0.5,
+    ),
+)
+POINTS = ("refresh", "backward", "optimizer", "writing a checkpoint", "after a checkpoint")
+
+
+def inputs(model: Path) -> dict:
+    """What an arm is trained on."""
+    built = prompts.builtin()
+    return {
+        "base": models.Checkpoint.open(model),
+        "utility": [{"prompt": text, "answer": "Of course, here it is."} for text in built.utility_train.texts[:6]],
+        "behaviours": built.pool.harmful.with_targets()[:5],
+    }
+
+
+def settings(*, lora: bool) -> TrainingSettings:
+    """The settings, with adapters or without."""
+    return replace(SETTINGS, lora=LoraSettings(rank=2, dropout=0.1) if lora else None)
+
+
+def die() -> None:
+    """As a power cut would: no handler, no cleaning up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(point: str, step: int) -> None:
+    """Make the process die at `point` of optimiser step `step` (checkpoints: at the first one from there on)."""
+
+    def around(owner, name: str, *, after: bool) -> None:
+        original = getattr(owner, name)
+
+        def deadly(self, *args, **kwargs):
+            due = self.state.global_step >= step - (not after)
+            if due and not after:
+                die()
+            result = original(self, *args, **kwargs)
+            if due and after:
+                die()
+            return result
+
+        setattr(owner, name, deadly)
+
+    arm = trainer.ArmTrainer
+    if point == "refresh":
+        around(R2D2Trainer, "refresh", after=False)
+    elif point == "backward":
+        around(arm, "training_step", after=False)
+    elif point == "optimizer":
+        around(arm, "_get_grad_norm", after=False)
+    elif point == "writing a checkpoint":
+        around(arm, "_save_rng_state", after=True)
+    else:
+        around(arm, "_save_checkpoint", after=True)
+
+
+if __name__ == "__main__":
+    model, out, arm, point, step, *rest = sys.argv[1:]
+    kill_at(point, int(step))
+    training.train(arm, **inputs(Path(model)), out=out, settings=settings(lora=bool(rest)))
+    sys.exit("it was to be killed")
