@@ -87,6 +87,8 @@ def environment() -> Environment:
         number=wording.number,
         rate=wording.rate,
         whole=wording.whole,
+        grouped=wording.grouped,
+        percent=wording.percent,
         seconds=wording.seconds,
         token=wording.token,
         plain=wording.plain,

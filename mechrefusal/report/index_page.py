@@ -6,17 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import figures, headline, wording
+from mechrefusal.report import figures, headline, training_page, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
-_LOSSES = {
-    "Total loss": ("loss",),
-    "Utility loss": ("utility",),
-    "Away loss (affirmative target)": ("away",),
-    "Toward loss (refusal)": ("toward",),
-    "Attack loss before and after the update of cases": ("attack_loss_before", "attack_loss_after"),
-}
 _CARRIER_SCORES = {
     "bypass": ("Bypass of the carrier", "refusal score"),
     "induce": ("Induce of the carrier", "refusal score"),
@@ -39,7 +32,8 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "drift_reasons": _reasons(run.across["drift"]),
         "ranks": _ranks(run, panels),
         "rank_reasons": _reasons(run.across["effective_rank"]),
-        "training": _training(run, panels),
+        "training": training_page.total_loss(run, panels),
+        "probes": training_page.probes(run, panels),
         "times": _times(run, panels),
     }
 
@@ -90,12 +84,6 @@ def _ranks(run: MeasuredRun, panels: Panels) -> list[Panel]:
     table = run.across["effective_rank"]
     found = dict.fromkeys(table["rows"].astype(str))
     return [panels.add(partial(figures.effective_rank, table, rows=rows), title=f"Rows: {rows}") for rows in found]
-
-
-def _training(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    table = run.across["training"]
-    shown = {title: terms for title, terms in _LOSSES.items() if table[list(terms)].notna().any().any()}
-    return [panels.add(partial(figures.losses, table, terms=terms, title=title)) for title, terms in shown.items()]
 
 
 def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:

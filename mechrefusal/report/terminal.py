@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -23,6 +24,24 @@ def summary(run_folder: Path | str) -> Group:
     """
     lines = headline.headlines(read_run(run_folder))
     return Group(behaviour(lines), Text(), carriers(lines))
+
+
+def attack_costs(cases: pd.DataFrame) -> Table:
+    """One row a source and method: what attack cases gained and cost (table `cases`)."""
+    sources = ", ".join(dict.fromkeys(str(source) for source in cases["source"]))
+    table = _table(
+        "Attack cases",
+        f"Against {wording.plain(sources)}. Means a case. Loss: cross-entropy of the target, nats a token. Tokens: run "
+        "forward. Dropped: candidates that did not survive as text.",
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("cases", "loss before", "after", "steps", "tokens", "dropped", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for (_, method), rows in cases.groupby(["source", "method"], sort=False):
+        means = rows[["loss_first", "loss", "steps", "forward_tokens", "dropped", "seconds"]].astype(float).mean()
+        digits = zip(means, (3, 3, 0, 0, 1, 2), strict=True)
+        table.add_row(Text(str(method)), str(len(rows)), *(wording.number(value, n) for value, n in digits))
+    return table
 
 
 def behaviour(lines: list[headline.Headline]) -> Table:

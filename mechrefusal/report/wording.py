@@ -52,9 +52,19 @@ def rate(value: Any) -> str:
     return MISSING if is_missing(value) else f"{float(value):.2f}".replace("-", "−")
 
 
+def percent(value: Any) -> str:
+    """A share as a whole percentage, `38%`."""
+    return MISSING if is_missing(value) else f"{float(value):.0%}".replace("-", "−")
+
+
 def whole(value: Any) -> str:
     """An integer that may have become a float or NaN on its way through a table."""
     return MISSING if is_missing(value) else f"{int(value)}".replace("-", "−")
+
+
+def grouped(value: Any) -> str:
+    """A large whole number in groups of three digits, `12 345 678` (narrow no-break spaces)."""
+    return MISSING if is_missing(value) else f"{round(float(value)):,}".replace(",", "\u202f").replace("-", "−")
 
 
 def seconds(value: Any) -> str:

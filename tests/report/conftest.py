@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import write_run
 
 from mechrefusal import report
+from mechrefusal.report import embedding
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,10 @@ def small_run(tmp_path_factory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs") / "small", arms=("r2d2",), anchors=(0, 50))
     report.write(folder)
     return folder
+
+
+@pytest.fixture
+def no_bundles(monkeypatch):
+    """Pages without the six megabytes of plotly and circuitsvis."""
+    for name in ("plotly_script", "circuits_script"):
+        monkeypatch.setattr(embedding, name, lambda: "")

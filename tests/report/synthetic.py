@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from synthetic_training import training_tables
 
 from mechrefusal.study import tables
 
@@ -37,7 +38,8 @@ def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int,
             tables.write(
                 pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
             )
-    for name, rows in _across(rng, ids, arms, max(anchors)).items():
+    across = _across(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
+    for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
     manifest = {
@@ -347,25 +349,6 @@ def _circuits(rng: np.random.Generator) -> dict[str, list[dict]]:
 def _across(
     rng: np.random.Generator, ids: list[tuple[str, int]], arms: tuple[str, ...], last: int
 ) -> dict[str, list[dict]]:
-    training = []
-    for arm in arms:
-        for step in range(1, last + 1, 2):
-            own = arm == "r2d2"
-            loss = 2.2 * np.exp(-step / 80) + 1 + rng.normal(0, 0.1)
-            gone = float("nan")
-            training.append(
-                {
-                    "arm": arm,
-                    "step": step,
-                    "loss": loss + (0.6 if own else 0),
-                    "utility": loss,
-                    "away": float(np.exp(-step / 50)) if own else gone,
-                    "toward": float(2 * np.exp(-step / 30)) if own else gone,
-                    "attack_loss_before": 2 + step / 60 + rng.normal(0, 0.2) if own else gone,
-                    "attack_loss_after": 1.5 + step / 80 + rng.normal(0, 0.2) if own else gone,
-                    "seconds": 1.4,
-                }
-            )
     drift = []
     for a, b in _pairs(ids, arms):
         pair = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
@@ -443,7 +426,7 @@ def _across(
             ("report", 9.2),
         )
     ]
-    return {"training": training, "drift": drift, "effective_rank": ranks, "stages": stages}
+    return {"drift": drift, "effective_rank": ranks, "stages": stages}
 
 
 def _pairs(ids: list[tuple[str, int]], arms: tuple[str, ...]) -> list[tuple[tuple[str, int], tuple[str, int]]]:

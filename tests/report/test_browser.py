@@ -62,7 +62,7 @@ def watched(browser, path, width=1280):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["index", "base-step-00000", "r2d2-step-00050"])
+@pytest.mark.parametrize("name", ["index", "training", "base-step-00000", "r2d2-step-00050"])
 def test_pages_draw_without_a_network(browser, small_run, name, width):
     with watched(browser, small_run / "report" / f"{name}.html", width) as page:
         assert (

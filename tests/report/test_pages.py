@@ -62,19 +62,25 @@ def index(small_run) -> Page:
 def test_write_returns_the_index_and_writes_one_page_a_checkpoint(small_run):
     assert report.write(small_run) == small_run / "report" / "index.html"
     written = {path.name for path in (small_run / "report").iterdir()}
-    assert written == {"index.html", *(f"{c.id}.html" for c in read_run(small_run).checkpoints)}
-    assert len(written) == 3
+    assert written == {"index.html", "training.html", *(f"{c.id}.html" for c in read_run(small_run).checkpoints)}
+    assert len(written) == 4
     assert max(path.stat().st_size for path in (small_run / "report").iterdir()) < 8e6
 
 
-def test_scripts_are_the_bundles_once_and_the_pages_own(page, index):
+@pytest.fixture(scope="module")
+def training(small_run) -> Page:
+    return Page(small_run / "report" / "training.html")
+
+
+def test_scripts_are_the_bundles_once_and_the_pages_own(page, index, training):
     executed = [text for attributes, text in page.scripts if "type" not in attributes]
     assert executed == [embedding.plotly_script(), embedding.circuits_script(), embedding.page_script()]
-    assert [text for attributes, text in index.scripts if "type" not in attributes] == [executed[0], executed[2]]
+    for found in (index, training):
+        assert [text for attributes, text in found.scripts if "type" not in attributes] == [executed[0], executed[2]]
 
 
-def test_nothing_is_loaded(page, index):
-    for found in (page, index):
+def test_nothing_is_loaded(page, index, training):
+    for found in (page, index, training):
         for tag, attributes in found.elements:
             assert tag not in ("img", "iframe", "object", "embed", "base", "svg", "form")
             assert "src" not in attributes
@@ -159,13 +165,6 @@ def test_show_completions(tmp_path):
     text = Page(folder / "report" / "base-step-00000.html").text
     harmful = text[text.index("Generations") :].split("harmless prompts ·")[0]
     assert "secret ending" in harmful
-
-
-@pytest.fixture
-def no_bundles(monkeypatch):
-    """Pages without the six megabytes of plotly and circuitsvis."""
-    for name in ("plotly_script", "circuits_script"):
-        monkeypatch.setattr(embedding, name, lambda: "")
 
 
 @pytest.mark.usefixtures("no_bundles")

@@ -43,7 +43,7 @@ def interventions(table: pd.DataFrame, *, metric: str = "refusal_rate") -> go.Fi
         figure.add_trace(
             go.Bar(
                 x=at,
-                y=_numbers(own["value"]),
+                y=style.numbers(own["value"]),
                 error_y=_bars(own, width=4),
                 name=f"{kind} prompts",
                 marker={"color": _SET_COLOURS[kind]},
@@ -74,14 +74,14 @@ def mlps(table: pd.DataFrame, *, title: str = "MLPs", unit: str = "logits") -> g
     colours = [style.POSITIVE if v >= 0 else style.NEGATIVE for v in rows["value"].fillna(0)]
     figure = go.Figure(
         go.Bar(
-            x=_numbers(rows["value"]),
+            x=style.numbers(rows["value"]),
             y=list(rows["layer"].astype(int)),
             orientation="h",
             marker={"color": colours},
             error_x={
                 "type": "data",
-                "array": _numbers(high - rows["value"]),
-                "arrayminus": _numbers(rows["value"] - low),
+                "array": style.numbers(high - rows["value"]),
+                "arrayminus": style.numbers(rows["value"] - low),
                 "thickness": 1,
                 "width": 2,
                 "color": style.WHISKER,
@@ -106,7 +106,7 @@ def durations(table: pd.DataFrame, *, title: str = "Wall time") -> go.Figure:
     places = list(range(len(rows)))
     figure = go.Figure(
         go.Bar(
-            x=_numbers(rows["seconds"]),
+            x=style.numbers(rows["seconds"]),
             y=places,
             orientation="h",
             marker={"color": style.ARM_COLOURS[0]},
@@ -149,7 +149,7 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
         colour = _SET_COLOURS[kind]
         figure.add_trace(
             go.Box(
-                x=_numbers(own[score]),
+                x=style.numbers(own[score]),
                 name=wording.for_plotly(wording.set_name(str(name))),
                 orientation="h",
                 boxpoints="all",
@@ -174,13 +174,9 @@ def _bars(rows: pd.DataFrame, *, width: int) -> dict:
     up, down = (high - rows["value"]).clip(lower=0), (rows["value"] - low).clip(lower=0)
     return {
         "type": "data",
-        "array": _numbers(up),
-        "arrayminus": _numbers(down),
+        "array": style.numbers(up),
+        "arrayminus": style.numbers(down),
         "thickness": 1.2,
         "width": width,
         "color": style.WHISKER,
     }
-
-
-def _numbers(values: pd.Series) -> list[float | None]:
-    return [None if pd.isna(v) else float(v) for v in values]

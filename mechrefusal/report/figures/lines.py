@@ -1,16 +1,12 @@
 """Lines over optimiser steps, one an arm, each starting at the base model."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-
-_DASHES = ("solid", "dot", "dash", "dashdot")
-_STEPS = "optimiser step"
 
 
 def trajectory(
@@ -43,7 +39,7 @@ def trajectory(
         figure.add_trace(
             go.Scatter(
                 x=[step + shift for step in rows["step"]],
-                y=_numbers(rows[value]),
+                y=style.numbers(rows[value]),
                 error_y=_bars(rows, value),
                 mode="lines+markers",
                 name=wording.for_plotly(arm),
@@ -80,14 +76,12 @@ def rates(
         & (table["attack"] == attack)
         & (table["intervention"] == intervention)
     )
-    rows = table[chosen]
-    judge = judge if judge is not None or not len(rows) else sorted(rows["judge"].astype(str))[0]
-    rows = rows[rows["judge"].astype(str) == judge]
+    rows = _of_judge(table[chosen], judge)
     title = f"{wording.metric_name(metric).capitalize()}: {_asked(set, attack, metric)}"
     return trajectory(
         rows,
         title=title,
-        subtitle=f"judge: {wording.for_plotly(judge)}" if judge else "",
+        subtitle=_judged(rows),
         unit="rate",
         limits=(-0.03, 1.03),
     )
@@ -119,7 +113,9 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
         texts = [_carrier(row) for _, row in own.iterrows()]
         line, marker = {"color": colour, "width": 2}, {"color": colour, "symbol": symbol, "size": 9}
         figure.add_trace(
-            go.Scatter(y=_numbers(own["layer"]), mode="lines+markers", line=line, marker=marker, text=texts, **shared)
+            go.Scatter(
+                y=style.numbers(own["layer"]), mode="lines+markers", line=line, marker=marker, text=texts, **shared
+            )
         )
         if own["layer"].isna().any():
             absent = [none if pd.isna(layer) else None for layer in own["layer"]]
@@ -163,13 +159,13 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
                 )
                 for r in own.itertuples()
             ]
-            line = {"color": colour, "width": 2, "dash": _DASHES[place % len(_DASHES)]}
+            line = {"color": colour, "width": 2, "dash": style.DASHES[place % len(style.DASHES)]}
             marker = {"color": colour, "symbol": symbol, "size": 6}
             label = wording.for_plotly(f"{arm}: {variant}")
             figure.add_trace(
                 go.Scatter(
                     x=list(own["step"]),
-                    y=_numbers(own["value"]),
+                    y=style.numbers(own["value"]),
                     mode="lines+markers",
                     name=label,
                     line=line,
@@ -187,62 +183,31 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
     )
 
 
-def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "Training losses") -> go.Figure:
-    """Logged training losses over optimiser steps (table `training`): thin line as logged, thick line a running mean.
+def probes(
+    table: pd.DataFrame, *, set: str = "harmful", metric: str = "refusal_rate", judge: str | None = None
+) -> go.Figure:
+    """A rate of one probe set over the anchors of training, with 95% intervals (table `probes`; unit: share of n).
 
     Args:
-        terms: columns to draw, e.g. `("attack_loss_before", "attack_loss_after")`; colour is the arm, dash the term.
+        set: `harmful`, `harmless` or `attacked` (behaviours of the pool with their suffixes of that moment).
+        judge: the rule that judged; by default the first by name.
     """
-    figure = go.Figure()
-    names = style.arms(table) if len(table) else []
-    long = (
-        pd.concat([table.assign(value=pd.to_numeric(table[term], errors="coerce")) for term in terms])
-        if len(table)
-        else table.assign(value=[])
+    rows = _of_judge(table[(table["set"] == set) & (table["metric"] == metric)], judge)
+    title = f"{wording.metric_name(metric).capitalize()}: {wording.metric_name(set)} probes"
+    return trajectory(
+        rows, title=wording.for_plotly(title), subtitle=_judged(rows), unit="rate", limits=(-0.03, 1.03), noun="probes"
     )
-    style.drawable(long, "value", f"losses {', '.join(terms)}")
-    window = 1
-    for arm in names:
-        colour, _ = style.arm_style(arm, names)
-        rows = table[table["arm"] == arm].sort_values("step")
-        window = max(1, len(rows) // 20)
-        for place, term in enumerate(terms):
-            values = pd.to_numeric(rows[term], errors="coerce")
-            if not values.notna().any():
-                continue
-            label = (
-                f"{wording.for_plotly(arm)}: {wording.metric_name(term)}" if len(terms) > 1 else wording.for_plotly(arm)
-            )
-            dash = _DASHES[place % len(_DASHES)]
-            steps = list(rows["step"])
-            figure.add_trace(
-                go.Scatter(
-                    x=steps,
-                    y=_numbers(values),
-                    mode="lines",
-                    line={"color": colour, "width": 1, "dash": dash},
-                    opacity=0.3,
-                    showlegend=False,
-                    hoverinfo="skip",
-                )
-            )
-            mean = values.rolling(window, min_periods=1, center=True).mean()
-            hover = f"{label}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>"
-            figure.add_trace(
-                go.Scatter(
-                    x=steps,
-                    y=_numbers(mean),
-                    mode="lines",
-                    name=label,
-                    line={"color": colour, "width": 2, "dash": dash},
-                    hovertemplate=hover,
-                )
-            )
-    figure.update_xaxes(title=_STEPS)
-    figure.update_yaxes(title="loss", rangemode="tozero")
-    return style.finish(
-        figure, title=title, subtitle=f"thick: mean over {window} logged steps" if window > 1 else "", height=300
-    )
+
+
+def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
+    """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
+    if judge is None and len(rows):
+        judge = min(rows["judge"].astype(str))
+    return rows[rows["judge"].astype(str) == judge]
+
+
+def _judged(rows: pd.DataFrame) -> str:
+    return f"judge: {wording.for_plotly(rows['judge'].iloc[0])}" if len(rows) else ""
 
 
 def _asked(set_name: str, attack: str, metric: str) -> str:
@@ -256,12 +221,8 @@ def _asked(set_name: str, attack: str, metric: str) -> str:
 
 def _axes(figure: go.Figure, table: pd.DataFrame, unit: str, limits: tuple[float, float] | None) -> None:
     steps = sorted({int(step) for step in table["step"]})
-    figure.update_xaxes(title=_STEPS, tickvals=steps)
+    figure.update_xaxes(title=style.STEPS, tickvals=steps)
     figure.update_yaxes(title=wording.for_plotly(unit), range=list(limits) if limits else None)
-
-
-def _numbers(values: pd.Series) -> list[float | None]:
-    return [None if pd.isna(v) else float(v) for v in values]
 
 
 def _bars(rows: pd.DataFrame, value: str) -> dict | None:
@@ -271,7 +232,7 @@ def _bars(rows: pd.DataFrame, value: str) -> dict | None:
     if not (low.notna() & high.notna()).any():
         return None
     up, down = (high - rows[value]).clip(lower=0), (rows[value] - low).clip(lower=0)
-    return {"type": "data", "array": _numbers(up), "arrayminus": _numbers(down), "thickness": 1.3, "width": 3}
+    return {"type": "data", "array": style.numbers(up), "arrayminus": style.numbers(down), "thickness": 1.3, "width": 3}
 
 
 def _point(row: pd.Series, value: str, arm: str) -> str:

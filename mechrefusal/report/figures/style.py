@@ -23,6 +23,8 @@ SEQUENTIAL = "Cividis"
 POSITIVE, NEGATIVE, NEUTRAL = "#b2182b", "#2166ac", "#7f7f7f"
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 ARM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "hexagon")
+DASHES = ("solid", "dot", "dash", "dashdot")
+STEPS = "optimiser step"
 GRID, AXIS, WHISKER = "rgba(128,128,128,0.22)", "rgba(128,128,128,0.55)", "rgba(112,112,112,0.95)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', sans-serif"
 
@@ -106,8 +108,30 @@ def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
 
 
 def with_base(table: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """Rows of one arm with those of the base model in front: every arm starts from it."""
-    return table[(table["arm"] == arm) | (table["arm"] == "base")].sort_values("step", kind="stable")
+    """Rows of one arm with those of the base model in front, unless the arm has that step itself."""
+    own = table["arm"] == arm
+    base = (table["arm"] == "base") & ~table["step"].isin(table.loc[own, "step"])
+    return table[own | base].sort_values("step", kind="stable")
+
+
+def numbers(values: pd.Series) -> list[float | None]:
+    """Values as plotly takes them: a missing one is None."""
+    return [None if pd.isna(v) else float(v) for v in values]
+
+
+def band(steps: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str) -> go.Scatter:
+    """The area between two lines over the same steps, in a translucent colour (a hex triplet)."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return go.Scatter(
+        x=[*steps, *reversed(steps)],
+        y=[*high, *reversed(low)],
+        mode="lines",
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.16)",
+        line={"width": 1, "color": f"rgba({red},{green},{blue},0.25)"},
+        showlegend=False,
+        hoverinfo="skip",
+    )
 
 
 def interval(row: pd.Series) -> str:

@@ -1,0 +1,104 @@
+"""What a training step costs, and where its time goes."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.report import wording
+from mechrefusal.report.figures import style
+
+PARTS = ("refresh", "forward", "backward", "optimizer", "other")
+_COLOURS = {
+    "refresh": "#E69F00",
+    "forward": "#56B4E9",
+    "backward": "#009E73",
+    "optimizer": "#CC79A7",
+    "other": "#b3b3b3",
+}
+_NARROW = 0.05
+
+
+def step_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Totals of each arm (table `training`); a value that no step has is NaN.
+
+    Returns:
+        One row an arm: `steps` (logged), `seconds` (sum) and `seconds_a_step` (median); the share of the wall time of
+        `refresh`, `forward`, `backward`, `optimizer` and `other` (the rest) in the `steps_timed` steps that have
+        `seconds` and at least one part; `attack_tokens` (sum), `tokens_a_second` (of the refreshes), `peak_mib` (MiB).
+    """
+    return pd.DataFrame([_costs(arm, table[table["arm"] == arm]) for arm in (style.arms(table) if len(table) else [])])
+
+
+def step_time(table: pd.DataFrame) -> go.Figure:
+    """Where the wall time of a step goes: one stacked bar of shares an arm, beside it seconds a step (`training`)."""
+    costs = step_costs(table)
+    if not len(costs) or not costs["steps_timed"].any():
+        raise MechrefusalError(
+            "cannot draw where the time of a step goes: no row of table 'training' has 'seconds' and one of "
+            f"{', '.join(f'seconds_{part}' for part in PARTS[:-1])}"
+        )
+    figure, places = go.Figure(), list(range(len(costs)))[::-1]
+    for part in PARTS:
+        shares = costs[part].fillna(0.0)
+        texts = [
+            style.hover(
+                [
+                    f"<b>{wording.for_plotly(row['arm'])}: {part}</b>",
+                    f"{row[part]:.1%} of {wording.seconds(row['seconds_a_step'])} a step"
+                    if pd.notna(row[part])
+                    else "not recorded",
+                ]
+            )
+            for _, row in costs.iterrows()
+        ]
+        figure.add_trace(
+            go.Bar(
+                x=list(shares),
+                y=places,
+                orientation="h",
+                name=part,
+                marker={"color": _COLOURS[part]},
+                text=[f"{share:.0%}" if share >= _NARROW else "" for share in shares],
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                textfont={"color": "#1f2328"},
+                hovertext=texts,
+                hoverinfo="text",
+            )
+        )
+    names = [f"{wording.for_plotly(row['arm'])}<br>{_a_step(row)}" for _, row in costs.iterrows()]
+    figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, margin={"r": 32})
+    figure.update_xaxes(
+        title="share of wall time", range=[0, 1.001], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%"
+    )
+    figure.update_yaxes(tickvals=places, ticktext=names, ticklabelstandoff=4, showgrid=False, zeroline=False)
+    return style.finish(figure, title="Where the time of a step goes", height=170 + 60 * len(costs))
+
+
+def _a_step(row: pd.Series) -> str:
+    return f"{wording.seconds(row['seconds_a_step'])} a step" if row["steps_timed"] else "parts not recorded"
+
+
+def _costs(arm: str, rows: pd.DataFrame) -> dict[str, object]:
+    """One row of `step_costs`."""
+    names = [f"seconds_{part}" for part in PARTS[:-1]]
+    found = rows[["seconds", *names, "attack_tokens", "peak_mib"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    timed = found[found["seconds"].notna() & found[names].notna().any(axis=1)]
+    parts = timed[names].sum(min_count=1)
+    whole = max(float(timed["seconds"].sum()), float(parts.sum()))  # the parts' clocks may add up to a little more
+    rest = whole - float(parts.sum())
+    shares = {part: value / whole if whole else float("nan") for part, value in zip(PARTS, [*parts, rest], strict=True)}
+    attacked = found[found["attack_tokens"].notna() & (found["seconds_refresh"] > 0)]
+    spent = float(attacked["seconds_refresh"].sum())
+    return {
+        "arm": arm,
+        "steps": len(rows),
+        "steps_timed": len(timed),
+        "seconds": float(found["seconds"].sum(min_count=1)),
+        "seconds_a_step": float(found["seconds"].median()),
+        **shares,
+        "attack_tokens": float(found["attack_tokens"].sum(min_count=1)),
+        "tokens_a_second": float(attacked["attack_tokens"].sum()) / spent if spent else float("nan"),
+        "peak_mib": float(found["peak_mib"].max()),
+    }
