@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         words = [_with_packaged_recipe(word, before) for before, word in _with_previous(arguments)]
-        parser = _parser(with_recipe=bool({"train", "run"} & set(words)))
+        parser = _parser(with_recipe=bool({"train", "run"} & set(words)), with_attack="attack" in words)
         if not words:
             parser.print_help()
             return 2
@@ -91,11 +91,33 @@ def run(options) -> None:
     _say_report(pages.write(started.folder, show_completions=options.show_completions))
 
 
-COMMANDS: dict[str, Callable] = {"fetch": fetch, "train": train, "measure": measure, "report": report, "run": run}
+def attack(options) -> None:
+    """Attack a model, keep the cases and print what they cost."""
+    import torch
+    from rich.console import Console
+
+    from mechrefusal import attacks, models, study
+    from mechrefusal import report as pages
+
+    checkpoint = models.Checkpoint.open(models.fetch(options.source))
+    behaviours = study.behaviours(options.behaviours, n=options.n)
+    model, tokenizer = models.load_causal_lm(checkpoint, dtype=getattr(torch, options.dtype))
+    path = Path(options.out) / f"{options.method}-{checkpoint.weights}.parquet"
+    settings = getattr(options, options.method)
+    made = attacks.make_cases(
+        model, tokenizer, behaviours, settings, seed=options.seed, source=checkpoint.weights, path=path
+    )
+    Console().print(pages.attack_costs(attacks.cost_table(made)))
+    print(f"cases: {path}")
 
 
-def _parser(*, with_recipe: bool) -> jsonargparse.ArgumentParser:
-    """The parser of all commands. The recipe needs torch, so its options come only where they are used."""
+COMMANDS: dict[str, Callable] = {
+    "fetch": fetch, "train": train, "attack": attack, "measure": measure, "report": report, "run": run,
+}  # fmt: skip
+
+
+def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentParser:
+    """The parser of all commands. Recipe and attacks need torch, so their options come only where they are used."""
     parser = jsonargparse.ArgumentParser(
         prog="mechrefusal", description=DESCRIPTION, exit_on_error=False, version=_version()
     )
@@ -105,6 +127,9 @@ def _parser(*, with_recipe: bool) -> jsonargparse.ArgumentParser:
     commands.add_subcommand("fetch", words, help="get a model as a plain Hugging Face folder and print its path")
     commands.add_subcommand(
         "train", _study_parser(with_recipe=with_recipe), help="train the arms of a recipe and keep their anchors"
+    )
+    commands.add_subcommand(
+        "attack", _attack_parser(with_settings=with_attack), help="make attack cases against a model, with their cost"
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
@@ -132,6 +157,28 @@ def _study_parser(*, with_recipe: bool) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished one is continued")
     parser.add_class_arguments(Recipe)
+    return parser
+
+
+def _attack_parser(*, with_settings: bool) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    if not with_settings:
+        return parser
+    from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
+    from mechrefusal.study.recipe import Source
+
+    parser.add_argument("--source", type=str, required=True, help="model: checkpoint folder, packaged or hub name")
+    parser.add_argument("--method", type=str, choices=METHODS, default="gcg", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--out", type=str, required=True, help="folder of the cases; unfinished work there is continued"
+    )
+    parser.add_argument("--n", type=int, default=0, help="behaviours at most; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
+    parser.add_argument("--dtype", type=str, choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_class_arguments(Source, "behaviours", help="the harmful requests; built-in: the split `evaluation`")
+    parser.add_class_arguments(GCGSettings, "gcg")
+    parser.add_class_arguments(AutoDANSettings, "autodan")
+    parser.add_class_arguments(TemplateSettings, "templates")
     return parser
 
 

@@ -10,13 +10,27 @@ if TYPE_CHECKING:
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
-    from mechrefusal.study.selection import Asked, asked
+    from mechrefusal.study.selection import Asked, asked, behaviours
 
-__all__ = ["Asked", "Recipe", "Run", "asked", "cases", "check", "load_recipe", "measure", "open", "tables", "train"]
+__all__ = [
+    "Asked",
+    "Recipe",
+    "Run",
+    "asked",
+    "behaviours",
+    "cases",
+    "check",
+    "load_recipe",
+    "measure",
+    "open",
+    "tables",
+    "train",
+]
 
 _HOMES = {
     "Asked": "selection",
     "asked": "selection",
+    "behaviours": "selection",
     "load_recipe": "loader",
     "cases": "pipeline",
     "check": "pipeline",

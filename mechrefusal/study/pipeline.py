@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import pandas as pd
 
 from mechrefusal import training
-from mechrefusal.attacks import AttackCase, make_cases, read_cases, write_cases
+from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, segments
-from mechrefusal.study import across, tables
+from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
@@ -86,10 +86,13 @@ def train(run: Run) -> list[Checkpoint]:
                 behaviours=_trained_on(recipe, chosen),
                 out=run.folder / arm,
                 settings=recipe.training,
+                probe=probes.of(recipe.training, chosen.probe, arm) if recipe.training.n_probe else None,
             )
         anchors = [step for step in recipe.training.anchors if step > 0]
         run.record(*(Checkpoint.open(run.folder / arm / f"step-{step:05d}", arm=arm, step=step) for step in anchors))
         _append(run, "training", log, arm)
+        for name in ("terms", "refreshes", "probes"):
+            _append(run, name, training.read_log(run.folder / arm, name), arm)
         run.update({"trained": {arm: True}})
     return run.checkpoints()
 
@@ -100,18 +103,29 @@ def cases(run: Run) -> list[AttackCase]:
 
 
 def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
-    settings, path = run.recipe.attack, run.folder / "cases" / "gcg-base.parquet"
-    if settings.n_cases == 0:
+    settings = run.recipe.attack
+    if settings.n_cases == 0 or not settings.methods:
         return []
-    if path.is_file():
-        return read_cases(path, source=base.weights)
+    paths = {method: run.folder / "cases" / f"{method}-base.parquet" for method in settings.methods}
+    finished = run.manifest.get("cases", {})
+    if all(finished.get(method) == base.weights and path.is_file() for method, path in paths.items()):
+        return [case for path in paths.values() for case in read_cases(path, source=base.weights)]
+    made: list[AttackCase] = []
     with _timed(run, "attack cases"):
         model, tokenizer = load_causal_lm(base)
-        behaviours = chosen.harmful.take(settings.n_cases).with_targets()
-        made = make_cases(
-            model, tokenizer, behaviours, settings.gcg, seed=run.recipe.training.seed, source=base.weights
-        )
-    write_cases(made, path)
+        behaviours = chosen.harmful.take(settings.n_cases)
+        for method, path in paths.items():
+            made += make_cases(
+                model,
+                tokenizer,
+                behaviours,
+                getattr(settings, method),
+                seed=run.recipe.training.seed,
+                source=base.weights,
+                path=path,
+            )
+    tables.write(cost_table(made).assign(source=base.id), "cases", run.measurements())
+    run.update({"cases": dict.fromkeys(paths, base.weights)})
     return made
 
 
@@ -162,6 +176,7 @@ def _lock(run: Run, chosen: Asked) -> None:
         "direction_harmless": chosen.direction.harmless,
         "validation_harmful": chosen.validation.harmful,
         "validation_harmless": chosen.validation.harmless,
+        "probe_harmful": chosen.probe.harmful,
         "pairs": chosen.pairs.harmful,
         **chosen.evaluation_sets(),
     }
@@ -198,9 +213,9 @@ def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conv
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:
     before = tables.read(name, run.measurements())
-    kept = before[before["arm"] != arm]
-    joined = table if kept.empty else pd.concat([kept, table], ignore_index=True)
-    tables.write(joined, name, run.measurements())
+    parts = [part for part in (before[before["arm"] != arm], table) if len(part)]
+    if parts:
+        tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
 
 
 @contextmanager

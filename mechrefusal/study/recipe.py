@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mechrefusal.attacks import GCGSettings
+from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training import ARMS, TrainingSettings
 
@@ -58,11 +58,25 @@ class AttackSettings:
 
     Attributes:
         n_cases: held-out harmful requests to attack; 0 for none.
-        gcg: the attack.
+        methods: of gcg, autodan and templates.
+        gcg: suffixes found by the gradient.
+        autodan: readable prompts found by a genetic search.
+        templates: fixed jailbreak texts; every request gives one case a template.
     """
 
     n_cases: int = 16
+    methods: tuple[str, ...] = ("gcg",)
     gcg: GCGSettings = field(default_factory=GCGSettings)
+    autodan: AutoDANSettings = field(default_factory=AutoDANSettings)
+    templates: TemplateSettings = field(default_factory=TemplateSettings)
+
+    def __post_init__(self) -> None:
+        if unknown := [method for method in self.methods if method not in METHODS]:
+            raise MechrefusalError(f"unknown attack methods {unknown}: choose from {', '.join(METHODS)}")
+        if len(set(self.methods)) < len(self.methods):
+            raise MechrefusalError(f"attack methods are {list(self.methods)}: name each once")
+        if self.n_cases < 0:
+            raise MechrefusalError(f"attack n_cases is {self.n_cases}: give 0 or more")
 
 
 @dataclass(frozen=True)

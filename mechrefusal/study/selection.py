@@ -16,7 +16,8 @@ from mechrefusal.study.recipe import Recipe, Source
 class Asked:
     """All prompts of one study. `behaviours` have a `target`; `dropped` are the prompts that the audit left out.
 
-    `conversations`: the recipe's own chat dataset, None where the base model answers `instructions` itself.
+    `conversations`: the recipe's own chat dataset, None where the base model answers `instructions` itself. `probe` is
+    what is asked while an arm trains; it is neither trained on nor reported as an evaluation.
     """
 
     conversations: list[Conversation] | None
@@ -30,6 +31,7 @@ class Asked:
     contrast: PromptSet
     utility: PromptSet
     pairs: PairSet
+    probe: Split
     dropped: pd.DataFrame
 
     def evaluation_sets(self) -> dict[str, PromptSet]:
@@ -75,6 +77,7 @@ def asked(recipe: Recipe) -> Asked:
         "overrefusal": overrefusal,
         "contrast": contrast,
         "utility": own.utility_evaluation,
+        "probe_harmful": own.train.harmful,
     }
     kept, dropped = _without_leaks(sets)
     chosen = Asked(
@@ -93,12 +96,25 @@ def asked(recipe: Recipe) -> Asked:
         contrast=kept["contrast"].take(wanted.n_contrast),
         utility=kept["utility"].take(wanted.n_utility),
         pairs=own.pairs,
+        probe=Split(kept["probe_harmful"], kept["validation_harmless"]),
         dropped=dropped,
     )
     for name in ("behaviours", "instructions", "harmful", "harmless"):
         if len(getattr(chosen, name)) == 0:
             raise MechrefusalError(f"the prompt set '{name}' is empty; give a file with prompts that no other set has")
     return chosen
+
+
+def behaviours(source: Source, *, n: int = 0) -> PromptSet:
+    """Harmful requests to attack, with targets: the first `n` (0: all) of a source.
+
+    HarmBench's copyright rows are left out. The built-in ones are the split `evaluation`.
+
+    Raises:
+        MechrefusalError: a file that cannot be read or gives nothing, or a negative `n`.
+    """
+    found = _requests(_read(source, prompts.builtin().evaluation.harmful, "behaviours")).with_targets()
+    return found.take(n) if n else found
 
 
 def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:

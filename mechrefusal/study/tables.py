@@ -57,9 +57,26 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ACROSS: dict[str, tuple[str, ...]] = {
-    # One row a training step. Loss terms that an arm lacks are NaN.
+    # One row a training step. Loss terms that an arm lacks are NaN (all terms, added ones too, are in `terms`).
+    # `attack_loss_*`: mean target loss of the drawn cases before and after their refresh. `pool_age`: mean number of
+    # refreshes since a drawn case had the initial suffix. `attack_tokens`: tokens that the refresh ran forward.
+    # `seconds` is the wall time of the step, `seconds_*` its parts. `peak_mib`: highest memory of the process so far.
     "training": (
-        "arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds",
+        "arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "pool_age",
+        "attack_tokens", "grad_norm", "learning_rate", "seconds", "seconds_refresh", "seconds_forward",
+        "seconds_backward", "seconds_optimizer", "peak_mib",
+    ),
+    # One row a training step and loss term: `value` before `weight` is applied.
+    "terms": ("arm", "step", "term", "weight", "value"),
+    # One row a case that a training step refreshed. `age`: refreshes since it had the initial suffix, this one
+    # included. `loss_before`, `loss_after`: cross-entropy of its target, nats a token.
+    "refreshes": ("arm", "step", "case", "loss_before", "loss_after", "age", "forward_tokens", "dropped"),
+    # One row an anchor of an arm and probe set (harmful, harmless, attacked: pool behaviours with their suffixes).
+    "probes": ("arm", "step", "set", "metric", "judge", "value", "n", "low", "high"),
+    # One row an attack case made against `source` (arm-step-00000 or a hash of weights).
+    "cases": (
+        "source", "method", "case", "behaviour", "prompt", "loss_first", "loss", "steps", "forward_tokens", "dropped",
+        "seconds",
     ),
     # One row a pair of checkpoints and measure: carrier_cosine, direction_cosine, principal_angle_mean,
     # principal_angle_max (degrees). `layer` is -1 where the measure belongs to none. `floor`: the same measure between
@@ -71,6 +88,15 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a stage of the run: wall time.
     "stages": ("stage", "seconds"),
 }  # fmt: skip
+
+
+ADDED: dict[str, tuple[str, ...]] = {
+    "training": (
+        "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
+        "seconds_backward", "seconds_optimizer", "peak_mib",
+    ),
+}  # fmt: skip
+"""Columns that runs of an earlier version do not have; they are NaN there."""
 
 
 def columns(name: str) -> tuple[str, ...]:
@@ -113,4 +139,5 @@ def read(name: str, folder: Path) -> pd.DataFrame:
         raise MechrefusalError(
             f"{path} cannot be read as parquet ({error}); delete it and run 'mechrefusal measure' again"
         ) from error
-    return frame(name, table)
+    added = [column for column in ADDED.get(name, ()) if column not in table]
+    return frame(name, table.assign(**dict.fromkeys(added, float("nan"))))

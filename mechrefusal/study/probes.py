@@ -1,0 +1,47 @@
+"""Probes: a few answers of the model under training, at every anchor, to watch its refusal as it moves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mechrefusal import intervals
+from mechrefusal.attacks import AttackCase
+from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_refusal
+from mechrefusal.progress import console
+from mechrefusal.prompts import Split
+from mechrefusal.training import Probe, TrainingSettings
+
+
+def of(settings: TrainingSettings, asked: Split, arm: str) -> Probe:
+    """A probe of `settings.n_probe` prompts a set: harmful and harmless ones, and the pool's cases with their suffixes.
+
+    It gives rows of the table `probes` (without arm and step), and says the rates on the console.
+
+    Args:
+        asked: prompts that no arm trains on.
+    """
+    n = settings.n_probe
+
+    def probe(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[AttackCase], *, step: int
+    ) -> list[dict[str, Any]]:
+        sets = {"harmful": asked.harmful.take(n).texts, "harmless": asked.harmless.take(n).texts}
+        if cases:
+            sets["attacked"] = [case.prompt for case in list(cases)[:n]]
+        texts = [text for chosen in sets.values() for text in chosen]
+        answers = complete(
+            model, texts, tokenizer=tokenizer, max_new_tokens=settings.probe_tokens, description=f"{arm}: probes"
+        )
+        refused = [is_refusal(text) for text in answers.texts]
+        rows, start = [], 0
+        for name, chosen in sets.items():
+            part = refused[start : start + len(chosen)]
+            start += len(chosen)
+            rate = intervals.rate(sum(part), len(part))
+            rows.append({"set": name, "metric": "refusal_rate", "judge": REFUSAL_JUDGE, **vars(rate)})
+        said = ", ".join(f"{row['set']} {round(row['value'] * row['n'])} of {row['n']}" for row in rows)
+        console.print(f"{arm}, step {step}: refused {said}", highlight=False, soft_wrap=True)
+        return rows
+
+    return probe
