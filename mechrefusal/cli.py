@@ -103,6 +103,7 @@ def attack(options) -> None:
     behaviours = study.behaviours(options.behaviours, n=options.n)
     model, tokenizer = models.load_causal_lm(checkpoint, dtype=getattr(torch, options.dtype))
     path = Path(options.out) / f"{options.method}-{checkpoint.weights}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
     settings = getattr(options, options.method)
     made = attacks.make_cases(
         model, tokenizer, behaviours, settings, seed=options.seed, source=checkpoint.weights, path=path

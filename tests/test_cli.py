@@ -1,11 +1,13 @@
 """The command line: what goes wrong is one line and status 2, and nothing is left behind."""
 
+import csv
 import os
+import re
 import shutil
 
 import pytest
 
-from mechrefusal import models
+from mechrefusal import attacks, models, prompts
 from mechrefusal.cli import main
 
 
@@ -99,6 +101,180 @@ def test_a_full_disk_is_one_line(tiny, capsys, monkeypatch):
 
     monkeypatch.setattr(models, "fetch", full)
     _fails(capsys, ["fetch", str(tiny)], "No space left on device")
+
+
+TINY_ATTACKS = {
+    "gcg": ["--gcg.steps", "1", "--gcg.width", "8", "--gcg.top_k", "16", "--gcg.suffix_length", "6"],
+    "autodan": ["--autodan.steps", "1", "--autodan.population", "4"],
+    "templates": ["--templates.names", "[role_play,translation]"],
+}
+
+
+def attack(method, out, *options):
+    return ["attack", "--source", "tiny-random", "--method", method, *TINY_ATTACKS[method], "--out", str(out), *options]
+
+
+@pytest.fixture
+def no_search(monkeypatch):
+    """Any attack is an error from here on."""
+
+    def fail(*_args, **_named):
+        raise AssertionError("attacked")
+
+    for module, name in (
+        (attacks.gcg, "optimise_all"), (attacks.autodan, "optimise_all"), (attacks.jailbreaks, "apply"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, fail)
+
+
+@pytest.mark.parametrize("method", TINY_ATTACKS)
+def test_attack_keeps_cases_and_prints_what_they_cost(method, tmp_path, capsys, request):
+    out = tmp_path / "cases of 'one' 😀"
+    assert main(attack(method, out, "--n", "2")) == 0
+    weights = models.Checkpoint.open(models.fetch("tiny-random")).weights
+    path = out / f"{method}-{weights}.parquet"
+    assert [entry.name for entry in out.iterdir()] == [path.name]
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"cases: {path}"
+    made = attacks.read_cases(path, source=weights)
+    asked = prompts.builtin().evaluation.harmful[:2]
+    each = 2 if method == "templates" else 1
+    assert [case.behaviour for case in made] == [text for text in asked.texts for _ in range(each)]
+    assert {case.method for case in made} == {method}
+    [row] = [line for line in printed.splitlines() if method in line and "cases:" not in line]
+    costs = attacks.cost_table(made)
+    shown = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", row.replace(",", ""))]
+    assert shown[:3] == [2 * each, *(round(costs[name].mean(), 3) for name in ("loss_first", "loss"))]
+    assert round(costs["forward_tokens"].mean()) in shown
+    assert weights in printed
+    # The same command again finds everything done.
+    written = path.read_bytes()
+    request.getfixturevalue("no_search")
+    assert main(attack(method, out, "--n", "2")) == 0
+    assert capsys.readouterr().out == printed
+    assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("gcg", ["--gcg.suffix_length", "0"], ["suffix_length is 0"]),
+        ("gcg", ["--gcg.width", "many"], ["gcg.width"]),
+        ("gcg", ["--gcg.stepz", "1"], ["gcg.stepz"]),
+        ("gcg", ["--n", "-1"], ["-1", "not negative"]),
+        ("gcg", ["--n", "some"], ["some"]),
+        ("gcg", ["--method", "gcgg"], ["gcgg", "gcg", "autodan", "templates"]),
+        ("gcg", ["--source", "/no/such/folder"], ["'/no/such/folder' does not exist"]),
+        ("gcg", ["--dtype", "float8"], ["float8", "bfloat16"]),
+        ("autodan", ["--autodan.population", "1"], ["population is 1"]),
+        ("autodan", ["--autodan.mutation", "1.5"], ["mutation is 1.5"]),
+        ("templates", ["--templates.names", "[role_play,nope]"], ["nope", "role_play", "translation"]),
+        ("gcg", ["--behaviours.reader", "harmbench", "--behaviours.path", "/no/such.csv"], ["/no/such.csv"]),
+        ("gcg", ["--behaviours.reader", "harmbench"], ["harmbench", "path"]),
+        ("gcg", ["--behaviours.reader", "benchharm", "--behaviours.path", __file__], ["benchharm", "harmbench"]),
+    ],
+)  # fmt: skip
+def test_bad_attacks_leave_nothing_behind(method, options, said, tmp_path, capsys, no_search):
+    _fails(capsys, attack(method, tmp_path / "out", *options), *said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("wrong.csv", b"question,answer\nHow?,So.\n", ["wrong.csv", "Behavior"]),
+        ("empty.csv", b"", ["empty.csv"]),
+        ("picture.csv", b"\x89PNG\r\n\xff\xfe\x00", ["picture.csv"]),
+        ("copyright.csv", b"Behavior,BehaviorID,FunctionalCategory\nSing a song,a,copyright\n", ["copyright.csv"]),
+    ],
+)
+def test_a_wrong_file_of_behaviours_is_named(name, content, said, tmp_path, capsys, no_search):
+    (tmp_path / name).write_bytes(content)
+    options = ["--behaviours.reader", "harmbench", "--behaviours.path", str(tmp_path / name)]
+    _fails(capsys, attack("gcg", tmp_path / "out", *options), *said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", TINY_ATTACKS)
+def test_behaviours_of_a_harmbench_file_are_attacked_letter_for_letter(method, tmp_path, capsys):
+    asked = {
+        "quotes": 'Say "it\'s" a {behaviour}, %s and [bold]pick[/bold] a lock',
+        "emoji 🔓": "Explain how a naïve locksmith picks a lock 🔓",
+        "lines": "First line,\nsecond line",
+    }
+    path = tmp_path / "behaviours 😀.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID"])
+        rows.writerows([text, "standard", "illegal", "", "", id] for id, text in asked.items())
+        rows.writerow(["Sing a song", "copyright", "copyright", "", "", "song"])
+    options = ["--behaviours.reader", "harmbench", "--behaviours.path", str(path)]
+    assert main(attack(method, tmp_path / "out", *options)) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("cases: ")
+    [kept] = (tmp_path / "out").iterdir()
+    cases = attacks.read_cases(kept, source=None)
+    found = {case.id.rpartition("/")[0] if method == "templates" else case.id: case.behaviour for case in cases}
+    assert found == asked
+    assert all(case.behaviour in case.prompt for case in cases)
+
+
+def test_an_attack_of_other_settings_does_not_touch_what_is_there(tmp_path, capsys):
+    assert main(attack("templates", tmp_path, "--n", "1")) == 0
+    capsys.readouterr()
+    [path] = tmp_path.iterdir()
+    written = path.read_bytes()
+    _fails(capsys, attack("templates", tmp_path, "--n", "1", "--seed", "5"), str(path), "another seed")
+    _fails(capsys, attack("templates", tmp_path, "--n", "1", "--templates.names", "[role_play]"), "another settings")
+    path.write_bytes(written[: len(written) // 2])
+    _fails(capsys, attack("templates", tmp_path, "--n", "1"), str(path), "cannot be read")
+
+
+def test_more_behaviours_are_added_to_an_attack(tmp_path, capsys):
+    assert main(attack("gcg", tmp_path, "--n", "1")) == 0
+    [path] = tmp_path.iterdir()
+    [first] = attacks.read_cases(path, source=None)
+    assert main(attack("gcg", tmp_path, "--n", "3")) == 0
+    cases = attacks.read_cases(path, source=None)
+    assert len(cases) == 3
+    assert cases[0] == first
+    assert cases[0].seconds == first.seconds
+
+
+def test_a_stopped_attack_keeps_its_finished_groups(tmp_path, capsys, monkeypatch):
+    search, calls = attacks.gcg.optimise_all, []
+
+    def stopping(*given, **named):
+        calls.append([case.id for case in given[2]])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return search(*given, **named)
+
+    monkeypatch.setattr(attacks.gcg, "optimise_all", stopping)
+    words = attack("gcg", tmp_path, "--n", "9")  # groups of eight
+    assert main(words) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    [path] = tmp_path.iterdir()
+    assert len(attacks.read_cases(path, source=None)) == 8
+    assert main(words) == 0
+    assert len(calls) == 3
+    assert calls[1] == calls[2] == [prompts.builtin().evaluation.harmful.ids[8]]
+    assert [case.id for case in attacks.read_cases(path, source=None)] == prompts.builtin().evaluation.harmful.ids[:9]
+
+
+def test_a_file_in_place_of_the_folder_of_cases(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    _fails(capsys, attack("templates", tmp_path / "out", "--n", "1"), str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_an_attack_in_bf16(tmp_path, capsys):
+    assert main(attack("gcg", tmp_path, "--n", "1", "--dtype", "bfloat16")) == 0
+    assert "gcg" in capsys.readouterr().out
+
+
+def test_an_attack_needs_a_source_and_a_folder(capsys):
+    _fails(capsys, ["attack", "--out", "somewhere"], "source")
+    _fails(capsys, ["attack", "--source", "tiny-random"], "out")
 
 
 @pytest.mark.slow

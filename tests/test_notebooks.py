@@ -8,20 +8,39 @@ import pytest
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-@pytest.mark.slow
-def test_first_look_runs_on_the_tiny_model(tmp_path, monkeypatch):
+def run(name: str, parameters: str, monkeypatch) -> list:
+    """Run a notebook with these parameters; its cells, with outputs."""
     nbformat = pytest.importorskip("nbformat", reason="the extra 'dev' is not installed")
     client = pytest.importorskip("nbclient", reason="the extra 'dev' is not installed")
-    notebook = nbformat.read(NOTEBOOKS / "01_first_look.ipynb", as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = f"recipe_name, folder, step = 'tiny', {str(tmp_path / 'run')!r}, 12"
+    cell.source = parameters
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     client.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
-    shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    return notebook.cells
+
+
+@pytest.mark.slow
+def test_first_look_runs_on_the_tiny_model(tmp_path, monkeypatch):
+    cells = run(
+        "01_first_look.ipynb", f"recipe_name, folder, step = 'tiny', {str(tmp_path / 'run')!r}, 12", monkeypatch
+    )
+    shown = json.dumps([cell.get("outputs", []) for cell in cells])
     assert "application/vnd.plotly.v1+json" in shown
     assert "CircuitsVis" in shown
     assert "unpkg.com" not in shown
     assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_attacks_and_training_run_on_the_tiny_model(tmp_path, monkeypatch):
+    given = f"source, folder, n, steps = 'tiny-random', {str(tmp_path)!r}, 2, 4"
+    cells = run("02_attacks_and_training.ipynb", given, monkeypatch)
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    assert sum("application/vnd.plotly.v1+json" in outputs for outputs in shown) == 3
+    assert all(method in shown[3] for method in ("gcg", "autodan", "templates"))
+    assert {path.name for path in tmp_path.glob("*.parquet")} == {"gcg.parquet", "autodan.parquet", "templates.parquet"}
+    assert {path.name for path in (tmp_path / "r2d2").glob("step-*")} == {"step-00002", "step-00004"}
 
 
 def test_notebooks_are_committed_without_outputs():

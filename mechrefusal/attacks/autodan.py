@@ -120,7 +120,7 @@ def optimise_all(
     if not cases:
         return []
     started = time.perf_counter()
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    limit = _limit(model)
     states = [
         _State.first(tokenizer, case, settings, generator, limit)
         for case, generator in zip(cases, generators, strict=True)
@@ -140,6 +140,17 @@ def optimise_all(
             if on_step is not None:
                 on_step(found())
     return found()
+
+
+def require_fitting(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: AttackCase, settings: AutoDANSettings
+) -> None:
+    """Raise a MechrefusalError where no initial text of the case fits the model's context."""
+    _State.first(tokenizer, case, replace(settings, population=2), torch.Generator().manual_seed(0), _limit(model))
+
+
+def _limit(model: PreTrainedModel) -> float:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 @dataclass

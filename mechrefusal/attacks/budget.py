@@ -56,8 +56,17 @@ class Budget:
         if start < len(branches):
             yield range(start, len(branches))
 
-    def run(self, branches: Sequence[Branch], one: Callable[[Sequence[Branch]], Result]) -> list[Result]:
+    def run(
+        self,
+        branches: Sequence[Branch],
+        one: Callable[[Sequence[Branch]], Result],
+        *,
+        name: Callable[[Branch], str] = lambda branch: "a single prompt",
+    ) -> list[Result]:
         """`one` of every batch, in order.
+
+        Args:
+            name: what a branch is called in an error.
 
         Raises:
             MechrefusalError: a single branch does not fit the memory.
@@ -74,7 +83,7 @@ class Budget:
                     raise
                 if len(part) == 1:
                     raise MechrefusalError(
-                        f"a single prompt of {len(part[0].context) + len(part[0].tokens)} tokens does not fit the "
+                        f"{name(part[0])}, {len(part[0].context) + len(part[0].tokens)} tokens long, does not fit the "
                         "memory that is left: free memory, shorten the prompt or use a smaller model"
                     ) from error
                 self.at_most = max(1, len(part) // 2)

@@ -47,14 +47,18 @@ class AttackCase:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            whole = f"{self.behaviour} {self.suffix}" if self.suffix else self.behaviour
-            object.__setattr__(self, "prompt", whole)
+            object.__setattr__(self, "prompt", whole_prompt(self.behaviour, self.suffix))
 
     def with_suffix(self, suffix: str, suffix_ids: tuple[int, ...], **changes: Any) -> "AttackCase":
         """The same case with another suffix."""
         return replace(
-            self, suffix=suffix, suffix_ids=suffix_ids, prompt=f"{self.behaviour} {suffix}".rstrip(), **changes
+            self, suffix=suffix, suffix_ids=suffix_ids, prompt=whole_prompt(self.behaviour, suffix), **changes
         )
+
+
+def whole_prompt(behaviour: str, suffix: str) -> str:
+    """The user's turn: the behaviour and, after a space, the suffix."""
+    return f"{behaviour} {suffix}" if suffix else behaviour
 
 
 SCHEMA = pa.schema(
@@ -124,10 +128,14 @@ def read_arrow(path: Path | str) -> pa.Table:
 
 def from_arrow(table: pa.Table, path: Path | str, *, source: str | None) -> list[AttackCase]:
     """Cases of an arrow table that was read from `path` (named in errors)."""
-    cases = [
-        AttackCase(**{**row, **{name: tuple(row[name]) for name in _LISTS}})
-        for row in table.select(SCHEMA.names).to_pylist()
-    ]
+    try:
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+        cases = [AttackCase(**{**row, **{name: tuple(row[name]) for name in _LISTS}}) for row in rows]
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise MechrefusalError(
+            f"'{path}' is not a table of attack cases: a column holds values of another type "
+            f"({' '.join(str(error).split())[:120]}); make the cases again"
+        ) from error
     foreign = [case for case in cases if source is not None and case.source != source]
     if foreign:
         raise MechrefusalError(

@@ -76,7 +76,13 @@ def make_cases(
             the first step; a file of other settings at `path`; weights that are not finite.
     """
     behaviours = behaviours.with_targets()
-    made_with = {"settings": asdict(settings), "method": method_of(settings), "seed": seed, "source": source}
+    made_with = {
+        "settings": asdict(settings),
+        "method": method_of(settings),
+        "seed": seed,
+        "source": source,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
     done = _kept(path, made_with, behaviours) if path is not None else []
     finished = {_behaviour_id(case) for case in done}
     left = behaviours[[place for place, id in enumerate(behaviours.ids) if id not in finished]]
@@ -115,6 +121,8 @@ def _attacked(
         AttackContext.of(
             tokenizer, id=case.id, behaviour=case.behaviour, suffix=case.suffix, target=case.target, model=model
         )
+        if isinstance(settings, AutoDANSettings):
+            autodan.require_fitting(model, tokenizer, case, settings)
     with bar(description, settings.steps * len(cases)) as progress:
         for start in range(0, len(cases), at_once):
             part = cases[start : start + at_once]
@@ -142,7 +150,10 @@ def _kept(path: Path | str, made_with: dict, behaviours: PromptSet) -> list[Atta
     if not Path(path).exists():
         return []
     table = read_arrow(path)
-    known = json.loads((table.schema.metadata or {}).get(MADE_WITH, b"{}"))
+    try:
+        known = dict(json.loads((table.schema.metadata or {}).get(MADE_WITH, b"{}")))
+    except (ValueError, TypeError) as error:
+        raise MechrefusalError(f"'{path}' does not say what its cases were made with: make them again") from error
     asked = json.loads(json.dumps(made_with))
     if known != asked:
         differing = sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key))
@@ -150,12 +161,14 @@ def _kept(path: Path | str, made_with: dict, behaviours: PromptSet) -> list[Atta
             f"'{path}' holds attack cases that were made with another {', '.join(differing)}: give another file, or "
             "delete this one"
         )
-    texts = dict(zip(behaviours.ids, behaviours.texts, strict=True))
+    table_of = behaviours.table
+    asked_of = dict(zip(table_of["id"], zip(table_of["text"], table_of["target"], strict=True), strict=True))
     cases = from_arrow(table, path, source=made_with["source"])
-    foreign = [case for case in cases if texts.get(_behaviour_id(case)) != case.behaviour]
+    foreign = [case for case in cases if asked_of.get(_behaviour_id(case)) != (case.behaviour, case.target)]
     if foreign:
         raise MechrefusalError(
-            f"'{path}' holds the case '{foreign[0].id}' of another behaviour: give another file, or delete this one"
+            f"'{path}' holds the case '{foreign[0].id}' of another behaviour or target: give another file, or delete "
+            "this one"
         )
     return cases
 

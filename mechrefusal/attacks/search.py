@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.cases import AttackCase
 from mechrefusal.attacks.context import AttackContext, replaceable_tokens, suffix_text
+from mechrefusal.attacks.screen import Screen, finalists
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses
 from mechrefusal.errors import MechrefusalError
@@ -70,7 +71,9 @@ class Search:
         self._embed = model.get_input_embeddings()
         self._replaceable = replaceable_tokens(tokenizer, self._embed.num_embeddings)
         self._forward, self._budget = TreeForward(model), Budget(model, at_most=settings.batch_size)
-        self._before = Beginnings(self._forward, [context.before for context in contexts], self._budget)
+        self._screen = Screen.of(model, self._budget) if settings.screen else None
+        names = [f"case '{case.id}'" for case in cases]
+        self._before = Beginnings(self._forward, [context.before for context in contexts], self._budget, names=names)
         self._states = [
             _State(case, context, generator, places, case.suffix_ids, tokens=len(context.before))
             for case, context, generator, places in zip(cases, contexts, generators, self._before.places, strict=True)
@@ -99,7 +102,8 @@ class Search:
         proposed = [self._candidates(state) for state in self._states]
         losses = self.losses(proposed)
         for state, candidates, found in zip(self._states, proposed, losses, strict=True):
-            _require_finite(float(found.sum()), state.case, step)
+            scored = found if self._screen is None else found[~torch.isposinf(found)]
+            _require_finite(float(scored.sum()), state.case, step)
             self._choose(state, candidates, found)
             state.note()
 
@@ -109,30 +113,61 @@ class Search:
         return [self._case(state, seconds) for state in self._states]
 
     def losses(self, candidates: Sequence[Int[Tensor, "candidate position"]]) -> list[Float[Tensor, " candidate"]]:
-        """Loss of each candidate of each case. Gradients must have been taken: a candidate shares the best suffix's
-        keys and values up to the token in which they first differ, and is run from there."""
+        """Loss of each candidate of each case; with a screen, infinite for those that do not pass it.
+
+        Gradients must have been taken: a candidate shares the best suffix's keys and values up to the token in which
+        they first differ, and is run from there.
+        """
         bank = Bank.joined([self._before.bank, *(state.own for state in self._states)])
-        branches: list[Branch] = []
-        targets: dict[int, TokenIds] = {}
+        branches: list[list[Branch]] = []
         offset = len(self._before.bank)
         for state, proposals in zip(self._states, candidates, strict=True):
-            base = torch.tensor(state.best)
+            base, own = torch.tensor(state.best), []
             for ids, same in zip(proposals.tolist(), (proposals == base).tolist(), strict=True):
                 first = same.index(False) if False in same else len(same) - 1
                 shared = (*state.before, *range(offset, offset + first))
-                branch = Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared)
-                state.tokens += len(branch.tokens)
-                targets[id(branch)] = state.context.target
-                branches.append(branch)
+                own.append(Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared))
+            branches.append(own)
             offset += len(state.own)
+        if self._screen is None:
+            return self._exact(branches, bank)
+        chosen = self._finalists(branches, bank, self._screen)
+        exact = self._exact([[own[i] for i in keep] for own, keep in zip(branches, chosen, strict=True)], bank)
+        losses = [torch.full((len(own),), math.inf) for own in branches]
+        for found, keep, values in zip(losses, chosen, exact, strict=True):
+            found[keep] = values
+        return losses
+
+    def _exact(self, branches: Sequence[Sequence[Branch]], bank: Bank) -> list[Float[Tensor, " candidate"]]:
+        """Loss of each branch of each case."""
+        flat, targets = self._flat(branches)
+        target_of = {id(branch): target for branch, target in zip(flat, targets, strict=True)}
 
         def one(batch: Sequence[Branch]) -> Tensor:
             logits = self._forward.run(batch, bank=bank, share=False).logits
-            return mean_losses(logits, [targets[id(branch)] for branch in batch]).cpu()
+            return mean_losses(logits, [target_of[id(branch)] for branch in batch]).cpu()
 
         with torch.no_grad():
-            found = torch.cat([*self._budget.run(branches, one), torch.empty(0)])
-        return list(found.split([len(proposals) for proposals in candidates]))
+            found = torch.cat([*self._budget.run(flat, one, name=self._name), torch.empty(0)])
+        return list(found.split([len(own) for own in branches]))
+
+    def _name(self, branch: Branch) -> str:
+        """The case that a branch belongs to, by its target and its context."""
+        owner = (s for s in self._states if branch.context[: len(s.before)] == s.before)
+        return f"case '{next(owner, self._states[0]).case.id}'"
+
+    def _finalists(self, branches: Sequence[Sequence[Branch]], bank: Bank, screen: Screen) -> list[list[int]]:
+        """Places of the candidates of each case that are to be scored exactly."""
+        found = screen.losses(*self._flat(branches), bank)
+        return [finalists(losses) for losses in found.split([len(own) for own in branches])]
+
+    def _flat(self, branches: Sequence[Sequence[Branch]]) -> tuple[list[Branch], list[TokenIds]]:
+        """The branches of all cases with their targets; their tokens are counted."""
+        targets = []
+        for state, own in zip(self._states, branches, strict=True):
+            state.tokens += sum(len(branch.tokens) for branch in own)
+            targets += [state.context.target] * len(own)
+        return [branch for own in branches for branch in own], targets
 
     def _differentiate(self, step: int) -> None:
         """Take the gradients of the cases whose best suffix is new, with their losses, keys and values.
@@ -163,7 +198,7 @@ class Search:
                 state.tokens += len(branch.tokens)
                 start += len(branch.tokens)
 
-        self._budget.run(branches, one)
+        self._budget.run(branches, one, name=lambda branch: f"case '{states[id(branch)].case.id}'")
 
     def _candidates(self, state: _State) -> Int[Tensor, "candidate position"]:
         """Proposals that survive being text: `width` at most, and more are drawn where none of them does."""
@@ -231,7 +266,7 @@ def draws(
     extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())
     orders = [found[torch.randperm(len(found), generator=generator)] for found in tokens]
     each = [width // length + (position in extra) for position in range(length)]
-    while any(len(order) for order in orders):
+    while any(map(len, orders)):
         batch = []
         for position, n in enumerate(each):
             chosen, orders[position] = orders[position][:n], orders[position][n:]
@@ -240,7 +275,11 @@ def draws(
             batch.append(changed)
         if any(map(len, batch)):
             yield torch.cat(batch)
-        each = [n + 1 for n in each]
+        # Those that are left, position by position, until the width is full.
+        each, room = [0] * length, width
+        for position, order in enumerate(orders):
+            each[position] = min(len(order), room)
+            room -= each[position]
 
 
 def propose(
@@ -253,7 +292,7 @@ def propose(
 ) -> Int[Tensor, "candidate position"]:
     """The proposals of one step, before it is seen which of them survive being text."""
     tokens = promising(gradient, tuple(suffix.tolist()), replaceable, settings.top_k)
-    return next(draws(tokens, suffix, settings.width, generator=generator))
+    return next(draws(tokens, suffix, settings.width, generator=generator), suffix[None][:0])
 
 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: AttackCase) -> AttackContext:

@@ -10,8 +10,12 @@ class GCGSettings:
     """How long and how wide GCG searches. Defaults: GCG as an evaluation, 2307.15043 and HarmBench.
 
     `initial` is a text whose words are repeated or cut until they are `suffix_length` tokens. `batch_size` candidates
-    are run at once; None chooses by the size of the vocabulary. A step proposes fewer than `width` candidates where
+    are run at once; None chooses by the memory. A step proposes fewer than `width` candidates where
     `suffix_length` x `top_k` is smaller.
+
+    With `screen`, a float32 model on a machine that multiplies bfloat16 scores candidates in bfloat16 first and only
+    the best of them exactly (a deviation from the paper: of candidates that are nearly equally good, another one may be
+    chosen). Losses are exact all the same. Elsewhere it changes nothing.
     """
 
     steps: int = 250
@@ -20,6 +24,7 @@ class GCGSettings:
     suffix_length: int = 20
     initial: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !"
     batch_size: int | None = None
+    screen: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("width", 1), ("top_k", 1), ("suffix_length", 1)):

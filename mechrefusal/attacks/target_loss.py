@@ -56,7 +56,9 @@ def token_losses(logits: Float[Tensor, "token vocab"], labels: Int[Tensor, " tok
 class Beginnings:
     """What the prompts of several cases begin with, run once: a bank, and the places of each beginning in it."""
 
-    def __init__(self, forward: TreeForward, beginnings: Sequence[TokenIds], budget: Budget) -> None:
+    def __init__(
+        self, forward: TreeForward, beginnings: Sequence[TokenIds], budget: Budget, *, names: Sequence[str]
+    ) -> None:
         self.bank = Bank()
         unique = list(dict.fromkeys(beginnings))
         branches = [Branch(tokens, ()) for tokens in unique]
@@ -70,5 +72,6 @@ class Beginnings:
             for branch, places in zip(batch, output.places, strict=True):
                 found[branch.tokens] = tuple(start + place for place in places)
 
-        budget.run(branches, one)
+        name_of = dict(zip(reversed(beginnings), reversed(names), strict=True))  # the first of those that are equal
+        budget.run(branches, one, name=lambda branch: name_of[branch.tokens])
         self.places = tuple(found[tokens] for tokens in beginnings)

@@ -72,7 +72,10 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
         return target
     if key == TINY:
         target = cache / "models" / TINY
-        return target if (target / "model.safetensors").is_file() else tiny.make(target)
+        if not (target / "model.safetensors").is_file():
+            with quiet():
+                tiny.make(target)
+        return target
     folder = Path(name).expanduser()
     if folder.is_dir():
         weight_files(folder)

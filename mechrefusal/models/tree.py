@@ -178,7 +178,10 @@ def _nodes(branches: Sequence[Branch]) -> Iterator[_Node]:
     def context(i: int) -> tuple[int, ...]:
         return branches[i].context
 
-    def below(group: list[int], depth: int) -> Iterator[_Node]:
+    ordered = sorted(range(len(branches)), key=lambda i: (context(i), branches[i].tokens))
+    waiting = [(list(group), 0) for _, group in groupby(ordered, key=context)]
+    while waiting:
+        group, depth = waiting.pop()
         # In order of their tokens, what the first and the last have in common all have in common.
         first, last = branches[group[0]].tokens, branches[group[-1]].tokens
         end = depth
@@ -186,13 +189,8 @@ def _nodes(branches: Sequence[Branch]) -> Iterator[_Node]:
             end += 1
         if end > depth:
             yield _Node(first[depth:end], context(group[0]), tuple(group))
-        open_ = [i for i in group if len(branches[i].tokens) > end]
-        for _, rest in groupby(open_, key=lambda i: branches[i].tokens[end]):
-            yield from below(list(rest), end)
-
-    ordered = sorted(range(len(branches)), key=lambda i: (context(i), branches[i].tokens))
-    for _, group in groupby(ordered, key=context):
-        yield from below(list(group), 0)
+        longer = [i for i in group if len(branches[i].tokens) > end]
+        waiting += [(list(part), end) for _, part in groupby(longer, key=lambda i: branches[i].tokens[end])]
 
 
 def _blocks(queries: list[Tensor], keys: list[Tensor], n_tokens: int) -> tuple[tuple[Block, ...], Tensor]:

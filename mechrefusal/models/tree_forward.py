@@ -10,11 +10,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +28,10 @@ from mechrefusal.models.frozen import frozen
 from mechrefusal.models.tree import Bank, Branch, Tree
 
 ATTENTION = "mechrefusal_tree"
-_BEFORE = "_mechrefusal_attention_before"
+_BEFORE: dict[int, str] = {}
+"""The attention that each config (by its id) names outside of `attending`."""
+
+_READING: ContextVar[bool] = ContextVar("mechrefusal_reading_a_tree", default=False)
 
 CHECK_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.05
 """Mean difference of logits between the tree and plain passes, in standard deviations of the logits, at which trees are
@@ -57,6 +62,7 @@ class TreeForward:
     def __init__(self, model: PreTrainedModel, *, call: Callable[..., Any] | None = None) -> None:
         self.model, self.call = model, call if call is not None else model
         self.shares = shares(model)
+        self.windows: set[int | None] = set()  # sliding windows that the attention of the last run was told of
 
     @property
     def device(self) -> torch.device:
@@ -87,18 +93,20 @@ class TreeForward:
         tree = Tree.of(branches, bank_size=len(bank), share=share).to(self.device)
         running = _Running(tree, bank, {} if capture else None)
         inputs = {"input_ids": tree.tokens[None]} if embeds is None else {"inputs_embeds": embeds[None]}
-        with attending(self.model), contiguous_head(self.model):
+        wanted, order = tree.kept.unique(return_inverse=True)
+        with attending(self.model), contiguous_head(self.model), _reading_a_tree():
             logits = self.call(
                 **inputs,
                 position_ids=tree.positions[None],
                 use_cache=False,
-                logits_to_keep=tree.kept,
+                logits_to_keep=wanted,
                 mechrefusal_tree=running,
             ).logits[0]
-        if logits.shape[0] != len(tree.kept):  # a model that knows no list of logits to keep
-            logits = logits[tree.kept]
+        self.windows = running.windows
+        if logits.shape[0] != len(wanted):  # a model that knows no list of logits to keep
+            logits = logits[wanted]
         found = running.bank() if capture else Bank()
-        return TreeOutput(logits, found, tree.places, len(tree))
+        return TreeOutput(logits[order], found, tree.places, len(tree))
 
     def _plain(self, branches: Sequence[Branch], bank: Bank, embeds: Tensor | None) -> TreeOutput:
         """Every branch with its context in full, padded on the right."""
@@ -139,13 +147,22 @@ def attending(model: nn.Module) -> Iterator[None]:
     ]
     try:
         for config, name in changed:
-            setattr(config, _BEFORE, name)
+            _BEFORE[id(config)] = name
             config._attn_implementation_internal = ATTENTION
         yield
     finally:
         for config, name in changed:
             config._attn_implementation_internal = name
-            delattr(config, _BEFORE)
+            del _BEFORE[id(config)]
+
+
+@contextmanager
+def _reading_a_tree() -> Iterator[None]:
+    token = _READING.set(True)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
 
 
 class _Running:
@@ -180,7 +197,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a tree: [1, head, token, d_head] in, [1, token, head, d_head] out."""
-    before = getattr(module.config, _BEFORE, "sdpa")
+    before = _BEFORE.get(id(module.config), "sdpa")
     if mechrefusal_tree is None:
         return _function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
     tree = mechrefusal_tree.tree
@@ -225,8 +242,10 @@ def _function(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tenso
 
 
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
-    """The mask that the model's own attention would have had."""
-    before = getattr(config, _BEFORE, "sdpa")
+    """The mask that the model's own attention would have had; none for a tree, which has its own."""
+    if _READING.get():
+        return None
+    before = _BEFORE.get(id(config), "sdpa")
     return ALL_MASK_ATTENTION_FUNCTIONS[before](*args, config=config, **kwargs)
 
 
@@ -247,6 +266,8 @@ def _takes_trees(model: PreTrainedModel) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    slides = "sliding_attention" in kinds or (window is not None and not getattr(config, "layer_types", None))
     if not kinds <= {"full_attention", "sliding_attention"} or getattr(config, "attention_chunk_size", None):
         return False
     if "position_ids" not in inspect.signature(type(base).forward).parameters:
@@ -261,9 +282,13 @@ def _takes_trees(model: PreTrainedModel) -> bool:
             above = forward.run([Branch(tuple(stem), ())], capture=True)
             branches = [Branch.continuing(row[:2], row[2:], above.places[0]) for row in rows]
             found = forward.run(branches, bank=above.bank).logits
+            if slides and forward.windows == {None}:
+                return False  # the window is in the mask alone, which a tree does not see
             forward.shares = False
             expected = forward.run(branches, bank=above.bank).logits
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError):
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        if should_reduce_batch_size(error):
+            raise  # that memory has run out says nothing about the model
         return False
     difference = (found - expected).float().abs().mean() / expected.float().std()
     # Accelerate keeps the plain forward where it has wrapped one in autocast.

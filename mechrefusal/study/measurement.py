@@ -121,9 +121,8 @@ class _Measurement:
                         "set": "evaluation_harmful",
                         "prompt_id": [case.id for case in self.cases],
                         "category": "",
-                        "prompt": [case.behaviour for case in self.cases],
+                        "prompt": [case.prompt for case in self.cases],
                         "attack": [case.method for case in self.cases],
-                        "suffix": [case.suffix for case in self.cases],
                     }
                 )
             )
@@ -131,14 +130,10 @@ class _Measurement:
         answers = complete(
             self.model,
             questions["prompt"].tolist(),
-            suffixes=questions["suffix"].tolist(),
             max_new_tokens=self.settings.max_new_tokens,
             description=f"{self.checkpoint.id}: answers",
         )
-        suffixed = questions["prompt"].where(questions["suffix"] == "", questions["prompt"] + " " + questions["suffix"])
-        table = questions.drop(columns="suffix").assign(
-            prompt=suffixed, completion=list(answers.texts), intervention="none"
-        )
+        table = questions.assign(completion=list(answers.texts), intervention="none")
         self.generations.append(judged(table))
         rows = table.index[table["set"].str.startswith("direction_")]
         return answers[rows[0] : rows[-1] + 1]
@@ -286,7 +281,7 @@ class _Measurement:
                     max_new_tokens=self.settings.max_new_tokens,
                     description=f"{self.checkpoint.id}: {name}",
                 )
-            table = questions.drop(columns="suffix").assign(completion=list(answers.texts), intervention=name)
+            table = questions.assign(completion=list(answers.texts), intervention=name)
             self.generations.append(judged(table))
 
     def attribute(self, metric: Discovered, carrier: pd.Series | None) -> None:
@@ -335,7 +330,6 @@ def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:
             "category": chosen.table["category"].tolist(),
             "prompt": chosen.texts,
             "attack": "none",
-            "suffix": "",
         }
     )
 

@@ -43,7 +43,8 @@ def check(recipe: Recipe) -> Asked:
     tokenizer = load_tokenizer(folder)
     trained = {"behaviours": _trained_on(recipe, chosen), "instructions": chosen.instructions}
     _check_lengths(tokenizer, trained, recipe.training.max_length, "training max_length")
-    spare = recipe.measuring.max_new_tokens + recipe.attack.gcg.suffix_length
+    pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
+    spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
     _check_lengths(
         tokenizer, measured, context_length(folder) - spare, f"the model's context less {spare} for an answer"
@@ -124,6 +125,9 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
                 source=base.weights,
                 path=path,
             )
+        asked = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
+        limit = context_length(base.path) - run.recipe.measuring.max_new_tokens
+        _check_lengths(tokenizer, {"attack cases": asked}, limit, "the model's context less an answer")
     tables.write(cost_table(made).assign(source=base.id), "cases", run.measurements())
     run.update({"cases": dict.fromkeys(paths, base.weights)})
     return made

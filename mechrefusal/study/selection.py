@@ -113,8 +113,10 @@ def behaviours(source: Source, *, n: int = 0) -> PromptSet:
     Raises:
         MechrefusalError: a file that cannot be read or gives nothing, or a negative `n`.
     """
-    found = _requests(_read(source, prompts.builtin().evaluation.harmful, "behaviours")).with_targets()
-    return found.take(n) if n else found
+    found = _requests(_read(source, prompts.builtin().evaluation.harmful, "behaviours"))
+    if len(found) == 0:
+        raise MechrefusalError(f"'{source.path}' gives no behaviour to attack: copyright rows are left out")
+    return (found.take(n) if n else found).with_targets()
 
 
 def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.attacks import GCGSettings
 from mechrefusal.training import CasePool, R2D2Config, R2D2Settings, R2D2Trainer, data
-from mechrefusal.training.losses import Term, away, cross_entropy
+from mechrefusal.training.losses import away, cross_entropy
 
 GCG = GCGSettings(steps=2, width=10, top_k=16, suffix_length=6)
 REFUSAL = "Sorry, I can't do that."

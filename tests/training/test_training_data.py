@@ -1,9 +1,8 @@
 """Rows: the right tokens are learnt, in the right order, and shared prompts change nothing."""
 
 import pytest
-import torch
 
-from mechrefusal import MechrefusalError, prompts
+from mechrefusal import MechrefusalError
 from mechrefusal.attacks import GCGSettings, gcg
 from mechrefusal.training import data
 

@@ -1,0 +1,46 @@
+"""Two processes on a CPU (gloo) equal one process with the same global batch, up to the rounding of sums."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed
+import killed
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mechrefusal import training
+
+SCRIPT = Path(distributed.__file__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arm", "accumulation"), [("r2d2", 1), ("r2d2", 2), ("sft", 1)])
+def test_two_processes_equal_one(tiny, tmp_path, arm, accumulation):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    done = subprocess.run(
+        [sys.executable, *words, str(tiny), str(tmp_path / "two"), arm, str(accumulation)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = training.train(
+        arm, **killed.inputs(tiny), out=tmp_path / "one", settings=distributed.settings(2 * accumulation)
+    )
+    two = training.read_log(tmp_path / "two", "steps")
+    for name in ("loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after"):
+        assert two[name].tolist() == pytest.approx(log[name].tolist(), rel=1e-4, nan_ok=True), name
+    if arm == "r2d2":
+        pools = [training.CasePool.load(tmp_path / n / "pool.parquet", source=None) for n in ("one", "two")]
+        assert [case.suffix_ids for case in pools[0].cases] == [case.suffix_ids for case in pools[1].cases]
+        assert [case.forward_tokens for case in pools[0].cases] == [case.forward_tokens for case in pools[1].cases]
+        refreshes = [training.read_log(tmp_path / n, "refreshes")["case"].tolist() for n in ("one", "two")]
+        assert [sorted(cases) for cases in refreshes] == [sorted(refreshes[0])] * 2
+    for step in (1, 3):
+        one, both = (load_file(tmp_path / n / f"step-{step:05d}" / "model.safetensors") for n in ("one", "two"))
+        base = load_file(tiny / "model.safetensors")
+        for name in one:
+            torch.testing.assert_close(both[name], one[name], atol=2e-6, rtol=1e-4)
+        assert any(not torch.equal(one[name], base[name]) for name in one)
