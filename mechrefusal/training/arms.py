@@ -3,7 +3,8 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def train(
     fingerprint = _fingerprint(arm, base, utility, behaviours, settings, losses)
     checkpoint = _checkpoint_to_go_on_from(state, fingerprint)
     log, probes = StepLog(arm, settings.steps), Probes(probe, arm, out / LOG, settings.anchors)
-    with quiet():
+    with _empty_folder_removed(state), quiet():
         model, tokenizer = load_causal_lm(base)
         callbacks = [
             log,
@@ -108,6 +109,17 @@ def train(
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return table
+
+
+@contextmanager
+def _empty_folder_removed(folder: Path) -> Iterator[None]:
+    """Transformers makes the folder of its checkpoints at once; where the rest fails it is not left behind."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something, or is not there
+            folder.rmdir()
+        raise
 
 
 def _fingerprint(
@@ -238,6 +250,7 @@ def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": settings.bf16,
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused on a CPU
         "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed,
         "max_length": None,  # rows are cut when they are made

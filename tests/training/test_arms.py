@@ -152,3 +152,96 @@ def test_a_diverging_run_is_named_and_keeps_no_bad_anchor(inputs, tmp_path):
     wild = replace(SETTINGS, learning_rate=1e30, warmup_steps=0, max_grad_norm=0.0, lr_scheduler="constant")
     with pytest.raises(MechrefusalError, match=r"at step \d"):
         training.train("sft", **inputs, out=tmp_path, settings=wild)
+
+
+def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_path, monkeypatch):
+    from mechrefusal.training import anchors, callbacks
+
+    seen = {}
+
+    def noting(model, tokenizer, folder):
+        ids = torch.tensor([[5, 6, 7, 8, 9]])
+        model.eval()
+        with torch.no_grad():
+            seen[folder.name] = model(input_ids=ids).logits
+        model.train()
+        return anchors.save_anchor(model, tokenizer, folder)
+
+    monkeypatch.setattr(callbacks, "save_anchor", noting)
+    settings = replace(SETTINGS, lora=training.LoraSettings(rank=4, dropout=0.1), learning_rate=1e-2)
+    training.train("r2d2", **inputs, out=tmp_path, settings=settings)
+    base = load_file(inputs["base"].path / "model.safetensors")
+    for step in (2, 4):
+        folder = tmp_path / f"step-{step:05d}"
+        merged = load_file(folder / "model.safetensors")
+        assert merged.keys() == base.keys()
+        changed = {name for name in base if not torch.equal(base[name], merged[name])}
+        assert changed
+        assert all("proj" in name for name in changed)
+        model, _ = models.load_causal_lm(folder)
+        with torch.no_grad():
+            found = model(torch.tensor([[5, 6, 7, 8, 9]])).logits
+        torch.testing.assert_close(found, seen[folder.name], atol=1e-4, rtol=0)
+        assert json.loads((folder / "config.json").read_text()) == json.loads(
+            (inputs["base"].path / "config.json").read_text()
+        )
+
+
+def test_probes_look_at_step_0_and_at_every_anchor(inputs, tmp_path):
+    seen = []
+
+    def probe(model, tokenizer, cases, *, step):
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        seen.append((step, len(cases)))
+        return [{"set": "harmful", "value": step / 10}]
+
+    training.train("r2d2", **inputs, out=tmp_path, settings=SETTINGS, probe=probe)
+    assert seen == [(0, 4), (2, 4), (4, 4)]
+    table = training.read_log(tmp_path, "probes")
+    assert table["step"].tolist() == [0, 2, 4]
+    assert table["value"].tolist() == [0.0, 0.2, 0.4]
+    assert set(table["arm"]) == {"r2d2"}
+
+
+def test_every_loss_and_refresh_is_in_a_table(inputs, tmp_path):
+    log = training.train("r2d2", **inputs, out=tmp_path / "r2d2", settings=SETTINGS)
+    terms = training.read_log(tmp_path / "r2d2", "terms")
+    assert tuple(terms.columns) == tables.columns("terms")
+    wide = terms.pivot(index="step", columns="term", values="value")
+    assert set(wide) == {"utility", "away", "toward"}
+    weights = terms.groupby("term")["weight"].first()
+    assert (wide * weights).sum(axis=1).tolist() == pytest.approx(log["loss"].tolist(), rel=1e-5)
+    refreshes = training.read_log(tmp_path / "r2d2", "refreshes")
+    assert set(refreshes.columns) == set(tables.columns("refreshes"))
+    means = refreshes.groupby("step")[["loss_before", "loss_after", "age"]].mean()
+    assert means["loss_before"].tolist() == pytest.approx(log["attack_loss_before"].tolist())
+    assert means["loss_after"].tolist() == pytest.approx(log["attack_loss_after"].tolist())
+    assert means["age"].tolist() == pytest.approx(log["pool_age"].tolist())
+    assert refreshes.groupby("step")["forward_tokens"].sum().tolist() == log["attack_tokens"].tolist()
+    training.train("sft", **inputs, out=tmp_path / "sft", settings=SETTINGS)
+    assert set(training.read_log(tmp_path / "sft", "terms")["term"]) == {"utility", "refusal"}
+    assert len(training.read_log(tmp_path / "sft", "refreshes")) == 0
+
+
+def test_a_term_over_cases_needs_an_arm_that_has_them(inputs, tmp_path):
+    from mechrefusal.training.losses import cross_entropy
+
+    term = training.Term("more", cross_entropy, 0.5, lambda words, case: ((1,), (2,)))
+    with pytest.raises(MechrefusalError, match="'more' is over attacked cases, which this arm has none of"):
+        training.train("sft", **inputs, out=tmp_path, settings=SETTINGS, losses={"more": term})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_behaviour_beyond_the_context_is_named_before_the_first_step(inputs, tmp_path):
+    table = inputs["behaviours"].table.copy()
+    table.loc[1, "target"] = "Sure, " * 600
+    behaviours = prompts.PromptSet("long", table)
+    with pytest.raises(MechrefusalError, match=r"case '.*' is \d+ tokens long .* more than the 512"):
+        training.train(
+            "r2d2",
+            **(inputs | {"behaviours": behaviours}),
+            out=tmp_path,
+            settings=replace(SETTINGS, r2d2=replace(SETTINGS.r2d2, pool_size=0)),
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.attacks import GCGSettings
 from mechrefusal.training import CasePool, R2D2Config, R2D2Settings, R2D2Trainer, data
-from mechrefusal.training.losses import away, cross_entropy
+from mechrefusal.training.losses import Term, away, cross_entropy
 
 GCG = GCGSettings(steps=2, width=10, top_k=16, suffix_length=6)
 REFUSAL = "Sorry, I can't do that."
@@ -36,6 +36,7 @@ def arguments(folder: Path, *, steps: int = 4, accumulation: int = 1, **changes)
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "use_cpu": True,
         **changes,
     }
 
@@ -195,3 +196,95 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tiny_hf, 
     with pytest.raises(MechrefusalError, match="gradient is not finite at step 1"):
         trainer.train()
     assert torch.equal(weight, before)
+
+
+def hinge(logits, labels):
+    return torch.relu(3 + logits.float().log_softmax(-1).gather(1, labels[:, None])[:, 0])
+
+
+def test_a_term_is_replaced_or_added_by_a_pure_function(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3)
+    losses = {
+        "away": hinge,
+        "utility": lambda logits, labels: 2 * cross_entropy(logits, labels),
+        "short": Term("short", cross_entropy, 0.25, lambda words, case: data.toward_row(words, case, "No.")),
+    }
+    trainer = trainer_of(tiny_hf, tmp_path, settings, losses=losses, steps=1, accumulation=2)
+    before = copy.deepcopy(tiny_hf[0])
+    trainer.train()
+    plain = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer._drawn, settings)
+    drawn = trainer._drawn
+
+    def mean(loss, pairs):
+        found = []
+        for prompt, continuation in pairs:
+            logits = before(torch.tensor([[*prompt, *continuation]])).logits[0, len(prompt) - 1 : -1]
+            found.append(loss(logits, torch.tensor(continuation)))
+        return torch.cat(found).mean().item()
+
+    expected = {
+        "utility": 2 * plain["utility"].item(),
+        "away": mean(hinge, [data.away_row(tiny_hf[1], case) for case in drawn]),
+        "toward": plain["toward"].item(),
+        "short": mean(cross_entropy, [data.toward_row(tiny_hf[1], case, "No.") for case in drawn]),
+    }
+    for name, value in expected.items():
+        assert logged(trainer, name)[0] == pytest.approx(value, rel=1e-5), name
+    weights = {"utility": 1.0, "away": 0.7, "toward": 0.3, "short": 0.25}
+    total = sum(weights[name] * value for name, value in expected.items())
+    assert logged(trainer)[0] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_loss_of_another_shape_is_named(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    trainer = trainer_of(tiny_hf, tmp_path, settings, losses={"away": lambda logits, labels: logits.sum()})
+    with pytest.raises(MechrefusalError, match=r"loss term 'away' gave \(\) for \d+ labels: return one loss a token"):
+        trainer.train()
+
+
+def test_tree_and_trl_give_the_same_losses(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=3, gcg=GCG, reset_every=2)
+    runs = [trainer_of(tiny_hf, tmp_path, settings, tree=tree, accumulation=2) for tree in (True, False)]
+    for trainer in runs:
+        trainer.train()
+    for name in ("loss", "utility", "away", "toward", "attack_loss_after"):
+        assert logged(runs[0], name) == pytest.approx(logged(runs[1], name), rel=1e-4), name
+    assert [case.suffix_ids for case in runs[0].pool.cases] == [case.suffix_ids for case in runs[1].pool.cases]
+
+
+def test_terms_are_means_over_the_logged_steps(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    each, together = (trainer_of(tiny_hf, tmp_path, settings, logging_steps=n) for n in (1, 4))
+    each.train()
+    together.train()
+    for name in ("loss", "toward"):
+        assert logged(together, name)[0] == pytest.approx(sum(logged(each, name)) / 4, rel=0.05), name
+
+
+def test_it_goes_on_from_its_own_checkpoints(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG, reset_every=2, reset_fraction=0.5)
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    whole = trainer_of(tiny_hf, tmp_path / "whole", settings, **saving)
+    whole.train()
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"checkpoint-3", "checkpoint-4"}
+    again = trainer_of(tiny_hf, tmp_path / "again", settings, **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+    assert [dataclasses.replace(case, loss=0) for case in again.pool.cases] == [
+        dataclasses.replace(case, loss=0) for case in whole.pool.cases
+    ]  # a case that was never drawn has the loss NaN
+    assert again.refreshes == whole.refreshes
+    other = trainer_of(tiny_hf, tmp_path / "other", settings, pool=pool_of(tiny_hf[1], 3), **saving)
+    with pytest.raises(MechrefusalError, match="holds other behaviours"):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+
+
+def test_bf16_trains_close_to_float32(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=dataclasses.replace(GCG, steps=0))
+    full, low = (trainer_of(tiny_hf, tmp_path, settings, bf16=bf16) for bf16 in (False, True))
+    full.train()
+    low.train()
+    for name in ("loss", "utility", "away", "toward"):
+        assert logged(low, name) == pytest.approx(logged(full, name), rel=0.02), name
+    assert logged(low) != logged(full)
+    assert all(parameter.dtype == torch.float32 for parameter in low.model.parameters())
