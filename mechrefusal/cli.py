@@ -55,10 +55,12 @@ def fetch(options) -> None:
 def train(options) -> None:
     """Train the arms of a recipe and list the checkpoints."""
     from mechrefusal import study
+    from mechrefusal.progress import IS_FIRST_PROCESS
 
     run = _started(options)
     for checkpoint in study.train(run):
-        print(f"{checkpoint.id}  {checkpoint.weights}  {checkpoint.path}")
+        if IS_FIRST_PROCESS:
+            print(f"{checkpoint.id}  {checkpoint.weights}  {checkpoint.path}")
 
 
 def measure(options) -> None:

@@ -1,5 +1,6 @@
 """Progress bars with counts and time left, silent when the output is not a terminal."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,7 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+"""Whether this process speaks: of those that torchrun or accelerate starts, the first."""
+
+console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def bar(description: str, total: int) -> Iterator["Bar"]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and IS_FIRST_PROCESS),
     ) as progress:
         yield Bar(progress, progress.add_task(description, total=total))
 

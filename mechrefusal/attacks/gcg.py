@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal import prompts
 from mechrefusal.attacks.cases import AttackCase
 from mechrefusal.attacks.context import AttackContext, suffix_text
-from mechrefusal.attacks.search import Search, propose
+from mechrefusal.attacks.proposals import propose
+from mechrefusal.attacks.search import Search
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.streams import random_stream
 from mechrefusal.errors import MechrefusalError

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.cases import AttackCase
 from mechrefusal.attacks.context import AttackContext, replaceable_tokens, suffix_text
+from mechrefusal.attacks.proposals import draws, promising
 from mechrefusal.attacks.screen import Screen, finalists
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses
@@ -152,7 +153,7 @@ class Search:
         return list(found.split([len(own) for own in branches]))
 
     def _name(self, branch: Branch) -> str:
-        """The case that a branch belongs to, by its target and its context."""
+        """The case that a branch belongs to, by its context."""
         owner = (s for s in self._states if branch.context[: len(s.before)] == s.before)
         return f"case '{next(owner, self._states[0]).case.id}'"
 
@@ -237,62 +238,6 @@ class Search:
             history_prompts=tuple(f"{context.behaviour} {text}" for text in texts),
             history_tokens=tuple(tokens for _, _, tokens in state.history),
         )
-
-
-def promising(
-    gradient: Float[Tensor, "position vocab"], suffix: TokenIds, replaceable: Bool[Tensor, " vocab"], top_k: int
-) -> list[Int[Tensor, " token"]]:
-    """For each position, the `top_k` replaceable tokens other than its own, by negative gradient, the best first."""
-    scores = (-gradient).float().masked_fill(~replaceable.to(gradient.device), -math.inf)
-    scores[torch.arange(len(suffix)), torch.tensor(suffix)] = -math.inf
-    found = scores.topk(min(top_k, scores.shape[1]), dim=-1)
-    values, indices = found.values.cpu(), found.indices.cpu()
-    return [tokens[score > -math.inf] for tokens, score in zip(indices, values, strict=True)]
-
-
-def draws(
-    tokens: Sequence[Int[Tensor, " token"]],
-    suffix: Int[Tensor, " position"],
-    width: int,
-    *,
-    generator: torch.Generator,
-) -> Iterator[Int[Tensor, "candidate position"]]:
-    """Batches of suffixes that differ from `suffix` in one token, one of `tokens` at its position; none comes twice.
-
-    The first batch is the proposals of a GCG step: positions share the `width` evenly, a random subset has one more.
-    Further ones are for those who can use none of them. They end when all tokens were drawn.
-    """
-    length = len(suffix)
-    extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())
-    orders = [found[torch.randperm(len(found), generator=generator)] for found in tokens]
-    each = [width // length + (position in extra) for position in range(length)]
-    while any(map(len, orders)):
-        batch = []
-        for position, n in enumerate(each):
-            chosen, orders[position] = orders[position][:n], orders[position][n:]
-            changed = suffix.repeat(len(chosen), 1)
-            changed[:, position] = chosen
-            batch.append(changed)
-        if any(map(len, batch)):
-            yield torch.cat(batch)
-        # Those that are left, position by position, until the width is full.
-        each, room = [0] * length, width
-        for position, order in enumerate(orders):
-            each[position] = min(len(order), room)
-            room -= each[position]
-
-
-def propose(
-    gradient: Float[Tensor, "position vocab"],
-    suffix: Int[Tensor, " position"],
-    replaceable: Bool[Tensor, " vocab"],
-    settings: GCGSettings,
-    *,
-    generator: torch.Generator,
-) -> Int[Tensor, "candidate position"]:
-    """The proposals of one step, before it is seen which of them survive being text."""
-    tokens = promising(gradient, tuple(suffix.tolist()), replaceable, settings.top_k)
-    return next(draws(tokens, suffix, settings.width, generator=generator), suffix[None][:0])
 
 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: AttackCase) -> AttackContext:

@@ -258,6 +258,7 @@ def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]
         "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
         "dataloader_pin_memory": torch.cuda.is_available(),
         "average_tokens_across_devices": True,
+        "ddp_find_unused_parameters": False,
         "use_cache": True,  # only what the saved config says; TRL trains without
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
