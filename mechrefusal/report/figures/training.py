@@ -16,6 +16,7 @@ _TERMS = {
     "utility": "Utility loss",
     "away": "Away loss (affirmative target)",
     "toward": "Toward loss (refusal)",
+    "refusal": "Static refusals",
 }
 _LOGGED = {
     "grad_norm": ("Gradient norm", "norm, before clipping"),
