@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 Item = TypeVar("Item")
 
@@ -20,12 +21,13 @@ console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
 def bar(description: str, total: int) -> Iterator["Bar"]:
     """A progress bar over `total` units of work; call `advance()` on what it yields."""
     with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=console,
+        expand=True,
         disable=not (console.is_terminal and IS_FIRST_PROCESS),
     ) as progress:
         yield Bar(progress, progress.add_task(description, total=total))

@@ -5,11 +5,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 
 from mechrefusal import training
 from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
+from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
@@ -43,6 +45,8 @@ def check(recipe: Recipe) -> Asked:
     tokenizer = load_tokenizer(folder)
     trained = {"behaviours": _trained_on(recipe, chosen), "instructions": chosen.instructions}
     _check_lengths(tokenizer, trained, recipe.training.max_length, "training max_length")
+    if "r2d2" in recipe.arms:
+        _check_pool(recipe, _trained_on(recipe, chosen), folder, tokenizer)
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
@@ -50,6 +54,19 @@ def check(recipe: Recipe) -> Asked:
         tokenizer, measured, context_length(folder) - spare, f"the model's context less {spare} for an answer"
     )
     return chosen
+
+
+def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) -> None:
+    """Whether every behaviour can be attacked and trained on: the suffix's length, and the model's context."""
+    settings, limit = recipe.training, context_length(folder)
+    for case in start_all(tokenizer, behaviours, settings.r2d2.gcg, source=""):
+        for answer in (case.target, settings.refusal):
+            n_tokens = len(segments(tokenizer, case.behaviour, attack=case.suffix, target=answer).ids)
+            if n_tokens > limit:
+                raise MechrefusalError(
+                    f"behaviour '{case.id}' with suffix and answer takes {n_tokens} tokens, more than the model's "
+                    f"context of {limit}; leave it out of the file, or shorten its target"
+                )
 
 
 def _check_lengths(tokenizer, sets: dict[str, PromptSet], limit: int, what: str) -> None:
@@ -125,9 +142,9 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
                 source=base.weights,
                 path=path,
             )
-        asked = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
+        attacking = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
         limit = context_length(base.path) - run.recipe.measuring.max_new_tokens
-        _check_lengths(tokenizer, {"attack cases": asked}, limit, "the model's context less an answer")
+        _check_lengths(tokenizer, {"attack cases": attacking}, limit, "the model's context less an answer")
     tables.write(cost_table(made).assign(source=base.id), "cases", run.measurements())
     run.update({"cases": dict.fromkeys(paths, base.weights)})
     return made

@@ -60,7 +60,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a training step. Loss terms that an arm lacks are NaN (all terms, added ones too, are in `terms`).
     # `attack_loss_*`: mean target loss of the drawn cases before and after their refresh. `pool_age`: mean number of
     # refreshes since a drawn case had the initial suffix. `attack_tokens`: tokens that the refresh ran forward.
-    # `seconds` is the wall time of the step, `seconds_*` its parts. `peak_mib`: highest memory of the process so far.
+    # `seconds` is the wall time of the step, `seconds_*` its parts. `peak_mib`: highest memory so far.
     "training": (
         "arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "pool_age",
         "attack_tokens", "grad_norm", "learning_rate", "seconds", "seconds_refresh", "seconds_forward",

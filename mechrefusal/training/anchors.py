@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
 
 
@@ -30,9 +32,19 @@ def save_anchor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return Path(folder)
 
 
+def require_mergeable(model: PeftModel) -> None:
+    """Raise a MechrefusalError for adapters that anchors cannot be written with: only those of linear layers can."""
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, BaseTunerLayer) and not (isinstance(layer, LoraLayer) and len(layer.lora_A)):
+            raise MechrefusalError(
+                f"lora target_modules hold '{name}', a {type(layer.get_base_layer()).__name__}: name linear layers only"
+            )
+
+
 def merged_weights(model: PeftModel) -> dict[str, Tensor]:
     """The weights of the base model plus its active adapters, under the base model's own names."""
     base = model.get_base_model()
+    require_mergeable(model)
     with torch.no_grad():
         merged = {
             f"{name}.weight": layer.get_base_layer().weight

@@ -1,6 +1,7 @@
 """The matched arms of a study: the same rows of utility, in the same order, for the same number of steps."""
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +12,19 @@ from typing import Any
 
 import pandas as pd
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
-from mechrefusal import progress
+from mechrefusal import progress, prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.models.loading import quiet
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
+from mechrefusal.training.anchors import anchor_folder, require_mergeable
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.pool import CasePool
@@ -37,8 +39,9 @@ TABLE = (
 )  # fmt: skip
 """Columns of the training log: one row an optimiser step; what an arm lacks is NaN."""
 
-STATE, LOG = "unfinished", "log"
-"""Folders beside the anchors: the training checkpoint of an arm that is not complete, and its tables."""
+STATE, LOG, COMPLETE = "unfinished", "log", "complete.json"
+"""Folders beside the anchors: the training checkpoint of an arm that is not complete, and its tables; in the latter,
+the note that the arm is complete."""
 
 
 def train(
@@ -84,6 +87,8 @@ def train(
     out = Path(out)
     state = out / STATE
     fingerprint = _fingerprint(arm, base, utility, behaviours, settings, losses)
+    if (done := _finished(out, settings, fingerprint)) is not None:
+        return done
     checkpoint = _checkpoint_to_go_on_from(state, fingerprint)
     log, probes = StepLog(arm, settings.steps), Probes(probe, arm, out / LOG, settings.anchors)
     with _empty_folder_removed(state), quiet():
@@ -94,7 +99,16 @@ def train(
             probes,
             States(settings.anchors, settings.save_every),
         ]
-        trainer = _trainer(arm, model, tokenizer, base, utility, behaviours, settings, state, callbacks, losses)
+        try:
+            trainer = _trainer(arm, model, tokenizer, base, utility, behaviours, settings, state, callbacks, losses)
+        except ValueError as error:
+            if settings.lora is None or isinstance(error, MechrefusalError):
+                raise
+            raise MechrefusalError(f"lora cannot be set up: {' '.join(str(error).split())[:300]}") from error
+    if isinstance(trainer.model, PeftModel):
+        require_mergeable(trainer.model)
+    if settings.tree is None and not trainer.tree:
+        progress.console.print(f"{arm}: rows are run by TRL's own loss, {trainer.tree_trouble()}", soft_wrap=True)
     probes.trainer = trainer
     if trainer.is_world_process_zero() and checkpoint is None:
         with whole_file(state / "of.json") as draft:
@@ -106,6 +120,8 @@ def train(
     table = log.table(trainer.state.log_history, TABLE)
     if trainer.is_world_process_zero():
         _write_log(out, table, log.terms(trainer.state.log_history, trainer.terms), trainer)
+        with whole_file(out / LOG / COMPLETE) as draft:
+            draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return table
@@ -130,10 +146,37 @@ def _fingerprint(
     settings: TrainingSettings,
     losses: Mapping[str, TokenLoss | Term] | None,
 ) -> str:
-    told = [arm, base.weights, list(utility), behaviours.ids, behaviours.texts, asdict(settings), sorted(losses or {})]
+    shown = asdict(settings)
+    for name in ("save_every", "n_probe", "probe_tokens"):  # what changes no weight may change
+        del shown[name]
+    functions = {name: _identity(loss) for name, loss in sorted((losses or {}).items())}
+    told = [arm, base.weights, list(utility), behaviours.ids, behaviours.texts, shown, functions]
     targets = behaviours.table["target"].tolist() if "target" in behaviours.table else []
     text = json.dumps([*told, targets], ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _identity(loss: TokenLoss | Term) -> list[Any]:
+    """What tells a loss from another: its weight, and the name and source of its functions."""
+    functions = [loss.loss, loss.row] if isinstance(loss, Term) else [loss]
+    found: list[Any] = [loss.weight] if isinstance(loss, Term) else []
+    for function in functions:
+        try:
+            source = inspect.getsource(function)  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            source = ""
+        found.append([getattr(function, "__qualname__", type(function).__name__), source])
+    return found
+
+
+def _finished(out: Path, settings: TrainingSettings, fingerprint: str) -> pd.DataFrame | None:
+    """The log of an arm that is complete, its anchors with it; None where there is more to do."""
+    note = out / LOG / COMPLETE
+    anchors = [anchor_folder(out, step) for step in settings.anchors if step > 0]
+    if not note.is_file() or not all((folder / "config.json").is_file() for folder in anchors):
+        return None
+    known = json.loads(note.read_text(encoding="utf-8")).get("fingerprint")
+    return read_log(out, "steps") if known == fingerprint else None
 
 
 def _checkpoint_to_go_on_from(state: Path, fingerprint: str) -> str | None:
@@ -167,7 +210,8 @@ def _trainer(
     callbacks: list[TrainerCallback],
     losses: Mapping[str, TokenLoss | Term] | None,
 ) -> ArmTrainer:
-    keep = settings.max_length
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    keep = min(settings.max_length, limit or settings.max_length)
     rows = [
         data.conversation(
             tokenizer,
@@ -183,6 +227,13 @@ def _trainer(
         data.conversation(tokenizer, text, settings.refusal, max_length=keep, name=f"behaviour '{id}'")
         for id, text in zip(behaviours.ids, behaviours.texts, strict=True)
     ]
+    for id, text in zip(behaviours.ids, behaviours.texts, strict=True):
+        length = len(prompts.segments(tokenizer, text, target=settings.refusal).ids)
+        if length > keep:
+            raise MechrefusalError(
+                f"behaviour '{id}' with the refusal takes {length} tokens, more than the {keep} of max_length and the "
+                "model's context: leave it out, or give a shorter refusal"
+            )
     shared = _config_arguments(settings, state)
     adversarial = R2D2Config.fields_of(settings.r2d2) | {"refusal": settings.refusal, "tree": settings.tree}
     config = SFTConfig(**shared) if arm == "sft" else R2D2Config(**shared, **adversarial)
@@ -219,8 +270,9 @@ def _trainer(
             seed=settings.seed,
             source=f"{arm} from {base.weights}",
         )
-        pool.require_fitting(model, tokenizer)
         trainer = R2D2Trainer(**arguments, pool=pool)
+    if settings.tree is None:
+        trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -263,7 +315,7 @@ def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",  # the callback `States` says when
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # the one before, should the last step have gone wrong
         "eval_strategy": "no",
         "report_to": "none",
         "push_to_hub": False,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 from transformers import (
@@ -22,9 +22,7 @@ from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
 from mechrefusal.training.anchors import anchor_folder, save_anchor
 from mechrefusal.training.losses import Term
-
-if TYPE_CHECKING:
-    from mechrefusal.training.trainer import ArmTrainer
+from mechrefusal.training.trainer import REFUSAL, ArmTrainer, require_finite_weights
 
 
 class Probe(Protocol):
@@ -37,7 +35,7 @@ class Probe(Protocol):
         ...
 
 
-SHOWN = ("loss", "utility", "refusal", "away", "toward")
+SHOWN = ("loss", "utility", REFUSAL, "away", "toward")
 
 
 class StepLog(TrainerCallback):
@@ -88,7 +86,7 @@ class StepLog(TrainerCallback):
 
     def terms(self, history: Sequence[Mapping[str, Any]], terms: Sequence[Term]) -> pd.DataFrame:
         """Every loss term, one row a step and term; static refusals share the weight of utility."""
-        weights = {term.name: term.weight for term in terms} | {"refusal": math.nan}
+        weights = {term.name: term.weight for term in terms} | {REFUSAL: math.nan}
         rows = [
             {"arm": self.arm, "step": int(row["step"]), "term": name, "weight": weight, "value": float(row[name])}
             for row in history
@@ -108,6 +106,7 @@ class Anchors(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""
         if state.global_step in self.steps and state.is_world_process_zero:
+            require_finite_weights(kwargs["model"], state.global_step)
             save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, state.global_step))
 
 

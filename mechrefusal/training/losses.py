@@ -56,7 +56,7 @@ class Term:
         name: in logs, tables and errors.
         loss: the loss of each token.
         weight: 0 leaves the term out.
-        row: how an attacked case becomes a row of this term; None for the term of the training rows ("utility").
+        row: how an attacked case becomes a row of this term; None for a term of the training rows ("utility" is one).
     """
 
     name: str
@@ -69,6 +69,8 @@ class Term:
         """Whether the term is over attacked cases."""
         return self.row is not None
 
+
+RESERVED = ("loss", "refusal", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "peak_mib")
 
 UTILITY = Term("utility", cross_entropy)
 
@@ -90,6 +92,8 @@ def with_changes(terms: Sequence[Term], changes: Mapping[str, TokenLoss | Term])
     """
     found = {term.name: term for term in terms}
     for name, change in changes.items():
+        if name in RESERVED:
+            raise MechrefusalError(f"a loss term cannot be called '{name}', which logs mean otherwise: rename it")
         if isinstance(change, Term):
             if change.name != name:
                 raise MechrefusalError(f"loss term '{name}' calls itself '{change.name}': give it one name")

@@ -62,12 +62,24 @@ class CasePool:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def require_fitting(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise a MechrefusalError for the first case that is longer than the model's context."""
+    def require_fitting(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, refusal: str, suffix_length: int
+    ) -> None:
+        """Raise a MechrefusalError for the first case that cannot be trained on with these settings.
+
+        It is longer than the model's context with its target or with `refusal`, or its suffix has another length than
+        the one that a reset would give it.
+        """
         for case in self.cases:
-            AttackContext.of(
-                tokenizer, id=case.id, behaviour=case.behaviour, suffix=case.suffix, target=case.target, model=model
-            )
+            for answer in (case.target, refusal):
+                AttackContext.of(
+                    tokenizer, id=case.id, behaviour=case.behaviour, suffix=case.suffix, target=answer, model=model
+                )
+            if len(case.suffix_ids) != suffix_length:
+                raise MechrefusalError(
+                    f"the suffix of case '{case.id}' has {len(case.suffix_ids)} tokens, gcg suffix_length is "
+                    f"{suffix_length}: make the pool with the settings of the training"
+                )
 
     def draw(self, n: int) -> list[Draw]:
         """`n` different cases (all, where there are fewer), each with a new seed."""

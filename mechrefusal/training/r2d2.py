@@ -45,8 +45,8 @@ class R2D2Config(SFTConfig):
     tree: bool | None = field(
         default=None,
         metadata={
-            "help": "Run the rows of a step as a token tree. None: yes where there are attacked cases; without them, "
-            "TRL's own loss to the last bit."
+            "help": "Run the rows of a step as a token tree. None: where there are attacked cases and the model allows "
+            "it; without cases, TRL's own loss to the last bit."
         },
     )
     gcg_steps: int = field(default=5, metadata={"help": "GCG steps on each drawn case."})
@@ -69,6 +69,16 @@ class R2D2Config(SFTConfig):
             batch_size=self.gcg_batch_size,
             screen=self.gcg_screen,
         )
+
+    def __post_init__(self) -> None:
+        """Check the values as `R2D2Settings` does.
+
+        Raises:
+            MechrefusalError: one that cannot be.
+        """
+        super().__post_init__()
+        names = ("away_weight", "toward_weight", "away_floor", "cases_per_step", "reset_every", "reset_fraction")
+        R2D2Settings(**{name: getattr(self, name) for name in names}, gcg=self.gcg)
 
     @staticmethod
     def fields_of(settings: R2D2Settings) -> dict[str, Any]:
@@ -108,13 +118,24 @@ class R2D2Trainer(ArmTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
+        given = kwargs.get("args") or next((value for value in args if isinstance(value, TrainingArguments)), None)
+        if not isinstance(given, R2D2Config):
+            raise MechrefusalError(f"R2D2Trainer was given args of {type(given).__name__}: give an R2D2Config")
         super().__init__(*args, callbacks=[*(callbacks or []), _AtStepStart(self)], losses=losses, **kwargs)
         self.pool = pool
+        if self.attacks:
+            pool.require_fitting(
+                self.model,
+                self.processing_class,
+                refusal=self.args.refusal,
+                suffix_length=self.args.gcg_suffix_length,
+            )
         self.refreshes: list[dict[str, Any]] = []
         self._drawn: list[AttackCase] = []
         self._micro_batch = 0
         if self._wants_tree is None:
             self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
+            self._tree = None
         if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise MechrefusalError(
                 "R2D2Trainer cannot run GCG on weights that FSDP or DeepSpeed has sharded: use one process, or plain "
@@ -150,9 +171,18 @@ class R2D2Trainer(ArmTrainer):
             self.pool.reset(settings.reset_fraction, self.processing_class, settings.gcg)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         draws = self.pool.draw(settings.cases_per_step)
+        shares_of = world * self.args.gradient_accumulation_steps
+        if world > 1 and not self.tree and len(draws) % shares_of:
+            raise MechrefusalError(
+                f"r2d2 draws {len(draws)} cases, which {shares_of} micro-batches of {world} processes cannot share "
+                "evenly without a token tree: give a multiple as cases_per_step"
+            )
         before = {place: self.pool.cases[place] for place, _ in draws}
         places = [place for place, _ in draws[rank::world]]
-        updated = self.pool.updated(draws[rank::world], self.model, self.processing_class, settings.gcg)
+        try:
+            updated = self.pool.updated(draws[rank::world], self.model, self.processing_class, settings.gcg)
+        except MechrefusalError as error:
+            raise MechrefusalError(f"the attack before step {step + 1} failed: {error}") from error
         mine = list(zip(places, updated, strict=True))
         for place, case in gather_object(mine) if world > 1 else mine:
             self.pool.cases[place] = case
@@ -189,12 +219,13 @@ class R2D2Trainer(ArmTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the attacked cases' mean loss before and after their update, their age and cost beside the terms."""
-        if "loss" in logs and self._drawn:
-            drawn = self.refreshes[-len(self._drawn) :]
+        if "loss" in logs and any(row["step"] > self._logged_at for row in self.refreshes[-1:]):
+            drawn = [row for row in self.refreshes if row["step"] > self._logged_at]
+            steps = max(1, self.state.global_step - self._logged_at)
             logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in drawn) / len(drawn)
             logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in drawn) / len(drawn)
             logs["pool_age"] = sum(row["age"] for row in drawn) / len(drawn)
-            logs["attack_tokens"] = float(sum(row["forward_tokens"] for row in drawn))
+            logs["attack_tokens"] = sum(row["forward_tokens"] for row in drawn) / steps
         super().log(logs, start_time)
 
     def save_state(self, folder: Path) -> None:

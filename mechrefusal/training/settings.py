@@ -70,7 +70,8 @@ class TrainingSettings:
 
     A training that was stopped goes on from its last checkpoint: there is one at every anchor, and every `save_every`
     steps (0: at anchors only). It holds the weights, the optimiser and the pool, and goes when the arm is complete.
-    With `tree`, rows are run as a token tree (no padding, common beginnings once); without, by TRL's own loss.
+    With `tree`, rows are run as a token tree (no padding, common beginnings once); with false, by TRL's own loss; null
+    chooses the tree wherever the model takes part in one.
     At every anchor `n_probe` prompts a set are answered with `probe_tokens` tokens, to watch refusal; 0 for none.
     """
 
@@ -89,7 +90,7 @@ class TrainingSettings:
     refusal: str = "Sorry, I can't do that."
     bf16: bool = False
     gradient_checkpointing: bool = False
-    tree: bool = True
+    tree: bool | None = None
     save_every: int = 50
     n_probe: int = 8
     probe_tokens: int = 24

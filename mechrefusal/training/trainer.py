@@ -5,6 +5,7 @@ vocabulary. Here the rows of a step are one token tree: no padding, common begin
 The loss is the same up to rounding.
 """
 
+import errno
 import math
 import shutil
 from collections.abc import Mapping
@@ -16,14 +17,18 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
+from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward, attending, shares
 from mechrefusal.training import rows
 from mechrefusal.training.clock import Clock, peak_mib
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, with_changes
+
+NOTHING = Branch((0,), (0,))
 
 REFUSAL = "refusal"
 """Name under which the loss of an arm's static refusals is logged."""
@@ -76,19 +81,27 @@ class ArmTrainer(SFTTrainer):
     def tree(self) -> bool:
         """Whether the training rows are run as a token tree."""
         if self._tree is None:
-            replaced = next(term for term in self.terms if term.name == UTILITY.name).loss is not UTILITY.loss
-            self._tree = self._decide_tree(replaced=replaced)
+            own = [term.loss for term in self.row_terms()]
+            self._tree = self._decide_tree(replaced=own != [UTILITY.loss])
         return self._tree
+
+    def row_terms(self) -> list[Term]:
+        """The terms over the training rows: utility, and those that were added to it."""
+        return [t for t in self.terms if not t.needs_cases and (t.weight or t.name == UTILITY.name)]
+
+    def decide_tree(self) -> None:
+        """Run a token tree wherever the model and the settings allow it, whatever the config says."""
+        self._wants_tree = self._tree = None
 
     def _decide_tree(self, *, replaced: bool) -> bool:
         if self._wants_tree is False and not replaced:
             return False
-        reason = self._tree_trouble()
+        reason = self.tree_trouble()
         if reason and (self._wants_tree or replaced):
             raise MechrefusalError(f"rows cannot be run as a token tree: {reason}; use tree=False and TRL's own loss")
         return not reason
 
-    def _tree_trouble(self) -> str:
+    def tree_trouble(self) -> str:
         """Why the loss must be TRL's own; empty where it need not be."""
         args = self.args
         if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -113,7 +126,8 @@ class ArmTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's, with attention that reads trees (gradient checkpointing runs it in the backward pass again)."""
-        reading = attending(self.model) if self.tree else nullcontext()
+        reads = self.tree or (any(term.needs_cases and term.weight for term in self.terms) and shares(self.model))
+        reading = attending(self.model) if reads else nullcontext()
         with reading, self.clock.part("backward"):
             return super().training_step(*args, **kwargs)
 
@@ -135,7 +149,7 @@ class ArmTrainer(SFTTrainer):
             return self._training_loss(model, inputs, num_items_in_batch)
 
     def _training_loss(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
-        utility = next(term for term in self.terms if term.name == UTILITY.name)
+        utility, *added = self.row_terms()
         # As in TRL: items are counted over all processes, whose gradients are then averaged.
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         wanted = self.case_rows()
@@ -146,23 +160,32 @@ class ArmTrainer(SFTTrainer):
         if self.tree:
             n_tokens = None if num_items is None else max(1.0, float(num_items))
             batch = rows.of_batch(utility, inputs, n_tokens=n_tokens, utility_rows=self._utility_rows, refusals=REFUSAL)
+            self._total_train_tokens += sum(len(branch.tokens) for branch in batch.branches)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             wanted, scales = [batch, *wanted], [float(world) if num_items is not None else 1.0, *scales]
         else:
             total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
             self.require_finite(utility.name, total)
             total = utility.weight * total
         branches = [branch for part in wanted for branch in part.branches]
+        forward = TreeForward(self.model, call=model)
         if not branches:
-            return total
-        logits = TreeForward(self.model, call=model).run(branches).logits
-        for part, scale, pair in zip(wanted, scales, rows.split(logits, wanted), strict=True):
+            # Nothing to learn here; other processes may wait for the gradients of this one.
+            return total if not self.tree else total + 0.0 * forward.run([NOTHING]).logits.sum()
+        logits = forward.run(branches).logits
+        for place, (part, scale, pair) in enumerate(zip(wanted, scales, rows.split(logits, wanted), strict=True)):
             if part.labels:
-                losses = part.term.loss(*pair)
-                self._require_losses(part.term, losses, len(part.labels))
-                for name, places in part.parts():
-                    self.count(name, losses[places].detach().sum(), places.stop - places.start)
-                total = total + part.term.weight * scale * losses.sum() / part.n_tokens
+                terms = [part.term, *(added if self.tree and place == 0 else [])]
+                total = total + sum(self._term(term, part, pair) for term in terms) * scale / part.n_tokens
         return total
+
+    def _term(self, term: Term, part: rows.Rows, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """The weighted sum of one term over `part`, noted for the log."""
+        losses = term.loss(*pair)
+        self._require_losses(term, losses, len(part.labels))
+        for name, places in part.parts() if term is part.term else [(term.name, slice(0, len(part.labels)))]:
+            self.count(name, losses[places].detach().sum(), places.stop - places.start)
+        return term.weight * losses.sum()
 
     def case_rows(self) -> list[rows.Rows]:
         """Rows of attacked cases that fall to this micro-batch."""
@@ -227,13 +250,22 @@ class ArmTrainer(SFTTrainer):
             draft = Path(broadcast_object_list([str(own)])[0])
             self.args.output_dir = str(draft)
             try:
+                require_finite_weights(self.model, self.state.global_step)
                 super()._save_checkpoint(model, trial)
+            except RuntimeError as error:
+                if "inline_container" in str(error):  # how torch says that a file could not be written
+                    raise OSError(errno.ENOSPC, "the training checkpoint could not be written", str(final)) from error
+                raise
             finally:
                 self.args.output_dir = kept
             self.accelerator.wait_for_everyone()
             if main:
                 written = draft / final.name
                 self.save_state(written)
+                if self.state.best_model_checkpoint == str(written):
+                    self.state.best_model_checkpoint = str(final)
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                torch.save(self.args, written / TRAINING_ARGS_NAME)
                 for entry in list(written.iterdir()):
                     entry.rename(draft / entry.name)
                 written.rmdir()
@@ -242,9 +274,10 @@ class ArmTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _rotate(self, folder: Path, newest: Path) -> None:
-        others = sorted((p for p in folder.glob("checkpoint-*") if p != newest), key=lambda p: p.stat().st_mtime)
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        others = sorted((p for p in folder.glob("checkpoint-*") if p not in kept), key=lambda p: p.stat().st_mtime)
         if limit := self.args.save_total_limit:
-            for old in others[: len(others) + 1 - limit]:
+            for old in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _send_telemetry(self) -> None:
@@ -252,6 +285,17 @@ class ArmTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No model card: checkpoints of a training are not for publishing."""
+
+
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Raise a MechrefusalError for weights that are not finite: they are not to take the place of good ones on disk."""
+    with torch.no_grad():
+        norms = torch.stack(torch._foreach_norm(list(model.parameters())))
+    if not torch.isfinite(norms).all():
+        raise MechrefusalError(
+            f"the weights are not finite after step {step}: the training diverged; lower learning_rate, or train in "
+            "float32"
+        )
 
 
 class FiniteGradients(TrainerCallback):
@@ -262,6 +306,8 @@ class FiniteGradients(TrainerCallback):
     ) -> None:
         """Check every gradient once, after clipping."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not gradients or args.fp16:  # sharded elsewhere; the loss scaler of fp16 skips such steps itself
+            return
         norms = torch.stack(torch._foreach_norm(gradients))
         if not torch.isfinite(norms).all():
             raise MechrefusalError(

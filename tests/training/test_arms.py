@@ -245,3 +245,67 @@ def test_a_behaviour_beyond_the_context_is_named_before_the_first_step(inputs, t
             settings=replace(SETTINGS, r2d2=replace(SETTINGS.r2d2, pool_size=0)),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arm", training.ARMS)
+def test_a_term_over_the_training_rows_is_added_in_every_arm(inputs, tmp_path, arm):
+    def twice(logits, labels):
+        return 2 * torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+    still = replace(SETTINGS, learning_rate=1e-30, anchors=(0,), n_probe=0)
+    plain = training.train(arm, **inputs, out=tmp_path / "plain", settings=still)
+    more = {"more": training.Term("more", twice, 0.5)}
+    log = training.train(arm, **inputs, out=tmp_path / "more", settings=still, losses=more)
+    terms = training.read_log(tmp_path / "more", "terms").pivot(index="step", columns="term", values="value")
+    rows_alone = plain["loss"] - (0.5 * plain["away"] + 0.5 * plain["toward"]).fillna(0)
+    assert terms["more"].tolist() == pytest.approx((2 * rows_alone).tolist(), rel=1e-4)
+    assert log["loss"].tolist() == pytest.approx((plain["loss"] + rows_alone).tolist(), rel=1e-4)
+    with pytest.raises(MechrefusalError, match="cannot be called 'loss'"):
+        training.train(arm, **inputs, out=tmp_path, settings=still, losses={"loss": twice})
+
+
+def test_weights_that_are_not_finite_take_no_place_on_disk(inputs, tmp_path, monkeypatch):
+    from mechrefusal.training import trainer
+
+    original = trainer.FiniteGradients.on_pre_optimizer_step
+
+    def spoil(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
+        if state.global_step == 2:  # before the third update
+            with torch.no_grad():
+                next(kwargs["model"].parameters())[0, 0] = torch.nan
+
+    monkeypatch.setattr(trainer.FiniteGradients, "on_pre_optimizer_step", spoil)
+    settings = replace(SETTINGS, save_every=1, anchors=(0, 2, 3, 4))
+    with pytest.raises(MechrefusalError, match="the weights are not finite after step 3"):
+        training.train("sft", **inputs, out=tmp_path, settings=settings)
+    assert not (tmp_path / "step-00003").exists()
+    assert {path.name for path in (tmp_path / "unfinished").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    monkeypatch.undo()
+    assert len(training.train("sft", **inputs, out=tmp_path, settings=settings)) == 4
+
+
+def test_a_complete_arm_is_not_trained_again(inputs, tmp_path, monkeypatch):
+    log = training.train("r2d2", **inputs, out=tmp_path, settings=SETTINGS)
+    monkeypatch.setattr(training.ArmTrainer, "train", None)
+    again = training.train("r2d2", **inputs, out=tmp_path, settings=replace(SETTINGS, save_every=7))
+    assert again["loss"].tolist() == log["loss"].tolist()
+
+
+@pytest.mark.parametrize("modules", [("no_such_layer",), ("embed_tokens", "q_proj")])
+def test_adapters_that_cannot_be_are_named(inputs, tmp_path, modules):
+    settings = replace(SETTINGS, lora=training.LoraSettings(target_modules=modules))
+    with pytest.raises(MechrefusalError, match="lora"):
+        training.train("sft", **inputs, out=tmp_path, settings=settings)
+
+
+@pytest.mark.parametrize("arm", training.ARMS)
+def test_a_model_that_cannot_share_tokens_is_trained_plainly(inputs, tmp_path, monkeypatch, arm):
+    from mechrefusal.models import tree_forward
+    from mechrefusal.training import trainer
+
+    expected = training.train(arm, **inputs, out=tmp_path / "tree", settings=SETTINGS)
+    for module in (tree_forward, trainer):
+        monkeypatch.setattr(module, "shares", lambda model: False)
+    found = training.train(arm, **inputs, out=tmp_path / "plain", settings=SETTINGS)
+    assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-4)

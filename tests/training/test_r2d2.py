@@ -122,8 +122,9 @@ def stated_loss(model, tokenizer, dataset_rows, cases, settings: R2D2Settings) -
     }
 
 
+@pytest.mark.parametrize("tree", [True, False])
 @pytest.mark.parametrize(("accumulation", "checkpointing"), [(1, False), (2, False), (4, False), (1, True)])
-def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumulation, checkpointing):
+def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumulation, checkpointing, tree):
     settings = R2D2Settings(
         pool_size=0, cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3, away_floor=-20.0
     )
@@ -134,6 +135,7 @@ def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumul
         steps=1,
         accumulation=accumulation,
         gradient_checkpointing=checkpointing,
+        tree=tree,
         max_grad_norm=0.0,
         lr_scheduler_type="constant",
         optim="sgd",
@@ -288,3 +290,47 @@ def test_bf16_trains_close_to_float32(tiny_hf, tmp_path):
         assert logged(low, name) == pytest.approx(logged(full, name), rel=0.02), name
     assert logged(low) != logged(full)
     assert all(parameter.dtype == torch.float32 for parameter in low.model.parameters())
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, None])
+def test_as_many_checkpoints_are_kept_as_asked_for(tiny_hf, tmp_path, limit):
+    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": limit}
+    trainer_of(tiny_hf, tmp_path, settings, **saving).train()
+    kept = {f"checkpoint-{step}" for step in range(1, 5)[-(limit or 4) :]}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_batch_without_labels_teaches_nothing(tiny_hf, tmp_path):
+    trainer = trainer_of(tiny_hf, tmp_path, R2D2Settings(pool_size=0, cases_per_step=1, gcg=GCG), tree=True)
+    ids = torch.arange(5, 25).reshape(2, 10)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # which Trainer sets as it goes
+    batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "attention_mask": torch.ones_like(ids)}
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(4))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(p.grad is not None and p.grad.any() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cases_per_step": 0}, {"reset_fraction": 3.0}, {"away_weight": -1.0}, {"gcg_suffix_length": 0}]
+)
+def test_a_config_that_cannot_be_is_named(tmp_path, changes):
+    (name, value), *_ = changes.items()
+    with pytest.raises(MechrefusalError, match=f"{name.removeprefix('gcg_')} is {value}"):
+        R2D2Config(**arguments(tmp_path), **changes)
+
+
+def test_pools_and_configs_that_do_not_fit_are_named_before_the_first_step(tiny_hf, tmp_path):
+    settings = R2D2Settings(pool_size=0, cases_per_step=1, gcg=dataclasses.replace(GCG, suffix_length=8))
+    with pytest.raises(MechrefusalError, match="has 6 tokens, gcg suffix_length is 8"):
+        trainer_of(tiny_hf, tmp_path, settings)
+    model, tokenizer = tiny_hf
+    plain = SFTConfig(**arguments(tmp_path))
+    with pytest.raises(MechrefusalError, match="args of SFTConfig: give an R2D2Config"):
+        R2D2Trainer(model=model, args=plain, processing_class=tokenizer, pool=pool_of(tokenizer))
+    pool = pool_of(tokenizer)
+    pool.cases[2] = dataclasses.replace(pool.cases[2], target="Sure, " * 600)
+    with pytest.raises(MechrefusalError, match=f"'{pool.cases[2].id}' is .* tokens long"):
+        trainer_of(tiny_hf, tmp_path, dataclasses.replace(settings, gcg=GCG), pool=pool)
