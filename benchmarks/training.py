@@ -1,12 +1,14 @@
 """Training: a step of ours against TRL's default SFTTrainer, and an R2D2 step against TRL plus nanoGCG per case.
 
-    python benchmarks/training.py [--quick] [--steps 6] [--cases 8] [--gcg_steps 5] [--width 64]
+    python benchmarks/training.py [--quick] [--steps 6] [--cases 8] [--gcg_steps 5] [--width 64] [--screen]
+                                  [--prompt_tokens 49] [--target_tokens 6]
 
 The same batches of utility rows, in float32, from the same weights; `largest_difference` is that of the logged losses,
 nats. TRL's defaults are kept (gradient checkpointing is one of them; a second figure is without). The plain composition
-of an R2D2 step is nanoGCG on each drawn case, then TRL's step on the utility rows, the refusals and the targets. Each
-part runs in a process of its own, so that its peak memory is its own; the peers go first. The last line is one JSON
-object: name, peer, ratio (of an R2D2 step: peer's seconds / ours), goal, largest_difference, settings.
+of an R2D2 step is nanoGCG on each drawn case, then TRL's step on the utility rows, the refusals and the targets; cases
+have the lengths of `gcg.py`. Each part runs in a process of its own, so that its peak memory is its own; the peers go
+first. The last line is one JSON object: name, peer, ratio (of an R2D2 step: peer's seconds / ours), goal,
+largest_difference, settings.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from gcg import INITIAL, sized
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -66,10 +69,14 @@ def run(part: str, options: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = models.load_causal_lm(models.fetch(options.model))
     attacked = part.endswith("r2d2")
     steps = 2 if attacked else options.steps
-    attack = GCGSettings(steps=options.gcg_steps, width=options.width, initial="! " * 19 + "!")
-    pool = CasePool.of(
-        tokenizer, prompts.builtin().pool.harmful.with_targets()[: options.cases], attack, size=0, seed=0, source=""
+    attack = GCGSettings(steps=options.gcg_steps, width=options.width, initial=INITIAL, screen=options.screen)
+    behaviours = sized(
+        tokenizer,
+        prompts.builtin().pool.harmful.with_targets()[: options.cases],
+        prompt_tokens=options.prompt_tokens,
+        target_tokens=options.target_tokens,
     )
+    pool = CasePool.of(tokenizer, behaviours, attack, size=0, seed=0, source="")
     utility = rows(tokenizer, options.rows)
     extra = []
     if part == "peer_r2d2":
@@ -150,17 +157,20 @@ def nanogcg_seconds(model: Any, tokenizer: Any, pool: CasePool, attack: GCGSetti
 def main() -> None:
     """Run all parts and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 steps; 2 cases with 1 GCG step of width 32")
+    parser.add_argument("--quick", action="store_true", help="3 steps; 2 cases with 2 GCG steps")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--gcg_steps", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--prompt_tokens", type=int, default=49, help="tokens before the suffix at least")
+    parser.add_argument("--target_tokens", type=int, default=6, help="tokens of the targets; 0: as they are")
+    parser.add_argument("--screen", action="store_true", help="score our candidates in bfloat16 first")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.cases, options.gcg_steps, options.width = 3, 2, 1, 32
+        options.steps, options.cases, options.gcg_steps = 3, 2, 2
     logging.disable(logging.CRITICAL)
     if options.part:
         with quiet():
@@ -196,6 +206,9 @@ def main() -> None:
             "cases": options.cases,
             "gcg_steps": options.gcg_steps,
             "gcg_width": options.width,
+            "gcg_screen": options.screen,
+            "prompt_tokens": options.prompt_tokens,
+            "target_tokens": options.target_tokens,
             "seconds": {part: round(done[part]["seconds"], 2) for part in PARTS},
             "peak_mib": {part: done[part]["peak_mib"] for part in PARTS},
         },
