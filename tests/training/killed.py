@@ -1,4 +1,4 @@
-"""Trains an arm on the tiny model and kills its own process at a named point. Run by test_resume.py.
+"""Trains an arm on the tiny model and kills its own process at a named point. Run by test_killed_training.py.
 
 python killed.py FOLDER_OF_MODEL OUT ARM POINT STEP [LORA]
 """
