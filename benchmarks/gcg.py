@@ -38,17 +38,22 @@ def plain_loss(model, tokenizer, case: AttackCase) -> float:
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(parts.target)))
 
 
-def peer(model, tokenizer, case: AttackCase, settings: GCGSettings) -> tuple[list[float], AttackCase]:
-    """Seconds of each step of nanoGCG on one case, and what it found."""
-    config = nanogcg.GCGConfig(
+def peer_config(settings: GCGSettings, *, initial: str) -> nanogcg.GCGConfig:
+    """The same search for nanoGCG."""
+    return nanogcg.GCGConfig(
         num_steps=settings.steps,
         search_width=settings.width,
         topk=settings.top_k,
-        optim_str_init=" " + case.suffix,
+        optim_str_init=" " + initial,
         use_prefix_cache=False,
         seed=0,
         verbosity="ERROR",
     )
+
+
+def peer(model, tokenizer, case: AttackCase, settings: GCGSettings) -> tuple[list[float], AttackCase]:
+    """Seconds of each step of nanoGCG on one case, and what it found."""
+    config = peer_config(settings, initial=case.suffix)
     began: list[float] = []
     gradient = nanogcg.gcg.GCG.compute_token_gradient  # the first thing that a step does
 

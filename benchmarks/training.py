@@ -23,7 +23,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from gcg import INITIAL, sized
+from gcg import INITIAL, peer_config, sized
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -137,15 +137,7 @@ def nanogcg_seconds(model: Any, tokenizer: Any, pool: CasePool, attack: GCGSetti
     """Seconds of nanoGCG on all cases; with --quick one is run and counted for each."""
     import nanogcg
 
-    config = nanogcg.GCGConfig(
-        num_steps=attack.steps,
-        search_width=attack.width,
-        topk=attack.top_k,
-        optim_str_init=" " + attack.initial,
-        use_prefix_cache=False,
-        seed=0,
-        verbosity="ERROR",
-    )
+    config = peer_config(attack, initial=attack.initial)
     model.eval().requires_grad_(False)
     chosen = pool.cases[:1] if options.quick else pool.cases
     started = time.perf_counter()

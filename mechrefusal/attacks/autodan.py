@@ -231,20 +231,8 @@ class _State:
         self.history.append((self.loss, self.best, self.tokens))
 
     def result(self, seconds: float) -> AttackCase:
-        case = self.case
-        return replace(
-            case,
-            prompt=filled(self.best, case.behaviour),
-            loss=self.loss,
-            steps=case.steps + len(self.history) - 1,
-            age=case.age + 1,
-            forward_tokens=case.forward_tokens + self.tokens,
-            dropped=case.dropped + self.dropped,
-            seconds=case.seconds + seconds,
-            history=tuple(loss for loss, _, _ in self.history),
-            history_prompts=tuple(filled(text, case.behaviour) for _, text, _ in self.history),
-            history_tokens=tuple(tokens for _, _, tokens in self.history),
-        )
+        history = [(loss, filled(text, self.case.behaviour), tokens) for loss, text, tokens in self.history]
+        return self.case.after(history, dropped=self.dropped, seconds=seconds)
 
 
 def _individual(case: AttackCase) -> str:

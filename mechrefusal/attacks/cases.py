@@ -55,6 +55,32 @@ class AttackCase:
             self, suffix=suffix, suffix_ids=suffix_ids, prompt=whole_prompt(self.behaviour, suffix), **changes
         )
 
+    def after(
+        self, history: Sequence[tuple[float, str, int]], *, dropped: int, seconds: float, **changes: Any
+    ) -> "AttackCase":
+        """The case after one more call of its attack.
+
+        Args:
+            history: (best loss, its prompt, tokens run in this call) at the start and after each step.
+            dropped, seconds: of this call.
+            changes: other fields.
+        """
+        losses, prompts, tokens = zip(*history, strict=True)
+        return replace(
+            self,
+            prompt=prompts[-1],
+            loss=losses[-1],
+            steps=self.steps + len(history) - 1,
+            age=self.age + 1,
+            forward_tokens=self.forward_tokens + tokens[-1],
+            dropped=self.dropped + dropped,
+            seconds=self.seconds + seconds,
+            history=losses,
+            history_prompts=prompts,
+            history_tokens=tokens,
+            **changes,
+        )
+
 
 def whole_prompt(behaviour: str, suffix: str) -> str:
     """The user's turn: the behaviour and, after a space, the suffix."""

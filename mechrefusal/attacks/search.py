@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.attacks.budget import Budget
-from mechrefusal.attacks.cases import AttackCase
+from mechrefusal.attacks.cases import AttackCase, whole_prompt
 from mechrefusal.attacks.context import AttackContext, replaceable_tokens, suffix_text
 from mechrefusal.attacks.proposals import draws, promising
 from mechrefusal.attacks.screen import Screen, finalists
@@ -223,21 +223,13 @@ class Search:
             state.dropped += 1
 
     def _case(self, state: _State, seconds: float) -> AttackCase:
-        case, context = state.case, state.context
         texts = [suffix_text(self.tokenizer, ids) for _, ids, _ in state.history]
-        return case.with_suffix(
-            texts[-1],
-            state.best,
-            loss=state.loss,
-            steps=case.steps + len(state.history) - 1,
-            age=case.age + 1,
-            forward_tokens=case.forward_tokens + state.tokens,
-            dropped=case.dropped + state.dropped,
-            seconds=case.seconds + seconds,
-            history=tuple(loss for loss, _, _ in state.history),
-            history_prompts=tuple(f"{context.behaviour} {text}" for text in texts),
-            history_tokens=tuple(tokens for _, _, tokens in state.history),
-        )
+        history = [
+            (loss, whole_prompt(state.case.behaviour, text), tokens)
+            for (loss, _, tokens), text in zip(state.history, texts, strict=True)
+        ]
+        case = state.case.with_suffix(texts[-1], state.best)
+        return case.after(history, dropped=state.dropped, seconds=seconds)
 
 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: AttackCase) -> AttackContext:

@@ -135,7 +135,6 @@ class R2D2Trainer(ArmTrainer):
         self._micro_batch = 0
         if self._wants_tree is None:
             self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
-            self._tree = None
         if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise MechrefusalError(
                 "R2D2Trainer cannot run GCG on weights that FSDP or DeepSpeed has sharded: use one process, or plain "
