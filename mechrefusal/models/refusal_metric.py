@@ -14,24 +14,67 @@ from mechrefusal.models.forward import TokenBatch, head_cache, last_logits
 
 
 @dataclass(frozen=True)
-class RefusalMetric:
-    """log P(refusal tokens) − log P(compliance tokens), in nats, for the token after prompt + `opening`.
+class ForcedOpenings:
+    """Openings of several tokens (token ids) that a checkpoint's refusals and its answers begin with."""
 
-    `opening` is a forced prefix of the answer (token ids, often empty): models that open refusals and answers with the
-    same token are told apart after it. `kind` is "discovered", or "fallback" where a checkpoint showed too few
-    refusals or answers to discover anything.
+    refusals: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.refusals or not self.answers or not all([*self.refusals, *self.answers]):
+            raise ValueError("teacher-forced openings need at least one refusal and one answer, none of them empty")
+
+
+@dataclass(frozen=True)
+class RefusalMetric:
+    """How much likelier a refusal is than an answer, in nats.
+
+    log P(refusal tokens) − log P(compliance tokens) for the token after prompt + `opening`, a forced prefix of the
+    answer (token ids, often empty): models that open refusals and answers with the same token are told apart after it.
+
+    Where `forced` is given, scores are log Σ P(refusal opening) − log Σ P(answer opening) instead, each the
+    teacher-forced probability of the whole opening after the prompt. Patching and attribution, which look at the logits
+    of one position, go on using the token sets.
+
+    `kind` is "discovered", "teacher_forced", or "fallback" where a checkpoint showed too few refusals or answers to
+    discover anything.
     """
 
     opening: tuple[int, ...]
     refusal_tokens: tuple[int, ...]
     compliance_tokens: tuple[int, ...]
     kind: str = "discovered"
+    forced: ForcedOpenings | None = None
 
     def __post_init__(self) -> None:
         if not self.refusal_tokens or not self.compliance_tokens:
             raise ValueError("a refusal metric needs at least one refusal token and one compliance token")
         if shared := set(self.refusal_tokens) & set(self.compliance_tokens):
             raise ValueError(f"tokens {sorted(shared)} are both refusal and compliance tokens")
+
+    @property
+    def runs(self) -> tuple[tuple[int, ...], ...]:
+        """What has to be run after each prompt (token ids) to score it; `of_runs` takes the logits."""
+        if self.forced is None:
+            return (self.opening,)
+        return tuple(opening[:-1] for opening in (*self.forced.refusals, *self.forced.answers))
+
+    def of_runs(self, logits: Sequence[Float[Tensor, "prompt place vocab"]]) -> Float[Tensor, " prompt"]:
+        """Score of every prompt.
+
+        Args:
+            logits: for each of `runs`, at the end of the prompt and at each of the run's tokens.
+        """
+        if self.forced is None:
+            return self.of(logits[0][:, -1])
+        openings = (*self.forced.refusals, *self.forced.answers)
+        found = []
+        for opening, after in zip(openings, logits, strict=True):
+            told = torch.tensor(opening, device=after.device).expand(len(after), -1)
+            found.append(after.log_softmax(-1).gather(-1, told[..., None])[..., 0].sum(-1))
+        likely = torch.stack(found)
+        n = len(self.forced.refusals)
+        return likely[:n].logsumexp(0) - likely[n:].logsumexp(0)
 
     def of(self, logits: Float[Tensor, "*prompt vocab"]) -> Float[Tensor, "*prompt"]:
         """Score from the logits at the metric's position (the last one of prompt + opening)."""

@@ -33,13 +33,54 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a (position, layer). `position` is negative, counted from the end of the prompt; `token` stands there.
     # `selection`: "kept by score", or "all prompts" where too few were kept.
     "directions": ("position", "token", "layer", "norm", "split_half_cosine", "n_harmful", "n_harmless", "selection"),
-    # One row a scored candidate.
-    "carriers": ("position", "layer", "bypass", "induce", "kl", "admissible", "rejected_because", "winner"),
-    # One row a checkpoint: the winner, or NaN and the reason why there is none.
+    # One row a scored candidate. `exact`: scored in float32 on every prompt; False where a screen put it out of the
+    # running. `win_frequency`: share of bootstraps over the validation prompts in which it is the carrier.
+    "carriers": (
+        "position", "layer", "bypass", "induce", "kl", "exact", "admissible", "rejected_because", "winner",
+        "win_frequency",
+    ),
+    # One row an exactly scored candidate, measure (bypass, induce, kl) and validation prompt.
+    "candidate_scores": ("position", "layer", "measure", "prompt_id", "value"),
+    # One row a checkpoint: the winner, or NaN and the reason why there is none. Over bootstraps of the validation
+    # prompts: `win_frequency` of the winner, `none_frequency` (share with no admissible candidate), `margin_*` (bypass
+    # of the runner-up minus that of the winner, 95% interval) and `layer_*` (95% interval of the winning layer).
+    # `reference_*`: the candidate that the later measures look at: the carrier, or where there is none the one with
+    # the lowest bypass (`reference_kind`: carrier, best candidate, none).
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
-        "n_candidates", "n_admissible", "reason",
+        "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
+        "margin_high", "layer_low", "layer_high", "n_bootstrap", "reference_kind", "reference_position",
+        "reference_layer",
     ),
+    # One row a family of subspaces and k. `family`: categories (difference-in-means of the harmful categories), pca
+    # (of harmful minus harmless activations), successive (difference in means again and again after projecting out),
+    # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts.
+    # `share_of_best`: (baseline - bypass) / (baseline - lowest admissible bypass). `smallest`: the smallest admissible
+    # k that reaches 90% of it.
+    "subspaces": (
+        "family", "k", "position", "layer", "bypass", "bypass_low", "bypass_high", "induce", "kl", "kl_low", "kl_high",
+        "admissible", "rejected_because", "share_of_best", "smallest", "n", "reason",
+    ),
+    # One row a measure of how refusals of safe prompts share refusal's direction. `layer`, `position`: where.
+    # `floor_low`, `floor_high`: the same measure under shuffled labels (95%); `random`: for a random direction.
+    "overlap": (
+        "measure", "position", "layer", "value", "low", "high", "floor_low", "floor_high", "random", "n", "reason",
+    ),
+    # One row a measure and layer of how harmfulness (last instruction token) and refusal (after the instruction) hang
+    # together. Columns as in `overlap`; `layer` is -1 where the measure belongs to none.
+    "coupling": ("measure", "layer", "value", "low", "high", "floor_low", "floor_high", "random", "n", "reason"),
+    # One row a linear probe (logistic regression, cross-validated by prompt). `target`: what it tells apart.
+    # `mean_auc`: the AUC of projecting on the difference in means instead; `cosine`: of probe and difference in means.
+    "linear_probes": (
+        "target", "position", "layer", "auc", "low", "high", "mean_auc", "shuffled_auc", "cosine", "n_positive",
+        "n_negative", "reason",
+    ),
+    # One row an intervention (ablate, add, ablate_random, add_random), coefficient and measure: refusal_harmful,
+    # refusal_harmless (mean refusal score, nats), refused_harmless (share with score > 0), loss_harmless (on the
+    # model's own answers, nats a token), kl_harmless (nats).
+    "doses": ("intervention", "coefficient", "measure", "value", "low", "high", "n"),
+    # One row an intervention and pair of curves: `value` is the area between them over the coefficients.
+    "utility_coupling": ("intervention", "measure", "value", "low", "high", "random", "n", "reason"),
     # One row a component: embed, pos_embed, head, mlp, bias, total; `layer`, `head` are -1 where there is none. `onto`:
     # refusal_logits (mean logit of the refusal tokens minus that of the compliance tokens) or carrier (projection on
     # the unit carrier). `set`: harmful or harmless. `value` is the mean over n prompts.
@@ -79,9 +120,27 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "seconds",
     ),
     # One row a pair of checkpoints and measure: carrier_cosine, direction_cosine, principal_angle_mean,
-    # principal_angle_max (degrees). `layer` is -1 where the measure belongs to none. `floor`: the same measure between
-    # two halves of the prompts at the first checkpoint. `reason` says why a value is NaN.
-    "drift": ("arm_a", "step_a", "arm_b", "step_b", "measure", "layer", "value", "floor", "n", "reason"),
+    # principal_angle_max (degrees). `layer` is -1 where the measure belongs to none. All on prompts that are the same
+    # at every checkpoint; `low`, `high`: 95% interval over prompts. `floor`: the same measure between two halves of the
+    # prompts, mean of both checkpoints; `random`: between random directions (or spans). `reason` says why a value is
+    # NaN.
+    "drift": (
+        "arm_a", "step_a", "arm_b", "step_b", "measure", "layer", "value", "low", "high", "floor", "random", "n",
+        "reason",
+    ),
+    # One row a pair of checkpoints: the carrier (or reference) of the source at the target. `bypass`, `induce`, `kl`
+    # there, `baseline_*` without it, `random_*` with a random direction of the same norm. `kind`: carrier or best
+    # candidate, of the source.
+    "transfer": (
+        "arm_source", "step_source", "arm_target", "step_target", "kind", "position", "layer", "bypass", "bypass_low",
+        "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
+        "random_bypass", "random_induce", "n_harmful", "n_harmless", "reason",
+    ),
+    # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
+    # tell. `value` with its interval and `floor`, its noise: what the verdict rests on is in `reason`.
+    "relocation": (
+        "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
+    ),
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
     # sigma_squared.
     "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "n_rows", "reason"),
@@ -95,6 +154,12 @@ ADDED: dict[str, tuple[str, ...]] = {
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
+    "carriers": ("exact", "win_frequency"),
+    "carrier": (
+        "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
+        "n_bootstrap", "reference_kind", "reference_position", "reference_layer",
+    ),
+    "drift": ("low", "high", "random"),
 }  # fmt: skip
 """Columns that runs of an earlier version do not have; they are NaN there."""
 

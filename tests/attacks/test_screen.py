@@ -9,6 +9,7 @@ from mechrefusal import prompts
 from mechrefusal.attacks import GCGSettings, gcg, screen
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import target_losses
+from mechrefusal.models import low_precision
 from mechrefusal.models.tree import Bank, Branch
 
 SETTINGS = GCGSettings(steps=3, width=48, top_k=32, suffix_length=6, screen=True)
@@ -17,7 +18,7 @@ SETTINGS = GCGSettings(steps=3, width=48, top_k=32, suffix_length=6, screen=True
 @pytest.fixture
 def screened(monkeypatch):
     """A machine that multiplies bfloat16, whatever this one is."""
-    monkeypatch.setattr(screen, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(low_precision, "multiplies_bfloat16", lambda device: True)
 
 
 def cases_of(tokenizer, settings: GCGSettings = SETTINGS):
@@ -50,11 +51,11 @@ def test_only_finalists_are_run_exactly(tiny_hf, screened):
         assert b.loss < a.history[0]
 
 
-def test_the_screen_is_near_the_exact_losses(tiny_hf):
+def test_the_screen_is_near_the_exact_losses(tiny_hf, screened):
     model, tokenizer = tiny_hf
     target = tuple(tokenizer("Sure, here is how").input_ids)
     branches = [Branch.continuing(tuple(tokenizer(text).input_ids), target) for text in ("one two", "a few more words")]
-    found = screen.Screen(model, Budget(model)).losses(branches, [target] * 2, Bank())
+    found = screen.Screen.of(model, Budget(model)).losses(branches, [target] * 2, Bank())
     plain = target_losses(model, [branch.tokens[: branch.keep[0] + 1] for branch in branches], [target] * 2)
     torch.testing.assert_close(found, plain, atol=0.05, rtol=0)
     assert not torch.equal(found, plain)
@@ -70,6 +71,6 @@ def test_finalists_are_the_best():
 
 def test_where_it_saves_nothing_there_is_no_screen(tiny_hf, monkeypatch):
     model, _ = tiny_hf
-    monkeypatch.setattr(screen, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(low_precision, "multiplies_bfloat16", lambda device: False)
     assert screen.Screen.of(model, Budget(model)) is None
     assert optimised(tiny_hf) == optimised(tiny_hf, replace(SETTINGS, screen=False))

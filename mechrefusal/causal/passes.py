@@ -1,0 +1,186 @@
+"""Forward passes of one set of prompts under many interventions, sharing what can be shared.
+
+What prompts begin with in common is run once a pass and nothing is padded (`models.tree_forward`); layers below an
+addition are not run again; logits are computed where a score reads them only. The work is done by the hooked
+transformer's twin, or by the hooked transformer itself where it has none.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.causal.interventions import Intervention, intervened
+from mechrefusal.models import TokenBatch, last_logits
+from mechrefusal.models.low_precision import bfloat16_forward
+from mechrefusal.models.tree import Branch
+from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.models.twin import Twin, twin
+
+CPU_TOKENS, CUDA_TOKENS = 4096, 1 << 16
+"""Tokens in one pass: more at once gains nothing."""
+KEPT_BYTES = 1 << 28
+"""Logits of one pass."""
+
+Logits = list[Float[Tensor, "prompt place vocab"]]
+
+
+class _Passes:
+    """What both kinds of passes share: prompts with continuations, in groups that fit."""
+
+    def __init__(self, model, asked: Sequence["_Asked"], *, low_precision: bool) -> None:
+        assert asked, "passes need at least one prompt"
+        self.model = model
+        self.twin: Twin | None = twin(model)
+        forward = None
+        if self.twin is not None:
+            forward = bfloat16_forward(self.twin.model) if low_precision else None
+            forward = forward if forward is not None else TreeForward(self.twin.model)
+        self.low_precision = forward is not None and forward.call is not forward.model
+        self._forward = forward
+        self._groups = [_Group(part) for part in self._split(asked)]
+
+    def _run(self, intervention: Intervention | None) -> Iterator[Float[Tensor, "place vocab"]]:
+        """Logits prompt by prompt and run by run, at the end of the prompt and at each token of the run; float32."""
+        if intervention is not None:
+            intervention.check(self.model)
+        for group in self._groups:
+            yield from self._group_logits(group, intervention)
+
+    def _group_logits(self, group: "_Group", intervention: Intervention | None) -> Sequence[Tensor]:
+        if self.twin is None or self._forward is None:
+            return self._plain(group, intervention)
+        start = 0 if intervention is None else intervention.first_layer
+        edits = [] if intervention is None else intervention.edits(self.model)
+        branches = group.branches
+        if start == 0:
+            with self.twin.edited(edits):
+                found = self._forward.run(branches).logits
+        else:
+            residual = self._residuals(group, branches)[start]
+            with self.twin.skipping(start), self.twin.edited([(start, "resid_pre", lambda _: residual), *edits]):
+                found = self._forward.run(branches).logits
+        return found.float().split([len(branch.keep) for branch in branches])
+
+    @torch.no_grad()
+    def _residuals(self, group: "_Group", branches: list[Branch]) -> list[Tensor]:
+        """resid_pre of every layer without intervention, taken once."""
+        assert self.twin is not None
+        assert self._forward is not None
+        if not group.residuals:
+
+            def keep(activation: Tensor) -> Tensor:
+                group.residuals.append(activation)
+                return activation
+
+            with self.twin.edited([(layer, "resid_pre", keep) for layer in range(len(self.twin.blocks))]):
+                self._forward.run(branches)
+        return group.residuals
+
+    def _plain(self, group: "_Group", intervention: Intervention | None) -> list[Tensor]:
+        pad, device = self.model.tokenizer.pad_token_id, str(self.model.cfg.device)
+        rows = [branch.tokens for branch in group.branches]
+        keep = max(len(branch.keep) for branch in group.branches)
+        with intervened(self.model, intervention):
+            if _wants_gradients(intervention):
+                whole = TokenBatch.of(rows, pad=pad, device=device, keep=max(map(len, rows)))
+                found = self.model(whole.rest, attention_mask=whole.mask, return_type="logits")[:, -keep:]
+            else:
+                found = last_logits(self.model, TokenBatch.of(rows, pad=pad, device=device, keep=keep), keep=keep)
+        return [logits[keep - len(b.keep) :].float() for logits, b in zip(found, group.branches, strict=True)]
+
+    def _split(self, asked: Sequence["_Asked"]) -> list[list["_Asked"]]:
+        """Consecutive groups whose tokens and logits fit."""
+        device = torch.device(self.model.cfg.device)
+        most = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
+        groups: list[list[_Asked]] = [[]]
+        tokens = kept = 0
+        for one in asked:
+            more = 4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in one.runs)
+            if groups[-1] and (tokens + one.n_tokens > most or kept + more > KEPT_BYTES):
+                groups.append([])
+                tokens = kept = 0
+            groups[-1].append(one)
+            tokens, kept = tokens + one.n_tokens, kept + more
+        return groups
+
+
+class Passes(_Passes):
+    """Prompts, each followed by every one of `runs`, ready to be run under one intervention after another.
+
+    Args:
+        model: a hooked transformer.
+        prompts: token ids up to the start of the answer.
+        runs: token ids to run after each prompt; by default nothing. `RefusalMetric.runs` is meant for this.
+        low_precision: weights in bfloat16 where that is faster (see `models.low_precision`), for screens.
+    """
+
+    def __init__(
+        self,
+        model,
+        prompts: Sequence[Sequence[int]],
+        runs: Sequence[Sequence[int]] = ((),),
+        *,
+        low_precision: bool = False,
+    ) -> None:
+        assert runs, "passes need at least one run (it may be empty)"
+        self.runs = tuple(tuple(run) for run in runs)
+        asked = [_Asked(tuple(prompt), self.runs) for prompt in prompts]
+        super().__init__(model, asked, low_precision=low_precision)
+
+    def logits(self, intervention: Intervention | None = None) -> Logits:
+        """For each run, the logits at the end of every prompt and at each of the run's tokens, float32.
+
+        Gradients reach the intervention's directions where they ask for them, and no weight.
+        """
+        found, n = list(self._run(intervention)), len(self.runs)
+        return [torch.stack(found[run::n]) for run in range(n)]
+
+
+class AnswerPasses(_Passes):
+    """Prompts, each followed by an answer of its own (token ids, at least one), ready to be run in the same way."""
+
+    def __init__(
+        self, model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, low_precision: bool = False
+    ) -> None:
+        assert all(len(answer) > 0 for answer in answers), "an answer has at least one token"
+        self._answers = [torch.tensor(answer) for answer in answers]
+        asked = [_Asked(tuple(p), (tuple(a[:-1]),)) for p, a in zip(prompts, answers, strict=True)]
+        super().__init__(model, asked, low_precision=low_precision)
+
+    def losses(self, intervention: Intervention | None = None) -> Float[Tensor, " prompt"]:
+        """Cross-entropy of each prompt's own answer, mean nats a token."""
+        losses = [
+            torch.nn.functional.cross_entropy(logits, answer.to(logits.device))
+            for logits, answer in zip(self._run(intervention), self._answers, strict=True)
+        ]
+        return torch.stack(losses)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    prompt: tuple[int, ...]
+    runs: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.runs))
+
+
+class _Group:
+    """Prompts that are run at once; `residuals`: resid_pre of every layer without intervention, where it was taken."""
+
+    def __init__(self, asked: list[_Asked]) -> None:
+        self.residuals: list[Tensor] = []
+        self.branches = [
+            Branch((*one.prompt, *run), tuple(range(len(one.prompt) - 1, len(one.prompt) + len(run))))
+            for one in asked
+            for run in one.runs
+        ]
+
+
+def _wants_gradients(intervention: Intervention | None) -> bool:
+    directions = getattr(intervention, "directions", getattr(intervention, "direction", None))
+    return torch.is_grad_enabled() and isinstance(directions, Tensor) and directions.requires_grad

@@ -1,0 +1,194 @@
+"""The plain Hugging Face model behind a hooked transformer: the same weights and residual stream, a third faster.
+
+A `TransformerBridge` wraps every module of the model that it was made from and computes attention itself, so that each
+of its hook points fires. Passes that look at the residual stream only don't need that: the twin is the same
+architecture around the same tensors (norms folded, weights centred; no memory of its own) and runs token trees.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Site = Literal["resid_pre", "attn_out", "mlp_out"]
+Edit = tuple[int, Site, Callable[[Tensor], Tensor]]
+"""What to do with an activation: layer, site, and the function that returns the new one."""
+
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities (nats) between a hooked transformer and its twin, edited or not."""
+
+_KEY = "_mechrefusal_twin"
+_WRAPPER = "_original_component"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A plain model and, layer by layer, the modules whose input or output are the sites of the hooked transformer."""
+
+    model: PreTrainedModel
+    blocks: tuple[nn.Module, ...]
+    attention: tuple[nn.Module, ...]
+    mlp: tuple[nn.Module, ...]
+
+    @contextmanager
+    def edited(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Apply `edits`, in order, to every pass while open."""
+        with ExitStack() as stack:
+            for layer, site, edit in edits:
+                stack.callback(self._hook(layer, site, edit).remove)
+            yield
+
+    def _hook(self, layer: int, site: Site, edit: Callable[[Tensor], Tensor]) -> Any:
+        if site == "resid_pre":
+
+            def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+                if args:
+                    return (edit(args[0]), *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+            return self.blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(_: nn.Module, args: tuple, output: Any) -> Any:
+            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+        modules = self.attention if site == "attn_out" else self.mlp
+        return modules[layer].register_forward_hook(after)
+
+    @contextmanager
+    def skipping(self, layer: int) -> Iterator[None]:
+        """While open, blocks below `layer` return their input."""
+        skipped = self.blocks[:layer]
+        for block in skipped:
+            block.__dict__["forward"] = _hand_through_tuple if block in _returns_tuple(self) else _hand_through
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.__dict__["forward"]
+
+
+def twin(model) -> Twin | None:
+    """The twin of a hooked transformer; None where the model has none that agrees with it.
+
+    Whether it agrees is tried out once: log-probabilities as they are, under a direction ablated at every site, and
+    under one added at a middle layer.
+    """
+    if _KEY not in model.__dict__:
+        try:
+            found = _build(model)
+            model.__dict__[_KEY] = found if _agrees(model, found) else None
+        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError):
+            model.__dict__[_KEY] = None
+    return model.__dict__[_KEY]
+
+
+def bridge_hook(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """An edit as a hook function of TransformerLens."""
+    return lambda activation, hook: edit(activation)
+
+
+def bridge_hooks(edits: Sequence[Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
+    """The same edits as TransformerLens' `fwd_hooks`."""
+    return [(f"blocks.{layer}.hook_{site}", bridge_hook(edit)) for layer, site, edit in edits]
+
+
+def _build(model) -> Twin:
+    original = model.original_model
+    tensors: dict[str, Tensor] = {}
+    for named in (original.named_parameters, original.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            tensors.setdefault(_unwrapped(name), tensor)
+    config = copy.deepcopy(original.config)
+    config._attn_implementation = "sdpa" if type(original)._supports_sdpa else "eager"
+    with torch.device("meta"):
+        plain = type(original)(config)
+    plain.eval()
+    for prefix, module in plain.named_modules():
+        for name in _tensor_names(module):
+            key = f"{prefix}.{name}" if prefix else name
+            if name in module._buffers:
+                module._buffers[name] = tensors[key]
+            elif key in tensors:
+                module._parameters[name] = nn.Parameter(tensors[key].detach(), requires_grad=False)
+            elif module._parameters.get(name) is not None:
+                raise KeyError(key)
+    names = [block.name for block in model.blocks]
+    return Twin(
+        plain,
+        tuple(plain.get_submodule(name) for name in names),
+        tuple(plain.get_submodule(_writer(block, "hook_attn_out")) for block in model.blocks),
+        tuple(plain.get_submodule(_writer(block, "hook_mlp_out")) for block in model.blocks),
+    )
+
+
+def _tensor_names(module: nn.Module) -> list[str]:
+    """Names of a module's tensors; a bias where it could have one, as folding norms gives biases to those without."""
+    own = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
+    return own + ["bias"] * (isinstance(module, nn.Linear) and module.bias is None)
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _WRAPPER)
+
+
+def _writer(block, hook: str) -> str:
+    """Path of the module whose output the hook of a block sees."""
+    component, _, point = block.hook_aliases[hook].partition(".")
+    if point != "hook_out":
+        raise KeyError(f"{hook} is {block.hook_aliases[hook]}")
+    return f"{block.name}.{getattr(block, component).name}"
+
+
+@torch.no_grad()
+def _agrees(model, found: Twin) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(model.cfg.d_vocab, (2, 12), generator=generator).to(model.cfg.device)
+    direction = torch.randn(model.cfg.d_model, generator=generator).to(model.cfg.device)
+    unit = direction / direction.norm()
+    everywhere: list[Edit] = [
+        (layer, site, lambda x: x - (x @ unit)[..., None] * unit)
+        for layer in range(model.cfg.n_layers)
+        for site in ("resid_pre", "attn_out", "mlp_out")
+    ]
+    once: list[Edit] = [(model.cfg.n_layers // 2, "resid_pre", lambda x: x + direction)]
+    for edits in ([], everywhere, once):
+        with model.hooks(fwd_hooks=bridge_hooks(edits)):
+            expected = model(token_ids, return_type="logits").log_softmax(-1)
+        with found.edited(edits):
+            seen = found.model(token_ids, use_cache=False).logits.log_softmax(-1)
+        if not (seen - expected).abs().max() <= TOLERANCE:
+            return False
+    return True
+
+
+def _hand_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _hand_through_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    return (hidden_states,)
+
+
+@torch.no_grad()
+def _returns_tuple(found: Twin) -> set[nn.Module]:
+    """The blocks that return a tuple (it differs between architectures); found out by one pass of two tokens."""
+    known = found.model.__dict__.get("_blocks_return_tuple")
+    if known is None:
+        known = set()
+
+        def note(block: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                known.add(block)
+
+        with ExitStack() as stack:
+            for block in found.blocks:
+                stack.callback(block.register_forward_hook(note).remove)
+            device = found.model.get_input_embeddings().weight.device
+            found.model(torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+        found.model.__dict__["_blocks_return_tuple"] = known
+    return known
