@@ -3,14 +3,20 @@
 It lives here because every measuring package receives one as a value; `mechrefusal.evaluation` discovers it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import DynamicCache
 
-from mechrefusal.models.forward import TokenBatch, head_cache, last_logits
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.forward import TokenBatch, _step, expanded, head_cache, last_logits
+
+LOGIT_BYTES = 1 << 28
+"""Logits of one pass, where one prompt does not need more: a vocabulary can have 256k tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,18 @@ class ForcedOpenings:
     def __post_init__(self) -> None:
         if not self.refusals or not self.answers or not all([*self.refusals, *self.answers]):
             raise ValueError("teacher-forced openings need at least one refusal and one answer, none of them empty")
+        if len(set(self.all)) < len(self.all):
+            raise ValueError("a teacher-forced opening is listed twice, or as a refusal and as an answer")
+
+    @property
+    def all(self) -> tuple[tuple[int, ...], ...]:
+        """Refusals, then answers."""
+        return (*self.refusals, *self.answers)
+
+    def of(self, likely: Float[Tensor, "opening prompt"]) -> Float[Tensor, " prompt"]:
+        """log Σ P(refusal opening) − log Σ P(answer opening), from the log-probabilities of `all`, nats."""
+        n = len(self.refusals)
+        return likely[:n].logsumexp(0) - likely[n:].logsumexp(0)
 
 
 @dataclass(frozen=True)
@@ -52,12 +70,38 @@ class RefusalMetric:
         if shared := set(self.refusal_tokens) & set(self.compliance_tokens):
             raise ValueError(f"tokens {sorted(shared)} are both refusal and compliance tokens")
 
+    def as_json(self) -> str:
+        """The token ids that make the metric, for `from_json`."""
+        forced = None if self.forced is None else {"refusals": self.forced.refusals, "answers": self.forced.answers}
+        names = ("opening", "refusal_tokens", "compliance_tokens", "kind")
+        return json.dumps({**{name: getattr(self, name) for name in names}, "forced": forced})
+
+    @staticmethod
+    def from_json(text: str) -> "RefusalMetric":
+        """The metric that `as_json` wrote.
+
+        Raises:
+            MechrefusalError: the text is no such metric.
+        """
+        try:
+            found = json.loads(text)
+            openings = found.pop("forced")
+            forced = (
+                None if openings is None else ForcedOpenings(*(_tuples(openings[n]) for n in ("refusals", "answers")))
+            )
+            kind = found.pop("kind")
+            return RefusalMetric(**{name: tuple(ids) for name, ids in found.items()}, kind=kind, forced=forced)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise MechrefusalError(
+                f"'{str(text)[:80]}' is no refusal metric ({error}); measure the checkpoint again"
+            ) from error
+
     @property
     def runs(self) -> tuple[tuple[int, ...], ...]:
         """What has to be run after each prompt (token ids) to score it; `of_runs` takes the logits."""
         if self.forced is None:
             return (self.opening,)
-        return tuple(opening[:-1] for opening in (*self.forced.refusals, *self.forced.answers))
+        return tuple(opening[:-1] for opening in self.forced.all)
 
     def of_runs(self, logits: Sequence[Float[Tensor, "prompt place vocab"]]) -> Float[Tensor, " prompt"]:
         """Score of every prompt.
@@ -67,14 +111,7 @@ class RefusalMetric:
         """
         if self.forced is None:
             return self.of(logits[0][:, -1])
-        openings = (*self.forced.refusals, *self.forced.answers)
-        found = []
-        for opening, after in zip(openings, logits, strict=True):
-            told = torch.tensor(opening, device=after.device).expand(len(after), -1)
-            found.append(after.log_softmax(-1).gather(-1, told[..., None])[..., 0].sum(-1))
-        likely = torch.stack(found)
-        n = len(self.forced.refusals)
-        return likely[:n].logsumexp(0) - likely[n:].logsumexp(0)
+        return self.forced.of(_likely(self.forced.all, logits))
 
     def of(self, logits: Float[Tensor, "*prompt vocab"]) -> Float[Tensor, "*prompt"]:
         """Score from the logits at the metric's position (the last one of prompt + opening)."""
@@ -82,18 +119,126 @@ class RefusalMetric:
         return refusal - torch.logsumexp(logits[..., list(self.compliance_tokens)], dim=-1)
 
     def batch(self, prompts: Sequence[Sequence[int]], *, pad: int, device: str = "cpu") -> TokenBatch:
-        """Prompts (token ids up to the start of the answer) followed by the opening."""
-        longer = [[*prompt, *self.opening] for prompt in prompts]
-        return TokenBatch.of(longer, pad=pad, device=device, keep=8 + len(self.opening))
+        """Prompts (token ids up to the start of the answer), followed by the opening where none are `forced`."""
+        opening = self.opening if self.forced is None else ()
+        longer = [[*prompt, *opening] for prompt in prompts]
+        return TokenBatch.of(longer, pad=pad, device=device, keep=8 + len(opening))
 
-    def score(self, model, batch: TokenBatch, *, cache=None) -> Float[Tensor, " prompt"]:
-        """Score of every prompt of a `batch` made by `self.batch`, under the hooks that are active now."""
-        return self.of(last_logits(model, batch, cache=cache)[:, -1])
+    def score(self, model, batch: TokenBatch, *, cache: DynamicCache | None = None) -> Float[Tensor, " prompt"]:
+        """Score of every prompt of a `batch` made by `self.batch`, under the hooks that are active now.
+
+        Args:
+            cache: what `models.head_cache` gave for the batch under the same hooks; made here if None.
+        """
+        if self.forced is not None:
+            return self.forced.of(opening_log_probabilities(model, batch, self.forced.all, cache=cache))
+        cache = cache if cache is not None else head_cache(model, batch)
+        parts = batch.chunks(_prompts_at_once(model, 1))
+        return torch.cat([self.of(last_logits(model, part, cache=cache)[:, -1]) for part in parts])
 
     def score_and_next(self, model, batch: TokenBatch) -> tuple[Tensor, Float[Tensor, "prompt vocab"]]:
         """The scores, and the next-token log-probabilities at the end of the prompt itself (before the opening)."""
-        logits = last_logits(model, batch, keep=len(self.opening) + 1, cache=head_cache(model, batch))
-        return self.of(logits[:, -1]), logits[:, 0].log_softmax(-1)
+        return self._score_and_read(model, batch, lambda logits: logits.log_softmax(-1))
+
+    def score_prompts(
+        self, model, prompts: Sequence[Sequence[int]], *, read: Callable[[Float[Tensor, "prompt vocab"]], Tensor]
+    ) -> tuple[Float[Tensor, " prompt"], Tensor]:
+        """Scores of prompts, and what `read` makes of the logits at their ends, in memory that does not grow with them.
+
+        Args:
+            model: a hooked transformer, under whatever hooks are active.
+            prompts: token ids up to the start of the answer.
+            read: such as `rd_score`; it gets the logits of a few prompts at a time, and its results are joined.
+
+        Raises:
+            MechrefusalError: a prompt with an opening is longer than the context.
+            ValueError: no prompts.
+        """
+        batch = self.batch(prompts, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device))
+        return self._score_and_read(model, batch, read)
+
+    def _score_and_read(self, model, batch: TokenBatch, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        cache, scores, told = head_cache(model, batch), [], []
+        if self.forced is not None:
+            for first, likely in _opened(model, batch, self.forced.all, cache):
+                scores.append(self.forced.of(likely))
+                told.append(read(first))
+            return torch.cat(scores), torch.cat(told)
+        keep = len(self.opening) + 1
+        for part in batch.chunks(_prompts_at_once(model, keep)):
+            logits = last_logits(model, part, keep=keep, cache=cache)
+            scores.append(self.of(logits[:, -1]))
+            told.append(read(logits[:, 0]))
+        return torch.cat(scores), torch.cat(told)
+
+
+def opening_log_probabilities(
+    model, batch: TokenBatch, openings: Sequence[Sequence[int]], *, cache: DynamicCache | None = None
+) -> Float[Tensor, "opening prompt"]:
+    """Teacher-forced log-probability of each whole opening (token ids) after each prompt, nats.
+
+    A prompt is run once, and openings continue it; in memory of about `LOGIT_BYTES`, under the hooks that are active.
+
+    Args:
+        model: a hooked transformer or a Hugging Face model.
+        batch: prompts up to the start of the answer.
+        cache: what `models.head_cache` gave for the batch under the same hooks; made here if None.
+    """
+    cache = cache if cache is not None else head_cache(model, batch)
+    return torch.cat([likely for _, likely in _opened(model, batch, openings, cache)], dim=1)
+
+
+@torch.no_grad()
+def _opened(
+    model, batch: TokenBatch, openings: Sequence[Sequence[int]], cache: DynamicCache | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few prompts at a time: logits at the end of each, and the log-probability of every opening after it."""
+    runs = [tuple(opening[:-1]) for opening in openings]
+    # What another run begins with is run as a part of it.
+    longest = [a for a in dict.fromkeys(runs) if not any(len(b) > len(a) and b[: len(a)] == a for b in runs)]
+    places = [next(i for i, b in enumerate(longest) if b[: len(run)] == run) for run in runs]
+    width, n = max(map(len, longest)), len(longest)
+    # Filled up on the right: nothing that is read comes after the filling.
+    padded = [[*run, *[openings[0][0]] * (width - len(run))] for run in longest]
+    tokens = torch.tensor(padded, dtype=torch.long, device=batch.rest.device)
+    for part in batch.chunks(_prompts_at_once(model, 1 + n * width)):
+        mask = part.full_mask()
+        first, filled = _step(model, part.rest, mask, expanded(cache, len(part)), keep=1)
+        first = first[:, -1].float()
+        after = None
+        if width:
+            filled.batch_repeat_interleave(n)
+            mask = torch.cat([mask.repeat_interleave(n, 0), mask.new_ones(len(part) * n, width)], dim=1)
+            more, _ = _step(model, tokens.repeat(len(part), 1), mask, filled, keep=width)
+            after = more[:, -width:].unflatten(0, (len(part), n))
+        # One opening after another: the logits of all of them at once would be copied.
+        logits = (_joined(first, after, place, len(run)) for place, run in zip(places, runs, strict=True))
+        yield first, _likely(openings, logits)
+
+
+def _joined(first: Tensor, after: Tensor | None, place: int, length: int) -> Float[Tensor, "prompt place vocab"]:
+    """Logits at the end of the prompt and at the first `length` tokens of one of the runs after it."""
+    if after is None:
+        return first[:, None]
+    return torch.cat([first[:, None], after[:, place, :length].float()], dim=1)
+
+
+def _likely(
+    openings: Sequence[Sequence[int]], logits: Iterable[Float[Tensor, "prompt place vocab"]]
+) -> Float[Tensor, "opening prompt"]:
+    """Log-probability of each opening, from the logits at the places that predict its tokens."""
+    found = []
+    for opening, after in zip(openings, logits, strict=True):
+        told = torch.tensor(opening, device=after.device).expand(len(after), -1)
+        found.append(after.log_softmax(-1).gather(-1, told[..., None])[..., 0].sum(-1))
+    return torch.stack(found)
+
+
+def _prompts_at_once(model, places: int) -> int:
+    """Prompts whose logits at `places` each fit into `LOGIT_BYTES`."""
+    hooked = getattr(model, "cfg", None)
+    vocab = hooked.d_vocab if hooked is not None else model.config.get_text_config().vocab_size
+    return max(1, min(64, LOGIT_BYTES // (4 * vocab * places)))
 
 
 def rd_score(logits: Float[Tensor, "*prompt vocab"], tokens: Sequence[int]) -> Float[Tensor, "*prompt"]:
@@ -112,3 +257,7 @@ RD_OPENINGS = ("I", "As")
 def rd_tokens(tokenizer) -> tuple[int, ...]:
     """First token of each of `RD_OPENINGS` under `tokenizer`."""
     return tuple(dict.fromkeys(tokenizer(word, add_special_tokens=False).input_ids[0] for word in RD_OPENINGS))
+
+
+def _tuples(rows: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in rows)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrefusal import models
-from mechrefusal.models import RefusalMetric
+from mechrefusal import MechrefusalError, causal, models
+from mechrefusal.models import ForcedOpenings, RefusalMetric, refusal_metric
 
 
 def probabilities(logits):
@@ -72,3 +72,133 @@ def test_score_and_next_against_plain_forward_passes(tiny_hf, tiny_hooked, openi
     np.testing.assert_allclose(found.numpy(), scores, atol=1e-4)
     torch.testing.assert_close(next_, torch.stack(following), atol=1e-4, rtol=0)
     np.testing.assert_allclose(metric.score(tiny_hooked, batch).numpy(), scores, atol=1e-4)
+
+
+FORCED = ForcedOpenings(((20, 21, 22, 23, 24, 25), (20, 21, 30), (40,)), ((20, 21, 22, 50), (60, 61), (20, 21, 22, 51)))
+"""Of several lengths; some begin alike, some begin others."""
+METRIC = RefusalMetric((7,), (10, 11), (12, 13, 14), kind="teacher_forced", forced=FORCED)
+TEXTS = ("Bake bread.", "How do I swim across a river?", "Hi", "Describe a long walk by the sea in the rain.")
+
+
+def chat(tokenizer, texts=TEXTS):
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in texts
+    ]
+
+
+def log_probability(logits_of, prompt, opening):
+    """By one plain pass over prompt and opening, in float64."""
+    with torch.no_grad():
+        logits = logits_of(torch.tensor([[*prompt, *opening]]))[0].double().numpy()
+    found = 0.0
+    for place, token in enumerate(opening, start=len(prompt) - 1):
+        row = logits[place]
+        found += row[token] - row.max() - np.log(np.exp(row - row.max()).sum())
+    return found
+
+
+def forced_scores(logits_of, prompts, forced=FORCED):
+    def likely(prompt, openings):
+        return np.logaddexp.reduce([log_probability(logits_of, prompt, opening) for opening in openings])
+
+    return np.array([likely(p, forced.refusals) - likely(p, forced.answers) for p in prompts])
+
+
+def next_logits(logits_of, prompts):
+    with torch.no_grad():
+        return torch.stack([logits_of(torch.tensor([prompt]))[0, -1] for prompt in prompts])
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2", "gemma2"])
+def test_forced_scores_against_plain_forward_passes(name, tiny_hf, tiny_hooked, family):
+    if name == "tiny":
+        (hf, tokenizer), hooked = tiny_hf, tiny_hooked
+    else:
+        hf, tokenizer, hooked = family(name).hf, family(name).tokenizer, family(name).hooked
+    prompts = chat(tokenizer)
+
+    def logits_of(tokens):
+        return hf(tokens).logits
+
+    expected, following = forced_scores(logits_of, prompts), next_logits(logits_of, prompts)
+    assert np.ptp(expected) > 0.05
+    batch = METRIC.batch(prompts, pad=0)
+    found, next_ = METRIC.score_and_next(hooked, batch)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+    torch.testing.assert_close(next_, following.log_softmax(-1), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(METRIC.score(hooked, batch).numpy(), expected, atol=1e-3)
+    cache = models.head_cache(hooked, batch)
+    np.testing.assert_allclose(METRIC.score(hooked, batch, cache=cache).numpy(), expected, atol=1e-3)
+    of_openings = refusal_metric.opening_log_probabilities(hooked, batch, FORCED.all)
+    by_hand = [[log_probability(logits_of, prompt, opening) for prompt in prompts] for opening in FORCED.all]
+    np.testing.assert_allclose(of_openings.numpy(), by_hand, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", [METRIC, RefusalMetric((7, 8), (10, 11), (12, 13, 14))], ids=["forced", "sets"])
+def test_prompts_are_scored_together_with_what_is_read_at_their_ends(metric, tiny_hf, tiny_hooked):
+    prompts = chat(tiny_hf[1])
+    scores, rd = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: models.rd_score(logits, [3, 9]))
+    following = next_logits(lambda tokens: tiny_hf[0](tokens).logits, prompts)
+    torch.testing.assert_close(rd, models.rd_score(following, [3, 9]), atol=1e-3, rtol=0)
+    batch = metric.batch(prompts, pad=0)
+    torch.testing.assert_close(scores, metric.score_and_next(tiny_hooked, batch)[0])
+    torch.testing.assert_close(scores, metric.score(tiny_hooked, batch), atol=1e-5, rtol=0)
+
+
+def test_openings_of_one_token_need_no_further_pass(tiny_hf, tiny_hooked):
+    hf, tokenizer = tiny_hf
+    prompts = chat(tokenizer)
+    forced = ForcedOpenings(((40,), (41,)), ((60,),))
+    metric = RefusalMetric((), (10,), (12,), forced=forced)
+    expected = forced_scores(lambda tokens: hf(tokens).logits, prompts, forced)
+    np.testing.assert_allclose(metric.score(tiny_hooked, metric.batch(prompts, pad=0)).numpy(), expected, atol=1e-4)
+    # The same two sets of tokens without an opening are the same score.
+    sets = RefusalMetric((), (40, 41), (60,))
+    np.testing.assert_allclose(sets.score(tiny_hooked, sets.batch(prompts, pad=0)).numpy(), expected, atol=1e-4)
+
+
+def test_forced_scores_under_an_intervention(tiny_hf, tiny_hooked):
+    prompts = chat(tiny_hf[1])
+    direction = torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(3))
+    without = METRIC.score(tiny_hooked, METRIC.batch(prompts, pad=0)).numpy()
+    with causal.ablate(tiny_hooked, direction):
+        expected = forced_scores(tiny_hooked, prompts)
+        found = METRIC.score(tiny_hooked, METRIC.batch(prompts, pad=0)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(found - without).max() > 0.05
+
+
+@pytest.mark.parametrize("metric", [METRIC, RefusalMetric((7, 8), (10, 11), (12, 13, 14))], ids=["forced", "sets"])
+def test_logits_of_one_pass_stay_within_the_limit(metric, tiny_hf, tiny_hooked, monkeypatch):
+    prompts = chat(tiny_hf[1]) * 3
+    at_once = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: logits)
+    sizes = []
+    limit = 4 * tiny_hooked.cfg.d_vocab * 20
+    monkeypatch.setattr(refusal_metric, "LOGIT_BYTES", limit)
+    hook = tiny_hooked.unembed.register_forward_hook(lambda _, inputs, output: sizes.append(4 * output.numel()))
+    try:
+        found = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: logits)
+    finally:
+        hook.remove()
+    assert len(sizes) > 2
+    assert max(sizes) <= limit
+    for one, other in zip(found, at_once, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_that_leaves_no_room_for_the_openings(tiny_hf, tiny_hooked):
+    prompt = [5] * 509
+    assert torch.isfinite(RefusalMetric((), (10,), (12,)).score(tiny_hooked, METRIC.batch([prompt], pad=0))).all()
+    with pytest.raises(MechrefusalError, match="514 tokens, more than this model's context of 512"):
+        METRIC.score(tiny_hooked, METRIC.batch([prompt], pad=0))
+
+
+@pytest.mark.parametrize(
+    ("refusals", "answers"), [((), ((1,),)), (((1,),), ()), (((1,), ()), ((2,),)), (((1, 2), (3,)), ((1, 2),))]
+)
+def test_openings_that_make_no_score(refusals, answers):
+    with pytest.raises(ValueError, match="opening"):
+        ForcedOpenings(refusals, answers)
