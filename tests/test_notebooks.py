@@ -43,6 +43,15 @@ def test_attacks_and_training_run_on_the_tiny_model(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "r2d2").glob("step-*")} == {"step-00002", "step-00004"}
 
 
+@pytest.mark.slow
+def test_geometry_runs_on_the_tiny_model(tmp_path, monkeypatch):
+    cells = run("03_geometry.ipynb", f"source, folder, n, every = 'tiny-random', {str(tmp_path)!r}, 6, 1", monkeypatch)
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    assert sum("application/vnd.plotly.v1+json" in outputs for outputs in shown) == 1
+    for name in ("rejected_because", "cost_per_refusal", "ablate_refusal_on_refusal", "shuffled_auc", "variance_share"):
+        assert any(name in outputs for outputs in shown), name
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

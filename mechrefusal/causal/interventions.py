@@ -127,9 +127,15 @@ def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Ten
 
 
 def orthonormal(directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:
-    """Columns that span the rows. Float64 within: the basis is used at every site, its rounding must not add up."""
+    """Columns that span the rows, with gradients where the rows are linearly independent.
+
+    Float64 within: the basis is used at every site, its rounding must not add up.
+    """
     rows = directions[None] if directions.ndim == 1 else directions
-    if len(rows) == 1:  # plainly, as a singular value decomposition has no stable gradient here
+    if len(rows) == 1:
         return (rows.double() / rows.double().norm()).T.to(torch.float32)
-    columns, lengths, _ = torch.linalg.svd(rows.double().T, full_matrices=False)
-    return columns[:, lengths > 1e-6 * lengths.max()].to(torch.float32)
+    columns, lengths, _ = torch.linalg.svd(rows.detach().double().T, full_matrices=False)
+    independent = lengths > 1e-6 * lengths.max()
+    if independent.all():  # a singular value decomposition has no gradient where rows are orthonormal; this has
+        return torch.linalg.qr(rows.double().T).Q.to(torch.float32)
+    return columns[:, independent].to(torch.float32)

@@ -2,18 +2,23 @@
 
 What prompts begin with in common is run once a pass and nothing is padded (`models.tree_forward`); layers below an
 addition are not run again; logits are computed where a score reads them only. The work is done by the hooked
-transformer's twin, or by the hooked transformer itself where it has none.
+transformer's twin, or by the hooked transformer itself where it has none and while hooks of the caller stand at it.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mechrefusal.causal.interventions import Intervention, intervened
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, last_logits
+from mechrefusal.models.forward import contiguous_head, exact_length
 from mechrefusal.models.low_precision import bfloat16_forward
 from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward
@@ -36,10 +41,11 @@ class _Passes:
         self.twin: Twin | None = twin(model)
         forward = None
         if self.twin is not None:
-            forward = bfloat16_forward(self.twin.model) if low_precision else None
+            forward = _low_precision(self.twin) if low_precision else None
             forward = forward if forward is not None else TreeForward(self.twin.model)
         self.low_precision = forward is not None and forward.call is not forward.model
         self._forward = forward
+        _check_length(model, max(one.longest for one in asked), padded=forward is None)
         self._groups = [_Group(part) for part in self._split(asked)]
 
     def _run(self, intervention: Intervention | None) -> Iterator[Float[Tensor, "place vocab"]]:
@@ -50,7 +56,7 @@ class _Passes:
             yield from self._group_logits(group, intervention)
 
     def _group_logits(self, group: "_Group", intervention: Intervention | None) -> Sequence[Tensor]:
-        if self.twin is None or self._forward is None:
+        if self.twin is None or self._forward is None or twin(self.model) is None:
             return self._plain(group, intervention)
         start = 0 if intervention is None else intervention.first_layer
         edits = [] if intervention is None else intervention.edits(self.model)
@@ -70,23 +76,30 @@ class _Passes:
         assert self.twin is not None
         assert self._forward is not None
         if not group.residuals:
+            found: list[Tensor] = []
 
             def keep(activation: Tensor) -> Tensor:
-                group.residuals.append(activation)
+                found.append(activation)
                 return activation
 
             with self.twin.edited([(layer, "resid_pre", keep) for layer in range(len(self.twin.blocks))]):
                 self._forward.run(branches)
+            group.residuals = found  # all of them, or none where the pass was broken off
         return group.residuals
 
     def _plain(self, group: "_Group", intervention: Intervention | None) -> list[Tensor]:
         pad, device = self.model.tokenizer.pad_token_id, str(self.model.cfg.device)
         rows = [branch.tokens for branch in group.branches]
         keep = max(len(branch.keep) for branch in group.branches)
+        _check_length(self.model, max(map(len, rows)), padded=True)
         with intervened(self.model, intervention):
-            if _wants_gradients(intervention):
+            if _wants_gradients(intervention) or keep > min(map(len, rows)):
                 whole = TokenBatch.of(rows, pad=pad, device=device, keep=max(map(len, rows)))
-                found = self.model(whole.rest, attention_mask=whole.mask, return_type="logits")[:, -keep:]
+                with contiguous_head(self.model):
+                    logits = self.model(
+                        whole.rest, attention_mask=whole.mask, return_type="logits", logits_to_keep=keep
+                    )
+                found = logits[:, -keep:]
             else:
                 found = last_logits(self.model, TokenBatch.of(rows, pad=pad, device=device, keep=keep), keep=keep)
         return [logits[keep - len(b.keep) :].float() for logits, b in zip(found, group.branches, strict=True)]
@@ -168,6 +181,10 @@ class _Asked:
     def n_tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.runs))
 
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + max(map(len, self.runs))
+
 
 class _Group:
     """Prompts that are run at once; `residuals`: resid_pre of every layer without intervention, where it was taken."""
@@ -179,6 +196,32 @@ class _Group:
             for one in asked
             for run in one.runs
         ]
+
+
+_LOW_PRECISION: "WeakKeyDictionary[PreTrainedModel, ref[TreeForward]]" = WeakKeyDictionary()
+
+
+def _low_precision(found: Twin) -> TreeForward | None:
+    """Passes that live at the same time share one copy of the weights."""
+    known = _LOW_PRECISION.get(found.model, lambda: None)()
+    if known is None:
+        known = bfloat16_forward(found.model)
+        if known is not None:
+            _LOW_PRECISION[found.model] = ref(known)
+    return known
+
+
+def _check_length(model, n_tokens: int, *, padded: bool) -> None:
+    """Raise `MechrefusalError` for more tokens than the context, or (for padded rows) a smaller sliding window."""
+    config = model.original_model.config.get_text_config()
+    limit, what = exact_length(config)
+    if not padded and what != "context":
+        limit, what = getattr(config, "max_position_embeddings", None) or sys.maxsize, "context"
+    if n_tokens > limit:
+        raise MechrefusalError(
+            f"a prompt with its answer takes {n_tokens} tokens, more than this model's {what} of {limit}, inside which "
+            "its passes are exact; shorten the prompt or the answer"
+        )
 
 
 def _wants_gradients(intervention: Intervention | None) -> bool:

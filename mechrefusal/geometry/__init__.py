@@ -1,18 +1,56 @@
 """Where refusal points: directions, carriers, and how they drift between checkpoints."""
 
-from mechrefusal.geometry import carriers, drift
-from mechrefusal.geometry.carriers import score
-from mechrefusal.geometry.directions import Directions, difference_in_means, post_instruction_positions
+from mechrefusal.geometry import carriers, cones, drift, stability, subspaces
+from mechrefusal.geometry.cones import Cone, ConeSettings, learn_cone
+from mechrefusal.geometry.coupling import harmfulness_refusal_coupling
+from mechrefusal.geometry.directions import (
+    Directions,
+    difference_in_means,
+    last_instruction_position,
+    post_instruction_positions,
+)
+from mechrefusal.geometry.doses import Doses, dose_response
 from mechrefusal.geometry.drift import cosine, effective_rank, principal_angles
+from mechrefusal.geometry.overlap import over_refusal_overlap
+from mechrefusal.geometry.probes import linear_probe, linear_probes, probe_layers
+from mechrefusal.geometry.readings import Readings
+from mechrefusal.geometry.scoring import CarrierScores, Scorer, kl_divergence, score
+from mechrefusal.geometry.screening import screened
+from mechrefusal.geometry.subspaces import Subspace, Subspaces, score_subspaces
+from mechrefusal.geometry.transfer import Found, transfer
 
 __all__ = [
+    "CarrierScores",
+    "Cone",
+    "ConeSettings",
     "Directions",
+    "Doses",
+    "Found",
+    "Readings",
+    "Scorer",
+    "Subspace",
+    "Subspaces",
     "carriers",
+    "cones",
     "cosine",
     "difference_in_means",
+    "dose_response",
     "drift",
     "effective_rank",
+    "harmfulness_refusal_coupling",
+    "kl_divergence",
+    "last_instruction_position",
+    "learn_cone",
+    "linear_probe",
+    "linear_probes",
+    "over_refusal_overlap",
     "post_instruction_positions",
     "principal_angles",
+    "probe_layers",
     "score",
+    "score_subspaces",
+    "screened",
+    "stability",
+    "subspaces",
+    "transfer",
 ]

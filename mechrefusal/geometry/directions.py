@@ -1,14 +1,15 @@
 """Difference-in-means directions at every layer and post-instruction position (Arditi et al., 2406.11717, eq. 1, 2)."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +17,13 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
-from mechrefusal.models import TokenBatch, head_cache, last_logits
+from mechrefusal.geometry.activations import stream
+
+FOLDS = 16
+"""Prompt i of each class belongs to fold i % 16; an even number, so that even folds are the even prompts."""
+
+VARIES = "…"
+"""Stands in `Directions.tokens` for a position at which the prompts have different tokens."""
 
 
 class Texts(Protocol):
@@ -43,9 +50,10 @@ class Contrast(Protocol):
 class Directions:
     """r[position, layer] = mean(harmful) − mean(harmless) of resid_pre.
 
-    `positions` count from the end of the prompt (−1 is its last token); `tokens` are the tokens there. `weights` is the
-    hash of the checkpoint that they were taken from. `halves` are the directions of even and odd prompts
-    alone: what they differ by is the noise floor of every angle (NaN where a half is empty).
+    `positions` count from the end of the prompt (−1 is its last token); `tokens` are the tokens there (`VARIES` where
+    the prompts differ). `weights` is the hash of the checkpoint that they were taken from. `sums` are those of the
+    harmful (0) and the harmless (1) prompts of each fold, `counts` how many prompts each has: what other prompts would
+    have given can be told from them, and so the noise of every angle.
     """
 
     values: Float[Tensor, "position layer d_model"]
@@ -54,21 +62,72 @@ class Directions:
     n_harmful: int
     n_harmless: int
     weights: str
-    halves: Float[Tensor, "two position layer d_model"]
+    sums: Float[Tensor, "two fold position layer d_model"]
+    counts: Int[Tensor, "two fold"]
 
     def __post_init__(self) -> None:
         assert self.values.ndim == 3
         assert len(self.values) == len(self.positions) == len(self.tokens)
-        assert self.halves.shape == (2, *self.values.shape)
+        assert self.sums.shape == (*self.counts.shape, *self.values.shape)
+        assert len(self.counts) == 2
+
+    @property
+    def halves(self) -> Float[Tensor, "two position layer d_model"]:
+        """Directions of the even and of the odd folds alone, float64; NaN where a half has no prompt of a class."""
+        odd = torch.arange(self.counts.shape[1]) % 2
+        return torch.stack([self.resampled(1 - odd, 1 - odd), self.resampled(odd, odd)])
 
     @property
     def split_half_cosine(self) -> Float[Tensor, "position layer"]:
         """Cosine between the directions of the two halves."""
-        return torch.nn.functional.cosine_similarity(self.halves[0], self.halves[1], dim=-1)
+        first, second = self.halves
+        return torch.nn.functional.cosine_similarity(first, second, dim=-1)
+
+    def resampled(
+        self, weights_harmful: Float[Tensor, " fold"], weights_harmless: Float[Tensor, " fold"]
+    ) -> Float[Tensor, "position layer d_model"]:
+        """Directions, float64, with every prompt of a fold counted as often as the fold's weight says.
+
+        Weights of a bootstrap over folds, or 0 and 1 for a part of the prompts. NaN where a class has no weight.
+        """
+        means = []
+        for sums, counts, weights in zip(self.sums, self.counts, (weights_harmful, weights_harmless), strict=True):
+            if weights.shape != counts.shape:
+                raise MechrefusalError(
+                    f"weights of folds have shape {tuple(weights.shape)}; give {len(counts)} numbers, one a fold"
+                )
+            total = torch.zeros(self.values.shape, dtype=torch.float64)
+            for each, weight in zip(sums, weights.tolist(), strict=True):
+                total.add_(each, alpha=weight)
+            means.append(total / (counts * weights).sum())
+        return means[0] - means[1]
+
+    def of_positions(self, positions: Sequence[int]) -> "Directions":
+        """The directions at some of the positions, in the order given.
+
+        Raises:
+            MechrefusalError: a position that was not measured.
+        """
+        rows = [self.row(position) for position in positions]
+        return replace(
+            self,
+            values=self.values[rows],
+            positions=tuple(positions),
+            tokens=tuple(self.tokens[row] for row in rows),
+            sums=self.sums[:, :, rows],
+        )
 
     def at(self, candidate) -> Float[Tensor, " d_model"]:
         """The direction of a row (mapping or Series) with `position` and `layer`."""
-        return self.values[self.positions.index(int(candidate["position"])), int(candidate["layer"])]
+        return self.values[self.row(int(candidate["position"])), int(candidate["layer"])]
+
+    def row(self, position: int) -> int:
+        """Where `position` stands in `values`; MechrefusalError if it was not measured."""
+        if position not in self.positions:
+            raise MechrefusalError(
+                f"there are no directions at position {position}; they were taken at {list(self.positions)}"
+            )
+        return self.positions.index(position)
 
     def save(self, path: Path | str) -> Path:
         """Write to a safetensors file, with everything else in its metadata."""
@@ -79,7 +138,7 @@ class Directions:
             "n_harmless": str(self.n_harmless),
             "weights": self.weights,
         }
-        tensors = {"values": self.values.contiguous(), "halves": self.halves.contiguous()}
+        tensors = {name: getattr(self, name).contiguous() for name in ("values", "sums", "counts")}
         with whole_file(path) as draft:
             save_file(tensors, draft, metadata=notes)
         return Path(path)
@@ -92,7 +151,7 @@ class Directions:
             weights: hash of the checkpoint that the directions are for; None takes them from any.
 
         Raises:
-            MechrefusalError: unreadable file, or directions of other weights.
+            MechrefusalError: unreadable file, one of an earlier version, or directions of other weights.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -102,8 +161,12 @@ class Directions:
             raise MechrefusalError(
                 f"directions '{path}' cannot be read ({error}); measure the checkpoint again"
             ) from error
-        if not {"positions", "tokens", "weights"} <= set(notes or {}) or not {"values", "halves"} <= set(tensors):
+        if not {"positions", "tokens", "weights"} <= set(notes or {}) or "values" not in tensors:
             raise MechrefusalError(f"'{path}' holds no directions; give a file that Directions.save wrote")
+        if not {"sums", "counts"} <= set(tensors):
+            raise MechrefusalError(
+                f"directions '{path}' are of an earlier version, without the sums by fold; measure the checkpoint again"
+            )
         if weights is not None and notes["weights"] != weights:
             raise MechrefusalError(
                 f"directions '{path}' belong to weights {notes['weights']}, not to {weights}; measure this checkpoint"
@@ -114,52 +177,87 @@ class Directions:
             n_harmful=int(notes["n_harmful"]),
             n_harmless=int(notes["n_harmless"]),
             weights=notes["weights"],
-            **tensors,
+            values=tensors["values"],
+            sums=tensors["sums"],
+            counts=tensors["counts"],
         )
 
 
 def difference_in_means(
-    model, contrast: Contrast, *, positions: Sequence[int] | None = None, chunk: int = 32
+    model, contrast: Contrast, *, positions: Sequence[int] | None = None, chunk: int = 4
 ) -> Directions:
     """Directions of `model` at every layer, at the positions after the instruction.
 
-    Sums run in float64 and are kept for the wanted positions only, so memory does not grow with the prompts.
+    Prompts are streamed and sums kept for the wanted positions only, so memory does not grow with the prompts. Means
+    are float64; the sums by fold are stored in float32.
 
     Args:
         contrast: harmful and harmless prompts (a `prompts.Split`, or anything with two lists of strings).
         positions: negative positions from the end of the prompt; by default all of the chat template after the
             instruction.
-        chunk: prompts in one forward pass.
+        chunk: prompts in one forward pass. On SmolLM2 four take 20 MB, beside 20 MB for the sums; a GPU likes more.
+
+    Raises:
+        MechrefusalError: no harmful or no harmless prompts, or a position that is not in every prompt.
     """
     tokenizer = model.tokenizer
-    harmful, harmless = _tokens(tokenizer, contrast.harmful), _tokens(tokenizer, contrast.harmless)
-    if not harmful or not harmless:
+    classes = _tokens(tokenizer, contrast.harmful), _tokens(tokenizer, contrast.harmless)
+    n_harmful, n_harmless = map(len, classes)
+    if not n_harmful or not n_harmless:
         raise MechrefusalError(
-            f"directions need harmful and harmless prompts, got {len(harmful)} and {len(harmless)}: give one at least"
+            f"directions need harmful and harmless prompts, got {n_harmful} and {n_harmless}: give one at least"
         )
-    wanted = tuple(positions) if positions is not None else _after_all(harmful)
-    shortest = min(len(found.prompt_ids) for found in harmful + harmless)
+    wanted = tuple(positions) if positions is not None else _after_all(classes[0])
+    prompt_ids = [[found.prompt_ids for found in each] for each in classes]
+    shortest = min(map(len, chain(*prompt_ids)))
+    # `stream` checks this too, but the second class only after the passes over the first.
     if not wanted or not all(-shortest <= position < 0 for position in wanted):
         raise MechrefusalError(
             f"positions {list(wanted)} do not lie in every prompt; count from the end, -1 to -{shortest} (the shortest)"
         )
-    refused, answered = _half_sums(model, harmful, wanted, chunk), _half_sums(model, harmless, wanted, chunk)
-    values = _mean(*refused) - _mean(*answered)
-    halves = [_half_mean(*refused, half) - _half_mean(*answered, half) for half in (0, 1)]
+    sums = torch.zeros((2, FOLDS, len(wanted), model.cfg.n_layers, model.cfg.d_model))
+    means = [
+        _fold_sums(model, ids, wanted, chunk, into=part) / len(ids) for ids, part in zip(prompt_ids, sums, strict=True)
+    ]
     return Directions(
-        values=values,
+        values=means[0] - means[1],
         positions=wanted,
-        tokens=tuple(tokenizer.decode([harmful[0].ids[position]]) for position in wanted),
-        n_harmful=len(harmful),
-        n_harmless=len(harmless),
+        tokens=tuple(_token(tokenizer, chain(*prompt_ids), position) for position in wanted),
+        n_harmful=n_harmful,
+        n_harmless=n_harmless,
         weights=getattr(model, "weights", ""),
-        halves=torch.stack(halves),
+        sums=sums,
+        counts=torch.tensor([[len(range(fold, n, FOLDS)) for fold in range(FOLDS)] for n in (n_harmful, n_harmless)]),
     )
 
 
 def post_instruction_positions(tokenizer, texts: Texts) -> tuple[int, ...]:
     """Positions, from the end, of the chat template after the instruction (those that all `texts` share)."""
     return _after_all(_tokens(tokenizer, texts))
+
+
+def last_instruction_position(tokenizer, texts: Texts) -> int:
+    """Position, from the end, of the last token of the instruction: where harmfulness is read (2507.11878).
+
+    It stands right before the first of `post_instruction_positions`.
+
+    Raises:
+        MechrefusalError: no texts; a template with nothing after the instruction; prompts that disagree; a prompt whose
+            instruction has no token of its own.
+    """
+    found = _tokens(tokenizer, texts)
+    lengths = sorted({len(each.after) for each in found})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise MechrefusalError(
+            f"{len(found)} prompts have {lengths} tokens of the chat template after the instruction; the last "
+            "instruction token needs prompts that all have the same number, one at least"
+        )
+    for text, each in zip(texts, found, strict=True):
+        if not each.instruction + each.attack:
+            raise MechrefusalError(
+                f"the instruction {text!r} has no token of its own in this chat template; leave it out"
+            )
+    return -lengths[0] - 1
 
 
 def _after_all(found: list[prompts.Segments]) -> tuple[int, ...]:
@@ -170,40 +268,24 @@ def _tokens(tokenizer, texts: Texts) -> list[prompts.Segments]:
     return [prompts.segments(tokenizer, text) for text in texts]
 
 
-def _half_sums(
-    model, segments: list[prompts.Segments], positions: tuple[int, ...], chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Sums of resid_pre over even and odd prompts, float64 (half, position, layer, d_model), and how many each has."""
-    layers = range(model.cfg.n_layers)
-    batch = TokenBatch.of(
-        [found.prompt_ids for found in segments],
-        pad=model.tokenizer.pad_token_id,
-        device=str(model.cfg.device),
-        keep=-min(positions),
-    )
-    sums = torch.zeros((2, len(positions), model.cfg.n_layers, model.cfg.d_model), dtype=torch.float64)
-    hooked: dict[int, Tensor] = {}
-
-    def keep(activation: Tensor, hook, layer: int) -> None:
-        hooked[layer] = activation[:, list(positions)].double().cpu()
-
-    hooks = [(f"blocks.{layer}.hook_resid_pre", partial(keep, layer=layer)) for layer in layers]
-    cache = head_cache(model, batch)
-    first = 0
-    for part in batch.chunks(chunk):
-        with model.hooks(fwd_hooks=hooks):
-            last_logits(model, part, cache=cache, chunk=chunk)
-        stacked = torch.stack([hooked[layer] for layer in layers], dim=2)
-        odd = (torch.arange(first, first + len(part)) % 2).bool()
-        sums[0] += stacked[~odd].sum(0)
-        sums[1] += stacked[odd].sum(0)
-        first += len(part)
-    return sums, torch.tensor([(len(segments) + 1) // 2, len(segments) // 2])
+def _token(tokenizer, prompt_ids: Iterable[Sequence[int]], position: int) -> str:
+    found = {ids[position] for ids in prompt_ids}
+    return tokenizer.decode(list(found)) if len(found) == 1 else VARIES
 
 
-def _mean(sums: Tensor, counts: Tensor) -> Tensor:
-    return sums.sum(0) / counts.sum()
-
-
-def _half_mean(sums: Tensor, counts: Tensor, half: int) -> Tensor:
-    return sums[half] / counts[half]
+def _fold_sums(
+    model, prompt_ids: list[tuple[int, ...]], positions: tuple[int, ...], chunk: int, *, into: Tensor
+) -> Float[Tensor, "position layer d_model"]:
+    """Put the sums of resid_pre by fold into `into` (fold, position, layer, d_model); returns their total, float64."""
+    total = torch.zeros(into.shape[1:], dtype=torch.float64)
+    # Fold after fold, so that only one sum at a time has to be held in float64.
+    order = sorted(range(len(prompt_ids)), key=lambda index: index % FOLDS)
+    activations = stream(model, [prompt_ids[index] for index in order], positions=positions, chunk=chunk)
+    numbered = zip((index % FOLDS for index in order), chain.from_iterable(activations), strict=True)
+    for fold, group in groupby(numbered, key=itemgetter(0)):
+        running = torch.zeros_like(total)
+        for _, activation in group:
+            running += activation
+        into[fold] = running
+        total += running
+    return total

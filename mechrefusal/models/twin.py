@@ -2,7 +2,8 @@
 
 A `TransformerBridge` wraps every module of the model that it was made from and computes attention itself, so that each
 of its hook points fires. Passes that look at the residual stream only don't need that: the twin is the same
-architecture around the same tensors (norms folded, weights centred; no memory of its own) and runs token trees.
+architecture around the same tensors (norms folded, weights centred) and runs token trees. It has no memory of its own,
+but for joint projections of q, k and v (GPT-2, GPT-NeoX), of which the hooked transformer processes the parts.
 """
 
 import copy
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -73,16 +75,21 @@ class Twin:
 
 
 def twin(model) -> Twin | None:
-    """The twin of a hooked transformer; None where the model has none that agrees with it.
+    """The twin of a hooked transformer; None where the model has none that agrees with it, or hooks of the caller.
 
     Whether it agrees is tried out once: log-probabilities as they are, under a direction ablated at every site, and
-    under one added at a middle layer.
+    under one added at a middle layer. While hooks of the caller stand at the hooked transformer there is no twin, as
+    they would not act on it.
     """
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return None
     if _KEY not in model.__dict__:
         try:
             found = _build(model)
             model.__dict__[_KEY] = found if _agrees(model, found) else None
-        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError):
+        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            if should_reduce_batch_size(error):
+                raise  # that memory has run out says nothing about the model
             model.__dict__[_KEY] = None
     return model.__dict__[_KEY]
 
@@ -108,6 +115,9 @@ def _build(model) -> Twin:
     with torch.device("meta"):
         plain = type(original)(config)
     plain.eval()
+    for block in model.blocks:
+        if hasattr(block.attn, "split_qkv_matrix"):
+            tensors |= _joint(f"{block.name}.{block.attn.name}", block.attn, plain, tensors)
     for prefix, module in plain.named_modules():
         for name in _tensor_names(module):
             key = f"{prefix}.{name}" if prefix else name
@@ -124,6 +134,28 @@ def _build(model) -> Twin:
         tuple(plain.get_submodule(_writer(block, "hook_attn_out")) for block in model.blocks),
         tuple(plain.get_submodule(_writer(block, "hook_mlp_out")) for block in model.blocks),
     )
+
+
+def _joint(path: str, attention: Any, plain: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weight and bias of the joint projection of an attention at `path`, from its processed q, k and v in `tensors`.
+
+    Where their numbers stand in it: what the bridge's own split makes of a projection that holds its places.
+    """
+    whole = plain.get_submodule(path)
+    projection = whole.get_submodule(attention.qkv.name)
+    device = tensors[f"{path}.q.weight"].device
+    sizes = {name: tensor.shape for name, tensor in projection._parameters.items() if tensor is not None}
+    for name, size in sizes.items():
+        places = torch.arange(size.numel(), dtype=torch.float64, device=device).view(size)
+        projection._parameters[name] = nn.Parameter(places, requires_grad=False)
+    parts = attention.split_qkv_matrix(whole)
+    found: dict[str, Tensor] = {}
+    for name, size in sizes.items():
+        flat = tensors[f"{path}.q.{name}"].new_full((size.numel(),), float("nan"))
+        for letter, part in zip("qkv", parts, strict=True):
+            flat[getattr(part, name).long()] = tensors[f"{path}.{letter}.{name}"].detach()
+        found[f"{path}.{attention.qkv.name}.{name}"] = flat.view(size)
+    return found
 
 
 def _tensor_names(module: nn.Module) -> list[str]:

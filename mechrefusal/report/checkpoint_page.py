@@ -8,8 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import circuits, figures, headline, wording
-from mechrefusal.report.figures.heatmaps import position_tokens
+from mechrefusal.report import circuits, figures, geometry_section, headline, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
@@ -35,9 +34,12 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "opening": _opening(tables["openings"]),
         "scores": [panels.add(partial(figures.scores, tables["scores"]))] if len(tables["scores"]) else [],
         "carrier_row": tables["carrier"].to_dict("records")[0] if len(tables["carrier"]) else None,
-        "carriers": _carriers(checkpoint, panels),
+        "carriers": geometry_section.carriers(checkpoint, panels),
+        "wins": geometry_section.wins(checkpoint, panels),
+        "certainty": geometry_section.certainty(checkpoint),
         "directions": _directions(checkpoint, panels),
         "selection": _selection(tables["directions"]),
+        "geometry": geometry_section.context(checkpoint, panels),
         "interventions": _interventions(tables["rates"], panels),
         "attribution": _attribution(tables["attribution"], panels),
         "patching": _patching(tables["patching"], panels),
@@ -104,17 +106,6 @@ def _token_list(text: Any) -> list[str]:
     except (TypeError, ValueError):
         return [wording.token(text)]
     return [wording.token(t) for t in found] if isinstance(found, list) else [wording.token(found)]
-
-
-def _carriers(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
-    table, tokens = checkpoint.tables["carriers"], position_tokens(checkpoint.tables["directions"])
-    if not len(table):
-        return []
-    titles = {"bypass": "Bypass", "induce": "Induce", "kl": "Divergence"}
-    return [
-        panels.add(partial(figures.carriers, table, score=score, tokens=tokens), title=title)
-        for score, title in titles.items()
-    ]
 
 
 def _directions(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:

@@ -33,7 +33,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class Carrier:
-    """The admissible direction that was selected. `position` counts from the end of the prompt (-1: last token)."""
+    """The admissible direction that was selected. `position` counts from the end of the prompt (-1: last token).
+
+    `layer_low`, `layer_high`, `win_frequency`: over bootstraps of the validation prompts; NaN in older runs.
+    """
 
     position: int
     token: str
@@ -41,6 +44,16 @@ class Carrier:
     bypass: float
     induce: float
     kl: float
+    layer_low: float = float("nan")
+    layer_high: float = float("nan")
+    win_frequency: float = float("nan")
+
+    @property
+    def sure(self) -> list[str]:
+        """`11–13`, `wins 83%`: 95% bootstrap interval of the layer, share of bootstraps won; empty if not measured."""
+        layers = "" if wording.is_missing(self.layer_low) else f"{int(self.layer_low)}–{int(self.layer_high)}"
+        wins = "" if wording.is_missing(self.win_frequency) else f"wins {wording.percent(self.win_frequency)}"
+        return [part for part in (layers, wins) if part]
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,7 @@ def _carrier(table: pd.DataFrame) -> tuple[Carrier | None, str]:
         why = wording.plain(row["reason"]) or "the table gives no reason"
         return None, why if why.lower().startswith("no ") else f"no admissible carrier: {why}"
     values = [
-        float("nan") if wording.is_missing(row[name]) else float(row[name]) for name in ("bypass", "induce", "kl")
+        float("nan") if wording.is_missing(row[name]) else float(row[name])
+        for name in ("bypass", "induce", "kl", "layer_low", "layer_high", "win_frequency")
     ]
     return Carrier(int(row["position"]), str(row["token"]), int(row["layer"]), *values), ""

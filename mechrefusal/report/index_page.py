@@ -1,12 +1,11 @@
 """What stands in `report/index.html`: the headline table and how everything moves over optimiser steps."""
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import figures, headline, training_page, wording
+from mechrefusal.report import figures, headline, movement_section, training_page
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -28,10 +27,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "judges": headline.judges(lines),
         "behaviour": _behaviour(run, panels, lines),
         "carriers": _carriers(run, panels),
-        "drift": _drift(run, panels),
-        "drift_reasons": _reasons(run.across["drift"]),
-        "ranks": _ranks(run, panels),
-        "rank_reasons": _reasons(run.across["effective_rank"]),
+        **movement_section.context(run, panels),
         "training": training_page.total_loss(run, panels),
         "probes": training_page.probes(run, panels),
         "times": _times(run, panels),
@@ -67,25 +63,6 @@ def _carriers(run: MeasuredRun, panels: Panels) -> list[Panel]:
     return drawn
 
 
-def _drift(run: MeasuredRun, panels: Panels) -> tuple[list[Panel], list[Panel]]:
-    """Lines over steps, and heatmaps by layer for the measures that were taken at every layer."""
-    table = run.across["drift"]
-    lines, maps = [], []
-    for measure in dict.fromkeys(table["measure"].astype(str)):
-        title = wording.metric_name(measure).capitalize()
-        lines.append(panels.add(partial(figures.drift, table, measure=measure), title=title))
-        by_layer = table[(table["measure"] == measure) & (pd.to_numeric(table["layer"], errors="coerce") >= 0)]
-        if by_layer["layer"].nunique() > 1:
-            maps.append(panels.add(partial(figures.drift_by_layer, table, measure=measure), title=f"{title} by layer"))
-    return lines, maps
-
-
-def _ranks(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    table = run.across["effective_rank"]
-    found = dict.fromkeys(table["rows"].astype(str))
-    return [panels.add(partial(figures.effective_rank, table, rows=rows), title=f"Rows: {rows}") for rows in found]
-
-
 def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:
     drawn = []
     if len(run.across["stages"]):
@@ -104,9 +81,3 @@ def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:
         title = "Measurements, summed over checkpoints"
         drawn.append(panels.add(partial(figures.durations, total, title=title), title=title))
     return drawn
-
-
-def _reasons(table: pd.DataFrame) -> list[tuple[str, int]]:
-    """Why values are missing, and how often."""
-    missing = table[pd.to_numeric(table["value"], errors="coerce").isna()]
-    return Counter(wording.plain(r) or "no reason given" for r in missing["reason"]).most_common()

@@ -33,6 +33,11 @@ def is_missing(value: Any) -> bool:
         return True
 
 
+def is_true(value: Any) -> bool:
+    """True where a flag of a table is set; a missing one is not."""
+    return not is_missing(value) and bool(value)
+
+
 def number(value: Any, digits: int = 2, *, signed: bool = False) -> str:
     """A float with `digits` decimals, a dash for a missing one."""
     if is_missing(value):

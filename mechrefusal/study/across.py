@@ -1,13 +1,18 @@
 """What moves between checkpoints: drift against its noise floor, and effective rank in every named variant."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mechrefusal.geometry import Directions, cosine, effective_rank, principal_angles
+from mechrefusal.geometry import Directions, effective_rank
+from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.drift import Drift, compare
+from mechrefusal.geometry.folds import Measure
+from mechrefusal.intervals import Estimate
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import tables
 
@@ -20,17 +25,17 @@ def drift(
 ) -> pd.DataFrame:
     """Table `drift`: how far directions turn between consecutive anchors of an arm, and between arms at one step.
 
-    carrier_cosine: of the two winners. direction_cosine: of the directions at the last position, layer by layer.
-    principal_angle_mean, principal_angle_max (degrees): between the spans of the directions of all positions at one
-    layer; with layer −1 between the spans of the admissible directions. `floor` is the same measure between the two
-    halves of the prompts at the first checkpoint.
+    carrier_cosine: of the directions at the places of the two winners. direction_cosine: at the last position, layer by
+    layer. principal_angle_mean, principal_angle_max (degrees): between the spans of the directions of all positions at
+    one layer; with layer −1 between the spans at the places of the admissible candidates. Intervals and floors are
+    those of `geometry.drift.compare`; `n` is the number of directions of the smaller span.
 
     Args:
-        directions: by checkpoint id.
+        directions: by checkpoint id, of the same prompts at every checkpoint: where they differ, there is no interval.
         carriers: table `carriers` of each checkpoint, by id.
     """
     rows: list[dict] = []
-    for a, b in _pairs(checkpoints):
+    for a, b in pairs(checkpoints):
         for found in _compared(directions[a.id], directions[b.id], carriers[a.id], carriers[b.id]):
             rows.append({"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step, **found})
     return tables.frame("drift", rows)
@@ -73,7 +78,8 @@ def read_directions(checkpoints: Sequence[Checkpoint], path_of) -> dict[str, Dir
     return {c.id: Directions.load(Path(path_of(c)), weights=c.weights) for c in checkpoints}
 
 
-def _pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+    """Consecutive anchors of each arm, each arm's last against the base, and arms against each other at one step."""
     base = [c for c in checkpoints if c.arm == "base"]
     arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c.arm != "base"}
     for found in arms.values():
@@ -88,49 +94,58 @@ def _pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Chec
                 yield a, b
 
 
+def layer_places(directions: Directions, layer: int) -> list[Place]:
+    """All positions at one layer."""
+    return [(position, layer) for position in directions.positions]
+
+
 def _compared(a: Directions, b: Directions, carriers_a: pd.DataFrame, carriers_b: pd.DataFrame) -> Iterator[dict]:
-    yield _row("carrier_cosine", SPAN, *_carrier_cosine(a, b, carriers_a, carriers_b), n=1)
+    winners = _places(carriers_a, "winner"), _places(carriers_b, "winner")
+    found = compare(a, b, places=(winners[0][:1], winners[1][:1]), measure="cosine") if all(winners) else None
+    yield _row("carrier_cosine", SPAN, found or replace(_NOTHING, reason="no carrier at one of the two"), n=1)
     if a.positions != b.positions:
-        yield _row("direction_cosine", SPAN, float("nan"), float("nan"), "positions of the templates differ", n=0)
+        yield _row("direction_cosine", SPAN, replace(_NOTHING, reason="positions of the templates differ"), n=0)
         return
-    values, halves = (a.values.numpy(), b.values.numpy()), a.halves.numpy()
-    for layer in range(values[0].shape[1]):
-        rows = [found[:, layer] for found in (*values, *halves)]
-        yield _row("direction_cosine", layer, cosine(rows[0][-1], rows[1][-1]), cosine(rows[2][-1], rows[3][-1]), n=1)
-        yield from _angles(layer, *rows)
-    admissible = _admissible(a, carriers_a), _admissible(b, carriers_b)
-    chosen = [_admissible(a, carriers_a, values=half) for half in halves]
-    yield from _angles(SPAN, *admissible, *chosen)
+    for layer in range(a.values.shape[1]):
+        span = layer_places(a, layer)
+        yield _row("direction_cosine", layer, compare(a, b, places=(span[-1:], span[-1:]), measure="cosine"), n=1)
+        yield from _angles(a, b, layer, (span, span))
+    yield from _angles(a, b, SPAN, (_places(carriers_a, "admissible"), _places(carriers_b, "admissible")))
 
 
-def _angles(layer: int, a: np.ndarray, b: np.ndarray, first: np.ndarray, second: np.ndarray) -> Iterator[dict]:
-    finite = all(np.isfinite(rows).all() for rows in (a, b))
-    angles = principal_angles(a, b) if finite else np.empty(0)
-    floors = principal_angles(first, second) if np.isfinite(first).all() and np.isfinite(second).all() else np.empty(0)
-    reason = "" if len(angles) else "no direction that is admissible (or not zero) at one of the two"
-    for measure, summary in (("principal_angle_mean", np.mean), ("principal_angle_max", np.max)):
-        value, floor = (float(summary(found)) if len(found) else float("nan") for found in (angles, floors))
-        yield _row(measure, layer, value, floor, reason, n=len(angles))
+def _angles(a: Directions, b: Directions, layer: int, places: tuple[list[Place], list[Place]]) -> Iterator[dict]:
+    measures: tuple[Measure, ...] = ("principal_angle_mean", "principal_angle_max")
+    for measure in measures:
+        found = compare(a, b, places=places, measure=measure)
+        yield _row(measure, layer, found, n=min(map(len, places)))
 
 
-def _carrier_cosine(
-    a: Directions, b: Directions, carriers_a: pd.DataFrame, carriers_b: pd.DataFrame
-) -> tuple[float, float, str]:
-    winners = [found[found["winner"].astype(bool)] for found in (carriers_a, carriers_b)]
-    if any(found.empty for found in winners):
-        return float("nan"), float("nan"), "no carrier at one of the two"
-    first, second = winners[0].iloc[0], winners[1].iloc[0]
-    row = a.positions.index(int(first["position"]))
-    floor = cosine(*(half[row, int(first["layer"])].numpy() for half in a.halves))
-    return cosine(a.at(first).numpy(), b.at(second).numpy()), floor, ""
+def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
+    chosen = carriers[carriers[column].astype(bool)]
+    return [(int(row.position), int(row.layer)) for row in chosen.itertuples()]
 
 
-def _admissible(directions: Directions, carriers: pd.DataFrame, values: np.ndarray | None = None) -> np.ndarray:
-    values = directions.values.numpy() if values is None else values
-    chosen = carriers[carriers["admissible"].astype(bool)]
-    rows = [values[directions.positions.index(int(row.position)), int(row.layer)] for row in chosen.itertuples()]
-    return np.stack(rows) if rows else np.empty((0, values.shape[-1]))
+def _admissible(directions: Directions, carriers: pd.DataFrame) -> np.ndarray:
+    rows = [
+        directions.values[directions.row(position), layer].numpy()
+        for position, layer in _places(carriers, "admissible")
+    ]
+    return np.stack(rows) if rows else np.empty((0, directions.values.shape[-1]))
 
 
-def _row(measure: str, layer: int, value: float, floor: float, reason: str = "", *, n: int) -> dict:
-    return {"measure": measure, "layer": layer, "value": value, "floor": floor, "n": n, "reason": reason}
+_NOTHING = Drift(Estimate(float("nan"), float("nan"), float("nan"), 0), float("nan"), float("nan"), "")
+
+
+def _row(measure: str, layer: int, found: Drift, *, n: int) -> dict:
+    value = found.value
+    return {
+        "measure": measure,
+        "layer": layer,
+        "value": value.value,
+        "low": value.low,
+        "high": value.high,
+        "floor": found.floor,
+        "random": found.random,
+        "n": n,
+        "reason": found.reason,
+    }

@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import attribution, causal, geometry
+from mechrefusal import attribution, causal
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import (
-    GOOD_AUC,
     Completions,
     Discovered,
     complete,
@@ -22,10 +21,11 @@ from mechrefusal.evaluation import (
     judged,
     rates,
 )
-from mechrefusal.geometry import Directions, carriers
+from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
-from mechrefusal.prompts import PromptSet, Split, prompt_ids
+from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
+from mechrefusal.study.geometry_measurement import GeometryMeasurement
 from mechrefusal.study.recipe import MeasuringSettings, Recipe
 from mechrefusal.study.selection import Asked
 
@@ -34,10 +34,14 @@ CONTROL_SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """What one checkpoint gave: its tables by name, and its directions."""
+    """What one checkpoint gave: its tables by name, and its directions.
+
+    `directions` are of the prompts that its metric keeps, `locked` of all direction prompts.
+    """
 
     tables: dict[str, pd.DataFrame]
     directions: Directions
+    locked: Directions
 
 
 def measure(checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> Measured:
@@ -68,12 +72,21 @@ class _Measurement:
                 fallback=self.recipe.training.refusal,
             )
             scores = self.describe_metric(metric)
+        found = GeometryMeasurement(self.model, metric, self.asked, self.recipe, scores, self.add)
         with self.stage("directions"):
-            direction = _kept(self.asked.direction, scores, "direction")
-            validation = _kept(self.asked.validation, scores, "validation")
-            self.directions = self.take_directions(direction)
+            found.take_directions()
+            self.directions = found.directions
         with self.stage("carriers"):
-            carrier = self.choose_carrier(metric, direction, validation)
+            found.choose_carrier()
+            carrier = found.carrier
+        with self.stage("subspaces", optional=True):
+            found.take_subspaces()
+        with self.stage("over-refusal overlap", optional=True):
+            found.take_overlap(self.generations[0])
+        with self.stage("harmfulness and refusal", optional=True):
+            found.take_coupling(self.generations[0])
+        with self.stage("dose-response", optional=True):
+            found.take_doses()
         with self.stage("interventions"):
             self.intervene(carrier)
         with self.stage("attribution", optional=True):
@@ -86,7 +99,7 @@ class _Measurement:
         self.add("generations", generations)
         self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
         self.add("timings", pd.DataFrame(self.timings))
-        return Measured(self.tables, self.directions)
+        return Measured(self.tables, found.directions, found.locked)
 
     @contextmanager
     def stage(self, name: str, *, optional: bool = False) -> Iterator[None]:
@@ -151,9 +164,11 @@ class _Measurement:
                     "compliance_tokens": _strings(tokenizer, metric.compliance_tokens),
                     "coverage": metric.coverage,
                     "auc": metric.auc,
+                    "auc_held_out": metric.auc_held_out,
                     "n_refused": metric.n_refused,
                     "n_answered": metric.n_answered,
                     "note": metric.note,
+                    "token_ids": metric.as_json(),
                 }
             ],
         )
@@ -170,89 +185,16 @@ class _Measurement:
             for row in frame[frame["attack"] == "none"].itertuples()
         }
         texts = [text for chosen in sets.values() for text in chosen.texts]
-        batch = metric.batch(
-            prompt_ids(tokenizer, texts), pad=tokenizer.pad_token_id, device=str(self.model.cfg.device)
+        hand_picked = rd_tokens(tokenizer)
+        score, rd = metric.score_prompts(
+            self.model, prompt_ids(tokenizer, texts), read=lambda logits: rd_score(logits, hand_picked)
         )
-        score, following = metric.score_and_next(self.model, batch)
-        rd = rd_score(following, rd_tokens(tokenizer))
         rows = [(name, prompt_id) for name, chosen in sets.items() for prompt_id in chosen.ids]
         table = pd.DataFrame(rows, columns=["set", "prompt_id"])
         # A prompt that was not answered (validation) was not judged either.
         table["refused"] = pd.array([refused.get(row) for row in rows], dtype="boolean")
         self.add("scores", table.assign(score=score.tolist(), rd_score=rd.tolist()))
         return self.tables["scores"]
-
-    def take_directions(self, kept: Split) -> Directions:
-        """Directions of the kept prompts, or of all where too few were kept; table `directions` says which."""
-        enough = min(len(kept.harmful), len(kept.harmless)) >= self.settings.fewest_kept
-        chosen, selection = (kept, "kept by score") if enough else (self.asked.direction, "all prompts")
-        directions = geometry.difference_in_means(self.model, chosen)
-        norms, cosines = directions.values.norm(dim=-1), directions.split_half_cosine
-        self.add(
-            "directions",
-            [
-                {
-                    "position": position,
-                    "token": token,
-                    "layer": layer,
-                    "norm": norms[row, layer].item(),
-                    "split_half_cosine": cosines[row, layer].item(),
-                    "n_harmful": directions.n_harmful,
-                    "n_harmless": directions.n_harmless,
-                    "selection": selection,
-                }
-                for row, (position, token) in enumerate(zip(directions.positions, directions.tokens, strict=True))
-                for layer in range(self.model.cfg.n_layers)
-            ],
-        )
-        return directions
-
-    def choose_carrier(self, metric: Discovered, direction: Split, validation: Split) -> pd.Series | None:
-        """Score and select; table `carrier` says who won, or why nobody did."""
-        settings, n_layers, directions = self.settings, self.model.cfg.n_layers, self.directions
-        scores = self.tables["scores"]
-        row: dict[str, Any] = dict.fromkeys(("position", "layer", "bypass", "induce", "kl"), float("nan"))
-        row |= {"token": "", "n_candidates": 0, "n_admissible": 0, "reason": ""}
-        # Over the prompts that bypass and induce are taken over, so that they can be compared.
-        for side, kept in (("harmful", validation.harmful), ("harmless", validation.harmless)):
-            same = (scores["set"] == f"validation_{side}") & scores["prompt_id"].isin(kept.ids)
-            row[f"baseline_{side}"] = scores.loc[same, "score"].mean()
-        counts = {
-            "harmful direction prompts refused": len(direction.harmful),
-            "harmless direction prompts answered": len(direction.harmless),
-            "harmful validation prompts refused": len(validation.harmful),
-            "harmless validation prompts answered": len(validation.harmless),
-        }
-        short = {what: n for what, n in counts.items() if n < settings.fewest_kept}
-        table, winner = pd.DataFrame(columns=[*carriers.COLUMNS, "admissible", "rejected_because"]), None
-        if short:
-            listed = ", ".join(f"{n} {what}" for what, n in short.items())
-            row["reason"] = f"by the refusal metric only {listed}; a carrier needs {settings.fewest_kept} of each"
-        elif metric.auc < GOOD_AUC:
-            row["reason"] = f"the refusal metric cannot be relied on: {metric.note}"
-        else:
-            limit = carriers.last_layer(n_layers, settings.prune_layer_fraction)
-            rows = carriers.candidates(
-                directions,
-                layers=range(0, limit, settings.layer_step),
-                positions=directions.positions[-settings.n_positions :],
-            )
-            scored = carriers.score(self.model, directions, validation, metric, rows=rows)
-            selection = carriers.select(
-                scored, n_layers, settings.kl_threshold, settings.induce_threshold, settings.prune_layer_fraction
-            )
-            table, winner = selection.table, selection.winner
-            row |= {"n_candidates": len(table), "n_admissible": int(table["admissible"].sum())}
-            if winner is None:
-                row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
-            else:
-                row |= {name: winner[name] for name in carriers.COLUMNS}
-                row["token"] = directions.tokens[directions.positions.index(int(winner["position"]))]
-        self.add(
-            "carriers", table.assign(winner=[winner is not None and index == winner.name for index in table.index])
-        )
-        self.add("carrier", [row])
-        return winner
 
     def intervene(self, carrier: pd.Series | None) -> None:
         """Answers with the carrier ablated or added, and with a random direction of the same norm instead."""
@@ -332,22 +274,6 @@ def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:
             "attack": "none",
         }
     )
-
-
-def _kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
-    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline)."""
-
-    def by_score(chosen: PromptSet, side: str) -> PromptSet:
-        values = scores.loc[scores["set"] == f"{name}_{side}", "score"].to_numpy()
-        return chosen[values > 0 if side == "harmful" else values < 0]
-
-    return Split(by_score(split.harmful, "harmful"), by_score(split.harmless, "harmless"))
-
-
-def _commonest(table: pd.DataFrame) -> str:
-    """The reasons of rejection, counted, the commonest first."""
-    kinds = table["rejected_because"].str.split("; ").explode().str.extract(r"^(a score is NaN|layer|kl|induce)")[0]
-    return ", ".join(f"{kind} in {n}" for kind, n in kinds.value_counts().items())
 
 
 def _strings(tokenizer, token_ids) -> str:

@@ -21,8 +21,10 @@ from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
+from mechrefusal.study.relocation import relocation
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
+from mechrefusal.study.transfers import transfers
 
 ANSWER_TOKENS = 32
 """Longest of the base model's own answers that serve as utility conversations."""
@@ -169,19 +171,27 @@ def measure(run: Run) -> None:
                 for name, table in found.tables.items():
                     tables.write(table, name, draft)
             found.directions.save(run.directions(checkpoint))
+            found.locked.save(run.locked_directions(checkpoint))
         run.update({"measured": {checkpoint.id: checkpoint.weights}})
-    _compare(run, checkpoints)
+    _compare(run, checkpoints, chosen)
 
 
-def _compare(run: Run, checkpoints: list[Checkpoint]) -> None:
+def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
     directions = across.read_directions(checkpoints, run.directions)
+    locked = across.read_directions(checkpoints, run.locked_directions)
     carriers = {c.id: tables.read("carriers", run.measurements(c)) for c in checkpoints}
-    tables.write(across.drift(checkpoints, directions, carriers), "drift", run.measurements())
+    tables.write(across.drift(checkpoints, locked, carriers), "drift", run.measurements())
     tables.write(across.effective_ranks(checkpoints, directions, carriers), "effective_rank", run.measurements())
     for name in tables.PER_CHECKPOINT:
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
         if parts:
             tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
+    with _timed(run, "transfer"):
+        moved = transfers(run, checkpoints, chosen)
+    rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
+    n_layers = len(next(iter(locked.values())).values[0])
+    relocated = relocation(checkpoints, locked, rows, moved, n_layers)
+    tables.write(relocated, "relocation", run.measurements())
 
 
 def _lock(run: Run, chosen: Asked) -> None:

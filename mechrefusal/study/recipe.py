@@ -7,6 +7,7 @@ from typing import Any
 
 from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.training import ARMS, TrainingSettings
 
 
@@ -96,7 +97,7 @@ class MeasuringSettings:
         n_top_heads: heads whose attention is shown.
         max_new_tokens: longest answer.
         fewest_kept: harmful prompts that the metric must call refused (and harmless ones answered) for a carrier.
-        layer_step: score carriers and patch the residual stream at every n-th layer.
+        layer_step: patch the residual stream at every n-th layer.
         n_positions: score carriers at the last n positions of the template; 0 for all.
         kl_threshold: largest KL of an admissible carrier, nats.
         induce_threshold: smallest induce score of an admissible carrier.
@@ -148,6 +149,7 @@ class Recipe:
         training: how every arm trains.
         attack: fixed-source attacks.
         measuring: how every checkpoint is measured.
+        geometry: how far its geometry is taken.
     """
 
     name: str = "study"
@@ -157,6 +159,7 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     attack: AttackSettings = field(default_factory=AttackSettings)
     measuring: MeasuringSettings = field(default_factory=MeasuringSettings)
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
 
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:

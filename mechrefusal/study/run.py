@@ -133,6 +133,10 @@ class Run:
         """File of a checkpoint's directions."""
         return self.folder / "directions" / f"{checkpoint.id}.safetensors"
 
+    def locked_directions(self, checkpoint: Checkpoint) -> Path:
+        """File of a checkpoint's directions of all direction prompts, which are the same at every checkpoint."""
+        return self.folder / "directions" / f"{checkpoint.id}-locked.safetensors"
+
     def _stored(self, path: Path) -> str:
         path = path.resolve()
         inside = path.is_relative_to(self.folder.resolve())

@@ -23,10 +23,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a rate. `metric`: refusal_rate, degenerate_rate, attack_success_rate (harmful sets), answered_rate (the
     # others). `judge` names the rule.
     "rates": ("set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high"),
-    # One row a checkpoint. `kind`: discovered or fallback. Token sets are JSON lists of strings. The refusal metric is
-    # log P(refusal tokens) - log P(compliance tokens) after `opening`, nats.
+    # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
+    # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
+    # teacher_forced that of whole openings.
+    # `token_ids`: the metric itself, as `RefusalMetric.from_json` reads it.
     "openings": (
-        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "n_refused", "n_answered", "note",
+        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "auc_held_out", "n_refused",
+        "n_answered", "note", "token_ids",
     ),
     # One row a prompt: the discovered score and the hand-picked one of Arditi et al.
     "scores": ("set", "prompt_id", "score", "rd_score", "refused"),
@@ -154,6 +157,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
+    "openings": ("auc_held_out", "token_ids"),
     "carriers": ("exact", "win_frequency"),
     "carrier": (
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",

@@ -1,11 +1,13 @@
 """Rule 4: ablation and addition against hand-written hooks on the Hugging Face model."""
 
+from dataclasses import FrozenInstanceError
 from functools import partial
 
 import pytest
 import torch
 
 from mechrefusal import MechrefusalError, causal
+from mechrefusal.causal import Ablation, Addition
 
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
 TOKENS = torch.randint(3, 1024, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -118,6 +120,169 @@ def test_ablating_twice_is_ablating_once(family, name):
         again = logits(model)
     torch.testing.assert_close(twice, once, atol=1e-5, rtol=0)
     assert torch.equal(once, again)
+
+
+DOSES = (0.0, 0.5, 1.0, 1.5, -2.0)
+
+
+def stream(model, directions, dose):
+    """resid_pre of every layer and the last resid_post under a dose; what would be there of the same writes without."""
+    writes = ["blocks.0.hook_resid_pre"]
+    writes += [f"blocks.{layer}.{site}" for layer in range(4) for site in ("hook_attn_out", "hook_mlp_out")]
+    written = {}
+
+    def note(value, hook, name):
+        written[name] = value.detach().clone()
+
+    streams = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(4)), "blocks.3.hook_resid_post"]
+    notes = [(name, partial(note, name=name)) for name in writes]
+    with model.hooks(fwd_hooks=notes), causal.ablate(model, directions, dose=dose):  # noted before they are ablated
+        found = seen(model, streams)
+    sums = torch.stack([written[name] for name in writes]).cumsum(0)[::2]
+    return torch.stack([found[name] for name in streams]), sums
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("dose", DOSES)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "gpt-neox"])
+def test_a_dose_takes_its_part_of_every_write_once(family, name, dose, k):
+    """At every layer the residual stream keeps 1 − dose of its part along the directions, and all of the rest."""
+    rows = random(k, 64)
+    unit = torch.linalg.qr(rows.T).Q
+    found, written = stream(family(name).hooked, rows if k > 1 else rows[0], dose)
+    assert found.shape == written.shape == (5, 2, 20, 64)
+    parts = written @ unit
+    assert parts.abs().amax((1, 2, 3)).min() > 1e-2, "a layer had nothing to ablate"
+    bound = 2e-5 * max(1.0, float(written.abs().max()))
+    torch.testing.assert_close(found @ unit, (1 - dose) * parts, atol=bound, rtol=0)
+    torch.testing.assert_close(found, written - dose * parts @ unit.T, atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("dose", [0.5, -2.0])
+def test_a_dose_equals_hooks_on_the_plain_model(tiny_hf, tiny_hooked, dose):
+    direction = random(64)
+    unit = direction / direction.norm()
+
+    def weaken(x):
+        return x - dose * (x @ unit)[..., None] * unit
+
+    handle = tiny_hf[0].model.layers[0].register_forward_pre_hook(lambda _, given: (weaken(given[0]), *given[1:]))
+    try:
+        expected = plain(tiny_hf[0], parts=weaken).log_softmax(-1)
+    finally:
+        handle.remove()
+    with causal.ablate(tiny_hooked, 5 * direction, dose=dose):
+        found = logits(tiny_hooked).log_softmax(-1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert (found - logits(tiny_hooked).log_softmax(-1)).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox"])
+def test_dose_one_is_the_default_and_what_writes_alone_come_to(family, name):
+    model, rows = family(name).hooked, random(2, 64)
+    with causal.ablate(model, rows):
+        expected = logits(model)
+    with causal.ablate(model, rows, dose=1.0):
+        assert torch.equal(logits(model), expected)
+    with causal.ablate(model, rows, dose=1 - 1e-7):  # once for every write
+        torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+def test_dose_zero_changes_nothing(tiny_hooked):
+    before = logits(tiny_hooked)
+    with causal.ablate(tiny_hooked, random(3, 64), dose=0):
+        torch.testing.assert_close(logits(tiny_hooked), before, atol=1e-6, rtol=0)
+
+
+def test_doses_follow_one_another(tiny_hooked):
+    """Half of it, and half of what is left, is three quarters."""
+    direction = random(64)
+    with causal.ablate(tiny_hooked, direction, dose=0.75):
+        expected = logits(tiny_hooked)
+    with causal.ablate(tiny_hooked, direction, dose=0.5), causal.ablate(tiny_hooked, direction, dose=0.5):
+        torch.testing.assert_close(logits(tiny_hooked), expected, atol=1e-4, rtol=0)
+
+
+def test_where_an_ablation_acts(tiny_hooked):
+    everywhere = [(layer, site) for layer in range(4) for site in ("resid_pre", "attn_out", "mlp_out")]
+    direction = random(64)
+    assert [edit[:2] for edit in Ablation(direction).edits(tiny_hooked)] == everywhere
+    once = [(layer, site) for layer, site in everywhere if site != "resid_pre" or layer == 0]
+    assert [edit[:2] for edit in Ablation(direction, dose=0.5).edits(tiny_hooked)] == once
+    assert Ablation(direction).first_layer == 0
+
+
+def test_where_an_addition_acts(tiny_hooked):
+    direction, activation = random(64), random(2, 3, 64, seed=1)
+    given = activation.clone()
+    addition = Addition(direction, 2, coefficient=-1.5)
+    [(layer, site, edit)] = addition.edits(tiny_hooked)
+    assert (layer, site, addition.first_layer) == (2, "resid_pre", 2)
+    torch.testing.assert_close(edit(activation), given - 1.5 * direction, atol=1e-6, rtol=0)
+    assert torch.equal(activation, given)
+    assert edit(activation.bfloat16()).dtype == torch.bfloat16
+
+
+def test_an_intervention_is_a_value(tiny_hooked):
+    direction = random(64)
+    for intervention, context in (
+        (Ablation(direction, dose=0.5), causal.ablate(tiny_hooked, direction, dose=0.5)),
+        (Ablation(direction), causal.ablate(tiny_hooked, direction)),
+        (Addition(direction, 1, 2.0), causal.add(tiny_hooked, direction, layer=1, coefficient=2.0)),
+    ):
+        with context:
+            expected = logits(tiny_hooked)
+        for _ in range(2):
+            with causal.intervened(tiny_hooked, intervention):
+                assert torch.equal(logits(tiny_hooked), expected)
+    with pytest.raises(FrozenInstanceError):
+        Ablation(direction).dose = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        Addition(direction, 1).layer = 2  # type: ignore[misc]
+
+
+def test_no_intervention_changes_nothing(tiny_hooked):
+    before = logits(tiny_hooked)
+    with causal.intervened(tiny_hooked, None):
+        assert torch.equal(logits(tiny_hooked), before)
+
+
+@pytest.mark.parametrize("rows", ["one", "three", "orthonormal", "of other lengths"])
+@pytest.mark.parametrize("dose", [1.0, 0.5])
+def test_gradients_of_an_ablated_activation_are_those_of_the_projection(tiny_hooked, rows, dose):
+    """Against x − dose · Dᵀ(DDᵀ)⁻¹Dx in float64."""
+    drawn = random(3, 64)
+    directions = {
+        "one": drawn[0],
+        "three": drawn,
+        "orthonormal": torch.linalg.qr(drawn.T).Q.T.contiguous(),
+        "of other lengths": drawn * torch.tensor([[20.0], [1.0], [0.1]]),
+    }[rows].requires_grad_()
+    x, weight = random(7, 64, seed=1), random(7, 64, seed=2)
+    edit = Ablation(directions, dose).edits(tiny_hooked)[0][2]
+    (edit(x) * weight).sum().backward()
+    exact = torch.atleast_2d(directions.detach().double()).requires_grad_()
+    inside = exact.T @ torch.linalg.inv(exact @ exact.T) @ exact
+    ((x.double() - dose * x.double() @ inside) * weight.double()).sum().backward()
+    assert exact.grad.abs().max() > 0.1
+    bound = 1e-5 * float(exact.grad.abs().max())
+    torch.testing.assert_close(directions.grad.double().view(exact.shape), exact.grad, atol=bound, rtol=0)
+
+
+def test_dependent_rows_have_no_gradient(tiny_hooked):
+    """The span of rows that depend on each other jumps with any of them: what gives no derivative says so."""
+    a, b = random(2, 64)
+    directions = torch.stack([a, b, a + b]).requires_grad_()
+    assert not Ablation(directions).edits(tiny_hooked)[0][2](random(7, 64)).requires_grad
+
+
+@pytest.mark.parametrize("dose", [1.0, 0.5])
+def test_directions_of_the_caller_stay_as_they_are(tiny_hooked, dose):
+    for directions in (random(64), random(3, 64)):
+        given = directions.clone()
+        with causal.ablate(tiny_hooked, directions, dose=dose):
+            logits(tiny_hooked)
+        assert torch.equal(directions, given)
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])

@@ -105,8 +105,8 @@ class TestSelect:
 def test_kl_by_hand():
     p, q = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]), torch.tensor([[0.25, 0.5, 0.25], [0.0, 1.0, 0.0]])
     expected = (p * (np.log(p + 1e-6) - np.log(q + 1e-6))).sum(1)
-    np.testing.assert_allclose(carriers.kl_divergence(p.log(), q.log()).numpy(), expected, rtol=1e-6)
-    assert carriers.kl_divergence(p.log(), p.log()).abs().max() == 0
+    np.testing.assert_allclose(geometry.kl_divergence(p.log(), q.log()).numpy(), expected, rtol=1e-6)
+    assert geometry.kl_divergence(p.log(), p.log()).abs().max() == 0
     # 0.5 log 2 − 0.25 log 2, and log(1 / 1e-6).
     np.testing.assert_allclose(expected, [0.25 * np.log(2), np.log(1e6)], rtol=1e-4)
 
@@ -122,7 +122,7 @@ def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening):
     metric = RefusalMetric(opening, (10, 11), (12, 13))
     directions = geometry.difference_in_means(tiny_hooked, VALIDATION)
     rows = [{"position": -1, "layer": 2}, {"position": -5, "layer": 1}, {"position": -3, "layer": 3}]
-    found = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows).set_index(["position", "layer"])
+    found = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows).table.set_index(["position", "layer"])
 
     def run(text, *, forced, hooks=()):
         messages = [{"role": "user", "content": text}]
@@ -167,18 +167,20 @@ def test_every_candidate_that_could_win_is_scored(tiny_hooked):
     directions = geometry.difference_in_means(tiny_hooked, VALIDATION)
     directions.values[1, 2] = NAN
     scores = geometry.score(tiny_hooked, directions, VALIDATION, RefusalMetric((), (10,), (12,)))
+    found = carriers.select(scores, 4)
+    scores = scores.table
     assert set(zip(scores["position"], scores["layer"], strict=True)) == {
         (p, x) for p in range(-5, 0) for x in range(3)
     }
     bad = (scores["position"] == -4) & (scores["layer"] == 2)
     assert scores[bad][["bypass", "induce", "kl"]].isna().all(axis=None)
     assert not scores[(scores["layer"] > 0) & ~bad].isna().any(axis=None)
-    assert carriers.select(scores, 4).table["rejected_because"][bad.idxmax()] == "a score is NaN"
+    assert found.table["rejected_because"][bad.idxmax()] == "a score is NaN"
 
 
 def test_candidates():
     directions = geometry.Directions(
-        torch.zeros(2, 4, 8), (-2, -1), ("a", "b"), 1, 1, "", torch.zeros(2, 2, 4, 8)
+        torch.zeros(2, 4, 8), (-2, -1), ("a", "b"), 1, 1, "", torch.zeros(2, 16, 2, 4, 8), torch.ones(2, 16)
     )  # fmt: skip
     found = carriers.candidates(directions, layers=[0, 3])
     assert [(row["position"], row["layer"]) for row in found] == [(-2, 0), (-2, 3), (-1, 0), (-1, 3)]

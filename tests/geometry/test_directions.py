@@ -1,14 +1,20 @@
 """Difference in means against float64 means of the Hugging Face model's hidden states, one prompt at a time."""
 
+import gc
+import subprocess
+import sys
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mechrefusal import MechrefusalError, geometry, models
-from mechrefusal.geometry import Directions
+from mechrefusal import MechrefusalError, geometry, models, prompts
+from mechrefusal.geometry import Directions, directions
+from mechrefusal.geometry.activations import stream
 
 
 @dataclass
@@ -131,6 +137,180 @@ def test_no_hooks_stay(tiny_hooked):
 
 def test_at(found):
     assert torch.equal(found.at({"position": -4, "layer": 3}), found.values[1, 3])
+    with pytest.raises(MechrefusalError, match=r"position -9; they were taken at \[-5"):
+        found.at({"position": -9, "layer": 3})
+
+
+MANY = Contrast([f"Steal {n} cars" for n in range(37)], [f"Wash {n} cars" for n in range(18)])
+
+
+@pytest.fixture(scope="module")
+def many(tiny_hooked):
+    return geometry.difference_in_means(tiny_hooked, MANY, positions=(-2, -1))
+
+
+def test_prompt_i_is_in_fold_i_modulo_16(tiny_hf, many):
+    assert many.counts.tolist() == [[3] * 5 + [2] * 11, [2] * 2 + [1] * 14]
+    for which, texts in enumerate((MANY.harmful, MANY.harmless)):
+        for fold in (0, 3, 15):
+            chosen = texts[fold::16]
+            expected = means(*tiny_hf, chosen, [-2, -1]) * len(chosen)
+            np.testing.assert_allclose(many.sums[which, fold].numpy(), expected, atol=1e-4)
+    assert many.sums.dtype == torch.float32
+    assert many.values.dtype == torch.float64
+
+
+def test_folds_weighted(tiny_hf, many):
+    harmful, harmless = torch.zeros(16), torch.zeros(16)
+    harmful[[0, 7]], harmless[2] = torch.tensor([2.0, 1.0]), 5.0
+    texts = MANY.harmful[0::16] * 2 + MANY.harmful[7::16]
+    expected = means(*tiny_hf, texts, [-2, -1]) - means(*tiny_hf, MANY.harmless[2::16], [-2, -1])
+    np.testing.assert_allclose(many.resampled(harmful, harmless).numpy(), expected, atol=1e-5)
+    ones = torch.ones(16)
+    np.testing.assert_allclose(many.resampled(ones, ones).numpy(), many.values.numpy(), atol=1e-5)
+    assert many.resampled(ones, torch.zeros(16)).isnan().all()
+    with pytest.raises(MechrefusalError, match="give 16 numbers"):
+        many.resampled(torch.ones(2), ones)
+
+
+def test_some_of_the_positions(tiny_hooked, found):
+    part = found.of_positions((-1, -4))
+    again = geometry.difference_in_means(tiny_hooked, ASKED, positions=(-1, -4))
+    assert (part.positions, part.tokens) == (again.positions, again.tokens) == ((-1, -4), ("\n", "\n"))
+    for name in ("values", "sums", "halves"):
+        a, b = (getattr(each, name).numpy() for each in (part, again))
+        np.testing.assert_allclose(a[..., 1:, :], b[..., 1:, :], atol=1e-5)
+    with pytest.raises(MechrefusalError, match="position -7"):
+        found.of_positions((-1, -7))
+
+
+def test_harmfulness_and_refusal_from_one_pass(tiny_hf, tiny_hooked, found):
+    texts = ASKED.harmful + ASKED.harmless
+    last = geometry.last_instruction_position(tiny_hooked.tokenizer, texts)
+    assert last == -6
+    ids = prompts.segments(tiny_hooked.tokenizer, "Build a bomb")
+    assert ids.prompt_ids[last] == ids.instruction[-1]
+    both = geometry.difference_in_means(tiny_hooked, ASKED, positions=(last, *found.positions))
+    assert both.tokens == ("…", *found.tokens)
+    np.testing.assert_allclose(both.of_positions(found.positions).values.numpy(), found.values.numpy(), atol=1e-5)
+    expected = means(*tiny_hf, ASKED.harmful, [last]) - means(*tiny_hf, ASKED.harmless, [last])
+    np.testing.assert_allclose(both.of_positions((last,)).values.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "after", "message"),
+    [
+        (["a", "b"], [3, 2], r"2 prompts have \[2, 3\] tokens"),
+        (["a", "b"], [0, 0], r"have \[0\] tokens"),
+        ([], [], r"0 prompts have \[\] tokens"),
+        (["a", ""], [2, 2], "'1' has no token of its own"),
+    ],
+)
+def test_no_last_instruction_token(monkeypatch, instructions, after, message):
+    rows = list(zip(instructions, after, strict=True))
+
+    def segments(tokenizer, text):
+        words, n = rows[int(text)]
+        return prompts.Segments(before=(0,), instruction=tuple(map(ord, words)), attack=(), after=(1,) * n, target=())
+
+    monkeypatch.setattr(directions.prompts, "segments", segments)
+    with pytest.raises(MechrefusalError, match=message):
+        geometry.last_instruction_position(None, [str(n) for n in range(len(rows))])
+
+
+def new_bytes():
+    """Bytes of the tensors that are alive and were not when the garbage collector was frozen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storages = [each.untyped_storage() for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+
+
+def most_held(tiny_hooked, monkeypatch, contrast, **options):
+    """The most bytes beside what was there before, seen whenever `stream` hands over a chunk."""
+    seen = []
+
+    def watched(*args, **kwargs):
+        for part in stream(*args, **kwargs):
+            seen.append(new_bytes())
+            yield part
+
+    monkeypatch.setattr(directions, "stream", watched)
+    gc.collect()
+    gc.freeze()
+    try:
+        geometry.difference_in_means(tiny_hooked, contrast, **options)
+    finally:
+        gc.unfreeze()
+    return max(seen)
+
+
+def expected_bytes(n_positions, n_layers, d_model, *, chunk):
+    """Sums of both classes in float32, a fold and two totals in float64, a chunk twice (hooked, and stacked)."""
+    place = n_positions * n_layers * d_model
+    return place * (2 * 16 * 4 + 3 * 8 + 2 * chunk * 4)
+
+
+def test_memory_does_not_grow_with_the_prompts(tiny_hooked, monkeypatch):
+    few = most_held(tiny_hooked, monkeypatch, MANY, positions=(-2, -1))
+    more = Contrast(MANY.harmful * 3, MANY.harmless * 3)
+    # 220 kB of activations more; what may grow are the prompts' token ids.
+    assert most_held(tiny_hooked, monkeypatch, more, positions=(-2, -1)) - few < 50_000
+
+
+def test_smollm2_takes_less_than_50_mb_beyond_the_model(tiny_hooked, monkeypatch):
+    """What the tiny model holds is what the formula says; with SmolLM2's numbers it leaves 25 MB for the passes."""
+    held = most_held(tiny_hooked, monkeypatch, MANY, positions=(-5, -4, -3, -2, -1))
+    formula = expected_bytes(5, 4, 64, chunk=4)
+    assert 0.9 * formula < held < 1.25 * formula, "token ids and the head's cache come on top"
+    assert expected_bytes(7, 30, 576, chunk=4) < 25e6
+
+
+PEAK = """
+import ctypes, gc, sys, threading, time
+from mechrefusal import geometry, models, prompts
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+model, asked = models.load_hooked(sys.argv[1]), prompts.builtin().direction
+geometry.difference_in_means(model, asked.take(2))  # what is loaded only when it is used
+gc.collect()
+ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory is used again unseen
+before, peak, done = resident(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.005)
+
+thread = threading.Thread(target=watch)
+thread.start()
+geometry.difference_in_means(model, asked.take(16))
+done = True
+thread.join()
+print("peak", peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_resident_memory_on_smollm2(smollm2):
+    done = subprocess.run([sys.executable, "-c", PEAK, str(smollm2)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split("peak ")[1]) < 50e6
+
+
+def test_files_of_an_earlier_version(found, tmp_path):
+    path = found.save(tmp_path / "directions.safetensors")
+    with safe_open(path, framework="pt") as file:
+        notes = file.metadata()
+    save_file({"values": found.values, "halves": found.halves}, path, metadata=notes)
+    with pytest.raises(
+        MechrefusalError, match=r"directions\.safetensors.*earlier version.*measure the checkpoint again"
+    ):
+        Directions.load(path, weights=found.weights)
 
 
 def test_there_and_back(found, tmp_path):
@@ -138,7 +318,8 @@ def test_there_and_back(found, tmp_path):
     for weights in (found.weights, None):
         again = Directions.load(path, weights=weights)
         assert torch.equal(again.values, found.values)
-        assert torch.equal(again.halves, found.halves)
+        assert torch.equal(again.sums, found.sums)
+        assert torch.equal(again.counts, found.counts)
         for name in ("positions", "tokens", "n_harmful", "n_harmless", "weights"):
             assert getattr(again, name) == getattr(found, name), name
 

@@ -1,9 +1,13 @@
-"""Cosine, principal angles and effective rank against values worked out by hand."""
+"""Measures of drift against values worked out by hand, and verdicts on planted turns under planted noise."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
+from planted_directions import from_activations, pair
 
-from mechrefusal.geometry import cosine, effective_rank, principal_angles
+from mechrefusal import MechrefusalError
+from mechrefusal.geometry import cosine, drift, effective_rank, folds, principal_angles
 
 
 def rotation(n, seed=0):
@@ -120,3 +124,231 @@ def test_effective_rank_of_copies_and_of_nothing(scaling, weight):
 def test_unknown_variant_is_not_taken_for_another(scaling, weight):
     with pytest.raises((ValueError, KeyError)):
         effective_rank(np.eye(3), scaling=scaling, weight=weight)
+
+
+def places(directions, layer=0):
+    return [(position, layer) for position in directions.positions]
+
+
+def verdicts(n_seeds, *, measure="cosine", **options):
+    found = []
+    for seed in range(n_seeds):
+        a, b = pair(seed, **options)
+        found.append(drift.verdict(drift.turn(a, b, places=(places(a), places(b)), measure=measure))[0])
+    return Counter(found)
+
+
+SPAN = {"measure": "principal_angle_mean", "n_positions": 3, "length": 3.0}
+
+
+@pytest.mark.parametrize("length", [1.2, (0.8, 3.0)])
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_noise_of_the_prompts_is_not_called_a_move(length, shared):
+    assert verdicts(40, length=length, shared=shared)["moved"] <= 2
+
+
+def test_the_same_direction_seen_clearly_has_not_moved():
+    assert verdicts(20, length=5.0) == {"not moved": 20}
+    assert verdicts(4, **SPAN)["not moved"] >= 3
+
+
+@pytest.mark.parametrize("degrees", [45, 90])
+def test_a_turned_direction_has_moved(degrees):
+    assert verdicts(20, length=3.0, degrees=degrees)["moved"] >= 19
+    assert verdicts(3, **SPAN, degrees=degrees) == {"moved": 3}
+
+
+def test_a_tiny_turn_is_no_move_however_sure_it_is():
+    a, b = pair(0, length=30.0, degrees=8, n=512)
+    found = drift.turn(a, b, places=(places(a), places(b)), measure="cosine")
+    assert found.excess.low > 0, "the prompts do not explain it"
+    assert drift.verdict(found)[0] == "not moved"
+
+
+@pytest.mark.parametrize("length", [0.0, (0.0, 5.0)])
+def test_noise_alone_says_nothing(length):
+    found = verdicts(40, length=length)
+    assert found["cannot tell"] >= 39
+    a, b = pair(0, length=length)
+    why = drift.verdict(drift.turn(a, b, places=(places(a), places(b)), measure="cosine"))[1]
+    assert "halves of the prompts at the first checkpoint agree no better than random directions" in why
+
+
+def test_the_corrected_cosine_is_the_true_one():
+    """On all prompts it is pulled up by the noise that both share, or down by the noise that they do not."""
+    for shared in (0.0, 1.0):
+        pairs = [pair(seed, length=1.5, degrees=40, shared=shared, n=128) for seed in range(30)]
+        turns = [drift.turn(a, b, places=(places(a), places(b)), measure="cosine") for a, b in pairs]
+        whole = [drift.compare(a, b, places=(places(a), places(b)), measure="cosine").value.value for a, b in pairs]
+        true = np.cos(np.radians(40))
+        assert abs(np.mean([found.corrected.value for found in turns]) - true) < 0.03
+        assert abs(np.mean(whole) - true) > 0.05
+        inside = [found.corrected.low <= true <= found.corrected.high for found in turns]
+        assert np.mean(inside) >= 0.85
+
+
+def test_halves_against_a_computation_fold_by_fold():
+    a, b = pair(3, degrees=30, n=40)  # folds of unequal numbers: 40 = 2 * 16 + 8
+    x, y = places(a), places(b)
+    found = drift.turn(a, b, places=(x, y), measure="cosine")
+
+    def direction(of, chosen):
+        sums, counts = of.sums[:, :, 0, 0].double().numpy(), of.counts.numpy()
+        means = [sums[c][chosen[c]].sum(0) / counts[c][chosen[c]].sum() for c in (0, 1)]
+        return means[0] - means[1]
+
+    rows = []
+    for first in folds.halves(a.counts.numpy(), folds.N_SPLITS, seed=0).swapaxes(0, 1):
+        assert (first.sum(1) == 8).all()
+        a1, a2, b1, b2 = (direction(of, chosen) for of in (a, b) for chosen in (first, ~first))
+        rows.append([cosine(a1, a2), cosine(b1, b2), (cosine(a1, b2) + cosine(b1, a2)) / 2])
+    within_a, within_b, cross = np.mean(rows, axis=0)
+    expected = np.sqrt(within_a * within_b)
+    got = [*(each.value for each in found.within), found.cross.value, found.expected]
+    np.testing.assert_allclose(got, [within_a, within_b, cross, expected], rtol=1e-9)
+    np.testing.assert_allclose(found.excess.value, expected - cross, rtol=1e-9)
+    np.testing.assert_allclose(found.corrected.value, cross / expected, rtol=1e-9)
+    compared = drift.compare(a, b, places=(x, y), measure="cosine")
+    np.testing.assert_allclose(compared.floor, (within_a + within_b) / 2, rtol=1e-9)
+    np.testing.assert_allclose(compared.value.value, cosine(a.values[0, 0].numpy(), b.values[0, 0].numpy()))
+
+
+@pytest.mark.parametrize(("measure", "summary"), [("principal_angle_mean", np.mean), ("principal_angle_max", np.max)])
+@pytest.mark.parametrize("shapes", [(3, 5, 20), (4, 4, 6), (5, 2, 3)])
+def test_angles_in_one_go_are_those_of_scipy(measure, summary, shapes):
+    """Also where the spans fill more than half of the space, or are more directions than it has dimensions."""
+    m, n, d_model = shapes
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(m, 4, d_model)), random.normal(size=(n, 4, d_model))
+    u, v = random.normal(size=(2, 7, 4))
+    got = folds.measured(measure, a, b, u, v, chunk=3)
+    expected = [
+        summary(principal_angles(np.tensordot(x, a, (0, 1)), np.tensordot(y, b, (0, 1))))
+        for x, y in zip(u, v, strict=True)
+    ]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_fewer_numbers_with_the_same_inner_products(together):
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 40))
+    x, y = folds.compressed(a, b, together=together)
+    assert x.shape[-1] == (24 if together else 8)
+    for p, q in ((a, x), (b, y)):
+        np.testing.assert_allclose(np.einsum("pfd,pgd->pfg", q, q), np.einsum("pfd,pgd->pfg", p, p))
+    np.testing.assert_allclose(np.einsum("pfd,pgd->pfg", x, y), np.einsum("pfd,pgd->pfg", a, b))
+    if together:
+        np.testing.assert_allclose(np.einsum("pfd,qgd->pqfg", x, y), np.einsum("pfd,qgd->pqfg", a, b))
+
+
+def test_random_floor():
+    random = np.random.default_rng(1)
+    for d_model in (3, 50):
+        x, y = random.normal(size=(2, 20000, d_model))
+        cosines = np.abs((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1))
+        assert folds.random_floor("cosine", d_model) == pytest.approx(np.quantile(cosines, 0.95), abs=0.01)
+    drawn = [principal_angles(*random.normal(size=(2, 3, 30))).mean() for _ in range(2000)]
+    floor = folds.random_floor("principal_angle_mean", 30, 3, 3)
+    assert floor == pytest.approx(np.quantile(drawn, 0.05), abs=1.5)
+    assert folds.random_floor("principal_angle_mean", 30, 3, 3, seed=0) == floor
+
+
+def test_the_interval_covers_what_other_prompts_would_give():
+    """The spread of the cosine over samples of prompts is what the bootstrap over folds of one sample says."""
+    intervals, values = [], []
+    for seed in range(60):
+        found = drift.compare(*pair(seed, length=3.0, degrees=30), places=([(-1, 0)], [(-1, 0)]), measure="cosine")
+        intervals.append((found.value.low, found.value.high))
+        values.append(found.value.value)
+    centre = np.mean(values)
+    assert np.mean([low <= centre <= high for low, high in intervals]) >= 0.88
+    assert 2 < np.mean([high - low for low, high in intervals]) / np.std(values) < 6  # 95% of a normal is 3.9
+
+
+def test_an_interval_by_hand():
+    draws = np.arange(101.0)
+    found = folds.interval(10, draws, 5)
+    wider = 2.7764451 / 1.9599640 * np.sqrt(5 / 4)
+    np.testing.assert_allclose([found.low, found.high], [10 - 47.5 * wider, 10 + 47.5 * wider], rtol=1e-6)
+    assert (folds.interval(10, draws, 5, bounds=(0, 20)).low, found.n) == (0, 5)
+    draws[:6] = np.nan
+    assert np.isnan(folds.interval(10, draws, 5).low)
+
+
+def test_equal_checkpoints_have_not_moved():
+    a, _ = pair(0, length=4.0)
+    found = drift.compare(a, a, places=(places(a), places(a)), measure="cosine")
+    np.testing.assert_allclose([found.value.value, found.value.low, found.value.high], 1)
+    assert found.floor < 0.97, "halves of the prompts differ all the same"
+    same = drift.turn(a, a, places=(places(a), places(a)), measure="cosine")
+    np.testing.assert_allclose([same.excess.value, same.excess.low, same.excess.high], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "enough"), [(3, False), (4, True)])
+def test_fewer_than_four_filled_folds_say_nothing(n, enough):
+    a, b = pair(0, n=n, length=20.0)
+    compared = drift.compare(a, b, places=(places(a), places(a)), measure="cosine")
+    assert np.isfinite(compared.value.value)
+    assert np.isfinite([compared.value.low, compared.floor]).all() == enough
+    found = drift.turn(a, b, places=(places(a), places(a)), measure="cosine")
+    assert (found.reason == "") == enough
+    if not enough:
+        assert drift.verdict(found) == (
+            "cannot tell",
+            "too few prompts for an interval: 3 filled folds of a class, 4 are needed",
+        )
+
+
+def test_directions_of_other_prompts_have_no_interval():
+    a, _ = pair(0, length=5.0)
+    _, b = pair(0, length=5.0, n=48)
+    compared = drift.compare(a, b, places=(places(a), places(b)), measure="cosine")
+    assert np.isfinite([compared.value.value, compared.floor]).all()
+    assert np.isnan(compared.value.low)
+    assert "different prompts" in compared.reason
+    found = drift.turn(a, b, places=(places(a), places(b)), measure="cosine")
+    assert drift.verdict(found) == ("cannot tell", compared.reason)
+
+
+def test_rounding_error_is_no_direction():
+    """As at layer 0 of a chat template, where every prompt has the same activation."""
+    random = np.random.default_rng(0)
+    alike = np.tile(random.normal(size=(1, 2, 1, 48)), (64, 1, 1, 1))
+    noise = 1e-8 * random.normal(size=alike.shape)
+    noise[:, 1] += np.eye(48)[0]  # the second position has one
+    flat = from_activations(alike + noise, alike)
+    for measure in ("cosine", "principal_angle_mean"):
+        found = drift.compare(flat, flat, places=([(-2, 0)], [(-2, 0)]), measure=measure)
+        assert np.isnan(found.value.value)
+        assert "alike" in found.reason
+    both = drift.compare(flat, flat, places=(places(flat), places(flat)), measure="principal_angle_max")
+    assert both.value.value == pytest.approx(0, abs=1e-5)
+    assert both.random == folds.random_floor("principal_angle_max", 48, 1, 1)
+
+
+def test_cosines_of_unequally_many_places():
+    a, b = pair(0, n_positions=2)
+    with pytest.raises(MechrefusalError, match="2 and 1 places"):
+        drift.compare(a, b, places=(places(a), places(b)[:1]), measure="cosine")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected", "why"),
+    [
+        ((3, 5), (6, 9), "moved", "layers 3 to 5 and 6 to 9 do not overlap"),
+        ((6, 9), (3, 5), "moved", "do not overlap"),
+        ((3, 3), (4, 4), "moved", "do not overlap"),
+        ((3, 5), (5, 6), "not moved", "span 3 of 30 layers"),
+        ((3, 5), (5, 7), "cannot tell", "overlap, and span 4 of 30"),
+        ((float("nan"), 5), (5, 6), "cannot tell", "no interval"),
+    ],
+)
+def test_depth(a, b, expected, why):
+    decided, reason = drift.depth_verdict(a, b, n_layers=30)
+    assert decided == expected
+    assert why in reason
+
+
+def test_depth_of_a_small_model_may_differ_by_one_layer():
+    assert drift.depth_verdict((1, 2), (2, 2), n_layers=4)[0] == "not moved"
+    assert drift.depth_verdict((1, 3), (2, 2), n_layers=4)[0] == "cannot tell"

@@ -67,7 +67,7 @@ def halves():
 def chosen(model, direction, validation):
     directions = geometry.difference_in_means(model, direction)
     scores = geometry.score(model, directions, validation, METRIC)
-    return directions, scores, carriers.select(scores, N_LAYERS).winner
+    return directions, scores.table, carriers.select(scores, N_LAYERS).winner
 
 
 def scores_of(model, texts):

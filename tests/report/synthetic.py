@@ -1,17 +1,16 @@
 """A made-up run with the real schema: two arms, four anchors, 30 layers of 9 heads, gaps, and hostile texts."""
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from synthetic_geometry import LAYERS, POSITIONS, candidate_tables, geometry_tables, movement_tables
 from synthetic_training import training_tables
 
 from mechrefusal.study import tables
 
-LAYERS, HEADS, ANCHORS, ARMS = 30, 9, (0, 50, 100, 250), ("sft", "r2d2")
-POSITIONS = {-5: "<|im_end|>", -4: "\n", -3: "<|im_start|>", -2: "assistant", -1: "\n"}
+HEADS, ANCHORS, ARMS = 9, (0, 50, 100, 250), ("sft", "r2d2")
 HOSTILE = (
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
@@ -25,7 +24,6 @@ HOSTILE = (
 LONG_COMPLETION = (
     "Sure, here is a very long completion to a harmful request that must not be shown whole, secret ending"
 )
-NO_CARRIER = "no admissible carrier: induce < 0 (88), kl > 0.1 (62) <b>of 150</b>"
 
 
 def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int, ...] = ANCHORS, seed: int = 0) -> Path:
@@ -38,7 +36,8 @@ def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int,
             tables.write(
                 pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
             )
-    across = _across(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
+    across = movement_tables(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
+    across["stages"] = _stages()
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
@@ -69,6 +68,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         "rates": _rates(rng, strength, carries=carries),
         "openings": [
             {
+                **dict.fromkeys(tables.PER_CHECKPOINT["openings"]),
                 "kind": "discovered" if carries else "fallback",
                 "opening": "I" if carries else "",
                 "refusal_tokens": json.dumps([" can", "'m", " cannot", HOSTILE[0]]),
@@ -105,7 +105,8 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
             for p, t in POSITIONS.items()
             for lay in range(LAYERS)
         ],
-        **_carriers(rng, layer, carries=carries),
+        **candidate_tables(rng, layer, carries=carries),
+        **geometry_tables(rng, strength, layer, carries=carries),
         "attribution": _attribution(rng, strength),
         "patching": _patching(rng),
         **_circuits(rng),
@@ -178,52 +179,6 @@ def _rates(rng: np.random.Generator, strength: float, *, carries: bool) -> list[
             rows.append(row("evaluation_harmful", "refusal_rate", harmful, 60, intervention=name))
             rows.append(row("evaluation_harmless", "refusal_rate", harmless, 60, intervention=name))
     return rows
-
-
-def _carriers(rng: np.random.Generator, best: int, *, carries: bool) -> dict[str, list[dict]]:
-    rows: list[dict] = []
-    for p in POSITIONS:
-        for lay in range(LAYERS):
-            near = np.exp(-(((lay - best) / 4) ** 2)) * (0.5 + 0.5 * (p == -1))
-            bypass, induce, kl = (
-                5 - 12 * near + rng.normal(0, 0.5),
-                -4 + 9 * near + rng.normal(0, 0.5),
-                float(10 ** rng.normal(-1.6 + 1.5 * lay / LAYERS, 0.5)),
-            )
-            why = [
-                w
-                for w, bad in (
-                    ("layer is not below 24", lay >= 24),
-                    ("kl > 0.1", kl > 0.1),
-                    ("induce < 0", induce < 0),
-                    ("is NaN", lay == 3 and p == -4),
-                )
-                if bad
-            ]
-            admissible = carries and not why
-            bypass = float("nan") if lay == 3 and p == -4 else float(bypass)
-            reason = "; ".join(why) or (None if admissible else NO_CARRIER)
-            rows.append(
-                {
-                    "position": p,
-                    "layer": lay,
-                    "bypass": bypass,
-                    "induce": float(induce),
-                    "kl": kl,
-                    "admissible": admissible,
-                    "rejected_because": reason,
-                    "winner": False,
-                }
-            )
-    allowed = [r for r in rows if r["admissible"]]
-    row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}
-    if not allowed:
-        gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl"), float("nan"))
-        return {"carriers": rows, "carrier": [{**gone, "token": None, **row, "reason": NO_CARRIER}]}
-    winner = min(allowed, key=lambda r: r["bypass"])
-    winner["winner"] = True
-    chosen = {name: winner[name] for name in ("position", "layer", "bypass", "induce", "kl")}
-    return {"carriers": rows, "carrier": [{**chosen, "token": POSITIONS[winner["position"]], **row, "reason": ""}]}
 
 
 def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:
@@ -346,97 +301,6 @@ def _circuits(rng: np.random.Generator) -> dict[str, list[dict]]:
     return {"tokens": tokens, "attention": attention}
 
 
-def _across(
-    rng: np.random.Generator, ids: list[tuple[str, int]], arms: tuple[str, ...], last: int
-) -> dict[str, list[dict]]:
-    drift = []
-    for a, b in _pairs(ids, arms):
-        pair = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
-        reason = "no carrier at one of the two" if a[0] == "base" else ""
-        far = 0.5 * ((b[1] - a[1]) / last) + (0.3 if a[0] not in (b[0], "base") else 0.1)
-        drift.append(
-            {
-                **pair,
-                "measure": "carrier_cosine",
-                "layer": -1,
-                "value": float("nan") if reason else 1 - far,
-                "floor": float("nan") if reason else 0.98,
-                "n": 1,
-                "reason": reason,
-            }
-        )
-        for lay in range(-1, LAYERS):
-            if lay >= 0:
-                value = float(1 - far * lay / LAYERS + rng.normal(0, 0.01))
-                drift.append(
-                    {
-                        **pair,
-                        "measure": "direction_cosine",
-                        "layer": lay,
-                        "value": value,
-                        "floor": 0.96,
-                        "n": 1,
-                        "reason": "",
-                    }
-                )
-            for measure, factor in (("principal_angle_mean", 50), ("principal_angle_max", 88)):
-                why = reason if lay == -1 else ""
-                value = float("nan") if why else factor * min(1.0, 0.1 + far)
-                drift.append(
-                    {
-                        **pair,
-                        "measure": measure,
-                        "layer": lay,
-                        "value": value,
-                        "floor": factor * 0.1,
-                        "n": 5,
-                        "reason": why,
-                    }
-                )
-    ranks = []
-    for arm, step in ids:
-        for rows in ("positions", "layers", "admissible"):
-            for scaling in ("raw", "unit"):
-                for weight in ("sigma", "sigma_squared"):
-                    none = rows == "admissible" and arm == "base"
-                    value = (
-                        float("nan")
-                        if none
-                        else float(1.2 + rng.uniform(0, 1) + 2 * (scaling == "unit") + 2 * (weight == "sigma"))
-                    )
-                    ranks.append(
-                        {
-                            "arm": arm,
-                            "step": step,
-                            "rows": rows,
-                            "scaling": scaling,
-                            "weight": weight,
-                            "value": value,
-                            "n_rows": 0 if none else 30,
-                            "reason": "no admissible candidate" if none else "",
-                        }
-                    )
-    stages = [
-        {"stage": s, "seconds": t}
-        for s, t in (
-            ("train sft", 340.0),
-            ("train r2d2", 2910.0),
-            ("attack", 800.5),
-            ("measure", 4210.0),
-            ("report", 9.2),
-        )
-    ]
-    return {"drift": drift, "effective_rank": ranks, "stages": stages}
-
-
-def _pairs(ids: list[tuple[str, int]], arms: tuple[str, ...]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Consecutive anchors of an arm, the base and the last anchor, arms at the same step: as the study pairs them."""
-    found = []
-    if not arms:
-        return found
-    for arm in arms:
-        line = [ids[0], *[i for i in ids if i[0] == arm]]
-        found += [*itertools.pairwise(line), (line[0], line[-1])]
-    return found + [
-        (a, b) for a in ids for b in ids if a[0] == arms[0] and b[0] == arms[-1] and a[0] != b[0] and a[1] == b[1]
-    ]
+def _stages() -> list[dict]:
+    times = {"train sft": 340.0, "train r2d2": 2910.0, "attack": 800.5, "measure": 4210.0, "report": 9.2}
+    return [{"stage": stage, "seconds": seconds} for stage, seconds in times.items()]

@@ -18,7 +18,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-WIDTHS = (1280, 600)
+WIDTHS = (1280, 600, 400)
 
 
 @pytest.fixture(scope="module")

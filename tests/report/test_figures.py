@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import HEADS, LAYERS, NO_CARRIER
+from synthetic import HEADS
+from synthetic_geometry import LAYERS, NO_CARRIER
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
@@ -116,6 +117,7 @@ def test_drift_separates_anchors_before_and_arms(run):
         "sft: since the base",
         "sft and r2d2, same step",
         "split-half floor",
+        "random directions",
     ]
     table = run.across["drift"]
     rows = table[

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import HOSTILE, LONG_COMPLETION, NO_CARRIER, write_run
+from synthetic import HOSTILE, LONG_COMPLETION, write_run
+from synthetic_geometry import NO_CARRIER
 
 from mechrefusal import report
 from mechrefusal.errors import MechrefusalError

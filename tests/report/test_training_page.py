@@ -31,7 +31,7 @@ def test_index_and_training_page_link_to_each_other(written):
     assert ("a", {"href": "training.html"}) in index.elements
     assert ("a", {"href": "index.html"}) in page.elements
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
-    assert [title for title in titles if "loss" in title.lower()] == ["Total loss"]
+    assert [title for title in titles if title.endswith("loss")] == ["Total loss"]
     assert "Refusal rate: attacked probes" in titles
 
 

@@ -2,26 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+import pytest
+from planted_directions import constant, from_activations
 
-from mechrefusal.geometry import Directions
+from mechrefusal.geometry import drift as measures
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import across
 
 D_MODEL, N_LAYERS = 6, 3
-
-
-def _directions(values: np.ndarray, weights: str) -> Directions:
-    tensor = torch.tensor(values)
-    return Directions(
-        values=tensor,
-        positions=(-2, -1),
-        tokens=("a", "b"),
-        n_harmful=4,
-        n_harmless=4,
-        weights=weights,
-        halves=torch.stack([tensor, tensor]),
-    )
 
 
 def _carriers(winner: tuple[int, int] | None) -> pd.DataFrame:
@@ -48,8 +36,8 @@ def _study():
         Checkpoint("sft", 5, Path(), "w1"),
         Checkpoint("r2d2", 5, Path(), "w2"),
     ]
-    directions = {points[0].id: _directions(base, "w0"), points[1].id: _directions(turned, "w1")}
-    directions[points[2].id] = _directions(turned, "w2")
+    directions = {points[0].id: constant(base, weights="w0"), points[1].id: constant(turned, weights="w1")}
+    directions[points[2].id] = constant(turned, weights="w2")
     carriers = {points[0].id: _carriers((-1, 2)), points[1].id: _carriers((-1, 2)), points[2].id: _carriers(None)}
     return points, directions, carriers
 
@@ -73,6 +61,61 @@ def test_drift_without_a_carrier_is_a_row_that_says_so():
     row = table[(table["arm_b"] == "r2d2") & (table["measure"] == "carrier_cosine")].iloc[0]
     assert np.isnan(row["value"])
     assert row["reason"] == "no carrier at one of the two"
+
+
+def test_without_noise_of_the_prompts_the_interval_is_a_point_and_the_floor_is_one():
+    table = across.drift(*_study())
+    found = table[(table["arm_b"] == "sft") & (table["measure"] == "direction_cosine")]
+    assert list(found["layer"]) == [0, 1, 2]
+    np.testing.assert_allclose(found["low"], found["value"], atol=1e-6)
+    np.testing.assert_allclose(found["high"], found["value"], atol=1e-6)
+    np.testing.assert_allclose(found["floor"], 1)
+    # The critical value of a correlation with five degrees of freedom: six dimensions, and none lost to a mean.
+    np.testing.assert_allclose(found["random"], 0.754, atol=1e-3)
+
+
+def test_noise_gives_every_row_its_interval_and_its_floors():
+    points, directions, carriers = _study()
+    random = np.random.default_rng(1)
+    for name, found in directions.items():
+        noise = random.normal(size=(2, 64, *found.values.shape))
+        directions[name] = from_activations(2 * found.values.numpy() + noise[0], noise[1])
+    table = across.drift(points, directions, carriers)
+    told = table[table["reason"] == ""]
+    assert (told["low"] <= told["value"]).all()
+    assert (told["value"] <= told["high"]).all()
+    assert (told["high"] - told["low"] > 1e-3).all()
+    row = told[(told["arm_b"] == "sft") & (told["measure"] == "direction_cosine") & (told["layer"] == 1)].iloc[0]
+    expected = measures.compare(
+        directions[points[0].id], directions[points[1].id], places=([(-1, 1)], [(-1, 1)]), measure="cosine"
+    )
+    assert (row["value"], row["low"], row["high"]) == (expected.value.value, expected.value.low, expected.value.high)
+    assert (row["floor"], row["random"]) == (expected.floor, expected.random)
+    assert 0.5 < row["floor"] < 0.999
+    spans = told[told["measure"] == "principal_angle_mean"].set_index(["arm_a", "arm_b", "layer"])
+    assert spans.loc[("base", "sft", 0), "n"] == 2
+    assert spans.loc[("base", "sft", -1), "n"] == 1
+    assert spans.loc[("base", "sft", 0), "random"] > spans.loc[("base", "sft", 0), "floor"] > 0
+
+
+def test_directions_of_other_prompts_keep_their_value_and_say_why_there_is_no_interval():
+    points, directions, carriers = _study()
+    other = directions[points[1].id].values.numpy()
+    directions[points[1].id] = constant(other, n=20)
+    table = across.drift(points, directions, carriers)
+    row = table[(table["arm_b"] == "sft") & (table["measure"] == "direction_cosine") & (table["layer"] == 0)].iloc[0]
+    assert row["value"] == pytest.approx(1)
+    assert np.isnan(row["low"])
+    assert "different prompts" in row["reason"]
+
+
+def test_templates_with_other_positions():
+    points, directions, carriers = _study()
+    directions[points[1].id] = directions[points[1].id].of_positions((-1,))
+    table = across.drift(points, directions, carriers)
+    rows = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft")]
+    assert list(rows["measure"]) == ["carrier_cosine", "direction_cosine"]
+    assert rows["reason"].iloc[1] == "positions of the templates differ"
 
 
 def test_effective_rank_names_every_variant():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechrefusal import models, report, study
-from mechrefusal.study import measurement, tables
+from mechrefusal.study import geometry_measurement, measurement, tables
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def measured(tiny):
     recipe = dataclasses.replace(recipe, measuring=settings)
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "_kept", lambda split, *_: split)
+        patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
         return checkpoint, recipe, measurement.measure(checkpoint, study.asked(recipe), recipe, [])
 
 

@@ -7,25 +7,37 @@ table that cannot be drawn raises `MechrefusalError`.
 
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
 from mechrefusal.report.figures.bars import durations, interventions, mlps, scores
+from mechrefusal.report.figures.carriers import carrier_layers, carrier_wins, carriers
 from mechrefusal.report.figures.costs import step_costs, step_time
+from mechrefusal.report.figures.doses import doses
 from mechrefusal.report.figures.drift import drift, drift_by_layer
-from mechrefusal.report.figures.heatmaps import carriers, layer_by_head, layer_by_position
-from mechrefusal.report.figures.lines import carrier_layers, effective_rank, probes, rates, trajectory
+from mechrefusal.report.figures.estimates import estimates, estimates_by_layer, estimates_over_steps
+from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
+from mechrefusal.report.figures.linear_probes import linear_probes
+from mechrefusal.report.figures.lines import effective_rank, probes, rates, trajectory
+from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.training import logged, loss_term, losses
+from mechrefusal.report.figures.transfer import transfer
 
 __all__ = [
     "attack_exchange",
     "attack_loss",
     "carrier_layers",
+    "carrier_wins",
     "carriers",
     "cases_refreshed",
+    "doses",
     "drift",
     "drift_by_layer",
     "durations",
     "effective_rank",
+    "estimates",
+    "estimates_by_layer",
+    "estimates_over_steps",
     "interventions",
     "layer_by_head",
     "layer_by_position",
+    "linear_probes",
     "logged",
     "loss_term",
     "losses",
@@ -34,7 +46,10 @@ __all__ = [
     "probes",
     "rates",
     "scores",
+    "smallest_k",
     "step_costs",
     "step_time",
+    "subspaces",
     "trajectory",
+    "transfer",
 ]

@@ -16,6 +16,8 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
 
     Solid lines: an arm against its anchor before. Open markers: against the base model. Grey diamonds: two arms at the
     same step. Small crosses: the split-half floor of the pair, the same measure between two halves of the prompts.
+    Small dashes: random directions. Bars: 95% interval over prompts, which a mean over layers does not have. Lines are
+    drawn slightly beside each other so that bars stay apart.
 
     Args:
         measure: a value of the column `measure`; angles are in degrees.
@@ -23,6 +25,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
             over layers.
     """
     rows = table[table["measure"] == measure]
+    rows = rows.assign(**{name: rows.get(name, float("nan")) for name in ("low", "high", "random")})
     layers = {int(found) for found in rows["layer"].dropna()}
     where = ""
     if layer is None and SPAN in layers:
@@ -32,18 +35,24 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
     elif len(layers) > 1:
         where = f"mean over {len(layers)} layers"
     rows = style.drawable(rows, "value", f"drift '{measure}'")
-    rows = rows.assign(floor=pd.to_numeric(rows["floor"], errors="coerce"))
-    pairs = ["arm_a", "step_a", "arm_b", "step_b"]
-    rows = rows.groupby(pairs, as_index=False, sort=False)[["value", "floor"]].mean()
+    columns = ["value", "low", "high", "floor", "random"]
+    rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce").astype(float) for name in columns})
+    pairs = rows.groupby(["arm_a", "step_a", "arm_b", "step_b"], as_index=False, sort=False)
+    averaged = bool((pairs["layer"].transform("nunique") > 1).any())
+    rows = pairs[columns].mean()
+    if averaged:
+        rows[["low", "high"]] = float("nan")
     figure = go.Figure()
     names = style.arms(pd.DataFrame({"arm": [*rows["arm_a"], *rows["arm_b"]]}))
-    for arm in names:
+    shift = 0.012 * (float(rows["step_b"].max() - rows["step_a"].min()) or 1.0)
+    for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
+        beside = shift * (place - (len(names) - 1) / 2)
         own = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, "base"])]
         before = own[own["step_a"] == own.groupby("step_b")["step_a"].transform("max")].sort_values("step_b")
         base = own[(own["step_a"] == 0) & ~own.index.isin(before.index)].sort_values("step_b")
         marker = {"color": colour, "symbol": symbol, "size": 8}
-        _add(figure, before, f"{arm}: since the anchor before", "lines+markers", marker, colour)
+        _add(figure, before, f"{arm}: since the anchor before", "lines+markers", marker, colour, shift=2 * beside)
         _add(
             figure,
             base,
@@ -51,6 +60,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
             "markers",
             {**marker, "symbol": f"{symbol}-open", "size": 10},
             colour,
+            shift=4 * beside,
         )
     apart = rows[(rows["arm_a"] != rows["arm_b"]) & (rows["arm_a"] != "base") & (rows["arm_b"] != "base")].sort_values(
         "step_b"
@@ -58,7 +68,8 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
     for (first, second), own in apart.groupby(["arm_a", "arm_b"], sort=False):
         look = {"color": style.NEUTRAL, "symbol": "diamond", "size": 8}
         _add(figure, own, f"{first} and {second}, same step", "lines+markers", look, style.NEUTRAL, dash="dot")
-    _floor(figure, rows)
+    _marks(figure, rows, "floor", "split-half floor", "x-thin")
+    _marks(figure, rows, "random", "random directions", "line-ew")
     unit, limits = (
         ("degrees", (-3.0, 93.0))
         if "angle" in measure
@@ -69,7 +80,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
     figure.update_xaxes(title="optimiser step", tickvals=sorted({int(step) for step in rows["step_b"]}))
     figure.update_yaxes(title=wording.for_plotly(unit), range=limits)
     figure.update_layout(legend={"y": -0.3, "yanchor": "top"})
-    return style.finish(figure, title=_name(measure), subtitle=where, height=430)
+    return style.finish(figure, title=_name(measure), subtitle=where, height=450)
 
 
 def drift_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
@@ -102,7 +113,15 @@ def drift_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
 
 
 def _add(
-    figure: go.Figure, rows: pd.DataFrame, name: str, mode: str, marker: dict, colour: str, *, dash: str = "solid"
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    name: str,
+    mode: str,
+    marker: dict,
+    colour: str,
+    *,
+    dash: str = "solid",
+    shift: float = 0.0,
 ) -> None:
     if not rows["value"].notna().any():
         return
@@ -111,8 +130,9 @@ def _add(
     line = {"color": colour, "width": 2 if dash == "solid" else 1.5, "dash": dash}
     figure.add_trace(
         go.Scatter(
-            x=list(rows["step_b"]),
+            x=[float(step) + shift for step in rows["step_b"]],
             y=values,
+            error_y=style.error_bars(rows, "value"),
             mode=mode,
             name=wording.for_plotly(name),
             marker=marker,
@@ -123,21 +143,22 @@ def _add(
     )
 
 
-def _floor(figure: go.Figure, rows: pd.DataFrame) -> None:
-    known = rows[rows["floor"].notna()]
+def _marks(figure: go.Figure, rows: pd.DataFrame, column: str, name: str, symbol: str) -> None:
+    """Small grey marks at what the measure would be if nothing moved, or if everything did."""
+    known = rows[rows[column].notna()]
     if not len(known):
         return
     texts = [
-        style.hover([f"<b>{_pair(r)}</b>", f"split-half floor {wording.number(r.floor, 3)}"])
+        style.hover([f"<b>{_pair(r)}</b>", f"{name} {wording.number(getattr(r, column), 3)}"])
         for r in known.itertuples()
     ]
-    marker = {"symbol": "x-thin", "size": 6, "line": {"color": style.NEUTRAL, "width": 1.5}}
+    marker = {"symbol": symbol, "size": 6, "line": {"color": style.NEUTRAL, "width": 1.5}}
     figure.add_trace(
         go.Scatter(
             x=list(known["step_b"]),
-            y=list(known["floor"]),
+            y=list(known[column]),
             mode="markers",
-            name="split-half floor",
+            name=name,
             marker=marker,
             text=texts,
             hoverinfo="text",
@@ -146,10 +167,13 @@ def _floor(figure: go.Figure, rows: pd.DataFrame) -> None:
 
 
 def _lines(row) -> list[str]:
-    floor = "" if wording.is_missing(row.floor) else f"split-half floor {wording.number(row.floor, 3)}"
+    known = (("floor", "split-half floor"), ("random", "random directions"))
+    found = [(name, getattr(row, column, None)) for column, name in known]
+    floors = [f"{name} {wording.number(value, 3)}" for name, value in found if not wording.is_missing(value)]
+    low, high = getattr(row, "low", None), getattr(row, "high", None)
     reason = getattr(row, "reason", "")
     why = "" if not wording.is_missing(row.value) or wording.is_missing(reason) else wording.for_plotly(reason)
-    return [wording.number(row.value, 3), floor, why]
+    return [f"{wording.number(row.value, 3)}{style.interval(pd.Series({'low': low, 'high': high}))}", *floors, why]
 
 
 def _pair(row) -> str:

@@ -1,4 +1,4 @@
-"""Heatmaps: layer by head, layer by position, and the scores of carriers."""
+"""Heatmaps: layer by head, and layer by position."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,6 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 
-_CARRIER_SCORES = {
-    "bypass": ("Bypass", "score"),
-    "induce": ("Induce", "score"),
-    "kl": ("Divergence (logarithmic colour)", "KL"),
-}
 _COLUMNS = 3
 
 
@@ -79,59 +74,6 @@ def layer_by_position(
     )
 
 
-def carriers(table: pd.DataFrame, *, score: str = "bypass", tokens: Mapping[int, str] | None = None) -> go.Figure:
-    """Scores of every candidate direction of one checkpoint: x = position, y = layer (Arditi et al. 2024, section 2.3).
-
-    Admissible candidates carry a dot, the winner a star; the hover says why a candidate was rejected.
-
-    Args:
-        table: table `carriers` of one checkpoint.
-        score: `bypass` (refusal score on harmful prompts under ablation, lower removes refusal), `induce` (refusal
-            score on harmless prompts under addition, higher induces refusal) or `kl` (in nats, colour is logarithmic).
-        tokens: token string of each position (from table `directions`).
-    """
-    if score not in _CARRIER_SCORES:
-        raise MechrefusalError(f"unknown score '{score}' of a carrier: expected one of {', '.join(_CARRIER_SCORES)}")
-    name, unit = _CARRIER_SCORES[score]
-    table = style.drawable(table, score, f"{score} of carriers")
-    grid = _grid(table, "position", score)
-    layers, positions = list(grid.index), list(grid.columns)
-    rows = {(int(r.layer), int(r.position)): r for r in table.itertuples()}
-    labels = dict(zip(positions, position_labels(positions, tokens or {}), strict=True))
-    texts = [[_candidate(rows.get((layer, p)), labels[p]) for p in positions] for layer in layers]
-    values = grid.to_numpy(dtype=float)
-    figure = go.Figure(
-        go.Heatmap(
-            z=_colour(values, score),
-            x=list(range(len(positions))),
-            y=layers,
-            text=texts,
-            hoverinfo="text",
-            coloraxis="coloraxis",
-        )
-    )
-    axis = _log_axis(values) if score == "kl" else _colour_axis([values], 0.0, None, unit)
-    figure.update_layout(coloraxis=axis, showlegend=True)
-    marked = table.assign(admissible=_true(table["admissible"]), winner=_true(table["winner"]))
-    _mark(
-        figure,
-        marked[marked["admissible"] & ~marked["winner"]],
-        positions,
-        "admissible",
-        {"symbol": "circle", "size": 5},
-    )
-    _mark(figure, marked[marked["winner"]], positions, "carrier", {"symbol": "star", "size": 14})
-    figure.update_xaxes(
-        tickvals=list(range(len(positions))), ticktext=[labels[p] for p in positions], tickangle=_angle(positions)
-    )
-    figure.update_xaxes(title="position in the prompt (last = −1)", showgrid=False)
-    figure.update_yaxes(title="layer", showgrid=False)
-    n = int(marked["admissible"].sum())
-    return style.finish(
-        figure, title=name, subtitle=f"{len(table)} candidates, {n} admissible", height=_height(len(layers))
-    )
-
-
 def position_tokens(table: pd.DataFrame) -> dict[int, str]:
     """Token string of each position, where the table has them."""
     if "token" not in table or "position" not in table:
@@ -171,7 +113,7 @@ def _by_layer(
     )
     grids = []
     for place, (_, rows) in enumerate(grouped):
-        grid = _grid(rows, across, value)
+        grid = values_by_layer(rows, across, value)
         found = {(int(r["layer"]), int(r[across])): r for _, r in rows.iterrows()}
         ticks = label([int(c) for c in grid.columns])
         texts = [
@@ -191,7 +133,7 @@ def _by_layer(
         figure.update_xaxes(
             tickvals=list(range(len(ticks))),
             ticktext=ticks,
-            tickangle=_angle(ticks) if across == "position" else 0,
+            tickangle=tick_angle(ticks) if across == "position" else 0,
             title=axis_title,
             showgrid=False,
             zeroline=False,
@@ -199,12 +141,13 @@ def _by_layer(
         )
         figure.update_yaxes(title="layer" if at["col"] == 1 else None, showgrid=False, zeroline=False, **at)
         grids.append(grid.to_numpy(dtype=float))
-    figure.update_layout(coloraxis=_colour_axis(grids, centre, limit, unit or value))
+    figure.update_layout(coloraxis=colour_axis(grids, centre, limit, unit or value))
     n = wording.counts(table["n"]) if "n" in table else ""
-    return style.finish(figure, title=title, subtitle=n, height=_height(len(grids[0])) * lines)
+    return style.finish(figure, title=title, subtitle=n, height=height_of(len(grids[0])) * lines)
 
 
-def _grid(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:
+def values_by_layer(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:
+    """`value` as a matrix: index layer, columns `across`; two rows at one place are an error."""
     table = table.dropna(subset=["layer", across])
     table = table.assign(layer=table["layer"].astype(int), **{across: table[across].astype(int)})
     twice = table[table.duplicated(["layer", across])]
@@ -233,42 +176,8 @@ def _cell(row: pd.Series | None, layer: int, across: str, label: str, value: str
     return style.hover(lines)
 
 
-def _candidate(row: object, label: str) -> str:
-    if row is None:
-        return f"{label}<br>not scored"
-    why = getattr(row, "rejected_because", None)
-    state = "the carrier" if _is_true(row.winner) else "admissible" if _is_true(row.admissible) else "rejected"  # type: ignore[attr-defined]
-    scores = [f"{name} {wording.number(getattr(row, name), 3)}" for name in _CARRIER_SCORES]
-    reason = "" if wording.is_missing(why) or not why else wording.for_plotly(why)
-    return style.hover([f"<b>layer {int(row.layer)}, {label}</b>", *scores, f"{state}: {reason}" if reason else state])  # type: ignore[attr-defined]
-
-
-def _is_true(value: object) -> bool:
-    return not wording.is_missing(value) and bool(value)
-
-
-def _true(column: pd.Series) -> pd.Series:
-    return pd.Series([_is_true(value) for value in column], index=column.index, dtype=bool)
-
-
-def _mark(figure: go.Figure, rows: pd.DataFrame, positions: list[int], name: str, marker: dict) -> None:
-    if not len(rows):
-        return
-    x = [positions.index(int(p)) for p in rows["position"]]
-    marker = {**marker, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
-    figure.add_trace(
-        go.Scatter(x=x, y=list(rows["layer"].astype(int)), mode="markers", name=name, marker=marker, hoverinfo="skip")
-    )
-
-
-def _colour(values: np.ndarray, score: str) -> np.ndarray:
-    if score != "kl":
-        return values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log10(np.clip(values, 1e-4, None))
-
-
-def _colour_axis(grids: list[np.ndarray], centre: float | None, limit: float | None, unit: str) -> dict:
+def colour_axis(grids: list[np.ndarray], centre: float | None, limit: float | None, unit: str) -> dict:
+    """Colours centred at `centre` (None: sequential), saturated at ± `limit` or the largest deviation."""
     bar = {"title": {"text": wording.for_plotly(unit)}}
     if centre is None:
         return {"colorscale": style.SEQUENTIAL, "colorbar": bar}
@@ -277,17 +186,11 @@ def _colour_axis(grids: list[np.ndarray], centre: float | None, limit: float | N
     return {"colorscale": style.DIVERGING, "cmin": centre - limit, "cmax": centre + limit, "colorbar": bar}
 
 
-def _log_axis(values: np.ndarray) -> dict:
-    top = max(0.0, math.ceil(math.log10(max(float(np.nanmax(values)), 1e-4))))
-    powers = list(range(-4, int(top) + 1))
-    names = {-4: "≤ 0.0001", -3: "0.001", -2: "0.01", -1: "0.1", 0: "1", 1: "10", 2: "100"}
-    bar = {"title": {"text": "KL (nats)"}, "tickvals": powers, "ticktext": [names.get(p, f"1e{p}") for p in powers]}
-    return {"colorscale": style.SEQUENTIAL, "cmin": -4, "cmax": top, "colorbar": bar}
-
-
-def _angle(labels: Sequence) -> int:
+def tick_angle(labels: Sequence) -> int:
+    """Slanted labels where there are few, upright ones where they would collide."""
     return -45 if len(labels) <= 6 else -90
 
 
-def _height(n_layers: int) -> int:
+def height_of(n_layers: int) -> int:
+    """Height of a heatmap with so many layers, pixels."""
     return int(min(760, max(320, 13 * n_layers + 170)))

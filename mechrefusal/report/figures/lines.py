@@ -1,7 +1,5 @@
 """Lines over optimiser steps, one an arm, each starting at the base model."""
 
-import math
-
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -34,13 +32,13 @@ def trajectory(
     for place, arm in enumerate(names):
         rows = style.with_base(table, arm)
         colour, symbol = style.arm_style(arm, names)
-        shift = _beside(table, place, len(names))
+        shift = beside(table, place, len(names))
         texts = [_point(row, value, arm) for _, row in rows.iterrows()]
         figure.add_trace(
             go.Scatter(
                 x=[step + shift for step in rows["step"]],
                 y=style.numbers(rows[value]),
-                error_y=_bars(rows, value),
+                error_y=style.error_bars(rows, value),
                 mode="lines+markers",
                 name=wording.for_plotly(arm),
                 line={"color": colour, "width": 2},
@@ -49,12 +47,12 @@ def trajectory(
                 hoverinfo="text",
             )
         )
-    _axes(figure, table, unit or value, limits)
+    step_axes(figure, table, unit or value, limits)
     n = wording.counts(table["n"], noun) if "n" in table else ""
     return style.finish(figure, title=title, subtitle="; ".join(part for part in (subtitle, n) if part), height=320)
 
 
-def _beside(table: pd.DataFrame, place: int, n: int) -> float:
+def beside(table: pd.DataFrame, place: int, n: int) -> float:
     """How far arm number `place` of `n` is moved along the steps, so that intervals do not hide each other."""
     reach = float(table["step"].max() - table["step"].min()) or 1.0
     return (place - (n - 1) / 2) * 0.012 * reach
@@ -85,52 +83,6 @@ def rates(
         unit="rate",
         limits=(-0.03, 1.03),
     )
-
-
-def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Figure:
-    """Layer of the carrier over optimiser steps (table `carrier`); checkpoints without one stand on the line "none".
-
-    Args:
-        n_layers: depth of the model; the default limit of admissible layers, int(0.8 n_layers), is then drawn (Arditi
-            et al. 2024).
-    """
-    rows = table.assign(layer=pd.to_numeric(table["layer"], errors="coerce"), placed=0.0)
-    none = -max(1.0, 0.07 * (n_layers or float(rows["layer"].max() if rows["layer"].notna().any() else 10)))
-    rows["placed"] = rows["layer"].fillna(none)
-    rows = style.drawable(rows, "placed", "the layer of the carrier")
-    names = style.arms(rows)
-    figure = go.Figure()
-    for place, arm in enumerate(names):
-        own = style.with_base(rows, arm)
-        colour, symbol = style.arm_style(arm, names)
-        shift = _beside(rows, place, len(names))
-        shared = {
-            "x": [step + shift for step in own["step"]],
-            "legendgroup": arm,
-            "name": wording.for_plotly(arm),
-            "hoverinfo": "text",
-        }
-        texts = [_carrier(row) for _, row in own.iterrows()]
-        line, marker = {"color": colour, "width": 2}, {"color": colour, "symbol": symbol, "size": 9}
-        figure.add_trace(
-            go.Scatter(
-                y=style.numbers(own["layer"]), mode="lines+markers", line=line, marker=marker, text=texts, **shared
-            )
-        )
-        if own["layer"].isna().any():
-            absent = [none if pd.isna(layer) else None for layer in own["layer"]]
-            cross = {"symbol": "x-thin", "size": 9, "line": {"color": colour, "width": 2}}
-            figure.add_trace(go.Scatter(y=absent, mode="markers", marker=cross, text=texts, showlegend=False, **shared))
-    top = n_layers or int(rows["layer"].max() if rows["layer"].notna().any() else 10) + 1
-    _axes(figure, rows, "layer of the carrier", (none * 1.6, top))
-    step = max(1, math.ceil(top / 6))
-    ticks = list(range(0, top, step))
-    figure.update_yaxes(tickvals=[none, *ticks], ticktext=["none", *map(str, ticks)], zeroline=False)
-    if n_layers:
-        bound = int(0.8 * n_layers)
-        figure.add_hline(y=bound - 0.5, line={"dash": "dot", "width": 1, "color": style.AXIS})
-    subtitle = f"admissible below layer {int(0.8 * n_layers)} (dotted)" if n_layers else ""
-    return style.finish(figure, title="Where the carrier stands", subtitle=subtitle, height=340)
 
 
 def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
@@ -174,7 +126,7 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
                     hoverinfo="text",
                 )
             )
-    _axes(figure, chosen, "effective rank", None)
+    step_axes(figure, chosen, "effective rank", None)
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top"})
     extent = wording.counts(chosen["n_rows"], "rows")
@@ -219,20 +171,11 @@ def _asked(set_name: str, attack: str, metric: str) -> str:
     return pressed if set_name == "evaluation_harmful" else f"{pressed}, {words}"
 
 
-def _axes(figure: go.Figure, table: pd.DataFrame, unit: str, limits: tuple[float, float] | None) -> None:
+def step_axes(figure: go.Figure, table: pd.DataFrame, unit: str, limits: tuple[float, float] | None) -> None:
+    """Ticks at the steps of the table, `unit` beside the y axis."""
     steps = sorted({int(step) for step in table["step"]})
     figure.update_xaxes(title=style.STEPS, tickvals=steps)
     figure.update_yaxes(title=wording.for_plotly(unit), range=list(limits) if limits else None)
-
-
-def _bars(rows: pd.DataFrame, value: str) -> dict | None:
-    if "low" not in rows or "high" not in rows:
-        return None
-    low, high = pd.to_numeric(rows["low"], errors="coerce"), pd.to_numeric(rows["high"], errors="coerce")
-    if not (low.notna() & high.notna()).any():
-        return None
-    up, down = (high - rows[value]).clip(lower=0), (rows[value] - low).clip(lower=0)
-    return {"type": "data", "array": style.numbers(up), "arrayminus": style.numbers(down), "thickness": 1.3, "width": 3}
 
 
 def _point(row: pd.Series, value: str, arm: str) -> str:
@@ -241,14 +184,3 @@ def _point(row: pd.Series, value: str, arm: str) -> str:
     if "n" in row and not wording.is_missing(row["n"]):
         lines.append(f"n = {wording.whole(row['n'])}")
     return style.hover(lines)
-
-
-def _carrier(row: pd.Series) -> str:
-    head = f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>"
-    if pd.isna(row["layer"]):
-        return style.hover([head, wording.for_plotly(row.get("reason", "")) or "no carrier"])
-    token = wording.for_plotly(wording.token(row["token"]))
-    where = f"layer {int(row['layer'])}, position {wording.whole(row['position'])} {token}"
-    return style.hover(
-        [head, where, *(f"{name} {wording.number(row[name], 3)}" for name in ("bypass", "induce", "kl"))]
-    )

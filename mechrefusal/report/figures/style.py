@@ -134,11 +134,38 @@ def band(steps: Sequence[float], low: Sequence[float], high: Sequence[float], co
     )
 
 
-def interval(row: pd.Series) -> str:
+def interval(row: pd.Series, low: str = "low", high: str = "high") -> str:
     """` [low, high]` of a row that has one."""
-    if "low" not in row or wording.is_missing(row["low"]) or wording.is_missing(row["high"]):
+    if low not in row or wording.is_missing(row[low]) or wording.is_missing(row[high]):
         return ""
-    return f" [{wording.number(row['low'], 3)}, {wording.number(row['high'], 3)}]"
+    return f" [{wording.number(row[low], 3)}, {wording.number(row[high], 3)}]"
+
+
+def error_bars(rows: pd.DataFrame, value: str, low: str = "low", high: str = "high", **look: object) -> dict | None:
+    """Bars from column `low` to column `high` around `value`; None where no row has both."""
+    if low not in rows or high not in rows:
+        return None
+    centre = pd.to_numeric(rows[value], errors="coerce")
+    bottom, top = (pd.to_numeric(rows[name], errors="coerce") for name in (low, high))
+    known = bottom.notna() & top.notna()
+    if not known.any():
+        return None
+    up, down = ((found.clip(lower=0)).where(known) for found in (top - centre, centre - bottom))
+    return {"type": "data", "array": numbers(up), "arrayminus": numbers(down), "thickness": 1.3, "width": 3, **look}
+
+
+def between(
+    rows: pd.DataFrame, x: str, low: str, high: str, colour: str, *, name: str | None = None, **look: object
+) -> go.Scatter | None:
+    """The area between columns `low` and `high` over `x`; None where fewer than two rows have both."""
+    if low not in rows or high not in rows:
+        return None
+    found = rows.assign(**{each: pd.to_numeric(rows[each], errors="coerce") for each in (low, high)})
+    found = found[found[low].notna() & found[high].notna()].sort_values(x)
+    if len(found) < 2:
+        return None
+    area = band(list(found[x]), list(found[low]), list(found[high]), colour)
+    return area.update(name=name, showlegend=name is not None, **look)
 
 
 def hover(lines: Iterable[str]) -> str:

@@ -1,0 +1,151 @@
+"""Scores of candidate carriers: ours, exact and screened, against a plain loop of hooks on the same model and prompts.
+
+    python benchmarks/carriers.py [--quick] [--checkpoint FOLDER_OR_NAME] [--prompts 32]
+
+The peer runs the hooked transformer three times a candidate (harmful ablated, harmless ablated, harmless with the
+direction added), prompts padded to one batch. The last line is one JSON object: name, peer, ratio (peer's seconds /
+ours, a candidate), goal, largest_difference, settings; `screened` holds the same for the screening mode.
+"""
+
+import argparse
+import json
+import time
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from mechrefusal import evaluation, geometry, models, prompts
+from mechrefusal.geometry import carriers
+
+TIMED = 3
+"""Candidates that the peer scores: its time is the same for each."""
+
+
+def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list[dict], float]:
+    """The scores of the peer, and its fastest candidate in seconds."""
+    n_layers, pad = model.cfg.n_layers, model.tokenizer.pad_token_id
+    batches = []
+    for token_ids in (harmful, harmless):
+        longest = max(map(len, token_ids))
+        padded = torch.full((len(token_ids), longest), pad)
+        for row, tokens in enumerate(token_ids):
+            padded[row, longest - len(tokens) :] = torch.tensor(tokens)
+        mask = torch.stack([(torch.arange(longest) >= longest - len(tokens)).long() for tokens in token_ids])
+        batches.append((padded, mask))
+
+    def run(batch, hooks):
+        with model.hooks(fwd_hooks=hooks):
+            return model(batch[0], attention_mask=batch[1], return_type="logits")
+
+    ends = len(metric.opening) + 1
+    base = run(batches[1], [])[:, -ends].log_softmax(-1)
+    found, seconds = [], []
+    for row in rows:
+        direction = directions.at(row).float()
+        unit = direction / direction.norm()
+
+        def ablate(x, hook, unit=unit):
+            return x - (x @ unit)[..., None] * unit
+
+        def add(x, hook, direction=direction):
+            return x + direction
+
+        everywhere = [
+            (f"blocks.{layer}.{site}", ablate)
+            for layer in range(n_layers)
+            for site in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+        ]
+        started = time.perf_counter()
+        bypass = metric.of(run(batches[0], everywhere)[:, -1]).mean().item()
+        ablated = run(batches[1], everywhere)
+        kl = geometry.kl_divergence(base, ablated[:, -ends].log_softmax(-1)).mean().item()
+        added = run(batches[1], [(f"blocks.{row['layer']}.hook_resid_pre", add)])
+        induce = metric.of(added[:, -1]).mean().item()
+        seconds.append(time.perf_counter() - started)
+        found.append({**row, "bypass": bypass, "induce": induce, "kl": kl})
+    return found, min(seconds)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Time the peer and both of ours, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="every fourth layer at the last two positions"
+    )
+    parser.add_argument("--checkpoint", default="smollm2-135m-instruct", help="checkpoint folder, packaged or hub name")
+    parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each side")
+    options = parser.parse_args()
+
+    model = models.load_hooked(models.fetch(options.checkpoint))
+    asked = prompts.builtin()
+    direction, validation = asked.direction.take(64), asked.validation.take(options.prompts)
+    metric = evaluation.discover_refusal(model, direction)
+    directions = geometry.difference_in_means(model, direction)
+    limit = carriers.last_layer(model.cfg.n_layers)
+    positions = directions.positions[-2:] if options.quick else directions.positions
+    rows = carriers.candidates(directions, layers=range(2, limit, 4 if options.quick else 1), positions=positions)
+    rows = [row for row in rows if torch.isfinite(directions.at(row)).all() and directions.at(row).norm() > 0]
+    harmful, harmless = (
+        [[*ids, *metric.opening] for ids in prompts.prompt_ids(model.tokenizer, texts)]
+        for texts in (validation.harmful, validation.harmless)
+    )
+    timed = rows[:: max(1, len(rows) // TIMED)][:TIMED]
+    plain_loop(model, directions, timed[:1], harmful[:2], harmless[:2], metric)  # sets up what both use
+    theirs, peer_seconds = plain_loop(model, directions, timed, harmful, harmless, metric)
+
+    started = time.perf_counter()
+    exact = geometry.score(model, directions, validation, metric, rows=rows)
+    exact_seconds = (time.perf_counter() - started) / len(rows)
+    started = time.perf_counter()
+    screened = geometry.screened(model, directions, validation, metric, rows=rows)
+    screened_seconds = (time.perf_counter() - started) / len(rows)
+
+    ours = exact.table.set_index(["position", "layer"])
+    differences = [
+        abs(ours.loc[(row["position"], row["layer"]), name] - row[name])
+        for row in theirs
+        for name in ("bypass", "induce", "kl")
+    ]
+    rough = ~screened.table["exact"].to_numpy()
+    shifts = {
+        name: round(float(np.abs(screened.table[name] - exact.table[name])[rough].max()), 4) if rough.any() else 0.0
+        for name in ("bypass", "induce", "kl")
+    }
+    winners = [carriers.select(scores, model.cfg.n_layers).winner for scores in (exact, screened)]
+    named = [None if winner is None else [int(winner["position"]), int(winner["layer"])] for winner in winners]
+    result = {
+        "name": "carriers.score",
+        "peer": f"transformer_lens {version('transformer-lens')} run_with_hooks, three passes a candidate",
+        "ratio": round(peer_seconds / exact_seconds, 2),
+        "goal": 3,
+        "largest_difference": float(max(differences)),
+        "screened": {
+            "ratio": round(peer_seconds / screened_seconds, 2),
+            "goal": 8,
+            "same_winner": named[0] == named[1],
+            "winner": named[0],
+            "finalists": int(screened.table["exact"].sum()),
+            "largest_shift": shifts,
+        },
+        "settings": {
+            "checkpoint": options.checkpoint,
+            "dtype": "float32",
+            "candidates": len(rows),
+            "peer_candidates": len(timed),
+            "prompts": [len(harmful), len(harmless)],
+            "tokens": max(map(len, harmful + harmless)),
+            "opening": len(metric.opening),
+            "metric": metric.kind,
+            "threads": torch.get_num_threads(),
+            "peer_seconds_a_candidate": round(peer_seconds, 2),
+            "exact_seconds_a_candidate": round(exact_seconds, 3),
+            "screened_seconds_a_candidate": round(screened_seconds, 3),
+        },
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What ablating and adding a direction does on validation prompts: bypass, induce and KL, prompt by prompt.
+
+The scores are those of Arditi et al. (2406.11717, section 2.3 and appendix C).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal import prompts
+from mechrefusal.causal import Ablation, Addition, Passes
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry.carriers import candidates, last_layer
+from mechrefusal.geometry.directions import Contrast, Directions
+from mechrefusal.models import RefusalMetric
+from mechrefusal.progress import track
+
+EPSILON = 1e-6
+"""Inside each logarithm of the KL divergence, as in the reference implementation."""
+
+
+@dataclass(frozen=True)
+class CarrierScores:
+    """Scores of candidate directions on validation prompts.
+
+    `table`: position, layer, bypass, induce, kl (means over prompts) and `exact`, False where a screen put the
+    candidate out of the running: its scores are then those of the screen. The arrays hold the scores of every prompt,
+    NaN in rows that are not exact or could not be scored; row i belongs to row i of the table.
+    """
+
+    table: pd.DataFrame
+    bypass: Float[np.ndarray, "candidate harmful"]
+    induce: Float[np.ndarray, "candidate harmless"]
+    kl: Float[np.ndarray, "candidate harmless"]
+
+    def __post_init__(self) -> None:
+        assert len(self.table) == len(self.bypass) == len(self.induce) == len(self.kl)
+
+    def long(self, harmful: Sequence[str], harmless: Sequence[str]) -> pd.DataFrame:
+        """One row a candidate, measure and prompt (`position, layer, measure, prompt_id, value`), exact ones only."""
+        parts = []
+        for measure, values, ids in (
+            ("bypass", self.bypass, harmful),
+            ("induce", self.induce, harmless),
+            ("kl", self.kl, harmless),
+        ):
+            kept = np.flatnonzero(np.isfinite(values).all(axis=1))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "position": self.table["position"].to_numpy()[kept].repeat(len(ids)),
+                        "layer": self.table["layer"].to_numpy()[kept].repeat(len(ids)),
+                        "measure": measure,
+                        "prompt_id": np.tile(np.array(ids, dtype=object), len(kept)),
+                        "value": values[kept].ravel(),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One direction on every prompt: refusal scores on the harmful ones, refusal scores and KL on the harmless ones."""
+
+    harmful: Float[Tensor, " harmful"]
+    harmless: Float[Tensor, " harmless"]
+    kl: Float[Tensor, " harmless"]
+
+
+class Scorer:
+    """Validation prompts, ready to be scored under one intervention after another.
+
+    Args:
+        model: a hooked transformer.
+        validation: harmful and harmless prompts.
+        low_precision: in bfloat16 where that is faster.
+    """
+
+    def __init__(self, model, validation: Contrast, metric: RefusalMetric, *, low_precision: bool = False) -> None:
+        self.metric = metric
+        harmful, harmless = (
+            prompts.prompt_ids(model.tokenizer, texts) for texts in (validation.harmful, validation.harmless)
+        )
+        if not harmful or not harmless:
+            raise MechrefusalError(
+                "carriers need harmful and harmless validation prompts; one of the two sets is empty"
+            )
+        self.n_harmful, self.n_harmless = len(harmful), len(harmless)
+        self._both = Passes(model, harmful + harmless, metric.runs, low_precision=low_precision)
+        self._harmless = Passes(model, harmless, metric.runs, low_precision=low_precision)
+        logits = self._both.logits()
+        scores = metric.of_runs(logits)
+        p = _probabilities(logits[0][self.n_harmful :, 0])
+        self._p, self._log_p = p, torch.log(p + EPSILON)
+        self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
+
+    def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
+        """Under ablation (see `causal.Ablation`)."""
+        logits = self._both.logits(Ablation(directions, dose))
+        scores = self.metric.of_runs(logits)
+        kl = self._kl(logits[0][self.n_harmful :, 0])
+        return Scored(scores[: self.n_harmful], scores[self.n_harmful :], kl)
+
+    def induced(
+        self, direction: Float[Tensor, " d_model"], *, layer: int, coefficient: float = 1
+    ) -> Float[Tensor, " harmless"]:
+        """Refusal scores of the harmless prompts with the direction added at `layer`."""
+        return self.metric.of_runs(self._harmless.logits(Addition(direction, layer, coefficient)))
+
+    def _kl(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
+        return (self._p * (self._log_p - torch.log(_probabilities(logits) + EPSILON))).sum(-1)
+
+
+def score(
+    model,
+    directions: Directions,
+    validation: Contrast,
+    metric: RefusalMetric,
+    *,
+    rows: Sequence[dict] | None = None,
+) -> CarrierScores:
+    """Score candidate directions on validation prompts.
+
+    bypass: refusal score of the harmful prompts with the direction ablated. induce: refusal score of the harmless
+    prompts with it added at its layer. kl: KL(base ‖ ablated) of the next-token distribution of the harmless prompts,
+    nats. All are means over prompts.
+
+    Args:
+        model: a hooked transformer, of the weights that the directions are from.
+        rows: (position, layer) pairs to score, from `carriers.candidates`; by default all that `select` could admit.
+
+    Returns:
+        One row a candidate. One that cannot be scored (a direction that is zero or not finite, as at layer 0 where
+        the template's tokens are all alike) has NaN in all three.
+
+    Raises:
+        MechrefusalError: directions of other weights, or no prompts.
+    """
+    same_weights(model, directions)
+    rows = candidate_rows(model, directions, rows)
+    scorer = Scorer(model, validation, metric)
+    found = [exactly(scorer, directions, row) for row in track(rows, "scoring carriers")]
+    return gathered(rows, found, [True] * len(rows))
+
+
+def kl_divergence(
+    base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, " prompt"]:
+    """KL(base ‖ other) in nats from log-probabilities, with `EPSILON` inside each logarithm; float64."""
+    p, q = base.double().exp(), other.double().exp()
+    return (p * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).sum(-1)
+
+
+def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
+    direction = directions.at(row)
+    if not torch.isfinite(direction).all() or direction.norm() == 0:
+        return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
+    ablated = scorer.ablated(direction)
+    induced = scorer.induced(direction, layer=int(row["layer"]))
+    return _array(ablated.harmful), _array(induced), _array(ablated.kl)
+
+
+def gathered(rows: Sequence[dict], found: Sequence[tuple], exact: Sequence[bool]) -> CarrierScores:
+    """Per-prompt scores of `exactly`, row by row, as `CarrierScores`. Arrays keep the exact rows only."""
+    table = pd.DataFrame(
+        {
+            "position": pd.Series([int(row["position"]) for row in rows], dtype="int64"),
+            "layer": pd.Series([int(row["layer"]) for row in rows], dtype="int64"),
+            **{
+                name: pd.Series([values[place].mean() for values in found], dtype="float64")
+                for place, name in enumerate(("bypass", "induce", "kl"))
+            },
+            "exact": pd.Series(list(exact), dtype=bool),
+        }
+    )
+    widest = [max((len(values[place]) for values in found), default=0) for place in range(3)]
+    arrays = [np.full((len(rows), width), np.nan) for width in widest]
+    for number, values in enumerate(found):
+        if exact[number]:
+            for array, one in zip(arrays, values, strict=True):
+                array[number] = one if np.isfinite(one).all() else np.nan
+    return CarrierScores(table, *arrays)
+
+
+def same_weights(model, directions: Directions) -> None:
+    """Raise `MechrefusalError` where the directions are of other weights than the model."""
+    weights = getattr(model, "weights", "")
+    if directions.weights and weights and directions.weights != weights:
+        raise MechrefusalError(
+            f"directions of weights {directions.weights} cannot be scored on weights {weights}; "
+            "take the directions of this checkpoint"
+        )
+
+
+def candidate_rows(model, directions: Directions, rows: Sequence[dict] | None) -> list[dict]:
+    """`rows`, or where there are none all that `carriers.select` could admit by its defaults."""
+    return list(candidates(directions, layers=range(last_layer(model.cfg.n_layers))) if rows is None else rows)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Float64, which the small differences within a KL need."""
+    return logits.log_softmax(-1).double().exp()
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

@@ -1,0 +1,41 @@
+"""How far the geometry of a checkpoint is taken."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from mechrefusal.errors import MechrefusalError
+
+
+@dataclass(frozen=True)
+class GeometrySettings:
+    """What is measured around the carrier. Counts are prompts of each side; 0 leaves a measure out.
+
+    Attributes:
+        screen: score candidates on a sample first (in bfloat16 where that is faster), exactly where they could win.
+        layer_step: score candidates at every n-th layer.
+        n_bootstrap: resamples of the validation prompts for the carrier's stability.
+        largest_subspace: subspaces of 1 to this many directions; 0 for none.
+        cone_steps: optimiser steps of the learned cone; 0 for none.
+        n_dosed: prompts for the dose-response of ablation and addition; 0 for none.
+        doses: coefficients of the dose-response.
+        n_transferred: validation prompts for carriers at other checkpoints; 0 for none.
+    """
+
+    screen: bool = True
+    layer_step: int = 1
+    n_bootstrap: int = 1000
+    largest_subspace: int = 5
+    cone_steps: int = 25
+    n_dosed: int = 16
+    doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+    n_transferred: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("n_bootstrap", "layer_step"):
+            if getattr(self, name) < 1:
+                raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give at least 1")
+        for name in ("largest_subspace", "cone_steps", "n_dosed", "n_transferred"):
+            if getattr(self, name) < 0:
+                raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give 0 or more")
+        if not self.doses or not all(isfinite(dose) for dose in self.doses):
+            raise MechrefusalError(f"geometry doses are {list(self.doses)}: give at least one finite coefficient")

@@ -1,0 +1,316 @@
+"""Subspaces as refusal carriers: families of nested directions at one place, and the smallest that does the work.
+
+A family is an orthonormal basis whose first k rows are its subspace of size k. `score_subspaces` ablates each of them
+and `choose` names the smallest admissible one that takes away 90% of what the best one does.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal import intervals
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry import carriers
+from mechrefusal.geometry.directions import Contrast
+from mechrefusal.geometry.nullspace import separating_directions
+from mechrefusal.geometry.scoring import Scorer
+from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.progress import track
+
+Activations = Float[Tensor, "prompt d_model"]
+
+LARGEST = 5
+RANDOM = "random"
+"""The family that is the floor: it is never the best, nor the smallest."""
+ENOUGH = 0.9
+"""Share of the best drop of the refusal score that the smallest subspace must reach."""
+RANK_TOLERANCE = 1e-6
+"""Singular values below this share of the matrix' norm are rounding of the float32 activations."""
+SAME_SPAN = 1e-10
+"""Squared distance of two projectors that is rounding."""
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Nested directions of one family: rows are orthonormal, the first k span its subspace of size k.
+
+    `reason` says why there are no more of them, where a family ended before the size that was asked for. Rows that are
+    not finite are allowed; scoring rejects them.
+    """
+
+    family: str
+    basis: Float[Tensor, "k d_model"]
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.basis.ndim == 2
+        rows = self.basis.double()
+        if rows.isfinite().all():
+            assert torch.allclose(rows @ rows.T, torch.eye(len(rows)).to(rows), atol=1e-4), "rows are orthonormal"
+
+    def __len__(self) -> int:
+        return len(self.basis)
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """`table`: one row a family and k, as `choose` returns it. `baseline`: the harmful prompts without intervention."""
+
+    table: pd.DataFrame
+    baseline: intervals.Estimate
+
+    @property
+    def smallest(self) -> pd.Series | None:
+        """The smallest admissible subspace that reaches 90% of the best drop; None where none is admissible."""
+        rows = self.table[self.table["smallest"]]
+        return None if rows.empty else rows.iloc[0]
+
+
+def categories(
+    harmful: Activations, harmless: Activations, labels: Sequence[str], *, largest: int = LARGEST
+) -> Subspace:
+    """Differences in means of the categories of harm, each against all harmless prompts.
+
+    The first row is the overall difference in means. The others are the right singular vectors of the matrix with a row
+    √n_c · (mean of category c − mean of harmless) a category, the overall direction projected out, in descending
+    order: the weight of n_c prompts keeps small, noisy categories from leading. Categories with one prompt are pooled
+    as "other".
+
+    Args:
+        harmful, harmless: activations at one place.
+        labels: the category of each harmful prompt.
+
+    Raises:
+        MechrefusalError: other widths, or not one label a prompt.
+    """
+    if len(labels) != len(harmful):
+        raise MechrefusalError(
+            f"{len(labels)} categories for {len(harmful)} harmful prompts: give the category of each prompt"
+        )
+    x, y, reason = _activations(harmful, harmless)
+    overall = x.mean(0) - y.mean(0)
+    if reason or overall.norm() == 0:
+        return _found("categories", x[:0], largest, reason or "the difference in means is zero")
+    counts = Counter(labels)
+    pooled = np.array([label if counts[label] > 1 else "other" for label in labels])
+    names = sorted(set(pooled))
+    means = [
+        np.sqrt((pooled == name).sum()) * (x[torch.from_numpy(pooled == name)].mean(0) - y.mean(0)) for name in names
+    ]
+    first = overall / overall.norm()
+    rows = torch.stack(means)
+    rest = rows - torch.outer(rows @ first, first)
+    basis = torch.cat([first[None], _principal(rest, rows.norm())])
+    return _found("categories", basis, largest, f"{len(names)} categories span {len(basis)} directions")
+
+
+def pca(harmful: Activations, harmless: Activations, *, largest: int = LARGEST) -> Subspace:
+    """Right singular vectors of the matrix harmful − mean(harmless), a row a harmful prompt, in descending order.
+
+    The matrix is not centred on its own mean, so that what sets all harmful prompts apart counts as well as what they
+    differ in.
+
+    Args:
+        harmful, harmless: activations at one place.
+
+    Raises:
+        MechrefusalError: other widths.
+    """
+    x, y, reason = _activations(harmful, harmless)
+    rows = x - y.mean(0)
+    if reason or rows.norm() == 0:
+        return _found("pca", x[:0], largest, reason or "harmful and harmless activations are the same")
+    basis = _principal(rows, rows.norm())
+    return _found("pca", basis, largest, f"{len(rows)} harmful prompts span {len(basis)} directions")
+
+
+def successive(harmful: Activations, harmless: Activations, *, largest: int = LARGEST, seed: int = 0) -> Subspace:
+    """Iterative nullspace projection (INLP; Ravfogel et al., 2004.07667): separate, project out, separate again.
+
+    Each direction is the normal of a logistic regression of harmful against harmless after all directions before are
+    projected out, until the next one does not separate held-out prompts (`nullspace.separating_directions`). It does
+    not start from the difference in means: once that is projected out the means coincide, and then no linear
+    classifier finds anything more (Belrose et al., 2306.03819), so that a family that led with it would always end at
+    one direction.
+
+    Args:
+        harmful, harmless: activations at one place.
+        seed: of the folds.
+
+    Raises:
+        MechrefusalError: other widths.
+    """
+    x, y, reason = _activations(harmful, harmless)
+    if reason:
+        return _found("successive", x[:0], largest, reason)
+    basis, reason = separating_directions(x.numpy(), y.numpy(), largest=largest, seed=seed)
+    return _found("successive", torch.from_numpy(basis), largest, reason)
+
+
+def random_subspace(k: int, d_model: int, seed: int = 0) -> Subspace:
+    """k random orthonormal directions: the floor."""
+    noise = torch.randn((d_model, k), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Subspace(RANDOM, torch.linalg.qr(noise).Q.T)
+
+
+@torch.no_grad()
+def score_subspaces(
+    model,
+    subspaces: Sequence[Subspace],
+    validation: Contrast,
+    metric: RefusalMetric,
+    *,
+    difference: Float[Tensor, " d_model"],
+    position: int,
+    layer: int,
+    kl_threshold: float = 0.1,
+    induce_threshold: float = 0.0,
+    largest: int = LARGEST,
+) -> Subspaces:
+    """Score every family at k = 1 to `largest` on validation prompts.
+
+    bypass: mean refusal score on the harmful prompts with the subspace ablated. kl: mean KL(base ‖ ablated) of the
+    next-token distribution on the harmless prompts, nats. induce: mean refusal score on the harmless prompts with
+    QQᵀr, the part of the difference in means in the subspace, added at its layer. What two families have in common is
+    scored once.
+
+    Args:
+        difference: the difference in means r at (position, layer).
+
+    Returns:
+        Rows of the table `subspaces`, every family at every k. A family that has no k directions, or directions that
+        are not finite, has rows of NaN that say so in `reason`. `n` counts harmful prompts.
+
+    Raises:
+        MechrefusalError: no harmful or no harmless prompts, a layer that the model lacks, directions of another width.
+    """
+    require_layers(model, [layer])
+    for family, given in [("difference", difference[None]), *((s.family, s.basis) for s in subspaces)]:
+        if given.shape[-1] != model.cfg.d_model:
+            raise MechrefusalError(
+                f"directions of '{family}' are of width {given.shape[-1]}, the model of {model.cfg.d_model}; "
+                "take them from this model"
+            )
+    scorer = Scorer(model, validation, metric)
+    baseline = intervals.mean(scorer.base.harmful.tolist())
+    spans = _Spans(scorer, difference.double().cpu(), layer)
+    wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
+    rows = []
+    for subspace, k in track(wanted, "scoring subspaces"):
+        rows.append(
+            {"family": subspace.family, "k": k, "position": position, "layer": layer, **spans.score(subspace, k)}
+        )
+    table = choose(
+        pd.DataFrame(rows),
+        baseline=baseline.value,
+        n_layers=model.cfg.n_layers,
+        kl_threshold=kl_threshold,
+        induce_threshold=induce_threshold,
+    )
+    return Subspaces(table, baseline)
+
+
+def choose(
+    scores: pd.DataFrame,
+    *,
+    baseline: float,
+    n_layers: int,
+    kl_threshold: float = 0.1,
+    induce_threshold: float = 0.0,
+) -> pd.DataFrame:
+    """Judge scored subspaces as carriers are judged (`carriers.select`), and mark the smallest that is enough.
+
+    share_of_best = (baseline − bypass) / (baseline − lowest admissible bypass of all families but "random").
+    `smallest` is True for one row: the admissible one with the smallest k, then the lowest bypass, that reaches 90%.
+    Where nothing is admissible, or nothing admissible lowers the score, shares are NaN and `reason` says so.
+
+    Args:
+        scores: columns family, k, position, layer, bypass, induce, kl, reason, and any others.
+        baseline: mean refusal score of the harmful prompts without intervention, nats.
+    """
+    table = carriers.select(scores, n_layers, kl_threshold, induce_threshold).table
+    eligible = table[table["admissible"] & (table["family"] != RANDOM)]
+    drop, missing = baseline - table["bypass"], ""
+    if eligible.empty:
+        missing = "no subspace is admissible"
+    elif not (best := baseline - eligible["bypass"].min()) > 0:
+        missing = "no admissible subspace lowers the refusal score"
+    table["smallest"] = False
+    if missing:
+        table["share_of_best"] = float("nan")
+        table["reason"] = ["; ".join(filter(None, (reason, missing))) for reason in table["reason"]]
+        return table
+    table["share_of_best"] = drop / best
+    enough = eligible[table.loc[eligible.index, "share_of_best"] >= ENOUGH]
+    table.loc[enough.sort_values(["k", "bypass"], kind="stable").index[0], "smallest"] = True
+    return table
+
+
+class _Spans:
+    """Scores of subspaces at one place; what spans the same is run once."""
+
+    def __init__(self, scorer: Scorer, difference: Float[Tensor, " d_model"], layer: int) -> None:
+        self.scorer, self.difference, self.layer = scorer, difference, layer
+        self.done: list[tuple[Tensor, dict]] = []
+
+    def score(self, subspace: Subspace, k: int) -> dict:
+        basis = subspace.basis[:k].double().cpu()
+        if len(basis) < k:
+            return self._nothing(f"there are {len(basis)} directions: {subspace.reason or 'no more were given'}")
+        if not basis.isfinite().all():
+            return self._nothing("a direction is not finite")
+        for other, found in self.done:
+            # ‖QᵀQ − PᵀP‖² of two projectors of rank k: zero where they span the same.
+            if len(other) == k and 2 * k - 2 * (other @ basis.T).square().sum() < SAME_SPAN:
+                return found
+        self.done.append((basis, self._run(basis)))
+        return self.done[-1][1]
+
+    def _run(self, basis: Float[Tensor, "k d_model"]) -> dict:
+        ablated = self.scorer.ablated(basis)
+        part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
+        if not self.difference.isfinite().all():
+            reason = "the difference in means is not finite, so there is nothing to add"
+        elif not part.norm() > RANK_TOLERANCE * self.difference.norm():
+            reason = "the difference in means has no part in the subspace, so there is nothing to add"
+        else:
+            induce = self.scorer.induced(part.float(), layer=self.layer).mean().item()
+        return self._row(intervals.mean(ablated.harmful.tolist()), intervals.mean(ablated.kl.tolist()), induce, reason)
+
+    def _nothing(self, reason: str) -> dict:
+        nothing = intervals.mean([])
+        return self._row(nothing, nothing, float("nan"), reason)
+
+    def _row(self, bypass: intervals.Estimate, kl: intervals.Estimate, induce: float, reason: str) -> dict:
+        scores = {"bypass": bypass.value, "bypass_low": bypass.low, "bypass_high": bypass.high, "induce": induce}
+        about = {"n": self.scorer.n_harmful, "reason": reason}
+        return scores | {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} | about
+
+
+def _activations(harmful: Activations, harmless: Activations) -> tuple[Tensor, Tensor, str]:
+    """Both in float64 on the CPU, and why nothing can be taken from them, or an empty string."""
+    x, y = (torch.as_tensor(each, dtype=torch.float64, device="cpu") for each in (harmful, harmless))
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise MechrefusalError(
+            f"activations of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared; "
+            "give (prompts, d_model) of harmful and of harmless prompts at one place"
+        )
+    if min(len(x), len(y)) == 0:
+        return x, y, f"there are {len(x)} harmful and {len(y)} harmless prompts"
+    finite = bool(x.isfinite().all() and y.isfinite().all())
+    return x, y, "" if finite else "activations are not finite"
+
+
+def _principal(rows: Float[Tensor, "n d_model"], norm: Tensor) -> Float[Tensor, "k d_model"]:
+    _, lengths, directions = torch.linalg.svd(rows, full_matrices=False)
+    return directions[lengths > RANK_TOLERANCE * norm]
+
+
+def _found(family: str, basis: Tensor, largest: int, reason: str) -> Subspace:
+    return Subspace(family, basis[:largest], reason if len(basis) < largest else "")

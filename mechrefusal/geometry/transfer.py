@@ -1,0 +1,92 @@
+"""Transfer: a direction found at one checkpoint, ablated and added at another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal import intervals
+from mechrefusal.causal import random_like
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry.directions import Contrast
+from mechrefusal.geometry.scoring import Scorer
+from mechrefusal.models import RefusalMetric
+from mechrefusal.progress import track
+
+CONTROL_SEED = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A direction as its checkpoint gave it: where it was found, and added again."""
+
+    direction: Float[Tensor, " d_model"]
+    position: int
+    layer: int
+
+
+def transfer(
+    model, found: Mapping[str, Found], validation: Contrast, metric: RefusalMetric, *, description: str = "transfer"
+) -> pd.DataFrame:
+    """What directions of other checkpoints (or of this one) do at `model`.
+
+    Args:
+        model: the target, a hooked transformer.
+        found: directions by any name. Those of another architecture are an error.
+        validation: prompts that are the same for every target, or nothing could be compared.
+        metric: of the target.
+
+    Returns:
+        One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
+        prompts; `baseline_harmful`, `baseline_harmless` without intervention; `random_bypass`, `random_induce` with a
+        random direction of the same norm; n_harmful, n_harmless; `reason` where a direction is zero or not finite.
+    """
+    for name, one in found.items():
+        if one.direction.shape != (model.cfg.d_model,) or not 0 <= one.layer < model.cfg.n_layers:
+            raise MechrefusalError(
+                f"direction '{name}' is of width {len(one.direction)} at layer {one.layer}; this model has width "
+                f"{model.cfg.d_model} and {model.cfg.n_layers} layers: transfer needs one architecture"
+            )
+    if not found:
+        return pd.DataFrame()
+    scorer = Scorer(model, validation, metric)
+    baseline = {
+        "baseline_harmful": scorer.base.harmful.mean().item(),
+        "baseline_harmless": scorer.base.harmless.mean().item(),
+        "n_harmful": scorer.n_harmful,
+        "n_harmless": scorer.n_harmless,
+    }
+    rows = []
+    random_bypass: float | None = None
+    for name, one in track(list(found.items()), description):
+        row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
+        if not torch.isfinite(one.direction).all() or one.direction.norm() == 0:
+            missing = ("bypass", "bypass_low", "bypass_high", "induce", "induce_low", "induce_high", "kl")
+            nothing = dict.fromkeys((*missing, "random_bypass", "random_induce"), float("nan"))
+            rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
+            continue
+        control = random_like(one.direction, seed=CONTROL_SEED)
+        ablated = scorer.ablated(one.direction)
+        if random_bypass is None:  # its length does not matter, so that one control serves all
+            random_bypass = scorer.ablated(control).harmful.mean().item()
+        bypass = intervals.mean(ablated.harmful.cpu().numpy())
+        induce = intervals.mean(scorer.induced(one.direction, layer=one.layer).cpu().numpy())
+        rows.append(
+            {
+                **row,
+                **_spread("bypass", bypass),
+                **_spread("induce", induce),
+                "kl": ablated.kl.mean().item(),
+                "random_bypass": random_bypass,
+                "random_induce": scorer.induced(control, layer=one.layer).mean().item(),
+                "reason": "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _spread(name: str, found: intervals.Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -1,0 +1,123 @@
+"""What the tables of the geometry say, in sentences. Plain text: the page escapes it."""
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import wording
+from mechrefusal.report.figures.subspaces import FAMILIES
+
+VERDICTS = {"moved": ("●", "moved"), "not moved": ("○", "rest"), "cannot tell": ("?", "unsure")}
+"""A sign (colour alone says nothing to many readers) and a class of the style sheet for each verdict."""
+
+
+def stability(row: dict[str, Any]) -> str:
+    """How sure the carrier is, from its row of table `carrier`; empty where no bootstrap was made."""
+    if wording.is_missing(row["n_bootstrap"]):
+        return ""
+    drawn = f"Over {wording.whole(row['n_bootstrap'])} bootstraps of the validation prompts"
+    none = f"no candidate is admissible in {wording.percent(row['none_frequency'])}"
+    low, high = (wording.whole(row[f"layer_{end}"]) for end in ("low", "high"))
+    layers = (
+        "no interval of the layer"
+        if wording.is_missing(row["layer_low"])
+        else f"the winning layer lies in {low} to {high} (95%)"
+    )
+    if wording.is_missing(row["layer"]):
+        return f"{drawn}, {none}; where one is, {layers}."
+    margin = (
+        "there is no second admissible candidate"
+        if wording.is_missing(row["margin"])
+        else f"its bypass is {wording.number(row['margin'])} nats{_interval(row, 'margin')} below the runner-up's"
+    )
+    wins = wording.percent(row["win_frequency"])
+    return f"{drawn}, this candidate wins {wins}, {none}, and {layers}. {margin[:1].upper()}{margin[1:]}."
+
+
+def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> str:
+    """Which candidate the later measures look at, where that is not the carrier itself; empty for older runs."""
+    kind = row["reference_kind"]
+    if wording.is_missing(kind) or str(kind) == "carrier":
+        return ""
+    if str(kind) != "best candidate" or wording.is_missing(row["reference_layer"]):
+        return "There is no candidate to look at instead: later measures of a direction have no value here."
+    place = int(row["reference_position"]), int(row["reference_layer"])
+    found = carriers[(carriers["position"] == place[0]) & (carriers["layer"] == place[1])]
+    why = wording.plain(found["rejected_because"].iloc[0]) if len(found) else ""
+    where = f"layer {place[1]}, position {wording.whole(place[0])}" + (f" {wording.token(token)}" if token else "")
+    rejected = f" (rejected: {why})" if why else ""
+    looked = f"The later measures look at the candidate with the lowest bypass instead: {where}"
+    return f"{looked}. It is NOT a carrier{rejected}."
+
+
+def smallest_subspace(table: pd.DataFrame) -> str:
+    """How many directions are enough, from table `subspaces` of one checkpoint."""
+    if not len(table):
+        return ""
+    chosen = table[[wording.is_true(flag) for flag in table["smallest"]]]
+    if not len(chosen):
+        why = "; ".join(reason for reason, _ in reasons(table, "share_of_best")) or "the table gives no reason"
+        return f"No subspace is enough: {why}."
+    row = chosen.iloc[0]
+    k, family = int(row["k"]), FAMILIES.get(str(row["family"]), wording.plain(row["family"]))
+    directions = "One direction is" if k == 1 else f"{k} directions are"
+    drop = f"{wording.percent(row['share_of_best'])} of the best admissible drop"
+    bypass = f"bypass {wording.number(row['bypass'])}{_interval(row, 'bypass')}, kl {wording.number(row['kl'], 3)}"
+    return f"{directions} enough ({family}): {drop}, {bypass}."
+
+
+def utility_couplings(table: pd.DataFrame) -> list[str]:
+    """One sentence a row of table `utility_coupling`: the area, its interval, and what a random direction has."""
+    sentences = []
+    for _, row in table.iterrows():
+        name = f"{wording.plain(row['intervention'])}, {wording.plain(wording.metric_name(str(row['measure'])))}"
+        if wording.is_missing(row["value"]):
+            sentences.append(f"{name}: no value ({wording.plain(row['reason']) or 'the table gives no reason'}).")
+            continue
+        random = "" if wording.is_missing(row["random"]) else f"; a random direction {wording.number(row['random'], 3)}"
+        n = "" if wording.is_missing(row["n"]) else f"; n = {wording.whole(row['n'])}"
+        sentences.append(f"{name}: {wording.number(row['value'], 3)}{_interval(row, '', 3)}{random}{n}.")
+    return sentences
+
+
+def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One entry a pair of checkpoints of table `relocation`: the overall verdict, and what each measure says."""
+    pairs = []
+    keys = ["arm_a", "step_a", "arm_b", "step_b"]
+    for (arm_a, step_a, arm_b, step_b), rows in table.groupby(keys, sort=False):
+        overall = rows[rows["measure"] == "overall"]
+        first = overall.iloc[0] if len(overall) else pd.Series({"verdict": None, "reason": None})
+        found = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
+        pair = f"{wording.plain(arm_a)} {step_a} → {wording.plain(arm_b)} {step_b}"
+        pairs.append({"pair": pair, **_verdict(first), "measures": found})
+    return pairs
+
+
+def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
+    """Why values are missing, and how often."""
+    missing = table[pd.to_numeric(table[value], errors="coerce").isna()]
+    return Counter(wording.plain(reason) or "no reason given" for reason in missing["reason"]).most_common()
+
+
+def _measured(row: pd.Series) -> dict[str, Any]:
+    return {
+        "measure": wording.plain(wording.metric_name(str(row["measure"]))),
+        "value": wording.number(row["value"], 3),
+        "interval": _interval(row, "", 3).strip(),
+        "floor": wording.number(row["floor"], 3),
+        **_verdict(row),
+    }
+
+
+def _verdict(row: pd.Series) -> dict[str, str]:
+    said = wording.plain(row["verdict"]) or "not judged"
+    sign, kind = VERDICTS.get(said, ("–", "unsure"))
+    return {"verdict": said, "sign": sign, "kind": kind, "reason": wording.plain(row["reason"])}
+
+
+def _interval(row: Any, name: str, digits: int = 2) -> str:
+    low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
+    if wording.is_missing(low) or wording.is_missing(high):
+        return ""
+    return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"

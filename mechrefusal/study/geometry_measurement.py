@@ -1,0 +1,331 @@
+"""The geometry of one checkpoint: directions, the carrier and how stable it is, and all that is read off them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal import geometry
+from mechrefusal.evaluation import GOOD_AUC, Discovered
+from mechrefusal.geometry import Directions, carriers, subspaces
+from mechrefusal.geometry.activations import collect
+from mechrefusal.prompts import PromptSet, Split, prompt_ids
+from mechrefusal.study import tables
+from mechrefusal.study.recipe import Recipe
+from mechrefusal.study.selection import Asked
+
+CARRIER, BEST, NONE = "carrier", "best candidate", "none"
+"""What the measures after the selection look at; column `reference_kind` of the table `carrier`."""
+
+Add = Callable[[str, list[dict] | pd.DataFrame], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The candidate that later measures look at: the carrier, or the best candidate where none is admissible."""
+
+    kind: str
+    position: int
+    layer: int
+
+    def row(self) -> dict[str, int]:
+        """As `Directions.at` takes it."""
+        return {"position": self.position, "layer": self.layer}
+
+
+class GeometryMeasurement:
+    """Geometry under way on one model: what was chosen so far, and `add`, which keeps tables.
+
+    `directions` are those of the prompts that the metric keeps, as carriers are chosen from them; `locked` those of all
+    direction prompts, the same at every checkpoint, which drift compares.
+    """
+
+    directions: Directions
+    locked: Directions
+    carrier: pd.Series | None = None
+    reference: Reference | None = None
+
+    def __init__(self, model, metric: Discovered, asked: Asked, recipe: Recipe, scores: pd.DataFrame, add: Add) -> None:
+        self.model, self.metric, self.asked, self.add = model, metric, asked, add
+        self.settings, self.wanted, self.scores = recipe.measuring, recipe.geometry, scores
+        self.direction = kept(asked.direction, scores, "direction")
+        self.validation = kept(asked.validation, scores, "validation")
+
+    def take_directions(self) -> None:
+        """Directions of the kept prompts, or of all where too few were kept; table `directions` says which."""
+        tokenizer, everything = self.model.tokenizer, self.asked.direction
+        texts = [*everything.harmful, *everything.harmless]
+        self.post = geometry.post_instruction_positions(tokenizer, texts)
+        self.instruction = geometry.last_instruction_position(tokenizer, texts)
+        whole = geometry.difference_in_means(self.model, everything, positions=(self.instruction, *self.post))
+        self.harmfulness, self.locked = whole.of_positions([self.instruction]), whole.of_positions(self.post)
+        enough = min(len(self.direction.harmful), len(self.direction.harmless)) >= self.settings.fewest_kept
+        selection = "kept by score" if enough else "all prompts"
+        self.directions = (
+            geometry.difference_in_means(self.model, self.direction, positions=self.post) if enough else self.locked
+        )
+        norms, cosines = self.directions.values.norm(dim=-1), self.directions.split_half_cosine
+        self.add(
+            "directions",
+            [
+                {
+                    "position": position,
+                    "token": token,
+                    "layer": layer,
+                    "norm": norms[row, layer].item(),
+                    "split_half_cosine": cosines[row, layer].item(),
+                    "n_harmful": self.directions.n_harmful,
+                    "n_harmless": self.directions.n_harmless,
+                    "selection": selection,
+                }
+                for row, (position, token) in enumerate(
+                    zip(self.directions.positions, self.directions.tokens, strict=True)
+                )
+                for layer in range(self.model.cfg.n_layers)
+            ],
+        )
+
+    def choose_carrier(self) -> None:
+        """Score, select and resample; table `carrier` says who won and how surely, or why nobody did."""
+        row: dict[str, Any] = dict.fromkeys(tables.PER_CHECKPOINT["carrier"], float("nan"))
+        row |= {"token": "", "n_candidates": 0, "n_admissible": 0, "reason": "", "reference_kind": NONE}
+        # Over the prompts that bypass and induce are taken over, so that they can be compared.
+        for side, chosen in (("harmful", self.validation.harmful), ("harmless", self.validation.harmless)):
+            same = (self.scores["set"] == f"validation_{side}") & self.scores["prompt_id"].isin(chosen.ids)
+            row[f"baseline_{side}"] = self.scores.loc[same, "score"].mean()
+        row["reason"] = self._cannot_score()
+        if row["reason"]:
+            empty = pd.DataFrame(columns=[*tables.PER_CHECKPOINT["carriers"]])
+            self.add("carriers", empty)
+            self.add("candidate_scores", [])
+        else:
+            self._score(row)
+        self.add("carrier", [row])
+
+    def _cannot_score(self) -> str:
+        counts = {
+            "harmful direction prompts refused": len(self.direction.harmful),
+            "harmless direction prompts answered": len(self.direction.harmless),
+            "harmful validation prompts refused": len(self.validation.harmful),
+            "harmless validation prompts answered": len(self.validation.harmless),
+        }
+        fewest = self.settings.fewest_kept
+        if short := {what: n for what, n in counts.items() if n < fewest}:
+            listed = ", ".join(f"{n} {what}" for what, n in short.items())
+            return f"by the refusal metric only {listed}; a carrier needs {fewest} of each"
+        if not self.metric.auc >= GOOD_AUC:
+            return f"the refusal metric cannot be relied on: {self.metric.note}"
+        return ""
+
+    def _score(self, row: dict[str, Any]) -> None:
+        settings, n_layers, directions = self.settings, self.model.cfg.n_layers, self.directions
+        thresholds = (settings.kl_threshold, settings.induce_threshold, settings.prune_layer_fraction)
+        rows = carriers.candidates(
+            directions,
+            layers=range(0, carriers.last_layer(n_layers, settings.prune_layer_fraction), self.wanted.layer_step),
+            positions=directions.positions[-settings.n_positions :],
+        )
+        if self.wanted.screen:
+            named = dict(zip(("kl_threshold", "induce_threshold", "prune_layer_fraction"), thresholds, strict=True))
+            scores = geometry.screened(self.model, directions, self.validation, self.metric, rows=rows, **named)
+        else:
+            scores = geometry.score(self.model, directions, self.validation, self.metric, rows=rows)
+        found = carriers.select(scores, n_layers, *thresholds)
+        stability = geometry.stability.bootstrap(scores, n_layers, *thresholds, n=self.wanted.n_bootstrap)
+        table = found.table.assign(
+            win_frequency=stability.table["win_frequency"],
+            winner=[found.winner is not None and index == found.winner.name for index in found.table.index],
+        )
+        self.add("carriers", table)
+        self.add("candidate_scores", scores.long(self.validation.harmful.ids, self.validation.harmless.ids))
+        row |= {"n_candidates": len(table), "n_admissible": int(table["admissible"].sum())}
+        row |= {
+            name: getattr(stability, name)
+            for name in (
+                "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high", "n_bootstrap",
+            )
+        }  # fmt: skip
+        self.carrier = found.winner
+        if found.winner is None:
+            row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
+        else:
+            row |= {name: found.winner[name] for name in carriers.COLUMNS}
+            row["token"] = directions.tokens[directions.positions.index(int(found.winner["position"]))]
+            row["win_frequency"] = table.loc[found.winner.name, "win_frequency"]
+        self.reference = _reference(table)
+        if self.reference is not None:
+            row["reference_kind"] = self.reference.kind
+            row["reference_position"], row["reference_layer"] = self.reference.position, self.reference.layer
+
+    def take_subspaces(self) -> None:
+        """Families of subspaces at the reference, up to the largest that the recipe asks for."""
+        if self.wanted.largest_subspace < 1 or self._nowhere("subspaces"):
+            return
+        assert self.reference is not None
+        reference, largest = self.reference, self.wanted.largest_subspace
+        place = (reference.position, reference.layer)
+        harmful, harmless = (
+            collect(self.model, prompt_ids(self.model.tokenizer, chosen), [place])[:, 0]
+            for chosen in (self.direction.harmful.texts, self.direction.harmless.texts)
+        )
+        difference = self.directions.at(reference.row())
+        families = [
+            subspaces.categories(harmful, harmless, self.direction.harmful.table["category"].tolist(), largest=largest),
+            subspaces.pca(harmful, harmless, largest=largest),
+            subspaces.successive(harmful, harmless, largest=largest),
+        ]
+        if self.wanted.cone_steps:
+            settings = geometry.cones.ConeSettings(steps=self.wanted.cone_steps)
+            families.append(
+                geometry.cones.learn_cone(
+                    self.model,
+                    difference,
+                    self.direction,
+                    self.metric,
+                    layer=reference.layer,
+                    largest=largest,
+                    settings=settings,
+                ).subspace
+            )
+        families.append(subspaces.random_subspace(largest, self.model.cfg.d_model))
+        found = subspaces.score_subspaces(
+            self.model,
+            families,
+            self.validation,
+            self.metric,
+            difference=difference,
+            position=reference.position,
+            layer=reference.layer,
+            kl_threshold=self.settings.kl_threshold,
+            induce_threshold=self.settings.induce_threshold,
+            largest=largest,
+        )
+        self.add("subspaces", found.table)
+
+    def take_overlap(self, generations: pd.DataFrame) -> None:
+        """Do refusals of safe prompts share refusal's direction? Table `overlap`."""
+        if self._nowhere("overlap"):
+            return
+        assert self.reference is not None
+        texts, refused = self._over_refused(generations)
+        if not texts:
+            self.add("overlap", [_why("overlap", "no safe prompts that look unsafe were asked")])
+            return
+        self.add(
+            "overlap",
+            geometry.over_refusal_overlap(
+                self.model,
+                texts,
+                refused,
+                self.directions.at(self.reference.row()),
+                position=self.reference.position,
+                layer=self.reference.layer,
+                harmful=self.direction.harmful.texts,
+                harmless=self.direction.harmless.texts,
+            ),
+        )
+
+    def take_coupling(self, generations: pd.DataFrame) -> None:
+        """Harmfulness and refusal, as means (table `coupling`) and as linear probes (table `linear_probes`).
+
+        On all direction prompts: which of them are refused is what the probes of refusal tell apart.
+        """
+        everything, last = self.asked.direction, self.post[-1]
+        layer = self.reference.layer if self.reference is not None else self.model.cfg.n_layers // 2
+        readings = geometry.Readings.of(self.model, everything, position=last)
+        self.add(
+            "coupling",
+            geometry.harmfulness_refusal_coupling(
+                self.model,
+                everything,
+                self.asked.validation,
+                self.metric,
+                layer=layer,
+                position=last,
+                readings=readings,
+            ),
+        )
+        asked = generations[(generations["set"] == "direction_harmful") & (generations["intervention"] == "none")]
+        safe, safe_refused = self._over_refused(generations)
+        self.add(
+            "linear_probes",
+            geometry.linear_probes(
+                self.model,
+                everything,
+                refused=asked["refused"].astype(bool).tolist(),
+                safe=safe or None,
+                safe_refused=safe_refused or None,
+                position=last,
+                layer=layer,
+                readings=readings,
+            ),
+        )
+
+    def take_doses(self) -> None:
+        """What refusal and harmless answers do as the reference direction is taken out and put in by degrees."""
+        n = self.wanted.n_dosed
+        if n == 0 or self._nowhere("utility_coupling"):
+            return
+        assert self.reference is not None
+        found = geometry.dose_response(
+            self.model,
+            self.directions.at(self.reference.row()),
+            self.asked.validation.harmful.take(n),
+            self.asked.harmless.take(n),
+            self.metric,
+            layer=self.reference.layer,
+            coefficients=self.wanted.doses,
+        )
+        self.add("doses", found.table)
+        self.add("utility_coupling", found.area)
+
+    @staticmethod
+    def _over_refused(generations: pd.DataFrame) -> tuple[list[str], list[bool]]:
+        """Safe prompts that look unsafe, and whether each was refused."""
+        plain = (generations["attack"] == "none") & (generations["intervention"] == "none")
+        rows = generations[(generations["set"] == "overrefusal") & plain]
+        return rows["prompt"].tolist(), rows["refused"].astype(bool).tolist()
+
+    def _nowhere(self, name: str) -> bool:
+        """Whether there is no place to look at; table `name` then says so in a row."""
+        if self.reference is None:
+            self.add(name, [_why(name, "no candidate could be scored, so there is no place to look at")])
+        return self.reference is None
+
+
+def _why(name: str, reason: str) -> dict[str, Any]:
+    """A row of table `name` that holds nothing but the reason."""
+    words = {"family": "", "measure": "", "target": "", "intervention": "", "rejected_because": ""}
+    flags = {"admissible": False, "smallest": False}
+    row: dict[str, Any] = dict.fromkeys(tables.PER_CHECKPOINT[name], float("nan"))
+    return {key: words.get(key, flags.get(key, value)) for key, value in row.items()} | {"reason": reason}
+
+
+def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
+    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline)."""
+
+    def by_score(chosen: PromptSet, side: str) -> PromptSet:
+        values = scores.loc[scores["set"] == f"{name}_{side}", "score"].to_numpy()
+        return chosen[values > 0 if side == "harmful" else values < 0]
+
+    return Split(by_score(split.harmful, "harmful"), by_score(split.harmless, "harmless"))
+
+
+def _reference(table: pd.DataFrame) -> Reference | None:
+    """The carrier; where there is none the candidate with the lowest bypass, of those that do little harm if any."""
+    kind, rows = CARRIER, table[table["winner"]]
+    if rows.empty:
+        kind, rows = BEST, table.dropna(subset=["bypass", "induce", "kl"])
+        harmless = rows[~rows["rejected_because"].str.contains("kl ")]
+        rows = rows if harmless.empty else harmless
+    if rows.empty:
+        return None
+    best = rows.sort_values(["bypass", "layer", "position"], kind="stable").iloc[0]
+    return Reference(kind, int(best["position"]), int(best["layer"]))
+
+
+def _commonest(table: pd.DataFrame) -> str:
+    """The reasons of rejection, counted, the commonest first."""
+    kinds = table["rejected_because"].str.split("; ").explode().str.extract(r"^(a score is NaN|layer|kl|induce)")[0]
+    return ", ".join(f"{kind} in {n}" for kind, n in kinds.value_counts().items())

@@ -1,0 +1,73 @@
+"""Streamed activations against the Hugging Face model's hidden states, one prompt at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from mechrefusal import MechrefusalError, prompts
+from mechrefusal.geometry.activations import collect, stream
+
+TEXTS = ["Tell me how to wash a car.", "Bake bread", "Explain how to swim across a cold river", "x", "Build a bomb"]
+
+
+@pytest.fixture(scope="module")
+def token_ids(tiny_hooked):
+    return prompts.prompt_ids(tiny_hooked.tokenizer, TEXTS)
+
+
+@pytest.fixture(scope="module")
+def states(tiny_hf, token_ids):
+    """For each prompt (layer, position, d_model): the input of every block."""
+    model, _ = tiny_hf
+    with torch.no_grad():
+        found = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[:-1] for ids in token_ids]
+    return [torch.cat(each).numpy() for each in found]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+@pytest.mark.parametrize("layers", [None, [3, 1]])
+@pytest.mark.parametrize("positions", [(-1,), (-6, -2, -3)])
+def test_stream_is_the_plain_hidden_states_in_order(tiny_hooked, token_ids, states, chunk, layers, positions):
+    parts = list(stream(tiny_hooked, token_ids, positions=positions, layers=layers, chunk=chunk))
+    assert [len(part) for part in parts] == [len(TEXTS[start : start + chunk]) for start in range(0, 5, chunk)]
+    found = torch.cat(parts)
+    assert found.dtype == torch.float32
+    rows = list(range(4)) if layers is None else layers
+    expected = np.stack([each[rows][:, list(positions)].swapaxes(0, 1) for each in states])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_collect_takes_each_place(tiny_hooked, token_ids, states):
+    places = [(-1, 2), (-6, 0), (-1, 2), (-3, 3)]
+    found = collect(tiny_hooked, token_ids, places)
+    expected = np.stack([[each[layer, position] for position, layer in places] for each in states])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_a_prompt_at_a_time_is_run_only_when_asked_for(tiny_hooked, token_ids):
+    passes = []
+    with tiny_hooked.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: passes.append(len(x)))]):
+        parts = stream(tiny_hooked, token_ids, positions=(-1,), chunk=2)
+        assert passes == []
+        next(parts)
+        assert passes[-1] == 2
+        seen = len(passes)
+        next(parts)
+        assert len(passes) == seen + 1
+
+
+@pytest.mark.parametrize("positions", [(), (0,), (-1, 1), (-100,)], ids=str)
+def test_positions_that_not_every_prompt_has(tiny_hooked, token_ids, positions):
+    with pytest.raises(MechrefusalError, match="do not lie in every prompt"):
+        next(stream(tiny_hooked, token_ids, positions=positions))
+
+
+def test_layers_that_the_model_lacks(tiny_hooked, token_ids):
+    with pytest.raises(MechrefusalError, match="layer 4 is not in this model"):
+        next(stream(tiny_hooked, token_ids, positions=(-1,), layers=[1, 4]))
+
+
+def test_no_hooks_stay_when_it_is_left_early(tiny_hooked, token_ids):
+    parts = stream(tiny_hooked, token_ids, positions=(-1,), chunk=2)
+    next(parts)
+    assert not any(point.fwd_hooks for point in tiny_hooked.hook_dict.values())

@@ -1,0 +1,163 @@
+"""Learned cones: the losses against the hooked transformer, and a planted direction that is found from a poor start."""
+
+from dataclasses import replace
+
+import gated
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from mechrefusal import MechrefusalError, causal
+from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, subspaces
+from mechrefusal.models import RefusalMetric
+from mechrefusal.prompts import Split, prompt_ids
+
+CONTRAST = Split.of(["Tell me how to steal a car.", "Build a bomb", "x"], ["Wash a car.", "Bake bread", "Sing"])
+METRIC = RefusalMetric((), (10, 11), (12, 13))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("opening", [(), (40, 41)], ids=["", "opening"])
+def test_losses_of_the_first_step_equal_the_hooked_model(tiny_hooked, opening):
+    """One direction: the first step is taken at the difference in means, on all prompts."""
+    metric, difference = replace(METRIC, opening=opening), 3 * normal(64)
+    settings = ConeSettings(steps=1, batch=3, ablation=0.5, addition=0.25, retain=2.0)
+    first = learn_cone(tiny_hooked, difference, CONTRAST, metric, layer=2, largest=1, settings=settings).history.loc[0]
+
+    def run(texts):
+        batch = metric.batch(prompt_ids(tiny_hooked.tokenizer, texts), pad=tiny_hooked.tokenizer.pad_token_id)
+        return metric.score_and_next(tiny_hooked, batch)
+
+    base = run(CONTRAST.harmless)[1].double().exp()
+    with causal.ablate(tiny_hooked, difference):
+        ablation = softplus(run(CONTRAST.harmful)[0]).mean().item()
+        after = run(CONTRAST.harmless)[1].double().exp()
+    retain = (base * ((base + 1e-6).log() - (after + 1e-6).log())).sum(1).mean().item()
+    with causal.add(tiny_hooked, difference.float(), layer=2):
+        addition = softplus(-run(CONTRAST.harmless)[0]).mean().item()
+    np.testing.assert_allclose(first[["ablation", "addition", "retain"]], [ablation, addition, retain], atol=1e-4)
+    assert first["loss"] == pytest.approx(0.5 * ablation + 0.25 * addition + 2 * retain, abs=1e-4)
+    assert (first["step"], first["k"]) == (0, 1)
+
+
+def test_the_losses_have_the_gradient_of_finite_differences(tiny_hooked):
+    generator = torch.Generator().manual_seed(0)
+    losses = cones._Losses(tiny_hooked, CONTRAST, METRIC, 1, 5.0, 3, generator)
+    direction, towards = normal(64), normal(64, seed=1)
+    at = direction.clone().requires_grad_()
+    terms = losses(0, at)
+    for name, term in terms.items():
+        (gradient,) = torch.autograd.grad(term, at, retain_graph=True)
+        with torch.no_grad():
+            step = 0.02 * towards
+            difference = (losses(0, direction + step)[name] - losses(0, direction - step)[name]).item() / 0.04
+        assert (gradient @ towards).item() == pytest.approx(difference, rel=0.05, abs=1e-4), name
+        assert gradient.norm() > 1e-4
+
+
+def test_same_seed_same_cone(tiny_hooked):
+    difference, settings = normal(64), ConeSettings(steps=3, batch=2)
+    first, again, other = (
+        learn_cone(tiny_hooked, difference, CONTRAST, METRIC, layer=1, largest=3, settings=replace(settings, seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.subspace.basis, again.subspace.basis)
+    assert first.history.equals(again.history)
+    assert not torch.allclose(first.subspace.basis, other.subspace.basis, atol=1e-3)
+    basis = first.subspace.basis
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
+    assert (first.subspace.family, len(first.history)) == ("cone", 3)
+    assert not basis.requires_grad
+
+
+def test_a_row_is_not_moved_by_rows_after_it():
+    """Orthonormalisation leaves what the first k rows span, and their sense, as it was."""
+    rows = normal(4, 9)
+    basis = cones._orthonormal_rows(rows)
+    torch.testing.assert_close(basis[0], rows[0] / rows[0].norm())
+    for k in range(1, 5):
+        torch.testing.assert_close(cones._orthonormal_rows(rows[:k]), basis[:k])
+        rest = rows[k - 1] - basis[: k - 1].T @ (basis[: k - 1] @ rows[k - 1])
+        torch.testing.assert_close(basis[k - 1], rest / rest.norm())
+
+
+def test_draws_cover_the_cone():
+    generator = torch.Generator().manual_seed(0)
+    draws = [cones._draw(3, generator) for _ in range(600)]
+    counts = np.bincount([k for k, _ in draws], minlength=4)
+    assert counts[0] == 0
+    assert (np.abs(counts[1:] - 200) < 60).all(), "every size as often"
+    for k, mix in draws:
+        assert len(mix) == k
+        assert (mix >= 0).all()
+        assert mix.norm() == pytest.approx(1)
+    mixed = torch.stack([mix for k, mix in draws if k == 3]).mean(0)
+    torch.testing.assert_close(mixed, torch.full((3,), 0.5, dtype=torch.float64), atol=0.08, rtol=0)
+
+
+def test_batches_hold_different_prompts():
+    found = cones._batches(range(10), 4, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in found] == [4, 4]
+    assert len({item for batch in found for item in batch}) == 8
+    assert sorted(cones._batches(range(3), 4, torch.Generator())[0]) == [0, 1, 2]
+
+
+def test_errors(tiny_hooked):
+    with pytest.raises(MechrefusalError, match=r"not finite at step 0 .*learning rate"):
+        learn_cone(tiny_hooked, normal(64), CONTRAST, NoNumber((), (10,), (12,)), layer=1)
+    with pytest.raises(MechrefusalError, match="0 and 0"):
+        learn_cone(tiny_hooked, normal(64), CONTRAST.take(0), METRIC, layer=1)
+    with pytest.raises(MechrefusalError, match=r"finite|zero"):
+        learn_cone(tiny_hooked, torch.zeros(64), CONTRAST, METRIC, layer=1)
+    with pytest.raises(MechrefusalError, match="7"):
+        learn_cone(tiny_hooked, normal(64), CONTRAST, METRIC, layer=7)
+    with pytest.raises(MechrefusalError, match="steps=0"):
+        ConeSettings(steps=0)
+
+
+class NoNumber(RefusalMetric):
+    """Scores that are not numbers, as a broken checkpoint gives."""
+
+    def of_runs(self, logits):
+        return super().of_runs(logits) * float("nan")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return gated.make(tmp_path_factory.mktemp("gated") / "model")
+
+
+def test_a_planted_direction_is_found_from_a_poor_start(planted):
+    """The start is half noise; what is learned does on other prompts what the planted direction does."""
+    position, layer = gated.PLACE
+    direction, validation = (gated.split("bomb", verbs=gated.VERBS[half::2]) for half in (0, 1))
+    truth = torch.zeros(64, dtype=torch.float64)
+    truth[gated.U[0]] = 6
+    noise = normal(64, seed=4)
+    start = truth + 6 * noise / noise.norm()
+    settings = ConeSettings(steps=30, learning_rate=0.05, addition=1.0)
+    cone = learn_cone(planted, start, direction, gated.METRIC, layer=layer, largest=2, settings=settings)
+    families = [cone.subspace, Subspace("start", (start / start.norm())[None]), subspaces.random_subspace(2, 64)]
+    found = score_subspaces(
+        planted, families, validation, gated.METRIC, difference=truth, position=position, layer=layer, largest=2
+    )
+    rows = found.table.set_index(["family", "k"])
+    assert found.baseline.low > 5
+    assert rows["bypass_low"]["start", 1] > 5, "the start does not carry refusal"
+    assert rows["bypass_high"]["cone", 1] < -5
+    assert rows["admissible"]["cone", 1]
+    assert rows["share_of_best"]["cone", 1] > 0.8
+    assert rows["bypass"]["cone", 1] < rows["bypass"]["random"].min() - 5
+
+    def towards(basis):
+        return abs(basis[0] @ truth / 6).item()
+
+    assert towards(cone.subspace.basis) > towards(start[None] / start.norm()) + 0.02
+    assert towards(cone.subspace.basis) > 2 * towards(families[-1].basis)
+    alone = cone.history[cone.history["k"] == 1]["loss"]
+    assert alone.iloc[-1] < 0.1 * alone.iloc[0]
+    assert (cone.history["loss"] - cone.history[["ablation", "addition", "retain"]].sum(axis=1)).abs().max() < 1e-6

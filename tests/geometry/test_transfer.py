@@ -1,0 +1,77 @@
+"""A direction at another checkpoint: the numbers are those of plain interventions there."""
+
+import numpy as np
+import pytest
+import torch
+
+from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
+from mechrefusal.models import RefusalMetric
+from mechrefusal.prompts import builtin, prompt_ids
+
+METRIC = RefusalMetric((), (10, 11), (12, 13))
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return builtin().validation.take(6)
+
+
+def mean(model, texts, context):
+    batch = METRIC.batch(prompt_ids(model.tokenizer, texts), pad=0)
+    with context:
+        return METRIC.score(model, batch).numpy()
+
+
+def test_rows_are_plain_interventions(tiny_hooked, validation):
+    random = torch.Generator().manual_seed(0)
+    given = {
+        f"at {layer}": Found(torch.randn(tiny_hooked.cfg.d_model, generator=random), -1, layer) for layer in (0, 2)
+    }
+    found = transfer(tiny_hooked, given, validation, METRIC).set_index("source")
+    for name, one in given.items():
+        row, control = found.loc[name], causal.random_like(one.direction, seed=CONTROL_SEED)
+        ablated = mean(tiny_hooked, validation.harmful, causal.ablate(tiny_hooked, one.direction))
+        induced = mean(tiny_hooked, validation.harmless, causal.add(tiny_hooked, one.direction, layer=one.layer))
+        assert row["bypass"] == pytest.approx(ablated.mean(), abs=1e-4)
+        assert row["induce"] == pytest.approx(induced.mean(), abs=1e-4)
+        half = 2.5706 * ablated.std(ddof=1) / np.sqrt(6)  # t with 5 degrees of freedom
+        assert row["bypass_high"] - row["bypass_low"] == pytest.approx(2 * half, rel=1e-3)
+        random_induce = mean(tiny_hooked, validation.harmless, causal.add(tiny_hooked, control, layer=one.layer))
+        assert row["random_induce"] == pytest.approx(random_induce.mean(), abs=1e-4)
+        random_bypass = mean(tiny_hooked, validation.harmful, causal.ablate(tiny_hooked, control))
+        assert row["random_bypass"] == pytest.approx(random_bypass.mean(), abs=0.05)
+        assert (row["position"], row["layer"], row["n_harmful"], row["reason"]) == (-1, one.layer, 6, "")
+    assert abs(found["bypass"] - found["baseline_harmful"]).min() > 1e-3
+
+
+def test_a_direction_that_is_none(tiny_hooked, validation):
+    given = {"zero": Found(torch.zeros(tiny_hooked.cfg.d_model), -1, 1)}
+    row = transfer(tiny_hooked, given, validation, METRIC).iloc[0]
+    assert np.isnan([row["bypass"], row["induce"], row["kl"], row["random_bypass"]]).all()
+    assert "zero" in row["reason"]
+    assert np.isfinite(row["baseline_harmful"])
+
+
+def test_nothing_to_transfer(tiny_hooked, validation):
+    assert len(transfer(tiny_hooked, {}, validation, METRIC)) == 0
+
+
+@pytest.mark.parametrize(("width", "layer"), [(7, 0), (64, 99)])
+def test_another_architecture(tiny_hooked, validation, width, layer):
+    with pytest.raises(MechrefusalError, match="one architecture"):
+        transfer(tiny_hooked, {"x": Found(torch.ones(width), -1, layer)}, validation, METRIC)
+
+
+def test_scores_by_prompt_are_told_one_by_one(tiny_hooked, validation):
+    directions = geometry.difference_in_means(tiny_hooked, validation)
+    rows = [{"position": -1, "layer": 1}, {"position": -1, "layer": 2}]
+    scores = geometry.score(tiny_hooked, directions, validation, METRIC, rows=rows)
+    long = scores.long(validation.harmful.ids, validation.harmless.ids)
+    assert len(long) == 2 * 3 * 6
+    means = long.groupby(["layer", "measure"])["value"].mean()
+    for row in scores.table.itertuples():
+        assert means[(row.layer, "kl")] == pytest.approx(row.kl)
+        assert means[(row.layer, "bypass")] == pytest.approx(row.bypass)
+    first = long[(long["layer"] == 1) & (long["measure"] == "bypass")]
+    assert first["prompt_id"].tolist() == validation.harmful.ids

@@ -1,0 +1,342 @@
+"""The plain twin of a hooked transformer: every site of every family, its memory, and what is left behind."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from architectures import FAMILIES, build
+
+from mechrefusal import models
+from mechrefusal.models import twin as twins
+from mechrefusal.models.twin import Edit, bridge_hooks, twin
+
+SITES = ("resid_pre", "attn_out", "mlp_out")
+WINDOWED = ("mistral", "gemma2", "gemma3")
+JOINT = ("gpt2", "gpt-neox")
+LAYERS = 4
+TOKENS = torch.randint(3, 1000, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def save(name: str, folder, **overrides):
+    """A folder with a tiny model of this family."""
+    words = models.tiny.tokenizer()
+    build(name, len(words), **overrides).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name}, window 8" for name in WINDOWED)])
+def hooked(request, family, tmp_path_factory):
+    """Every family, and those with sliding windows once more with windows shorter than the texts here."""
+    name, _, window = request.param.partition(", ")
+    if window:
+        return models.load_hooked(save(name, tmp_path_factory.mktemp(name), sliding_window=8))
+    return family(name).hooked
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A hooked transformer that no other test sees."""
+    return models.load_hooked(save("llama", tmp_path))
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def of_twin(model, edits=()) -> torch.Tensor:
+    found = twin(model)
+    assert found is not None
+    with torch.no_grad(), found.edited(edits):
+        return found.model(TOKENS, use_cache=False).logits.log_softmax(-1)
+
+
+def of_bridge(model, edits=()) -> torch.Tensor:
+    with torch.no_grad(), model.hooks(fwd_hooks=bridge_hooks(edits)):
+        return model(TOKENS, return_type="logits").log_softmax(-1)
+
+
+def seen(run: Callable, model) -> dict[str, torch.Tensor]:
+    """The activation at every site."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda activation: kept.setdefault(name, activation.detach().clone())
+
+    run(model, [(layer, site, keep(f"{layer} {site}")) for layer in range(LAYERS) for site in SITES])
+    return kept
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, atol=atol * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+def traces(found) -> list[str]:
+    """Hooks and replaced forwards that stand at the modules of a twin."""
+    return [
+        name
+        for name, module in found.model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    ]
+
+
+# Numbers
+
+
+def test_log_probabilities_are_those_of_the_hooked_transformer(hooked):
+    torch.testing.assert_close(of_twin(hooked), of_bridge(hooked), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_are_those_of_the_model_on_disk(family, name):
+    """Which has neither folded norms nor centred weights."""
+    with torch.no_grad():
+        expected = family(name).hf(TOKENS).logits.log_softmax(-1)
+    torch.testing.assert_close(of_twin(family(name).hooked), expected, atol=5e-4, rtol=0)
+
+
+def test_every_site_is_that_of_the_hooked_transformer(hooked):
+    found, expected = seen(of_twin, hooked), seen(of_bridge, hooked)
+    assert len(found) == len(expected) == LAYERS * len(SITES)
+    for name, activation in expected.items():
+        assert activation.shape == (2, 20, 64)
+        close(found[name], activation)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_an_edit_does_there_what_a_hook_does_here(hooked, site):
+    before = of_twin(hooked)
+    for layer in range(LAYERS):
+        edits: list[Edit] = [(layer, site, lambda x: 1.5 * x + 0.3 * random(64))]
+        edited = of_twin(hooked, edits)
+        torch.testing.assert_close(edited, of_bridge(hooked, edits), atol=2e-4, rtol=0)
+        assert (edited - before).abs().max() > 1e-2, f"{site} of layer {layer} does nothing"
+
+
+def test_edits_of_one_site_act_in_order(tiny_hooked):
+    step = random(64)
+    one = of_twin(tiny_hooked, [(1, "resid_pre", lambda x: (x + step) * 3)])
+    two = of_twin(tiny_hooked, [(1, "resid_pre", lambda x: x + step), (1, "resid_pre", lambda x: x * 3)])
+    other = of_twin(tiny_hooked, [(1, "resid_pre", lambda x: x * 3), (1, "resid_pre", lambda x: x + step)])
+    assert torch.equal(one, two)
+    assert (one - other).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_skipped_layers_are_not_run_and_what_stands_above_them_is_what_it_was(hooked, layer):
+    found, runs = twin(hooked), []
+    assert found is not None
+    residual, expected = seen(of_twin, hooked)[f"{layer} resid_pre"], of_twin(hooked)
+    with found.skipping(1):  # the first time it finds out, by a pass of its own, what blocks return
+        pass
+    handles = [mlp.register_forward_hook(lambda *_, at=at: runs.append(at)) for at, mlp in enumerate(found.mlp)]
+    try:
+        with found.skipping(layer):
+            skipped = of_twin(hooked, [(layer, "resid_pre", lambda _: residual)])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert runs == list(range(layer, LAYERS))
+    torch.testing.assert_close(skipped, expected, atol=1e-5, rtol=0)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensors_are_those_of_the_hooked_transformer(family, name):
+    """All but the joint projections of q, k and v: 3 (d_model + 1) d_model numbers a layer."""
+    model = family(name).hooked
+    found = twin(model)
+    assert found is not None
+    held = {t.data_ptr() for t in (*model.original_model.parameters(), *model.original_model.buffers())}
+    tensors = dict((*found.model.named_parameters(), *found.model.named_buffers()))
+    own = {key: tensor.numel() for key, tensor in tensors.items() if tensor.data_ptr() not in held}
+    assert not any(tensor.is_meta or tensor.requires_grad for tensor in tensors.values())
+    if name in JOINT:
+        assert sum(own.values()) == LAYERS * 3 * 65 * 64
+        assert all("c_attn" in key or "query_key_value" in key for key in own)
+    else:
+        assert own == {}
+
+
+def test_weights_that_change_in_place_change_for_both(fresh):
+    before = of_twin(fresh)
+    with torch.no_grad():
+        for weight in fresh.original_model.parameters():
+            weight.mul_(1.1)
+    assert (of_twin(fresh) - before).abs().max() > 1e-2
+    torch.testing.assert_close(of_twin(fresh), of_bridge(fresh), atol=1e-4, rtol=0)
+
+
+def test_it_is_made_once_and_leaves_the_hooked_transformer_as_it_was(fresh):
+    before, weights = of_bridge(fresh), {key: value.clone() for key, value in fresh.state_dict().items()}
+    modules, config = [name for name, _ in fresh.named_modules()], fresh.original_model.config.to_dict()
+    attention = fresh.original_model.config._attn_implementation
+    found = twin(fresh)
+    assert twin(fresh) is found is not None
+    assert [name for name, _ in fresh.named_modules()] == modules
+    assert fresh.original_model.config.to_dict() == config
+    assert fresh.original_model.config._attn_implementation == attention
+    assert fresh.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in fresh.state_dict().items())
+    assert not any(point.fwd_hooks for point in fresh.hook_dict.values())
+    assert torch.equal(of_bridge(fresh), before)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_the_hooked_transformer_of_a_joint_projection_stays_as_it_was(tmp_path, name):
+    model = models.load_hooked(save(name, tmp_path))
+    weights = {key: value.clone() for key, value in model.original_model.named_parameters(remove_duplicate=False)}
+    assert twin(model) is not None
+    after = dict(model.original_model.named_parameters(remove_duplicate=False))
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in after.items())
+
+
+# Models without a twin
+
+
+def perturbed(model, which: str):
+    """A twin with one number of one tensor off."""
+    found = build_twin(model)
+    owner, _, name = which.rpartition(".")
+    module = found.model.get_submodule(owner)
+    other = module._parameters[name].detach().clone()
+    other.view(-1)[5] += 1
+    module._parameters[name] = torch.nn.Parameter(other, requires_grad=False)
+    return found
+
+
+build_twin = twins._build
+
+
+@pytest.mark.parametrize("which", ["model.layers.2.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.bias"])
+def test_weights_that_differ_are_no_twin(fresh, monkeypatch, which):
+    monkeypatch.setattr(twins, "_build", lambda model: perturbed(model, which))
+    assert twin(fresh) is None
+    monkeypatch.setattr(twins, "_build", build_twin)
+    assert twin(fresh) is None, "it is tried out once"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_no_twin(fresh, value):
+    with torch.no_grad():
+        fresh.blocks[1].mlp.out.original_component.weight[0, 0] = value
+    assert twin(fresh) is None
+
+
+def test_a_model_that_does_more_than_its_architecture_has_none(fresh):
+    handle = fresh.blocks[2].mlp.register_forward_hook(lambda _, args, output: output * 1.2)
+    assert twin(fresh) is None
+    handle.remove()
+
+
+def test_sites_that_are_elsewhere_are_no_twin(fresh, monkeypatch):
+    """Log-probabilities agree as they are; under edits they don't."""
+    monkeypatch.setattr(twins, "_writer", lambda block, hook: f"{block.name}.mlp")
+    assert twin(fresh) is None
+
+
+def test_an_edit_at_the_wrong_layer_is_no_twin(fresh, monkeypatch):
+    def shifted(model):
+        found = build_twin(model)
+        return twins.Twin(found.model, (*found.blocks[1:], found.blocks[0]), found.attention, found.mlp)
+
+    monkeypatch.setattr(twins, "_build", shifted)
+    assert twin(fresh) is None
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, NotImplementedError, RuntimeError, ValueError, TypeError])
+def test_an_architecture_that_cannot_be_built_has_none(fresh, monkeypatch, error):
+    def fails(model):
+        raise error("no such thing")
+
+    monkeypatch.setattr(twins, "_build", fails)
+    assert twin(fresh) is None
+
+
+def test_a_lack_of_memory_is_not_taken_for_an_answer(fresh, monkeypatch):
+    def fails(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(twins, "_agrees", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        twin(fresh)
+    monkeypatch.undo()
+    assert twin(fresh) is not None
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before it is made", "after"])
+def test_there_is_none_while_hooks_of_the_caller_stand(fresh, first):
+    """They would not act on it."""
+    if not first:
+        assert twin(fresh) is not None
+    with fresh.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: value * 2)]):
+        assert twin(fresh) is None
+    with fresh.hooks(bwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: None)]):
+        assert twin(fresh) is None
+    assert twin(fresh) is not None
+
+
+# What is left behind
+
+
+def test_edits_are_gone_whatever_happens(tiny_hooked):
+    found, before = twin(tiny_hooked), of_twin(tiny_hooked)
+    assert found is not None
+    edits: list[Edit] = [(layer, site, lambda x: 2 * x) for layer in range(LAYERS) for site in SITES]
+
+    def fails(activation):
+        raise ZeroDivisionError
+
+    with found.edited(edits):
+        assert len(traces(found)) == len(edits)
+    assert not traces(found)
+    with pytest.raises(KeyboardInterrupt), found.edited(edits):
+        raise KeyboardInterrupt
+    assert not traces(found)
+    with pytest.raises(ZeroDivisionError):
+        of_twin(tiny_hooked, [*edits, (3, "mlp_out", fails)])
+    assert not traces(found)
+    with pytest.raises(IndexError), found.edited([*edits, (LAYERS, "resid_pre", lambda x: x)]):
+        pass
+    assert not traces(found)
+    assert torch.equal(of_twin(tiny_hooked), before)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_skipped_blocks_run_again_whatever_happens(family, name):
+    model = family(name).hooked
+    found, before = twin(model), of_twin(model)
+    assert found is not None
+    with found.skipping(3):
+        assert len(traces(found)) == 3
+    assert not traces(found)
+    with pytest.raises(KeyboardInterrupt), found.skipping(3):
+        raise KeyboardInterrupt
+    assert not traces(found)
+    with pytest.raises(IndexError), found.skipping(2):
+        found.model(TOKENS + 10_000)  # no such tokens
+    assert not traces(found)
+    assert torch.equal(of_twin(model), before)
+
+
+def test_activations_that_the_caller_holds_are_not_edited(tiny_hooked):
+    held, step = [], random(64)
+    given = step.clone()
+    edits: list[Edit] = [
+        (layer, site, edit) for layer in range(LAYERS) for site in SITES for edit in (keeping(held), lambda x: x + step)
+    ]
+    of_twin(tiny_hooked, edits)
+    assert len(held) == LAYERS * len(SITES)
+    assert all(torch.equal(activation, copied) for activation, copied in held)
+    assert torch.equal(step, given)
+
+
+def keeping(held: list) -> Callable[[torch.Tensor], torch.Tensor]:
+    def keep(activation: torch.Tensor) -> torch.Tensor:
+        held.append((activation, activation.clone()))
+        return activation
+
+    return keep

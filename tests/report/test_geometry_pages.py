@@ -1,0 +1,186 @@
+"""Sentences and sections about the refusal geometry: what stands there, what older runs get, what is escaped."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from synthetic import write_run
+from synthetic_geometry import BROKEN
+from test_pages import Page
+
+from mechrefusal import report
+from mechrefusal.report import findings, geometry_section
+from mechrefusal.report.reading import read_run
+from mechrefusal.study import tables
+
+NEW = (
+    "subspaces",
+    "overlap",
+    "coupling",
+    "linear_probes",
+    "doses",
+    "utility_coupling",
+    "candidate_scores",
+    "transfer",
+    "relocation",
+)
+
+
+@pytest.fixture(scope="module")
+def page(small_run):
+    return Page(small_run / "report" / "r2d2-step-00050.html")
+
+
+@pytest.fixture(scope="module")
+def base(small_run):
+    return Page(small_run / "report" / "base-step-00000.html")
+
+
+@pytest.fixture(scope="module")
+def index(small_run):
+    return Page(small_run / "report" / "index.html")
+
+
+def carrier(small_run, name):
+    return tables.read("carrier", small_run / "measurements" / name).iloc[0]
+
+
+def test_a_carrier_is_said_with_its_certainty(small_run, page):
+    row = carrier(small_run, "r2d2-step-00050")
+    assert f"this candidate wins {row['win_frequency']:.0%}, no candidate is admissible in 2%" in page.text
+    assert f"the winning layer lies in {row['layer_low']:.0f} to {row['layer_high']:.0f} (95%)" in page.text
+    assert "Its bypass is 0.42 nats [0.05, 0.90] below the runner-up's" in page.text
+    assert "NOT a carrier" not in page.text
+
+
+def test_without_a_carrier_the_reference_is_named_and_is_not_one(small_run, base):
+    row = carrier(small_run, "base-step-00000")
+    where = f"layer {row['reference_layer']:.0f}, position −{-row['reference_position']:.0f}"
+    assert f"the candidate with the lowest bypass instead: {where}" in base.text
+    assert "It is NOT a carrier (rejected: " in base.text
+    assert "no candidate is admissible in 97%; where one is, the winning layer lies in 4 to 9 (95%)" in base.text
+
+
+def test_findings_without_a_second_candidate_or_a_reference(small_run):
+    row = carrier(small_run, "r2d2-step-00050").to_dict()
+    said = findings.stability({**row, "margin": None, "layer_low": None})
+    assert "There is no second admissible candidate." in said
+    assert "no interval of the layer" in said
+    empty = pd.DataFrame(columns=list(tables.columns("carriers")))
+    assert "no candidate to look at" in findings.reference({**row, "reference_kind": "none"}, empty)
+    assert findings.reference({**row, "reference_kind": float("nan")}, empty) == ""
+    assert findings.stability({**row, "n_bootstrap": float("nan")}) == ""
+
+
+def test_the_smallest_subspace_is_a_sentence(small_run, page, base):
+    table = tables.read("subspaces", small_run / "measurements" / "r2d2-step-00050")
+    row = table[table["smallest"].astype(bool)].iloc[0]
+    assert f"2 directions are enough (cone (learned)): {row['share_of_best']:.0%} of the best" in page.text
+    assert "No subspace is enough: no subspace is admissible" in base.text
+    one = findings.smallest_subspace(table.assign(smallest=table["k"] == 1))
+    assert one.startswith("One direction is enough (categories of harm)")
+
+
+def test_utility_coupling_has_interval_and_control(page):
+    assert "ablate, refusal harmful and loss harmless: 0.1" in page.text
+    assert "; a random direction 0.020; n = 32." in page.text
+
+
+def test_reasons_are_listed_and_escaped(page, base, index):
+    assert f"direction cosine: {BROKEN}" in base.text
+    assert f"refused: {BROKEN} (30 rows)" in base.text
+    assert f"cosine: {BROKEN}" in page.text
+    assert f"no value ({BROKEN})" in page.text
+    assert BROKEN in index.text
+    for found in (page, base, index):
+        assert not [tag for tag, _ in found.elements if tag in ("img", "i")]
+
+
+def test_relocations_have_one_line_a_pair_and_reasons_by_measure(run_folder):
+    table = tables.read("relocation", run_folder / "measurements")
+    pairs = findings.relocations(table)
+    assert len(pairs) == len(table[table["measure"] == "overall"])
+    by_pair = {pair["pair"]: pair for pair in pairs}
+    assert by_pair["sft 50 → sft 100"]["verdict"] == "not moved"
+    moved = by_pair["r2d2 50 → r2d2 100"]
+    assert (moved["verdict"], moved["sign"], moved["kind"]) == ("moved", "●", "moved")
+    assert [m["measure"] for m in moved["measures"]] == ["carrier layer", "direction cosine"]
+    assert moved["measures"][1]["interval"] == "[0.600, 0.800]"
+    alone = findings.relocations(table[table["measure"] != "overall"].assign(verdict="<b>odd</b>"))
+    assert {pair["verdict"] for pair in alone} == {"not judged"}
+    assert alone[0]["measures"][0]["kind"] == "unsure"
+
+
+def test_the_index_shows_verdicts_and_certainty(small_run, index):
+    assert "? cannot tell" in index.text
+    row = carrier(small_run, "r2d2-step-00050")
+    assert f"{row['layer_low']:.0f}–{row['layer_high']:.0f}" in index.text
+    assert "wins 71%" in index.text
+    titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
+    for title in (
+        "What ablation takes away",
+        "What addition reaches",
+        "Directions that are enough",
+        "Projection auc",
+        "Add: refusal harmful and loss harmless",
+    ):
+        assert title in titles
+    assert "Cosine" not in titles  # by layer: on the checkpoints' pages
+
+
+def test_every_new_figure_is_on_the_page(page):
+    titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
+    for title in (
+        "How often a candidate wins",
+        "Bypass of subspaces",
+        "Ablate the direction",
+        "Add the direction",
+        "Over-refusal overlap",
+        "Harmfulness and refusal",
+        "Cosine by layer",
+        "Harmful or harmless",
+        "Harmful: refused or answered",
+        "Safe: refused or answered",
+    ):
+        assert title in titles
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_an_old_run_has_a_report(tmp_path, small_run):
+    folder = tmp_path / "old"
+    shutil.copytree(small_run / "measurements", folder / "measurements")
+    for name in NEW:
+        for path in folder.rglob(f"{name}.parquet"):
+            path.unlink()
+    for name, added in tables.ADDED.items():
+        for path in folder.rglob(f"{name}.parquet"):
+            pd.read_parquet(path).drop(columns=list(added)).to_parquet(path, index=False)
+    index = Page(report.write(folder))
+    page = Page(folder / "report" / "r2d2-step-00050.html")
+    assert "Whether refusal moved was not judged: table relocation is absent or empty" in index.text
+    assert "Transfer was not measured" in index.text
+    assert "tables subspaces, utility_coupling, overlap and coupling are absent or empty" in index.text
+    assert "Drift was not measured" not in index.text
+    for name in ("subspaces", "overlap", "coupling", "linear_probes", "doses", "utility_coupling"):
+        assert f"table {name} is absent or empty" in page.text
+    assert "the table carrier has no bootstraps" in page.text
+    assert "wins" not in index.text.split("Behaviour")[0]
+    titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
+    assert "Bypass" in titles
+    assert "How often a candidate wins" not in titles
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_one_checkpoint_only(tmp_path):
+    folder = write_run(tmp_path / "run", arms=(), anchors=(0,))
+    text = Page(report.write(folder)).text
+    assert "Whether refusal moved was not judged" in text
+    assert "smallest subspace that is enough" in text  # the reason why that trajectory is not drawn
+
+
+def test_an_instead_without_a_place_is_none(small_run):
+    checkpoint = read_run(small_run).checkpoints[0]
+    table = checkpoint.tables["carrier"]
+    assert geometry_section.instead_of_carrier(table) is not None
+    assert geometry_section.instead_of_carrier(table.assign(reference_layer=float("nan"))) is None
+    assert geometry_section.instead_of_carrier(table.iloc[:0]) is None
