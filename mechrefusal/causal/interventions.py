@@ -8,6 +8,7 @@ edited ones.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,7 @@ class Ablation:
             raise MechrefusalError("no direction to ablate: give one direction, or a subspace of at least one row")
         for row in rows:
             require_direction(model, row.detach())
+        _require_finite("dose of an ablation", self.dose)
 
     def edits(self, model) -> list[Edit]:
         """What is done, site by site."""
@@ -80,6 +82,7 @@ class Addition:
         """Raise `MechrefusalError` for a direction of another width, not finite, or zero; or a layer that is not."""
         require_direction(model, self.direction.detach())
         require_layers(model, [self.layer])
+        _require_finite("coefficient of an addition", self.coefficient)
 
     def edits(self, model) -> list[Edit]:
         """What is done, site by site."""
@@ -117,6 +120,11 @@ def intervened(model, intervention: Intervention | None) -> Iterator[None]:
     intervention.check(model)
     with model.hooks(fwd_hooks=bridge_hooks(intervention.edits(model))):
         yield
+
+
+def _require_finite(what: str, value: float) -> None:
+    if not isfinite(value):
+        raise MechrefusalError(f"the {what} is {value}: give a finite number")
 
 
 def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Tensor, " d_model"]:

@@ -51,7 +51,8 @@ def harmfulness_refusal_coupling(
 
     At every layer: `cosine` of the two, and `harmfulness_split_half` and `refusal_split_half`, the noise of each: its
     cosine with itself from the other half of the prompts, mean over random halves, `low` and `high` spanning the middle
-    95% of them.
+    95% of them. Noise in the directions pulls the cosine from its own value towards the middle of the floor, in every
+    bootstrap as well, so that its interval holds the spread but not this pull.
 
     In behaviour (layer −1), with the directions of `layer`:
     `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation.
@@ -70,7 +71,7 @@ def harmfulness_refusal_coupling(
         readings: activations of `contrast` at the same `position`, where they were taken already.
 
     Returns:
-        One row a measure and layer, in the columns of the table `coupling`. `low`, `high`: 95% bootstrap interval over
+        One row a measure and layer, in the columns of the table `coupling`. `low`, `high`: 95% interval over
         prompts. `floor_low`, `floor_high`: the middle 95% under shuffled labels: harmful against harmless for the
         cosines, with against without intervention (prompt by prompt) for the effects. `random`: what 95% of
         random directions stay below in absolute value, for the cosines; the effect of one random direction of the
@@ -290,9 +291,9 @@ def _apart(
 
 
 def _separation(values: Float[np.ndarray, "*draw prompt"], contrasts: resampling.Draws) -> Float[np.ndarray, " draw"]:
-    """Difference of the groups' means in pooled standard deviations (d′)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (contrasts * values).sum(axis=-1) / _spread(values, contrasts)
+    """Difference of the groups' means in pooled standard deviations (d′); NaN where nobody differs."""
+    spread = _spread(values, contrasts)
+    return (contrasts * values).sum(axis=-1) / np.where(spread > 0, spread, np.nan)
 
 
 def _spread(values: Float[np.ndarray, "*draw prompt"], contrasts: resampling.Draws) -> Float[np.ndarray, " draw"]:

@@ -162,7 +162,7 @@ def measure(run: Run) -> None:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
     made = _cases(run, checkpoints[0], chosen)  # the base comes first
     for number, checkpoint in enumerate(checkpoints, start=1):
-        if run.manifest.get("measured", {}).get(checkpoint.id) == checkpoint.weights:
+        if _is_measured(run, checkpoint):
             continue
         console.print(f"measuring {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         with _timed(run, f"measure {checkpoint.id}"):
@@ -174,6 +174,12 @@ def measure(run: Run) -> None:
             found.locked.save(run.locked_directions(checkpoint))
         run.update({"measured": {checkpoint.id: checkpoint.weights}})
     _compare(run, checkpoints, chosen)
+
+
+def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether these weights were measured, by a version that kept locked directions."""
+    noted = run.manifest.get("measured", {}).get(checkpoint.id) == checkpoint.weights
+    return noted and run.locked_directions(checkpoint).is_file()
 
 
 def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:

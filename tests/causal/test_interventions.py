@@ -419,3 +419,15 @@ def test_random_direction_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     causal.random_like(torch.ones(8), seed=0)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_doses_and_coefficients_are_finite(tiny_hooked, value):
+    direction = torch.ones(tiny_hooked.cfg.d_model)
+    with pytest.raises(MechrefusalError, match="dose"), causal.ablate(tiny_hooked, direction, dose=value):
+        pass
+    with (
+        pytest.raises(MechrefusalError, match="coefficient"),
+        causal.add(tiny_hooked, direction, layer=0, coefficient=value),
+    ):
+        pass

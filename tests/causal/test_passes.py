@@ -681,30 +681,40 @@ def traces(model) -> list[str]:
     return left + [name for name, point in model.hook_dict.items() if point.fwd_hooks]
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-def test_a_pass_that_breaks_off_leaves_nothing_behind(llama, monkeypatch, layer):
+@pytest.mark.parametrize(
+    ("intervention", "broken", "warm"),
+    [
+        (Ablation(step()), 1, False),
+        (Addition(step(), 0), 1, False),
+        (Addition(step(), 2), 1, False),  # while the residual stream is taken
+        (Addition(step(), 2), 3, True),  # while lower layers are skipped
+    ],
+    ids=["ablation", "addition at layer 0", "taking residuals", "skipping layers"],
+)
+def test_a_pass_that_breaks_off_leaves_nothing_behind(llama, monkeypatch, intervention, broken, warm):
     clean, made = traces(llama), Passes(llama, PROMPTS)
-    run, calls = tree_forward.TreeForward.run, []
+    run, standing = tree_forward.TreeForward.run, []
 
     def breaks(self, *args, **named):
-        calls.append(len(traces(llama)))
-        handle = self.model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+        standing.append(len(traces(llama)))
+        handle = self.model.model.layers[broken].mlp.register_forward_hook(lambda *_: 1 / 0)
         try:
             return run(self, *args, **named)
         finally:
             handle.remove()
 
-    for intervention in (Ablation(step()), Addition(step(), layer)):
-        monkeypatch.setattr(tree_forward.TreeForward, "run", breaks)
-        with pytest.raises(ZeroDivisionError), torch.no_grad():
+    with torch.no_grad():
+        if warm:
             made.logits(intervention)
-        assert calls.pop() > len(clean), "nothing stood at the model while it ran"
+        monkeypatch.setattr(tree_forward.TreeForward, "run", breaks)
+        with pytest.raises(ZeroDivisionError):
+            made.logits(intervention)
         monkeypatch.undo()
+        assert len(standing) == 1
+        assert standing[0] > len(clean), "nothing stood at the model while it ran"
         assert traces(llama) == clean
-        with torch.no_grad():
-            same(made.logits(intervention), one_by_one(llama, PROMPTS, [()], intervention))
-            same(made.logits(Addition(step(), 3)), one_by_one(llama, PROMPTS, [()], Addition(step(), 3)))
-            same(made.logits(), one_by_one(llama, PROMPTS, [()]))
+        for after in (intervention, Addition(step(), 3), None):
+            same(made.logits(after), one_by_one(llama, PROMPTS, [()], after))
     assert traces(llama) == clean
 
 

@@ -164,8 +164,8 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
             )
         )
     figure.add_vline(x=0, line={"width": 1, "color": style.AXIS})
-    figure.update_xaxes(title="refusal score (log odds); positive refuses")
-    n = wording.counts(rows.groupby("set").size(), "prompts a set")
+    figure.update_xaxes(title="refusal score (log odds)")
+    n = f"positive refuses; {wording.counts(rows.groupby('set').size(), 'prompts a set')}"
     return style.finish(figure, title="Refusal score of prompts", subtitle=n, height=140 + 56 * rows["set"].nunique())
 
 
