@@ -150,7 +150,7 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
         figure.add_trace(
             go.Box(
                 x=style.numbers(own[score]),
-                name=wording.for_plotly(wording.set_name(str(name))),
+                name=wording.for_plotly(wording.set_name(str(name))).replace(" of the ", "<br>of the "),
                 orientation="h",
                 boxpoints="all",
                 jitter=0.6,
