@@ -55,7 +55,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "reference_kind", "reference_position",
         "reference_layer",
     ),
-    # One row a family of subspaces and k. `family`: categories (difference in means, then what harmful categories differ
+    # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
     # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts.
     # `share_of_best`: (baseline - bypass) / (baseline - lowest admissible bypass). `smallest`: the smallest admissible
