@@ -122,7 +122,8 @@ def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening):
     metric = RefusalMetric(opening, (10, 11), (12, 13))
     directions = geometry.difference_in_means(tiny_hooked, VALIDATION)
     rows = [{"position": -1, "layer": 2}, {"position": -5, "layer": 1}, {"position": -3, "layer": 3}]
-    found = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows).table.set_index(["position", "layer"])
+    scores = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows)
+    found = scores.table.set_index(["position", "layer"])
 
     def run(text, *, forced, hooks=()):
         messages = [{"role": "user", "content": text}]
