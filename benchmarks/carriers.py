@@ -71,9 +71,7 @@ def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list
 def main() -> None:
     """Time the peer and both of ours, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="every fourth layer at the last two positions"
-    )
+    parser.add_argument("--quick", action="store_true", help="every fourth layer at the last two positions")
     parser.add_argument("--checkpoint", default="smollm2-135m-instruct", help="checkpoint folder, packaged or hub name")
     parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each side")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ COLUMNS = ("position", "layer", "bypass", "induce", "kl")
 
 @dataclass(frozen=True)
 class Selection:
-    """`table`: every candidate with `admissible` and `rejected_because`; `winner`: a row of it, or None."""
+    """`table`: every candidate with `admissible`, `rejected_because` and `winner`; `winner`: its row, or None."""
 
     table: pd.DataFrame
     winner: pd.Series | None
@@ -76,6 +76,7 @@ def select(
     table["rejected_because"] = pd.Series(reasons, dtype=object)
     may_win = table["admissible"] & (table["exact"].astype(bool) if "exact" in table else True)
     admitted = numbers[may_win].sort_values(["bypass", "layer", "position"], kind="stable")
+    table["winner"] = table.index.isin(admitted.index[:1])
     return Selection(table, None if admitted.empty else table.loc[admitted.index[0]])
 
 

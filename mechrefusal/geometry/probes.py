@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mechrefusal import prompts
@@ -135,15 +136,12 @@ def probe_layers(
         twins: as for `linear_probe`.
     """
     numbers = range(positive.shape[1]) if layers is None else layers
-    rows = [
-        {
-            "target": target,
-            "position": position,
-            "layer": layer,
-            **asdict(linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)),
-        }
-        for index, layer in track(list(enumerate(numbers)), f"probes: {target} at {position}")
-    ]
+    rows = []
+    # Matrices this small gain nothing from threads, and on busy cores threads wait for each other most of the time.
+    with threadpool_limits(1):
+        for index, layer in track(list(enumerate(numbers)), f"probes: {target} at {position}"):
+            found = linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)
+            rows.append({"target": target, "position": position, "layer": layer, **asdict(found)})
     return pd.DataFrame(rows)
 
 

@@ -234,7 +234,7 @@ def choose(
         scores: columns family, k, position, layer, bypass, induce, kl, reason, and any others.
         baseline: mean refusal score of the harmful prompts without intervention, nats.
     """
-    table = carriers.select(scores, n_layers, kl_threshold, induce_threshold).table
+    table = carriers.select(scores, n_layers, kl_threshold, induce_threshold).table.drop(columns="winner")
     eligible = table[table["admissible"] & (table["family"] != RANDOM)]
     drop, missing = baseline - table["bypass"], ""
     if eligible.empty:

@@ -133,10 +133,7 @@ class GeometryMeasurement:
             scores = geometry.score(self.model, directions, self.validation, self.metric, rows=rows)
         found = carriers.select(scores, n_layers, *thresholds)
         stability = geometry.stability.bootstrap(scores, n_layers, *thresholds, n=self.wanted.n_bootstrap)
-        table = found.table.assign(
-            win_frequency=stability.table["win_frequency"],
-            winner=[found.winner is not None and index == found.winner.name for index in found.table.index],
-        )
+        table = found.table.assign(win_frequency=stability.table["win_frequency"])
         self.add("carriers", table)
         self.add("candidate_scores", scores.long(self.validation.harmful.ids, self.validation.harmless.ids))
         row |= {"n_candidates": len(table), "n_admissible": int(table["admissible"].sum())}
