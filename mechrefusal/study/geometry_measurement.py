@@ -114,7 +114,7 @@ class GeometryMeasurement:
         if short := {what: n for what, n in counts.items() if n < fewest}:
             listed = ", ".join(f"{n} {what}" for what, n in short.items())
             return f"by the refusal metric only {listed}; a carrier needs {fewest} of each"
-        if not self.metric.auc >= GOOD_AUC:
+        if self.metric.auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
             return f"the refusal metric cannot be relied on: {self.metric.note}"
         return ""
 
