@@ -71,7 +71,7 @@ def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list
 def main() -> None:
     """Time the peer and both of ours, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="every fourth layer at the last two positions")
+    parser.add_argument("--quick", action="store_true", help="every other layer at the last two positions")
     parser.add_argument("--checkpoint", default="smollm2-135m-instruct", help="checkpoint folder, packaged or hub name")
     parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each side")
     options = parser.parse_args()
@@ -79,11 +79,13 @@ def main() -> None:
     model = models.load_hooked(models.fetch(options.checkpoint))
     asked = prompts.builtin()
     direction, validation = asked.direction.take(64), asked.validation.take(options.prompts)
-    metric = evaluation.discover_refusal(model, direction)
+    found = evaluation.discover_refusal(model, direction)
+    # Both sides score the same thing, and the peer knows token sets only.
+    metric = models.RefusalMetric(found.opening, found.refusal_tokens, found.compliance_tokens, kind=found.kind)
     directions = geometry.difference_in_means(model, direction)
     limit = carriers.last_layer(model.cfg.n_layers)
     positions = directions.positions[-2:] if options.quick else directions.positions
-    rows = carriers.candidates(directions, layers=range(2, limit, 4 if options.quick else 1), positions=positions)
+    rows = carriers.candidates(directions, layers=range(1, limit, 2 if options.quick else 1), positions=positions)
     rows = [row for row in rows if torch.isfinite(directions.at(row)).all() and directions.at(row).norm() > 0]
     harmful, harmless = (
         [[*ids, *metric.opening] for ids in prompts.prompt_ids(model.tokenizer, texts)]
@@ -96,8 +98,13 @@ def main() -> None:
     started = time.perf_counter()
     exact = geometry.score(model, directions, validation, metric, rows=rows)
     exact_seconds = (time.perf_counter() - started) / len(rows)
+    # Thresholds that a quarter of the candidates pass or so, whatever the checkpoint: a race with a winner.
+    thresholds = {
+        "kl_threshold": float(exact.table["kl"].median()),
+        "induce_threshold": float(exact.table["induce"].median()),
+    }
     started = time.perf_counter()
-    screened = geometry.screened(model, directions, validation, metric, rows=rows)
+    screened = geometry.screened(model, directions, validation, metric, rows=rows, **thresholds)
     screened_seconds = (time.perf_counter() - started) / len(rows)
 
     ours = exact.table.set_index(["position", "layer"])
@@ -111,7 +118,7 @@ def main() -> None:
         name: round(float(np.abs(screened.table[name] - exact.table[name])[rough].max()), 4) if rough.any() else 0.0
         for name in ("bypass", "induce", "kl")
     }
-    winners = [carriers.select(scores, model.cfg.n_layers).winner for scores in (exact, screened)]
+    winners = [carriers.select(scores, model.cfg.n_layers, **thresholds).winner for scores in (exact, screened)]
     named = [None if winner is None else [int(winner["position"]), int(winner["layer"])] for winner in winners]
     result = {
         "name": "carriers.score",
@@ -136,6 +143,7 @@ def main() -> None:
             "tokens": max(map(len, harmful + harmless)),
             "opening": len(metric.opening),
             "metric": metric.kind,
+            **{name: round(value, 4) for name, value in thresholds.items()},
             "threads": torch.get_num_threads(),
             "peer_seconds_a_candidate": round(peer_seconds, 2),
             "exact_seconds_a_candidate": round(exact_seconds, 3),

@@ -29,6 +29,9 @@ def test_smollm2_through_both_arms(smollm2, tmp_path):
             n_evaluation=3, n_overrefusal=2, n_utility=0, n_direction=4, n_validation=4, n_intervened=2,
             n_attributed=1, n_pairs=1, max_new_tokens=6, layer_step=15, n_positions=1,
         ),
+        geometry=dataclasses.replace(
+            demo.geometry, layer_step=12, largest_subspace=1, cone_steps=1, n_dosed=2, n_transferred=2
+        ),
     )  # fmt: skip
     run = study.Run.create(tmp_path / "run", recipe)
     points = study.train(run)

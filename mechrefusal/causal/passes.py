@@ -148,8 +148,15 @@ class Passes(_Passes):
 
         Gradients reach the intervention's directions where they ask for them, and no weight.
         """
-        found, n = list(self._run(intervention)), len(self.runs)
-        return [torch.stack(found[run::n]) for run in range(n)]
+        return [torch.cat(parts) for parts in zip(*self.by_group(intervention), strict=True)]
+
+    def by_group(self, intervention: Intervention | None = None) -> Iterator[Logits]:
+        """The same for a few prompts after another, so that memory does not grow with them."""
+        if intervention is not None:
+            intervention.check(self.model)
+        for group in self._groups:
+            found, n = self._group_logits(group, intervention), len(self.runs)
+            yield [torch.stack(list(found[run::n])) for run in range(n)]
 
 
 class AnswerPasses(_Passes):

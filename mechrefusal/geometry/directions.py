@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,8 @@ from mechrefusal.files import whole_file
 from mechrefusal.geometry.activations import stream
 
 FOLDS = 16
-"""Prompt i of each class belongs to fold i % 16; an even number, so that even folds are the even prompts."""
+"""Prompt i of each class belongs to fold i % 16, or where prompts are twins, the i-th twins do (`Directions.paired`);
+an even number, so that even folds are the even prompts."""
 
 VARIES = "…"
 """Stands in `Directions.tokens` for a position at which the prompts have different tokens."""
@@ -54,6 +55,10 @@ class Directions:
     the prompts differ). `weights` is the hash of the checkpoint that they were taken from. `sums` are those of the
     harmful (0) and the harmless (1) prompts of each fold, `counts` how many prompts each has: what other prompts would
     have given can be told from them, and so the noise of every angle.
+
+    `paired`: the prompts are twins, the same topic in a harmful and a harmless form, and twins are in the same fold.
+    What twins share cancels in r, so it must do so in every part of the prompts too: weights of the folds are then the
+    same for both classes.
     """
 
     values: Float[Tensor, "position layer d_model"]
@@ -64,6 +69,7 @@ class Directions:
     weights: str
     sums: Float[Tensor, "two fold position layer d_model"]
     counts: Int[Tensor, "two fold"]
+    paired: bool = False
 
     def __post_init__(self) -> None:
         assert self.values.ndim == 3
@@ -73,7 +79,10 @@ class Directions:
 
     @property
     def halves(self) -> Float[Tensor, "two position layer d_model"]:
-        """Directions of the even and of the odd folds alone, float64; NaN where a half has no prompt of a class."""
+        """Directions of the even and of the odd folds alone, float64; NaN where a half has no prompt of a class.
+
+        Both classes are halved by fold, so twins stay together.
+        """
         odd = torch.arange(self.counts.shape[1]) % 2
         return torch.stack([self.resampled(1 - odd, 1 - odd), self.resampled(odd, odd)])
 
@@ -137,6 +146,7 @@ class Directions:
             "n_harmful": str(self.n_harmful),
             "n_harmless": str(self.n_harmless),
             "weights": self.weights,
+            "paired": json.dumps(self.paired),
         }
         tensors = {name: getattr(self, name).contiguous() for name in ("values", "sums", "counts")}
         with whole_file(path) as draft:
@@ -180,6 +190,7 @@ class Directions:
             values=tensors["values"],
             sums=tensors["sums"],
             counts=tensors["counts"],
+            paired=json.loads(notes.get("paired", "false")),
         )
 
 
@@ -192,7 +203,8 @@ def difference_in_means(
     are float64; the sums by fold are stored in float32.
 
     Args:
-        contrast: harmful and harmless prompts (a `prompts.Split`, or anything with two lists of strings).
+        contrast: harmful and harmless prompts (a `prompts.Split`, or anything with two lists of strings). Where both
+            are a `PromptSet` with a column `twin`, twins come into the same fold, whatever is missing on either side.
         positions: negative positions from the end of the prompt; by default all of the chat template after the
             instruction.
         chunk: prompts in one forward pass. On SmolLM2 four take 20 MB, beside 20 MB for the sums; a GPU likes more.
@@ -215,9 +227,11 @@ def difference_in_means(
         raise MechrefusalError(
             f"positions {list(wanted)} do not lie in every prompt; count from the end, -1 to -{shortest} (the shortest)"
         )
+    dealt, paired = _dealt(contrast, (n_harmful, n_harmless))
     sums = torch.zeros((2, FOLDS, len(wanted), model.cfg.n_layers, model.cfg.d_model))
     means = [
-        _fold_sums(model, ids, wanted, chunk, into=part) / len(ids) for ids, part in zip(prompt_ids, sums, strict=True)
+        _fold_sums(model, ids, each, wanted, chunk, into=part) / len(ids)
+        for ids, each, part in zip(prompt_ids, dealt, sums, strict=True)
     ]
     return Directions(
         values=means[0] - means[1],
@@ -227,7 +241,8 @@ def difference_in_means(
         n_harmless=n_harmless,
         weights=getattr(model, "weights", ""),
         sums=sums,
-        counts=torch.tensor([[len(range(fold, n, FOLDS)) for fold in range(FOLDS)] for n in (n_harmful, n_harmless)]),
+        counts=torch.stack([torch.bincount(torch.tensor(each), minlength=FOLDS) for each in dealt]),
+        paired=paired,
     )
 
 
@@ -273,15 +288,46 @@ def _token(tokenizer, prompt_ids: Iterable[Sequence[int]], position: int) -> str
     return tokenizer.decode(list(found)) if len(found) == 1 else VARIES
 
 
+def _dealt(contrast: Contrast, sizes: tuple[int, int]) -> tuple[list[list[int]], bool]:
+    """The fold of every harmful and every harmless prompt, and whether twins were kept together.
+
+    Twins are dealt out in turn by the name that they share, then each class's prompts without a twin on the other side.
+    """
+    names = [_twins(each) for each in (contrast.harmful, contrast.harmless)]
+    if names[0] is None or names[1] is None or not (both := {*names[0]} & {*names[1]} - {None}):
+        return [[index % FOLDS for index in range(n)] for n in sizes], False
+    # By name, not by place: the audit of leaks may have dropped a prompt of one side only.
+    place = {name: number for number, name in enumerate(dict.fromkeys(name for name in names[0] if name in both))}
+    dealt = []
+    for each in names:
+        alone = count(len(place))
+        dealt.append([(place[name] if name in both else next(alone)) % FOLDS for name in each or ()])
+    return dealt, True
+
+
+def _twins(texts: Texts) -> list[str | None] | None:
+    """What each prompt's column `twin` says, None in it where it says nothing; None where there is no such column."""
+    if not isinstance(texts, prompts.PromptSet) or "twin" not in texts.table:
+        return None
+    column = texts.table["twin"]
+    return [None if missing else str(name) for name, missing in zip(column, column.isna(), strict=True)]
+
+
 def _fold_sums(
-    model, prompt_ids: list[tuple[int, ...]], positions: tuple[int, ...], chunk: int, *, into: Tensor
+    model,
+    prompt_ids: list[tuple[int, ...]],
+    dealt: list[int],
+    positions: tuple[int, ...],
+    chunk: int,
+    *,
+    into: Tensor,
 ) -> Float[Tensor, "position layer d_model"]:
     """Put the sums of resid_pre by fold into `into` (fold, position, layer, d_model); returns their total, float64."""
     total = torch.zeros(into.shape[1:], dtype=torch.float64)
     # Fold after fold, so that only one sum at a time has to be held in float64.
-    order = sorted(range(len(prompt_ids)), key=lambda index: index % FOLDS)
+    order = sorted(range(len(prompt_ids)), key=dealt.__getitem__)
     activations = stream(model, [prompt_ids[index] for index in order], positions=positions, chunk=chunk)
-    numbered = zip((index % FOLDS for index in order), chain.from_iterable(activations), strict=True)
+    numbered = zip((dealt[index] for index in order), chain.from_iterable(activations), strict=True)
     for fold, group in groupby(numbered, key=itemgetter(0)):
         running = torch.zeros_like(total)
         for _, activation in group:

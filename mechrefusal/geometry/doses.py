@@ -20,7 +20,6 @@ from mechrefusal.models import RefusalMetric, TokenBatch, end_tokens, generate, 
 from mechrefusal.progress import track
 
 COEFFICIENTS = tuple(float(c) for c in np.arange(-2, 2.5, 0.5))
-CONTROL_COEFFICIENTS = (-2.0, -1.0, 1.0, 2.0)
 ANSWER_TOKENS = 16
 CHUNK = 64
 """Prompts answered at once."""
@@ -55,8 +54,8 @@ def dose_response(
 
     Interventions: ablate takes `coefficient` times the direction's part out of the residual stream (1 is the ablation
     of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); add adds `coefficient` times the direction at
-    `layer` (eq. 3). ablate_random and add_random do the same with a random direction of the same norm, at
-    `CONTROL_COEFFICIENTS` only. Coefficient 0 is no intervention, taken once.
+    `layer` (eq. 3). ablate_random and add_random do the same with a random direction of the same norm, at every other
+    coefficient, both ends and 0. Coefficient 0 is no intervention, taken once.
 
     Measures: refusal_harmful and refusal_harmless (mean refusal score, nats), refused_harmless (share of the harmless
     prompts with a score above 0), loss_harmless (cross-entropy of the model's own greedy answers to the harmless
@@ -97,7 +96,7 @@ def dose_response(
         raise MechrefusalError(f"coefficients {list(coefficients)} are not doses; give finite ones, one besides 0")
     response = _Response(model, harmful, harmless, metric, answers)
     control = random_like(direction, seed=control_seed)
-    coarse = [c for c in grid if c in (*CONTROL_COEFFICIENTS, 0.0)]
+    coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
     plans: dict[str, list[Intervention | None]] = {
         "ablate": [Ablation(direction, c) if c else None for c in grid],
         "add": [Addition(direction, layer, c) if c else None for c in grid],

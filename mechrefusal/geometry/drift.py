@@ -141,10 +141,14 @@ def compare(
     if n < folds.FEWEST_FOLDS:
         return Drift(Estimate(value, float("nan"), float("nan"), n), float("nan"), random, _too_few(n))
     sides = _sides(a, b, kept, measure)
-    floor = float(np.mean([folds.between_halves(measure, x, x, seed=seed).mean() for x in sides]))
+    floors = [
+        folds.between_halves(measure, x, x, seed=seed, paired=of.paired).mean()
+        for of, x in zip((a, b), sides, strict=True)
+    ]
+    floor = float(np.mean(floors))
     if reason := _unpaired(a, b):
         return Drift(Estimate(value, float("nan"), float("nan"), n), floor, random, reason)
-    weights = folds.bootstrap(sides[0][1], folds.n_draws(max(map(len, kept))), seed=seed)
+    weights = folds.bootstrap(sides[0][1], folds.n_draws(max(map(len, kept))), seed=seed, paired=a.paired)
     mix = folds.coefficients(sides[0][1], weights)
     draws = folds.measured(measure, sides[0][0], sides[1][0], mix, mix)
     return Drift(folds.interval(value, draws, n, bounds=_BOUNDS[measure]), floor, random, "")
@@ -168,15 +172,14 @@ def turn(
         return Turn(measure, (nan, nan), nan, float("nan"), nan, nan, float("nan"), reason)
     first, second = _sides(a, b, kept, measure)
     n_draws = folds.n_draws(max(map(len, kept)))
-    weights = folds.bootstrap(first[1], n_draws, seed=seed)
+    weights = folds.bootstrap(first[1], n_draws, seed=seed, paired=a.paired)
     # Draw 0 is the prompts as they are.
     weights = np.concatenate([(first[1] > 0)[:, None].astype(float), weights], axis=1)
-    within_a = folds.between_halves(measure, first, first, seed=seed, weights=weights)
-    within_b = folds.between_halves(measure, second, second, seed=seed, weights=weights)
-    cross = (
-        folds.between_halves(measure, x, y, seed=seed, weights=weights) for x, y in ((first, second), (second, first))
+    within_a, within_b, *cross = (
+        folds.between_halves(measure, x, y, seed=seed, weights=weights, paired=a.paired)
+        for x, y in ((first, first), (second, second), (first, second), (second, first))
     )
-    across = np.mean(list(cross), axis=0)
+    across = np.mean(cross, axis=0)
     with np.errstate(invalid="ignore"):
         product = _as_cosine(measure, within_a) * _as_cosine(measure, within_b)
         both = (_as_cosine(measure, within_a) > 0) & (product > 0)
@@ -286,7 +289,7 @@ def _too_few(n: int) -> str:
 
 
 def _unpaired(a: Directions, b: Directions) -> str:
-    same = a.counts.shape == b.counts.shape and bool((a.counts == b.counts).all())
+    same = a.paired == b.paired and a.counts.shape == b.counts.shape and bool((a.counts == b.counts).all())
     return "" if same else "no interval: the directions of the two come from different prompts"
 
 

@@ -43,24 +43,37 @@ def coefficients(
     return np.concatenate([harmful, -harmless], axis=1)
 
 
-def bootstrap(counts: Int[np.ndarray, "two fold"], n_draws: int, *, seed: int) -> Float[np.ndarray, "two draw fold"]:
-    """Weights of `n_draws` resamples of the filled folds, with replacement, of each class by itself."""
+def bootstrap(
+    counts: Int[np.ndarray, "two fold"], n_draws: int, *, seed: int, paired: bool = False
+) -> Float[np.ndarray, "two draw fold"]:
+    """Weights of `n_draws` resamples of the filled folds, with replacement.
+
+    Args:
+        paired: the folds hold twins (`Directions.paired`): one draw serves both classes. Otherwise each has its own.
+    """
     random = np.random.default_rng(seed)
     found = np.zeros((2, n_draws, counts.shape[1]))
-    for weights, filled in zip(found, counts > 0, strict=True):
+    for classes, filled in _drawn_alike(counts, paired=paired):
         n = int(filled.sum())
-        weights[:, filled] = random.multinomial(n, np.full(n, 1 / n), size=n_draws)
+        found[classes, :, filled] = random.multinomial(n, np.full(n, 1 / n), size=n_draws)
     return found
 
 
-def halves(counts: Int[np.ndarray, "two fold"], n_splits: int, *, seed: int) -> Bool[np.ndarray, "two split fold"]:
-    """Random first halves of the filled folds of each class; the second half is the other filled folds."""
+def halves(
+    counts: Int[np.ndarray, "two fold"], n_splits: int, *, seed: int, paired: bool = False
+) -> Bool[np.ndarray, "two split fold"]:
+    """Random first halves of the filled folds; the second half is the other filled folds.
+
+    Args:
+        paired: as for `bootstrap`. Halves that part twins cancel what the two share with the wrong sign.
+    """
     random = np.random.default_rng(seed)
     found = np.zeros((2, n_splits, counts.shape[1]), dtype=bool)
-    for chosen, filled in zip(found, counts > 0, strict=True):
+    for classes, filled in _drawn_alike(counts, paired=paired):
         places = np.flatnonzero(filled)
-        for split in chosen:
-            split[random.permutation(places)[: len(places) // 2]] = True
+        for split in range(n_splits):
+            chosen = random.permutation(places)[: len(places) // 2]
+            found[classes, split, chosen] = True
     return found
 
 
@@ -114,15 +127,22 @@ def measured(
 
 
 def between_halves(
-    measure: Measure, a: Side, b: Side, *, seed: int, weights: Float[np.ndarray, "two draw fold"] | None = None
+    measure: Measure,
+    a: Side,
+    b: Side,
+    *,
+    seed: int,
+    weights: Float[np.ndarray, "two draw fold"] | None = None,
+    paired: bool = False,
 ) -> Float[np.ndarray, " draw"]:
     """The measure between one half of the folds at a and the other half at b, mean over random splits.
 
-    With a = b that is the split-half floor. Halves share no prompt, under no `weights` (by default every prompt once).
+    With a = b that is the split-half floor. Halves share no prompt, under no `weights` (by default every prompt once),
+    and where prompts are `paired` no twins either.
     """
     if weights is None:
         weights = (a[1] > 0)[:, None].astype(float)
-    first = halves(a[1], N_SPLITS, seed=seed)[:, :, None]
+    first = halves(a[1], N_SPLITS, seed=seed, paired=paired)[:, :, None]
     u, v = (coefficients(a[1], (weights[:, None] * half).reshape(2, -1, weights.shape[-1])) for half in (first, ~first))
     found = measured(measure, a[0], b[0], u, v).reshape(N_SPLITS, -1)
     with warnings.catch_warnings():
@@ -167,6 +187,12 @@ def random_floor(measure: Measure, d_model: int, n_a: int = 1, n_b: int = 1, *, 
         x, y = (_unit(random.normal(size=(1, n, d_model))) for n in (n_a, n_b))
         found.append(_angles(x, y, measure)[0])
     return float(np.quantile(found, 0.05))
+
+
+def _drawn_alike(counts: Int[np.ndarray, "two fold"], *, paired: bool) -> list[tuple[slice, Bool[np.ndarray, " fold"]]]:
+    """The classes that share their draws, and the folds to draw from."""
+    filled = counts > 0
+    return [(slice(0, 2), filled[0] | filled[1])] if paired else [(slice(0, 1), filled[0]), (slice(1, 2), filled[1])]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

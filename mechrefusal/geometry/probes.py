@@ -95,6 +95,8 @@ def linear_probe(
     random = np.random.default_rng(seed)
     blocks = resampling.blocks_of(range(len(x)) if twins is None else twins)
     fold = resampling.dealt(labels, blocks, min(folds, n_positive, n_negative), random)
+    if any(len(np.unique(labels[fold != each])) < 2 for each in np.unique(fold)):
+        return _nothing(n_positive, n_negative, "twins leave a fold with no prompt of one class to learn from")
     parts = [_Fold(x, np.flatnonzero(fold != each), np.flatnonzero(fold == each)) for each in np.unique(fold)]
     probed, projected = np.empty(len(x)), np.empty(len(x))
     for part in parts:

@@ -71,5 +71,6 @@ def _twins(contrast: Contrast) -> tuple[str, ...] | None:
     for chosen in (contrast.harmful, contrast.harmless):
         if not isinstance(chosen, prompts.PromptSet) or "twin" not in chosen.table:
             return None
-        found += chosen.table["twin"].astype(str).tolist()
+        own = [f"{chosen.name} {row}" for row in range(len(chosen))]  # of a prompt without a twin
+        found += chosen.table["twin"].astype("object").where(chosen.table["twin"].notna(), own).astype(str).tolist()
     return tuple(found)

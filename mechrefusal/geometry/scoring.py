@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal import Ablation, Addition, Passes
+from mechrefusal.causal import Ablation, Addition, Intervention, Passes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import candidates, last_layer
 from mechrefusal.geometry.directions import Contrast, Directions
@@ -94,24 +94,28 @@ class Scorer:
         self.n_harmful, self.n_harmless = len(harmful), len(harmless)
         self._both = Passes(model, harmful + harmless, metric.runs, low_precision=low_precision)
         self._harmless = Passes(model, harmless, metric.runs, low_precision=low_precision)
-        logits = self._both.logits()
-        scores = metric.of_runs(logits)
-        p = _probabilities(logits[0][self.n_harmful :, 0])
+        self.low_precision = self._both.low_precision
+        scores, following = self._read(self._both, None)
+        p = _probabilities(following[self.n_harmful :])
         self._p, self._log_p = p, torch.log(p + EPSILON)
         self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
 
     def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
         """Under ablation (see `causal.Ablation`)."""
-        logits = self._both.logits(Ablation(directions, dose))
-        scores = self.metric.of_runs(logits)
-        kl = self._kl(logits[0][self.n_harmful :, 0])
+        scores, following = self._read(self._both, Ablation(directions, dose))
+        kl = self._kl(following[self.n_harmful :])
         return Scored(scores[: self.n_harmful], scores[self.n_harmful :], kl)
 
     def induced(
         self, direction: Float[Tensor, " d_model"], *, layer: int, coefficient: float = 1
     ) -> Float[Tensor, " harmless"]:
         """Refusal scores of the harmless prompts with the direction added at `layer`."""
-        return self.metric.of_runs(self._harmless.logits(Addition(direction, layer, coefficient)))
+        return self._read(self._harmless, Addition(direction, layer, coefficient))[0]
+
+    def _read(self, passes: Passes, intervention: Intervention | None) -> tuple[Tensor, Tensor]:
+        """Scores, and the logits of the next token."""
+        found = [(self.metric.of_runs(part), part[0][:, 0]) for part in passes.by_group(intervention)]
+        return torch.cat([scores for scores, _ in found]), torch.cat([following for _, following in found])
 
     def _kl(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
         return (self._p * (self._log_p - torch.log(_probabilities(logits) + EPSILON))).sum(-1)

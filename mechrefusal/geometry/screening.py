@@ -14,14 +14,15 @@ from numpy import ndarray
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import last_layer
 from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, candidate_rows, exactly, gathered, same_weights
+from mechrefusal.geometry.scoring import CarrierScores, Scorer, candidate_rows, exactly, gathered, same_weights, score
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import bar
 
 FEWEST = 12
 """Prompts of each side in the sample at least."""
-ERRORS = 3.0
-"""Standard errors by which a candidate must be out of the running."""
+SURE, LIKELY = 3.0, 2.0
+"""Standard errors by which a candidate must be out of the running: of the sample against all prompts (it cannot be the
+carrier), and of all prompts against others like them (it would hardly be the carrier in a bootstrap)."""
 SCORE_SLACK, KL_SLACK = 0.1, 0.02
 """What rounding to bfloat16 may shift a mean refusal score, and a mean KL, by (nats): twice the largest shift seen on
 SmolLM2's checkpoints (`benchmarks/carriers.py` prints the shifts)."""
@@ -56,9 +57,10 @@ def screened(
 ) -> CarrierScores:
     """Scores for `carriers.select` with the same thresholds, exact only where a candidate could win.
 
-    A candidate is scored exactly (all prompts, float32) unless the screen puts it more than `ERRORS` standard errors
-    beyond a threshold, or, prompt by prompt, behind the best admissible candidate found so far. Candidates are gone
-    through from the lowest rough bypass on. All others keep the scores of the screen, with `exact` False.
+    A candidate is scored exactly (all prompts, float32) unless the screen puts it clearly (`SURE`, `LIKELY`) beyond a
+    threshold, or, prompt by prompt, behind the best admissible candidate found so far: such a candidate can neither win
+    nor, but for a few percent of the draws, win a bootstrap (`stability`). Candidates are gone through from the lowest
+    rough bypass on. All others keep the scores of the screen, with `exact` False.
 
     Args:
         rows: (position, layer) pairs, from `carriers.candidates`; by default all that `select` could admit.
@@ -80,6 +82,8 @@ def screened(
     ]
     exact = Scorer(model, validation, metric)
     rough = Scorer(model, sample, metric, low_precision=True)
+    if min(fractions) >= 1 and not rough.low_precision:
+        return score(model, directions, validation, metric, rows=wanted)
     found: list[tuple] = []
     with bar("screening carriers", len(wanted)) as progress:
         for row in wanted:
@@ -131,11 +135,15 @@ class _Race:
         return bool(behind.mean() - self._error(behind, "bypass") - SCORE_SLACK <= 0)
 
     def _error(self, values: ndarray, measure: str) -> float:
-        """`ERRORS` standard errors of the mean of a sample drawn from finitely many prompts; 0 where it is all."""
-        share = self._shares[measure]
-        if share >= 1 or len(values) < 2:
+        """How far the mean over all prompts, or over a bootstrap of them, may lie from that of the sample.
+
+        The sample is drawn without replacement from finitely many prompts. Against a bootstrap of all of them the two
+        variances add up to that of a mean of independent draws, s² / n.
+        """
+        if len(values) < 2:
             return 0.0
-        return ERRORS * float(values.std(ddof=1)) * np.sqrt((1 - share) / len(values))
+        error = float(values.std(ddof=1)) / np.sqrt(len(values))
+        return error * max(SURE * np.sqrt(max(0.0, 1 - self._shares[measure])), LIKELY)
 
 
 def _sample(texts, share: float) -> list[str]:

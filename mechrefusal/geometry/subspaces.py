@@ -171,6 +171,7 @@ def score_subspaces(
     layer: int,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
+    prune_layer_fraction: float = 0.2,
     largest: int = LARGEST,
 ) -> Subspaces:
     """Score every family at k = 1 to `largest` on validation prompts.
@@ -212,6 +213,7 @@ def score_subspaces(
         n_layers=model.cfg.n_layers,
         kl_threshold=kl_threshold,
         induce_threshold=induce_threshold,
+        prune_layer_fraction=prune_layer_fraction,
     )
     return Subspaces(table, baseline)
 
@@ -223,6 +225,7 @@ def choose(
     n_layers: int,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
+    prune_layer_fraction: float = 0.2,
 ) -> pd.DataFrame:
     """Judge scored subspaces as carriers are judged (`carriers.select`), and mark the smallest that is enough.
 
@@ -234,7 +237,8 @@ def choose(
         scores: columns family, k, position, layer, bypass, induce, kl, reason, and any others.
         baseline: mean refusal score of the harmful prompts without intervention, nats.
     """
-    table = carriers.select(scores, n_layers, kl_threshold, induce_threshold).table.drop(columns="winner")
+    judged = carriers.select(scores, n_layers, kl_threshold, induce_threshold, prune_layer_fraction)
+    table = judged.table.drop(columns="winner")
     eligible = table[table["admissible"] & (table["family"] != RANDOM)]
     drop, missing = baseline - table["bypass"], ""
     if eligible.empty:

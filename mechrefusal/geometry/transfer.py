@@ -18,6 +18,8 @@ from mechrefusal.progress import track
 
 CONTROL_SEED = 0
 
+ENDS = ("", "_low", "_high")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -41,8 +43,11 @@ def transfer(
 
     Returns:
         One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
-        prompts; `baseline_harmful`, `baseline_harmless` without intervention; `random_bypass`, `random_induce` with a
-        random direction of the same norm; n_harmful, n_harmless; `reason` where a direction is zero or not finite.
+        prompts; `baseline_harmful`, `baseline_harmless` without intervention; `decrease` (how far ablation lowers the
+        mean score of the harmful prompts) and `rise` (how far addition lifts that of the harmless ones), with 95% t
+        intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
+        `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm; n_harmful,
+        n_harmless; `reason` where a direction is zero or not finite.
     """
     for name, one in found.items():
         if one.direction.shape != (model.cfg.d_model,) or not 0 <= one.layer < model.cfg.n_layers:
@@ -64,23 +69,26 @@ def transfer(
     for name, one in track(list(found.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
         if not torch.isfinite(one.direction).all() or one.direction.norm() == 0:
-            missing = ("bypass", "bypass_low", "bypass_high", "induce", "induce_low", "induce_high", "kl")
-            nothing = dict.fromkeys((*missing, "random_bypass", "random_induce"), float("nan"))
+            spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
+            randoms = ("random_bypass", "random_induce", "random_decrease")
+            nothing = dict.fromkeys((*spread, "kl", *randoms), float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one.direction, seed=CONTROL_SEED)
         ablated = scorer.ablated(one.direction)
         if random_bypass is None:  # its length does not matter, so that one control serves all
             random_bypass = scorer.ablated(control).harmful.mean().item()
-        bypass = intervals.mean(ablated.harmful.cpu().numpy())
-        induce = intervals.mean(scorer.induced(one.direction, layer=one.layer).cpu().numpy())
+        induced = scorer.induced(one.direction, layer=one.layer)
         rows.append(
             {
                 **row,
-                **_spread("bypass", bypass),
-                **_spread("induce", induce),
+                **_spread("bypass", ablated.harmful),
+                **_spread("induce", induced),
+                **_spread("decrease", scorer.base.harmful - ablated.harmful),
+                **_spread("rise", induced - scorer.base.harmless),
                 "kl": ablated.kl.mean().item(),
                 "random_bypass": random_bypass,
+                "random_decrease": baseline["baseline_harmful"] - random_bypass,
                 "random_induce": scorer.induced(control, layer=one.layer).mean().item(),
                 "reason": "",
             }
@@ -88,5 +96,6 @@ def transfer(
     return pd.DataFrame(rows)
 
 
-def _spread(name: str, found: intervals.Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:
+    found = intervals.mean(by_prompt.double().cpu().numpy())
+    return {f"{name}{end}": value for end, value in zip(ENDS, (found.value, found.low, found.high), strict=True)}

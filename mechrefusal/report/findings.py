@@ -27,7 +27,7 @@ def stability(row: dict[str, Any]) -> str:
     if wording.is_missing(row["layer"]):
         return f"{drawn}, {none}; where one is, {layers}."
     margin = (
-        "there is no second admissible candidate"
+        "no second candidate is admissible by exact scores"
         if wording.is_missing(row["margin"])
         else f"its bypass is {wording.number(row['margin'])} nats{_interval(row, 'margin')} below the runner-up's"
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechrefusal.geometry import Directions, effective_rank
+from mechrefusal.geometry import Directions, effective_rank, folds
 from mechrefusal.geometry.activations import Place
-from mechrefusal.geometry.drift import Drift, compare
+from mechrefusal.geometry.drift import Drift, Scaling, Weight, compare
 from mechrefusal.geometry.folds import Measure
 from mechrefusal.intervals import Estimate
 from mechrefusal.models import Checkpoint
@@ -18,6 +18,9 @@ from mechrefusal.study import tables
 
 SPAN = -1
 """Value of `layer` in the table `drift` where a measure does not belong to one layer."""
+
+N_RANKS = 50
+"""Bootstraps behind the interval of an effective rank: a singular value decomposition each."""
 
 
 def drift(
@@ -27,7 +30,8 @@ def drift(
 
     carrier_cosine: of the directions at the places of the two winners. direction_cosine: at the last position, layer by
     layer. principal_angle_mean, principal_angle_max (degrees): between the spans of the directions of all positions at
-    one layer; with layer −1 between the spans at the places of the admissible candidates. Intervals and floors are
+    one layer; with layer −1 between the spans at the places of the admissible candidates (those scored exactly: what a
+    screen put out of the running only looks admissible). Intervals and floors are
     those of `geometry.drift.compare`; `n` is the number of directions of the smaller span.
 
     Args:
@@ -47,17 +51,32 @@ def effective_ranks(
     """Table `effective_rank`: every variant, as published figures do not say which they are.
 
     rows: "positions" (the directions of all positions, averaged over layers), "layers" (the directions of all layers at
-    the last position) or "admissible" (the admissible candidates).
+    the last position) or "admissible" (the admissible candidates that were scored exactly).
+
+    The interval is a bootstrap over the folds of the prompts. Their noise pulls every value up, as it adds dimensions
+    that the directions do not have: the interval says how far other prompts of the same number would take it, not
+    where it would be without noise. So values compare between checkpoints on the same, equally many prompts, and
+    the one whose directions are shorter beside the noise looks the more spread.
+
+    Args:
+        directions: by checkpoint id, of the same prompts at every checkpoint (those that `drift` compares).
+        carriers: table `carriers` of each checkpoint, by id.
     """
     rows = []
     for checkpoint in checkpoints:
-        values = directions[checkpoint.id].values.numpy()
+        found = directions[checkpoint.id]
+        admissible = _places(carriers[checkpoint.id], "admissible")
+        last: list[Place] = [(found.positions[-1], layer) for layer in range(found.values.shape[1])]
+        sums = found.sums.double().flatten(0, 1).numpy()
         matrices = {
-            "positions": values.mean(axis=1),
-            "layers": values[-1],
-            "admissible": _admissible(directions[checkpoint.id], carriers[checkpoint.id]),
+            "positions": (found.values.mean(dim=1).numpy(), sums.mean(axis=2)),
+            "layers": (_at(found, last), sums[:, -1]),
+            "admissible": (_at(found, admissible), _sums_at(found, admissible)),
         }
-        for (name, matrix), scaling, weight in product(matrices.items(), ("raw", "unit"), ("sigma", "sigma_squared")):
+        for (name, (matrix, terms)), scaling, weight in product(
+            matrices.items(), ("raw", "unit"), ("sigma", "sigma_squared")
+        ):
+            value, reason = _rank_estimate(found, matrix, terms, scaling=scaling, weight=weight)
             rows.append(
                 {
                     "arm": checkpoint.arm,
@@ -65,9 +84,11 @@ def effective_ranks(
                     "rows": name,
                     "scaling": scaling,
                     "weight": weight,
-                    "value": effective_rank(matrix, scaling=scaling, weight=weight),
+                    "value": value.value,
+                    "low": value.low,
+                    "high": value.high,
                     "n_rows": len(matrix),
-                    "reason": "" if len(matrix) else "no admissible candidate",
+                    "reason": reason,
                 }
             )
     return tables.frame("effective_rank", rows)
@@ -121,16 +142,42 @@ def _angles(a: Directions, b: Directions, layer: int, places: tuple[list[Place],
 
 
 def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
-    chosen = carriers[carriers[column].astype(bool)]
+    # Runs of an earlier version say nothing of `exact` (no column, or NaN): there every candidate is.
+    exact = carriers["exact"].ne(False) if "exact" in carriers else True
+    chosen = carriers[carriers[column].astype(bool) & exact]
     return [(int(row.position), int(row.layer)) for row in chosen.itertuples()]
 
 
-def _admissible(directions: Directions, carriers: pd.DataFrame) -> np.ndarray:
-    rows = [
-        directions.values[directions.row(position), layer].numpy()
-        for position, layer in _places(carriers, "admissible")
-    ]
+def _at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
+    """(row, d_model), none for no places."""
+    rows = [directions.values[directions.row(position), layer].double().numpy() for position, layer in places]
     return np.stack(rows) if rows else np.empty((0, directions.values.shape[-1]))
+
+
+def _sums_at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
+    """(term, row, d_model): the sums of every fold that the rows of `_at` are a mix of."""
+    if not places:
+        return np.empty((directions.counts.numel(), 0, directions.values.shape[-1]))
+    return folds.fold_sums(directions, places).swapaxes(0, 1)
+
+
+def _rank_estimate(
+    directions: Directions, matrix: np.ndarray, terms: np.ndarray, *, scaling: Scaling, weight: Weight
+) -> tuple[Estimate, str]:
+    """Effective rank of `matrix` with its interval, and why there is none or none of the two."""
+    nan = float("nan")
+    if len(matrix) == 0:
+        return Estimate(nan, nan, nan, 0), "no admissible candidate"
+    value = effective_rank(matrix, scaling=scaling, weight=weight)
+    counts = directions.counts.numpy()
+    n = int((counts > 0).sum(1).min())
+    if n < folds.FEWEST_FOLDS:
+        few = f"too few prompts for an interval: {n} filled folds of a class, {folds.FEWEST_FOLDS} are needed"
+        return Estimate(value, nan, nan, n), few
+    mix = folds.coefficients(counts, folds.bootstrap(counts, N_RANKS, seed=0, paired=directions.paired))
+    drawn = (np.tensordot(one, terms, 1) for one in mix)
+    ranks = [effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in drawn]
+    return folds.interval(value, np.array(ranks), n, bounds=(1, len(matrix))), ""
 
 
 _NOTHING = Drift(Estimate(float("nan"), float("nan"), float("nan"), 0), float("nan"), float("nan"), "")

@@ -1,12 +1,14 @@
 """The geometry of one checkpoint: directions, the carrier and how stable it is, and all that is read off them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from mechrefusal import geometry
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import GOOD_AUC, Discovered
 from mechrefusal.geometry import Directions, carriers, subspaces
 from mechrefusal.geometry.activations import collect
@@ -38,11 +40,13 @@ class GeometryMeasurement:
     """Geometry under way on one model: what was chosen so far, and `add`, which keeps tables.
 
     `directions` are those of the prompts that the metric keeps, as carriers are chosen from them; `locked` those of all
-    direction prompts, the same at every checkpoint, which drift compares.
+    direction prompts, the same at every checkpoint, which drift compares; `harmfulness` those at
+    the last instruction token, None where the template has none.
     """
 
     directions: Directions
     locked: Directions
+    harmfulness: Directions | None
     carrier: pd.Series | None = None
     reference: Reference | None = None
 
@@ -57,13 +61,18 @@ class GeometryMeasurement:
         tokenizer, everything = self.model.tokenizer, self.asked.direction
         texts = [*everything.harmful, *everything.harmless]
         self.post = geometry.post_instruction_positions(tokenizer, texts)
-        self.instruction = geometry.last_instruction_position(tokenizer, texts)
-        whole = geometry.difference_in_means(self.model, everything, positions=(self.instruction, *self.post))
-        self.harmfulness, self.locked = whole.of_positions([self.instruction]), whole.of_positions(self.post)
+        instruction: tuple[int, ...] = ()
+        with suppress(MechrefusalError):  # a template without one; `take_coupling` then says why
+            instruction = (geometry.last_instruction_position(tokenizer, texts),)
+        whole = geometry.difference_in_means(self.model, everything, positions=(*instruction, *self.post))
+        self.locked = whole.of_positions(self.post)
+        self.harmfulness = whole.of_positions(instruction) if instruction else None
         enough = min(len(self.direction.harmful), len(self.direction.harmless)) >= self.settings.fewest_kept
         selection = "kept by score" if enough else "all prompts"
         self.directions = (
-            geometry.difference_in_means(self.model, self.direction, positions=self.post) if enough else self.locked
+            geometry.difference_in_means(self.model, self.direction, positions=self.post)
+            if enough
+            else self.locked.of_positions(self.post)
         )
         norms, cosines = self.directions.values.norm(dim=-1), self.directions.split_half_cosine
         self.add(
@@ -196,6 +205,7 @@ class GeometryMeasurement:
             layer=reference.layer,
             kl_threshold=self.settings.kl_threshold,
             induce_threshold=self.settings.induce_threshold,
+            prune_layer_fraction=self.settings.prune_layer_fraction,
             largest=largest,
         )
         self.add("subspaces", found.table)

@@ -36,12 +36,14 @@ CONTROL_SEED = 0
 class Measured:
     """What one checkpoint gave: its tables by name, and its directions.
 
-    `directions` are of the prompts that its metric keeps, `locked` of all direction prompts.
+    `directions` are of the prompts that its metric keeps, `locked` of all direction prompts, `harmfulness` of the same
+    at the last instruction token (None where the template has none).
     """
 
     tables: dict[str, pd.DataFrame]
     directions: Directions
     locked: Directions
+    harmfulness: Directions | None
 
 
 def measure(checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> Measured:
@@ -99,7 +101,7 @@ class _Measurement:
         self.add("generations", generations)
         self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
         self.add("timings", pd.DataFrame(self.timings))
-        return Measured(self.tables, found.directions, found.locked)
+        return Measured(self.tables, found.directions, found.locked, found.harmfulness)
 
     @contextmanager
     def stage(self, name: str, *, optional: bool = False) -> Iterator[None]:

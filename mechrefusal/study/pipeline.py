@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,6 +26,9 @@ from mechrefusal.study.relocation import relocation
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
+
+RULES = 4
+"""Version of what is measured: counted up where the same settings would give other numbers."""
 
 ANSWER_TOKENS = 32
 """Longest of the base model's own answers that serve as utility conversations."""
@@ -172,28 +176,39 @@ def measure(run: Run) -> None:
                     tables.write(table, name, draft)
             found.directions.save(run.directions(checkpoint))
             found.locked.save(run.locked_directions(checkpoint))
-        run.update({"measured": {checkpoint.id: checkpoint.weights}})
+            if found.harmfulness is not None:
+                found.harmfulness.save(run.harmfulness_directions(checkpoint))
+        run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}})
     _compare(run, checkpoints, chosen)
 
 
 def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
-    """Whether these weights were measured, by a version that kept locked directions."""
-    noted = run.manifest.get("measured", {}).get(checkpoint.id) == checkpoint.weights
-    return noted and run.locked_directions(checkpoint).is_file()
+    """Whether these weights were measured by these rules and settings; otherwise they are measured again."""
+    return run.manifest.get("measured", {}).get(checkpoint.id) == _stamp(run, checkpoint)
+
+
+def _stamp(run: Run, checkpoint: Checkpoint) -> str:
+    """The weights, and a fingerprint of what else a measurement hangs on: its settings and the version of its rules."""
+    recipe = run.recipe.as_dict()
+    told = {"version": RULES, "measuring": recipe["measuring"], "geometry": recipe["geometry"]}
+    return f"{checkpoint.weights}-{_hashed(told)}"
+
+
+def _hashed(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
-    directions = across.read_directions(checkpoints, run.directions)
     locked = across.read_directions(checkpoints, run.locked_directions)
     carriers = {c.id: tables.read("carriers", run.measurements(c)) for c in checkpoints}
     tables.write(across.drift(checkpoints, locked, carriers), "drift", run.measurements())
-    tables.write(across.effective_ranks(checkpoints, directions, carriers), "effective_rank", run.measurements())
+    tables.write(across.effective_ranks(checkpoints, locked, carriers), "effective_rank", run.measurements())
     for name in tables.PER_CHECKPOINT:
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
         if parts:
             tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
-    with _timed(run, "transfer"):
-        moved = transfers(run, checkpoints, chosen)
+    moved = transfers(run, checkpoints, chosen)
     rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
     n_layers = len(next(iter(locked.values())).values[0])
     relocated = relocation(checkpoints, locked, rows, moved, n_layers)
@@ -229,8 +244,7 @@ def _lock(run: Run, chosen: Asked) -> None:
 
 
 def _fingerprint(prompts: PromptSet) -> str:
-    rows = json.dumps([prompts.ids, prompts.texts], ensure_ascii=False)
-    return hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return _hashed([prompts.ids, prompts.texts])
 
 
 def _base(run: Run) -> Checkpoint:

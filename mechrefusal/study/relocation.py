@@ -13,15 +13,22 @@ from mechrefusal.models import Checkpoint
 from mechrefusal.study import tables
 from mechrefusal.study.across import layer_places, pairs
 
-DECIDING = ("carrier_layer", "transfer", "direction_cosine")
-"""Measures that the row `overall` goes by. The carriers' cosine mixes a turn with a change of layer, and the principal
-angle takes in positions with little of the direction: these two are shown beside."""
+DECIDING = ("carrier_layer", "transfer")
+"""Measures that the row `overall` goes by: where the carrier is, and whether it still is one. The others are shown
+beside: a direction can turn by what refusal does not hang on, the carriers' cosine mixes a turn with a change of layer,
+and the principal angle takes in positions with little of the direction."""
 
 LOST = 0.5
-"""Ours: a carrier that lowers the refusal score by less than half of what it does at home no longer bypasses there."""
+"""Ours: a carrier that lowers the refusal score by less than half of what b's own does no longer bypasses at b."""
 
 HELD = 0.8
 """Ours: one that lowers it by at least 80% of that still does."""
+
+NONE_OFTEN = 0.5
+"""Ours: where more than this share of the bootstraps over validation prompts has no admissible candidate, the interval
+of the carrier's layer is that of the few that have one, and says nothing."""
+
+WITHOUT = "the noise of the direction prompts is not in these intervals"
 
 NAN = float("nan")
 
@@ -49,18 +56,22 @@ def relocation(
     """Table `relocation`: for each of `across.pairs`, a verdict by measure and one overall.
 
     carrier_layer: value = layers from the carrier at a to that at b, with the interval that the two bootstrap intervals
-    allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`.
+    allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`. The intervals are those of the validation
+    prompts alone: the directions are not drawn anew. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at either.
     carrier_cosine (at the places of the two carriers), direction_cosine (last position, a's reference layer, or the
     mean over layers where there is none) and principal_angle (mean, degrees, between the spans of all positions at that
     layer): value = between a half of the prompts at one and the other half at the other; floor = what that would be had
     nothing moved, from halves within each. So value and floor have the same noise, unlike a value of table `drift`;
     rule: `geometry.drift.verdict`.
-    transfer: value = how far ablating a's carrier lowers the mean refusal score at b, as a share of what it does at a;
-    floor = the same share for a random direction at b. Moved: below `LOST`, and the two intervals of the decrease
-    exclude each other. Not moved: at least `HELD`, and its interval at b is clear of the random direction. Scores are
-    in nats of each checkpoint's own refusal metric.
-    overall: moved if any of `DECIDING` moved. Not moved if every one of them that could be taken says so and the depth
-    or the transfer is among them. Otherwise cannot tell.
+    transfer: value = how far ablating a's carrier lowers the mean refusal score at b, as a share of what b's own
+    carrier does there: one model, one metric, the same prompts, so that neither a weaker refusal nor another metric is
+    taken for a move. floor = the same share for a random direction at b. Moved: below `LOST`, and the two intervals of
+    the decrease exclude each other. Not moved: at least `HELD`, and its interval is clear of zero and of the random
+    direction. Cannot tell where either has no carrier, or b's own does not clearly lower the score; nor is it a move
+    where a's carrier does not clearly lower it at a.
+    overall: `DECIDING` alone decide. Moved: one of the two moved, and the other does not say that nothing did. Not
+    moved: the carrier's layer did not move, and the transfer does not say that it did. Otherwise, and where the two
+    contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
 
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint.
@@ -89,10 +100,18 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         return _Found("carrier_layer", "cannot tell", missing)
     ends = [(float(row["layer_low"]), float(row["layer_high"])) for row in (first, second)]
     decided, reason = depth_verdict(*ends, n_layers=n_layers)
+    often = [
+        f"{row['none_frequency']:.0%} at {checkpoint.id}"
+        for checkpoint, row in ((a, first), (b, second))
+        if row["none_frequency"] > NONE_OFTEN
+    ]
+    if often:
+        decided = "cannot tell"
+        reason = f"no admissible candidate in {' and '.join(often)} of the bootstraps over prompts; {reason}"
     return _Found(
         "carrier_layer",
         decided,
-        reason,
+        f"{reason}; {WITHOUT}",
         value=float(second["layer"] - first["layer"]),
         low=ends[1][0] - ends[0][1],
         high=ends[1][1] - ends[0][0],
@@ -149,30 +168,36 @@ def _turned(measure: str, found: Turn, where: str) -> _Found:
 
 def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
     effects = []
-    for target in (a, b):
-        row = _transferred(transfers, a, target)
+    for source in (a, b):
+        row = _transferred(transfers, source, b)
         if row is None:
-            return _Found("transfer", "cannot tell", f"the carrier of {a.id} was not applied at {target.id}")
+            return _Found("transfer", "cannot tell", f"the carrier of {source.id} was not applied at {b.id}")
         if row["kind"] != "carrier":
-            return _Found("transfer", "cannot tell", f"no carrier at {a.id} to transfer")
-        if pd.isna([row[name] for name in ("bypass", "bypass_low", "bypass_high", "baseline_harmful")]).any():
+            why = "transfer" if source is a else "compare with"
+            return _Found("transfer", "cannot tell", f"no carrier at {source.id} to {why}")
+        if pd.isna([row[name] for name in ("decrease", "decrease_low", "decrease_high")]).any():
             why = f" ({row['reason']})" if row["reason"] else ""
-            return _Found("transfer", "cannot tell", f"no effect with its interval of {a.id} at {target.id}{why}")
+            return _Found("transfer", "cannot tell", f"no effect with its interval of {source.id} at {b.id}{why}")
         effects.append(_Effect.of(row))
-    home, away = effects
-    numbers = f"ablating it lowers the refusal score by {away} nats at {b.id}, by {home} at {a.id}"
-    if not home.clear:
-        return _Found("transfer", "cannot tell", f"{numbers}: at home not clear of a random direction")
-    share = away.value / home.value
+    moved, own = effects
+    numbers = f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
+    if not own.clear:
+        return _Found("transfer", "cannot tell", f"{numbers}: its own is not clear of zero and of a random direction")
+    share = moved.value / own.value
     decided: Verdict = "cannot tell"
-    if share < LOST and away.high < home.low:
+    if share < LOST and moved.high < own.low:
         decided = "moved"
-    elif share >= HELD and away.clear:
+        if (row := _transferred(transfers, a, a)) is not None and _Effect.of(row).unclear:
+            decided, numbers = (
+                "cannot tell",
+                f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either",
+            )
+    elif share >= HELD and moved.clear:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
-    ends = [end / other for end in (away.low, away.high) for other in (home.low, home.high)]
+    ends = [end / other for end in (moved.low, moved.high) for other in (own.low, own.high)]
     return _Found(
-        "transfer", decided, numbers, value=share, low=min(ends), high=max(ends), floor=away.random / home.value
+        "transfer", decided, numbers, value=share, low=min(ends), high=max(ends), floor=moved.random / own.value
     )
 
 
@@ -187,13 +212,18 @@ class _Effect:
 
     @classmethod
     def of(cls, row: pd.Series) -> "_Effect":
-        names = ("bypass", "bypass_high", "bypass_low", "random_bypass")
-        return cls(*(float(row["baseline_harmful"] - row[name]) for name in names))
+        names = ("decrease", "decrease_low", "decrease_high", "random_decrease")
+        return cls(*(float(row[name]) for name in names))
 
     @property
     def clear(self) -> bool:
         """Whether the whole interval is above zero and above a random direction's effect (where that is known)."""
         return bool(self.low > np.nanmax([0.0, self.random]))
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it is known, and not `clear`."""
+        return bool(np.isfinite(self.low) and not self.clear)
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -207,16 +237,23 @@ def _transferred(transfers: pd.DataFrame, source: Checkpoint, target: Checkpoint
 
 
 def _overall(found: Sequence[_Found]) -> _Found:
-    deciding = {each.measure: each for each in found if each.measure in DECIDING}
-    moved = [each for each in deciding.values() if each.verdict == "moved"]
-    if moved:
-        return _Found("overall", "moved", "; ".join(f"{each.measure} moved: {each.reason}" for each in moved))
-    taken = [each for each in deciding.values() if not np.isnan(each.value)]
-    still = [each.measure for each in taken if each.verdict == "not moved"]
-    if len(still) == len(taken) and {"carrier_layer", "transfer"} & set(still):
-        return _Found("overall", "not moved", f"{', '.join(still)} did not move")
-    unclear = [each for each in deciding.values() if each.verdict == "cannot tell"]
-    return _Found("overall", "cannot tell", "; ".join(f"{each.measure}: {each.reason}" for each in unclear))
+    deciding = [each for each in found if each.measure in DECIDING]
+    by_name = {each.measure: each.verdict for each in deciding}
+    decided: Verdict = "cannot tell"
+    contradicting = {"moved", "not moved"} <= set(by_name.values())
+    if not contradicting and "moved" in by_name.values():
+        decided = "moved"
+        deciding = [each for each in deciding if each.verdict == "moved"]
+    elif not contradicting and by_name["carrier_layer"] == "not moved":
+        decided = "not moved"
+    reason = "; ".join(f"{each.measure} {_SAID[each.verdict]}: {each.reason}" for each in deciding)
+    if contradicting:
+        reason = f"these two contradict each other: {reason}"
+    beside = ", ".join(f"{each.measure} {_SAID[each.verdict]}" for each in found if each.measure not in DECIDING)
+    return _Found("overall", decided, f"{reason} (beside: {beside})")
+
+
+_SAID: dict[Verdict, str] = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot tell"}
 
 
 def _no_carrier(checkpoint: Checkpoint, row: pd.Series) -> str:

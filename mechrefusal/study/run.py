@@ -137,6 +137,10 @@ class Run:
         """File of a checkpoint's directions of all direction prompts, which are the same at every checkpoint."""
         return self.folder / "directions" / f"{checkpoint.id}-locked.safetensors"
 
+    def harmfulness_directions(self, checkpoint: Checkpoint) -> Path:
+        """File of a checkpoint's directions at the last instruction token; not every chat template has one."""
+        return self.folder / "directions" / f"{checkpoint.id}-harmfulness.safetensors"
+
     def _stored(self, path: Path) -> str:
         path = path.resolve()
         inside = path.is_relative_to(self.folder.resolve())

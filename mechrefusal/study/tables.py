@@ -132,12 +132,14 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "reason",
     ),
     # One row a pair of checkpoints: the carrier (or reference) of the source at the target. `bypass`, `induce`, `kl`
-    # there, `baseline_*` without it, `random_*` with a random direction of the same norm. `kind`: carrier or best
-    # candidate, of the source.
+    # there, `baseline_*` without it, `random_*` with a random direction of the same norm. `decrease`: how far ablation
+    # lowers the mean score of the harmful prompts, `rise`: how far addition lifts that of the harmless ones, nats, with
+    # 95% intervals over the prompts' own differences. `kind`: carrier or best candidate, of the source.
     "transfer": (
         "arm_source", "step_source", "arm_target", "step_target", "kind", "position", "layer", "bypass", "bypass_low",
         "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
-        "random_bypass", "random_induce", "n_harmful", "n_harmless", "reason",
+        "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
+        "random_decrease", "n_harmful", "n_harmless", "reason",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
     # tell. `value` with its interval and `floor`, its noise: what the verdict rests on is in `reason`.
@@ -145,8 +147,8 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
     ),
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
-    # sigma_squared.
-    "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "n_rows", "reason"),
+    # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
+    "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "low", "high", "n_rows", "reason"),
     # One row a stage of the run: wall time.
     "stages": ("stage", "seconds"),
 }  # fmt: skip
@@ -164,6 +166,8 @@ ADDED: dict[str, tuple[str, ...]] = {
         "n_bootstrap", "reference_kind", "reference_position", "reference_layer",
     ),
     "drift": ("low", "high", "random"),
+    "transfer": ("decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease"),
+    "effective_rank": ("low", "high"),
 }  # fmt: skip
 """Columns that runs of an earlier version do not have; they are NaN there."""
 

@@ -13,7 +13,7 @@ from mechrefusal.study import tables
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 
-VERSION = 1
+VERSION = 2
 """Counted up where the numbers would change."""
 
 

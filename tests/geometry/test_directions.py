@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -158,6 +159,54 @@ def test_prompt_i_is_in_fold_i_modulo_16(tiny_hf, many):
             np.testing.assert_allclose(many.sums[which, fold].numpy(), expected, atol=1e-4)
     assert many.sums.dtype == torch.float32
     assert many.values.dtype == torch.float64
+
+
+def twins(n, *, without=(), side="harmful"):
+    """`n` prompts of one side with the twins' names, less those at the places `without`."""
+    verb = {"harmful": "Steal", "harmless": "Wash"}[side]
+    rows = [
+        {"id": f"{side}-{k}", "text": f"{verb} {k} cars", "category": "", "twin": f"twin-{k}"}
+        for k in range(n)
+        if k not in without
+    ]
+    return prompts.PromptSet(side, pd.DataFrame(rows))
+
+
+def test_twins_are_in_the_same_fold_whatever_the_leak_audit_dropped(tiny_hf, tiny_hooked):
+    harmful, harmless = twins(24, without=(0, 5)), twins(24, without=(3,), side="harmless")
+    harmless = harmless[list(range(len(harmless)))[::-1]]  # in any order
+    found = geometry.difference_in_means(tiny_hooked, prompts.Split(harmful, harmless), positions=(-2, -1))
+    assert found.paired
+    both = [k for k in range(24) if k not in (0, 3, 5)]
+    # Those without a twin come after the 21 that have one: in folds 21 and 22 of 16.
+    alone = {"Steal": [3], "Wash": [5, 0]}
+    for which, verb in enumerate(("Steal", "Wash")):
+        dealt = both + alone[verb]
+        assert found.counts[which].tolist() == [len(dealt[fold::16]) for fold in range(16)]
+        for fold in (0, 2, 4, 5, 6, 15):
+            texts = [f"{verb} {k} cars" for k in dealt[fold::16]]
+            expected = means(*tiny_hf, texts, [-2, -1]) * len(texts)
+            np.testing.assert_allclose(found.sums[which, fold].numpy(), expected, atol=1e-4)
+    assert found.values.isfinite().all()
+
+
+def test_prompts_without_any_twin_are_dealt_out_one_by_one(tiny_hooked, many):
+    assert not many.paired
+    apart = prompts.Split(twins(6, without=(0, 1, 2)), twins(3, side="harmless"))
+    other = geometry.difference_in_means(tiny_hooked, apart, positions=(-1,))
+    assert not other.paired
+    assert other.counts[:, :4].tolist() == [[1, 1, 1, 0]] * 2
+    table = twins(3).table.assign(twin=[None, float("nan"), "twin-2"])
+    some = prompts.Split(prompts.PromptSet("some", table), prompts.PromptSet("same", table))
+    found = geometry.difference_in_means(tiny_hooked, some, positions=(-1,))
+    assert found.paired, "prompts without a name are nobody's twin"
+    assert found.counts[:, :4].tolist() == [[1, 1, 1, 0]] * 2
+
+
+def test_the_builtin_prompts_are_twins(tiny_hooked):
+    found = geometry.difference_in_means(tiny_hooked, prompts.builtin().direction.take(18), positions=(-1,))
+    assert found.paired
+    assert found.counts.tolist() == [[2, 2] + [1] * 14] * 2
 
 
 def test_folds_weighted(tiny_hf, many):
@@ -320,8 +369,15 @@ def test_there_and_back(found, tmp_path):
         assert torch.equal(again.values, found.values)
         assert torch.equal(again.sums, found.sums)
         assert torch.equal(again.counts, found.counts)
-        for name in ("positions", "tokens", "n_harmful", "n_harmless", "weights"):
+        for name in ("positions", "tokens", "n_harmful", "n_harmless", "weights", "paired"):
             assert getattr(again, name) == getattr(found, name), name
+
+
+def test_twins_there_and_back(found, tmp_path):
+    assert not found.of_positions((-1,)).paired
+    paired = replace(found, paired=True)
+    assert paired.of_positions((-1,)).paired
+    assert Directions.load(paired.save(tmp_path / "directions.safetensors"), weights=None).paired
 
 
 def test_directions_of_other_weights_are_refused_by_name(found, tmp_path, tiny_hooked):

@@ -114,7 +114,7 @@ class TestCurves:
     def test_random_directions_do_little(self, found):
         for name in ("ablate", "add"):
             planted, control = (curve(found, each, "refusal_harmful") for each in (name, f"{name}_random"))
-            assert control.index.tolist() == [-2, -1, 0, 1, 2]
+            assert control.index.tolist() == [-2, -0.5, 0, 0.5, 2], "every other one, both ends and 0"
             assert np.abs(control - control[0]).max() < 0.5 * np.abs(planted - planted[0]).max()
 
     def test_coefficient_0_is_no_intervention(self, planted, found):

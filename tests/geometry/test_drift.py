@@ -1,6 +1,7 @@
 """Measures of drift against values worked out by hand, and verdicts on planted turns under planted noise."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,53 @@ def test_a_tiny_turn_is_no_move_however_sure_it_is():
     found = drift.turn(a, b, places=(places(a), places(b)), measure="cosine")
     assert found.excess.low > 0, "the prompts do not explain it"
     assert drift.verdict(found)[0] == "not moved"
+
+
+TWINS = {"length": 4.0, "topic": 5.0}
+"""What twins share is by far the most of what sets prompts apart."""
+
+
+def test_halves_of_twins_differ_as_other_twins_would():
+    """Halves that part twins cancel the topics with the wrong sign: drawn by class the floor is −0.35 here."""
+    floors, fresh = [], []
+    for seed in range(20):
+        a, b = pair(seed, **TWINS)
+        floors.append(drift.compare(a, b, places=(places(a), places(b)), measure="cosine").floor)
+        random = np.random.default_rng([seed, 2])
+        halves = []
+        for _ in range(2):
+            topics, own = TWINS["topic"] * random.normal(size=(32, 48)), random.normal(size=(2, 32, 48))
+            halves.append((topics + own[0]).mean(0) - (topics + own[1]).mean(0) + TWINS["length"] * np.eye(48)[0])
+        fresh.append(cosine(*halves))
+    assert np.mean(fresh) > 0.7
+    assert abs(np.mean(floors) - np.mean(fresh)) < 0.04
+    assert np.abs(np.array(floors) - np.mean(fresh)).max() < 0.15
+
+
+def test_twins_at_rest_and_turned():
+    still = verdicts(20, **TWINS)
+    assert still["moved"] <= 1
+    assert still["not moved"] >= 15
+    assert verdicts(20, **TWINS, degrees=60)["moved"] >= 19
+
+
+def test_one_draw_of_the_folds_serves_twins():
+    counts = np.ones((2, 16), dtype=int)
+    counts[0, 3] = 0  # a fold with a harmless prompt only
+    for draw in (folds.bootstrap, folds.halves):
+        one, other = draw(counts, 50, seed=0, paired=True)
+        assert (one == other).all()
+        apart = draw(counts, 50, seed=0)
+        assert (apart[0] != apart[1]).any()
+        assert not apart[0][:, 3].any()
+    assert (folds.bootstrap(counts, 50, seed=0, paired=True).sum(2) == 16).all()
+    assert (folds.halves(counts, 50, seed=0, paired=True).sum(2) == 8).all()
+
+
+def test_twins_against_prompts_that_are_none_have_no_interval():
+    a, b = pair(0, length=5.0)
+    found = drift.compare(a, replace(b, paired=True), places=(places(a), places(b)), measure="cosine")
+    assert "different prompts" in found.reason
 
 
 @pytest.mark.parametrize("length", [0.0, (0.0, 5.0)])

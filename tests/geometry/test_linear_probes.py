@@ -260,3 +260,12 @@ class TestOnAModel:
         readings = geometry.Readings(torch.ones(6, 2, 4, 64), torch.ones(6, 2, 4, 64), (-6, -1))
         with pytest.raises(MechrefusalError, match="6 harmful prompts came with"):
             geometry.linear_probes(tiny_hooked, Split.of(HARMFUL, HARMLESS), refused=flags, readings=readings)
+
+
+def test_names_that_tie_everything_together_leave_no_folds():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(6, 4)), random.normal(size=(6, 4))
+    for twins in (["a"] * 6 + ["b"] * 6, ["same"] * 12):
+        found = probes.linear_probe(a, b, twins=twins)
+        assert np.isnan(found.auc)
+        assert "fold" in found.reason

@@ -88,18 +88,35 @@ class TestRace:
 
     def test_by_hand(self):
         behind = np.array([0.0, 1.0, 2.0, 3.0])
-        bound = 1.5 - 3 * behind.std(ddof=1) * np.sqrt(0.5 / 4) - screening.SCORE_SLACK
-        race = self.race([0.0] * 4, behind - bound + 1e-6)
-        assert not race.may_beat(1, 0)
-        assert self.race([0.0] * 4, behind - bound - 1e-6).may_beat(1, 0)
-        # All prompts were run: nothing but rounding is left.
-        assert not self.race([0.0] * 4, behind, share=1.0).may_beat(1, 0)
+        # Half of the prompts: 3 standard errors of the sample; all of them: 2 of a bootstrap.
+        for share, errors in ((0.5, 3 * np.sqrt(0.5)), (1.0, 2.0)):
+            bound = 1.5 - errors * behind.std(ddof=1) / np.sqrt(4) - screening.SCORE_SLACK
+            assert not self.race([0.0] * 4, behind - bound + 1e-6, share=share).may_beat(1, 0)
+            assert self.race([0.0] * 4, behind - bound - 1e-6, share=share).may_beat(1, 0)
 
     def test_thresholds_have_slack(self):
         assert self.race([0.0] * 4, kl=0.1 + screening.KL_SLACK / 2).may_be_admissible(0, 0.1, 0.0)
         assert not self.race([0.0] * 4, kl=0.1 + screening.KL_SLACK * 2).may_be_admissible(0, 0.1, 0.0)
         assert self.race([0.0] * 4, induce=-screening.SCORE_SLACK / 2).may_be_admissible(0, 0.1, 0.0)
         assert not self.race([0.0] * 4, induce=-screening.SCORE_SLACK * 2).may_be_admissible(0, 0.1, 0.0)
+
+
+def test_few_prompts_keep_those_that_could_win_a_bootstrap():
+    """With all prompts in the sample the order is known, but not what other prompts would say."""
+    random = np.random.default_rng(0)
+    rough = [screening._Rough(random.normal(mean, 1.0, 8), np.ones(8), np.zeros(8)) for mean in (0.0, 0.3, 6.0)]
+    race = screening._Race(rough, 1.0, 1.0)
+    assert race.may_beat(1, 0)
+    assert not race.may_beat(2, 0)
+
+
+def test_nothing_is_scored_twice_where_the_screen_would_be_exact(tiny_hooked, asked, monkeypatch):
+    monkeypatch.setattr(low_precision, "multiplies_bfloat16", lambda device: False)
+    directions, few = geometry.difference_in_means(tiny_hooked, asked[0]), asked[1].take(8)
+    found = geometry.screened(tiny_hooked, directions, few, METRIC, **OPEN)
+    exact = geometry.score(tiny_hooked, directions, few, METRIC)
+    assert found.table["exact"].all()
+    np.testing.assert_array_equal(found.bypass, exact.bypass)
 
 
 def test_few_prompts_are_all_in_the_sample():

@@ -1,5 +1,7 @@
 """A direction at another checkpoint: the numbers are those of plain interventions there."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
 from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import builtin, prompt_ids
+from mechrefusal.study import tables
 
 METRIC = RefusalMetric((), (10, 11), (12, 13))
 
@@ -43,6 +46,28 @@ def test_rows_are_plain_interventions(tiny_hooked, validation):
         assert row["random_bypass"] == pytest.approx(random_bypass.mean(), abs=0.05)
         assert (row["position"], row["layer"], row["n_harmful"], row["reason"]) == (-1, one.layer, 6, "")
     assert abs(found["bypass"] - found["baseline_harmful"]).min() > 1e-3
+
+
+def test_what_an_intervention_changes_is_taken_prompt_by_prompt(tiny_hooked, validation):
+    one = Found(torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(1)), -1, 1)
+    row = transfer(tiny_hooked, {"x": one}, validation, METRIC).iloc[0]
+    harmful, harmless = (mean(tiny_hooked, side, nullcontext()) for side in (validation.harmful, validation.harmless))
+    ablated = mean(tiny_hooked, validation.harmful, causal.ablate(tiny_hooked, one.direction))
+    induced = mean(tiny_hooked, validation.harmless, causal.add(tiny_hooked, one.direction, layer=1))
+    for name, changes in (("decrease", harmful - ablated), ("rise", induced - harmless)):
+        half = 2.5706 * changes.std(ddof=1) / np.sqrt(6)
+        expected = [changes.mean(), changes.mean() - half, changes.mean() + half]
+        got = row[[name, f"{name}_low", f"{name}_high"]].astype(float)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert row["random_decrease"] == pytest.approx(row["baseline_harmful"] - row["random_bypass"])
+
+
+def test_columns_are_those_of_the_table(tiny_hooked, validation):
+    given = {"x": Found(torch.ones(tiny_hooked.cfg.d_model), -1, 1), "0": Found(torch.zeros(64), -1, 1)}
+    rows = transfer(tiny_hooked, given, validation, METRIC).drop(columns="source")
+    ours = ("arm_source", "step_source", "arm_target", "step_target", "kind")
+    assert len(tables.frame("transfer", rows.assign(**dict.fromkeys(ours, "")))) == 2
+    assert rows[["decrease", "decrease_low", "rise", "rise_high", "random_decrease"]].iloc[1].isna().all()
 
 
 def test_a_direction_that_is_none(tiny_hooked, validation):

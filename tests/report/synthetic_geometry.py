@@ -225,6 +225,9 @@ def movement_tables(rng: np.random.Generator, ids: list[tuple[str, int]], arms: 
     }
 
 
+TRANSFERRED = ("bypass", "induce", "decrease", "rise", "kl")
+
+
 def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) -> dict:
     kind = "best candidate" if a[0] == "base" else "carrier"
     power = 0.15 if "base" in (a[0], b[0]) else 1.0 if a[0] == b[0] else 0.5
@@ -233,9 +236,11 @@ def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) 
     row |= {"position": -1, "layer": 12, "bypass": bypass, "bypass_low": bypass - 0.8, "bypass_high": bypass + 0.8}
     row |= {"induce": induce, "induce_low": induce - 1, "induce_high": induce + 1, "kl": 0.04, "n_harmful": 32}
     row |= {"baseline_harmful": 4.2, "baseline_harmless": -5.0, "random_bypass": 4.0, "random_induce": -4.7}
+    row |= {"decrease": 4.2 - bypass, "decrease_low": 3.7 - bypass, "decrease_high": 4.7 - bypass}
+    row |= {"rise": induce + 5, "rise_low": induce + 4, "rise_high": induce + 6, "random_decrease": 0.2}
     row |= {"n_harmless": 32, "reason": ""}
     if a[1] == 50 and b[0] == "base":
-        row |= {name: NAN for name in row if name.startswith(("bypass", "induce", "kl"))} | {"reason": BROKEN}
+        row |= {name: NAN for name in row if name.startswith(TRANSFERRED)} | {"reason": BROKEN}
     return row
 
 
@@ -285,7 +290,7 @@ def _ranks(rng: np.random.Generator, ids: list[tuple[str, int]]) -> list[dict]:
         none = rows == "admissible" and arm == "base"
         value = NAN if none else float(1.2 + rng.uniform(0, 1) + 2 * (scaling == "unit") + 2 * (weight == "sigma"))
         reason = "no admissible candidate" if none else ""
-        row = {"arm": arm, "step": step, "rows": rows, "scaling": scaling, "weight": weight, "value": value}
+        row = {"arm": arm, "step": step, "rows": rows, "scaling": scaling, "weight": weight, **_around(value, 0.2)}
         ranks.append({**row, "n_rows": 0 if none else 30, "reason": reason})
     return ranks
 

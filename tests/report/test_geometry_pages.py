@@ -64,7 +64,7 @@ def test_without_a_carrier_the_reference_is_named_and_is_not_one(small_run, base
 def test_findings_without_a_second_candidate_or_a_reference(small_run):
     row = carrier(small_run, "r2d2-step-00050").to_dict()
     said = findings.stability({**row, "margin": None, "layer_low": None})
-    assert "There is no second admissible candidate." in said
+    assert "No second candidate is admissible by exact scores." in said
     assert "no interval of the layer" in said
     empty = pd.DataFrame(columns=list(tables.columns("carriers")))
     assert "no candidate to look at" in findings.reference({**row, "reference_kind": "none"}, empty)

@@ -7,7 +7,7 @@ from planted_directions import constant, from_activations
 
 from mechrefusal.geometry import drift as measures
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import across
+from mechrefusal.study import across, tables
 
 D_MODEL, N_LAYERS = 6, 3
 
@@ -127,3 +127,78 @@ def test_effective_rank_names_every_variant():
     none = table[(table["arm"] == "r2d2") & (table["rows"] == "admissible")]
     assert none["value"].isna().all()
     assert set(none["reason"]) == {"no admissible candidate"}
+
+
+def _noisy_study(length=2.0, n=64):
+    points, directions, carriers = _study()
+    random = np.random.default_rng(1)
+    for name, found in directions.items():
+        noise = random.normal(size=(2, n, *found.values.shape))
+        directions[name] = from_activations(length * found.values.numpy() + noise[0], noise[1])
+    return points, directions, carriers
+
+
+def test_effective_rank_has_an_interval_over_the_prompts():
+    points, directions, carriers = _noisy_study()
+    table = across.effective_ranks(points, directions, carriers)
+    assert list(table.columns) == list(tables.columns("effective_rank"))
+    spread = table[table["rows"] != "admissible"]
+    assert (spread["low"] < spread["value"]).all()
+    assert (spread["value"] < spread["high"]).all()
+    assert spread["low"].min() >= 1
+    one = table[(table["rows"] == "admissible") & (table["arm"] == "sft")]
+    np.testing.assert_allclose(one[["value", "low", "high"]].astype(float), 1)
+    none = table[(table["rows"] == "admissible") & (table["arm"] == "r2d2")]
+    assert none[["value", "low", "high"]].isna().all(axis=None)
+    few = across.effective_ranks(*_noisy_study(n=3))
+    assert few["low"].isna().all()
+    assert few.loc[few["rows"] == "layers", "reason"].str.startswith("too few prompts for an interval: 3 ").all()
+
+
+def test_the_interval_of_an_effective_rank_covers_what_other_prompts_would_give():
+    point = [Checkpoint("base", 0, Path(), "")]
+    truth = 3 * np.eye(2 * N_LAYERS, D_MODEL).reshape(2, N_LAYERS, D_MODEL)
+    values, intervals = [], []
+    for seed in range(25):
+        noise = np.random.default_rng(seed).normal(size=(2, 64, *truth.shape))
+        found = from_activations(truth + noise[0], noise[1])
+        table = across.effective_ranks(point, {point[0].id: found}, {point[0].id: _carriers(None)})
+        row = table[(table["rows"] == "layers") & (table["scaling"] == "raw") & (table["weight"] == "sigma")].iloc[0]
+        values.append(row["value"])
+        intervals.append((row["low"], row["high"]))
+    assert np.mean([low <= np.mean(values) <= high for low, high in intervals]) >= 0.8
+
+
+def test_effective_rank_draws_twins_together():
+    """Topics that twins share cancel in every draw, so they widen no interval."""
+    point = [Checkpoint("base", 0, Path(), "")]
+    random = np.random.default_rng(0)
+    noise, topics = (
+        0.1 * random.normal(size=(2, 64, 2, N_LAYERS, D_MODEL)),
+        random.normal(size=(64, 2, N_LAYERS, D_MODEL)),
+    )
+    truth = np.eye(2 * N_LAYERS, D_MODEL).reshape(2, N_LAYERS, D_MODEL)
+    widths = []
+    for shared in (0, 20):
+        found = from_activations(truth + shared * topics + noise[0], shared * topics + noise[1], paired=True)
+        table = across.effective_ranks(point, {point[0].id: found}, {point[0].id: _carriers(None)})
+        widths.append(table.loc[table["rows"] == "layers", ["low", "high"]].astype(float).diff(axis=1)["high"])
+    np.testing.assert_allclose(widths[1], widths[0], rtol=1e-3)
+
+
+def test_candidates_that_a_screen_put_out_are_not_admissible():
+    points, directions, carriers = _study()
+    for name, table in carriers.items():
+        carriers[name] = table.assign(exact=True)
+    rough = carriers[points[0].id]
+    rough.loc[(rough["position"] == -2) & (rough["layer"] == 0), ["admissible", "exact"]] = [True, False]
+    ranks = across.effective_ranks(points, directions, carriers)
+    assert ranks.loc[(ranks["arm"] == "base") & (ranks["rows"] == "admissible"), "n_rows"].eq(1).all()
+    drift = across.drift(points, directions, carriers)
+    span = drift[(drift["arm_b"] == "sft") & (drift["layer"] == -1) & (drift["measure"] == "principal_angle_max")]
+    assert span["n"].tolist() == [1]
+    assert span["value"].iloc[0] == pytest.approx(90)
+    # An earlier version's tables say nothing of it.
+    carriers[points[0].id] = rough.assign(exact=float("nan"))
+    again = across.effective_ranks(points, directions, carriers)
+    assert again.loc[(again["arm"] == "base") & (again["rows"] == "admissible"), "n_rows"].eq(2).all()

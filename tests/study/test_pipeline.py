@@ -42,11 +42,17 @@ def test_every_table_is_there_for_every_checkpoint(finished):
     for point in points:
         for name in tables.PER_CHECKPOINT:
             table = tables.read(name, finished.measurements(point))
-            if name == "carriers" and table.empty:
-                continue  # the table `carrier` then says why
+            if name in {"carriers", "candidate_scores", "doses"} and table.empty:
+                continue  # the tables `carrier` and `utility_coupling` then say why
             assert set(table["weights"]) == {point.weights}, (point.id, name)
     for name in tables.ACROSS:
-        assert len(tables.read(name, finished.measurements())) > 0, name
+        if name != "transfer":  # no checkpoint has a direction to carry elsewhere, which `relocation` says
+            assert len(tables.read(name, finished.measurements())) > 0, name
+    relocation = tables.read("relocation", finished.measurements())
+    assert set(relocation["verdict"]) <= {"moved", "not moved", "cannot tell"}
+    assert (relocation["reason"] != "").all()
+    subspaces = tables.read("subspaces", finished.measurements())
+    assert (subspaces.loc[subspaces["bypass"].isna(), "reason"] != "").all()
 
 
 def test_a_checkpoint_without_carrier_says_why(finished):

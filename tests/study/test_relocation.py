@@ -27,16 +27,23 @@ def carrier(layers=None, *, reference=0, **changes):
     return tables.frame("carrier", [row | changes])
 
 
-def transferred(target, bypass, *, half=0.2, baseline=5.0, random=4.8, kind="carrier"):
+def transferred(source, target, decrease, *, half=0.2, random=0.2, kind="carrier"):
+    """A row of table `transfer`: ablation lowers the score by `decrease` ± `half`."""
     return dict.fromkeys(tables.columns("transfer"), NAN) | {
-        "arm_source": "base", "step_source": 0, "arm_target": target.arm, "step_target": target.step, "kind": kind,
-        "bypass": bypass, "bypass_low": bypass - half, "bypass_high": bypass + half, "baseline_harmful": baseline,
-        "random_bypass": random, "reason": "",
+        "arm_source": source.arm, "step_source": source.step, "arm_target": target.arm, "step_target": target.step,
+        "kind": kind, "decrease": decrease, "decrease_low": decrease - half, "decrease_high": decrease + half,
+        "random_decrease": random, "reason": "",
     }  # fmt: skip
 
 
-HELD = [transferred(BASE, 0.0), transferred(SFT, 0.5)]
-LOST = [transferred(BASE, 0.0), transferred(SFT, 4.0)]
+def carried(away, own=None, home=None):
+    """Rows of the table: base's carrier at sft, sft's own there, base's own at base."""
+    rows = ((BASE, SFT, away), (SFT, SFT, own or {"decrease": 5.0}), (BASE, BASE, home or {"decrease": 5.0}))
+    return [transferred(source, target, **given) for source, target, given in rows]
+
+
+HELD = carried({"decrease": 4.5})
+LOST = carried({"decrease": 1.0})
 
 
 def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
@@ -59,7 +66,11 @@ def test_nothing_moved():
         "carrier_layer", "carrier_cosine", "direction_cosine", "principal_angle", "transfer", "overall",
     ]  # fmt: skip
     assert set(found["verdict"]) == {"not moved"}
-    assert found.loc["overall", "reason"] == "carrier_layer, direction_cosine, transfer did not move"
+    reason = found.loc["overall", "reason"]
+    assert reason.startswith("carrier_layer did not move: layers 8 to 10 and 9 to 10 span 2 of 30 layers")
+    assert "; transfer did not move: at sft" in reason
+    beside = "carrier_cosine did not move, direction_cosine did not move, principal_angle did not move"
+    assert reason.endswith(f" (beside: {beside})")
 
 
 def test_values_and_floors():
@@ -76,47 +87,67 @@ def test_values_and_floors():
         )
         assert row["floor"] == expected.expected
     row = found.loc["transfer"]
-    # Lowered by 4.5 ± 0.2 at sft, by 5 ± 0.2 at home, and by 0.2 with a random direction.
+    # At sft lowered by 4.5 ± 0.2, by its own carrier by 5 ± 0.2, and by 0.2 with a random direction.
     np.testing.assert_allclose(row[["value", "low", "high"]].astype(float), [0.9, 4.3 / 5.2, 4.7 / 4.8])
     assert row["floor"] == pytest.approx(0.04)
-    assert "by 4.50 [4.30, 4.70] nats at sft-step-00005, by 5.00 [4.80, 5.20] at base-step-00000" in row["reason"]
+    assert row["reason"] == (
+        "at sft-step-00005, ablating the carrier of base-step-00000 lowers the refusal score by 4.50 [4.30, 4.70] "
+        "nats, its own by 5.00 [4.80, 5.20]"
+    )
+
+
+STILL, DEEPER, WIDE = carrier((9, 10)), carrier((2, 4)), carrier((2, 10))
+UNCLEAR = carried({"decrease": 3.5})
 
 
 @pytest.mark.parametrize(
-    ("second", "transfers", "planted", "by"),
+    ("second", "transfers", "expected"),
     [
-        (carrier((2, 4)), HELD, {}, "carrier_layer"),
-        (carrier((9, 10)), LOST, {}, "transfer"),
-        (carrier((9, 10)), HELD, {"degrees": 60}, "direction_cosine"),
+        (STILL, HELD, "not moved"),
+        (STILL, UNCLEAR, "not moved"),
+        (STILL, [], "not moved"),
+        (STILL, LOST, "cannot tell"),  # they contradict each other
+        (DEEPER, HELD, "cannot tell"),  # likewise
+        (DEEPER, UNCLEAR, "moved"),
+        (DEEPER, [], "moved"),
+        (DEEPER, LOST, "moved"),
+        (WIDE, LOST, "moved"),
+        (WIDE, HELD, "cannot tell"),
+        (WIDE, UNCLEAR, "cannot tell"),
     ],
 )
-def test_any_of_three_moves_it(second, transfers, planted, by):
-    found = decide(carrier((8, 10)), second, transfers, **planted)
-    deciding = found.loc[["carrier_layer", "transfer", "direction_cosine"], "verdict"]
-    assert deciding.drop(by).eq("not moved").all()
-    assert deciding[by] == found.loc["overall", "verdict"] == "moved"
-    assert found.loc["overall", "reason"].startswith(f"{by} moved: ")
+@pytest.mark.parametrize("degrees", [0, 60])
+def test_depth_and_transfer_decide(second, transfers, expected, degrees):
+    """However the direction turned: that is shown beside, and decides nothing."""
+    found = decide(carrier((8, 10)), second, transfers, degrees=degrees)
+    reason = found.loc["overall", "reason"]
+    assert found.loc["overall", "verdict"] == expected
+    said = set(found.loc[["carrier_layer", "transfer"], "verdict"])
+    assert reason.startswith("these two contradict each other: ") == ({"moved", "not moved"} == said)
+    assert f"direction_cosine {'moved' if degrees else 'did not move'}" in reason.split("(beside: ")[1]
 
 
 def test_no_carrier_is_named_and_settles_nothing():
-    found = decide(carrier(None), carrier((8, 10)), [transferred(t, 0.0, kind="best candidate") for t in (BASE, SFT)])
+    found = decide(carrier(None), carrier((8, 10)), carried({"decrease": 5.0, "kind": "best candidate"}))
     for measure in ("carrier_layer", "carrier_cosine"):
         assert found.loc[measure, "verdict"] == "cannot tell"
         assert found.loc[measure, "reason"] == "no carrier at base-step-00000: none of 4 candidates is admissible"
     assert found.loc["transfer", "reason"] == "no carrier at base-step-00000 to transfer"
     assert found.loc["direction_cosine", "verdict"] == "not moved"
     assert found.loc["overall", "verdict"] == "cannot tell"
-    assert "carrier_layer: no carrier at base-step-00000" in found.loc["overall", "reason"]
+    assert "carrier_layer cannot tell: no carrier at base-step-00000" in found.loc["overall", "reason"]
 
 
-def test_without_a_carrier_a_turned_direction_has_moved_all_the_same():
+def test_without_a_carrier_a_turned_direction_is_only_mentioned():
     found = decide(carrier(None), carrier(None), [], degrees=80)
-    assert found.loc["overall", "verdict"] == "moved"
+    assert found.loc["direction_cosine", "verdict"] == "moved"
+    assert found.loc["overall", "verdict"] == "cannot tell"
+    assert "direction_cosine moved" in found.loc["overall", "reason"]
 
 
 def test_a_transfer_that_was_not_taken_leaves_the_rest_to_decide():
     found = decide(carrier((8, 10)), carrier((9, 10)), [])
-    assert found.loc["transfer", "reason"] == "the carrier of base-step-00000 was not applied at base-step-00000"
+    assert found.loc["transfer", "reason"] == "the carrier of base-step-00000 was not applied at sft-step-00005"
     assert found.loc["overall", "verdict"] == "not moved"
 
 
@@ -124,27 +155,69 @@ def test_one_unclear_measure_makes_it_unclear():
     found = decide(carrier((2, 10)), carrier((9, 10)))
     assert found.loc["carrier_layer", "verdict"] == "cannot tell"
     assert found.loc["overall", "verdict"] == "cannot tell"
-    assert found.loc["overall", "reason"].startswith("carrier_layer: layers 2 to 10 and 9 to 10 overlap")
+    assert found.loc["overall", "reason"].startswith("carrier_layer cannot tell: layers 2 to 10 and 9 to 10 overlap")
 
 
 @pytest.mark.parametrize(
-    ("home", "away", "expected"),
+    ("away", "own", "home", "expected"),
     [
-        ({"bypass": 0.0}, {"bypass": 1.0}, "not moved"),
-        ({"bypass": 0.0}, {"bypass": 1.5}, "cannot tell"),  # 70%
-        ({"bypass": 0.0}, {"bypass": 3.0}, "moved"),  # 40%
-        ({"bypass": 0.0, "half": 2.0}, {"bypass": 3.0, "half": 1.5}, "cannot tell"),  # 40%, but intervals overlap
-        ({"bypass": 0.0}, {"bypass": 0.0, "half": 6.0}, "cannot tell"),  # at sft as large, but anything
-        ({"bypass": 0.0}, {"bypass": 1.0, "random": 0.9}, "cannot tell"),  # a random direction does it too
-        ({"bypass": 4.7}, {"bypass": 4.7}, "cannot tell"),  # nothing to carry over
-        ({"bypass": 0.0}, {"bypass": 6.0}, "moved"),  # it refuses the more
-        ({"bypass": 0.0, "random": NAN}, {"bypass": 0.2, "random": NAN}, "not moved"),
-        ({"bypass": 0.0}, {"bypass": NAN}, "cannot tell"),
+        ({"decrease": 4.0}, {}, {}, "not moved"),
+        ({"decrease": 3.5}, {}, {}, "cannot tell"),  # 70%
+        ({"decrease": 2.0}, {}, {}, "moved"),  # 40%
+        ({"decrease": 2.0, "half": 1.5}, {"half": 2.0}, {}, "cannot tell"),  # 40%, but intervals overlap
+        ({"decrease": 5.0, "half": 6.0}, {}, {}, "cannot tell"),  # as large, but anything
+        ({"decrease": 4.0, "random": 4.1}, {"random": 4.1}, {}, "cannot tell"),  # a random direction does it too
+        ({"decrease": 0.3}, {"decrease": 0.3}, {}, "cannot tell"),  # sft's own does nothing
+        ({"decrease": 2.0}, {"half": 5.5}, {}, "cannot tell"),
+        ({"decrease": -1.0}, {}, {}, "moved"),  # it refuses the more
+        ({"decrease": 4.8, "random": NAN}, {"random": NAN}, {}, "not moved"),
+        ({"decrease": NAN}, {}, {}, "cannot tell"),
+        ({"decrease": 4.0}, {"decrease": NAN}, {}, "cannot tell"),
+        ({"decrease": 4.5}, {"kind": "best candidate"}, {}, "cannot tell"),
+        ({"decrease": 1.0}, {}, {"decrease": 0.1}, "cannot tell"),  # it does nothing at base either
+        ({"decrease": 1.0}, {}, {"decrease": NAN}, "moved"),
+        # A weaker refusal, and another metric's scale: all the refusal that there is at sft is taken away.
+        ({"decrease": 1.4}, {"decrease": 1.5}, {"decrease": 9.0}, "not moved"),
+        ({"decrease": 45.0}, {"decrease": 50.0}, {"decrease": 5.0}, "not moved"),
+        # And as much in nats as at base is little beside what sft's own takes away.
+        ({"decrease": 5.0}, {"decrease": 20.0}, {"decrease": 5.0}, "moved"),
     ],
 )
-def test_transfer(home, away, expected):
-    rows = [transferred(BASE, **home), transferred(SFT, **away)]
+def test_transfer(away, own, home, expected):
+    rows = carried(away, {"decrease": 5.0} | own, {"decrease": 5.0} | home)
     assert decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer", "verdict"] == expected
+
+
+def test_the_transfer_says_why_it_cannot_tell():
+    def reason(*rows):
+        return decide(carrier((8, 10)), carrier((9, 10)), carried(*rows)).loc["transfer", "reason"]
+
+    assert reason({"decrease": 5.0}, {"decrease": 5.0, "kind": "best candidate"}) == (
+        "no carrier at sft-step-00005 to compare with"
+    )
+    assert reason({"decrease": 5.0}, {"decrease": 0.1}).endswith(
+        "its own is not clear of zero and of a random direction"
+    )
+    assert "of a random direction at base-step-00000 either" in reason({"decrease": 1.0}, None, {"decrease": 0.1})
+
+
+def test_it_needs_only_the_rows_at_the_second_checkpoint():
+    assert decide(carrier((8, 10)), carrier((9, 10)), LOST[:2]).loc["transfer", "verdict"] == "moved"
+    found = decide(carrier((8, 10)), carrier((9, 10)), LOST[:1]).loc["transfer"]
+    assert found["reason"] == "the carrier of sft-step-00005 was not applied at sft-step-00005"
+
+
+@pytest.mark.parametrize(("often", "expected"), [(0.5, "moved"), (0.51, "cannot tell"), (NAN, "moved")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_depth_of_a_carrier_that_is_mostly_none(often, expected, side):
+    changes = [{}, {}]
+    changes[side] = {"none_frequency": often}
+    found = decide(carrier((8, 10), **changes[0]), carrier((2, 4), **changes[1])).loc["carrier_layer"]
+    assert found["verdict"] == expected
+    where = (BASE, SFT)[side].id
+    said = f"no admissible candidate in 51% at {where} of the bootstraps over prompts; layers 8 to 10 and 2 to 4"
+    assert found["reason"].startswith(said) == (expected == "cannot tell")
+    assert found["reason"].endswith("the noise of the direction prompts is not in these intervals")
 
 
 def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
@@ -156,15 +229,14 @@ def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
 
 def test_a_carrier_without_an_interval():
     found = decide(carrier((NAN, NAN)), carrier((9, 10)))
-    assert found.loc["carrier_layer", "reason"] == "no interval of the carrier's layer at one of the two"
+    assert found.loc["carrier_layer", "reason"].startswith("no interval of the carrier's layer at one of the two")
     assert found.loc["overall", "verdict"] == "cannot tell"
 
 
 def test_the_same_place_under_noise_is_hardly_ever_called_moved():
     """Carriers and transfers alike; directions with no more than the noise of the prompts between them."""
-    found = [
-        decide(carrier((8, 10)), carrier((9, 10)), seed=seed, length=1.5).loc["overall", "verdict"]
-        for seed in range(15)
-    ]
-    assert found.count("moved") <= 1
-    assert "cannot tell" in found
+    found = [decide(carrier((8, 10)), carrier((9, 10)), seed=seed, length=1.5) for seed in range(15)]
+    assert {each.loc["overall", "verdict"] for each in found} == {"not moved"}
+    turned = [each.loc["direction_cosine", "verdict"] for each in found]
+    assert turned.count("moved") <= 1
+    assert "cannot tell" in turned
