@@ -14,6 +14,8 @@ from mechrefusal.study import tables
 
 TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 
+pytestmark = pytest.mark.slow  # each test writes a whole report
+
 
 @pytest.fixture(scope="module")
 def written(run_folder, tmp_path_factory):
