@@ -8,6 +8,7 @@ transformer's twin, or by the hooked transformer itself where it has none and wh
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -50,10 +51,13 @@ class _Passes:
 
     def _run(self, intervention: Intervention | None) -> Iterator[Float[Tensor, "place vocab"]]:
         """Logits prompt by prompt and run by run, at the end of the prompt and at each token of the run; float32."""
+        return chain.from_iterable(self._by_group(intervention))
+
+    def _by_group(self, intervention: Intervention | None) -> Iterator[Sequence[Tensor]]:
         if intervention is not None:
             intervention.check(self.model)
         for group in self._groups:
-            yield from self._group_logits(group, intervention)
+            yield self._group_logits(group, intervention)
 
     def _group_logits(self, group: "_Group", intervention: Intervention | None) -> Sequence[Tensor]:
         if self.twin is None or self._forward is None or twin(self.model) is None:
@@ -152,10 +156,8 @@ class Passes(_Passes):
 
     def by_group(self, intervention: Intervention | None = None) -> Iterator[Logits]:
         """The same for a few prompts after another, so that memory does not grow with them."""
-        if intervention is not None:
-            intervention.check(self.model)
-        for group in self._groups:
-            found, n = self._group_logits(group, intervention), len(self.runs)
+        n = len(self.runs)
+        for found in self._by_group(intervention):
             yield [torch.stack(list(found[run::n])) for run in range(n)]
 
 

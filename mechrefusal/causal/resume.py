@@ -9,28 +9,18 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from mechrefusal.models.blocks import blocks_with_tuples, skipped
 from mechrefusal.models.forward import contiguous_head, positions
 
 
 @contextmanager
 def skipping(model, layer: int) -> Iterator[None]:
     """While open, blocks below `layer` return their input unchanged and unhooked."""
-    wraps = blocks_return_tuple(model)
-
-    def hand_through(hidden_states: Tensor, *args, **kwargs):
-        return (hidden_states,) if wraps else hidden_states
-
-    blocks = list(model.blocks)[:layer]
-    for block in blocks:
-        block.__dict__["forward"] = hand_through
-    try:
+    with skipped(list(model.blocks)[:layer], blocks_return_tuple(model)):
         yield
-    finally:
-        for block in blocks:
-            del block.__dict__["forward"]
 
 
 @torch.no_grad()
@@ -58,19 +48,6 @@ def logits_from(
     return logits[:, -keep:]
 
 
-def blocks_return_tuple(model) -> bool:
-    """Whether this architecture's blocks return a tuple (it differs between architectures of transformers).
-
-    Found out by one pass of two tokens and remembered; call it before opening hooks that expect other shapes.
-    """
-    known = model.__dict__.get("_blocks_return_tuple")
-    if known is None:
-        seen: list[bool] = []
-        handle = model.blocks[0].register_forward_hook(lambda _m, _a, output: seen.append(isinstance(output, tuple)))
-        try:
-            with torch.no_grad():
-                model(torch.zeros((1, 2), dtype=torch.long, device=model.cfg.device))
-        finally:
-            handle.remove()
-        known = model.__dict__["_blocks_return_tuple"] = seen[0]
-    return known
+def blocks_return_tuple(model) -> set[nn.Module]:
+    """The blocks that return a tuple; found out once, so call it before opening hooks that expect other shapes."""
+    return blocks_with_tuples(model, list(model.blocks), model, device=model.cfg.device)

@@ -293,7 +293,7 @@ def _dealt(contrast: Contrast, sizes: tuple[int, int]) -> tuple[list[list[int]],
 
     Twins are dealt out in turn by the name that they share, then each class's prompts without a twin on the other side.
     """
-    names = [_twins(each) for each in (contrast.harmful, contrast.harmless)]
+    names = [twin_names(each) for each in (contrast.harmful, contrast.harmless)]
     if names[0] is None or names[1] is None or not (both := {*names[0]} & {*names[1]} - {None}):
         return [[index % FOLDS for index in range(n)] for n in sizes], False
     # By name, not by place: the audit of leaks may have dropped a prompt of one side only.
@@ -305,7 +305,7 @@ def _dealt(contrast: Contrast, sizes: tuple[int, int]) -> tuple[list[list[int]],
     return dealt, True
 
 
-def _twins(texts: Texts) -> list[str | None] | None:
+def twin_names(texts: Texts) -> list[str | None] | None:
     """What each prompt's column `twin` says, None in it where it says nothing; None where there is no such column."""
     if not isinstance(texts, prompts.PromptSet) or "twin" not in texts.table:
         return None

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal import Ablation, Addition, AnswerPasses, Intervention, Passes, random_like
+from mechrefusal.causal import Ablation, Addition, AnswerPasses, Intervention, random_like
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.directions import Texts
-from mechrefusal.geometry.scoring import kl_divergence
+from mechrefusal.geometry.scoring import Lists, Scorer
 from mechrefusal.models import RefusalMetric, TokenBatch, end_tokens, generate, require_direction, require_layers
 from mechrefusal.progress import track
 
@@ -128,18 +128,16 @@ class _Response:
     def __init__(
         self, model, harmful: Texts, harmless: Texts, metric: RefusalMetric, answers: Sequence[Sequence[int]] | None
     ) -> None:
-        self.metric, self.n_harmful = metric, len(harmful)
-        ids, calm = (prompts.prompt_ids(model.tokenizer, texts) for texts in (harmful, harmless))
+        calm = prompts.prompt_ids(model.tokenizer, harmless)
         if answers is None:
             answers = _own_answers(model, calm)
         if len(answers) != len(calm):
             raise MechrefusalError(
                 f"{len(calm)} harmless prompts came with {len(answers)} answers; give the token ids of one a prompt"
             )
-        self._both = Passes(model, ids + calm, metric.runs)
+        self._scorer = Scorer(model, Lists(harmful, harmless), metric)
         kept = [place for place, answer in enumerate(answers) if len(answer)]
         self._answers = AnswerPasses(model, [calm[k] for k in kept], [answers[k] for k in kept]) if kept else None
-        self._base: Tensor | None = None
         self._untouched: dict[str, np.ndarray] | None = None
 
     def under(self, intervention: Intervention | None) -> dict[str, np.ndarray]:
@@ -150,19 +148,15 @@ class _Response:
 
     @torch.no_grad()
     def _measured(self, intervention: Intervention | None) -> dict[str, np.ndarray]:
-        logits = self._both.logits(intervention)
-        scores = self.metric.of_runs(logits).double().cpu().numpy()
-        following = logits[0][self.n_harmful :, 0].log_softmax(-1)
-        if self._base is None:
-            self._base = following
-        calm = scores[self.n_harmful :]
+        found = self._scorer.base if intervention is None else self._scorer.under(intervention)
+        calm = found.harmless.double().cpu().numpy()
         losses = self._answers.losses(intervention).double().cpu().numpy() if self._answers else np.empty(0)
         return {
-            "refusal_harmful": scores[: self.n_harmful],
+            "refusal_harmful": found.harmful.double().cpu().numpy(),
             "refusal_harmless": calm,
             "refused_harmless": np.where(np.isfinite(calm), calm > 0, np.nan),
             "loss_harmless": losses,
-            "kl_harmless": kl_divergence(self._base, following).cpu().numpy(),
+            "kl_harmless": found.kl.double().cpu().numpy(),
         }
 
 

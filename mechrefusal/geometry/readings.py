@@ -9,7 +9,7 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.activations import stream
-from mechrefusal.geometry.directions import Contrast, last_instruction_position
+from mechrefusal.geometry.directions import Contrast, last_instruction_position, twin_names
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Readings:
 def _twins(contrast: Contrast) -> tuple[str, ...] | None:
     """Names of the twins, from a column `twin` of both prompt sets; None where there is none."""
     found: list[str] = []
-    for chosen in (contrast.harmful, contrast.harmless):
-        if not isinstance(chosen, prompts.PromptSet) or "twin" not in chosen.table:
+    for side, chosen in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
+        names = twin_names(chosen)
+        if names is None:
             return None
-        own = [f"{chosen.name} {row}" for row in range(len(chosen))]  # of a prompt without a twin
-        found += chosen.table["twin"].astype("object").where(chosen.table["twin"].notna(), own).astype(str).tolist()
+        # A prompt without a twin has a name of its own.
+        found += [f"{side} {row}" if name is None else name for row, name in enumerate(names)]
     return tuple(found)

@@ -16,7 +16,7 @@ from mechrefusal import prompts
 from mechrefusal.causal import Ablation, Addition, Intervention, Passes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import candidates, last_layer
-from mechrefusal.geometry.directions import Contrast, Directions
+from mechrefusal.geometry.directions import Contrast, Directions, Texts
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
@@ -65,6 +65,14 @@ class CarrierScores:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """A `Contrast` of plain texts."""
+
+    harmful: Texts
+    harmless: Texts
+
+
+@dataclass(frozen=True)
 class Scored:
     """One direction on every prompt: refusal scores on the harmful ones, refusal scores and KL on the harmless ones."""
 
@@ -102,7 +110,11 @@ class Scorer:
 
     def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
         """Under ablation (see `causal.Ablation`)."""
-        scores, following = self._read(self._both, Ablation(directions, dose))
+        return self.under(Ablation(directions, dose))
+
+    def under(self, intervention: Intervention | None) -> Scored:
+        """Under any intervention, on all prompts."""
+        scores, following = self._read(self._both, intervention)
         kl = self._kl(following[self.n_harmful :])
         return Scored(scores[: self.n_harmful], scores[self.n_harmful :], kl)
 
@@ -118,7 +130,7 @@ class Scorer:
         return torch.cat([scores for scores, _ in found]), torch.cat([following for _, following in found])
 
     def _kl(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-        return (self._p * (self._log_p - torch.log(_probabilities(logits) + EPSILON))).sum(-1)
+        return _divergence(self._p, self._log_p, _probabilities(logits))
 
 
 def score(
@@ -158,7 +170,7 @@ def kl_divergence(
 ) -> Float[Tensor, " prompt"]:
     """KL(base ‖ other) in nats from log-probabilities, with `EPSILON` inside each logarithm; float64."""
     p, q = base.double().exp(), other.double().exp()
-    return (p * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).sum(-1)
+    return _divergence(p, torch.log(p + EPSILON), q)
 
 
 def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,6 +218,10 @@ def same_weights(model, directions: Directions) -> None:
 def candidate_rows(model, directions: Directions, rows: Sequence[dict] | None) -> list[dict]:
     """`rows`, or where there are none all that `carriers.select` could admit by its defaults."""
     return list(candidates(directions, layers=range(last_layer(model.cfg.n_layers))) if rows is None else rows)
+
+
+def _divergence(p: Tensor, log_p: Tensor, q: Tensor) -> Tensor:
+    return (p * (log_p - torch.log(q + EPSILON))).sum(-1)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

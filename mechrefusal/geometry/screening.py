@@ -14,9 +14,18 @@ from numpy import ndarray
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import last_layer
 from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, candidate_rows, exactly, gathered, same_weights, score
+from mechrefusal.geometry.scoring import (
+    CarrierScores,
+    Lists,
+    Scorer,
+    candidate_rows,
+    exactly,
+    gathered,
+    same_weights,
+    score,
+)
 from mechrefusal.models import RefusalMetric
-from mechrefusal.progress import bar
+from mechrefusal.progress import track
 
 FEWEST = 12
 """Prompts of each side in the sample at least."""
@@ -24,14 +33,8 @@ SURE, LIKELY = 3.0, 2.0
 """Standard errors by which a candidate must be out of the running: of the sample against all prompts (it cannot be the
 carrier), and of all prompts against others like them (it would hardly be the carrier in a bootstrap)."""
 SCORE_SLACK, KL_SLACK = 0.1, 0.02
-"""What rounding to bfloat16 may shift a mean refusal score, and a mean KL, by (nats): twice the largest shift seen on
-SmolLM2's checkpoints (`benchmarks/carriers.py` prints the shifts)."""
-
-
-@dataclass(frozen=True)
-class _Texts:
-    harmful: list[str]
-    harmless: list[str]
+"""Ours: what rounding to bfloat16 is allowed to shift a mean refusal score, and a mean KL, by (nats). The shifts that
+`benchmarks/carriers.py` prints are larger, as they hold the sampling as well."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,19 @@ def screened(
         raise MechrefusalError(f"share of a screen is {share:g}: give more than 0 and at most 1")
     same_weights(model, directions)
     wanted = candidate_rows(model, directions, rows)
-    sample = _Texts(*(_sample(texts, share) for texts in (validation.harmful, validation.harmless)))
+    sample = Lists(*(_sample(texts, share) for texts in (validation.harmful, validation.harmless)))
     fractions = [
         len(part) / max(1, len(whole))
         for part, whole in zip(
             (sample.harmful, sample.harmless), (validation.harmful, validation.harmless), strict=True
         )
     ]
-    exact = Scorer(model, validation, metric)
     rough = Scorer(model, sample, metric, low_precision=True)
     if min(fractions) >= 1 and not rough.low_precision:
         return score(model, directions, validation, metric, rows=wanted)
-    found: list[tuple] = []
-    with bar("screening carriers", len(wanted)) as progress:
-        for row in wanted:
-            found.append(exactly(rough, directions, row))
-            progress.advance()
+    found = [exactly(rough, directions, row) for row in track(wanted, "screening carriers")]
     del rough
+    exact = Scorer(model, validation, metric)
     race = _Race([_Rough(*one) for one in found], fractions[0], fractions[1])
     limit = last_layer(model.cfg.n_layers, prune_layer_fraction)
     runners = [
@@ -99,15 +98,13 @@ def screened(
     ]
     is_exact = [bool(np.isnan(one[0]).any()) for one in found]  # NaN is as exact as it gets
     best: tuple[int, float] | None = None
-    with bar("scoring finalists", len(runners)) as progress:
-        for place in runners:
-            if best is None or race.may_beat(place, best[0]):
-                scores = exactly(exact, directions, wanted[place])
-                found[place], is_exact[place] = scores, True
-                bypass, induce, kl = (values.mean() for values in scores)
-                if kl <= kl_threshold and induce >= induce_threshold and (best is None or bypass < best[1]):
-                    best = (place, bypass)
-            progress.advance()
+    for place in track(runners, "scoring finalists"):
+        if best is None or race.may_beat(place, best[0]):
+            scores = exactly(exact, directions, wanted[place])
+            found[place], is_exact[place] = scores, True
+            bypass, induce, kl = (values.mean() for values in scores)
+            if kl <= kl_threshold and induce >= induce_threshold and (best is None or bypass < best[1]):
+                best = (place, bypass)
     return gathered(wanted, found, is_exact)
 
 

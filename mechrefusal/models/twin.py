@@ -10,12 +10,15 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from mechrefusal.models.blocks import blocks_with_tuples, skipped
 
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 Edit = tuple[int, Site, Callable[[Tensor], Tensor]]
@@ -64,14 +67,10 @@ class Twin:
     @contextmanager
     def skipping(self, layer: int) -> Iterator[None]:
         """While open, blocks below `layer` return their input."""
-        skipped = self.blocks[:layer]
-        for block in skipped:
-            block.__dict__["forward"] = _hand_through_tuple if block in _returns_tuple(self) else _hand_through
-        try:
+        device = self.model.get_input_embeddings().weight.device
+        run = partial(self.model, use_cache=False)
+        with skipped(self.blocks[:layer], blocks_with_tuples(self.model, self.blocks, run, device=device)):
             yield
-        finally:
-            for block in skipped:
-                del block.__dict__["forward"]
 
 
 def twin(model) -> Twin | None:
@@ -196,31 +195,3 @@ def _agrees(model, found: Twin) -> bool:
         if not (seen - expected).abs().max() <= TOLERANCE:
             return False
     return True
-
-
-def _hand_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-def _hand_through_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-    return (hidden_states,)
-
-
-@torch.no_grad()
-def _returns_tuple(found: Twin) -> set[nn.Module]:
-    """The blocks that return a tuple (it differs between architectures); found out by one pass of two tokens."""
-    known = found.model.__dict__.get("_blocks_return_tuple")
-    if known is None:
-        known = set()
-
-        def note(block: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, tuple):
-                known.add(block)
-
-        with ExitStack() as stack:
-            for block in found.blocks:
-                stack.callback(block.register_forward_hook(note).remove)
-            device = found.model.get_input_embeddings().weight.device
-            found.model(torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
-        found.model.__dict__["_blocks_return_tuple"] = known
-    return known

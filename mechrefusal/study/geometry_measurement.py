@@ -129,19 +129,18 @@ class GeometryMeasurement:
 
     def _score(self, row: dict[str, Any]) -> None:
         settings, n_layers, directions = self.settings, self.model.cfg.n_layers, self.directions
-        thresholds = (settings.kl_threshold, settings.induce_threshold, settings.prune_layer_fraction)
+        thresholds = self._thresholds()
         rows = carriers.candidates(
             directions,
             layers=range(0, carriers.last_layer(n_layers, settings.prune_layer_fraction), self.wanted.layer_step),
             positions=directions.positions[-settings.n_positions :],
         )
         if self.wanted.screen:
-            named = dict(zip(("kl_threshold", "induce_threshold", "prune_layer_fraction"), thresholds, strict=True))
-            scores = geometry.screened(self.model, directions, self.validation, self.metric, rows=rows, **named)
+            scores = geometry.screened(self.model, directions, self.validation, self.metric, rows=rows, **thresholds)
         else:
             scores = geometry.score(self.model, directions, self.validation, self.metric, rows=rows)
-        found = carriers.select(scores, n_layers, *thresholds)
-        stability = geometry.stability.bootstrap(scores, n_layers, *thresholds, n=self.wanted.n_bootstrap)
+        found = carriers.select(scores, n_layers, **thresholds)
+        stability = geometry.stability.bootstrap(scores, n_layers, **thresholds, n=self.wanted.n_bootstrap)
         table = found.table.assign(win_frequency=stability.table["win_frequency"])
         self.add("carriers", table)
         self.add("candidate_scores", scores.long(self.validation.harmful.ids, self.validation.harmless.ids))
@@ -157,12 +156,17 @@ class GeometryMeasurement:
             row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
         else:
             row |= {name: found.winner[name] for name in carriers.COLUMNS}
-            row["token"] = directions.tokens[directions.positions.index(int(found.winner["position"]))]
+            row["token"] = directions.tokens[directions.row(int(found.winner["position"]))]
             row["win_frequency"] = table.loc[found.winner.name, "win_frequency"]
         self.reference = _reference(table)
         if self.reference is not None:
             row["reference_kind"] = self.reference.kind
             row["reference_position"], row["reference_layer"] = self.reference.position, self.reference.layer
+
+    def _thresholds(self) -> dict[str, Any]:
+        """What an admissible candidate keeps, as the geometry's functions take it."""
+        names = ("kl_threshold", "induce_threshold", "prune_layer_fraction")
+        return {name: getattr(self.settings, name) for name in names}
 
     def take_subspaces(self) -> None:
         """Families of subspaces at the reference, up to the largest that the recipe asks for."""
@@ -203,9 +207,7 @@ class GeometryMeasurement:
             difference=difference,
             position=reference.position,
             layer=reference.layer,
-            kl_threshold=self.settings.kl_threshold,
-            induce_threshold=self.settings.induce_threshold,
-            prune_layer_fraction=self.settings.prune_layer_fraction,
+            **self._thresholds(),
             largest=largest,
         )
         self.add("subspaces", found.table)

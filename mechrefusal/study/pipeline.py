@@ -1,12 +1,9 @@
 """The stages of a study, each of which can be run again: what is done already is read from disk, not made anew."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -23,7 +20,7 @@ from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
-from mechrefusal.study.run import Run
+from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 
@@ -191,12 +188,7 @@ def _stamp(run: Run, checkpoint: Checkpoint) -> str:
     """The weights, and a fingerprint of what else a measurement hangs on: its settings and the version of its rules."""
     recipe = run.recipe.as_dict()
     told = {"version": RULES, "measuring": recipe["measuring"], "geometry": recipe["geometry"]}
-    return f"{checkpoint.weights}-{_hashed(told)}"
-
-
-def _hashed(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{checkpoint.weights}-{fingerprint(told)}"
 
 
 def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
@@ -232,7 +224,9 @@ def _lock(run: Run, chosen: Asked) -> None:
         "pairs": chosen.pairs.harmful,
         **chosen.evaluation_sets(),
     }
-    found = {name: {"n": len(prompts), "sha256": _fingerprint(prompts)} for name, prompts in sets.items()}
+    found = {
+        name: {"n": len(prompts), "sha256": fingerprint([prompts.ids, prompts.texts])} for name, prompts in sets.items()
+    }
     known = run.manifest.get("prompts", {})
     if changed := [name for name in known if known[name] != found.get(name)]:
         raise MechrefusalError(
@@ -241,10 +235,6 @@ def _lock(run: Run, chosen: Asked) -> None:
         )
     left_out = [f"{row.set_b}: {row.id_b} (is {row.id_a} of {row.set_a})" for row in chosen.dropped.itertuples()]
     run.update({"prompts": found, "left_out_as_leaks": left_out})
-
-
-def _fingerprint(prompts: PromptSet) -> str:
-    return _hashed([prompts.ids, prompts.texts])
 
 
 def _base(run: Run) -> Checkpoint:

@@ -1,5 +1,6 @@
 """A run: the folder of one study. It says what was asked (recipe.yaml) and what exists (manifest.json)."""
 
+import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -162,6 +163,12 @@ class Run:
 def open(folder: Path | str) -> Run:
     """Open an existing run: `mr.study.open("checkpoints/demo")`."""
     return Run.open(folder)
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of plain data (what JSON holds), to tell whether it is still the same."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

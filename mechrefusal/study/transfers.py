@@ -1,8 +1,5 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
-import hashlib
-import json
-
 import pandas as pd
 
 from mechrefusal.geometry import Directions
@@ -10,7 +7,7 @@ from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.prompts import Split
 from mechrefusal.study import tables
-from mechrefusal.study.run import Run
+from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
 VERSION = 2
@@ -29,12 +26,7 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked) -> pd.DataF
     sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
     found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
     kinds = {checkpoint.id: kind for checkpoint, (kind, one) in sources.items() if one is not None}
-    validation = Split(
-        *(
-            side.take(run.recipe.geometry.n_transferred)
-            for side in (asked.validation.harmful, asked.validation.harmless)
-        )
-    )
+    validation = asked.validation.take(run.recipe.geometry.n_transferred)
     stamp = _stamp(checkpoints, found, validation)
     done = run.manifest.get("transferred", {})
     arms = {checkpoint.id: (checkpoint.arm, checkpoint.step) for checkpoint in checkpoints}
@@ -85,4 +77,4 @@ def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: S
         "places": {name: [one.position, one.layer, one.direction.sum().item()] for name, one in found.items()},
         "prompts": [validation.harmful.texts, validation.harmless.texts],
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return fingerprint(told)

@@ -11,12 +11,25 @@ from synthetic import write_run
 
 from mechrefusal import report
 from mechrefusal.report import embedding
+from mechrefusal.report.reading import read_run
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
     """Two arms, four anchors (seven checkpoints with the shared base)."""
     return write_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="session")
+def run(run_folder):
+    """The tables of that run."""
+    return read_run(run_folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run):
+    """One of its trained checkpoints."""
+    return next(c for c in run.checkpoints if c.id == "r2d2-step-00100")
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,7 @@ from synthetic_geometry import BROKEN, LAYERS
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
-from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
-
-
-@pytest.fixture(scope="module")
-def run(run_folder):
-    return read_run(run_folder)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(run):
-    return next(c for c in run.checkpoints if c.id == "r2d2-step-00100")
 
 
 @pytest.fixture(scope="module")
