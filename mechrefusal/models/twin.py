@@ -9,7 +9,7 @@ but for joint projections of q, k and v (GPT-2, GPT-NeoX), of which the hooked t
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from mechrefusal.models.blocks import blocks_with_tuples, skipped
 
-Site = Literal["resid_pre", "attn_out", "mlp_out"]
+Site = Literal["resid_pre", "attn_out", "mlp_out", "z", "mlp_post"]
 Edit = tuple[int, Site, Callable[[Tensor], Tensor]]
 """What to do with an activation: layer, site, and the function that returns the new one."""
 
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats) between a hooked transformer and its twin, edited or not."""
 
+_HOOKS: dict[str, str] = {"z": "attn.hook_z", "mlp_post": "mlp.hook_post"}
 _KEY = "_mechrefusal_twin"
 _WRAPPER = "_original_component"
 
@@ -39,6 +40,14 @@ class Twin:
     blocks: tuple[nn.Module, ...]
     attention: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
+    inner: dict[Site, tuple[nn.Module, ...]] = field(default_factory=dict)
+    """The modules whose input is z [batch, token, head, d_head] or mlp_post [batch, token, d_mlp] (the neurons), where
+    they agree with the hooked transformer."""
+    d_head: int = 0
+
+    def has(self, site: Site) -> bool:
+        """Whether activations at `site` can be edited."""
+        return site in ("resid_pre", "attn_out", "mlp_out") or site in self.inner
 
     @contextmanager
     def edited(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -57,6 +66,14 @@ class Twin:
                 return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
 
             return self.blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
+        if site in ("z", "mlp_post"):
+            heads = self.d_head if site == "z" else 0
+
+            def into(_: nn.Module, args: tuple) -> tuple:
+                given = args[0].unflatten(-1, (-1, heads)) if heads else args[0]
+                return (edit(given).reshape(args[0].shape), *args[1:])
+
+            return self.inner[site][layer].register_forward_pre_hook(into)
 
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
             return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
@@ -85,7 +102,7 @@ def twin(model) -> Twin | None:
     if _KEY not in model.__dict__:
         try:
             found = _build(model)
-            model.__dict__[_KEY] = found if _agrees(model, found) else None
+            model.__dict__[_KEY] = _with_inner_sites(model, found) if _agrees(model, found) else None
         except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
             if should_reduce_batch_size(error):
                 raise  # that memory has run out says nothing about the model
@@ -100,7 +117,7 @@ def bridge_hook(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
 
 def bridge_hooks(edits: Sequence[Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
     """The same edits as TransformerLens' `fwd_hooks`."""
-    return [(f"blocks.{layer}.hook_{site}", bridge_hook(edit)) for layer, site, edit in edits]
+    return [(f"blocks.{layer}.{_HOOKS.get(site, f'hook_{site}')}", bridge_hook(edit)) for layer, site, edit in edits]
 
 
 def _build(model) -> Twin:
@@ -175,10 +192,60 @@ def _writer(block, hook: str) -> str:
     return f"{block.name}.{getattr(block, component).name}"
 
 
+def _with_inner_sites(model, found: Twin) -> Twin:
+    """The twin with those of z and mlp_post at which an edit does what it does to the hooked transformer."""
+    inner_sites: tuple[Site, ...] = ("z", "mlp_post")
+    for site in inner_sites:
+        part, hook = _HOOKS[site].split(".")
+        try:
+            writers = [_reader(block, part, hook) for block in model.blocks]
+            modules: dict[Site, tuple[nn.Module, ...]] = {
+                site: tuple(found.model.get_submodule(name) for name in writers)
+            }
+            tried = replace(found, inner=modules, d_head=model.cfg.d_head)
+            edits: list[Edit] = [(layer, site, _halved) for layer in range(model.cfg.n_layers)]
+            if _same(model, tried, edits, _token_ids(model)):
+                found = replace(tried, inner={**found.inner, **modules})
+        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            if should_reduce_batch_size(error):
+                raise
+    return found
+
+
+def _halved(activation: Tensor) -> Tensor:
+    """Half of every other entry: of heads where there are heads, else of neurons."""
+    scale = torch.ones(activation.shape[2:], device=activation.device, dtype=activation.dtype)
+    scale[::2] = 0.5
+    return activation * scale
+
+
+def _reader(block, part: str, hook: str) -> str:
+    """Path of the module whose input a hook of a block's part sees."""
+    component = getattr(block, part)
+    name, _, point = component.hook_aliases[hook].partition(".")
+    if point != "hook_in":
+        raise KeyError(f"{hook} is {component.hook_aliases[hook]}")
+    return f"{block.name}.{component.name}.{getattr(component, name).name}"
+
+
+def _token_ids(model) -> Tensor:
+    drawn = torch.randint(model.cfg.d_vocab, (2, 12), generator=torch.Generator().manual_seed(0))
+    return drawn.to(model.cfg.device)
+
+
+@torch.no_grad()
+def _same(model, found: Twin, edits: Sequence[Edit], token_ids: Tensor) -> bool:
+    """Whether log-probabilities under `edits` agree."""
+    with model.hooks(fwd_hooks=bridge_hooks(edits)):
+        expected = model(token_ids, return_type="logits").log_softmax(-1)
+    with found.edited(edits):
+        seen = found.model(token_ids, use_cache=False).logits.log_softmax(-1)
+    return bool((seen - expected).abs().max() <= TOLERANCE)
+
+
 @torch.no_grad()
 def _agrees(model, found: Twin) -> bool:
     generator = torch.Generator().manual_seed(0)
-    token_ids = torch.randint(model.cfg.d_vocab, (2, 12), generator=generator).to(model.cfg.device)
     direction = torch.randn(model.cfg.d_model, generator=generator).to(model.cfg.device)
     unit = direction / direction.norm()
     everywhere: list[Edit] = [
@@ -187,11 +254,4 @@ def _agrees(model, found: Twin) -> bool:
         for site in ("resid_pre", "attn_out", "mlp_out")
     ]
     once: list[Edit] = [(model.cfg.n_layers // 2, "resid_pre", lambda x: x + direction)]
-    for edits in ([], everywhere, once):
-        with model.hooks(fwd_hooks=bridge_hooks(edits)):
-            expected = model(token_ids, return_type="logits").log_softmax(-1)
-        with found.edited(edits):
-            seen = found.model(token_ids, use_cache=False).logits.log_softmax(-1)
-        if not (seen - expected).abs().max() <= TOLERANCE:
-            return False
-    return True
+    return all(_same(model, found, edits, _token_ids(model)) for edits in ([], everywhere, once))

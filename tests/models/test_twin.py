@@ -340,3 +340,25 @@ def keeping(held: list) -> Callable[[torch.Tensor], torch.Tensor]:
         return activation
 
     return keep
+
+
+# Sites within attention and MLP
+
+
+@pytest.mark.parametrize("site", ["z", "mlp_post"])
+def test_heads_and_neurons_are_edited_as_in_the_hooked_transformer(hooked, site):
+    found = twin(hooked)
+    assert found is not None
+    assert found.has(site)
+    before = of_twin(hooked)
+    for layer in range(LAYERS):
+        edits: list[Edit] = [(layer, site, lambda x: x * (torch.arange(x.shape[2:].numel()).view(x.shape[2:]) % 3))]
+        edited = of_twin(hooked, edits)
+        torch.testing.assert_close(edited, of_bridge(hooked, edits), atol=2e-4, rtol=0)
+        assert (edited - before).abs().max() > 1e-3, f"{site} of layer {layer} does nothing"
+
+
+def test_z_is_seen_head_by_head(tiny_hooked):
+    shapes = []
+    of_twin(tiny_hooked, [(1, "z", lambda x: shapes.append(tuple(x.shape)) or x)])
+    assert shapes == [(2, 20, tiny_hooked.cfg.n_heads, tiny_hooked.cfg.d_head)]
