@@ -17,6 +17,7 @@ import torch
 
 from mechrefusal import evaluation, geometry, models, prompts
 from mechrefusal.geometry import carriers
+from mechrefusal.geometry.scoring import Scorer, exactly
 
 TIMED = 3
 """Candidates that the peer scores: its time is the same for each."""
@@ -65,6 +66,20 @@ def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list
         seconds.append(time.perf_counter() - started)
         found.append({**row, "bypass": bypass, "induce": induce, "kl": kl})
     return found, min(seconds)
+
+
+def rounding(model, directions, rows, validation, metric, exact) -> dict[str, float]:
+    """What bfloat16 alone shifts the means by: standard deviation over candidates, of the KL as a share of it."""
+    scorer = Scorer(model, validation, metric, low_precision=True)
+    known = exact.table.set_index(["position", "layer"])
+    shifts = []
+    for row in rows:
+        means = [values.mean() for values in exactly(scorer, directions, row)]
+        true = known.loc[(row["position"], row["layer"]), ["bypass", "induce", "kl"]].to_numpy(float)
+        shifts.append((means - true) / [1, 1, true[2]])
+    return {
+        name: round(float(value), 4) for name, value in zip(("bypass", "induce", "kl"), np.std(shifts, 0), strict=True)
+    }
 
 
 @torch.no_grad()
@@ -118,6 +133,7 @@ def main() -> None:
         name: round(float(np.abs(screened.table[name] - exact.table[name])[rough].max()), 4) if rough.any() else 0.0
         for name in ("bypass", "induce", "kl")
     }
+    stable = geometry.stability.bootstrap(exact, model.cfg.n_layers, **thresholds).table["win_frequency"]
     winners = [carriers.select(scores, model.cfg.n_layers, **thresholds).winner for scores in (exact, screened)]
     named = [None if winner is None else [int(winner["position"]), int(winner["layer"])] for winner in winners]
     result = {
@@ -132,7 +148,9 @@ def main() -> None:
             "same_winner": named[0] == named[1],
             "winner": named[0],
             "finalists": int(screened.table["exact"].sum()),
+            "bootstraps_lost": round(float(stable[rough].sum()), 4),
             "largest_shift": shifts,
+            "bfloat16_shift": rounding(model, directions, rows[:: max(1, len(rows) // 12)], validation, metric, exact),
         },
         "settings": {
             "checkpoint": options.checkpoint,

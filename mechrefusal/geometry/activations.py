@@ -1,14 +1,22 @@
 """The residual stream at chosen places, prompt by prompt: streamed, so that memory does not grow with the prompts."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrefusal.causal import Intervention, intervened
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, head_cache, last_logits, require_layers
+from mechrefusal.models.tree import Bank, Branch, Tree
+from mechrefusal.models.tree_forward import TreeForward, shares
+from mechrefusal.models.twin import Edit, Twin, twin
+
+CHUNK = 16
+"""Prompts in one pass."""
 
 Place = tuple[int, int]
 """(position, layer): the position counts from the end of the prompt, −1 is its last token."""
@@ -21,14 +29,17 @@ def stream(
     *,
     positions: Sequence[int],
     layers: Sequence[int] | None = None,
-    chunk: int = 8,
+    chunk: int = CHUNK,
+    under: Intervention | None = None,
 ) -> Iterator[Float[Tensor, "prompt position layer d_model"]]:
     """resid_pre of `chunk` prompts after another, in their order, at `positions` and `layers` (all by default).
 
-    Only the wanted positions are kept, in float32 on the CPU.
+    Only the wanted positions are kept, in float32 on the CPU. Layers above the wanted ones are not run where the model
+    has a twin.
 
     Args:
         token_ids: prompts up to the start of the answer.
+        under: an intervention that the passes are taken under.
 
     Raises:
         MechrefusalError: a position that is not in every prompt, or a layer that the model lacks.
@@ -41,6 +52,74 @@ def stream(
         )
     wanted = list(range(model.cfg.n_layers) if layers is None else layers)
     require_layers(model, wanted)
+    if under is not None:
+        under.check(model)
+    found = twin(model)
+    if found is not None and shares(found.model):
+        parts = _of_twin(found, [] if under is None else under.edits(model), token_ids, positions, wanted, chunk)
+    else:
+        parts = _hooked(model, under, token_ids, positions, wanted, chunk)
+    for part in parts:
+        yield torch.stack([part[layer] for layer in wanted], dim=2)
+
+
+def _of_twin(
+    found: Twin,
+    edits: list[Edit],
+    token_ids: Sequence[Sequence[int]],
+    positions: Sequence[int],
+    layers: Sequence[int],
+    chunk: int,
+) -> Iterator[dict[int, Float[Tensor, "prompt position d_model"]]]:
+    """Layer by layer, from token trees that go no higher than they must."""
+    forward, last = TreeForward(found.model), max(layers)
+    head = _head(token_ids, before=-min(positions))
+    bank = Bank()
+    if head:
+        with found.edited(edits):
+            bank = forward.run([Branch(head, ())], capture=True).bank
+    context = tuple(range(len(head)))
+    for start in range(0, len(token_ids), chunk):
+        rest = [tuple(ids[len(head) :]) for ids in token_ids[start : start + chunk]]
+        branches = [Branch(tokens, (len(tokens) - 1,), context) for tokens in rest]
+        places = Tree.of(branches, bank_size=len(bank)).places
+        rows = torch.tensor([[own[position] for position in positions] for own in places])
+        kept: dict[int, Tensor] = {}
+
+        def keep(activation: Tensor, layer: int, rows: Tensor = rows, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[layer] = activation[0, rows.to(activation.device)].float().cpu()
+            if layer == last:
+                raise _ReachedError
+            return activation
+
+        keeping: list[Edit] = [(layer, "resid_pre", partial(keep, layer=layer)) for layer in dict.fromkeys(layers)]
+        with found.edited([*edits, *keeping]), suppress(_ReachedError):
+            forward.run(branches, bank=bank)
+        yield kept
+
+
+def _head(token_ids: Sequence[Sequence[int]], *, before: int) -> tuple[int, ...]:
+    """What all prompts begin with, up to `before` tokens from the end of the shortest."""
+    ordered = sorted(map(tuple, token_ids))
+    first, last = ordered[0], ordered[-1]  # what these two share all share
+    most = min(map(len, token_ids)) - before
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    return first[: min(shared, most)]
+
+
+class _ReachedError(Exception):
+    """The highest wanted layer has been reached."""
+
+
+def _hooked(
+    model,
+    under: Intervention | None,
+    token_ids: Sequence[Sequence[int]],
+    positions: Sequence[int],
+    layers: Sequence[int],
+    chunk: int,
+) -> Iterator[dict[int, Float[Tensor, "prompt position d_model"]]]:
+    """The same through the hooks of the hooked transformer."""
     batch = TokenBatch.of(
         token_ids, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device), keep=-min(positions)
     )
@@ -49,20 +128,26 @@ def stream(
     def keep(activation: Tensor, hook, layer: int) -> None:
         hooked[layer] = activation[:, list(positions)].float().cpu()
 
-    hooks = [(f"blocks.{layer}.hook_resid_pre", partial(keep, layer=layer)) for layer in dict.fromkeys(wanted)]
-    cache = head_cache(model, batch)
+    hooks = [(f"blocks.{layer}.hook_resid_pre", partial(keep, layer=layer)) for layer in dict.fromkeys(layers)]
+    with intervened(model, under):
+        cache = head_cache(model, batch)
     for part in batch.chunks(chunk):
-        with model.hooks(fwd_hooks=hooks):
+        with intervened(model, under), model.hooks(fwd_hooks=hooks):
             last_logits(model, part, cache=cache, chunk=chunk)
-        yield torch.stack([hooked[layer] for layer in wanted], dim=2)
+        yield hooked
 
 
+@torch.no_grad()
 def collect(
-    model, token_ids: Sequence[Sequence[int]], places: Sequence[Place]
+    model,
+    token_ids: Sequence[Sequence[int]],
+    places: Sequence[Place],
+    *,
+    under: Intervention | None = None,
 ) -> Float[Tensor, "prompt place d_model"]:
     """resid_pre of every prompt at a few places, float32 on the CPU. Memory: prompts × places × d_model."""
     positions = sorted({position for position, _ in places})
     layers = sorted({layer for _, layer in places})
     rows, columns = [positions.index(p) for p, _ in places], [layers.index(layer) for _, layer in places]
-    parts = [found[:, rows, columns] for found in stream(model, token_ids, positions=positions, layers=layers)]
-    return torch.cat(parts)
+    taken = stream(model, token_ids, positions=positions, layers=layers, under=under)
+    return torch.cat([found[:, rows, columns] for found in taken])

@@ -80,6 +80,23 @@ def select(
     return Selection(table, None if admitted.empty else table.loc[admitted.index[0]])
 
 
+def best_candidate(table: pd.DataFrame) -> pd.Series | None:
+    """The carrier; where there is none the lowest bypass of those whose KL is admissible, or if none is of all.
+
+    Args:
+        table: of a `Selection`.
+
+    Returns:
+        Its row; None where no candidate has scores. Column `winner` tells whether it is the carrier.
+    """
+    rows = table[table["winner"]]
+    if rows.empty:
+        rows = table.dropna(subset=["bypass", "induce", "kl"])
+        harmless = rows[~rows["rejected_because"].str.contains("kl ")]
+        rows = rows if harmless.empty else harmless
+    return None if rows.empty else rows.sort_values(["bypass", "layer", "position"], kind="stable").iloc[0]
+
+
 def _numbers(table: pd.DataFrame) -> pd.DataFrame:
     found = {}
     for name in COLUMNS:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal import Ablation, Addition, Intervention, Passes, intervened, random_like
+from mechrefusal.causal import Ablation, Addition, Intervention, Passes, random_like
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
@@ -251,8 +251,7 @@ def _on_harmfulness(
     unit = (read / read.norm()).double()
     projected = []
     for one in (None, *(Ablation(one) for one in directions), Ablation(random_like(directions[0], seed=seed))):
-        with intervened(model, one):
-            found = collect(model, [*harmful, *harmless], [place])[:, 0]
+        found = collect(model, [*harmful, *harmless], [place], under=one)[:, 0]
         projected.append((found.double() @ unit).numpy())
     base, control = projected[0], projected[3]
     rows = []

@@ -1,18 +1,18 @@
 """Carriers at a fraction of the passes: a rough score of every candidate, exact ones of those that could still win.
 
-The screen runs a sample of the validation prompts, in bfloat16 where the machine multiplies it. What a sample can be
-wrong by is estimated from its own spread, so that how many candidates are scored exactly follows from how close the
-race is.
+The screen runs a sample of the validation prompts, in bfloat16 where the machine multiplies it. What other prompts
+would have said is drawn from what the sample said, thousands of times, and each time the carrier is chosen again:
+candidates that are hardly ever chosen are not scored exactly.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.geometry.carriers import last_layer
+from mechrefusal.geometry.carriers import best_candidate, last_layer, select
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import (
     CarrierScores,
@@ -27,23 +27,19 @@ from mechrefusal.geometry.scoring import (
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
-FEWEST = 12
+FEWEST = 8
 """Prompts of each side in the sample at least."""
-SURE, LIKELY = 3.0, 2.0
-"""Standard errors by which a candidate must be out of the running: of the sample against all prompts (it cannot be the
-carrier), and of all prompts against others like them (it would hardly be the carrier in a bootstrap)."""
-SCORE_SLACK, KL_SLACK = 0.1, 0.02
-"""Ours: what rounding to bfloat16 is allowed to shift a mean refusal score, and a mean KL, by (nats). The shifts that
-`benchmarks/carriers.py` prints are larger, as they hold the sampling as well."""
+RACES, RARELY = 4000, 0.005
+"""Races that are drawn, and the share of them below which a candidate's wins are too rare for an exact score."""
+SCORE_ROUNDING, KL_ROUNDING = 0.03, 0.02
+"""What bfloat16 shifts a mean refusal score by (nats), and a mean KL (share of it): standard deviations over
+candidates, as `benchmarks/carriers.py` prints them for SmolLM2."""
 
+PILOTS = 3
+"""Candidates that are scored exactly first, to learn which prompts' KL moves easily."""
 
-@dataclass(frozen=True)
-class _Rough:
-    """Scores of one candidate on the sample, prompt by prompt."""
-
-    bypass: ndarray
-    induce: ndarray
-    kl: ndarray
+Scores = tuple[Float[ndarray, " harmful"], Float[ndarray, " harmless"], Float[ndarray, " harmless"]]
+"""bypass, induce and kl of one candidate, prompt by prompt."""
 
 
 def screened(
@@ -56,14 +52,15 @@ def screened(
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
     prune_layer_fraction: float = 0.2,
-    share: float = 0.5,
+    share: float = 0.25,
 ) -> CarrierScores:
     """Scores for `carriers.select` with the same thresholds, exact only where a candidate could win.
 
-    A candidate is scored exactly (all prompts, float32) unless the screen puts it clearly (`SURE`, `LIKELY`) beyond a
-    threshold, or, prompt by prompt, behind the best admissible candidate found so far: such a candidate can neither win
-    nor, but for a few percent of the draws, win a bootstrap (`stability`). Candidates are gone through from the lowest
-    rough bypass on. All others keep the scores of the screen, with `exact` False.
+    The selection is drawn `RACES` times on resamples of the validation prompts, prompts outside the sample standing in
+    for with prompts inside it. The candidate that wins most often is scored exactly (all prompts, float32), and so on
+    until none that is not exact wins more than `RARELY`: such a candidate is not the carrier, nor that of more than a
+    few of the bootstraps of `stability`. Where no candidate is admissible, `carriers.best_candidate` is exact too. All
+    others keep estimates from the sample, with `exact` False.
 
     Args:
         rows: (position, layer) pairs, from `carriers.candidates`; by default all that `select` could admit.
@@ -76,75 +73,161 @@ def screened(
         raise MechrefusalError(f"share of a screen is {share:g}: give more than 0 and at most 1")
     same_weights(model, directions)
     wanted = candidate_rows(model, directions, rows)
-    sample = Lists(*(_sample(texts, share) for texts in (validation.harmful, validation.harmless)))
-    fractions = [
-        len(part) / max(1, len(whole))
-        for part, whole in zip(
-            (sample.harmful, sample.harmless), (validation.harmful, validation.harmless), strict=True
-        )
-    ]
+    places = [_sample(len(texts), share) for texts in (validation.harmful, validation.harmless)]
+    texts = [list(validation.harmful), list(validation.harmless)]
+    sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, places, strict=True)))
     rough = Scorer(model, sample, metric, low_precision=True)
-    if min(fractions) >= 1 and not rough.low_precision:
+    if [len(kept) for kept in places] == [len(each) for each in texts] and not rough.low_precision:
         return score(model, directions, validation, metric, rows=wanted)
-    found = [exactly(rough, directions, row) for row in track(wanted, "screening carriers")]
-    del rough
+    screen = [exactly(rough, directions, row) for row in track(wanted, "screening carriers")]
     exact = Scorer(model, validation, metric)
-    race = _Race([_Rough(*one) for one in found], fractions[0], fractions[1])
-    limit = last_layer(model.cfg.n_layers, prune_layer_fraction)
-    runners = [
-        place
-        for place in race.order()
-        if wanted[place]["layer"] < limit and race.may_be_admissible(place, kl_threshold, induce_threshold)
-    ]
-    is_exact = [bool(np.isnan(one[0]).any()) for one in found]  # NaN is as exact as it gets
-    best: tuple[int, float] | None = None
-    for place in track(runners, "scoring finalists"):
-        if best is None or race.may_beat(place, best[0]):
-            scores = exactly(exact, directions, wanted[place])
-            found[place], is_exact[place] = scores, True
-            bypass, induce, kl = (values.mean() for values in scores)
-            if kl <= kl_threshold and induce >= induce_threshold and (best is None or bypass < best[1]):
-                best = (place, bypass)
-    return gathered(wanted, found, is_exact)
+    pilots = {
+        place: exactly(exact, directions, wanted[place])
+        for place in track(_pilots(screen, kl_threshold), "scoring pilots")
+    }
+    race = _Race(
+        _Sample(rough, exact, places, [kl for _, _, kl in pilots.values()]),
+        screen,
+        [row["layer"] < last_layer(model.cfg.n_layers, prune_layer_fraction) for row in wanted],
+        thresholds=(kl_threshold, induce_threshold),
+    )
+    del rough
+    for place, scores in pilots.items():
+        race.settle(place, scores)
+
+    def chosen() -> int | None:
+        """What would be chosen of the means so far, where it is not exact."""
+        table = gathered(wanted, race.found, race.is_exact).table.drop(columns="exact")
+        judged = select(table, model.cfg.n_layers, kl_threshold, induce_threshold, prune_layer_fraction).table
+        best = best_candidate(judged)
+        return None if best is None or race.is_exact[int(best.name)] else int(best.name)
+
+    expected = int((race.open_wins() >= RARELY).sum())
+    for place in track(race.finalists(chosen), "scoring finalists", total=expected):
+        race.settle(place, exactly(exact, directions, wanted[place]))
+    return gathered(wanted, race.found, race.is_exact)
+
+
+def _pilots(screen: Sequence[Scores], kl_threshold: float) -> list[int]:
+    """Candidates whose KL is nearest the threshold, by its logarithm: finalists, if any are."""
+    means = np.array([kl.mean() for _, _, kl in screen])
+    eligible = np.flatnonzero(np.isfinite(means) & (means > 0))
+    distance = np.abs(np.log(means[eligible] / kl_threshold)) if kl_threshold > 0 else means[eligible]
+    return [int(place) for place in eligible[np.argsort(distance, kind="stable")[:PILOTS]]]
+
+
+class _Sample:
+    """Prompts drawn with replacement, `RACES` times, and what they would have scored by the scores of a sample.
+
+    A drawn prompt that is not in the sample is stood in for by one of it, the same for all candidates, drawn anew in
+    each race (the approximate Bayesian bootstrap, Rubin and Schenker 1986, which allows for what the sample itself
+    owes to chance). What is known of every prompt corrects it: the refusal score without intervention by its
+    difference, the KL of the pilots by its ratio.
+    """
+
+    def __init__(self, rough: Scorer, exact: Scorer, places: Sequence[ndarray], pilots: Sequence[ndarray]) -> None:
+        random = np.random.default_rng(0)
+        self.rounded = rough.low_precision
+        bases = [(_array(exact.base.harmful), _array(rough.base.harmful))]
+        bases += [(_array(exact.base.harmless), _array(rough.base.harmless))]
+        self._drawn = [_draw(len(base), kept, random) for (base, _), kept in zip(bases, places, strict=True)]
+        self._bases = bases
+        moved = np.mean([kl / kl.mean() for kl in pilots], axis=0) if pilots else np.ones(len(bases[1][0]))
+        self._easily = 0.9 * moved + 0.1  # a prompt that hardly moves must not weigh without bound
+        self._kept = places[1]
+
+    def expected(self, scores: Scores) -> Scores:
+        """Scores of the sample such that their mean estimates that of all prompts."""
+        bypass, induce, kl = scores
+        shifts = [base.mean() - part.mean() for base, part in self._bases]
+        return bypass + shifts[0], induce + shifts[1], kl * self._easily.mean() / self._easily[self._kept].mean()
+
+    def races(self, bypass: ndarray, induce: ndarray, kl: ndarray) -> list[Float[ndarray, "race candidate"]]:
+        """Means of every race, from scores (candidate, prompt of the sample)."""
+        means = []
+        for values, (base, part), (drawn, donors) in zip((bypass, induce), self._bases, self._drawn, strict=True):
+            weights = _weights(donors, len(part))
+            means.append(weights @ values.T + (base[drawn].mean(axis=1) - weights @ part)[:, None])
+        drawn, donors = self._drawn[1]
+        ratio = kl / self._easily[self._kept]
+        means.append(_weights(donors, kl.shape[1], self._easily[drawn]) @ ratio.T)
+        return means
+
+    def settled(self, scores: Scores) -> list[Float[ndarray, " race"]]:
+        """Means of every race, from scores of all prompts."""
+        sides = (self._drawn[0], self._drawn[1], self._drawn[1])
+        return [values[drawn].mean(axis=1) for values, (drawn, _) in zip(scores, sides, strict=True)]
 
 
 class _Race:
-    """The rough scores, and what they leave open."""
+    """The scores so far, and how often each candidate wins in races drawn from them.
 
-    def __init__(self, rough: list[_Rough], harmful: float, harmless: float) -> None:
-        self._rough = rough
-        self._shares = {"bypass": harmful, "induce": harmless, "kl": harmless}
+    `found`: scores of every candidate, of all prompts where `is_exact`, else of the sample.
+    """
 
-    def order(self) -> list[int]:
-        """Candidates that have scores, the lowest rough bypass first."""
-        means = np.array([one.bypass.mean() for one in self._rough])
-        return [int(place) for place in np.argsort(means, kind="stable") if np.isfinite(means[place])]
+    def __init__(
+        self, sample: _Sample, screen: Sequence[Scores], runs: Sequence[bool], *, thresholds: tuple[float, float]
+    ) -> None:
+        self._sample, self._runs, self._thresholds = sample, np.array(runs, dtype=bool), thresholds
+        self.found = [sample.expected(scores) for scores in screen]
+        self.is_exact = [bool(np.isnan(bypass).any()) for bypass, _, _ in screen]  # NaN is as exact as it gets
+        stacked = [np.array([scores[measure] for scores in screen]) for measure in range(3)]
+        self._means = sample.races(*stacked) if screen else [np.empty((RACES, 0))] * 3
+        if sample.rounded:
+            bypass, induce, kl = self._means
+            noise = np.random.default_rng(1).standard_normal((3, *kl.shape))
+            bypass, induce = bypass + SCORE_ROUNDING * noise[0], induce + SCORE_ROUNDING * noise[1]
+            self._means = [bypass, induce, kl * (1 + KL_ROUNDING * noise[2])]
 
-    def may_be_admissible(self, place: int, kl_threshold: float, induce_threshold: float) -> bool:
-        one = self._rough[place]
-        kl = one.kl.mean() - self._error(one.kl, "kl") - KL_SLACK
-        induce = one.induce.mean() + self._error(one.induce, "induce") + SCORE_SLACK
-        return bool(kl <= kl_threshold and induce >= induce_threshold)
+    def settle(self, place: int, scores: Scores) -> None:
+        """Replace the estimates of a candidate by its scores on all prompts."""
+        self.found[place], self.is_exact[place] = scores, True
+        for means, values in zip(self._means, self._sample.settled(scores), strict=True):
+            means[:, place] = values
 
-    def may_beat(self, place: int, best: int) -> bool:
-        """Whether the bypass of `place` may be lower than that of `best`, compared prompt by prompt."""
-        behind = self._rough[place].bypass - self._rough[best].bypass
-        return bool(behind.mean() - self._error(behind, "bypass") - SCORE_SLACK <= 0)
+    def open_wins(self) -> Float[ndarray, " candidate"]:
+        """Share of races that each candidate wins; 0 for those that are exact."""
+        bypass, induce, kl = self._means
+        admissible = (kl <= self._thresholds[0]) & (induce >= self._thresholds[1]) & self._runs
+        ranked = np.where(admissible, bypass, np.inf)
+        wins = np.zeros(len(self.found))
+        if ranked.shape[1]:
+            np.add.at(wins, ranked.argmin(axis=1)[np.isfinite(ranked).any(axis=1)], 1 / RACES)
+        wins[self.is_exact] = 0
+        return wins
 
-    def _error(self, values: ndarray, measure: str) -> float:
-        """How far the mean over all prompts, or over a bootstrap of them, may lie from that of the sample.
-
-        The sample is drawn without replacement from finitely many prompts. Against a bootstrap of all of them the two
-        variances add up to that of a mean of independent draws, s² / n.
-        """
-        if len(values) < 2:
-            return 0.0
-        error = float(values.std(ddof=1)) / np.sqrt(len(values))
-        return error * max(SURE * np.sqrt(max(0.0, 1 - self._shares[measure])), LIKELY)
+    def finalists(self, chosen: Callable[[], int | None]) -> Iterator[int]:
+        """Candidates to settle; each must be settled before the next is asked for."""
+        while True:
+            wins = self.open_wins()
+            place = int(wins.argmax()) if wins.size and wins.max() >= RARELY else chosen()
+            if place is None:
+                return
+            yield place
 
 
-def _sample(texts, share: float) -> list[str]:
-    """Evenly spread over the prompts, as sets come in blocks of categories."""
-    given = list(texts)
-    n = min(len(given), max(FEWEST, int(np.ceil(share * len(given)))))
-    return [given[place] for place in np.unique(np.linspace(0, len(given) - 1, n).round().astype(int))] if given else []
+def _draw(n: int, sample: ndarray, random: np.random.Generator) -> tuple[ndarray, ndarray]:
+    """For every race n of n prompts with replacement, and the place in the sample of what stands in for each."""
+    k = len(sample)
+    drawn = random.integers(n, size=(RACES, n))
+    pool = random.integers(k, size=(RACES, k))
+    stands_for = np.take_along_axis(pool, random.integers(k, size=(RACES, n)), axis=1)
+    stands_for[:, sample] = np.arange(k)
+    return drawn, np.take_along_axis(stands_for, drawn, axis=1)
+
+
+def _weights(donors: Int[ndarray, "race prompt"], k: int, each: ndarray | float = 1.0) -> Float[ndarray, "race k"]:
+    """How much each prompt of the sample counts in the mean of a race."""
+    weights = np.zeros((len(donors), k))
+    np.add.at(weights, (np.arange(len(donors))[:, None], donors), each / donors.shape[1])
+    return weights
+
+
+def _array(values) -> Float[ndarray, " prompt"]:
+    return values.double().cpu().numpy()
+
+
+def _sample(n: int, share: float) -> Int[ndarray, " sample"]:
+    """Places spread evenly over the prompts, as sets come in blocks of categories."""
+    kept = min(n, max(FEWEST, int(np.ceil(share * n))))
+    return np.unique(np.linspace(0, n - 1, kept).round().astype(int)) if n else np.empty(0, dtype=int)

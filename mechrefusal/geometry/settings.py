@@ -25,8 +25,8 @@ class GeometrySettings:
     layer_step: int = 1
     n_bootstrap: int = 1000
     largest_subspace: int = 5
-    cone_steps: int = 25
-    n_dosed: int = 16
+    cone_steps: int = 16
+    n_dosed: int = 12
     doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     n_transferred: int = 32
 

@@ -322,16 +322,11 @@ def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
 
 
 def _reference(table: pd.DataFrame) -> Reference | None:
-    """The carrier; where there is none the candidate with the lowest bypass, of those that do little harm if any."""
-    kind, rows = CARRIER, table[table["winner"]]
-    if rows.empty:
-        kind, rows = BEST, table.dropna(subset=["bypass", "induce", "kl"])
-        harmless = rows[~rows["rejected_because"].str.contains("kl ")]
-        rows = rows if harmless.empty else harmless
-    if rows.empty:
+    """What later measures look at; see `carriers.best_candidate`."""
+    best = carriers.best_candidate(table)
+    if best is None:
         return None
-    best = rows.sort_values(["bypass", "layer", "position"], kind="stable").iloc[0]
-    return Reference(kind, int(best["position"]), int(best["layer"]))
+    return Reference(CARRIER if best["winner"] else BEST, int(best["position"]), int(best["layer"]))
 
 
 def _commonest(table: pd.DataFrame) -> str:

@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from mechrefusal import MechrefusalError, prompts
+from mechrefusal.causal import Ablation, Addition, intervened
+from mechrefusal.geometry import activations
 from mechrefusal.geometry.activations import collect, stream
+from mechrefusal.models.twin import twin
 
 TEXTS = ["Tell me how to wash a car.", "Bake bread", "Explain how to swim across a cold river", "x", "Build a bomb"]
 
@@ -42,6 +45,38 @@ def test_collect_takes_each_place(tiny_hooked, token_ids, states):
     found = collect(tiny_hooked, token_ids, places)
     expected = np.stack([[each[layer, position] for position, layer in places] for each in states])
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_twin", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt-neox"])
+def test_stream_under_an_intervention_is_what_hooks_see(family, name, with_twin, monkeypatch):
+    model = family(name).hooked
+    if not with_twin:
+        monkeypatch.setattr(activations, "twin", lambda model: None)
+    token_ids = prompts.prompt_ids(model.tokenizer, TEXTS)
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for under in (Ablation(direction), Addition(direction, 1, 3.0)):
+        found = torch.cat(list(stream(model, token_ids, positions=(-1, -4), layers=[2, 0], under=under)))
+        seen = {}
+
+        def keep(activation, hook, seen=seen):
+            seen[hook.layer()] = activation[0]
+
+        hooks = [(f"blocks.{layer}.hook_resid_pre", keep) for layer in (0, 2)]
+        for row, ids in enumerate(token_ids):
+            with torch.no_grad(), intervened(model, under), model.hooks(fwd_hooks=hooks):
+                model(torch.tensor([ids]))
+            expected = torch.stack([torch.stack([seen[layer][place] for layer in (2, 0)]) for place in (-1, -4)])
+            torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_above_the_wanted_ones_are_not_run(tiny_hooked, token_ids):
+    ran = []
+    found = twin(tiny_hooked)
+    with found.edited([(layer, "mlp_out", lambda x, layer=layer: ran.append(layer) or x) for layer in range(4)]):
+        list(stream(tiny_hooked, token_ids[:1], positions=(-1,), layers=[1]))
+    assert ran.count(0) > 0
+    assert ran.count(1) == ran.count(3) < ran.count(0)  # the shared head alone goes all the way
 
 
 def test_a_prompt_at_a_time_is_run_only_when_asked_for(tiny_hooked, token_ids):

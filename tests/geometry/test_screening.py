@@ -1,5 +1,7 @@
 """The screen keeps the winner, scores finalists exactly and says which it did not; the arithmetic of its race."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -66,48 +68,108 @@ def test_candidates_far_from_the_thresholds_are_not_scored_exactly(tiny_hooked, 
     directions = geometry.difference_in_means(tiny_hooked, asked[0])
     found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, kl_threshold=1e9, induce_threshold=1e9)
     scored = found.table.dropna(subset=["bypass"])
-    assert len(scored) > 0
-    assert not scored["exact"].any()
+    assert len(scored) > 8
+    assert scored["exact"].sum() < len(scored) / 2
+    best = carriers.best_candidate(carriers.select(found, 4, 1e9, 1e9).table)
+    assert best["exact"]
     assert carriers.select(found, 4, 1e9, 1e9).winner is None
 
 
-class TestRace:
-    def race(self, *bypass, share=0.5, kl=0.0, induce=1.0):
-        rough = [screening._Rough(np.array(b), np.full(4, induce), np.full(4, kl)) for b in bypass]
-        return screening._Race(rough, share, share)
-
-    def test_order(self):
-        nothing = [np.nan] * 4
-        assert self.race([1.0] * 4, nothing, [-1.0] * 4, [0.0] * 4).order() == [2, 3, 0]
-
-    def test_pairs_are_compared_prompt_by_prompt(self):
-        steep = np.array([-40.0, -10.0, 10.0, 40.0])
-        race = self.race(steep, steep + 0.2, steep[::-1] + 0.2)
-        assert not race.may_beat(1, 0)  # always 0.2 behind, more than rounding
-        assert race.may_beat(2, 0)  # as far behind on average, but not prompt by prompt
-
-    def test_by_hand(self):
-        behind = np.array([0.0, 1.0, 2.0, 3.0])
-        # Half of the prompts: 3 standard errors of the sample; all of them: 2 of a bootstrap.
-        for share, errors in ((0.5, 3 * np.sqrt(0.5)), (1.0, 2.0)):
-            bound = 1.5 - errors * behind.std(ddof=1) / np.sqrt(4) - screening.SCORE_SLACK
-            assert not self.race([0.0] * 4, behind - bound + 1e-6, share=share).may_beat(1, 0)
-            assert self.race([0.0] * 4, behind - bound - 1e-6, share=share).may_beat(1, 0)
-
-    def test_thresholds_have_slack(self):
-        assert self.race([0.0] * 4, kl=0.1 + screening.KL_SLACK / 2).may_be_admissible(0, 0.1, 0.0)
-        assert not self.race([0.0] * 4, kl=0.1 + screening.KL_SLACK * 2).may_be_admissible(0, 0.1, 0.0)
-        assert self.race([0.0] * 4, induce=-screening.SCORE_SLACK / 2).may_be_admissible(0, 0.1, 0.0)
-        assert not self.race([0.0] * 4, induce=-screening.SCORE_SLACK * 2).may_be_admissible(0, 0.1, 0.0)
+def scorer(harmful, harmless, *, low_precision=False):
+    """What the race asks of a scorer: scores without intervention."""
+    base = SimpleNamespace(harmful=torch.tensor(harmful), harmless=torch.tensor(harmless))
+    return SimpleNamespace(base=base, low_precision=low_precision)
 
 
-def test_few_prompts_keep_those_that_could_win_a_bootstrap():
-    """With all prompts in the sample the order is known, but not what other prompts would say."""
-    random = np.random.default_rng(0)
-    rough = [screening._Rough(random.normal(mean, 1.0, 8), np.ones(8), np.zeros(8)) for mean in (0.0, 0.3, 6.0)]
-    race = screening._Race(rough, 1.0, 1.0)
-    assert race.may_beat(1, 0)
-    assert not race.may_beat(2, 0)
+class Trial:
+    """Scores of 40 made-up candidates on 24 prompts a side: a prompt's own level, a candidate's effect, noise."""
+
+    def __init__(self, seed, n_candidates=40, n=24, k=8):
+        random = np.random.default_rng(seed)
+        levels = random.normal(0, 2, (2, n))
+        easily = random.gamma(4, 0.25, n)
+        effects = random.normal(0, 1, (2, n_candidates, 1))
+        self.bypass = levels[0] + effects[0] + random.normal(0, 0.5, (n_candidates, n))
+        self.induce = levels[1] + effects[1] + random.normal(0, 0.2, (n_candidates, n))
+        self.kl = random.lognormal(-2, 0.8, (n_candidates, 1)) * easily * random.lognormal(0, 0.2, (n_candidates, n))
+        self.places = np.unique(np.linspace(0, n - 1, k).round().astype(int))
+        self.levels, self.thresholds = levels, (float(np.quantile(self.kl.mean(1), 0.4)), float(levels[1].mean()))
+        exact = [scorer(levels[0], levels[1]), scorer(levels[0][self.places], levels[1][self.places])]
+        self.screen = [tuple(v[self.places] for v in self.of(place)) for place in range(n_candidates)]
+        pilots = screening._pilots(self.screen, self.thresholds[0])
+        self.sample = screening._Sample(exact[1], exact[0], [self.places] * 2, [self.kl[p] for p in pilots])
+        self.race = screening._Race(self.sample, self.screen, [True] * n_candidates, thresholds=self.thresholds)
+        for place in self.race.finalists(lambda: None):
+            self.race.settle(place, self.of(place))
+
+    def of(self, place):
+        return self.bypass[place], self.induce[place], self.kl[place]
+
+    def scores(self, found, exact):
+        rows = [{"position": -1, "layer": place} for place in range(len(found))]
+        return geometry.scoring.gathered(rows, found, exact)
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return [Trial(seed) for seed in range(12)]
+
+
+def test_races_find_the_winner_and_leave_most_candidates_out(trials):
+    for trial in trials:
+        everything = trial.scores([trial.of(place) for place in range(40)], [True] * 40)
+        expected = carriers.select(everything, 100, *trial.thresholds).winner
+        found = carriers.select(trial.scores(trial.race.found, trial.race.is_exact), 100, *trial.thresholds).winner
+        assert (None if found is None else found["layer"]) == (None if expected is None else expected["layer"])
+    assert np.mean([sum(trial.race.is_exact) for trial in trials]) < 16
+
+
+def test_candidates_left_out_win_few_bootstraps(trials):
+    lost = []
+    for trial in trials:
+        everything = trial.scores([trial.of(place) for place in range(40)], [True] * 40)
+        table = geometry.stability.bootstrap(everything, 100, *trial.thresholds).table
+        lost.append(table["win_frequency"].to_numpy()[~np.array(trial.race.is_exact)].sum())
+    assert np.mean(lost) < 0.03
+    assert max(lost) < 0.15
+
+
+def test_estimates_correct_the_sample_by_what_is_known_of_every_prompt(trials):
+    trial = trials[0]
+    rough = np.array([[values[trial.places].mean() for values in trial.of(place)] for place in range(40)])
+    estimates = np.array([[values.mean() for values in trial.sample.expected(s)] for s in trial.screen])
+    truth = np.array([[values.mean() for values in trial.of(place)] for place in range(40)])
+    assert (np.abs(estimates - truth).mean(0) < np.abs(rough - truth).mean(0)).all()
+    shift = trial.levels[0].mean() - trial.levels[0][trial.places].mean()
+    np.testing.assert_allclose(estimates[:, 0], rough[:, 0] + shift)
+
+
+def test_a_sample_of_everything_races_as_the_scores_do():
+    """Then nothing is stood in for, so drawn races are bootstraps of the scores themselves."""
+    trial = Trial(0, n=10, k=10)
+    means = trial.sample.races(trial.bypass, trial.induce, trial.kl)
+    for place in (0, 7):
+        for found, settled in zip(means, trial.sample.settled(trial.of(place)), strict=True):
+            np.testing.assert_allclose(found[:, place], settled, atol=1e-12)
+
+
+def test_races_spread_as_much_as_what_is_not_known():
+    """Race by race, what the sample says lies about as far from the truth as it varies."""
+    errors = []
+    for seed in range(12):
+        trial = Trial(100 + seed, n_candidates=20)
+        means = trial.sample.races(*(np.array([s[m] for s in trial.screen]) for m in range(3)))
+        for place in range(20):
+            for drawn, settled in zip(means, trial.sample.settled(trial.of(place)), strict=True):
+                off = drawn[:, place] - settled
+                errors.append(off.mean() / off.std())
+    assert 0.5 < np.sqrt(np.mean(np.square(errors))) < 1.3
+
+
+def test_layers_out_of_the_running_are_not_scored(trials):
+    trial = trials[0]
+    race = screening._Race(trial.sample, trial.screen, [False] * 40, thresholds=trial.thresholds)
+    assert list(race.finalists(lambda: None)) == []
 
 
 def test_nothing_is_scored_twice_where_the_screen_would_be_exact(tiny_hooked, asked, monkeypatch):
@@ -120,11 +182,12 @@ def test_nothing_is_scored_twice_where_the_screen_would_be_exact(tiny_hooked, as
 
 
 def test_few_prompts_are_all_in_the_sample():
-    assert screening._sample([str(i) for i in range(8)], 0.5) == [str(i) for i in range(8)]
-    sample = screening._sample([str(i) for i in range(64)], 0.5)
-    assert len(sample) == len(set(sample)) == 32
-    assert sample[0] == "0"
-    assert sample[-1] == "63"
+    assert screening._sample(8, 0.25).tolist() == list(range(8))
+    sample = screening._sample(64, 0.25)
+    assert len(sample) == len(set(sample)) == 16
+    assert sample[0] == 0
+    assert sample[-1] == 63
+    assert len(screening._sample(0, 0.25)) == 0
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5])
