@@ -209,7 +209,9 @@ def test_transfer_is_source_by_target(run):
         if pd.isna(row.bypass):
             assert wording.for_plotly(BROKEN) in text
     dots = set(zip(figure.data[1].x, figure.data[1].y, strict=True))
-    assert len(dots) == (table["bypass_high"] < table["random_bypass"]).sum()
+    clear = table["decrease_low"] > table["random_decrease"]
+    assert 0 < clear.sum() < len(table)
+    assert len(dots) == clear.sum()
     induce = np.array(figures.transfer(table, effect="induce").data[0].z, dtype=float)
     own = table[(table["arm_source"] == "sft") & (table["step_source"] == 50) & (table["step_target"] == 100)]
     at = labels.index("sft 50"), labels.index("r2d2 100")

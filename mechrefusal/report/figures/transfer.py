@@ -99,9 +99,12 @@ def _label(key: tuple[str, int]) -> str:
 
 
 def _is_clear(row: pd.Series, effect: str) -> bool:
-    """The interval excludes what a random direction does, on the side of more effect; missing numbers never do."""
-    random = row[f"random_{effect}"]
-    return bool(row["bypass_high"] < random) if effect == "bypass" else bool(row["induce_low"] > random)
+    """The paired interval of the change excludes what a random direction does; missing numbers never do."""
+    if effect == "bypass":
+        low, random = row["decrease_low"], row["random_decrease"]
+    else:
+        low, random = row["rise_low"], row["random_induce"] - row["baseline_harmless"]
+    return not wording.is_missing(low) and not wording.is_missing(random) and bool(low > random)
 
 
 def _cell(row: pd.Series) -> str:
