@@ -1,50 +1,136 @@
 """Direct attribution: what every head and MLP writes onto the refusal logits, or onto a direction.
 
 The residual stream is a sum of what the embedding, the heads, the MLPs and the biases write, so a linear read-out of it
-is a sum of their parts. TransformerLens' `ActivationCache` does the decomposition; here it is read out and averaged.
+is a sum of their parts. A norm between a head and the stream (Gemma 2 and 3) and the final norm are linear with their
+scales held as they were in the pass. Elhage et al., A Mathematical Framework for Transformer Circuits (2021);
+Wang et al. (2211.00593), section 3.1.
 """
 
-import re
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import intervals
+from mechrefusal.attribution.norms import HeldNorm
+from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
+from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, require_direction, require_layers
+from mechrefusal.models import RefusalMetric
 
 TOLERANCE = 1e-3
 """Largest relative gap allowed between a decomposition's sum and what it decomposes."""
 
 
+class Component(NamedTuple):
+    """Something that writes to the residual stream: embed, pos_embed, head, mlp or bias; −1 where it has no such."""
+
+    component: str
+    layer: int = -1
+    head: int = -1
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contribution of every component to a read-out, prompt by prompt (nats for logits, activation units otherwise).
+
+    `bias` holds the attention output biases, and for logits those of the unembedding and the final norm; an MLP's own
+    bias is part of what it writes. `total` is the quantity that was taken apart, read from the model itself.
+    """
+
+    components: tuple[Component, ...]
+    values: Float[Tensor, "prompt component"]
+    total: Float[Tensor, " prompt"]
+
+    def __post_init__(self) -> None:
+        assert self.values.shape == (len(self.total), len(self.components))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """component, layer, head, value (mean over prompts), n, low, high; a last row `total`."""
+        names = [*self.components, Component("total")]
+        columns = torch.cat([self.values, self.total[:, None]], dim=1).numpy().T
+        return pd.DataFrame(
+            [{**c._asdict(), **vars(intervals.mean(column))} for c, column in zip(names, columns, strict=True)]
+        )
+
+    @property
+    def per_prompt(self) -> pd.DataFrame:
+        """prompt (its place in the list), component, layer, head, value; with rows `total`."""
+        names = [*self.components, Component("total")]
+        rows = torch.cat([self.values, self.total[:, None]], dim=1).tolist()
+        return pd.DataFrame(
+            [
+                {"prompt": prompt, **component._asdict(), "value": value}
+                for prompt, row in enumerate(rows)
+                for component, value in zip(names, row, strict=True)
+            ]
+        )
+
+    def of(self, component: str, layer: int = -1, head: int = -1) -> Float[Tensor, " prompt"]:
+        """One component's contribution to each prompt."""
+        return self.values[:, self.components.index(Component(component, layer, head))]
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """The `k` (layer, head) with the largest absolute mean contribution, largest first."""
+        means = self.values.mean(0).abs().tolist()
+        heads = [(mean, c) for mean, c in zip(means, self.components, strict=True) if c.component == "head"]
+        return [(c.layer, c.head) for _, c in sorted(heads, key=lambda found: -found[0])[:k]]
+
+
+def attribute(model, texts: Sequence[str], readout: Readout) -> Attribution:
+    """Contribution of every component to `readout` for every prompt.
+
+    Args:
+        model: a hooked transformer, under whatever hooks are open.
+        texts: instructions; the model's chat template is put around them.
+        readout: `RefusalLogits(metric)` or `Onto(direction, layer, position)`.
+
+    Raises:
+        MechrefusalError: no texts; a position that a prompt does not have; a direction or layer that is not of this
+            model; weights that are not finite; an architecture whose stream is not the sum of heads and MLPs.
+    """
+    readout.check(model)
+    ids = [(*found.prompt_ids, *readout.opening) for found in prompt_segments(model, texts)]
+    return of_writes(model, Writes.take(model, ids, position=readout.position, tokens=readout.tokens), readout)
+
+
+@torch.no_grad()
+def of_writes(model, written: Writes, readout: Readout) -> Attribution:
+    """The same, of what was written in a pass that was run before."""
+    vector, scales = readout.vector(model), readout.scales(model, written)
+    layers = range(readout.n_layers(model))
+    bias = torch.zeros_like(scales)
+    found: dict[Component, Tensor] = {}
+    for layer in layers:
+        per_head = HeadReadout.of(model, layer, vector)
+        held = per_head.scales(model, written)
+        bias += held * per_head.bias + per_head.constant
+        heads = held[:, None] * torch.einsum("phd,hd->ph", written.z[:, layer], per_head.weights)
+        found |= {Component("head", layer, head): value for head, value in enumerate(heads.unbind(1))}
+    found |= {Component("mlp", layer): written.mlp_out[:, layer] @ vector for layer in layers}
+    found[Component("embed")] = written.embed @ vector
+    if written.pos_embed.any():
+        found[Component("pos_embed")] = written.pos_embed @ vector
+    found[Component("bias")] = bias
+    values = torch.stack(list(found.values()), dim=1) * scales[:, None]
+    values[:, -1] += readout.constant(model)
+    attribution = Attribution(tuple(found), values.cpu(), readout.total(model, written).cpu())
+    _require_sum(attribution)
+    return attribution
+
+
 def refusal_logits(model, texts: Sequence[str], metric: RefusalMetric) -> pd.DataFrame:
     """Contribution of each component to mean logit(refusal tokens) − mean logit(compliance tokens), nats.
 
-    Read at the metric's position (after its opening), through the final norm with its scale held as it is there.
-    A mean over token sets is linear in the logits, which the metric's log of summed probabilities is not.
-
     Returns:
-        One row a component: component (embed, pos_embed, head, mlp, bias, total), layer, head (−1 where there is none),
-        value (mean over prompts), n, low, high. `bias` holds the attention and MLP output biases and the unembedding's;
-        `total` is the decomposed quantity itself, taken from the model's logits.
+        `Attribution.table`; `attribute(model, texts, RefusalLogits(metric))` also has every prompt's values.
     """
-    readout, bias = _readout(model, metric)
-    parts, totals = [], []
-    for text in texts:
-        token_ids = token_ids_of(model, text, metric.opening)
-        logits, cache = model.run_with_cache(token_ids, names_filter=_wanted)
-        stack, labels = cache.get_full_resid_decomposition(
-            layer=-1, expand_neurons=False, apply_ln=True, pos_slice=-1, return_labels=True
-        )
-        values = stack[:, 0].double() @ readout
-        values[labels.index("bias")] += bias
-        parts.append(values)
-        totals.append(_difference(_uncapped(model, logits[0, -1].double()), metric))
-    return _table(labels, parts, totals)
+    return attribute(model, texts, RefusalLogits(metric)).table
 
 
 def onto_direction(
@@ -52,83 +138,57 @@ def onto_direction(
 ) -> pd.DataFrame:
     """What each component writes onto the unit `direction` at resid_pre of `layer`, at `position` of the prompt.
 
-    Components at or above `layer` have not written yet and are absent. Columns as in `refusal_logits`; `total` is the
-    projection of the residual stream itself.
+    Components at or above `layer` have not written yet and are absent. Columns as in `refusal_logits`.
     """
-    require_layers(model, [layer])
-    require_direction(model, direction)
-    unit = (direction / direction.norm()).double()
-    parts, totals = [], []
-    for text in texts:
-        token_ids = token_ids_of(model, text)
-        _, cache = model.run_with_cache(token_ids, names_filter=partial(_wanted, layer=layer))
-        stack, labels = cache.get_full_resid_decomposition(
-            layer=layer, expand_neurons=False, apply_ln=False, pos_slice=position, return_labels=True
-        )
-        parts.append(stack[:, 0].double() @ unit.to(stack.device))
-        totals.append(cache["resid_pre", layer][0, position].double() @ unit.to(stack.device))
-    return _table(labels, parts, totals)
+    return attribute(model, texts, Onto(direction, layer, position)).table
 
 
-def _wanted(name: str, layer: int | None = None) -> bool:
-    """Whether the decomposition needs a hook; with `layer`, also that layer's input (under either of its names)."""
-    if name in (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_in"):
-        return True
-    ends = ("hook_z", "hook_mlp_out", "mlp.hook_out", "ln2_post.hook_out", "hook_embed", "hook_pos_embed")
-    return name.endswith(ends) or name in ("ln_final.hook_scale", "embed.hook_out", "pos_embed.hook_out")
+@dataclass(frozen=True)
+class HeadReadout:
+    """How a layer's heads are read: a head's value is z · its weights, times the held scale of a norm that follows.
+
+    `bias` is the part of the attention's output bias before that scale, `constant` that of the norm's own bias.
+    """
+
+    layer: int
+    weights: Float[Tensor, "head d_head"]
+    bias: float
+    constant: float
+    norm: HeldNorm | None
+
+    @classmethod
+    def of(cls, model, layer: int, vector: Float[Tensor, " d_model"]) -> "HeadReadout":
+        """For the stream read by `vector`."""
+        attention = model.blocks[layer].attn
+        norm = _norm_after_heads(model, layer)
+        pulled = vector if norm is None else norm.pulled_back(vector)
+        bias = 0.0 if attention.b_O is None else (attention.b_O.double() @ pulled).item()
+        constant = 0.0 if norm is None else (norm.bias @ vector).item()
+        return cls(layer, attention.W_O.double() @ pulled, bias, constant, norm)
+
+    def scales(self, model, written: Writes) -> Float[Tensor, " prompt"]:
+        """Of the norm between the heads and the stream; one where there is none."""
+        if self.norm is None:
+            return torch.ones_like(written.log_total)
+        attention = model.blocks[self.layer].attn
+        before = torch.einsum("phd,hdm->pm", written.z[:, self.layer], attention.W_O.double())
+        if attention.b_O is not None:
+            before = before + attention.b_O.double()
+        return self.norm.scales(before, written.attn_out[:, self.layer])
 
 
-def token_ids_of(model, text: str, opening: tuple[int, ...] = ()) -> Int[Tensor, "1 position"]:
-    """The instruction in the model's chat template, followed by `opening`."""
-    ids = [*prompts.segments(model.tokenizer, text).prompt_ids, *opening]
-    return torch.tensor([ids], device=model.cfg.device)
+def _norm_after_heads(model, layer: int) -> HeldNorm | None:
+    """What stands between the output projection and hook_attn_out (Gemma 2 and 3), if anything does."""
+    block = model.blocks[layer]
+    part = block.hook_aliases["hook_attn_out"].partition(".")[0]
+    return None if part == "attn" else HeldNorm.of(model, getattr(block, part))
 
 
-def _readout(model, metric: RefusalMetric) -> tuple[Tensor, Tensor]:
-    weights, biases = model.W_U.double(), model.b_U.double()
-    refusal, compliance = list(metric.refusal_tokens), list(metric.compliance_tokens)
-    readout = weights[:, refusal].mean(1) - weights[:, compliance].mean(1)
-    return readout, biases[refusal].mean() - biases[compliance].mean()
-
-
-def _difference(logits: Tensor, metric: RefusalMetric) -> Tensor:
-    return logits[list(metric.refusal_tokens)].mean() - logits[list(metric.compliance_tokens)].mean()
-
-
-def _uncapped(model, logits: Tensor) -> Tensor:
-    """Undo Gemma's soft cap of the logits: the residual stream adds up to what goes into it."""
-    cap = getattr(model.original_model.config.get_text_config(), "final_logit_softcapping", None)
-    return cap * torch.atanh((logits / cap).clamp(-1 + 1e-12, 1 - 1e-12)) if cap else logits
-
-
-def _table(labels: list[str], parts: list[Tensor], totals: list[Tensor]) -> pd.DataFrame:
-    values, total = torch.stack(parts), torch.stack(totals)
-    gap = (values.sum(1) - total).abs().max().item()
-    scale = max(1.0, total.abs().max().item(), values.abs().max().item())
+def _require_sum(found: Attribution) -> None:
+    gap = (found.values.sum(1) - found.total).abs().max().item()
+    scale = max(1.0, found.total.abs().max().item(), found.values.abs().max().item())
     if not gap <= TOLERANCE * scale:
         raise MechrefusalError(
             f"attribution does not add up: the components' sum misses the total by {gap:.2g} (largest {scale:.2g}); "
             "this architecture's residual stream is not a plain sum of heads and MLPs, so no attribution is given"
         )
-    rows = []
-    for column, label in enumerate([*labels, "total"]):
-        component, layer, head = _parse(label)
-        observed = total if label == "total" else values[:, column]
-        estimate = intervals.mean(observed.cpu().numpy())
-        rows.append(
-            {
-                "component": component,
-                "layer": layer,
-                "head": head,
-                **vars(estimate),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _parse(label: str) -> tuple[str, int, int]:
-    if match := re.fullmatch(r"L(\d+)H(\d+)", label):
-        return "head", int(match[1]), int(match[2])
-    if match := re.fullmatch(r"(\d+)_mlp_out", label):
-        return "mlp", int(match[1]), -1
-    return label, -1, -1

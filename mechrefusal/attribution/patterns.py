@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.attribution.direct import token_ids_of
+from mechrefusal.attribution.writes import token_ids_of
 
 
 def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.DataFrame, list[str]]:

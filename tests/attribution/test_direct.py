@@ -1,14 +1,18 @@
 """Rule 2: direct attribution sums to what it attributes, and its parts are those of independent computations."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import FAMILIES
 from scipy import stats
 from transformer_lens.tools.analysis import direct_logit_attribution
 
-from mechrefusal import MechrefusalError, attribution
-from mechrefusal.models import RefusalMetric
+from mechrefusal import MechrefusalError, attribution, models
+from mechrefusal.attribution import Onto, RefusalLogits, attribute, writes
+from mechrefusal.models import ForcedOpenings, RefusalMetric
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]
 METRIC = RefusalMetric((), (10, 11, 40), (12, 13))
@@ -29,16 +33,6 @@ def one(table, component, layer=-1, head=-1):
     rows = table[(table["component"] == component) & (table["layer"] == layer) & (table["head"] == head)]
     assert len(rows) == 1
     return rows.iloc[0]
-
-
-def table_or_refusal(name, attribute, *arguments, **keywords):
-    """The table; or None where a norm follows the heads (Gemma 2 and 3) and the model is refused with that reason."""
-    try:
-        return attribute(*arguments, **keywords)
-    except MechrefusalError as error:
-        if name in ("gemma2", "gemma3") and "does not add up" in str(error):
-            return None
-        raise
 
 
 def plain_parts(hf, tokens):
@@ -89,7 +83,7 @@ def test_every_part_of_a_llama_by_hand(tiny_hf, tiny_hooked):
 
 @pytest.mark.parametrize("metric", [METRIC, RefusalMetric((50, 51), (10,), (12, 13))], ids=["", "opening"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_parts_sum_to_the_total_or_the_model_is_refused(family, name, metric):
+def test_parts_sum_to_the_total(family, name, metric):
     chosen = family(name)
     expected = []
     for text in TEXTS:
@@ -100,9 +94,7 @@ def test_parts_sum_to_the_total_or_the_model_is_refused(family, name, metric):
         expected.append(
             (logits[list(metric.refusal_tokens)].mean() - logits[list(metric.compliance_tokens)].mean()).item()
         )
-    table = table_or_refusal(name, attribution.refusal_logits, chosen.hooked, TEXTS, metric)
-    if table is None:
-        return
+    table = attribution.refusal_logits(chosen.hooked, TEXTS, metric)
     assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=2e-3)
     assert parts(table) == pytest.approx(np.mean(expected), abs=2e-3)
     assert len(table[table["component"] == "head"]) == 16
@@ -160,7 +152,7 @@ def test_what_writes_a_direction(tiny_hf, tiny_hooked, layer, position):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_writes_a_direction_sums_or_is_refused(family, name):
+def test_what_writes_a_direction_sums(family, name):
     model = family(name).hooked
     direction = torch.randn(64, generator=torch.Generator().manual_seed(0))
     expected = []
@@ -172,9 +164,7 @@ def test_what_writes_a_direction_sums_or_is_refused(family, name):
         ):
             model(chat(model.tokenizer, text))
         expected.append((kept[0][0, -2].double() @ direction.double() / direction.double().norm()).item())
-    table = table_or_refusal(name, attribution.onto_direction, model, TEXTS, direction, layer=3, position=-2)
-    if table is None:
-        return
+    table = attribution.onto_direction(model, TEXTS, direction, layer=3, position=-2)
     assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=1e-3)
     assert parts(table) == pytest.approx(np.mean(expected), abs=1e-3)
 
@@ -196,6 +186,87 @@ def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
     assert parts(without) == pytest.approx(one(without, "total")["value"], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_prompt_of_a_batch_is_what_it_is_alone_without_a_twin(family, name):
+    """One token tree on the twin, against the hooked transformer prompt by prompt (a hook of the caller is open)."""
+    model = family(name).hooked
+    readout = RefusalLogits(METRIC)
+    found = attribute(model, TEXTS, readout)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
+        alone = [attribute(model, [text], readout) for text in TEXTS]
+    assert all(one.components == found.components for one in alone)
+    torch.testing.assert_close(found.values, torch.cat([one.values for one in alone]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.total, torch.cat([one.total for one in alone]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.values.sum(1), found.total, atol=2e-3, rtol=0)
+
+
+def test_many_groups_give_what_one_gives(tiny_hooked, monkeypatch):
+    whole = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
+    monkeypatch.setattr(writes, "TOKENS_AT_ONCE", 1)
+    parts = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
+    torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=0)
+
+
+def test_values_by_prompt_are_those_of_the_table(tiny_hooked):
+    found = attribute(tiny_hooked, TEXTS, Onto(torch.ones(64), 3, -2))
+    rows = found.per_prompt
+    assert len(rows) == 3 * (len(found.components) + 1)
+    means = rows.groupby(["component", "layer", "head"], sort=False)["value"].mean()
+    np.testing.assert_allclose(means, found.table["value"])
+    assert found.of("head", 2, 1).tolist() == one_component(rows, "head", 2, 1)
+    heads = found.table[found.table["component"] == "head"]
+    order = heads.reindex(heads["value"].abs().sort_values(ascending=False).index)
+    assert found.top(3) == list(zip(order["layer"], order["head"], strict=True))[:3]
+
+
+def one_component(rows, component, layer, head):
+    same = (rows["component"] == component) & (rows["layer"] == layer) & (rows["head"] == head)
+    return rows[same].sort_values("prompt")["value"].tolist()
+
+
+def test_forced_openings_are_read_by_the_token_sets(tiny_hooked):
+    forced = replace(METRIC, kind="teacher_forced", forced=ForcedOpenings(((30, 31),), ((40, 41),)))
+    expected = attribution.refusal_logits(tiny_hooked, TEXTS, METRIC)
+    pd.testing.assert_frame_equal(attribution.refusal_logits(tiny_hooked, TEXTS, forced), expected)
+
+
+def test_one_prompt_has_no_interval(tiny_hooked):
+    table = attribution.refusal_logits(tiny_hooked, TEXTS[:1], METRIC)
+    assert table["low"].isna().all()
+    assert table["value"].notna().all()
+    assert (table["n"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda model: attribution.refusal_logits(model, [], METRIC), "list of texts is empty"),
+        (lambda model: attribution.refusal_logits(model, "Bake bread.", METRIC), "put it into a list"),
+        (lambda model: attribute(model, TEXTS, RefusalLogits(RefusalMetric((), (10,), (4000,)))), "token 4000"),
+        (lambda model: attribute(model, TEXTS, Onto(torch.ones(64), 2, -90)), "position -90 .* prompt 0, which has"),
+        (lambda model: attribute(model, TEXTS, Onto(torch.ones(64), 2, 30)), "position 30 .* prompt 0"),
+        (lambda model: attribute(model, ["Bake " * 600], RefusalLogits(METRIC)), "context of 512"),
+    ],
+)
+def test_bad_input_is_named(tiny_hooked, ask, said):
+    with pytest.raises(MechrefusalError, match=said):
+        ask(tiny_hooked)
+
+
+@pytest.mark.parametrize("weight", ["layers.2.mlp.down_proj", "lm_head"])
+def test_weights_that_are_not_finite_are_named(tmp_path, weight):
+    model = models.load_hooked(models.tiny.make(tmp_path / "model", tied=False))
+    module = next(
+        m
+        for name, m in model.original_model.named_modules()
+        if name.endswith(weight.split(".")[-1]) and ("lm_head" in weight or "layers.2." in name)
+    )
+    next(module.parameters()).data[0, 0] = float("nan")
+    said = "mlp_out of layer 2 .*not finite" if "layers" in weight else "unembedding is not finite"
+    with pytest.raises(MechrefusalError, match=said):
+        attribution.refusal_logits(model, TEXTS, METRIC)
+
+
 @pytest.mark.parametrize("direction", [torch.zeros(64), torch.full((64,), float("nan")), torch.ones(63)])
 def test_direction_that_points_nowhere(tiny_hooked, direction):
     with pytest.raises(MechrefusalError):
@@ -210,8 +281,6 @@ def test_layer_that_is_not_there(tiny_hooked, layer):
 
 @pytest.mark.slow
 def test_real_model(smollm2):
-    from mechrefusal import models
-
     model = models.load_hooked(smollm2)
     metric = RefusalMetric((), (57,), (2683,))
     table = attribution.refusal_logits(model, TEXTS[:2], metric)
