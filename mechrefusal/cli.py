@@ -114,8 +114,27 @@ def attack(options) -> None:
     print(f"cases: {path}")
 
 
+def ablate(options) -> None:
+    """Answer prompts without and with a direction ablated or added; show rates and answers, and keep them in a file."""
+    from rich.console import Console
+
+    from mechrefusal import study
+    from mechrefusal.report.side_by_side import side_by_side
+    from mechrefusal.study.ablating import require_suffix
+
+    if options.out:
+        require_suffix(options.out)
+    asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
+    settings = ("direction", "add", "dose", "layer", "position", "seed", "max_new_tokens")
+    found = study.ablated(options.checkpoint, asked, **{name: getattr(options, name) for name in settings})
+    Console().print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
+    if options.out:
+        print(f"completions: {found.write(options.out)}")
+
+
 COMMANDS: dict[str, Callable] = {
-    "fetch": fetch, "train": train, "attack": attack, "measure": measure, "report": report, "run": run,
+    "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "report": report,
+    "run": run,
 }  # fmt: skip
 
 
@@ -137,6 +156,9 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
     commands.add_subcommand("measure", words, help="measure every checkpoint of a run")
+    commands.add_subcommand(
+        "ablate", _ablate_parser(), help="answers without and with a direction ablated or added, side by side"
+    )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
     _add_show_completions(words)
@@ -182,6 +204,40 @@ def _attack_parser(*, with_settings: bool) -> jsonargparse.ArgumentParser:
     parser.add_class_arguments(GCGSettings, "gcg")
     parser.add_class_arguments(AutoDANSettings, "autodan")
     parser.add_class_arguments(TemplateSettings, "templates")
+    return parser
+
+
+def _ablate_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("checkpoint", type=str, help="folder of a run's checkpoint (RUN/sft/step-00050), or any model")
+    parser.add_argument(
+        "--direction",
+        type=str,
+        default="carrier",
+        help="carrier of the checkpoint; best: the best candidate where there is none; random; or a safetensors file",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=str,
+        required=True,
+        help="builtin, builtin-harmless, a .txt with one prompt a line, or a benchmark file",
+    )
+    parser.add_argument("--reader", type=str, default="", help="benchmark of the file, where its columns do not tell")
+    parser.add_argument("--n", type=int, default=0, help="prompts at most; 0 for all")
+    parser.add_argument("--out", type=str, default="", help="file of the completions: .parquet, .csv or .jsonl")
+    parser.add_argument("--add", type=float | None, help="coefficient: add the direction instead of ablating it")
+    parser.add_argument("--dose", type=float | None, help="of the ablation (default: 1, all of it)")
+    parser.add_argument(
+        "--layer",
+        type=int | None,
+        help="where to add (default: the direction's own), and which of a file of directions",
+    )
+    parser.add_argument("--position", type=int | None, help="which of a file of directions, from the end of the prompt")
+    parser.add_argument("--seed", type=int, default=0, help="of the random direction")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
+    parser.add_argument(
+        "--show_completions", action="store_true", help="print all answers in full (they are shortened otherwise)"
+    )
     return parser
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechrefusal.causal.interventions import Intervention, intervened
+from mechrefusal.causal.interventions import Chain, Intervention, intervened
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, last_logits
 from mechrefusal.models.forward import contiguous_head, exact_length
@@ -56,6 +56,11 @@ class _Passes:
     def _by_group(self, intervention: Intervention | None) -> Iterator[Sequence[Tensor]]:
         if intervention is not None:
             intervention.check(self.model)
+            if getattr(intervention, "positions", None):
+                raise MechrefusalError(
+                    f"{type(intervention).__name__} at chosen positions: these passes hold many prompts and their "
+                    "answers at once; open it on the model with causal.intervened instead"
+                )
         for group in self._groups:
             yield self._group_logits(group, intervention)
 
@@ -234,5 +239,8 @@ def _check_length(model, n_tokens: int, *, padded: bool) -> None:
 
 
 def _wants_gradients(intervention: Intervention | None) -> bool:
-    directions = getattr(intervention, "directions", getattr(intervention, "direction", None))
-    return torch.is_grad_enabled() and isinstance(directions, Tensor) and directions.requires_grad
+    given = (
+        getattr(one, "directions", getattr(one, "direction", None))
+        for one in (intervention.flat if isinstance(intervention, Chain) else [intervention])
+    )
+    return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)

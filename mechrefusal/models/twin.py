@@ -7,7 +7,7 @@ but for joint projections of q, k and v (GPT-2, GPT-NeoX), of which the hooked t
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mechrefusal.models.blocks import blocks_with_tuples, skipped
 
-Site = Literal["resid_pre", "attn_out", "mlp_out", "z", "mlp_post"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
 Edit = tuple[int, Site, Callable[[Tensor], Tensor]]
 """What to do with an activation: layer, site, and the function that returns the new one."""
 
@@ -47,7 +47,7 @@ class Twin:
 
     def has(self, site: Site) -> bool:
         """Whether activations at `site` can be edited."""
-        return site in ("resid_pre", "attn_out", "mlp_out") or site in self.inner
+        return site in ("resid_pre", "resid_post", "attn_out", "mlp_out") or site in self.inner
 
     @contextmanager
     def edited(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -78,15 +78,18 @@ class Twin:
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
             return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
-        modules = self.attention if site == "attn_out" else self.mlp
+        modules = {"resid_post": self.blocks, "attn_out": self.attention, "mlp_out": self.mlp}[site]
         return modules[layer].register_forward_hook(after)
 
     @contextmanager
-    def skipping(self, layer: int) -> Iterator[None]:
-        """While open, blocks below `layer` return their input."""
+    def skipping(self, layers: int | Collection[int]) -> Iterator[None]:
+        """While open, blocks `layers` return their input; those below it, if it is a number."""
+        chosen = range(layers) if isinstance(layers, int) else layers
         device = self.model.get_input_embeddings().weight.device
         run = partial(self.model, use_cache=False)
-        with skipped(self.blocks[:layer], blocks_with_tuples(self.model, self.blocks, run, device=device)):
+        with skipped(
+            [self.blocks[layer] for layer in chosen], blocks_with_tuples(self.model, self.blocks, run, device=device)
+        ):
             yield
 
 

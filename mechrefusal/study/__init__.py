@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mechrefusal.study import tables
 
 if TYPE_CHECKING:
+    from mechrefusal.study.ablating import Ablated, ablated, read_prompts
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.recipe import Recipe
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from mechrefusal.study.selection import Asked, asked, behaviours
 
 __all__ = [
+    "Ablated",
     "Asked",
     "Recipe",
     "Run",
+    "ablated",
     "asked",
     "behaviours",
     "cases",
@@ -23,11 +26,15 @@ __all__ = [
     "load_recipe",
     "measure",
     "open",
+    "read_prompts",
     "tables",
     "train",
 ]
 
 _HOMES = {
+    "Ablated": "ablating",
+    "ablated": "ablating",
+    "read_prompts": "ablating",
     "Asked": "selection",
     "asked": "selection",
     "behaviours": "selection",

@@ -9,7 +9,7 @@ from architectures import FAMILIES, build
 from torch.nn.functional import cross_entropy
 
 from mechrefusal import MechrefusalError, models
-from mechrefusal.causal import Ablation, Addition, AnswerPasses, Passes, ablate, add, intervened, passes
+from mechrefusal.causal import Ablation, Addition, AnswerPasses, Chain, Passes, ablate, add, intervened, passes
 from mechrefusal.causal.interventions import orthonormal
 from mechrefusal.models import low_precision, tree_forward
 from mechrefusal.models.twin import twin
@@ -745,3 +745,19 @@ def test_the_model_and_what_the_caller_gave_are_as_before(llama, monkeypatch, ha
     assert traces(llama) == clean
     with torch.no_grad():
         assert torch.equal(one_by_one(llama, PROMPTS, [()])[0], before[0])
+
+
+def test_positions_are_for_the_model_itself(tiny_hooked):
+    passes = Passes(tiny_hooked, PROMPTS[:2])
+    with pytest.raises(MechrefusalError, match="chosen positions"):
+        passes.logits(Ablation(torch.ones(64), positions=(-1,)))
+
+
+def test_gradients_reach_a_direction_in_a_chain(tiny_hooked):
+    direction = torch.ones(64, requires_grad=True)
+    chain = Chain((Addition(torch.ones(64), 1), Ablation(direction)))
+    for hooks_open in (False, True):
+        with tiny_hooked.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: x)] if hooks_open else []):
+            found = Passes(tiny_hooked, PROMPTS[:2]).logits(chain)[0].log_softmax(-1).square().sum()
+        (gradient,) = torch.autograd.grad(found, direction)
+        assert gradient.abs().max() > 0

@@ -1,0 +1,311 @@
+"""What can be done to activations, as values: ablate directions, add one, clamp a projection, patch.
+
+Each says which edits it makes at which layer and site; `causal.intervened` makes them while a context is open. Edits
+return new tensors and never change one that somebody holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.causal.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import require_direction, require_layers
+from mechrefusal.models.twin import Edit, Site
+
+ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+SITES: tuple[Site, ...] = (*STREAM_SITES, "z", "mlp_post")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Directions projected out of everything that is written to the residual stream.
+
+    x − dose · QQᵀx, Q an orthonormal basis of `directions`. At dose 1 it is done at resid_pre, attn_out and mlp_out of
+    every layer (Arditi et al., 2406.11717, eq. 4, at the sites of their code). Any other dose is taken of every write
+    once (the embedding, attn_out, mlp_out), so that the residual stream keeps 1 − dose of its part along Q at every
+    layer; at dose 1 the two are the same. `positions`: where, by default everywhere.
+    """
+
+    directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]
+    dose: float = 1.0
+    positions: Positions | None = None
+
+    first_layer = 0
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; or for none at all."""
+        rows = self.directions[None] if self.directions.ndim == 1 else self.directions
+        if len(rows) == 0:
+            raise MechrefusalError("no direction to ablate: give one direction, or a subspace of at least one row")
+        for row in rows:
+            require_direction(model, row.detach())
+        _require_finite("dose of an ablation", self.dose)
+        check_positions(self.positions)
+
+    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+        """What is done, site by site."""
+        basis = orthonormal(self.directions).to(model.cfg.device)
+        dose = self.dose
+
+        def project_out(activation: Tensor) -> Tensor:
+            q = basis.to(activation)
+            return activation - (activation @ q) @ (dose * q.T)
+
+        edit = at_positions(project_out, self.positions, passing)
+        return [
+            (layer, site, edit)
+            for layer in range(model.cfg.n_layers)
+            for site in ABLATED_SITES
+            if dose == 1 or layer == 0 or site != "resid_pre"
+        ]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """`coefficient` · `direction` added at resid_pre of `layer` (Arditi et al., 2406.11717, eq. 3).
+
+    The direction is added as it is: a difference in means carries its own length. `positions`: where, by default
+    everywhere.
+    """
+
+    direction: Float[Tensor, " d_model"]
+    layer: int
+    coefficient: float = 1.0
+    positions: Positions | None = None
+
+    @property
+    def first_layer(self) -> int:
+        """Layers below it are what they are without the intervention."""
+        return self.layer
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; or a layer that is not."""
+        require_direction(model, self.direction.detach())
+        require_layers(model, [self.layer])
+        _require_finite("coefficient of an addition", self.coefficient)
+        check_positions(self.positions)
+
+    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+        """What is done, site by site."""
+        step = self.coefficient * self.direction
+        edit = at_positions(lambda activation: activation + step.to(activation), self.positions, passing)
+        return [(self.layer, "resid_pre", edit)]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """The projection on a unit direction set to `value`: x + (value − x·r̂) r̂.
+
+    `value` is in units of the residual stream (what `activation @ direction / direction.norm()` gives). `layers` are
+    all by default; `sites` are of resid_pre, attn_out and mlp_out. Value 0 at all sites of all layers is an ablation.
+    """
+
+    direction: Float[Tensor, " d_model"]
+    value: float
+    layers: Sequence[int] | None = None
+    sites: Sequence[Site] = ("resid_pre",)
+    positions: Positions | None = None
+
+    @property
+    def first_layer(self) -> int:
+        """Layers below it are what they are without the intervention."""
+        return 0 if self.layers is None else min(self.layers)
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` for a direction, layer, site, value or position that is none."""
+        require_direction(model, self.direction.detach())
+        if self.layers is not None and len(self.layers) == 0:
+            raise MechrefusalError("a clamp at no layer: give layers, or None for all")
+        require_layers(model, self.layers or [])
+        if isinstance(self.sites, str) or not self.sites:
+            raise MechrefusalError(f"sites of a clamp are {self.sites!r}; give some of {', '.join(ABLATED_SITES)}")
+        for site in self.sites:
+            _require_site(site, ABLATED_SITES)
+        _require_finite("value of a clamp", self.value)
+        check_positions(self.positions)
+
+    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+        """What is done, site by site."""
+        unit = orthonormal(self.direction)[:, 0].to(model.cfg.device)
+        value = self.value
+
+        def set_projection(activation: Tensor) -> Tensor:
+            r = unit.to(activation)
+            return activation + (value - activation @ r)[..., None] * r
+
+        edit = at_positions(set_projection, self.positions, passing)
+        layers = range(model.cfg.n_layers) if self.layers is None else sorted(set(self.layers))
+        return [(layer, site, edit) for layer in layers for site in ABLATED_SITES if site in self.sites]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Activations of the caller's put in at one layer and site, from another prompt or another checkpoint.
+
+    `activation` has the shape of the site, d_model (resid_pre, resid_post, attn_out, mlp_out), head × d_head (z)
+    or d_mlp (mlp_post), and before it, where tokens or rows differ, [token] or [row, token]: as many tokens as
+    `positions`, or without these as the pass. With `heads` (z only) those heads are replaced, and `activation` holds
+    only them.
+    """
+
+    activation: Tensor
+    layer: int
+    site: Site = "resid_pre"
+    positions: Positions | None = None
+    heads: Sequence[int] | None = None
+
+    @property
+    def first_layer(self) -> int:
+        """Layers below it are what they are without the intervention."""
+        return self.layer
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` for a layer, site, head or position that is none, or a shape that does not fit."""
+        require_layers(model, [self.layer])
+        _require_site(self.site, SITES)
+        if self.site not in STREAM_SITES and not hasattr(model, "hook_dict"):
+            raise MechrefusalError(
+                f"site '{self.site}' can be patched on the hooked transformer only (models.load_hooked); a plain "
+                f"Hugging Face model takes {', '.join(STREAM_SITES)}"
+            )
+        check_positions(self.positions)
+        if self.heads is not None and self.site != "z":
+            raise MechrefusalError(f"heads are patched at site 'z', not at '{self.site}'; leave heads out")
+        if self.heads is not None and (not self.heads or not all(0 <= h < model.cfg.n_heads for h in self.heads)):
+            raise MechrefusalError(f"heads are {list(self.heads)}; this model has heads 0 to {model.cfg.n_heads - 1}")
+        shape, place = tuple(self.activation.shape), self._site_shape(model)
+        extra = len(shape) - len(place)
+        if shape[max(extra, 0) :] != place or not 0 <= extra <= 2:
+            raise MechrefusalError(
+                f"activation to patch has shape {shape}; {self.site} of this model is {place}, with [token] or "
+                "[row, token] before it"
+            )
+        if not torch.isfinite(self.activation).all():
+            raise MechrefusalError("activation to patch holds NaN or infinity; take it from a pass that is finite")
+        n = len(self.positions) if self.positions is not None and self.positions != "prompt" else None
+        if extra and n is not None and shape[extra - 1] not in (1, n):
+            raise MechrefusalError(
+                f"activation to patch has {shape[extra - 1]} tokens for {n} positions; give one each"
+            )
+
+    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+        """What is done, site by site."""
+        place = self._site_shape(model)
+        extra = self.activation.ndim - len(place)
+        given = self.activation[(None,) * (2 - extra)]  # row, token, then the site's own
+        heads = None if self.heads is None else list(self.heads)
+        if extra == 0 and self.positions is None:
+            return [(self.layer, self.site, lambda activation: _replaced(activation, given, heads))]
+        following, positions = required(passing), self.positions
+
+        def put_in(activation: Tensor) -> Tensor:
+            n_rows, n_tokens = activation.shape[:2]
+            if len(given) not in (1, n_rows):
+                raise MechrefusalError(f"activation to patch has {len(given)} rows, the pass {n_rows}; give one each")
+            if positions is None or (positions == "prompt" and extra):
+                if following.n_past > 0 and n_tokens == 1:
+                    return activation  # a generated token
+                if following.n_past > 0 or given.shape[1] != n_tokens:
+                    raise MechrefusalError(
+                        f"activation to patch has {given.shape[1]} tokens, the pass {n_tokens} after "
+                        f"{following.n_past}; say with positions where they belong"
+                    )
+                return _replaced(activation, given, heads)
+            columns = following.columns(positions, n_tokens)
+            if not columns:
+                return activation
+            edited, there = activation.clone(), list(columns.values())
+            rows = list(columns) if given.shape[1] > 1 else [0]
+            edited[:, there] = _replaced(activation[:, there], given[:, rows], heads)
+            return edited
+
+        return [(self.layer, self.site, put_in)]
+
+    def _site_shape(self, model) -> tuple[int, ...]:
+        if self.site == "z":
+            return (model.cfg.n_heads if self.heads is None else len(self.heads), model.cfg.d_head)
+        return (model.cfg.d_mlp if self.site == "mlp_post" else model.cfg.d_model,)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Interventions as one: at a site where several act, in their order."""
+
+    interventions: "tuple[Intervention, ...]"
+
+    @property
+    def first_layer(self) -> int:
+        """Layers below it are what they are without the interventions."""
+        return min(each.first_layer for each in self.interventions)
+
+    @property
+    def positions(self) -> list[Positions]:
+        """The positions of those that act at some only."""
+        return [each.positions for each in self.flat if each.positions is not None]
+
+    @property
+    def flat(self) -> "list[Ablation | Addition | Clamp | Patch]":
+        """The single interventions, in order."""
+        return [one for each in self.interventions for one in (each.flat if isinstance(each, Chain) else [each])]
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` where one of them does, or for none."""
+        if not self.interventions:
+            raise MechrefusalError("a chain of no intervention; give at least one, or None")
+        for each in self.interventions:
+            each.check(model)
+
+    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+        """What is done, site by site."""
+        return [edit for each in self.interventions for edit in each.edits(model, passing)]
+
+
+Intervention = Ablation | Addition | Clamp | Patch | Chain
+
+
+def _replaced(activation: Tensor, given: Tensor, heads: list[int] | None) -> Tensor:
+    """A new tensor of the activation's shape: later layers may write in place, and must not write to `given`."""
+    edited = activation.clone()
+    if heads is None:
+        edited[:] = given.to(activation)
+    else:
+        edited[:, :, heads] = given.to(activation)
+    return edited
+
+
+def _require_finite(what: str, value: float) -> None:
+    if not isfinite(value):
+        raise MechrefusalError(f"the {what} is {value}: give a finite number")
+
+
+def _require_site(site: str, known: Sequence[Site]) -> None:
+    if site not in known:
+        raise MechrefusalError(f"unknown site '{site}'; give one of {', '.join(known)}")
+
+
+def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Tensor, " d_model"]:
+    """A random direction of the same norm: the control of every intervention."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
+    return noise * (direction.norm() / noise.norm())
+
+
+def orthonormal(directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:
+    """Columns that span the rows, with gradients where the rows are linearly independent.
+
+    Float64 within: the basis is used at every site, its rounding must not add up.
+    """
+    rows = directions[None] if directions.ndim == 1 else directions
+    if len(rows) == 1:
+        return (rows.double() / rows.double().norm()).T.to(torch.float32)
+    columns, lengths, _ = torch.linalg.svd(rows.detach().double().T, full_matrices=False)
+    independent = lengths > 1e-6 * lengths.max()
+    if independent.all():  # a singular value decomposition has no gradient where rows are orthonormal; this has
+        return torch.linalg.qr(rows.double().T).Q.to(torch.float32)
+    return columns[:, independent].to(torch.float32)

@@ -1,0 +1,130 @@
+"""Which tokens of a pass an intervention acts on, also where a prompt and its answer come in several cached passes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from mechrefusal.errors import MechrefusalError
+
+Positions = Sequence[int] | Literal["prompt"]
+"""Token positions: from 0 counted from the beginning of the row, negative ones from the end of the prompt (−1 is its
+last token); or "prompt", every token that is not generated (with the key/value cache that generation has by default,
+whose later passes bring one token each)."""
+
+
+@dataclass
+class Pass:
+    """The pass under way: how many tokens stand in the key/value cache before it, and whether rows are padded."""
+
+    n_past: int = 0
+    padded: bool = False
+    n_passes: int = 0
+    met: set[int] = field(default_factory=set)
+    """Positions that stood in some pass."""
+
+    def columns(self, positions: Positions, n_tokens: int) -> dict[int, int]:
+        """Column in the pass of the i-th of `positions`, for those that stand in it.
+
+        Raises:
+            MechrefusalError: positions that this pass cannot tell.
+        """
+        if positions == "prompt":
+            return {i: i for i in range(n_tokens)} if n_tokens > 1 or self.n_past == 0 else {}
+        assert not isinstance(positions, str)
+        found = {i: self._column(p, n_tokens) for i, p in enumerate(positions)}
+        here = {i: column for i, column in found.items() if column is not None}
+        self.met |= {positions[i] for i in here}
+        return here
+
+    def _column(self, position: int, n_tokens: int) -> int | None:
+        if position >= 0:
+            if self.padded:
+                raise MechrefusalError(
+                    f"position {position} is counted from the beginning of the row, but rows of this batch are padded; "
+                    "count from the end of the prompt (negative), or run prompts of one length"
+                )
+            column = position - self.n_past
+            return column if 0 <= column < n_tokens else None
+        if self.n_past > 0:
+            if n_tokens > 1:
+                raise MechrefusalError(
+                    f"position {position} is counted from the end of the prompt, but this prompt comes in several "
+                    "passes (a cached head); run prompts in one pass"
+                )
+            return None
+        if n_tokens + position < 0:
+            raise MechrefusalError(
+                f"position {position} is not in a prompt of {n_tokens} tokens; give -{n_tokens} to -1"
+            )
+        return n_tokens + position
+
+    @contextmanager
+    def following(self, backbone: nn.Module, wanted: Sequence[Positions]) -> Iterator[None]:
+        """Follow the passes of `backbone` (the module that hands tokens from block to block) while open.
+
+        Raises:
+            MechrefusalError: at the end, a position of `wanted` that stood in none of the passes.
+        """
+
+        def note(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            caches = [value for value in chain(args, kwargs.values()) if isinstance(value, Cache)]
+            self.n_past = int(caches[0].get_seq_length()) if caches else 0
+            mask = kwargs.get("attention_mask")
+            self.padded = isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask == 0).any())
+            self.n_passes += 1
+
+        handle = backbone.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        asked = {position for each in wanted if not isinstance(each, str) for position in each}
+        if self.n_passes and (never := sorted(asked - self.met)):
+            raise MechrefusalError(
+                f"positions {never} stood in none of the passes that were run; nothing was done there"
+            )
+
+
+def check_positions(positions: Positions | None) -> None:
+    """Raise `MechrefusalError` for positions that are none."""
+    if positions is None or positions == "prompt":
+        return
+    numbers = isinstance(positions, Sequence | range) and not isinstance(positions, str)
+    if not numbers or not positions or not all(type(position) is int for position in positions):
+        raise MechrefusalError(
+            f"positions are {positions!r}; give whole numbers, at least one, or 'prompt' for all that is not generated"
+        )
+
+
+def at_positions(
+    edit: Callable[[Tensor], Tensor], positions: Positions | None, passing: Pass | None
+) -> Callable[[Tensor], Tensor]:
+    """`edit` at some positions only; the rest stays as it is."""
+    if positions is None:
+        return edit
+    following = required(passing)
+
+    def there(activation: Tensor) -> Tensor:
+        columns = list(following.columns(positions, activation.shape[1]).values())
+        if not columns:
+            return activation
+        edited = activation.clone()
+        edited[:, columns] = edit(activation[:, columns])
+        return edited
+
+    return there
+
+
+def required(passing: Pass | None) -> Pass:
+    """The pass; MechrefusalError where passes are not followed."""
+    if passing is None:
+        raise MechrefusalError(
+            "an intervention at some positions is followed pass by pass: open it with causal.intervened and run the "
+            "model; passes over token trees take interventions at all positions only"
+        )
+    return passing

@@ -1,0 +1,213 @@
+"""One intervention on one checkpoint: what it answers without and with it, side by side, judged.
+
+In a notebook:
+
+    import mechrefusal as mr
+    asked = mr.prompts.builtin().evaluation.harmful.take(8)
+    found = mr.study.ablated("checkpoints/demo/r2d2/step-00018", asked, direction="best")
+    found.rates                                          # refusal rates with intervals
+    found.table[["prompt", "baseline", "intervened"]]
+
+It measures: nothing here changes or writes weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from mechrefusal import causal, intervals, prompts
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
+from mechrefusal.files import whole_file
+from mechrefusal.models import Checkpoint, load_causal_lm
+from mechrefusal.prompts import PromptSet, sources
+from mechrefusal.prompts.readers import BENCHMARKS
+from mechrefusal.study import chosen_direction
+from mechrefusal.study.chosen_direction import Chosen
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+BUILTIN = ("builtin", "builtin-harmless")
+ANSWERS = ("baseline", "intervened")
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What a checkpoint answered without and with an intervention.
+
+    `table`: one row a prompt, columns prompt_id, prompt, baseline, intervened (completions), baseline_refused,
+    intervened_refused, baseline_degenerate, intervened_degenerate (bool), intervention, judge, weights.
+    `rates`: one row an answer (baseline, intervened) and metric (refusal_rate, degenerate_rate): value, n and the 95%
+    Wilson interval (low, high).
+    """
+
+    table: pd.DataFrame
+    rates: pd.DataFrame
+    intervention: str
+    weights: str
+
+    def write(self, path: Path | str) -> Path:
+        """Write the table in full, as parquet, CSV or JSON lines by the suffix, whole or not at all."""
+        path = require_suffix(path)
+        with whole_file(path) as draft:
+            if path.suffix == ".parquet":
+                self.table.to_parquet(draft, index=False)
+            elif path.suffix == ".csv":
+                self.table.to_csv(draft, index=False)
+            else:
+                self.table.to_json(draft, orient="records", lines=True, force_ascii=False)
+        return path
+
+
+def ablated(
+    source: Checkpoint | Path | str,
+    asked: PromptSet,
+    *,
+    direction: str | Path | Tensor = "carrier",
+    add: float | None = None,
+    dose: float | None = None,
+    layer: int | None = None,
+    position: int | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+) -> Ablated:
+    """Greedy answers of a checkpoint without and with a direction ablated (or added), and whether they refuse.
+
+    Args:
+        source: a checkpoint of a run (its folder, or RUN/sft-step-00050), or with a direction any model folder or name.
+        direction: "carrier" of the checkpoint's run; "best": the carrier, or the candidate with the lowest bypass where
+            there is none; "random", the control; a safetensors file that `Directions.save` wrote, or with one tensor
+            (d_model, or k × d_model: a subspace); or such a tensor.
+        add: coefficient: the direction is added at `layer` (by default its own) instead of ablated everywhere.
+        dose: of the ablation, by default 1.
+        layer, position: which of a file of directions. `layer` is also where to add.
+        seed: of the random direction. It has the norm of "best" where it is added in a run, else norm 1.
+        max_new_tokens: longest answer.
+
+    Raises:
+        MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
+            there; options that contradict each other.
+    """
+    _check(asked, add=add, dose=dose, max_new_tokens=max_new_tokens)
+    run, checkpoint = chosen_direction.located(source)
+    if isinstance(direction, Tensor):
+        chosen = Chosen(direction, "given direction")
+    elif str(direction) == "random":
+        chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None)
+    elif str(direction) in chosen_direction.NAMES:
+        chosen = chosen_direction.of_run(run, checkpoint, best=direction == "best")
+    else:
+        path = Path(direction).expanduser()
+        chosen = chosen_direction.of_file(path, checkpoint, layer=layer, position=position)
+    if add is None and layer is not None and layer != chosen.layer:
+        raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
+    if position is not None and (isinstance(direction, Tensor) or str(direction) in chosen_direction.NAMES):
+        raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
+    intervention, words = _intervention(chosen, add=add, dose=1.0 if dose is None else dose, layer=layer)
+    model, tokenizer = load_causal_lm(checkpoint)
+    with causal.intervened(model, intervention):
+        pass  # what does not fit the model is said before anything is generated
+    table = pd.DataFrame({"prompt_id": asked.ids, "prompt": asked.texts})
+    for name, under in zip(ANSWERS, (None, intervention), strict=True):
+        with causal.intervened(model, under):
+            answers = complete(
+                model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
+            )
+        table[name] = list(answers.texts)
+    for what, judge in (("refused", is_refusal), ("degenerate", is_degenerate)):
+        for name in ANSWERS:
+            table[f"{name}_{what}"] = [judge(text) for text in table[name]]
+    table = table.assign(intervention=words, judge=REFUSAL_JUDGE, weights=checkpoint.weights)
+    return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
+
+
+def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
+    """Prompts to ask, in the order of their source: the first `n` (0: all).
+
+    HarmBench's copyright rows are left out: refusal says nothing about them.
+
+    Args:
+        source: "builtin" (harmful requests of the split `evaluation`), "builtin-harmless", a text file with one prompt
+            a line, or a benchmark file of `prompts.read`.
+        reader: name of the benchmark; by default the one whose columns the file has.
+
+    Raises:
+        MechrefusalError: a file that cannot be read, holds no prompt, or could be several benchmarks.
+    """
+    if n < 0:
+        raise MechrefusalError(f"n is {n}; give a number of prompts, or 0 for all")
+    if source in BUILTIN:
+        own = prompts.builtin().evaluation
+        found = own.harmful if source == "builtin" else own.harmless
+    elif Path(source).suffix.lower() == ".txt" and not reader:
+        lines = sources.text_of(Path(source).expanduser()).split("\n")
+        found = PromptSet.from_texts(Path(source).stem, [line.strip() for line in lines if line.strip()])
+    else:
+        found = prompts.read(reader or _benchmark(source), source)
+    if "functional_category" in found.table:
+        found = found[(found.table["functional_category"] != "copyright").to_numpy()]
+    if len(found) == 0:
+        raise MechrefusalError(f"'{source}' gives no prompt to ask: HarmBench's copyright rows are left out")
+    return found.take(n) if n else found
+
+
+def require_suffix(path: Path | str) -> Path:
+    """The path; MechrefusalError where it cannot be written as a table."""
+    path = Path(path).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise MechrefusalError(f"cannot write '{path}': give a file that ends in {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise MechrefusalError(f"'{path}' is a folder: give the path of a file")
+    return path
+
+
+def _check(asked: PromptSet, *, add: float | None, dose: float | None, max_new_tokens: int) -> None:
+    if len(asked) == 0:
+        raise MechrefusalError("there is no prompt to ask; give one at least")
+    if max_new_tokens < 1:
+        raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
+    if add is not None and dose is not None:
+        raise MechrefusalError("a dose belongs to an ablation, a coefficient to an addition: give one of dose and add")
+    for name, value in (("add", add), ("dose", dose)):
+        if value is not None and not isfinite(value):
+            raise MechrefusalError(f"{name} is {value}; give a finite number")
+
+
+def _intervention(
+    chosen: Chosen, *, add: float | None, dose: float, layer: int | None
+) -> tuple[causal.Intervention, str]:
+    if add is None:
+        return causal.Ablation(chosen.direction, dose), f"ablate {chosen.name}" + (
+            f", dose {dose:g}" if dose != 1 else ""
+        )
+    at = layer if layer is not None else chosen.layer
+    if at is None:
+        raise MechrefusalError(f"nothing says at which layer to add the {chosen.name}; give one with layer")
+    if chosen.direction.ndim != 1:
+        raise MechrefusalError(f"the {chosen.name} is a subspace of {len(chosen.direction)} rows: it cannot be added")
+    return causal.Addition(chosen.direction, at, add), f"add {add:g} × {chosen.name} at layer {at}"
+
+
+def _benchmark(source: str) -> str:
+    """The one reader whose columns a file has; XSTest's completions have all that XSTest has, and are those."""
+    there = {column.lower() for column in sources.load(source).columns}
+    needs = {name: {column.lower() for column in each.required} for name, each in BENCHMARKS.items()}
+    fitting = {name: need for name, need in needs.items() if need <= there}
+    closest = [name for name, need in fitting.items() if not any(need < other for other in fitting.values())]
+    if len(closest) != 1:
+        said = f"several benchmarks ({', '.join(closest)})" if closest else "no benchmark"
+        raise MechrefusalError(
+            f"the columns of '{source}' are those of {said}: name the reader, one of {', '.join(BENCHMARKS)}, or give "
+            "a .txt with one prompt a line"
+        )
+    return closest[0]
+
+
+def _rates(table: pd.DataFrame) -> Iterator[dict]:
+    for metric, column in (("refusal_rate", "refused"), ("degenerate_rate", "degenerate")):
+        for name in ANSWERS:
+            estimate = intervals.rate(int(table[f"{name}_{column}"].sum()), len(table))
+            yield {"answers": name, "metric": metric, **vars(estimate)}

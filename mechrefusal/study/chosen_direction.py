@@ -1,0 +1,137 @@
+"""Which direction a checkpoint is intervened on with: of its run, of a file, or a random one as the control."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mechrefusal import causal
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry import Directions
+from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.study import tables
+from mechrefusal.study.run import Run
+
+NAMES = ("carrier", "best", "random")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A direction (d_model), or a subspace (k × d_model); `layer`: where it was taken, None where nothing says."""
+
+    direction: Tensor
+    name: str
+    layer: int | None = None
+
+
+def located(source: Checkpoint | Path | str) -> tuple[Run | None, Checkpoint]:
+    """A checkpoint, and the run that it belongs to if it lies in the folder of one.
+
+    Args:
+        source: a model's folder or name; or RUN/ID with the id of one of a run's checkpoints (`sft-step-00050`).
+
+    Raises:
+        MechrefusalError: no such model, or weights that are not those of the run.
+    """
+    given = source.path if isinstance(source, Checkpoint) else Path(source)
+    given = given.expanduser().absolute()
+    for folder in given.parents:
+        if not ((folder / "recipe.yaml").is_file() and (folder / "manifest.json").is_file()):
+            continue
+        run = Run.open(folder)
+        for identity, entry in run.manifest.get("checkpoints", {}).items():
+            if given == folder / identity or given.resolve() == (folder / entry["path"]).resolve():
+                return run, run.checkpoint(entry["arm"], step=entry["step"])
+    return None, source if isinstance(source, Checkpoint) else Checkpoint.open(fetch(source))
+
+
+def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:
+    """The carrier of a checkpoint; with `best`, the candidate with the lowest bypass where there is no carrier.
+
+    Raises:
+        MechrefusalError: no run, not measured, measured on other weights, or no such direction.
+    """
+    if run is None:
+        raise MechrefusalError(
+            f"'{checkpoint.path}' is no checkpoint of a run (none lists it), so it has no carrier: give one such as "
+            "RUN/sft/step-00050, or a file of directions"
+        )
+    again = f"run 'mechrefusal measure {run.folder}'"
+    table = tables.read("carrier", run.measurements(checkpoint))
+    if table.empty:
+        raise MechrefusalError(f"checkpoint '{checkpoint.id}' of '{run.folder}' was not measured: {again}")
+    row = table.iloc[0]
+    if row["weights"] != checkpoint.weights:
+        raise MechrefusalError(
+            f"the carrier of '{checkpoint.id}' is of weights {row['weights']}, not of {checkpoint.weights}: {again}"
+        )
+    kind, position, layer = "carrier", row["position"], row["layer"]
+    if pd.isna(layer):
+        if not best:
+            raise MechrefusalError(
+                f"checkpoint '{checkpoint.id}' has no carrier ({row['reason']}); direction 'best' takes the best "
+                "candidate, which is not a carrier"
+            )
+        kind, position, layer = "best candidate", row["reference_position"], row["reference_layer"]
+    if pd.isna(layer):  # none, or a run of an earlier version, which does not say which is the best
+        scored = tables.read("carriers", run.measurements(checkpoint)).dropna(subset=["bypass"])
+        ranked = scored[~scored["exact"].isin([False])].sort_values(["bypass", "layer", "position"])
+        if ranked.empty:
+            raise MechrefusalError(f"checkpoint '{checkpoint.id}' has no scored candidate ({row['reason']})")
+        position, layer = ranked.iloc[0][["position", "layer"]]
+    place = {"position": int(position), "layer": int(layer)}
+    directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
+    name = f"{kind} of {checkpoint.id} (position {place['position']}, layer {place['layer']})"
+    return Chosen(directions.at(place), name, place["layer"])
+
+
+def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: int | None) -> Chosen:
+    """A direction of a file that `Directions.save` wrote, or of one that holds a single tensor.
+
+    Raises:
+        MechrefusalError: no such file, directions of other weights, or a place that is not in it.
+    """
+    if not path.is_file():
+        raise MechrefusalError(f"direction '{path}' is neither a safetensors file nor one of {', '.join(NAMES)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, notes = list(file.keys()), file.metadata() or {}
+            single = file.get_tensor(names[0]) if len(names) == 1 else None
+    except (OSError, SafetensorError) as error:
+        raise MechrefusalError(f"direction '{path}' is no safetensors file ({error})") from error
+    if single is not None and single.ndim in (1, 2):
+        if notes.get("weights", checkpoint.weights) != checkpoint.weights:
+            raise MechrefusalError(
+                f"direction '{path}' belongs to weights {notes['weights']}, not to {checkpoint.weights}"
+            )
+        if position is not None:
+            raise MechrefusalError(f"'{path}' holds one tensor without positions; leave out position {position}")
+        return Chosen(single.float(), f"tensor of {path.name}")
+    found = Directions.load(path, weights=checkpoint.weights)
+    n_layers = found.values.shape[1]
+    if position is None or layer is None:
+        raise MechrefusalError(
+            f"'{path}' holds directions at positions {list(found.positions)} and layers 0 to {n_layers - 1}: say which "
+            "with position and layer"
+        )
+    if not 0 <= layer < n_layers:
+        raise MechrefusalError(f"layer {layer} is not in '{path}'; it has layers 0 to {n_layers - 1}")
+    name = f"direction of {path.name} (position {position}, layer {layer})"
+    return Chosen(found.at({"position": position, "layer": layer}), name, layer)
+
+
+def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -> Chosen:
+    """A random direction: of the norm of the run's own where it is added (an ablation does not ask for the norm)."""
+    if run is not None and added:
+        like = of_run(run, checkpoint, best=True)
+        name = f"random direction (seed {seed}, norm of the {like.name})"
+        return Chosen(causal.random_like(like.direction, seed=seed), name, like.layer)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    width = int(config.get_text_config().hidden_size)
+    unit = torch.ones(width) / width**0.5
+    return Chosen(causal.random_like(unit, seed=seed), f"random direction (seed {seed}, norm 1)")
