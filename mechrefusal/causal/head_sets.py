@@ -1,0 +1,225 @@
+"""The smallest set of heads whose joint knock-out takes a share of refusal away, found greedily."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.causal.component_passes import Component
+from mechrefusal.causal.knockout_readings import Measured
+from mechrefusal.causal.replacements import How
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.progress import bar
+
+N_CANDIDATES = 32
+"""Heads that greedy search chooses from: those with the largest falls of refusal on their own."""
+SMALLEST_GAP = 0.05
+"""Gap between harmful and harmless prompts (nats) below which there is no refusal to take away."""
+
+COLUMNS = (
+    "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
+    "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal", "random_refusal_least",
+    "random_refusal_most", "random_harmless", "random_kl", "n_random",
+)  # fmt: skip
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """What greedy search found.
+
+    `heads`: (layer, head) in the order in which they were added. `reached`: whether their knock-out takes `share` of
+    `gap` away; where not, `reason` says why, and `heads` is the best that was found.
+
+    `curve`, one row a size: size, layer, head (the one added), heads (all, as "L.H L.H"), share (of the gap that is
+    gone), then refusal, low, high, harmless, ..., kl, ... as in `KnockOuts`, and for random sets of that size
+    random_refusal, random_refusal_least, random_refusal_most (mean and range over `n_random` sets of the mean change),
+    random_harmless, random_kl (means), n_random.
+
+    `gap`: mean refusal score of the harmful prompts minus that of the harmless ones, nothing replaced, nats.
+    """
+
+    heads: tuple[Head, ...]
+    reached: bool
+    reason: str
+    share: float
+    gap: float
+    curve: pd.DataFrame
+    harmful: Float[Tensor, " harmful"]
+    harmless: Float[Tensor, " harmless"]
+
+
+def smallest_set(
+    model,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    metric: RefusalMetric,
+    *,
+    share: float = 0.5,
+    how: How = "mean",
+    candidates: Sequence[Head] | None = None,
+    largest: int = 20,
+    n_random: int = 10,
+    reference: Sequence[str] | None = None,
+    draws: int = 4,
+    seed: int = 0,
+) -> HeadSet:
+    """The smallest set of heads, as far as greedy search finds it, whose knock-out takes `share` of refusal away.
+
+    Refusal is the gap between the mean score of harmful and of harmless prompts with nothing replaced; a share of it is
+    gone where the mean score of the harmful prompts has fallen by share · gap. At each size the head is added that
+    makes it fall most together with those chosen before. A smaller set may exist that no greedy path leads to.
+
+    Args:
+        share: of the gap, above 0.
+        candidates: heads to choose from; by default the `N_CANDIDATES` with the largest falls on their own.
+        largest: size at which the search gives up.
+        n_random: random sets of each size, drawn from all heads with `seed`, each set holding the smaller ones. With
+            none, their columns are NaN.
+        how, reference, draws, seed: as in `knock_out`.
+
+    Raises:
+        MechrefusalError: as `knock_out`; or a candidate is not in the model, or a number is out of range.
+    """
+    if not 0 < share < float("inf"):
+        raise MechrefusalError(f"share is {share}: give the part of refusal to take away, above 0 (0.5: half)")
+    if largest < 1 or n_random < 0:
+        raise MechrefusalError(f"largest is {largest} and n_random {n_random}: give at least 1 and 0")
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    everyone = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    asked = None if candidates is None else _checked(model, candidates)
+    measured = Measured(
+        model,
+        harmful,
+        harmless,
+        metric,
+        how=how,
+        parts=_parts(everyone if n_random or asked is None else asked),
+        reference=reference,
+        draws=draws,
+        seed=seed,
+    )
+    gap = float(measured.base.harmful.mean() - measured.base.harmless.mean())
+    if not gap >= SMALLEST_GAP:
+        reason = (
+            f"harmful prompts score {gap:.3g} nats above harmless ones, less than {SMALLEST_GAP}: "
+            "there is no refusal to take away"
+        )
+        return _result(measured, [], [], reached=False, reason=reason, share=share, gap=gap)
+    chosen, reason = _greedy(measured, everyone if asked is None else asked, share * gap, largest, narrow=asked is None)
+    rows = _curve(measured, chosen, everyone, gap, n_random, seed)
+    return _result(measured, chosen, rows, reached=not reason, reason=reason, share=share, gap=gap)
+
+
+def _greedy(
+    measured: Measured, pool: Sequence[Head], goal: float, largest: int, *, narrow: bool
+) -> tuple[list[Head], str]:
+    """The heads, and why they do not reach the goal ("" where they do)."""
+    base = float(measured.base.harmful.mean())
+
+    def fall(heads: Sequence[Head]) -> float:
+        return base - float(measured.harmful_under(_parts(heads)).mean())
+
+    with bar("single heads", len(pool)) as progress:
+        falls = {}
+        for head in pool:
+            falls[head] = fall([head])
+            progress.advance()
+    order = sorted(pool, key=lambda head: -falls[head])
+    left = order[:N_CANDIDATES] if narrow else order
+    chosen: list[Head] = []
+    fallen = 0.0
+    with bar("smallest set of heads", largest) as progress:
+        while True:
+            best, most = left[0], falls[left[0]]
+            if chosen:
+                found = {head: fall([*chosen, head]) for head in left}
+                best = max(left, key=lambda head: found[head])
+                most = found[best]
+            if not most > fallen:
+                return chosen, f"no further head lowers the score: {_far(fallen, goal)} with a set of {len(chosen)}"
+            chosen.append(best)
+            fallen = most
+            left = [head for head in left if head != best]
+            progress.advance()
+            if fallen >= goal:
+                return chosen, ""
+            if len(chosen) == largest:
+                return chosen, f"{_far(fallen, goal)} with {largest} heads, the largest set allowed"
+            if not left:
+                return chosen, f"{_far(fallen, goal)} with all {len(chosen)} candidates"
+
+
+def _far(fallen: float, goal: float) -> str:
+    return f"the score of harmful prompts fell by {fallen:.3g} of the {goal:.3g} nats asked for"
+
+
+def _curve(
+    measured: Measured, chosen: Sequence[Head], everyone: Sequence[Head], gap: float, n_random: int, seed: int
+) -> list[dict]:
+    orders = [np.random.default_rng([seed, number]).permutation(len(everyone)) for number in range(n_random)]
+    rows = []
+    with bar("against random sets", len(chosen) * (1 + n_random)) as progress:
+        for size in range(1, len(chosen) + 1):
+            effect = measured.effect(measured.under(_parts(chosen[:size])))
+            progress.advance()
+            drawn = []
+            for order in orders:
+                drawn.append(measured.effect(measured.under(_parts([everyone[i] for i in order[:size]]))))
+                progress.advance()
+            refusal, cost, kl = (
+                np.array([one[name] for one in drawn] or [np.nan]) for name in ("refusal", "harmless", "kl")
+            )
+            layer, head = chosen[size - 1]
+            rows.append(
+                {
+                    "size": size,
+                    "layer": layer,
+                    "head": head,
+                    "heads": " ".join(f"{at}.{which}" for at, which in chosen[:size]),
+                    "share": -effect["refusal"] / gap,
+                    **effect,
+                    "random_refusal": float(refusal.mean()),
+                    "random_refusal_least": float(refusal.min()),
+                    "random_refusal_most": float(refusal.max()),
+                    "random_harmless": float(cost.mean()),
+                    "random_kl": float(kl.mean()),
+                    "n_random": n_random,
+                }
+            )
+    return rows
+
+
+def _result(
+    measured: Measured,
+    chosen: Sequence[Head],
+    rows: list[dict],
+    *,
+    reached: bool,
+    reason: str,
+    share: float,
+    gap: float,
+) -> HeadSet:
+    base = measured.base
+    return HeadSet(
+        tuple(chosen), reached, reason, share, gap, pd.DataFrame(rows, columns=COLUMNS), base.harmful, base.harmless
+    )
+
+
+def _parts(heads: Sequence[Head]) -> list[Component]:
+    return [Component("head", layer, head) for layer, head in heads]
+
+
+def _checked(model, candidates: Sequence[Head]) -> list[Head]:
+    found = list(dict.fromkeys((int(layer), int(head)) for layer, head in candidates))
+    if not found:
+        raise MechrefusalError("no candidate heads; give some as (layer, head), or None for the largest single effects")
+    require_layers(model, sorted({layer for layer, _ in found}))
+    if outside := [head for _, head in found if not 0 <= head < model.cfg.n_heads]:
+        raise MechrefusalError(f"head {outside[0]} is not in this model; it has heads 0 to {model.cfg.n_heads - 1}")
+    return found

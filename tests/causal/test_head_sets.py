@@ -1,0 +1,139 @@
+"""Sets of heads on models in which one head, or two, carry refusal."""
+
+import numpy as np
+import one_head
+import pytest
+from one_head import HARMFUL, HARMLESS, METRIC
+
+from mechrefusal import MechrefusalError
+from mechrefusal.causal import knockout
+
+COLUMNS = [
+    "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
+    "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal", "random_refusal_least",
+    "random_refusal_most", "random_harmless", "random_kl", "n_random",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return one_head.make(tmp_path_factory.mktemp("one_head"), [(2, 1)])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return one_head.make(tmp_path_factory.mktemp("two_heads"), [(1, 3), (3, 0)])
+
+
+@pytest.mark.parametrize("how", ["mean", "zero", "resample"])
+def test_one_head_is_the_whole_set(one, how):
+    found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, how=how, reference=HARMLESS, share=0.8, n_random=3)
+    assert found.heads == ((2, 1),)
+    assert found.reached
+    assert found.reason == ""
+    assert found.gap == pytest.approx((found.harmful.mean() - found.harmless.mean()).item())
+    assert list(found.curve.columns) == COLUMNS
+    row = found.curve.iloc[0]
+    assert row["refusal"] == pytest.approx(-row["share"] * found.gap)
+    assert row["share"] > 0.9
+    assert row["heads"] == "2.1"
+    assert row["random_refusal_least"] <= row["random_refusal"] <= row["random_refusal_most"]
+
+
+def test_two_heads_are_found_together(two):
+    found = knockout.smallest_set(two, HARMFUL, HARMLESS, METRIC, how="zero", share=0.9, n_random=1)
+    assert found.reached
+    assert sorted(found.heads) == [(1, 3), (3, 0)]
+    assert found.curve["share"].iloc[0] < 0.9 <= found.curve["share"].iloc[1]
+    single = knockout.knock_out(two, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"]).top(1)
+    np.testing.assert_allclose(found.curve["refusal"].iloc[0], single["refusal"].iloc[0], atol=1e-5)
+    np.testing.assert_allclose(found.curve["kl"].iloc[0], single["kl"].iloc[0], atol=1e-6)
+
+
+def test_random_sets_are_those_of_the_seed(one):
+    def columns(seed, n=2):
+        given = {"how": "zero", "candidates": [(2, 1)], "n_random": n, "seed": seed}
+        found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given)
+        return found.curve[["random_refusal", "random_refusal_least", "random_kl"]].to_numpy()[0]
+
+    np.testing.assert_array_equal(columns(1), columns(1))
+    assert not np.array_equal(columns(1), columns(2))
+    assert np.isnan(columns(0, n=0)).all()
+
+
+def test_random_sets_are_plain_knock_outs(one):
+    given = {"how": "zero", "candidates": [(2, 1)], "n_random": 5, "seed": 4}
+    found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given).curve.iloc[0]
+    table = knockout.knock_out(one, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"]).table
+    drawn = [np.random.default_rng([4, number]).permutation(len(table))[0] for number in range(5)]
+    effects = table.iloc[drawn]  # the table is in the order of layers and heads
+    assert found["random_refusal"] == pytest.approx(effects["refusal"].mean(), abs=1e-5)
+    assert found["random_refusal_least"] == pytest.approx(effects["refusal"].min(), abs=1e-5)
+    assert found["random_refusal_most"] == pytest.approx(effects["refusal"].max(), abs=1e-5)
+    assert found["random_kl"] == pytest.approx(effects["kl"].mean(), abs=1e-6)
+
+
+# Goals that are not reached
+
+
+def test_the_largest_set_is_too_small(two):
+    found = knockout.smallest_set(two, HARMFUL, HARMLESS, METRIC, how="zero", share=0.9, largest=1, n_random=0)
+    assert not found.reached
+    assert len(found.heads) == len(found.curve) == 1
+    assert "with 1 heads" in found.reason
+
+
+def test_the_candidates_are_too_few(two):
+    given = {"how": "zero", "share": 0.9, "n_random": 2}
+    found = knockout.smallest_set(two, HARMFUL, HARMLESS, METRIC, candidates=[(3, 0)], **given)
+    assert not found.reached
+    assert found.heads == ((3, 0),)
+    assert "all 1 candidates" in found.reason
+    given["n_random"] = 0
+    found = knockout.smallest_set(two, HARMFUL, HARMLESS, METRIC, candidates=[(3, 0), (1, 3), (3, 0)], **given)
+    assert found.reached
+
+
+def test_no_head_helps(one):
+    """The search ends where heads begin to raise the score; it is not reached then, and says so."""
+    table = knockout.knock_out(one, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"], layers=[4]).table
+    rising = [(4, int(head)) for head in table["head"][table["refusal"] > 1e-3]]
+    assert rising
+    given = {"how": "zero", "share": 50.0, "candidates": [*rising[:2], (2, 1)], "n_random": 0}
+    found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given)
+    assert not found.reached
+    assert found.heads[0] == (2, 1)
+    assert (found.curve["refusal"].diff().dropna() < 1e-6).all()
+    found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **{**given, "candidates": rising[:1]})
+    assert not found.reached
+    assert found.heads == ()
+    assert "no further head" in found.reason
+
+
+def test_no_refusal_to_take_away(one):
+    found = knockout.smallest_set(one, HARMLESS, HARMLESS, METRIC, how="zero")
+    assert not found.reached
+    assert found.heads == ()
+    assert "no refusal" in found.reason
+    assert len(found.curve) == 0
+    assert list(found.curve.columns) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"candidates": []}, "no candidate"),
+        ({"candidates": [(2, 4)]}, "head 4 .*0 to 3"),
+        ({"candidates": [(2, -1)]}, "head -1 .*0 to 3"),
+        ({"candidates": [(5, 0)]}, "layer 5 .*0 to 4"),
+        ({"share": 0.0}, "share is 0"),
+        ({"share": float("nan")}, "share is nan"),
+        ({"largest": 0}, "largest is 0"),
+        ({"n_random": -1}, "n_random -1"),
+        ({"how": "median"}, "'median'"),
+        ({"reference": []}, "no reference prompts"),
+    ],
+)
+def test_bad_input_is_refused_by_name(one, given, said):
+    with pytest.raises(MechrefusalError, match=said):
+        knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given)
