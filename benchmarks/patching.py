@@ -1,8 +1,13 @@
-"""Activation patching of heads: ours against `transformer_lens.patching` on the same model, pair, metric and layers.
+"""Activation patching: ours against `transformer_lens.patching` on the same model, pair, metric and layers.
 
-    python benchmarks/patching.py [--quick] [--model smollm2-135m-instruct] [--pairs 1]
+    python benchmarks/patching.py [--quick] [--model smollm2-135m-instruct] [--pair 0]
 
-The last line is one JSON object: name, peer, ratio (peer's seconds / ours), goal, largest_difference, settings.
+Heads (z at all positions) and the residual stream (before the block, by layer and position) are timed; of every other
+site some patches are compared. Both sides have set themselves up before. The peer of resid_mid is a plain loop of
+hooks that hands the patched stream to the norm and to the residual stream alike, as an edit at TransformerLens'
+`hook_resid_mid` reaches the MLP only. The last line is one JSON object: name, peer, ratio (peer's seconds / ours),
+goal, largest_difference, settings, for the heads; `residual` holds the same for the residual stream, `others` the
+largest difference of each other site.
 """
 
 import argparse
@@ -17,67 +22,166 @@ from transformer_lens import patching as peer
 
 from mechrefusal import causal, models, prompts
 
+OTHERS = {
+    "resid_mid": lambda *a, **k: causal.patching.residual(*a, site="mid", **k),
+    "resid_post": lambda *a, **k: causal.patching.residual(*a, site="post", **k),
+    "attn_out": causal.patching.attention_output,
+    "mlp_out": causal.patching.mlp_output,
+    **{
+        f"head_{site}{' by position' if by_position else ''}": (
+            lambda *a, site=site, by_position=by_position, **k: causal.patching.heads(
+                *a, site=site, by_position=by_position, **k
+            )
+        )
+        for site in ("z", "pattern", "q", "k", "v")
+        for by_position in (False, True)
+        if site != "z" or by_position
+    },
+}
 
+
+def patched_by_peer(model, target, cache, metric, name: str, cells: pd.DataFrame) -> torch.Tensor:
+    """Metric under each of `cells` (layer, then pos or head_index or both): TransformerLens' own loop of hooks."""
+    site = name.split()[0]
+    if site == "resid_mid":
+        return torch.stack([patched_mid(model, target, cache, metric, *cell) for cell in cells.itertuples(index=False)])
+    by_position = "pos" in cells or "dest_pos" in cells
+    setter = peer.layer_pos_patch_setter
+    if site == "head_pattern":
+        setter = peer.layer_head_pos_pattern_patch_setter if by_position else peer.layer_head_pattern_patch_setter
+    elif site.startswith("head_"):
+        setter = peer.layer_pos_head_vector_patch_setter if by_position else peer.layer_head_vector_patch_setter
+    return peer.generic_activation_patch(
+        model=model,
+        corrupted_tokens=target,
+        clean_cache=cache,
+        patching_metric=lambda logits: metric.of(logits[0, -1]),
+        patch_setter=setter,
+        activation_name=site.removeprefix("head_"),
+        index_df=cells,
+    )
+
+
+def patched_mid(model, target, cache, metric, layer: int, position: int) -> torch.Tensor:
+    """Metric under resid_mid patched where it counts: the MLP reads the patched stream, and is added to it."""
+
+    def into_mlp(stream, hook):
+        stream = stream.clone()
+        stream[:, position] = cache[f"blocks.{layer}.hook_resid_mid"][:, position]
+        return stream
+
+    def into_stream(stream, hook):
+        stream = stream.clone()
+        stream[:, position] = cache[f"blocks.{layer}.hook_resid_mid"][:, position] + written[0][:, position]
+        return stream
+
+    written = []
+    hooks = [
+        (f"blocks.{layer}.hook_resid_mid", into_mlp),
+        (f"blocks.{layer}.hook_mlp_out", lambda out, hook: written.append(out)),
+        (f"blocks.{layer}.hook_resid_post", into_stream),
+    ]
+    with model.hooks(fwd_hooks=hooks):
+        return metric.of(model(target)[0, -1])
+
+
+def cells_of(table: pd.DataFrame, n_tokens: int, name: str) -> pd.DataFrame:
+    """The peer's indices of the rows of one of our tables."""
+    cells = {"layer": table["layer"]}
+    position, head = table["position"] + n_tokens, table["head"]
+    if name.startswith("head_pattern"):
+        cells["head_index"] = head
+        if "position" in name:
+            cells["dest_pos"] = position
+    else:
+        if "position" in name or not name.startswith("head_"):
+            cells["pos"] = position
+        if name.startswith("head_"):
+            cells["head_index"] = head
+    return pd.DataFrame(cells).astype(int).reset_index(drop=True)
+
+
+@torch.no_grad()
 def main() -> None:
-    """Time both and print the ratio."""
+    """Time both, compare every site, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five layers spread over the model instead of all")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--pair", type=int, default=0, help="which of the packaged pairs of equal length")
     options = parser.parse_args()
 
     model = models.load_hooked(models.fetch(options.model))
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     layers = sorted({round(i * (n_layers - 1) / 4) for i in range(5)}) if options.quick else list(range(n_layers))
-    pairs = prompts.builtin().pairs.equal_length(model.tokenizer)[: options.pairs]
+    pairs = prompts.builtin().pairs.equal_length(model.tokenizer)[options.pair : options.pair + 1]
     first = [model.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("Sorry", "The")]
     metric = models.RefusalMetric((), (first[0],), (first[1],))
-    token_ids = [
-        [torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids]) for text in (pair.harmful, pair.harmless)]
-        for pair in pairs
-    ]
-    model(token_ids[0][0])  # the first pass sets up what both use
+    source, target = (
+        torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids])
+        for text in (pairs[0].harmful, pairs[0].harmless)
+    )
+    n_tokens, n_shared = target.shape[1], int((source != target)[0].nonzero()[0])
 
     started = time.perf_counter()
-    ours = causal.patching.heads(model, pairs, metric, layers=layers)
-    our_seconds = time.perf_counter() - started
+    causal.patching.heads(model, pairs, metric, layers=[n_layers - 1])
+    causal.patching.residual(model, pairs, metric, layers=[n_layers - 1])
+    setup_seconds = time.perf_counter() - started
+    _, cache = model.run_with_cache(source)
+    base = metric.of(model(target)[0, -1])
 
-    sites = pd.DataFrame(list(product(layers, range(n_heads))), columns=["layer", "head_index"])
-    started = time.perf_counter()
-    theirs = torch.zeros(len(sites))
-    with torch.no_grad():
-        for harmful, harmless in token_ids:
-            _, cache = model.run_with_cache(harmful, names_filter=lambda name: name.endswith("hook_z"))
-            patched = peer.generic_activation_patch(
-                model=model,
-                corrupted_tokens=harmless,
-                clean_cache=cache,
-                patching_metric=lambda logits: metric.of(logits[0, -1]),
-                patch_setter=peer.layer_head_vector_patch_setter,
-                activation_name="z",
-                index_df=sites,
-            )
-            theirs += patched - metric.of(model(harmless)[0, -1])
-    peer_seconds = time.perf_counter() - started
+    timed = {}
+    grids = {
+        "heads": ("head_z", product(layers, range(n_heads)), ["layer", "head_index"]),
+        "residual": ("resid_pre", product(layers, range(n_tokens)), ["layer", "pos"]),
+    }
+    for name, (site, cells, columns) in grids.items():
+        started = time.perf_counter()
+        table = getattr(causal.patching, name)(model, pairs, metric, layers=layers).table
+        ours = time.perf_counter() - started
+        index = pd.DataFrame(cells, columns=columns)
+        started = time.perf_counter()
+        theirs = patched_by_peer(model, target, cache, metric, site, index) - base
+        seconds = time.perf_counter() - started
+        # What our table does not list is zero: positions that the two prompts share.
+        place = table["head"] if name == "heads" else table["position"] + n_tokens
+        found = pd.Series(table["raw"].to_numpy(), index=[table["layer"], place])
+        found = found.reindex(list(index.itertuples(index=False, name=None)), fill_value=0.0)
+        timed[name] = {
+            "ratio": round(seconds / ours, 2),
+            "goal": 8 if name == "heads" else 10,
+            "largest_difference": float((torch.tensor(found.to_numpy()) - theirs).abs().max()),
+            "forwards_of_the_peer": len(index),
+            "ours_seconds": round(ours, 2),
+            "peer_seconds": round(seconds, 2),
+        }
+        print(json.dumps({name: timed[name]}), flush=True)
 
-    expected = (theirs / len(pairs)).reshape(len(layers), n_heads)
-    found = torch.tensor(ours.table.pivot(index="layer", columns="head", values="raw").to_numpy())
+    others = {}
+    for name, patch in OTHERS.items():
+        table = patch(model, pairs, metric, layers=[n_layers // 2]).table
+        table = table.iloc[:: max(1, len(table) // 8)]
+        cells = cells_of(table, n_tokens, name)
+        theirs = patched_by_peer(model, target, cache, metric, name, cells) - base
+        others[name] = float((torch.tensor(table["raw"].to_numpy()) - theirs).abs().max())
+        print(json.dumps({name: others[name]}), flush=True)
+
     result = {
         "name": "patching.heads",
         "peer": f"transformer_lens {version('transformer-lens')} patching.generic_activation_patch",
-        "ratio": round(peer_seconds / our_seconds, 2),
-        "goal": 8,
-        "largest_difference": float((found - expected).abs().max()),
+        **{key: timed["heads"][key] for key in ("ratio", "goal", "largest_difference")},
+        "residual": {key: timed["residual"][key] for key in ("ratio", "goal", "largest_difference")},
+        "others": others,
         "settings": {
             "model": options.model,
             "dtype": "float32",
             "layers": len(layers),
             "heads": n_heads,
-            "pairs": len(pairs),
-            "tokens": token_ids[0][0].shape[1],
+            "pair": pairs[0].id,
+            "tokens": n_tokens,
+            "n_shared": n_shared,
             "threads": torch.get_num_threads(),
-            "ours_seconds": round(our_seconds, 2),
-            "peer_seconds": round(peer_seconds, 2),
+            "setup_seconds": round(setup_seconds, 2),
+            **{f"{name}_{key}": timed[name][key] for name in timed for key in ("ours_seconds", "peer_seconds")},
         },
     }
     print(json.dumps(result))

@@ -52,6 +52,16 @@ def test_geometry_runs_on_the_tiny_model(tmp_path, monkeypatch):
         assert any(name in outputs for outputs in shown), name
 
 
+@pytest.mark.slow
+def test_cause_and_attribution_run_on_the_tiny_model(monkeypatch):
+    given = "source, base, n, n_pairs = 'tiny-random', 'tiny-random', 4, 2"
+    cells = run("04_cause_and_attribution.ipynb", given, monkeypatch)
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    assert sum(outputs.count("application/vnd.plotly.v1+json") for outputs in shown) == 5
+    for name in ("spearman", "difference", "segment", "random_refusal", "random_kept", "control"):
+        assert any(name in outputs for outputs in shown), name
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.passes import CPU_TOKENS, CUDA_TOKENS, KEPT_BYTES, _check_length
+from mechrefusal.causal.passes import CPU_TOKENS, CUDA_TOKENS, KEPT_BYTES, check_length
 from mechrefusal.models.forward import contiguous_head
 from mechrefusal.models.tree import Bank, Branch, Tree
 from mechrefusal.models.tree_forward import TreeForward
@@ -101,7 +101,7 @@ class ComponentPasses:
         self.model, self.whole = model, whole
         self.ids, self.runs = [tuple(prompt) for prompt in ids], tuple(tuple(run) for run in runs)
         self.start = 0 if whole else len(frame.head)
-        _check_length(model, max(map(len, self.ids)) + max(map(len, self.runs)), padded=False)
+        check_length(model, max(map(len, self.ids)) + max(map(len, self.runs)), padded=False)
         found = twin(model)
         forward = None if found is None or not all(map(found.has, sites)) else TreeForward(found.model)
         self.groups: list[list[Pass]]

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from mechrefusal import intervals, prompts
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
+from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, require_layers
-
-EPSILON = 1e-6
-"""Inside each logarithm of the KL divergence, as in Arditi et al.'s (2406.11717) code and in `mechrefusal.geometry`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Measured:
         )
         self._p = torch.empty(0)
         scores, following = self._base()
-        self._p = _probabilities(following)
+        self._p = probabilities(following)
         self.base = Reading(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(len(others)))
 
     @torch.no_grad()
@@ -124,17 +122,8 @@ class Measured:
             rows = [row for row, p in enumerate(numbers) if p >= self.n_harmful]
             at = [numbers[row] - self.n_harmful for row in rows]
             if rows:
-                kl[at] = _divergence(self._p[at], _probabilities(logits[0][rows, 0])).cpu()
+                kl[at] = kl_of_probabilities(self._p[at], probabilities(logits[0][rows, 0])).cpu()
         return scores, kl
-
-
-def _divergence(p: Float[Tensor, "prompt vocab"], q: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-    return (p * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).sum(-1)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Float64, which the small differences within a KL need."""
-    return logits.log_softmax(-1).double().exp()
 
 
 def wanted_layers(model, layers: Sequence[int] | None) -> list[int]:

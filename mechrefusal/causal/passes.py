@@ -46,7 +46,7 @@ class _Passes:
             forward = forward if forward is not None else TreeForward(self.twin.model)
         self.low_precision = forward is not None and forward.call is not forward.model
         self._forward = forward
-        _check_length(model, max(one.longest for one in asked), padded=forward is None)
+        check_length(model, max(one.longest for one in asked), padded=forward is None)
         self._groups = [_Group(part) for part in self._split(asked)]
 
     def _run(self, intervention: Intervention | None) -> Iterator[Float[Tensor, "place vocab"]]:
@@ -100,7 +100,7 @@ class _Passes:
         pad, device = self.model.tokenizer.pad_token_id, str(self.model.cfg.device)
         rows = [branch.tokens for branch in group.branches]
         keep = max(len(branch.keep) for branch in group.branches)
-        _check_length(self.model, max(map(len, rows)), padded=True)
+        check_length(self.model, max(map(len, rows)), padded=True)
         with intervened(self.model, intervention):
             if _wants_gradients(intervention) or keep > min(map(len, rows)):
                 whole = TokenBatch.of(rows, pad=pad, device=device, keep=max(map(len, rows)))
@@ -225,7 +225,7 @@ def _low_precision(found: Twin) -> TreeForward | None:
     return known
 
 
-def _check_length(model, n_tokens: int, *, padded: bool) -> None:
+def check_length(model, n_tokens: int, *, padded: bool) -> None:
     """Raise `MechrefusalError` for more tokens than the context, or (for padded rows) a smaller sliding window."""
     config = model.original_model.config.get_text_config()
     limit, what = exact_length(config)

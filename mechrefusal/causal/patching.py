@@ -1,29 +1,42 @@
 """Activation patching on harmful/harmless pairs: which site, copied from one run into the other, moves refusal.
 
-Clean is the harmful prompt, corrupted the harmless one. The two have equal token length and share their first tokens;
-up to the first difference both runs are the same, so those positions are computed once and never patched (their effect
-is exactly zero). A patch at layer l leaves the layers below alone, so each pass starts at l.
+Clean is the harmful prompt, corrupted the harmless one; the two have equal token length. Every patch is exact. Up to
+the first difference both runs are the same, so that their positions are never patched (their effect is exactly zero).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal.resume import blocks_return_tuple, logits_from
+from mechrefusal.causal.patch_hooked import HookedPatching
+from mechrefusal.causal.patch_metric import Metric, Reading
+from mechrefusal.causal.patch_sites import MEMORY, PairRun, Patch, Site, require_memory, require_site
+from mechrefusal.causal.patch_tree import TreePatching
+from mechrefusal.causal.patch_twin import tree_patching
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, TokenBatch, head_cache, last_logits, require_layers
-from mechrefusal.models.forward import expanded
+from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 
+__all__ = [
+    "ALL_POSITIONS",
+    "MEMORY",
+    "SMALLEST_GAP",
+    "Patching",
+    "attention_output",
+    "heads",
+    "mlp_output",
+    "residual",
+]
+
 Mode = Literal["denoising", "noising"]
+Pairs = prompts.PairSet | Sequence[tuple[str, str]]
+
 ALL_POSITIONS = 0
 """Value of `position` where every position was patched at once; a single one counts from the end and is negative."""
 
@@ -39,200 +52,236 @@ class Patching:
     nats against the unpatched run. `effect` is (m − m_corrupted) / (m_clean − m_corrupted) with numerator and
     denominator averaged first over the pairs that have the position, as the ratio of a single pair has no bound;
     `low`, `high` are its 95% t interval over pairs with that denominator held. `clean`, `corrupted`: the metric of
-    every pair, nats.
+    every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the harmful prompt,
+    tokens of the harmless one) of each pair that was not patched, as the two differ in length.
     """
 
     table: pd.DataFrame
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
+    reason: str = ""
+    left_out: tuple[tuple[str, int, int], ...] = field(default=())
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """The `k` (layer, head) with the largest absolute effect on refusal, largest first."""
         heads = self.table[self.table["head"] >= 0]
-        order = heads["raw"].abs().sort_values(ascending=False, kind="stable").index[:k]
-        return [(int(row.layer), int(row.head)) for row in heads.loc[order].itertuples()]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One pair: the shared head's cache, and both runs' activations from the first difference on."""
-
-    cache: DynamicCache | None
-    mask: Tensor
-    resid_pre: Float[Tensor, "two layer position d_model"]
-    z: Float[Tensor, "two layer position head d_head"]
-    metric: Float[Tensor, " two"]
-    prompt_length: int
-    head_length: int
-    tokens: tuple[str, ...]
+        order = heads.loc[heads["raw"].abs().sort_values(ascending=False, kind="stable").index]
+        chosen = order.drop_duplicates(["layer", "head"])[:k]
+        return [(int(row.layer), int(row.head)) for row in chosen.itertuples()]
 
 
 def residual(
     model,
-    pairs: prompts.PairSet,
-    metric: RefusalMetric,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    site: Literal["pre", "mid", "post"] = "pre",
+    layers: Sequence[int] | None = None,
+    mode: Mode = "denoising",
+    memory: int | None = None,
+) -> Patching:
+    """Patch the residual stream at one layer and one position at a time, over the prompt's positions.
+
+    From "mid" (between attention and MLP) to "post" a block acts on single positions: their effects are the same.
+
+    Args:
+        model: a hooked transformer.
+        pairs: a `PairSet`, or (harmful, harmless) texts; pairs of unequal token length under the model's tokenizer are
+            left out.
+        metric: a `RefusalMetric`, or a function from the last position's logits [row, vocab] to one score a row.
+        site: before the block, between its attention and its MLP, or after it.
+        layers: all by default.
+        mode: "denoising" copies clean activations into the corrupted run, "noising" the other way round.
+        memory: about how many bytes of activations and logits to hold in one pass (never less than one patched
+            prompt's); `MEMORY` (1 GiB) by default. It changes the speed and no number.
+
+    Returns:
+        `Patching` with site resid_pre, resid_mid or resid_post; head is −1.
+
+    Raises:
+        MechrefusalError: no pair of equal token length, or one with the same tokens on both sides; an unknown site,
+            mode or layer; a site that the architecture lacks; a metric that is no function of the logits.
+    """
+    _require_one_of("site of the residual stream", site, ("pre", "mid", "post"))
+    sites: dict[str, Site] = {"pre": "resid_pre", "mid": "resid_mid", "post": "resid_post"}
+    return _patch(model, pairs, metric, sites[site], by_position=True, layers=layers, mode=mode, memory=memory)
+
+
+def attention_output(
+    model,
+    pairs: Pairs,
+    metric: Metric,
     *,
     layers: Sequence[int] | None = None,
     mode: Mode = "denoising",
+    memory: int | None = None,
 ) -> Patching:
-    """Patch resid_pre at one layer and one position at a time, over the prompt's positions.
+    """Patch what attention writes, at one layer and one position at a time (site attn_out). Else as `residual`."""
+    return _patch(model, pairs, metric, "attn_out", by_position=True, layers=layers, mode=mode, memory=memory)
 
-    Args:
-        pairs: those of unequal token length under the model's tokenizer are left out.
-        layers: all by default.
-        mode: "denoising" copies clean activations into the corrupted run, "noising" the other way round.
-    """
-    return _patch(model, pairs, metric, "resid_pre", _residual_rows, layers=layers, mode=mode)
+
+def mlp_output(
+    model,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    layers: Sequence[int] | None = None,
+    mode: Mode = "denoising",
+    memory: int | None = None,
+) -> Patching:
+    """Patch what the MLP writes, at one layer and one position at a time (site mlp_out). Else as `residual`."""
+    return _patch(model, pairs, metric, "mlp_out", by_position=True, layers=layers, mode=mode, memory=memory)
 
 
 def heads(
     model,
-    pairs: prompts.PairSet,
-    metric: RefusalMetric,
+    pairs: Pairs,
+    metric: Metric,
     *,
+    site: Literal["z", "pattern", "q", "k", "v"] = "z",
+    by_position: bool = False,
     layers: Sequence[int] | None = None,
     mode: Mode = "denoising",
+    memory: int | None = None,
 ) -> Patching:
-    """Patch the output z of one head at a time, at all positions. Arguments as in `residual`."""
-    return _patch(model, pairs, metric, "head_z", _head_rows, layers=layers, mode=mode)
+    """Patch one head at a time: its output z, its pattern, or its queries, keys or values.
+
+    Args:
+        site: "k" and "v" are those of key/value heads, which several query heads share where they are grouped.
+        by_position: one position at a time (of a pattern: of the token that attends) in place of all at once.
+
+    The other arguments, and the errors, are those of `residual`.
+
+    Returns:
+        `Patching` with site head_z, head_pattern, head_q, head_k or head_v; position is `ALL_POSITIONS` without
+        `by_position`.
+    """
+    _require_one_of("site of heads", site, ("z", "pattern", "q", "k", "v"))
+    sites: dict[str, Site] = {
+        "z": "head_z",
+        "pattern": "head_pattern",
+        "q": "head_q",
+        "k": "head_k",
+        "v": "head_v",
+    }
+    return _patch(model, pairs, metric, sites[site], by_position=by_position, layers=layers, mode=mode, memory=memory)
+
+
+def _require_one_of(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise MechrefusalError(f"unknown {what} '{value}'; use {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
 
 
 def _patch(
     model,
-    pairs: prompts.PairSet,
-    metric: RefusalMetric,
-    site: str,
-    rows_of: Callable,
+    pairs: Pairs,
+    metric: Metric,
+    site: Site,
     *,
+    by_position: bool,
     layers: Sequence[int] | None,
     mode: Mode,
+    memory: int | None,
 ) -> Patching:
-    if mode not in ("denoising", "noising"):
-        raise MechrefusalError(f"unknown mode '{mode}' of patching; use 'denoising' or 'noising'")
-    usable = pairs.equal_length(model.tokenizer)
+    _require_one_of("mode of patching", mode, ("denoising", "noising"))
+    wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
+    require_layers(model, wanted)
+    require_site(model, site)
+    reading, budget = Reading.of(metric), require_memory(memory)
+    usable = _pair_set(pairs).equal_length(model.tokenizer)
+    left_out = tuple((pair.id, a, b) for pair, a, b in usable.left_out)
     if len(usable) == 0:
         raise MechrefusalError(
-            f"none of {len(pairs)} pairs has equal token length under this tokenizer; give other pairs"
+            f"none of {len(pairs)} pairs has equal token length under this tokenizer{_lengths(left_out)}; give other "
+            "pairs"
         )
-    wanted = list(range(model.cfg.n_layers) if layers is None else layers)
-    require_layers(model, wanted)
-    blocks_return_tuple(model)  # found out now: later, hooks are open
     found, clean, corrupted = [], [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
-        run = _run(model, pair, metric)
-        clean.append(run.metric[0])
-        corrupted.append(run.metric[1])
-        for layer in wanted:
-            for row in rows_of(model, run, metric, layer, mode):
-                found.append({"pair": number, "layer": layer, **row})
-    return Patching(
-        _averaged(pd.DataFrame(found), site, mode, clean, corrupted), torch.stack(clean), torch.stack(corrupted)
+        run, tokens = _run(model, pair, reading, mode)
+        patches = run.patches(model, site, wanted, by_position=by_position)
+        ready: TreePatching | HookedPatching | None = tree_patching(model, run, site, memory=budget)
+        ready = ready if ready is not None else HookedPatching(model, run, site, memory=budget)
+        unpatched = ready.unpatched()
+        if number == 0:
+            reading.check(unpatched)
+        source, target = reading.score(unpatched)
+        clean.append(source if mode == "denoising" else target)
+        corrupted.append(target if mode == "denoising" else source)
+        raw = (ready.scores(patches) - target).tolist()
+        found += [{"pair": number, **row} for row in _rows(patches, raw, tokens, run.first)]
+    table, reason = _averaged(found, site, mode, clean, corrupted)
+    return Patching(table, torch.stack(clean), torch.stack(corrupted), reason, left_out)
+
+
+def _pair_set(pairs: Pairs) -> prompts.PairSet:
+    if isinstance(pairs, prompts.PairSet):
+        return pairs
+    made = []
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, prompts.Pair):
+            made.append(pair)
+            continue
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise MechrefusalError(f"pair {number} is {pair!r}; give a PairSet, or a list of (harmful, harmless) texts")
+        made.append(prompts.Pair(f"pair {number}", "", *pair))
+    return prompts.PairSet(tuple(made))
+
+
+def _lengths(left_out: Sequence[tuple[str, int, int]]) -> str:
+    named = ", ".join(f"'{name}' {a} and {b}" for name, a, b in left_out[:3])
+    return f" ({named}{', …' if len(left_out) > 3 else ''} tokens)" if named else ""
+
+
+def _run(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
+    """The pair in the direction that is patched, and the tokens of the harmful prompt as text."""
+    clean, corrupted = (
+        tuple(prompts.segments(model.tokenizer, text).prompt_ids) for text in (pair.harmful, pair.harmless)
     )
-
-
-def _run(model, pair: prompts.Pair, metric: RefusalMetric) -> _Run:
-    segments = [prompts.segments(model.tokenizer, text) for text in (pair.harmful, pair.harmless)]
-    both = [[*found.prompt_ids, *metric.opening] for found in segments]
-    first = next((i for i, (a, b) in enumerate(zip(*both, strict=True)) if a != b), None)
+    first = next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), None)
     if first is None:
         raise MechrefusalError(f"pair '{pair.id}' has the same tokens on both sides; there is nothing to patch")
-    batch = TokenBatch.of(
-        both, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device), keep=len(both[0]) - first
-    )
-    resid: dict[int, Tensor] = {}
-    z: dict[int, Tensor] = {}
-
-    def keep(activation: Tensor, hook, store: dict, layer: int) -> None:
-        store[layer] = activation.detach()
-
-    hooks = []
-    for layer in range(model.cfg.n_layers):
-        hooks.append((f"blocks.{layer}.hook_resid_pre", partial(keep, store=resid, layer=layer)))
-        hooks.append((f"blocks.{layer}.attn.hook_z", partial(keep, store=z, layer=layer)))
-    cache = head_cache(model, batch)
-    with model.hooks(fwd_hooks=hooks):
-        scores = metric.of(last_logits(model, batch, cache=cache)[:, -1])
-    d_head = model.cfg.d_head
-    return _Run(
-        cache=cache,
-        mask=batch.full_mask()[:1],
-        resid_pre=torch.stack([resid[layer] for layer in range(model.cfg.n_layers)], dim=1),
-        z=torch.stack([z[layer].unflatten(-1, (-1, d_head)) if z[layer].ndim == 3 else z[layer] for layer in z], dim=1),
-        metric=scores,
-        prompt_length=len(both[0]) - len(metric.opening),
-        head_length=len(batch.head),
-        tokens=tuple(model.tokenizer.decode([token]) for token in both[0]),
-    )
+    source, target = (clean, corrupted) if mode == "denoising" else (corrupted, clean)
+    return PairRun(source, target, first, reading), tuple(model.tokenizer.decode([token]) for token in clean)
 
 
-def _residual_rows(model, run: _Run, metric: RefusalMetric, layer: int, mode: Mode) -> list[dict]:
-    source, target = (0, 1) if mode == "denoising" else (1, 0)
-    columns = range(run.prompt_length - run.head_length)
-    residuals = run.resid_pre[target, layer][None].repeat(len(columns), 1, 1)
-    for row, column in enumerate(columns):
-        residuals[row, column] = run.resid_pre[source, layer, column]
-    scores = _scores(model, run, metric, layer, residuals)
+def _rows(patches: Sequence[Patch], raw: Sequence[float], tokens: Sequence[str], first: int) -> list[dict]:
+    rows = []
+    for patch, value in zip(patches, raw, strict=True):
+        at, head = patch.position, -1 if patch.head is None else patch.head
+        position, token = (ALL_POSITIONS, "all") if at is None else (at - len(tokens), tokens[at])
+        rows.append({"layer": patch.layer, "head": head, "position": position, "token": token, "raw": value})
     # Before the first difference both runs are the same: exactly zero, and part of the mean over pairs.
+    by_position = any(patch.position is not None for patch in patches)
+    same = [(position - len(tokens), tokens[position]) for position in range(first)] if by_position else []
+    places = dict.fromkeys((row["layer"], row["head"]) for row in rows)
     shared = [
-        {"head": -1, "position": column - run.prompt_length, "token": run.tokens[column], "raw": 0.0, "shared": True}
-        for column in range(run.head_length)
+        {"layer": layer, "head": head, "position": position, "token": token, "raw": 0.0, "shared": True}
+        for layer, head in places
+        for position, token in same
     ]
-    return shared + [
-        {
-            "head": -1,
-            "position": run.head_length + column - run.prompt_length,
-            "token": run.tokens[run.head_length + column],
-            "raw": (score - run.metric[target]).item(),
-            "shared": False,
-        }
-        for column, score in zip(columns, scores, strict=True)
-    ]
+    return [*shared, *({**row, "shared": False} for row in rows)]
 
 
-def _head_rows(model, run: _Run, metric: RefusalMetric, layer: int, mode: Mode) -> list[dict]:
-    source, target = (0, 1) if mode == "denoising" else (1, 0)
-    n_heads = run.z.shape[3]
-
-    def swap(activation: Tensor, hook) -> Tensor:
-        shape = activation.shape
-        patched = activation.reshape(*shape[:2], n_heads, -1).clone()
-        for head in range(n_heads):
-            patched[head, :, head] = run.z[source, layer, :, head]
-        return patched.reshape(shape)
-
-    residuals = run.resid_pre[target, layer][None].repeat(n_heads, 1, 1)
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", swap)]):
-        scores = _scores(model, run, metric, layer, residuals)
-    return [
-        {
-            "head": head,
-            "position": ALL_POSITIONS,
-            "token": "all",
-            "raw": (score - run.metric[target]).item(),
-            "shared": False,
-        }
-        for head, score in enumerate(scores)
-    ]
-
-
-def _scores(model, run: _Run, metric: RefusalMetric, layer: int, residuals: Tensor) -> Float[Tensor, " row"]:
-    n = len(residuals)
-    mask = run.mask.expand(n, -1)
-    return metric.of(logits_from(model, layer, residuals, mask=mask, cache=expanded(run.cache, n))[:, -1])
-
-
-def _averaged(found: pd.DataFrame, site: str, mode: Mode, clean: list[Tensor], corrupted: list[Tensor]) -> pd.DataFrame:
+def _averaged(
+    found: Sequence[dict], site: str, mode: Mode, clean: list[Tensor], corrupted: list[Tensor]
+) -> tuple[pd.DataFrame, str]:
     gaps = (torch.stack(clean) - torch.stack(corrupted)).cpu().numpy()
     # Patching into the clean run starts at effect 1 and takes away.
     start = 0.0 if mode == "denoising" else 1.0
-    rows = []
-    for (layer, head, position), group in found.groupby(["layer", "head", "position"], sort=True):
-        if group["shared"].all():
+    groups: dict[tuple[int, int, int], list[dict]] = {}
+    for row in found:
+        groups.setdefault((row["layer"], row["head"], row["position"]), []).append(row)
+    rows, undefined, smallest = [], 0, float("inf")
+    for (layer, head, position), group in sorted(groups.items()):
+        if all(row["shared"] for row in group):
             continue  # no pair differs there yet
-        estimate = intervals.mean(group["raw"].to_numpy())
-        total = float(gaps[group["pair"].to_numpy()].mean())
+        estimate = intervals.mean([row["raw"] for row in group])
+        total = float(gaps[[row["pair"] for row in group]].mean())
+        if not abs(total) >= SMALLEST_GAP:
+            undefined, smallest = undefined + 1, total
         scale = 1 / total if abs(total) >= SMALLEST_GAP else float("nan")
         low, high = sorted(start + bound * scale for bound in (estimate.low, estimate.high))
+        tokens = {row["token"] for row in group}
         rows.append(
             {
                 "site": site,
@@ -240,7 +289,7 @@ def _averaged(found: pd.DataFrame, site: str, mode: Mode, clean: list[Tensor], c
                 "layer": layer,
                 "head": head,
                 "position": position,
-                "token": group["token"].iloc[0] if group["token"].nunique() == 1 else "·",
+                "token": tokens.pop() if len(tokens) == 1 else "·",
                 "raw": estimate.value,
                 "effect": start + estimate.value * scale,
                 "n": estimate.n,
@@ -248,4 +297,12 @@ def _averaged(found: pd.DataFrame, site: str, mode: Mode, clean: list[Tensor], c
                 "high": high,
             }
         )
-    return pd.DataFrame(rows)
+    reason = (
+        ""
+        if not undefined
+        else (
+            f"{undefined} of {len(rows)} effects are NaN: over their pairs clean and corrupted metric differ by "
+            f"{smallest:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share of that difference"
+        )
+    )
+    return pd.DataFrame(rows), reason

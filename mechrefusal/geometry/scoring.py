@@ -14,14 +14,12 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal import Ablation, Addition, Intervention, Passes
+from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import candidates, last_layer
 from mechrefusal.geometry.directions import Contrast, Directions, Texts
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
-
-EPSILON = 1e-6
-"""Inside each logarithm of the KL divergence, as in the reference implementation."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,7 @@ class Scorer:
         self._harmless = Passes(model, harmless, metric.runs, low_precision=low_precision)
         self.low_precision = self._both.low_precision
         scores, following = self._read(self._both, None)
-        p = _probabilities(following[self.n_harmful :])
-        self._p, self._log_p = p, torch.log(p + EPSILON)
+        self._p = probabilities(following[self.n_harmful :])
         self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
 
     def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
@@ -130,7 +127,7 @@ class Scorer:
         return torch.cat([scores for scores, _ in found]), torch.cat([following for _, following in found])
 
     def _kl(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-        return _divergence(self._p, self._log_p, _probabilities(logits))
+        return kl_of_probabilities(self._p, probabilities(logits))
 
 
 def score(
@@ -168,9 +165,8 @@ def score(
 def kl_divergence(
     base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
 ) -> Float[Tensor, " prompt"]:
-    """KL(base ‖ other) in nats from log-probabilities, with `EPSILON` inside each logarithm; float64."""
-    p, q = base.double().exp(), other.double().exp()
-    return _divergence(p, torch.log(p + EPSILON), q)
+    """KL(base ‖ other) in nats of log-probabilities, as `causal.divergence` takes it, in float64."""
+    return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
 def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -218,15 +214,6 @@ def same_weights(model, directions: Directions) -> None:
 def candidate_rows(model, directions: Directions, rows: Sequence[dict] | None) -> list[dict]:
     """`rows`, or where there are none all that `carriers.select` could admit by its defaults."""
     return list(candidates(directions, layers=range(last_layer(model.cfg.n_layers))) if rows is None else rows)
-
-
-def _divergence(p: Tensor, log_p: Tensor, q: Tensor) -> Tensor:
-    return (p * (log_p - torch.log(q + EPSILON))).sum(-1)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Float64, which the small differences within a KL need."""
-    return logits.log_softmax(-1).double().exp()
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -51,8 +51,8 @@ class RefusalMetric:
     answer (token ids, often empty): models that open refusals and answers with the same token are told apart after it.
 
     Where `forced` is given, scores are log Σ P(refusal opening) − log Σ P(answer opening) instead, each the
-    teacher-forced probability of the whole opening after the prompt. Patching and attribution, which look at the logits
-    of one position, go on using the token sets.
+    teacher-forced probability of the whole opening after the prompt. Direct attribution and the logit lens, which look
+    at the logits of one position, go on using the token sets.
 
     `kind` is "discovered", "teacher_forced", or "fallback" where a checkpoint showed too few refusals or answers to
     discover anything.

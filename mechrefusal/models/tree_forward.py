@@ -91,7 +91,16 @@ class TreeForward:
         if not self.shares:
             return self._plain(branches, bank, embeds)
         tree = Tree.of(branches, bank_size=len(bank), share=share).to(self.device)
-        running = _Running(tree, bank, {} if capture else None)
+        running = Running(tree, bank, {} if capture else None)
+        logits = self.run_tree(running, embeds=embeds)
+        found = running.bank() if capture else Bank()
+        return TreeOutput(logits, found, tree.places, len(tree))
+
+    def run_tree(
+        self, running: "Running", *, embeds: Float[Tensor, "token d_model"] | None = None
+    ) -> Float[Tensor, "kept vocab"]:
+        """Logits at the kept places of a tree, which `running` holds (on the model's device)."""
+        tree = running.tree
         inputs = {"input_ids": tree.tokens[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         wanted, order = tree.kept.unique(return_inverse=True)
         with attending(self.model), contiguous_head(self.model), _reading_a_tree():
@@ -105,8 +114,7 @@ class TreeForward:
         self.windows = running.windows
         if logits.shape[0] != len(wanted):  # a model that knows no list of logits to keep
             logits = logits[wanted]
-        found = running.bank() if capture else Bank()
-        return TreeOutput(logits[order], found, tree.places, len(tree))
+        return logits[order]
 
     def _plain(self, branches: Sequence[Branch], bank: Bank, embeds: Tensor | None) -> TreeOutput:
         """Every branch with its context in full, padded on the right."""
@@ -165,12 +173,30 @@ def _reading_a_tree() -> Iterator[None]:
         _READING.reset(token)
 
 
-class _Running:
-    """One run of a tree: what the attention function needs to know, and the keys and values that it keeps."""
+class Running:
+    """One run of a tree: what the attention function needs to know, and the keys and values that it keeps.
 
-    def __init__(self, tree: Tree, bank: Bank, captured: dict[int, tuple[Tensor, Tensor]] | None) -> None:
+    Subclasses may change what happens inside of attention, layer by layer.
+    """
+
+    def __init__(self, tree: Tree, bank: Bank, captured: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.tree, self._bank, self._captured = tree, bank, captured
         self.windows: set[int | None] = set()
+
+    def tree_at(self, layer: int) -> Tree:
+        """The tokens that layer `layer` runs."""
+        return self.tree
+
+    def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention uses for the tree's queries, keys and values (after rotation), [token, head, d_head] each."""
+        return query, key, value
+
+    def given(self, layer: int) -> Float[Tensor, "token head d_head"] | None:
+        """What stands for the result of attention, which is not computed then."""
+        return None
+
+    def attended(self, layer: int, z: Float[Tensor, "token head d_head"]) -> None:
+        """Told of the result of attention."""
 
     def read(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values that places of this tree point into: those of the bank, then these."""
@@ -181,6 +207,7 @@ class _Running:
         return torch.cat([self._bank.keys[layer], keys]), torch.cat([self._bank.values[layer], values])
 
     def bank(self) -> Bank:
+        """The tokens run, where they were captured."""
         assert self._captured is not None
         layers = [self._captured[layer] for layer in sorted(self._captured)]
         return Bank(tuple(self.tree.tokens.tolist()), tuple(k for k, _ in layers), tuple(v for _, v in layers))
@@ -193,23 +220,29 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *args: Any,
-    mechrefusal_tree: _Running | None = None,
+    mechrefusal_tree: Running | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a tree: [1, head, token, d_head] in, [1, token, head, d_head] out."""
     before = _BEFORE.get(id(module.config), "sdpa")
     if mechrefusal_tree is None:
         return _function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
-    tree = mechrefusal_tree.tree
+    layer = module.layer_idx
+    tree = mechrefusal_tree.tree_at(layer)
     window = kwargs.get("sliding_window")
     mechrefusal_tree.windows.add(window)
     queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
-    keys, values = mechrefusal_tree.read(module.layer_idx, keys, values)
+    if (z := mechrefusal_tree.given(layer)) is not None:
+        return z[None], None
+    queries, keys, values = mechrefusal_tree.projected(layer, queries, keys, values)
+    keys, values = mechrefusal_tree.read(layer, keys, values)
     found = []
     for block in tree.blocks:
         q, k, v = (part.transpose(1, 2) for part in (queries[block.queries], keys[block.keys], values[block.keys]))
         found.append(_padded(module, before, q, k, v, block.mask(window), kwargs).flatten(0, 1))
-    return torch.cat(found)[tree.unpad][None], None
+    z = torch.cat(found)[tree.unpad]
+    mechrefusal_tree.attended(layer, z)
+    return z[None], None
 
 
 def _padded(

@@ -8,15 +8,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import circuits, figures, geometry_section, headline, wording
+from mechrefusal.report import causal_section, circuits, figures, geometry_section, headline, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
 ROWS_A_GROUP = 60
 LONGEST_TEXT = 2000
 LARGEST_ATTENTION = 150_000
-_NO_EFFECT = {"denoising": 0.0, "noising": 1.0}
-_ONTO = {"refusal_logits": ("the refusal logits", "logits"), "carrier": ("the carrier", "projection")}
 
 
 def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completions: bool) -> dict[str, Any]:
@@ -41,8 +39,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "selection": _selection(tables["directions"]),
         "geometry": geometry_section.context(checkpoint, panels),
         "interventions": _interventions(tables["rates"], panels),
-        "attribution": _attribution(tables["attribution"], panels),
-        "patching": _patching(tables["patching"], panels),
+        "cause": causal_section.context(checkpoint, panels),
         "tokens": shown_tokens,
         "attention": shown_attention,
         "attention_left_out": left_out,
@@ -137,65 +134,6 @@ def _interventions(rates: pd.DataFrame, panels: Panels) -> list[Panel]:
     for judge in sorted({str(j) for j in asked["judge"]}):
         drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"].astype(str) == judge])))
     return drawn
-
-
-def _attribution(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
-    groups = []
-    for onto in dict.fromkeys(table["onto"].astype(str)):
-        words, unit = _ONTO.get(onto, (onto, ""))
-        for name in [n for n in ("harmful", "harmless") if n in set(table["set"])]:
-            rows = table[(table["onto"] == onto) & (table["set"] == name)]
-            if not len(rows):
-                continue
-            drawn = [
-                panels.add(
-                    partial(
-                        figures.layer_by_head,
-                        rows[rows["component"] == "head"],
-                        value="value",
-                        title="Heads",
-                        unit=unit,
-                    ),
-                    title="Heads",
-                ),
-                panels.add(partial(figures.mlps, rows, unit=unit), title="MLPs"),
-            ]
-            groups.append({"onto": words, "set": name, "panels": drawn, "sums": _sums(rows)})
-    return groups
-
-
-def _sums(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Sum of each kind of component, and the total that they should add up to."""
-    values = (
-        rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
-        .groupby("component", sort=False)["value"]
-        .sum(min_count=1)
-    )
-    shown = [
-        (str(name).replace("_", " "), wording.number(value, 3, signed=True))
-        for name, value in values.items()
-        if name != "total"
-    ]
-    if "total" in values and pd.notna(values["total"]):
-        shown.append(("sum of these", wording.number(values.drop("total").sum(), 3, signed=True)))
-        shown.append(("measured total", wording.number(values["total"], 3, signed=True)))
-    return shown
-
-
-def _patching(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
-    groups = []
-    for mode in dict.fromkeys(table["mode"].astype(str)):
-        rows, centre = table[table["mode"] == mode], _NO_EFFECT.get(mode, 0.0)
-        drawn = []
-        for site, draw, title in (
-            ("resid_pre", figures.layer_by_position, "Residual stream"),
-            ("head_z", figures.layer_by_head, "Heads"),
-        ):
-            own = rows[rows["site"] == site]
-            if len(own):
-                drawn.append(panels.add(partial(draw, own, title=title, unit="effect", centre=centre), title=title))
-        groups.append({"mode": mode, "centre": f"{centre:.0f}", "panels": drawn})
-    return groups
 
 
 def _circuits(checkpoint: MeasuredCheckpoint) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import figures, headline, movement_section, training_page
+from mechrefusal.report import crossing_section, figures, headline, movement_section, training_page
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -28,6 +28,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "behaviour": _behaviour(run, panels, lines),
         "carriers": _carriers(run, panels),
         **movement_section.context(run, panels),
+        **crossing_section.context(run, panels),
         "training": training_page.total_loss(run, panels),
         "probes": training_page.probes(run, panels),
         "times": _times(run, panels),

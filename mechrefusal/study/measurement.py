@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 
-from mechrefusal import attribution, causal
+from mechrefusal import causal
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import (
@@ -25,6 +24,7 @@ from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
+from mechrefusal.study.causal_measurement import CausalMeasurement
 from mechrefusal.study.geometry_measurement import GeometryMeasurement
 from mechrefusal.study.recipe import MeasuringSettings, Recipe
 from mechrefusal.study.selection import Asked
@@ -91,12 +91,17 @@ class _Measurement:
             found.take_doses()
         with self.stage("interventions"):
             self.intervene(carrier)
-        with self.stage("attribution", optional=True):
-            self.attribute(metric, carrier)
-        with self.stage("patching", optional=True):
-            self.pairs = self.asked.pairs.equal_length(self.model.tokenizer)
-            heads = self.patch(metric)
-            self.look(heads, carrier)
+        causes = CausalMeasurement(
+            self.model, metric, self.asked, self.recipe, found.directions, found.reference, self.add
+        )
+        for name, take in (
+            ("attribution", causes.take_attribution),
+            ("patching", causes.take_patching),
+            ("knock-out", causes.take_knock_outs),
+            ("circuit", causes.take_circuit),
+        ):
+            with self.stage(name, optional=True):
+                take()
         generations = pd.concat(self.generations, ignore_index=True)
         self.add("generations", generations)
         self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
@@ -227,43 +232,6 @@ class _Measurement:
                 )
             table = questions.assign(completion=list(answers.texts), intervention=name)
             self.generations.append(judged(table))
-
-    def attribute(self, metric: Discovered, carrier: pd.Series | None) -> None:
-        frames = []
-        for name, chosen in (("harmful", self.asked.harmful), ("harmless", self.asked.harmless)):
-            texts = chosen.take(self.settings.n_attributed).texts
-            frames.append(attribution.refusal_logits(self.model, texts, metric).assign(set=name, onto="refusal_logits"))
-            if carrier is not None:
-                onto = attribution.onto_direction(
-                    self.model,
-                    texts,
-                    self.directions.at(carrier),
-                    layer=int(carrier["layer"]),
-                    position=int(carrier["position"]),
-                )
-                frames.append(onto.assign(set=name, onto="carrier"))
-        self.add("attribution", pd.concat(frames, ignore_index=True))
-
-    def patch(self, metric: Discovered) -> list[tuple[int, int]]:
-        pairs = self.pairs[: self.settings.n_pairs]
-        layers = range(0, self.model.cfg.n_layers, self.settings.layer_step)
-        residual = causal.patching.residual(self.model, pairs, metric, layers=layers)
-        heads = causal.patching.heads(self.model, pairs, metric)
-        self.add("patching", pd.concat([residual.table, heads.table], ignore_index=True))
-        return heads.top(self.settings.n_top_heads)
-
-    def look(self, heads: list[tuple[int, int]], carrier: pd.Series | None) -> None:
-        pair = self.pairs[0]
-        pattern, _ = attribution.attention(self.model, pair.harmful, heads)
-        self.add("attention", pattern.assign(prompt_id=pair.id))
-        frames = []
-        # Without a carrier the tokens are still listed: the attention figures need their names.
-        layer, direction = 0, torch.full((self.model.cfg.d_model,), float("nan"))
-        if carrier is not None:
-            layer, direction = int(carrier["layer"]), self.directions.at(carrier)
-        for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless)):
-            frames.append(attribution.projections(self.model, text, direction, layer=layer).assign(set=name))
-        self.add("tokens", pd.concat(frames, ignore_index=True).assign(prompt_id=pair.id))
 
 
 def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:

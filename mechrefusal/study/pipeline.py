@@ -17,6 +17,7 @@ from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
+from mechrefusal.study.crossing import crossing
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
@@ -187,7 +188,7 @@ def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
 def _stamp(run: Run, checkpoint: Checkpoint) -> str:
     """The weights, and a fingerprint of what else a measurement hangs on: its settings and the version of its rules."""
     recipe = run.recipe.as_dict()
-    told = {"version": RULES, "measuring": recipe["measuring"], "geometry": recipe["geometry"]}
+    told = {"version": RULES, **{name: recipe[name] for name in ("measuring", "geometry", "causal")}}
     return f"{checkpoint.weights}-{fingerprint(told)}"
 
 
@@ -205,6 +206,7 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
     n_layers = len(next(iter(locked.values())).values[0])
     relocated = relocation(checkpoints, locked, rows, moved, n_layers)
     tables.write(relocated, "relocation", run.measurements())
+    crossing(run, checkpoints, chosen, n_layers)
 
 
 def _lock(run: Run, chosen: Asked) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
+from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.training import ARMS, TrainingSettings
@@ -150,6 +151,7 @@ class Recipe:
         attack: fixed-source attacks.
         measuring: how every checkpoint is measured.
         geometry: how far its geometry is taken.
+        causal: how far cause by layer and head is taken.
     """
 
     name: str = "study"
@@ -160,6 +162,7 @@ class Recipe:
     attack: AttackSettings = field(default_factory=AttackSettings)
     measuring: MeasuringSettings = field(default_factory=MeasuringSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    causal: CausalSettings = field(default_factory=CausalSettings)
 
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:

@@ -85,12 +85,63 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row an intervention and pair of curves: `value` is the area between them over the coefficients.
     "utility_coupling": ("intervention", "measure", "value", "low", "high", "random", "n", "reason"),
     # One row a component: embed, pos_embed, head, mlp, bias, total; `layer`, `head` are -1 where there is none. `onto`:
-    # refusal_logits (mean logit of the refusal tokens minus that of the compliance tokens) or carrier (projection on
-    # the unit carrier). `set`: harmful or harmless. `value` is the mean over n prompts.
+    # refusal_logits (mean logit of the refusal tokens minus that of the compliance tokens); carrier or best candidate
+    # (projection on the unit direction). `set`: harmful or harmless. `value` is the mean over n prompts.
     "attribution": ("set", "onto", "component", "layer", "head", "value", "n", "low", "high"),
-    # One row a patched site. `site`: resid_pre (layer x position, `head` -1) or head_z (layer x head, `position` 0 for
-    # all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean - m_corrupted).
+    # One row a component and read-out as in `attribution`: means of harmful and harmless prompts, and their difference.
+    # `floor`: 95th percentile of |difference| under random labels.
+    "attribution_compared": (
+        "onto", "component", "layer", "head", "harmful", "harmless", "difference", "low", "high", "floor", "n_harmful",
+        "n_harmless",
+    ),
+    # One row a top head and what it reads refusal from. `by`: segment of the chat template, or token; `value`: mean
+    # contribution to the refusal logits, `weight`: mean attention.
+    "token_sources": ("set", "layer", "head", "by", "name", "value", "low", "high", "weight", "n"),
+    # One row a layer's input (the last: the output) and quantity: refusal, compliance (log-probability of the token
+    # set), score, rank (of the best refusal token, 1 is first).
+    "logit_lens": ("set", "layer", "quantity", "value", "low", "high", "n"),
+    # One row a patched site. `site`: resid_pre, attn_out, mlp_out (layer x position, `head` -1) or head_z (layer x
+    # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
+    # m_corrupted).
     "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high"),
+    # One row a site that attribution patching estimated: `estimate` (nats) and, where `scored` (finalist, random), the
+    # `exact` change with its interval and the `error`.
+    "attribution_patching": (
+        "site", "mode", "layer", "head", "position", "token", "estimate", "estimate_low", "estimate_high", "effect",
+        "scored", "exact", "low", "high", "error", "n", "tool",
+    ),
+    # One row a site and kind of scored cells: how well estimate and exact agree.
+    "attribution_agreement": (
+        "site", "scored", "n", "spearman", "low", "high", "sign", "error", "relative_error",
+    ),
+    # One row a head or MLP knocked out: change of the refusal score of harmful (`refusal`) and of harmless prompts,
+    # and KL of the harmless prompts' next token, nats.
+    "knockout": (
+        "component", "layer", "head", "how", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
+        "kl", "kl_low", "kl_high", "n_harmful", "n_harmless",
+    ),
+    # One row a size of the greedy set of heads, against random sets. `share`: of `gap` (refusal score of harmful minus
+    # harmless prompts) that is gone. `reached`: whether half of it is gone at the last size.
+    "head_sets": (
+        "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low",
+        "harmless_high", "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal",
+        "random_refusal_least", "random_refusal_most", "random_harmless", "random_kl", "n_random", "reached", "gap",
+        "reason",
+    ),
+    # One row a head or MLP: its exact patch at all positions (`raw`, nats; `effect`, share of the gap), and whether the
+    # circuit holds it.
+    "circuit_nodes": (
+        "node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept", "reason",
+    ),
+    # One row a path between kept nodes, by path patching; from "embedding", to "logits".
+    "circuit_edges": ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept"),
+    # One row a size of the circuit and score: `kept`, share of the metric that it recovers alone; `lost`, share that is
+    # missing without it; random sets of the same size beside them.
+    "faithfulness": (
+        "of", "size", "heads", "mlps", "node", "is_circuit", "kept", "kept_low", "kept_high", "lost", "lost_low",
+        "lost_high", "random_kept", "random_kept_least", "random_kept_most", "random_lost", "random_lost_least",
+        "random_lost_most", "n_random", "full", "ablated", "n", "reason", "measured_on",
+    ),
     # One row a token of an example prompt: `value` is the projection of resid_pre at the carrier's layer on the unit
     # carrier, NaN where there is no carrier.
     "tokens": ("set", "prompt_id", "index", "token", "value"),
@@ -140,6 +191,13 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
         "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
         "random_decrease", "n_harmful", "n_harmless", "reason",
+    ),
+    # One row a pair of checkpoints and site: activations of the source put into the target at that site. `raw`: change
+    # of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: the same with
+    # the source's activations on other prompts.
+    "cross_patching": (
+        "arm_source", "step_source", "arm_target", "step_target", "site", "layer", "head", "raw", "low", "high",
+        "effect", "effect_low", "effect_high", "control", "n", "reason",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
     # tell. `value` with its interval and `floor`, its noise: what the verdict rests on is in `reason`.

@@ -67,3 +67,40 @@ def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured, t
     text = page.read_text(encoding="utf-8")
     assert "No admissible carrier" not in text
     assert text.count('ColoredTokens"') >= 2  # the harmful and the harmless prompt
+
+
+CAUSES = (
+    "attribution", "attribution_compared", "token_sources", "logit_lens", "patching", "attribution_patching",
+    "attribution_agreement", "knockout", "head_sets", "circuit_nodes", "circuit_edges", "faithfulness",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_every_table_of_cause_and_attribution_is_filled(measured, name):
+    checkpoint, _, found = measured
+    notes = [note for note in found.tables["timings"]["note"] if note]
+    assert notes == []
+    table = found.tables[name]
+    assert len(table) > 0
+    assert list(table.columns) == list(tables.columns(name))
+    assert set(table["weights"]) == {checkpoint.weights}
+    filled = [column for column in table if not table[column].isna().all()]
+    assert set(tables.columns(name)) - set(filled) <= ALL_NAN.get(name, set())
+
+
+ALL_NAN = {"circuit_nodes": {"estimate"}, "attribution_agreement": {"low", "high"}}
+"""What a tiny run leaves empty: nodes are all patched exactly, and few cells give rank correlations no interval."""
+
+
+def test_both_modes_and_all_sites_are_patched(measured):
+    _, recipe, found = measured
+    seen = found.tables["patching"].groupby(["mode", "site"]).size()
+    sites = ("resid_pre", "attn_out", "mlp_out", "head_z")
+    assert set(seen.index) == {(mode, site) for mode in recipe.causal.modes for site in sites}
+
+
+def test_differences_are_those_of_the_means(measured):
+    _, _, found = measured
+    compared = found.tables["attribution_compared"]
+    np.testing.assert_allclose(compared["difference"], compared["harmful"] - compared["harmless"], atol=1e-5)
+    assert set(compared["onto"]) == {"refusal_logits", "carrier"}

@@ -6,15 +6,23 @@ table that cannot be drawn raises `MechrefusalError`.
 """
 
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
+from mechrefusal.report.figures.attribution import attribution_difference, token_segments, top_components
 from mechrefusal.report.figures.bars import durations, interventions, mlps, scores
 from mechrefusal.report.figures.carriers import carrier_layers, carrier_wins, carriers
+from mechrefusal.report.figures.circuit import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
+from mechrefusal.report.figures.cross_patching import cross_patching, cross_patching_layers
 from mechrefusal.report.figures.doses import doses
 from mechrefusal.report.figures.drift import drift, drift_by_layer
 from mechrefusal.report.figures.estimates import estimates, estimates_by_layer, estimates_over_steps
+from mechrefusal.report.figures.faithfulness import faithfulness
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
+from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
 from mechrefusal.report.figures.linear_probes import linear_probes
 from mechrefusal.report.figures.lines import effective_rank, probes, rates, trajectory
+from mechrefusal.report.figures.logit_lens import logit_lens
+from mechrefusal.report.figures.screening import attribution_patching
+from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
@@ -22,10 +30,15 @@ from mechrefusal.report.figures.transfer import transfer
 __all__ = [
     "attack_exchange",
     "attack_loss",
+    "attribution_difference",
+    "attribution_patching",
     "carrier_layers",
     "carrier_wins",
     "carriers",
     "cases_refreshed",
+    "circuit",
+    "cross_patching",
+    "cross_patching_layers",
     "doses",
     "drift",
     "drift_by_layer",
@@ -34,11 +47,17 @@ __all__ = [
     "estimates",
     "estimates_by_layer",
     "estimates_over_steps",
+    "faithfulness",
+    "head_set",
     "interventions",
+    "knockout",
+    "knockout_cost",
+    "knockout_mlps",
     "layer_by_head",
     "layer_by_position",
     "linear_probes",
     "logged",
+    "logit_lens",
     "loss_term",
     "losses",
     "mlps",
@@ -46,10 +65,13 @@ __all__ = [
     "probes",
     "rates",
     "scores",
+    "shared_heads",
     "smallest_k",
     "step_costs",
     "step_time",
     "subspaces",
+    "token_segments",
+    "top_components",
     "trajectory",
     "transfer",
 ]

@@ -23,6 +23,9 @@ def layer_by_head(
     unit: str = "",
     centre: float = 0.0,
     limit: float | None = None,
+    more: Callable[[pd.Series], list[str]] | None = None,
+    marked: str | None = None,
+    mark: str = "marked",
 ) -> go.Figure:
     """Heatmap of heads: x = head, y = layer, colour = `value`, centred at `centre` (the value that means "no effect").
 
@@ -33,11 +36,25 @@ def layer_by_head(
         value: column to draw; `effect` if there is one, else `value`.
         unit: label of the colour bar.
         limit: colour saturates at `centre` ± limit; the largest deviation by default.
+        more: lines of a row's hover in place of metric change and n, safe for plotly.
+        marked: column of flags; its true cells get a dot, which `mark` names in the legend.
     """
     table = table[pd.to_numeric(table["head"], errors="coerce") >= 0]
-    return _by_layer(
-        table, "head", lambda values: [str(v) for v in values], _value(table, value), "head", title, unit, centre, limit
+    figure = _by_layer(
+        table,
+        "head",
+        lambda values: [str(v) for v in values],
+        _value(table, value),
+        "head",
+        title,
+        unit,
+        centre,
+        limit,
+        more,
     )
+    if marked is not None:
+        _mark(figure, table, marked, mark)
+    return figure
 
 
 def layer_by_position(
@@ -102,9 +119,10 @@ def _by_layer(
     unit: str,
     centre: float | None,
     limit: float | None,
+    more: Callable[[pd.Series], list[str]] | None = None,
 ) -> go.Figure:
     table = style.drawable(table, value, f"a heatmap of '{value}' by layer and {across}")
-    grouped = list(table.groupby(["arm", "step"], sort=False)) if {"arm", "step"} <= set(table) else [(("", 0), table)]
+    grouped = _panels(table)
     columns = min(_COLUMNS, len(grouped))
     names = [f"{wording.for_plotly(arm)}, step {step}" for (arm, step), _ in grouped] if len(grouped) > 1 else None
     lines = math.ceil(len(grouped) / columns)
@@ -117,7 +135,10 @@ def _by_layer(
         found = {(int(r["layer"]), int(r[across])): r for _, r in rows.iterrows()}
         ticks = label([int(c) for c in grid.columns])
         texts = [
-            [_cell(found.get((y, x)), y, across, tick, value) for x, tick in zip(grid.columns, ticks, strict=True)]
+            [
+                _cell(found.get((y, x)), y, across, tick, value, more)
+                for x, tick in zip(grid.columns, ticks, strict=True)
+            ]
             for y in grid.index
         ]
         at = {"row": place // columns + 1, "col": place % columns + 1}
@@ -146,6 +167,29 @@ def _by_layer(
     return style.finish(figure, title=title, subtitle=n, height=height_of(len(grids[0])) * lines)
 
 
+def _panels(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """Rows of each checkpoint, where the table names them."""
+    return list(table.groupby(["arm", "step"], sort=False)) if {"arm", "step"} <= set(table) else [(("", 0), table)]
+
+
+def _mark(figure: go.Figure, table: pd.DataFrame, marked: str, name: str) -> None:
+    """Dots on the true cells of `marked`, in every panel."""
+    for place, (_, rows) in enumerate(_panels(table)):
+        heads = sorted({int(head) for head in rows["head"].dropna()})
+        true = rows[[wording.is_true(flag) for flag in rows[marked]]]
+        if len(true):
+            x = [heads.index(int(head)) for head in true["head"]]
+            trace = dots(x, [int(layer) for layer in true["layer"]], name)
+            figure.add_trace(trace, row=place // _COLUMNS + 1, col=place % _COLUMNS + 1)
+
+
+def dots(x: Sequence[float], y: Sequence[float], name: str) -> go.Scatter:
+    """Dots that can be told from any colour of a heatmap."""
+    marker = {"symbol": "circle", "size": 5, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
+    look = {"mode": "markers", "marker": marker, "hoverinfo": "skip", "showlegend": True}
+    return go.Scatter(x=list(x), y=list(y), name=name, legendgroup=name, **look)
+
+
 def values_by_layer(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:
     """`value` as a matrix: index layer, columns `across`; two rows at one place are an error."""
     table = table.dropna(subset=["layer", across])
@@ -164,11 +208,20 @@ def _value(table: pd.DataFrame, value: str | None) -> str:
     return value if value is not None else "effect" if "effect" in table else "value"
 
 
-def _cell(row: pd.Series | None, layer: int, across: str, label: str, value: str) -> str:
+def _cell(
+    row: pd.Series | None,
+    layer: int,
+    across: str,
+    label: str,
+    value: str,
+    more: Callable[[pd.Series], list[str]] | None,
+) -> str:
     where = wording.head_name(layer, label) if across == "head" else f"layer {layer}, {label}"
     if row is None:
         return f"{where}<br>not measured"
     lines = [f"<b>{where}</b>", f"{value} {wording.number(row[value], 3, signed=True)}{style.interval(row)}"]
+    if more is not None:
+        return style.hover([*lines, *more(row)])
     if value != "raw" and "raw" in row:
         lines.append(f"metric change {wording.number(row['raw'], 3, signed=True)}")
     if "n" in row and not wording.is_missing(row["n"]):

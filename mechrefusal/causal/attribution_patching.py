@@ -1,0 +1,260 @@
+"""Attribution patching: a first-order estimate of every patch from one gradient, and how far it is from the exact one.
+
+Estimate (Nanda, "Attribution Patching", 2023; Syed et al., 2310.10348): (a_source − a_target) · ∂m/∂a, the gradient
+taken in the run that is patched. Two passes and one gradient a pair serve every site; exact patching confirms the
+finalists. Gradients come from TransformerLens' attribution patching tool, at the level of nodes (its edges refuse
+grouped-query attention), or, where it gives none, from the same first-order formula on the twin or through hooks.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from mechrefusal.causal.attribution_gradients import TOOLS, Tool, estimates
+from mechrefusal.causal.attribution_pairs import CELL, Runs, averaged, largest, position_of, ready
+from mechrefusal.causal.patch_metric import Metric
+from mechrefusal.causal.patch_sites import Patch, Site, require_site
+from mechrefusal.causal.patching import Mode, Pairs
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import require_layers
+from mechrefusal.progress import track
+
+SITES: tuple[Site, ...] = ("head_z", "attn_out", "mlp_out", "resid_pre")
+"""Sites of the screen: heads at all positions at once, the others by position, as in `patching`."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """First-order estimates.
+
+    `table`: site, layer, head (−1 where there is none), position (0: all at once; else counted from the end), token,
+    estimate (of the change of the metric against the unpatched run, nats), low, high (95% t interval over pairs), n
+    (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
+    refusal), mode, tool (what gave the gradients: "transformer_lens", "twin", "hooked").
+
+    `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
+    """
+
+    table: pd.DataFrame
+    clean: Float[Tensor, " pair"]
+    corrupted: Float[Tensor, " pair"]
+    reason: str
+    seconds: float
+    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Estimates, exact effects of some of them, and how well the two agree.
+
+    `table`: as `Screen.table` with estimate_low and estimate_high in place of low and high, then scored ("finalist",
+    "random", or "" where not), exact (nats, NaN where not scored), low, high (of exact), error (exact − estimate).
+
+    `agreement`, one row for each site and for all ("all") by what was scored ("finalist", "random", "both"): n,
+    spearman (rank correlation of estimate and exact), low, high (95%, Bonett and Wright 2000; NaN below 5 cells and
+    where it is ±1), sign (share of cells with the same sign), error (mean absolute, nats), relative_error
+    (Σ|exact − estimate| / Σ|exact|). Finalists alone say little of the rank correlation, as one of the two chose them.
+
+    `seconds_screen`, `seconds_exact`: what the two took; `n_exact` patches a pair were exact.
+    """
+
+    table: pd.DataFrame
+    agreement: pd.DataFrame
+    clean: Float[Tensor, " pair"]
+    corrupted: Float[Tensor, " pair"]
+    reason: str
+    seconds_screen: float
+    seconds_exact: float
+    n_exact: int
+    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+
+
+def screen(
+    model,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    sites: Sequence[Site] = SITES,
+    layers: Sequence[int] | None = None,
+    mode: Mode = "denoising",
+    tool: Tool | None = None,
+) -> Screen:
+    """Estimate the effect of every patch of `sites`, over the pairs of equal length.
+
+    Args:
+        model: a hooked transformer, under whatever hooks the caller has open.
+        pairs, metric, mode: as in `patching`. A metric that is a function must be differentiable.
+        sites: of "head_z", "attn_out", "mlp_out", "resid_pre".
+        layers: all by default.
+        tool: "transformer_lens", "twin" or "hooked"; by default the first of them that works.
+
+    Raises:
+        MechrefusalError: no usable pairs, an unknown site, mode, tool or layer, a site that the architecture lacks, a
+            metric without a gradient.
+    """
+    wanted, layers = _checked(model, sites, layers, tool)
+    start = time.perf_counter()
+    runs = ready(model, pairs, metric, mode)
+    return _screen(runs, metric, wanted, layers, tool, start)
+
+
+def screened(
+    model,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    finalists: int = 20,
+    others: int = 20,
+    sites: Sequence[Site] = SITES,
+    layers: Sequence[int] | None = None,
+    mode: Mode = "denoising",
+    tool: Tool | None = None,
+    seed: int = 0,
+) -> Screened:
+    """Screen by attribution patching, then patch exactly the `finalists` of each site, and `others` drawn at random.
+
+    Args:
+        finalists: cells with the largest absolute estimates of each site (all of them where it has no more).
+        others: cells of each site drawn from the rest with `seed`, for a correlation that is not one of extremes.
+
+    The other arguments, and the errors, are those of `screen`.
+
+    Raises:
+        MechrefusalError: as `screen`; or `finalists` is below 1, `others` or `seed` below 0.
+    """
+    if finalists < 1 or others < 0 or seed < 0:
+        raise MechrefusalError(f"finalists is {finalists}, others {others} and seed {seed}: give at least 1, 0 and 0")
+    wanted, layers = _checked(model, sites, layers, tool)
+    start = time.perf_counter()
+    runs = ready(model, pairs, metric, mode)
+    found = _screen(runs, metric, wanted, layers, tool, start)
+    table = found.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
+    table["scored"] = _chosen(table, finalists, others, seed)
+    start = time.perf_counter()
+    exact = _exact(runs, table[table["scored"] != ""])
+    seconds = time.perf_counter() - start
+    table = table.merge(exact[[*CELL, "exact", "low", "high"]], on=CELL, how="left")
+    table["error"] = table["exact"] - table["estimate"]
+    return Screened(
+        table,
+        agreement(table),
+        found.clean,
+        found.corrupted,
+        found.reason,
+        found.seconds,
+        seconds,
+        len(exact),
+        found.left_out,
+    )
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of the columns estimate and exact of a table of `screened`; see `Screened`."""
+    rows = []
+    scored = table[table["scored"] != ""]
+    for site in ["all", *dict.fromkeys(scored["site"])]:
+        here = scored if site == "all" else scored[scored["site"] == site]
+        for which in ("finalist", "random", "both"):
+            part = here if which == "both" else here[here["scored"] == which]
+            estimate, exact = part["estimate"].to_numpy(float), part["exact"].to_numpy(float)
+            rows.append({"site": site, "scored": which, **_agreement(estimate, exact)})
+    return pd.DataFrame(rows)
+
+
+def _agreement(estimate: np.ndarray, exact: np.ndarray) -> dict[str, float | int]:
+    n, nan = len(estimate), float("nan")
+    varies = n > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
+    rank = float(stats.spearmanr(estimate, exact).statistic) if varies else nan
+    low = high = nan
+    if n > 4 and varies and abs(rank) < 1 - 1e-9:
+        # Fisher's z, with the standard error that Bonett and Wright (2000) give for ranks.
+        half = stats.norm.ppf(0.975) * np.sqrt((1 + rank**2 / 2) / (n - 3))
+        z = np.arctanh(rank)
+        low, high = float(np.tanh(z - half)), float(np.tanh(z + half))
+    error, size = np.abs(exact - estimate), np.abs(exact).sum()
+    return {
+        "n": n,
+        "spearman": rank,
+        "low": low,
+        "high": high,
+        "sign": float((np.sign(estimate) == np.sign(exact)).mean()) if n else nan,
+        "error": float(error.mean()) if n else nan,
+        "relative_error": float(error.sum() / size) if size > 0 else nan,
+    }
+
+
+def _checked(
+    model, sites: Sequence[Site], layers: Sequence[int] | None, tool: str | None
+) -> tuple[list[Site], list[int]]:
+    if tool is not None and tool not in TOOLS:
+        raise MechrefusalError(f"unknown tool '{tool}' of attribution patching; use {', '.join(TOOLS)}, or None")
+    wanted = list(dict.fromkeys(sites))
+    if not wanted:
+        raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
+    if unknown := [site for site in wanted if site not in SITES]:
+        raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
+    at = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
+    if not at:
+        raise MechrefusalError("no layer to screen; give some layers, or None for all")
+    require_layers(model, at)
+    for site in wanted:
+        require_site(model, site)
+    return wanted, at
+
+
+def _screen(
+    runs: Runs, metric: Metric, sites: Sequence[Site], layers: Sequence[int], tool: Tool | None, start: float
+) -> Screen:
+    rows, used = [], set()
+    for number, run in enumerate(track(list(runs.runs), "attribution patching")):
+        found, by = estimates(runs.model, run, metric, sites, tool=tool)
+        used.add(by)
+        for site in sites:
+            patches = run.patches(runs.model, site, layers, by_position=site != "head_z")
+            raw = [float(found[site][patch.layer][_cell(patch)].sum()) for patch in patches]
+            rows += runs.rows(number, site, patches, raw)
+    table = averaged(rows, "estimate")
+    table["effect"] = table["estimate"] * runs.scale
+    table["mode"] = runs.mode
+    table["tool"] = "/".join(sorted(used))
+    return Screen(table, runs.clean, runs.corrupted, runs.reason, time.perf_counter() - start, runs.left_out)
+
+
+def _cell(patch: Patch):
+    at = slice(None) if patch.position is None else patch.position
+    return at if patch.head is None else (at, patch.head)
+
+
+def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.Series:
+    chosen = pd.Series("", index=table.index, dtype=object)
+    generator = np.random.default_rng(seed)
+    for _, group in table.groupby("site", sort=False):
+        best = largest(group["estimate"], finalists)
+        chosen[best] = "finalist"
+        rest = group.index.difference(best)
+        chosen[generator.choice(rest, min(others, len(rest)), replace=False)] = "random"
+    return chosen
+
+
+def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
+    """Exact effects of these cells, nats."""
+    rows = []
+    for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
+        for site, group in cells.groupby("site", sort=False):
+            wanted = set(zip(group["layer"], group["head"], group["position"], strict=True))
+            layers = sorted(set(group["layer"]))
+            every = run.patches(runs.model, site, layers, by_position=site != "head_z")
+            n = len(run.target)
+            patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in wanted]
+            made = runs.rows(number, site, patches, runs.exact(number, site, patches))
+            # Where a pair does not differ yet its effect is zero, and counts.
+            shared = runs.rows(number, site, every, [0.0] * len(every))
+            rows += [row for row in made if not row["shared"]]
+            rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in wanted]
+    return averaged(rows, "exact")

@@ -1,0 +1,205 @@
+"""Path patching (Wang et al., 2211.00593; Goldowsky-Dill et al., 2304.05969): a sender's direct path into a receiver.
+
+In the run that is patched, the receiver's input gets, besides what it has, the change that the sender's output makes
+to the residual stream; no other component sees it. What the receiver writes then is handed on, and everything after it
+runs on. All senders at once give the input of the other run: together they are an ordinary patch of the receiver.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.causal.circuit_rows import HookedRows, TreeRows, rows_of
+from mechrefusal.causal.component_passes import Component
+from mechrefusal.causal.patch_sites import MEMORY, PairRun, activation_bytes, chunks, logit_bytes
+from mechrefusal.models.twin import Edit
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A place of the graph: the embedding, a head (its q, k and v together), an MLP, or the final residual stream.
+
+    `layer` is −1 for the embedding and n_layers for the logits; `head` is −1 where there is none.
+    """
+
+    layer: int
+    component: Literal["embedding", "head", "mlp", "logits"]
+    head: int = -1
+
+    def __str__(self) -> str:
+        names = {"head": f"head {self.layer}.{self.head}", "mlp": f"mlp {self.layer}"}
+        return names.get(self.component, self.component)
+
+    @property
+    def part(self) -> Component:
+        """The head or MLP as knock-outs name it."""
+        assert self.component in ("head", "mlp")
+        return Component("head" if self.component == "head" else "mlp", self.layer, self.head)
+
+
+Edge = tuple[Node, Node]
+EMBEDDING = Node(-1, "embedding")
+
+
+def logits_of(model) -> Node:
+    """The final residual stream, read by the unembedding."""
+    return Node(model.cfg.n_layers, "logits")
+
+
+def edges_between(model, nodes: Iterable[Node]) -> list[Edge]:
+    """Every pair of these nodes, the embedding and the logits, of which the first writes what the second reads."""
+    kept = list(nodes)
+    return [
+        (sender, receiver)
+        for sender, receiver in product([EMBEDDING, *kept], [*kept, logits_of(model)])
+        if _reaches(model, sender, receiver)
+    ]
+
+
+def _reaches(model, sender: Node, receiver: Node) -> bool:
+    if sender.layer == receiver.layer:
+        return sender.component == "head" and receiver.component == "mlp" and not _parallel(model)
+    return sender.layer < receiver.layer
+
+
+def _parallel(model) -> bool:
+    return bool(getattr(model.cfg, "parallel_attn_mlp", False))
+
+
+class PathPatching:
+    """One pair of prompts, ready for any number of paths.
+
+    A sender's change of the residual stream is what its block's attention or MLP writes with the sender's output taken
+    from the other run, less what it writes without: exact also where that is normed before it is added (Gemma 2 and 3).
+
+    Fields:
+        n_rows, n_passes: patched prompts that were run so far, and passes, those through a single block among them.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model, run: PairRun) -> None:
+        self.model, self.run = model, run
+        self.rows: TreeRows | HookedRows = rows_of(model, run)
+        self.n_rows = self.n_passes = 0
+        self._changes: dict[Node, Tensor] = {}
+
+    @torch.no_grad()
+    def effects(self, edges: Sequence[Edge]) -> Float[Tensor, " edge"]:
+        """Change of the metric by each path, nats."""
+        self._find_changes({sender for sender, _ in edges})
+        found = torch.empty(len(edges))
+        for layer in sorted({receiver.layer for _, receiver in edges}):
+            here = [i for i, (_, receiver) in enumerate(edges) if receiver.layer == layer]
+            for part in self._parts(len(here)):
+                chosen = [here[i] for i in part]
+                changes = [self._changes[edges[i][0]] for i in chosen]
+                found[chosen] = self._into([edges[i][1] for i in chosen], changes).cpu()
+        return found
+
+    @torch.no_grad()
+    def from_everywhere(self, receivers: Sequence[Node]) -> Float[Tensor, " receiver"]:
+        """Change of the metric where a receiver gets the changes of all that is written before it, nats."""
+        found = []
+        for receiver in receivers:
+            layer = receiver.layer
+            if receiver.component == "logits":
+                change = self._change(layer - 1, "resid_post")
+            else:
+                change = self._change(layer, "resid_pre")
+                if receiver.component == "mlp" and not _parallel(self.model):
+                    change = change + self._change(layer, "attn_out")
+            found.append(self._into([receiver], [change])[0])
+        return torch.stack(found).cpu()
+
+    def _into(self, receivers: Sequence[Node], changes: Sequence[Tensor]) -> Float[Tensor, " receiver"]:
+        """Change of the metric where receivers of one layer get `changes` [token, d_model] in their inputs."""
+        layer, n = receivers[0].layer, len(receivers)
+        if receivers[0].component == "logits":
+            change = torch.cat(list(changes))
+            return self._score(layer, n, [(layer - 1, "resid_post", lambda x: x + change)])
+        heads = [i for i, one in enumerate(receivers) if one.component == "head"]
+        mlps = [i for i, one in enumerate(receivers) if one.component == "mlp"]
+        edits: list[Edit] = []
+        if heads:
+            index = torch.tensor([receivers[i].head for i in heads])
+            z = self._written(layer, "resid_pre", [changes[i] for i in heads], "z")
+            z = torch.stack([row[:, head] for row, head in zip(z, index.tolist(), strict=True)])
+            edits.append((layer, "z", self._put(n, heads, z, index)))
+        if mlps:
+            site = "resid_pre" if _parallel(self.model) else "attn_out"
+            written = self._written(layer, site, [changes[i] for i in mlps], "mlp_out")
+            edits.append((layer, "mlp_out", self._put(n, mlps, written)))
+        return self._score(layer, n, edits)
+
+    def _written(self, layer: int, site, changes: Sequence[Tensor], of) -> Float[Tensor, "row token ..."]:
+        """What stands at site `of` of a block where `site` is changed, row by row, all else unpatched."""
+        unique = list({id(change): change for change in changes}.values())
+        order = [next(i for i, one in enumerate(unique) if one is change) for change in changes]
+        change = torch.cat(unique)
+        found: list[Tensor] = []
+        self._count(len(unique))
+        self.rows.block(layer, len(unique), [(layer, site, lambda x: x + change), (layer, of, _keep(found))])
+        return found[0].unflatten(0, (len(unique), -1))[order]
+
+    def _put(self, n: int, rows: list[int], values: Tensor, heads: Tensor | None = None):
+        """An edit that gives some of `n` rows other values, of one head each where `heads` says which."""
+
+        def put(activation: Tensor) -> Tensor:
+            changed = activation.clone().unflatten(0, (n, -1))
+            if heads is None:
+                changed[rows] = values
+            else:
+                changed[torch.tensor(rows), :, heads] = values
+            return changed.flatten(0, 1)
+
+        return put
+
+    def _find_changes(self, senders: set[Node]) -> None:
+        """Of the residual stream by each sender, [token, d_model]."""
+        for sender in senders - self._changes.keys():
+            if sender.component == "embedding":
+                self._changes[sender] = self._change(0, "resid_pre")
+            elif sender.component == "mlp":
+                self._changes[sender] = self._change(sender.layer, "mlp_out")
+        for layer in sorted({one.layer for one in senders - self._changes.keys()}):
+            heads = sorted(one for one in senders if one.layer == layer and one.component == "head")
+            index = torch.tensor([one.head for one in heads])
+            z = torch.stack([self.rows.source[layer, "z"][:, one.head] for one in heads])
+            written: list[Tensor] = []
+            edits: list[Edit] = [
+                (layer, "z", self._put(len(heads), list(range(len(heads))), z, index)),
+                (layer, "attn_out", _keep(written)),
+            ]
+            self._count(len(heads))
+            self.rows.block(layer, len(heads), edits)
+            by_head = written[0].unflatten(0, (len(heads), -1))
+            for one, row in zip(heads, by_head, strict=True):
+                self._changes[one] = row - self.rows.target[layer, "attn_out"]
+
+    def _change(self, layer: int, site) -> Tensor:
+        return self.rows.source[layer, site] - self.rows.target[layer, site]
+
+    def _score(self, layer: int, n: int, edits: Sequence[Edit]) -> Float[Tensor, " row"]:
+        self._count(n)
+        return self.run.reading.score(self.rows.logits(layer, n, edits)) - self.rows.score
+
+    def _count(self, n: int) -> None:
+        self.n_rows, self.n_passes = self.n_rows + n, self.n_passes + 1
+
+    def _parts(self, n: int) -> Iterable[range]:
+        a_token, _ = activation_bytes(self.model)
+        cost = self.rows.n_tokens * a_token + logit_bytes(self.model, self.run.reading)
+        return chunks([cost] * n, MEMORY)
+
+
+def _keep(into: list[Tensor]):
+    def edit(activation: Tensor) -> Tensor:
+        into.append(activation.detach())
+        return activation
+
+    return edit

@@ -1,0 +1,84 @@
+"""From scores of prompts, unpatched and patched, to effects with intervals."""
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mechrefusal import intervals
+from mechrefusal.causal.patching import SMALLEST_GAP
+
+
+class Scores:
+    """Scores of all prompts, part by part, and the rows of the table made of them."""
+
+    def __init__(self) -> None:
+        self._source: list[Tensor] = []
+        self._target: list[Tensor] = []
+        self._patched: dict[int, list[Tensor]] = {}
+        self._control: dict[int, list[Tensor]] = {}
+
+    def add(self, source: Tensor, target: Tensor) -> None:
+        """Scores of a part's prompts on the source and on the target as they are."""
+        self._source.append(source)
+        self._target.append(target)
+
+    def patched(self, number: int, change: Tensor) -> None:
+        """What patch `number` does to them."""
+        self._patched.setdefault(number, []).append(change)
+
+    def control(self, number: int, change: Tensor) -> None:
+        """What its control does."""
+        self._control.setdefault(number, []).append(change)
+
+    def row(self, number: int) -> dict[str, float | int | str]:
+        """What the table says of patch `number`."""
+        source, target = torch.cat(self._source).double().numpy(), torch.cat(self._target).double().numpy()
+        gap = float((source - target).mean())
+        raw = _all(self._patched, number)
+        control = intervals.mean(_all(self._control, number))
+        known = intervals.mean(raw)
+        reasons = []
+        if not len(raw):
+            reasons.append(
+                "attention's output is normed before it is added here, so that a head has no result of its own; "
+                "use site z"
+            )
+        elif not abs(gap) >= SMALLEST_GAP:
+            reasons.append(
+                f"source and target score differ by {gap:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share "
+                "of that difference"
+            )
+        effect = ratio(raw, source - target) if not reasons else intervals.mean([])
+        if len(raw) == 1:
+            reasons.append("one prompt gives no interval")
+        return {
+            "raw": known.value,
+            "low": known.low,
+            "high": known.high,
+            "effect": effect.value,
+            "effect_low": effect.low,
+            "effect_high": effect.high,
+            "control": control.value,
+            "control_low": control.low,
+            "control_high": control.high,
+            "source_score": float(source.mean()),
+            "target_score": float(target.mean()),
+            "n": len(source),
+            "reason": "; ".join(reasons),
+        }
+
+
+def _all(parts: dict[int, list[Tensor]], number: int) -> np.ndarray:
+    return torch.cat(parts[number]).double().numpy() if number in parts else np.empty(0)
+
+
+def ratio(changes: np.ndarray, gaps: np.ndarray) -> intervals.Estimate:
+    """Σ changes / Σ gaps, with the t interval of its linearisation."""
+    n, gap = len(changes), gaps.mean()
+    value = float(changes.mean() / gap)
+    if n < 2:
+        return intervals.Estimate(value, float("nan"), float("nan"), n)
+    spread = (changes - value * gaps).std(ddof=1) / abs(gap) / np.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1) * spread)
+    return intervals.Estimate(value, value - half, value + half, n)

@@ -1,0 +1,120 @@
+"""Passes of one checkpoint with activations of another in them, and the control, the same change turned."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.causal.component_passes import ComponentPasses, Frame, Pass, flat
+from mechrefusal.causal.cross_activations import CrossSite, Taken, stored, writer
+from mechrefusal.causal.patch_metric import Reading
+from mechrefusal.models.twin import Edit, Site
+
+Positions = Literal["all", "last"]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One site of one layer, of one head where it has heads; `rotation`: (seed, draw) of a control."""
+
+    site: CrossSite
+    layer: int
+    head: int = -1
+    rotation: tuple[int, int] | None = None
+
+
+class Patched:
+    """A target, ready to be run with activations of a source in it; `unpatched`: scores without any, nats."""
+
+    @torch.no_grad()
+    def __init__(self, target, taken: Taken, positions: Positions) -> None:
+        self.model, self.taken, self.positions = target, taken, positions
+        self.reading = Reading.of(taken.metric)
+        whole = positions == "all"
+        frame = Frame((), 0) if whole else Frame.of(target.tokenizer, taken.texts)
+        writes: list[Site] = ["attn_out"] if "result" in taken.sites else []
+        sites = list(dict.fromkeys([*stored(taken.sites), *writes]))
+        self.passes = ComponentPasses(target, taken.ids, self.reading.runs, frame, whole=whole, sites=sites)
+        self._places = {id(one): self._of(one) for group in self.passes.groups for one in group}
+        self._rotations: dict[tuple[int, int, int], Tensor] = {}
+        self.unpatched = self._scores(lambda _: (), first_layer=0)
+
+    @torch.no_grad()
+    def change(self, *patches: Patch) -> Float[Tensor, " prompt"]:
+        """How the score of every prompt changes under these patches together, nats."""
+
+        def edits(one: Pass) -> list[Edit]:
+            return [edit for patch in patches for edit in self._edits(patch, *self._places[id(one)])]
+
+        return self._scores(edits, first_layer=min(patch.layer for patch in patches)) - self.unpatched
+
+    def _scores(self, edits: Callable[[Pass], Sequence[Edit]], *, first_layer: int) -> Tensor:
+        scores = torch.empty(len(self.taken.ids))
+        for numbers, logits in self.passes.logits(edits, first_layer=first_layer):
+            read = [part[:, -n:] for part, n in zip(logits, self.reading.kept, strict=True)]
+            scores[numbers] = self.reading.score(read).cpu()
+        return scores
+
+    def _of(self, one: Pass) -> tuple[Tensor, Tensor]:
+        """Places of the patched tokens in a pass, and in what was taken."""
+        here, there = [], []
+        for asked, places in zip(one.asked, one.places, strict=True):
+            first = 0 if self.positions == "all" else len(self.taken.ids[asked[0]]) - 1
+            here.append(places[first - self.passes.start if first else 0 :])
+            there.append(self.taken.places[asked][first:])
+        return torch.cat(here), torch.cat(there)
+
+    def _edits(self, patch: Patch, here: Tensor, there: Tensor) -> list[Edit]:
+        if patch.site == "result":
+            return self._result(patch, here, there)
+        site, layer, head = patch.site, patch.layer, patch.head
+        given = self._given(layer, site, there)
+        at = (here,) if head < 0 else (here, head)
+        given = given if head < 0 else given[:, head]
+
+        def put(activation: Tensor) -> Tensor:
+            edited = flat(self.model, site, activation).clone()
+            own, other = edited[at], given.to(edited)
+            edited[at] = other if patch.rotation is None else own + self._turned(patch, other - own)
+            return edited.reshape(activation.shape)
+
+        return [(layer, site, put)]
+
+    def _result(self, patch: Patch, here: Tensor, there: Tensor) -> list[Edit]:
+        assert self.taken.writers is not None
+        own: list[Tensor] = []
+        given = self._given(patch.layer, "z", there)[:, patch.head]
+        theirs, ours = self.taken.writers[patch.layer][patch.head], writer(self.model, patch.layer)[patch.head]
+
+        def see(z: Tensor) -> Tensor:
+            own[:] = [flat(self.model, "z", z)[here, patch.head]]
+            return z
+
+        def put(written: Tensor) -> Tensor:
+            edited = flat(self.model, "attn_out", written).clone()
+            change = given.to(edited) @ theirs.to(edited) - own[0] @ ours
+            edited[here] = edited[here] + (change if patch.rotation is None else self._turned(patch, change))
+            return edited.reshape(written.shape)
+
+        return [(patch.layer, "z", see), (patch.layer, "attn_out", put)]
+
+    def _given(self, layer: int, site: Site, there: Tensor) -> Tensor:
+        values = self.taken.values[layer, site]
+        return values[there.to(values.device)]
+
+    def _turned(self, patch: Patch, change: Tensor) -> Tensor:
+        assert patch.rotation is not None
+        key = (change.shape[-1], *patch.rotation)
+        if key not in self._rotations:
+            self._rotations[key] = rotation(*key).to(change)
+        return change @ self._rotations[key]
+
+
+def rotation(width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
+    """A random orthogonal matrix (Haar: Mezzadri, math-ph/0609050), the one of the control."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    return (q * r.diagonal().sign()).float()

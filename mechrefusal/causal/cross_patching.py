@@ -1,0 +1,273 @@
+"""Cross-checkpoint patching: activations of one checkpoint put into another, at the same site on the same prompts.
+
+"Which layer, or head, of the trained model, given to the base, makes it refuse", and the other way round. The two must
+be of one architecture and read the prompts as the same tokens. What their activations have in common, and what not,
+says `mechrefusal.causal.cross_activations`.
+
+    table = cross_patching.patch_across(trained, base, asked.validation.harmful, metric)
+
+    taken = cross_patching.take(trained, asked.validation.harmful, metric)      # one checkpoint in memory at a time
+    del trained
+    table = cross_patching.patch_across(taken, base)
+
+Sites: "resid_pre" makes a model that is the source below a layer and the target from there on. "attn_out" and "mlp_out"
+are what one layer writes. "z" is what a head of the source reads and carries, written by the *target's* W_O; "result"
+is the head with both, z and W_O of the source, in place of the target's. Where training changed W_O, only "result" is
+the whole head. Architectures that norm attention's output once more (Gemma 2 and 3) have no result of a single head.
+
+The control is the same change turned: in place of x_target + (x_source − x_target) the target gets
+x_target + (x_source − x_target) Q, with one random rotation Q for all tokens, prompts and layers. It has the norm of
+the change at every token, and angles between tokens, but not its direction: what it does to refusal any disturbance of
+this size and coherence does. Harmless prompts in place of harmful ones are the other control: they tell a site that
+carries refusal of harmful requests from one that makes the model refuse whatever it is asked.
+"""
+
+import gc
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mechrefusal import prompts
+from mechrefusal.causal.cross_activations import (
+    DEFAULT_SITES,
+    MEMORY,
+    SITES,
+    CrossSite,
+    Taken,
+    architecture,
+    parts_that_fit,
+    require_same,
+    take,
+    wanted_layers,
+)
+from mechrefusal.causal.cross_effects import Scores
+from mechrefusal.causal.cross_passes import Patch, Patched, Positions
+from mechrefusal.causal.patch_metric import Metric
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.progress import track
+
+__all__ = ["DEFAULT_SITES", "SITES", "Taken", "both_directions", "cumulative", "patch_across", "take"]
+
+POSITIONS = ("all", "last")
+HEAD_SITES = ("z", "result")
+
+
+@torch.no_grad()
+def patch_across(
+    source,
+    target,
+    texts: Sequence[str] | None = None,
+    metric: Metric | None = None,
+    *,
+    sites: Sequence[CrossSite] | None = None,
+    layers: Sequence[int] | None = None,
+    positions: Positions = "all",
+    draws: int = 1,
+    seed: int = 0,
+    memory: int = MEMORY,
+) -> pd.DataFrame:
+    """Put activations of `source` into `target`, one layer (or one head of it) at a time.
+
+    Costs one pass of the target from the patched layer on for each row, and one more for each draw of the control:
+    with 30 layers of 9 heads, the default sites and one draw 720 passes of half of the model on average. Beginnings in
+    common of prompts and runs are run once a pass. Memory: what `take` keeps, and the target's own residual stream.
+
+    Args:
+        source: a hooked transformer, or what `take` gave; a hooked one is run over as many prompts at a time as
+            `memory` (bytes) allows.
+        target: a hooked transformer, under whatever hooks the caller has open.
+        texts, metric: as for `take`. One metric scores both: the one discovered on the checkpoint that refuses, as the
+            other's refusals are too few to tell their opening by. With a `Taken` source its own, or the same again.
+        sites: by default resid_pre, attn_out, mlp_out and z (of a `Taken` source those that it has).
+        layers: all by default (of a `Taken` source).
+        positions: "all" replaces every token of the prompt and of what the metric runs after it; "last" those from
+            the prompt's last token on.
+        draws: random rotations of the control, whose effects are averaged; 0 for no control.
+        seed: of these.
+
+    Returns:
+        One row a site, layer and head (−1 where there is none): raw (mean change of the target's score, nats), low,
+        high (its 95% t interval over prompts, paired); effect = (m_patched − m_target) / (m_source − m_target), of
+        means, with effect_low, effect_high (95% interval of this ratio over prompts, linearised: Cochran, "Sampling
+        techniques", 1977, section 6.4); control, control_low, control_high (as raw, NaN with 0 draws); source_score,
+        target_score (means, nats); n prompts; reason (why something is NaN, else empty). Effects are NaN where the two
+        scores differ by less than `causal.patching.SMALLEST_GAP` in the mean.
+
+    Raises:
+        MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what `take`
+            raises; texts, metric, sites or layers that a `Taken` source was not taken with; unknown positions.
+    """
+    if positions not in POSITIONS:
+        raise MechrefusalError(f"unknown positions '{positions}'; use 'all' or 'last'")
+    _require_count("draws", draws)
+    _require_count("seed", seed)
+    parts = _taken_parts(source, target, texts, metric, sites, layers, memory)
+    scores = Scores()
+    rows: list[dict] = []
+    for taken, chosen, wanted in parts:
+        patched = Patched(target, taken, positions)
+        scores.add(taken.scores, patched.unpatched)
+        rows = [
+            {"site": site, "layer": layer, "head": head}
+            for layer in wanted
+            for site in chosen
+            for head in (range(target.cfg.n_heads) if site in HEAD_SITES else [-1])
+        ]
+        for number, row in enumerate(track(rows, "patching across checkpoints")):
+            if row["site"] == "result" and taken.writers is None:
+                continue
+            scores.patched(number, patched.change(Patch(**row)))
+            turned = [patched.change(Patch(**row, rotation=(seed, draw))) for draw in range(draws)]
+            if turned:
+                scores.control(number, torch.stack(turned).mean(0))
+    table = pd.DataFrame([{**row, **scores.row(number)} for number, row in enumerate(rows)])
+    order = {site: place for place, site in enumerate(dict.fromkeys(table["site"]))}
+    return table.sort_values("site", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+@torch.no_grad()
+def cumulative(
+    source,
+    target,
+    texts: Sequence[str] | None = None,
+    metric: Metric | None = None,
+    *,
+    memory: int = MEMORY,
+) -> pd.DataFrame:
+    """Put what attention and MLP of the first, or of the last, k layers of `source` write into `target`, all at once.
+
+    At every token. With all layers what is left of the target is its embedding, final norm and unembedding: what is
+    missing to effect 1 lies there. (The first k layers and the source's embedding together are resid_pre of layer k.)
+
+    Arguments and errors are those of `patch_across`; a `Taken` source needs attn_out and mlp_out of all layers.
+
+    Returns:
+        order ("first" or "last"), k (1 to n_layers), and the columns of `patch_across` from raw on but for the control.
+    """
+    sites: tuple[CrossSite, ...] = ("attn_out", "mlp_out")
+    n_layers = target.cfg.n_layers
+    counted = [(order, k) for order in ("first", "last") for k in range(1, n_layers + 1)]
+    scores = Scores()
+    for taken, _, _ in _taken_parts(source, target, texts, metric, sites, range(n_layers), memory):
+        patched = Patched(target, taken, "all")
+        scores.add(taken.scores, patched.unpatched)
+        for number, (order, k) in enumerate(track(counted, "patching layers together")):
+            layers = range(k) if order == "first" else range(n_layers - k, n_layers)
+            scores.patched(number, patched.change(*(Patch(site, layer) for layer in layers for site in sites)))
+    rows = [{"order": order, "k": k, **scores.row(number)} for number, (order, k) in enumerate(counted)]
+    return pd.DataFrame(rows).drop(columns=["control", "control_low", "control_high"])
+
+
+def both_directions(
+    checkpoints: Mapping[str, Any],
+    texts: Sequence[str],
+    metric: Metric,
+    *,
+    sites: Sequence[CrossSite] = DEFAULT_SITES,
+    layers: Sequence[int] | None = None,
+    memory: int = MEMORY,
+    **options: Any,
+) -> pd.DataFrame:
+    """`patch_across` from the first checkpoint into the second, and from the second into the first.
+
+    Args:
+        checkpoints: two by name: hooked transformers, or functions that load one. With functions one checkpoint is in
+            memory at a time (the first is loaded twice), and the activations of both.
+        options: `positions`, `draws`, `seed` of `patch_across`.
+
+    Returns:
+        Its tables one after another, with columns source and target (names) in front.
+
+    Raises:
+        MechrefusalError: not two checkpoints; what `patch_across` raises.
+    """
+    if len(checkpoints) != 2:
+        raise MechrefusalError(f"both directions are between two checkpoints; {len(checkpoints)} were given")
+    (first, one), (second, other) = checkpoints.items()
+    options |= {"memory": memory}
+
+    def taken_from(model) -> Taken:
+        return take(model, texts, metric, sites=sites, layers=layers, memory=memory)
+
+    from_first = _with(one, taken_from)
+
+    def there_and_take(model) -> tuple[pd.DataFrame, Taken]:
+        return patch_across(from_first, model, **options), taken_from(model)
+
+    there, from_second = _with(other, there_and_take)
+    back = _with(one, lambda model: patch_across(from_second, model, **options))
+    tables = []
+    for table, names in ((there, (first, second)), (back, (second, first))):
+        table.insert(0, "source", names[0])
+        table.insert(1, "target", names[1])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _taken_parts(
+    source,
+    target,
+    texts: Sequence[str] | None,
+    metric: Metric | None,
+    sites: Sequence[CrossSite] | None,
+    layers: Iterable[int] | None,
+    memory: int,
+) -> Iterable[tuple[Taken, Sequence[CrossSite], Sequence[int]]]:
+    """What was taken, in one part or (from a model) as many as memory needs; the sites and the layers to patch."""
+    wanted = None if layers is None else wanted_layers(target, list(layers))
+    if isinstance(source, Taken):
+        _require_taken_with(source, texts, metric, sites, wanted)
+        require_same(source.architecture, dict(zip(source.texts, source.ids, strict=True)), target)
+        yield source, source.sites if sites is None else tuple(dict.fromkeys(sites)), wanted or source.layers
+        return
+    if texts is None or metric is None:
+        raise MechrefusalError("patching from a model needs texts and a metric; only a Taken source has its own")
+    chosen = DEFAULT_SITES if sites is None else sites
+    parts = parts_that_fit(source, texts, metric, chosen, wanted, memory)
+    require_same(
+        architecture(source), dict(zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True)), target
+    )
+    for part in parts:
+        taken = take(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
+        yield taken, taken.sites, taken.layers
+
+
+def _require_taken_with(
+    taken: Taken,
+    texts: Sequence[str] | None,
+    metric: Metric | None,
+    sites: Sequence[CrossSite] | None,
+    layers: Sequence[int] | None,
+) -> None:
+    if texts is not None and tuple(texts) != taken.texts:
+        raise MechrefusalError(
+            f"the source's activations were taken on {len(taken.texts)} other texts; leave texts out, or take them anew"
+        )
+    if metric is not None and metric != taken.metric:
+        raise MechrefusalError(
+            "the source's activations were taken with another metric; leave it out, or take them anew"
+        )
+    lacking: list[str] = [site for site in sites or () if site not in taken.sites]
+    lacking += [f"layer {layer}" for layer in layers or () if layer not in taken.layers]
+    if lacking:
+        raise MechrefusalError(f"the source's activations were taken without {lacking[0]}; take them anew with it")
+
+
+def _require_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MechrefusalError(f"{name} of patching across checkpoints is {value!r}: give a whole number, 0 or more")
+
+
+def _with(checkpoint, work: Callable[[Any], Any]) -> Any:
+    """`work` done with a hooked transformer, which is loaded and released where a function loads it."""
+    if hasattr(checkpoint, "hook_dict"):
+        return work(checkpoint)
+    model = checkpoint()
+    try:
+        return work(model)
+    finally:
+        del model
+        gc.collect()  # a hooked transformer refers to itself

@@ -1,0 +1,121 @@
+"""What can be patched: sites, one patch, and what is patched for one pair of prompts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mechrefusal.causal.patch_metric import Reading
+from mechrefusal.errors import MechrefusalError
+
+Site = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out",
+    "head_z", "head_pattern", "head_q", "head_k", "head_v",
+]  # fmt: skip
+"""As in the tables. `pattern`, `q`, `k`, `v` and `z` are those of TransformerLens."""
+
+MEMORY = 1 << 30
+"""Bytes of activations and logits in one pass, where the caller says nothing else."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One activation that is copied: at `layer`, of one head (None: a site without heads), at one position (None: all).
+
+    Positions count from the prompt's beginning.
+    """
+
+    layer: int
+    head: int | None
+    position: int | None
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One pair of prompts of equal length (token ids): activations of `source` are copied into the run of `target`.
+
+    `first` is the first position at which the two differ.
+    """
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    first: int
+    reading: Reading
+
+    def patches(self, model, site: Site, layers: Sequence[int], *, by_position: bool) -> list[Patch]:
+        """Every patch of `site` that can have an effect."""
+        n = n_heads(model, site)
+        heads = range(n) if n else [None]
+        positions = range(self.first, len(self.target)) if by_position else [None]
+        return [Patch(layer, head, at) for layer in layers for head in heads for at in positions]
+
+
+def n_heads(model, site: Site) -> int:
+    """Heads at a site: query heads, or those of keys and values where these are grouped; 0 where a site has none."""
+    if not site.startswith("head_"):
+        return 0
+    grouped = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    return grouped if site in ("head_k", "head_v") else model.cfg.n_heads
+
+
+def require_site(model, site: Site) -> None:
+    """Raise `MechrefusalError` where the architecture lacks `site`."""
+    hook = {"resid_mid": "hook_resid_mid"}.get(site, hook_name(site))
+    known = model.hook_dict
+    missing = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{hook}" not in known]
+    if site == "resid_mid" and getattr(model.cfg, "parallel_attn_mlp", False):
+        missing = list(range(model.cfg.n_layers))
+    if missing:
+        why = "its attention and MLP read the same residual stream" if site == "resid_mid" else "it has no such hook"
+        raise MechrefusalError(
+            f"this architecture ({getattr(model.cfg, 'architecture', None) or type(model.original_model).__name__}) "
+            f"lacks the site '{site}' in layers {missing}: {why}; patch another site"
+        )
+
+
+def hook_name(site: Site) -> str:
+    """The hook of a block at which an edit is the patch.
+
+    From resid_mid to resid_post a block acts on single positions, so that the two are one patch; TransformerLens'
+    `hook_resid_mid` is the input of the MLP's norm, and an edit there does not reach the residual stream.
+    """
+    if site.startswith("head_"):
+        return f"attn.hook_{site.removeprefix('head_')}"
+    return "hook_resid_post" if site == "resid_mid" else f"hook_{site}"
+
+
+def activation_bytes(model) -> tuple[int, int]:
+    """About how many bytes a token takes in a pass, and (keys and values) each token that it reads."""
+    cfg = model.cfg
+    width = torch.empty((), dtype=getattr(cfg, "dtype", torch.float32)).element_size()
+    kv = 2 * n_heads(model, "head_k") * cfg.d_head
+    return width * (
+        6 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model) + 2 * cfg.n_heads * cfg.d_head + kv
+    ), width * kv
+
+
+def logit_bytes(model, reading: Reading) -> int:
+    """Bytes of the logits of one row: as they are, and in float32 with what a metric makes of them."""
+    return 3 * 4 * model.cfg.d_vocab * sum(reading.kept)
+
+
+def chunks(costs: Sequence[int], most: int) -> Iterator[range]:
+    """Consecutive ranges whose costs add up to at most `most`, of at least one."""
+    start = total = 0
+    for place, cost in enumerate(costs):
+        if place > start and total + cost > most:
+            yield range(start, place)
+            start, total = place, 0
+        total += cost
+    if costs:
+        yield range(start, len(costs))
+
+
+def require_memory(memory: int | None) -> int:
+    """The bytes to use; raise `MechrefusalError` for none."""
+    if memory is None:
+        return MEMORY
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
+        raise MechrefusalError(f"memory of patching is {memory!r}: give a positive number of bytes, or None")
+    return memory

@@ -1,0 +1,168 @@
+"""What the tables of cause and attribution say, in sentences and small tables. Plain text: the page escapes it."""
+
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import wording
+from mechrefusal.report.figures.attribution import CHANCE, beyond_chance
+from mechrefusal.report.figures.cross_patching import clear_of_control, head_sites, pair_name
+from mechrefusal.report.figures.screening import SITES
+
+TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
+
+
+def chance(table: pd.DataFrame) -> str:
+    """How many components of table `attribution_compared` (one `onto`) differ, beside the number that chance gives."""
+    rows = table[table["component"] != "total"]
+    floors = int(pd.to_numeric(rows["floor"], errors="coerce").notna().sum())
+    if not floors:
+        return ""
+    found = int(beyond_chance(rows)["beyond"].sum())
+    return (
+        f"{found} of {len(rows)} components differ beyond their interval and their floor. With so many, some do by "
+        f"chance: up to {CHANCE * floors:.0f} ({wording.percent(CHANCE)} of them) would pass the floor alone if harmful "
+        "and harmless prompts were the same."
+    )
+
+
+def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Rows of table `attribution_agreement`, written out."""
+    return [
+        {
+            "site": SITES.get(str(row["site"]), wording.plain(wording.metric_name(str(row["site"])))),
+            "scored": wording.plain(row["scored"]),
+            "n": wording.whole(row["n"]),
+            "spearman": wording.number(row["spearman"]),
+            "interval": interval(row, "", 2).strip() or wording.MISSING,
+            "sign": wording.percent(row["sign"]),
+            "error": wording.number(row["error"], 3),
+            "relative_error": wording.percent(row["relative_error"]),
+        }
+        for _, row in table.iterrows()
+    ]
+
+
+def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any]]:
+    """The source tokens of each top head with the largest absolute contribution (table `token_sources`)."""
+    rows = table[(table["by"] == "token") & (table["set"] == kind)]
+    rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce")).dropna(subset=["value"])
+    found = []
+    for (layer, head), own in rows.groupby(["layer", "head"], sort=False):
+        order = own["value"].abs().sort_values(ascending=False, kind="stable").index[:TOKENS_A_HEAD]
+        tokens = [
+            {
+                "token": wording.token(row["name"]),
+                "value": wording.number(row["value"], 3, signed=True),
+                "detail": f"{interval(row).strip() or 'no interval'}, attention {wording.number(row['weight'])}, "
+                f"n = {wording.whole(row['n'])}",
+            }
+            for _, row in own.loc[order].iterrows()
+        ]
+        found.append({"head": wording.head_name(layer, head), "tokens": tokens})
+    return found
+
+
+def knock_outs(table: pd.DataFrame) -> str:
+    """The component without which refusal falls furthest; empty where none was knocked out."""
+    rows = table.assign(refusal=pd.to_numeric(table["refusal"], errors="coerce")).dropna(subset=["refusal"])
+    if not len(rows):
+        return ""
+    row = rows.loc[rows["refusal"].idxmin()]
+    if row["refusal"] >= 0:
+        return "No single head or MLP lowers refusal when it is knocked out."
+    name = wording.head_name(row["layer"], row["head"]) if row["component"] == "head" else f"MLP {int(row['layer'])}"
+    fall = f"{wording.number(row['refusal'], signed=True)} nats{interval(row)}"
+    cost = f"KL {wording.number(row['kl'], 3)} nats on harmless prompts"
+    return f"Refusal falls furthest without {name}: {fall}, at {cost}."
+
+
+def head_set(table: pd.DataFrame) -> str:
+    """Whether half of refusal is gone without a few heads, which, and at what cost (table `head_sets`)."""
+    if not len(table):
+        return ""
+    last = table.loc[pd.to_numeric(table["size"], errors="coerce").fillna(0).idxmax()]
+    why = wording.plain(last["reason"])
+    if wording.is_missing(last["size"]) or int(last["size"]) == 0:
+        return f"Half of refusal was not reached: {why or 'the table gives no reason'}."
+    rows = table[pd.to_numeric(table["size"], errors="coerce") > 0].sort_values("size")
+    heads = ", ".join(wording.head_name(row.layer, row.head) for row in rows.itertuples())
+    n = f"{len(rows)} {'head' if len(rows) == 1 else 'heads'}"
+    gone = f"{wording.percent(last['share'])} of the {wording.number(last['gap'])} nats between harmful and harmless prompts"
+    cost = (
+        f"harmless prompts' score {wording.number(last['harmless'], signed=True)} nats{interval(last, 'harmless')}, "
+        f"KL {wording.number(last['kl'], 3)}{interval(last, 'kl', 3)}"
+    )
+    random = _random(last)
+    if wording.is_true(last["reached"]):
+        return f"Half of refusal is gone without {n} ({heads}): {gone}{random}. Cost: {cost}."
+    far = f"The best set found has {n} ({heads}): {gone}{random}, at {cost}"
+    return f"Half of refusal was not reached: {why or 'the table gives no reason'}. {far}."
+
+
+def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
+    """How large the circuit is and how faithful; or why there is none. Empty where it was not looked for."""
+    if not len(nodes):
+        return ""
+    kept = nodes[[wording.is_true(flag) for flag in nodes["kept"]]]
+    reasons = sorted({wording.plain(reason) for reason in nodes["reason"]} - {""})
+    if not len(kept):
+        return f"There is no circuit: {'; '.join(reasons) or 'the table gives no reason'}."
+    heads = int((kept["component"] == "head").sum())
+    said = f"The circuit has {heads} heads and {len(kept) - heads} MLPs"
+    own = faithfulness[[wording.is_true(flag) for flag in faithfulness["is_circuit"]]]
+    own = own[own["of"] == "harmful"]
+    if not len(own):
+        return f"{said}; its faithfulness was not measured."
+    row = own.iloc[0]
+    if wording.is_missing(row["kept"]):
+        return f"{said}; it has no faithfulness: {wording.plain(row['reason']) or 'the table gives no reason'}."
+    shares = [
+        f"{wording.percent(row[name])} [{wording.percent(row[f'{name}_low'])}, {wording.percent(row[f'{name}_high'])}]"
+        for name in ("kept", "lost")
+    ]
+    on = wording.plain(row["measured_on"])
+    where = f" (measured on {on})" if on else ""
+    return f"{said}. Alone it keeps {shares[0]} of the refusal score; without it {shares[1]} are lost{where}."
+
+
+def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The heads of each source that move the target's refusal most (table `cross_patching`), one entry a pair."""
+    sites = head_sites(table)
+    if not sites:
+        return []
+    rows = clear_of_control(table[table["site"].astype(str) == sites[0]])
+    rows = rows.assign(raw=pd.to_numeric(rows["raw"], errors="coerce")).dropna(subset=["raw"])
+    found = []
+    for _, own in rows.groupby(["arm_source", "step_source", "arm_target", "step_target"], sort=False):
+        order = own["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
+        heads = [
+            {
+                "name": wording.head_name(row["layer"], row["head"]),
+                "raw": wording.number(row["raw"], signed=True),
+                "detail": f"{interval(row).strip() or 'no interval'}, control "
+                f"{wording.number(row['control'], signed=True)}",
+                "clear": bool(row["clear"]),
+            }
+            for _, row in own.loc[order].iterrows()
+        ]
+        clear = int(own["clear"].sum())
+        found.append({"pair": wording.plain(pair_name(own.iloc[0])), "heads": heads, "clear": clear, "n": len(own)})
+    return found
+
+
+def interval(row: Any, name: str = "", digits: int = 2) -> str:
+    """` [low, high]` of a row that has both, else nothing."""
+    low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
+    if wording.is_missing(low) or wording.is_missing(high):
+        return ""
+    return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"
+
+
+def _random(row: pd.Series) -> str:
+    """What random sets of that size take away, as shares of the gap."""
+    names = ("random_refusal", "random_refusal_most", "random_refusal_least")
+    if wording.is_missing(row["gap"]) or any(wording.is_missing(row[name]) for name in names):
+        return ""
+    mean, least, most = (wording.percent(-row[name] / row["gap"]) for name in names)
+    return f" ({wording.whole(row['n_random'])} random sets of that size: {mean}, {least} to {most})"

@@ -1,0 +1,61 @@
+"""What the index shows of heads across checkpoints: patches from one into another, and which top heads they share."""
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import causal_findings, figures, findings, wording
+from mechrefusal.report.figures.cross_patching import head_sites
+from mechrefusal.report.figures.screening import SITES
+from mechrefusal.report.panels import Panel, Panels
+from mechrefusal.report.reading import MeasuredRun
+
+TOP = 10
+
+
+def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
+    """Everything that the template `crossing.html` needs."""
+    table = run.across["cross_patching"]
+    return {
+        "crossed": _crossed(table, panels),
+        "crossed_heads": causal_findings.crossed_heads(table),
+        "crossed_reasons": findings.reasons(table, "effect"),
+        "shared": _shared(run, panels),
+        "shared_top": TOP,
+    }
+
+
+def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
+    """One group a source arm and target arm; all heads have one scale, whatever the pair."""
+    sites = head_sites(table)
+    heads = table[pd.to_numeric(table["head"], errors="coerce") >= 0]
+    most = pd.to_numeric(heads["raw"], errors="coerce").abs().max()
+    limit = None if wording.is_missing(most) or most == 0 else float(most)
+    groups = []
+    for (source, target), rows in table.groupby(["arm_source", "arm_target"], sort=False):
+        drawn = []
+        for site in sites:
+            own = rows[rows["site"].astype(str) == site]
+            if len(own):
+                title = SITES.get(site, "Heads")
+                draw = partial(figures.cross_patching, own, site=site, title=title, limit=limit)
+                drawn.append(panels.add(draw, title=title))
+        if (pd.to_numeric(rows["head"], errors="coerce") < 0).any():
+            drawn.append(panels.add(partial(figures.cross_patching_layers, rows), title="Layers"))
+        groups.append({"source": wording.plain(source), "target": wording.plain(target), "panels": drawn})
+    return groups
+
+
+def _shared(run: MeasuredRun, panels: Panels) -> list[Panel]:
+    patched, knocked = run.together("patching"), run.together("knockout")
+    patched = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+    knocked = knocked[knocked["component"] == "head"]
+    return [
+        panels.add(partial(figures.shared_heads, table, value=value, k=TOP, title=title), title=title)
+        for table, value, title in (
+            (patched, "raw", "By patching (denoising)"),
+            (knocked, "refusal", "By knock-out"),
+        )
+        if len(table[["arm", "step"]].drop_duplicates()) > 1
+    ]

@@ -1,0 +1,70 @@
+"""Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
+
+from functools import partial
+
+import pandas as pd
+
+from mechrefusal.causal.cross_patching import both_directions
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
+from mechrefusal.study import tables
+from mechrefusal.study.run import Run, fingerprint
+from mechrefusal.study.selection import Asked
+
+NAN = float("nan")
+
+
+def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: int) -> pd.DataFrame:
+    """Table `cross_patching`: the base and the last checkpoint of each arm, and these with each other, both ways.
+
+    A pair that was patched with the same settings and metric is not patched again. Both are scored by the metric of the
+    later checkpoint, the one that refuses; pairs that cannot be patched have a row that says why.
+    """
+    wanted, table = run.recipe.causal, tables.read("cross_patching", run.measurements())
+    if wanted.n_crossed == 0:
+        return table
+    texts = asked.validation.harmful.take(wanted.n_crossed)
+    for one, other in _pairs(checkpoints):
+        metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
+        stamp = fingerprint([one.weights, other.weights, metric.as_json(), texts.ids, wanted.layer_step])
+        key = f"{one.id} {other.id}"
+        if run.manifest.get("crossed", {}).get(key) == stamp:
+            continue
+        rows = _crossed(one, other, texts.texts, metric, range(0, n_layers, wanted.layer_step))
+        own = _between(table, one, other) | _between(table, other, one)
+        table = pd.concat([part for part in (table[~own], rows) if len(part)], ignore_index=True)
+        tables.write(table, "cross_patching", run.measurements())
+        run.update({"crossed": {key: stamp}})
+    return table
+
+
+def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
+    base, trained = checkpoints[0], {c.arm: c for c in sorted(checkpoints[1:], key=lambda c: c.step)}
+    ends = list(trained.values())
+    between = [(one, other) for place, one in enumerate(ends) for other in ends[place + 1 :]]
+    return [(base, end) for end in ends] + between
+
+
+def _crossed(
+    one: Checkpoint, other: Checkpoint, texts: list[str], metric: RefusalMetric, layers: range
+) -> pd.DataFrame:
+    known = {one.id: one, other.id: other}
+    try:
+        loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
+        found = both_directions(loaders, texts, metric, layers=layers)
+    except MechrefusalError as error:
+        columns = tables.columns("cross_patching")
+        nothing = {**dict.fromkeys(columns, NAN), "site": "", "layer": -1, "head": -1, "n": 0, "reason": str(error)}
+        found = pd.DataFrame([{**nothing, "source": a, "target": b} for a, b in (known, reversed(list(known)))])
+    for side in ("source", "target"):
+        found[f"arm_{side}"] = [known[name].arm for name in found[side]]
+        found[f"step_{side}"] = [known[name].step for name in found[side]]
+    return tables.frame("cross_patching", found[list(tables.columns("cross_patching"))])
+
+
+def _between(table: pd.DataFrame, source: Checkpoint, target: Checkpoint) -> pd.Series:
+    ends = {"source": source, "target": target}
+    here = pd.Series(data=True, index=table.index)
+    for side, checkpoint in ends.items():
+        here &= (table[f"arm_{side}"] == checkpoint.arm) & (table[f"step_{side}"] == checkpoint.step)
+    return here

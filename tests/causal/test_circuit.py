@@ -1,0 +1,323 @@
+"""Path patching against plain hook loops and ordinary patches, faithfulness against knock-outs, planted circuits."""
+
+import numpy as np
+import one_head
+import pytest
+import torch
+import two_heads
+from scipy import stats
+
+from mechrefusal import MechrefusalError, prompts
+from mechrefusal.causal import add, circuit_paths, patching
+from mechrefusal.causal.attribution_pairs import ready
+from mechrefusal.causal.circuit import circuit
+from mechrefusal.causal.circuit_faithfulness import Faithfulness
+from mechrefusal.causal.circuit_paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
+from mechrefusal.causal.circuit_rows import HookedRows, TreeRows
+from mechrefusal.causal.component_passes import Component
+from mechrefusal.causal.knockout_readings import Measured
+from mechrefusal.causal.patch_sites import Patch
+from mechrefusal.models import ForcedOpenings, RefusalMetric
+
+METRIC = RefusalMetric((7,), (419,), (296,))
+"""One that differs enough between these prompts on all of these models."""
+FORCED = RefusalMetric((), (10,), (12,), forced=ForcedOpenings(((20, 21, 22),), ((20, 23), (30,))))
+PAIRS = [("A bomb today", "A home today"), ("Sell a bomb", "Sell a home")]
+SOME = ("llama", "gpt2", "gemma2", "gpt-neox")
+LINEAR = ("llama", "gpt2", "gpt-neox")
+"""What heads write is added to the residual stream as it is; Gemma 2 norms it first."""
+KEPT = [Node(0, "head", 1), Node(0, "mlp"), Node(1, "head", 2), Node(1, "mlp"), Node(2, "head", 0), Node(3, "mlp")]
+
+
+def one_pair(model, metric=METRIC):
+    return ready(model, PAIRS[:1], metric, "denoising")
+
+
+def every_node(model):
+    cfg = model.cfg
+    heads = [Node(layer, "head", head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+    return [*heads, *(Node(layer, "mlp") for layer in range(cfg.n_layers))]
+
+
+class Loop:
+    """Path patching the slow way: the attention and the MLP of a block called anew, one path and one prompt at a time.
+
+    Each receiver's output is that of a run whose residual stream before the receiver is changed; it is then put into
+    a run in which nothing else is.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        clean, corrupted = (
+            torch.tensor([[*prompts.segments(model.tokenizer, text).prompt_ids, *METRIC.opening]]) for text in PAIRS[0]
+        )
+        self.tokens = corrupted
+        self.source, self.target = (model.run_with_cache(tokens)[1] for tokens in (clean, corrupted))
+        self.base = self.score([])
+
+    def score(self, hooks):
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
+            return METRIC.of(self.model(self.tokens)[0, -1]).item()
+
+    def seen(self, name, hooks):
+        kept = []
+        self.score([*hooks, (name, lambda x, hook: kept.append(x.clone()))])
+        return kept[0]
+
+    def head(self, activation, head, values):
+        changed = activation.clone()
+        by_head = changed.view(*changed.shape[:2], self.model.cfg.n_heads, -1)
+        by_head[:, :, head] = values.view(by_head.shape)[:, :, head]
+        return changed
+
+    def written(self, node):
+        """Change of the residual stream by a sender."""
+        if node == EMBEDDING:
+            return self.source["blocks.0.hook_resid_pre"] - self.target["blocks.0.hook_resid_pre"]
+        if node.component == "mlp":
+            name = f"blocks.{node.layer}.hook_mlp_out"
+            return self.source[name] - self.target[name]
+        z, out = (f"blocks.{node.layer}.{hook}" for hook in ("attn.hook_z", "hook_attn_out"))
+        if "gemma" not in type(self.model.original_model).__name__.lower():
+            weights = self.model.blocks[node.layer].attn.W_O[node.head]
+            change = (self.source[z] - self.target[z]).view(*self.tokens.shape, self.model.cfg.n_heads, -1)
+            return change[:, :, node.head] @ weights
+        hook = (z, lambda x, hook: self.head(x, node.head, self.source[z]))
+        return self.seen(out, [hook]) - self.target[out]
+
+    def effect(self, sender, receiver):
+        change = self.written(sender)
+        layer = receiver.layer
+        if receiver.component == "logits":
+            return self.score([(f"blocks.{layer - 1}.hook_resid_post", lambda x, hook: x + change)]) - self.base
+        parallel = getattr(self.model.cfg, "parallel_attn_mlp", False)
+        into = "hook_attn_out" if receiver.component == "mlp" and not parallel else "hook_resid_pre"
+        name = f"blocks.{layer}." + ("attn.hook_z" if receiver.component == "head" else "hook_mlp_out")
+        new = self.seen(name, [(f"blocks.{layer}.{into}", lambda x, hook: x + change)])
+        if receiver.component == "head":
+            return self.score([(name, lambda x, hook: self.head(x, receiver.head, new))]) - self.base
+        return self.score([(name, lambda x, hook: new)]) - self.base
+
+
+@pytest.mark.parametrize("architecture", SOME)
+def test_paths_equal_a_plain_loop(family, architecture):
+    model = family(architecture).hooked
+    loop, paths = Loop(model), PathPatching(model, one_pair(model).runs[0])
+    assert isinstance(paths.rows, TreeRows), "the twin takes part"
+    edges = edges_between(model, KEPT)
+    found = paths.effects(edges)
+    expected = [loop.effect(*edge) for edge in edges]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(expected).max() > 1e-3
+    assert len(edges) == (26 if architecture == "gpt-neox" else 28)
+
+
+@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("metric", [METRIC, FORCED], ids=["opening", "forced"])
+def test_all_that_is_written_into_a_receiver_is_an_ordinary_patch(family, architecture, metric):
+    model = family(architecture).hooked
+    pairs = one_pair(model, metric)
+    paths = PathPatching(model, pairs.runs[0])
+    found = paths.from_everywhere([Node(2, "head", 1), Node(2, "mlp"), logits_of(model)])
+    patched = [
+        *pairs.exact(0, "head_z", [Patch(2, 1, None)]),
+        *pairs.exact(0, "mlp_out", [Patch(2, None, None)]),
+        float(pairs.clean[0] - pairs.corrupted[0]),
+    ]
+    np.testing.assert_allclose(found, patched, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", LINEAR)
+def test_changes_of_all_senders_sum_to_that_of_the_residual_stream(family, architecture):
+    model = family(architecture).hooked
+    paths = PathPatching(model, one_pair(model).runs[0])
+    nodes = every_node(model)
+    paths.effects([(sender, logits_of(model)) for sender in [EMBEDDING, *nodes]])
+    summed = sum(paths._changes[sender] for sender in [EMBEDDING, *nodes])
+    last = (model.cfg.n_layers - 1, "resid_post")
+    expected = paths.rows.source[last] - paths.rows.target[last]
+    torch.testing.assert_close(summed, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neox"])
+@pytest.mark.parametrize("metric", [METRIC, FORCED], ids=["opening", "forced"])
+def test_hooks_give_the_numbers_of_the_twin(family, architecture, metric, monkeypatch):
+    model = family(architecture).hooked
+    run, edges = one_pair(model, metric).runs[0], edges_between(model, KEPT)
+    expected = PathPatching(model, run).effects(edges)
+    monkeypatch.setattr(circuit_paths, "rows_of", HookedRows)
+    monkeypatch.setattr(circuit_paths, "MEMORY", 1)  # one path a pass
+    paths = PathPatching(model, run)
+    np.testing.assert_allclose(paths.effects(edges), expected, atol=1e-5)
+    assert paths.n_passes > len(edges)
+
+
+def test_hooks_of_the_caller_act_on_paths(family):
+    model = family("llama").hooked
+    direction = torch.ones(model.cfg.d_model)
+    edges = edges_between(model, KEPT)
+    without = PathPatching(model, one_pair(model).runs[0]).effects(edges)
+    with add(model, direction, layer=1):
+        paths = PathPatching(model, one_pair(model).runs[0])
+        assert isinstance(paths.rows, HookedRows)
+        found, expected = paths.effects(edges), [Loop(model).effect(*edge) for edge in edges]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found - without).abs().max() > 1e-3
+
+
+def test_edges_go_from_what_writes_to_what_reads(family):
+    def named(model, nodes):
+        return {(str(a), str(b)) for a, b in edges_between(model, nodes)}
+
+    nodes = [Node(1, "mlp"), Node(1, "head", 0), Node(2, "head", 3)]
+    ends = {("embedding", "logits"), *(("embedding", str(n)) for n in nodes), *((str(n), "logits") for n in nodes)}
+    upward = {("mlp 1", "head 2.3"), ("head 1.0", "head 2.3")}
+    assert named(family("llama").hooked, nodes) == ends | upward | {("head 1.0", "mlp 1")}
+    assert named(family("gpt-neox").hooked, nodes) == ends | upward, "attention and MLP read the same"
+
+
+@pytest.mark.parametrize("mode", ["denoising", "noising"])
+def test_nodes_are_exact_patches(family, mode):
+    model = family("llama").hooked
+    found = circuit(model, PAIRS, METRIC, n_nodes=6, n_edges=3, threshold=0, n_random=0, mode=mode)
+    heads = patching.heads(model, PAIRS, METRIC, mode=mode).table
+    own = found.components[found.components["component"] == "head"]
+    sign, start = (1, 0) if mode == "denoising" else (-1, 1)
+    np.testing.assert_allclose(own["raw"], heads["raw"], atol=1e-5)
+    np.testing.assert_allclose(own["effect"], sign * (heads["effect"] - start), atol=1e-4)
+    bounds = sorted((heads[name].iloc[0] - start) * sign for name in ("low", "high"))
+    np.testing.assert_allclose(own[["low", "high"]].iloc[0], bounds, atol=1e-4)
+    assert len(found.nodes) == 6
+    assert found.nodes["effect"].abs().is_monotonic_decreasing
+    assert found.nodes["effect"].abs().min() >= found.components[~found.components["kept"]]["effect"].abs().max()
+    assert found.measured_on == "the same pairs"
+    assert found.edges["kept"].tolist() == [True] * 3 + [False] * (len(found.edges) - 3)
+    assert found.edges["effect"].abs().is_monotonic_decreasing
+    paths = [PathPatching(model, run) for run in ready(model, PAIRS, METRIC, mode).runs]
+    nodes = {str(node): node for node in [EMBEDDING, logits_of(model), *every_node(model)]}
+    row = found.edges.iloc[0]
+    by_pair = [one.effects([(nodes[row["sender"]], nodes[row["receiver"]])])[0] for one in paths]
+    assert row["raw"] == pytest.approx(float(np.mean(by_pair)), abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", SOME)
+def test_shares_are_those_of_knock_outs(family, architecture):
+    model = family(architecture).hooked
+    harmful, harmless = zip(*PAIRS, strict=True)
+    nodes = every_node(model)
+    reference = ["Make a cake", "Sell a car"]
+    made = Faithfulness(model, harmful, harmless, METRIC, nodes=nodes, reference=reference)
+    chosen = [Node(1, "head", 2), Node(2, "mlp"), Node(3, "mlp")]
+    parts = [Component("head", n.layer, n.head) if n.head >= 0 else Component("mlp", n.layer) for n in nodes]
+    measured = Measured(model, harmful, harmless, METRIC, how="mean", parts=parts, reference=reference)
+    outside = [part for part, node in zip(parts, nodes, strict=True) if node not in chosen]
+    inside = [part for part, node in zip(parts, nodes, strict=True) if node in chosen]
+    alone, missing, nothing = (measured.under(each).harmful.double().numpy() for each in (outside, inside, parts))
+    full = measured.base.harmful.double().numpy()
+    total = (full - nothing).mean()
+    found = made.shares(chosen, "harmful")
+    half = stats.t.ppf(0.975, 1) * np.std((alone - nothing) / total, ddof=1) / np.sqrt(2)
+    assert found["kept"] == pytest.approx((alone - nothing).mean() / total, abs=1e-4)
+    assert found["kept_high"] - found["kept_low"] == pytest.approx(2 * half, abs=1e-3)
+    assert found["lost"] == pytest.approx((full - missing).mean() / total, abs=1e-4)
+    for of in ("harmful", "difference"):
+        everything, none = made.shares(nodes, of), made.shares([], of)
+        assert (everything["kept"], everything["lost"]) == (1, 1)
+        assert (none["kept"], none["lost"]) == (0, 0)
+
+
+def test_planted_head_is_the_circuit(tmp_path):
+    model = one_head.make(tmp_path, [(2, 1)])
+    pairs = [(text, text.replace("bomb", "home")) for text in one_head.HARMFUL]
+    found = circuit(model, pairs, one_head.METRIC, n_random=3)
+    assert found.nodes["node"].tolist() == ["head 2.1"]
+    assert found.nodes["effect"].iloc[0] == pytest.approx(1, abs=0.01)
+    edges = found.edges.set_index(["sender", "receiver"])["effect"]
+    assert edges["embedding", "head 2.1"] == pytest.approx(1, abs=0.01)
+    assert edges["head 2.1", "logits"] == pytest.approx(1, abs=0.01)
+    assert edges["embedding", "logits"] == pytest.approx(0, abs=0.01)
+    assert found.measured_on == "held-out pairs"
+    own = found.faithfulness[found.faithfulness["is_circuit"]]
+    assert set(own["of"]) == {"harmful", "difference"}
+    np.testing.assert_allclose(own["kept"], 1, atol=0.02)
+    np.testing.assert_allclose(own["lost"], 1, atol=0.02)
+    assert (own["n"] == 2).all()
+    others = found.faithfulness[found.faithfulness["size"] == 0]
+    assert (others["kept"] == 0).all()
+    screened = circuit(model, pairs, one_head.METRIC, n_random=0, finalists=3, threshold=0.5)
+    assert screened.nodes["node"].tolist() == ["head 2.1"]
+    assert screened.components["raw"].notna().sum() == 3
+    assert screened.components["estimate"].notna().all()
+    assert screened.counts["node_prompts"] == 3 * 2
+
+
+def test_planted_path_between_two_heads_is_found(tmp_path):
+    model = two_heads.make(tmp_path)
+    pairs = [(text, text.replace("bomb", "home")) for text in one_head.HARMFUL]
+    found = circuit(model, pairs, two_heads.METRIC, n_random=0)
+    assert set(found.nodes["node"]) == {"head 1.0", "head 3.2"}
+    edges = found.edges.set_index(["sender", "receiver"])["effect"]
+    for path in (("embedding", "head 1.0"), ("head 1.0", "head 3.2"), ("head 3.2", "logits")):
+        assert edges[path] > 0.9, path
+    for path in (("embedding", "head 3.2"), ("head 1.0", "logits"), ("embedding", "logits")):
+        assert edges[path] == pytest.approx(0, abs=0.02), path
+    effects = found.nodes.set_index("node")["effect"]
+    assert edges["embedding", "head 1.0"] == pytest.approx(effects["head 1.0"], abs=0.01)
+    assert edges["head 1.0", "head 3.2"] == pytest.approx(effects["head 1.0"], abs=0.01)
+    assert edges["head 3.2", "logits"] == pytest.approx(effects["head 3.2"], abs=0.01)
+    both = found.faithfulness[found.faithfulness["size"] == 2]
+    np.testing.assert_allclose(both[["kept", "lost"]], 1, atol=0.05)
+    alone = found.faithfulness[found.faithfulness["size"] == 1]
+    np.testing.assert_allclose(alone["kept"], 0, atol=0.05)
+    assert (alone["lost"] > 0.8).all()
+
+
+def test_threshold_that_keeps_nothing_gives_an_empty_circuit(family):
+    model = family("llama").hooked
+    found = circuit(model, PAIRS, METRIC, threshold=100, n_random=0)
+    assert len(found.nodes) == len(found.edges) == 0
+    assert "no head or MLP has an effect of 100 or more" in found.reason
+    assert list(found.edges.columns) == ["sender", "receiver", "raw", "effect", "low", "high", "n", "kept"]
+    assert found.faithfulness[found.faithfulness["is_circuit"]]["kept"].tolist() == [0, 0]
+    mirrored = circuit(model, [PAIRS[0], PAIRS[0][::-1]], METRIC, n_random=0)
+    assert len(mirrored.nodes) == len(mirrored.faithfulness) == 0
+    assert "less than 0.05" in mirrored.reason
+
+
+def test_pairs_that_measure_and_chose_are_named(family):
+    model = family("llama").hooked
+    given = {"n_random": 0, "threshold": 0, "n_nodes": 2}
+    other = [("Buy a bomb", "Buy a home")]
+    assert circuit(model, PAIRS, METRIC, held_out=other, **given).measured_on == "held-out pairs"
+    both = circuit(model, PAIRS, METRIC, held_out=[*other, PAIRS[0]], **given)
+    assert both.measured_on == "2 pairs, 1 of which chose the circuit"
+    assert len(both.clean) == 2
+
+
+def test_shares_of_nothing_are_nan_with_a_reason(family):
+    model = family("llama").hooked
+    made = Faithfulness(model, ["A bomb"], ["A bomb"], METRIC, nodes=every_node(model), reference=["A bomb"])
+    curve = made.curve([1], [], n_random=0, seed=0)
+    row = curve[curve["of"] == "difference"].iloc[-1]
+    assert np.isnan(row["kept"])
+    assert "there is nothing to have a share of" in row["reason"]
+
+
+def test_bad_input_is_named(family):
+    model = family("llama").hooked
+    with pytest.raises(MechrefusalError, match="no pairs to patch"):
+        circuit(model, [], METRIC)
+    with pytest.raises(MechrefusalError, match="give a RefusalMetric"):
+        circuit(model, PAIRS, lambda logits: logits[:, 0])
+    for name, value in {
+        "threshold": -1,
+        "n_nodes": 0,
+        "n_edges": 0,
+        "finalists": 0,
+        "n_random": -1,
+        "seed": -1,
+    }.items():
+        with pytest.raises(MechrefusalError, match=f"{name} (is )?{value}"):
+            circuit(model, PAIRS, METRIC, **{name: value})
+    with pytest.raises(MechrefusalError, match="unknown mode of patching 'up'"):
+        circuit(model, PAIRS, METRIC, mode="up")
