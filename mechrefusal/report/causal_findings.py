@@ -21,8 +21,8 @@ def chance(table: pd.DataFrame) -> str:
     found = int(beyond_chance(rows)["beyond"].sum())
     return (
         f"{found} of {len(rows)} components differ beyond their interval and their floor. With so many, some do by "
-        f"chance: up to {CHANCE * floors:.0f} ({wording.percent(CHANCE)} of them) would pass the floor alone if harmful "
-        "and harmless prompts were the same."
+        f"chance: about {CHANCE * floors:.0f} ({wording.percent(CHANCE)} of them) would pass the floor if harmful and "
+        "harmless prompts were the same."
     )
 
 
@@ -88,7 +88,8 @@ def head_set(table: pd.DataFrame) -> str:
     rows = table[pd.to_numeric(table["size"], errors="coerce") > 0].sort_values("size")
     heads = ", ".join(wording.head_name(row.layer, row.head) for row in rows.itertuples())
     n = f"{len(rows)} {'head' if len(rows) == 1 else 'heads'}"
-    gone = f"{wording.percent(last['share'])} of the {wording.number(last['gap'])} nats between harmful and harmless prompts"
+    gap = f"{wording.number(last['gap'])} nats between harmful and harmless prompts"
+    gone = f"{wording.percent(last['share'])} of the {gap}"
     cost = (
         f"harmless prompts' score {wording.number(last['harmless'], signed=True)} nats{interval(last, 'harmless')}, "
         f"KL {wording.number(last['kl'], 3)}{interval(last, 'kl', 3)}"
@@ -109,7 +110,8 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     if not len(kept):
         return f"There is no circuit: {'; '.join(reasons) or 'the table gives no reason'}."
     heads = int((kept["component"] == "head").sum())
-    said = f"The circuit has {heads} heads and {len(kept) - heads} MLPs"
+    mlps = len(kept) - heads
+    said = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
     own = faithfulness[[wording.is_true(flag) for flag in faithfulness["is_circuit"]]]
     own = own[own["of"] == "harmful"]
     if not len(own):

@@ -1,9 +1,11 @@
 """What the page of one checkpoint shows of cause and attribution by layer and head."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from mechrefusal.report import causal_findings, figures, wording
 from mechrefusal.report.figures.screening import SITES
@@ -53,10 +55,10 @@ def _patching(table: pd.DataFrame, panels: Panels) -> dict[str, Any]:
             own = rows[rows["site"] == site]
             if not len(own):
                 continue
-            draw = figures.layer_by_head if site == "head_z" else figures.layer_by_position
-            shown = {"title": SITES[site], "unit": "effect", "centre": centre}
-            saturates = 1.0 if site == "resid_pre" else limit
-            drawn.append(panels.add(partial(draw, own, limit=saturates, **shown), title=SITES[site]))
+            draw: Callable[..., go.Figure] = figures.layer_by_head if site == "head_z" else figures.layer_by_position
+            shown: dict[str, Any] = {"title": SITES[site], "unit": "effect", "centre": centre}
+            shown["limit"] = 1.0 if site == "resid_pre" else limit
+            drawn.append(panels.add(partial(draw, own, **shown), title=SITES[site]))
         groups.append({"mode": mode, "centre": f"{centre:.0f}", "panels": drawn})
     return {"patching": groups, "patching_limit": wording.number(limit)}
 
@@ -154,6 +156,6 @@ def _faithfulness(table: pd.DataFrame, panels: Panels) -> list[Panel]:
     return [panels.add(partial(figures.faithfulness, table, of=name), title=title) for name in found]
 
 
-def _drawn(panels: Panels, table: pd.DataFrame, draw, title: str) -> list[Panel]:
+def _drawn(panels: Panels, table: pd.DataFrame, draw: Callable[[pd.DataFrame], go.Figure], title: str) -> list[Panel]:
     """The figure of a table; nothing where the table has no rows."""
     return [panels.add(partial(draw, table), title=title)] if len(table) else []

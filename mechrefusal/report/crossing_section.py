@@ -27,13 +27,18 @@ def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
 
 
 def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
-    """One group a source arm and target arm; all heads have one scale, whatever the pair."""
+    """One group two arms, both ways; all heads have one scale, whatever the pair."""
     sites = head_sites(table)
     heads = table[pd.to_numeric(table["head"], errors="coerce") >= 0]
     most = pd.to_numeric(heads["raw"], errors="coerce").abs().max()
     limit = None if wording.is_missing(most) or most == 0 else float(most)
     groups = []
-    for (source, target), rows in table.groupby(["arm_source", "arm_target"], sort=False):
+    between = [
+        tuple(sorted(ends, key=lambda arm: (arm != "base", arm)))
+        for ends in table[["arm_source", "arm_target"]].astype(str).itertuples(index=False, name=None)
+    ]
+    for one, other in dict.fromkeys(between):
+        rows = table[[ends == (one, other) for ends in between]]
         drawn = []
         for site in sites:
             own = rows[rows["site"].astype(str) == site]
@@ -43,7 +48,7 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
                 drawn.append(panels.add(draw, title=title))
         if (pd.to_numeric(rows["head"], errors="coerce") < 0).any():
             drawn.append(panels.add(partial(figures.cross_patching_layers, rows), title="Layers"))
-        groups.append({"source": wording.plain(source), "target": wording.plain(target), "panels": drawn})
+        groups.append({"arms": f"{wording.plain(one)} and {wording.plain(other)}", "panels": drawn})
     return groups
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from mechrefusal import attribution
-from mechrefusal.causal import attribution_patching, knockout, patching
+from mechrefusal.causal import attribution_patching, head_sets, knockout, patching
 from mechrefusal.causal.circuit import circuit
 from mechrefusal.evaluation import Discovered
 from mechrefusal.geometry import Directions
@@ -128,7 +128,7 @@ class CausalMeasurement:
             largest=wanted.largest_set,
             n_random=wanted.n_random,
         )
-        curve = sets.curve if len(sets.curve) else pd.DataFrame([{"size": 0}])
+        curve = sets.curve if len(sets.curve) else pd.DataFrame([{"size": 0}]).reindex(columns=list(head_sets.COLUMNS))
         self.add("head_sets", curve.assign(reached=sets.reached, gap=sets.gap, reason=sets.reason))
 
     def take_circuit(self) -> None:

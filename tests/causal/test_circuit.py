@@ -160,7 +160,8 @@ def test_hooks_of_the_caller_act_on_paths(family):
     with add(model, direction, layer=1):
         paths = PathPatching(model, one_pair(model).runs[0])
         assert isinstance(paths.rows, HookedRows)
-        found, expected = paths.effects(edges), [Loop(model).effect(*edge) for edge in edges]
+        loop = Loop(model)
+        found, expected = paths.effects(edges), [loop.effect(*edge) for edge in edges]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (found - without).abs().max() > 1e-3
 

@@ -119,7 +119,7 @@ class Loop:
         return np.array([self.score(ids, model=model) for ids in self.ids])
 
 
-def check(table, loop, rows[::step]):
+def check(table, loop, rows):
     source, target = loop.scores(loop.source), loop.scores(loop.target)
     assert np.allclose([table.source_score[0], table.target_score[0]], [source.mean(), target.mean()], atol=1e-4)
     for row in rows:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_geometry import LAYERS, POSITIONS, candidate_tables, geometry_tables, movement_tables
 from synthetic_training import training_tables
 
 from mechrefusal.study import tables
 
-HEADS, ANCHORS, ARMS = 9, (0, 50, 100, 250), ("sft", "r2d2")
+ANCHORS, ARMS = (0, 50, 100, 250), ("sft", "r2d2")
 HOSTILE = (
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
@@ -37,7 +38,7 @@ def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int,
                 pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
             )
     across = movement_tables(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
-    across["stages"] = _stages()
+    across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids)}
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
@@ -109,6 +110,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         **geometry_tables(rng, strength, layer, carries=carries),
         "attribution": _attribution(rng, strength),
         "patching": _patching(rng),
+        **causal_tables(np.random.default_rng([step, len(arm)]), strength, carries=carries),
         **_circuits(rng),
         "timings": [
             {"stage": s, "seconds": float(rng.uniform(1, 300)), "note": ""}
@@ -238,7 +240,9 @@ def _patching(rng: np.random.Generator) -> list[dict]:
                     if position > -9
                     else float(rng.normal(0, 0.02))
                 )
-                rows.append(_patched("resid_pre", mode, lay, -1, position, token, effect, 20 + min(0, position + 10)))
+                n = 20 + min(0, position + 10)
+                for site, part in (("resid_pre", 1.0), ("attn_out", 0.3), ("mlp_out", -0.2)):
+                    rows.append(_patched(site, mode, lay, -1, position, token, effect * part, n))
             for head in range(HEADS):
                 effect = float(
                     rng.normal(0, 0.02) + (0.42 if (lay, head) == (19, 3) else -0.21 if (lay, head) == (23, 7) else 0)

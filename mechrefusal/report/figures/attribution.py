@@ -11,7 +11,7 @@ from mechrefusal.report.figures import heatmaps, style
 CHANCE = 0.05
 """Share of components that pass their floor under random labels: it is the 95th percentile of |difference|."""
 SEGMENTS = ("before", "instruction", "attack", "after", "target", "opening")
-_BEYOND = "beyond chance"
+_BEYOND = "beyond interval and floor"
 
 
 def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
 def attribution_difference(
     table: pd.DataFrame, *, title: str = "Heads: harmful − harmless", unit: str = "logits"
 ) -> go.Figure:
-    """Heatmap of heads: what each writes on harmful prompts more than on harmless ones; a dot: beyond chance.
+    """Heatmap of heads: what each writes on harmful prompts more than on harmless ones; a dot: beyond interval and floor.
 
     Args:
         table: table `attribution_compared`, one `onto` and checkpoint.
@@ -171,7 +171,7 @@ def _compared(row: pd.Series) -> list[str]:
         f"harmful {_signed(row['harmful'])} (n = {wording.whole(row['n_harmful'])})",
         f"harmless {_signed(row['harmless'])} (n = {wording.whole(row['n_harmless'])})",
         f"floor ±{wording.number(row['floor'], 3)}",
-        "beyond chance" if row["beyond"] else "",
+        _BEYOND if row["beyond"] else "",
     ]
 
 
@@ -181,9 +181,8 @@ def _counted(rows: pd.DataFrame, *, n: bool = False) -> str:
         return " and ".join(part for part in sizes if part)
     heads = rows[rows["component"] == "head"]
     chance = CHANCE * int(np.isfinite(pd.to_numeric(heads["floor"], errors="coerce").astype(float)).sum())
-    return (
-        f"{int(heads['beyond'].sum())} of {len(heads)} heads beyond chance; up to {chance:.0f} would be by chance alone"
-    )
+    found = f"{int(heads['beyond'].sum())} of {len(heads)} heads beyond interval and floor"
+    return f"{found}; about {chance:.0f} would pass the floor by chance"
 
 
 def _read(row: pd.Series, segment: str) -> str:

@@ -62,7 +62,7 @@ def cross_patching(
     rows = table[(table["site"].astype(str) == chosen) & (pd.to_numeric(table["head"], errors="coerce") >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(chosen)}' across checkpoints"))
     pairs = list(rows.groupby(_PAIR, sort=False))
-    columns = min(_COLUMNS, len(pairs))
+    columns = min(_COLUMNS, len(pairs)) if len(pairs) != 4 else 2
     lines = math.ceil(len(pairs) / columns)
     names = [wording.for_plotly(pair_name(own.iloc[0])) for _, own in pairs]
     figure = make_subplots(
@@ -112,7 +112,7 @@ def cross_patching_layers(table: pd.DataFrame, *, value: str = "raw", title: str
     """
     rows = table[pd.to_numeric(table["head"], errors="coerce") < 0]
     rows = style.drawable(rows, value, "patches of layers across checkpoints")
-    found = {str(site) for site in rows["site"]}
+    found = {str(site) for site in rows.loc[rows[value].notna(), "site"]}
     sites = [name for name in SITES if name in found] + sorted(found - set(SITES))
     titles = [wording.for_plotly(SITES.get(site, wording.metric_name(site))) for site in sites]
     figure = make_subplots(cols=len(sites), subplot_titles=titles, horizontal_spacing=0.08)
@@ -142,10 +142,9 @@ def cross_patching_layers(table: pd.DataFrame, *, value: str = "raw", title: str
             control = pd.to_numeric(own["control"], errors="coerce")
             if value == "raw" and control.notna().any():
                 line = {"color": colour, "width": 1.2, "dash": "dash"}
-                look = {"mode": "lines", "line": line, "hoverinfo": "skip", "legendgroup": name, "showlegend": False}
-                figure.add_trace(
-                    go.Scatter(x=list(own["layer"]), y=style.numbers(control), name="control", **look), **at
-                )
+                dashed = go.Scatter(x=list(own["layer"]), y=style.numbers(control), mode="lines", line=line)
+                dashed.update(name="control", legendgroup=name, showlegend=False, hoverinfo="skip")
+                figure.add_trace(dashed, **at)
     figure.update_xaxes(title="layer", zeroline=False)
     figure.update_yaxes(title="nats" if value == "raw" else value, row=1, col=1)
     figure.update_annotations(font={"size": 12})

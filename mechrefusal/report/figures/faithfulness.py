@@ -71,7 +71,7 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
             figure.add_hline(y=y, line={"width": 1, "color": style.AXIS, "dash": "dot" if y else "solid"}, **at)
     sizes = [wording.whole(size) for size in rows["size"]]
     figure.update_xaxes(
-        title="heads and MLPs in the set", tickvals=list(rows["at"]), ticktext=sizes, tickangle=0, zeroline=False
+        title="heads and MLPs in the set", tickvals=list(rows["at"]), ticktext=sizes, tickangle=-90, zeroline=False
     )
     figure.update_yaxes(title="share of the metric", zeroline=False, row=1, col=1)
     figure.update_annotations(font={"size": 12})
@@ -92,7 +92,8 @@ def _point(row: pd.Series, side: str) -> str:
     node = "" if wording.is_missing(row["node"]) or not row["node"] else f"last in: {wording.for_plotly(row['node'])}"
     return style.hover(
         [
-            f"{name}{wording.whole(row['size'])}</b> ({wording.whole(row['heads'])} heads, {wording.whole(row['mlps'])} MLPs)",
+            f"{name}{wording.whole(row['size'])}</b>",
+            f"{wording.whole(row['heads'])} heads, {wording.whole(row['mlps'])} MLPs",
             node,
             f"{side} {wording.number(row[side], 3)}{style.interval(row, f'{side}_low', f'{side}_high')}",
             f"{wording.whole(row['n_random'])} random sets: {random[0]}, {random[1]} to {random[2]}",

@@ -59,14 +59,15 @@ def knockout_mlps(table: pd.DataFrame, *, title: str = "MLPs") -> go.Figure:
 def knockout_cost(table: pd.DataFrame) -> go.Figure:
     """Change of refusal against its cost: KL of harmless prompts' next token (log scale), one point a component.
 
-    Far down and left: refusal goes, and nothing else. The largest changes are named.
+    Far down and left: refusal goes, and nothing else. The largest changes whose 95% interval excludes 0 are named.
 
     Args:
         table: table `knockout` of one checkpoint.
     """
     rows = style.drawable(table, "refusal", "the cost of knock-outs")
     rows = style.drawable(rows, "kl", "the cost of knock-outs").dropna(subset=["refusal", "kl"])
-    named = set(rows["refusal"].abs().sort_values(ascending=False, kind="stable").index[:_NAMED])
+    clear = rows.loc[_excludes_zero(rows), "refusal"].abs()
+    named = set(clear.sort_values(ascending=False, kind="stable").index[:_NAMED])
     figure = go.Figure()
     for kind in dict.fromkeys(rows["component"].astype(str)):
         own = rows[rows["component"].astype(str) == kind]
@@ -95,11 +96,17 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
         title="KL on harmless prompts (nats)",
         type="log",
         dtick=1,
+        exponentformat="power",
         range=[min(math.log10(max(float(rows["kl"].min()), _LEAST_KL)), -2) - 0.2, math.log10(max(top, 1e-3)) + 0.7],
     )
     figure.update_yaxes(title="change of refusal (nats)", zeroline=False)
-    figure.update_layout(showlegend=True, legend={"y": -0.2, "yanchor": "top"})
-    return style.finish(figure, title="Refusal lost against its cost", subtitle=_subtitle(rows), height=440)
+    figure.update_layout(showlegend=True, legend={"y": -0.16, "yanchor": "top"})
+    return style.finish(
+        figure,
+        title="Refusal lost against its cost",
+        subtitle=_subtitle(rows),
+        height=heatmaps.height_of(rows["layer"].nunique()),
+    )
 
 
 def head_set(table: pd.DataFrame) -> go.Figure:
