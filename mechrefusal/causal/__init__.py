@@ -1,6 +1,7 @@
-"""What moves it: interventions on the residual stream, and activation patching."""
+"""What moves it: interventions, activation patching, knock-out, circuits, patching across checkpoints."""
 
-from mechrefusal.causal import patching
+from mechrefusal.causal import attribution_patching, cross_patching, knockout, patching
+from mechrefusal.causal.circuit import Circuit, circuit
 from mechrefusal.causal.interventions import (
     Ablation,
     Addition,
@@ -23,14 +24,19 @@ __all__ = [
     "Addition",
     "AnswerPasses",
     "Chain",
+    "Circuit",
     "Clamp",
     "Intervention",
     "Passes",
     "Patch",
     "ablate",
     "add",
+    "attribution_patching",
+    "circuit",
     "clamp",
+    "cross_patching",
     "intervened",
+    "knockout",
     "orthonormal",
     "patch",
     "patching",

@@ -83,8 +83,9 @@ def take(
     """Run prompts through a checkpoint once and keep its activations, so that it can be released.
 
     Kept are, in float32, n_tokens × n_layers × (d_model a site of the stream, n_heads · d_head for z and result
-    together), with n_tokens those of the prompts and of the metric's runs after each; for "result" also W_O of each
-    layer. 16 prompts of 40 tokens at the default sites of SmolLM2-135M: 0.1 GB; of an 8B model: 1.3 GB.
+    together), with n_tokens those of the prompts and of the metric's runs after each, what they begin with in common
+    once; for "result" also W_O of each layer. 16 short prompts, 300 tokens in all, at the default sites take 83 MB of
+    SmolLM2-135M, and 0.6 GB of a model of 32 layers with d_model 4096.
 
     Args:
         source: a hooked transformer, under whatever hooks the caller has open.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
@@ -27,16 +28,17 @@ class Scores:
         """What patch `number` does to them."""
         self._patched.setdefault(number, []).append(change)
 
-    def control(self, number: int, change: Tensor) -> None:
-        """What its control does."""
-        self._control.setdefault(number, []).append(change)
+    def control(self, number: int, changes: Float[Tensor, "draw prompt"]) -> None:
+        """What each draw of its control does."""
+        self._control.setdefault(number, []).append(changes)
 
     def row(self, number: int) -> dict[str, float | int | str]:
         """What the table says of patch `number`."""
         source, target = torch.cat(self._source).double().numpy(), torch.cat(self._target).double().numpy()
         gap = float((source - target).mean())
         raw = _all(self._patched, number)
-        control = intervals.mean(_all(self._control, number))
+        turned = _all(self._control, number)
+        control = intervals.mean(turned.mean(0) if turned.size else [])
         known = intervals.mean(raw)
         reasons = []
         if not len(raw):
@@ -62,6 +64,7 @@ class Scores:
             "control": control.value,
             "control_low": control.low,
             "control_high": control.high,
+            "control_size": float(np.sqrt((turned.mean(1) ** 2).mean())) if turned.size else float("nan"),
             "source_score": float(source.mean()),
             "target_score": float(target.mean()),
             "n": len(source),
@@ -70,7 +73,8 @@ class Scores:
 
 
 def _all(parts: dict[int, list[Tensor]], number: int) -> np.ndarray:
-    return torch.cat(parts[number]).double().numpy() if number in parts else np.empty(0)
+    """Of all prompts, which are the last dimension."""
+    return torch.cat(parts[number], dim=-1).double().numpy() if number in parts else np.empty(0)
 
 
 def ratio(changes: np.ndarray, gaps: np.ndarray) -> intervals.Estimate:

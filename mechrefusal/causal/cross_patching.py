@@ -18,8 +18,11 @@ the whole head. Architectures that norm attention's output once more (Gemma 2 an
 The control is the same change turned: in place of x_target + (x_source − x_target) the target gets
 x_target + (x_source − x_target) Q, with one random rotation Q for all tokens, prompts and layers. It has the norm of
 the change at every token, and angles between tokens, but not its direction: what it does to refusal any disturbance of
-this size and coherence does. Harmless prompts in place of harmful ones are the other control: they tell a site that
-carries refusal of harmful requests from one that makes the model refuse whatever it is asked.
+this size and coherence may do. That is much where the stream is read directly: after the last layers a change that all
+prompts have in common moves the refusal token by chance, up or down, whatever its direction.
+
+Harmless prompts in place of harmful ones are the other control: they tell a site that carries refusal of harmful
+requests from one that makes the model refuse whatever it is asked.
 """
 
 import gc
@@ -85,16 +88,21 @@ def patch_across(
         layers: all by default (of a `Taken` source).
         positions: "all" replaces every token of the prompt and of what the metric runs after it; "last" those from
             the prompt's last token on.
-        draws: random rotations of the control, whose effects are averaged; 0 for no control.
+        draws: random rotations of the control; 0 for none. One is one sample of the floor, enough for that of a kind of
+            site (from its control over all layers); a site that is reported deserves ten or more.
         seed: of these.
 
     Returns:
-        One row a site, layer and head (−1 where there is none): raw (mean change of the target's score, nats), low,
-        high (its 95% t interval over prompts, paired); effect = (m_patched − m_target) / (m_source − m_target), of
-        means, with effect_low, effect_high (95% interval of this ratio over prompts, linearised: Cochran, "Sampling
-        techniques", 1977, section 6.4); control, control_low, control_high (as raw, NaN with 0 draws); source_score,
-        target_score (means, nats); n prompts; reason (why something is NaN, else empty). Effects are NaN where the two
-        scores differ by less than `causal.patching.SMALLEST_GAP` in the mean.
+        One row a site, layer and head (−1 where there is none):
+
+        - raw: mean change of the target's score, nats; low, high: its 95% t interval over prompts, paired.
+        - effect: (m_patched − m_target) / (m_source − m_target), of means; effect_low, effect_high: its 95% interval
+          over prompts, linearised (Cochran, "Sampling techniques", 1977, section 6.4). NaN where the two scores differ
+          by less than `causal.patching.SMALLEST_GAP` in the mean.
+        - control, control_low, control_high: as raw, of the mean over draws; the interval is over prompts and says
+          nothing of other rotations. control_size: root mean square over draws of the mean change, nats: what one
+          disturbance of this size does, up or down. NaN with 0 draws.
+        - source_score, target_score: means, nats; n prompts; reason: why something is NaN, else empty.
 
     Raises:
         MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what `take`
@@ -122,7 +130,7 @@ def patch_across(
             scores.patched(number, patched.change(Patch(**row)))
             turned = [patched.change(Patch(**row, rotation=(seed, draw))) for draw in range(draws)]
             if turned:
-                scores.control(number, torch.stack(turned).mean(0))
+                scores.control(number, torch.stack(turned))
     table = pd.DataFrame([{**row, **scores.row(number)} for number, row in enumerate(rows)])
     order = {site: place for place, site in enumerate(dict.fromkeys(table["site"]))}
     return table.sort_values("site", key=lambda names: names.map(order), kind="stable", ignore_index=True)
@@ -158,7 +166,7 @@ def cumulative(
             layers = range(k) if order == "first" else range(n_layers - k, n_layers)
             scores.patched(number, patched.change(*(Patch(site, layer) for layer in layers for site in sites)))
     rows = [{"order": order, "k": k, **scores.row(number)} for number, (order, k) in enumerate(counted)]
-    return pd.DataFrame(rows).drop(columns=["control", "control_low", "control_high"])
+    return pd.DataFrame(rows).drop(columns=[name for name in scores.row(0) if name.startswith("control")])
 
 
 def both_directions(

@@ -6,7 +6,7 @@ import pandas as pd
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures.attribution import CHANCE, beyond_chance
-from mechrefusal.report.figures.cross_patching import clear_of_control, head_sites, pair_name
+from mechrefusal.report.figures.cross_patching import PAIR, clear_of_control, head_sites, pair_name
 from mechrefusal.report.figures.screening import SITES
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
@@ -74,7 +74,8 @@ def knock_outs(table: pd.DataFrame) -> str:
     name = wording.head_name(row["layer"], row["head"]) if row["component"] == "head" else f"MLP {int(row['layer'])}"
     fall = f"{wording.number(row['refusal'], signed=True)} nats{interval(row)}"
     cost = f"KL {wording.number(row['kl'], 3)} nats on harmless prompts"
-    return f"Refusal falls furthest without {name}: {fall}, at {cost}."
+    clear = not wording.is_missing(row["high"]) and row["high"] < 0
+    return f"Refusal falls furthest without {name}: {fall}{'' if clear else ', not clear of 0'}, at {cost}."
 
 
 def head_set(table: pd.DataFrame) -> str:
@@ -113,7 +114,7 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     mlps = len(kept) - heads
     said = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
     own = faithfulness[[wording.is_true(flag) for flag in faithfulness["is_circuit"]]]
-    own = own[own["of"] == "harmful"]
+    own = own[own["of"] == "harmful"] if len(own) else own
     if not len(own):
         return f"{said}; its faithfulness was not measured."
     row = own.iloc[0]
@@ -136,7 +137,7 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = clear_of_control(table[table["site"].astype(str) == sites[0]])
     rows = rows.assign(raw=pd.to_numeric(rows["raw"], errors="coerce")).dropna(subset=["raw"])
     found = []
-    for _, own in rows.groupby(["arm_source", "step_source", "arm_target", "step_target"], sort=False):
+    for _, own in rows.groupby(PAIR, sort=False):
         order = own["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
         heads = [
             {
@@ -144,12 +145,12 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "raw": wording.number(row["raw"], signed=True),
                 "detail": f"{interval(row).strip() or 'no interval'}, control "
                 f"{wording.number(row['control'], signed=True)}",
-                "clear": bool(row["clear"]),
+                "is_clear": bool(row["clear"]),
             }
             for _, row in own.loc[order].iterrows()
         ]
         clear = int(own["clear"].sum())
-        found.append({"pair": wording.plain(pair_name(own.iloc[0])), "heads": heads, "clear": clear, "n": len(own)})
+        found.append({"pair": wording.plain(pair_name(own.iloc[0])), "heads": heads, "n_clear": clear, "n": len(own)})
     return found
 
 

@@ -65,7 +65,9 @@ def _patching(table: pd.DataFrame, panels: Panels) -> dict[str, Any]:
 
 def _furthest(table: pd.DataFrame) -> float | None:
     """The largest distance of an effect from "no effect", over all modes; None where nothing has a value."""
-    centre = table["mode"].astype(str).map(_NO_EFFECT).fillna(0.0)
+    if not len(table):
+        return None
+    centre = pd.Series([_NO_EFFECT.get(str(mode), 0.0) for mode in table["mode"]], index=table.index, dtype=float)
     far = (pd.to_numeric(table["effect"], errors="coerce").astype(float) - centre).abs().max()
     return None if wording.is_missing(far) or far == 0 else float(far)
 

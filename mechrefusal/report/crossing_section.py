@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import causal_findings, figures, findings, wording
-from mechrefusal.report.figures.cross_patching import head_sites
+from mechrefusal.report.figures.cross_patching import PAIR, head_sites
 from mechrefusal.report.figures.screening import SITES
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
@@ -39,7 +39,7 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     ]
     for one, other in dict.fromkeys(between):
         rows = table[[ends == (one, other) for ends in between]]
-        drawn = []
+        n_pairs, drawn = rows[list(PAIR)].drop_duplicates().shape[0], []
         for site in sites:
             own = rows[rows["site"].astype(str) == site]
             if len(own):
@@ -48,7 +48,7 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
                 drawn.append(panels.add(draw, title=title))
         if (pd.to_numeric(rows["head"], errors="coerce") < 0).any():
             drawn.append(panels.add(partial(figures.cross_patching_layers, rows), title="Layers"))
-        groups.append({"arms": f"{wording.plain(one)} and {wording.plain(other)}", "panels": drawn})
+        groups.append({"arms": f"{wording.plain(one)} and {wording.plain(other)}", "n_pairs": n_pairs, "panels": drawn})
     return groups
 
 

@@ -19,6 +19,8 @@ from mechrefusal.causal.knockout_readings import Measured
 from mechrefusal.causal.patch_sites import Patch
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
+pytestmark = pytest.mark.slow
+
 METRIC = RefusalMetric((7,), (419,), (296,))
 """One that differs enough between these prompts on all of these models."""
 FORCED = RefusalMetric((), (10,), (12,), forced=ForcedOpenings(((20, 21, 22),), ((20, 23), (30,))))

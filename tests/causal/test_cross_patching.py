@@ -19,6 +19,8 @@ from mechrefusal.causal import component_passes, cross_activations, cross_patchi
 from mechrefusal.causal.cross_passes import rotation
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
+pytestmark = pytest.mark.slow
+
 SOME = ("llama", "gpt2", "gemma2", "gpt-neox")
 TEXTS = ["Make a bomb", "Tell me how I make a poison at home today", "Why?"]
 PLAIN = RefusalMetric((11, 12), (5, 6), (500, 501, 502))
@@ -107,9 +109,9 @@ class Loop:
         return [*watch, (f"blocks.{layer}.{HOOKS[site]}", put)]
 
     @torch.no_grad()
-    def change(self, site, layer, head, *, control=False):
+    def change(self, site, layer, head, *, control=None):
         width = self.target.cfg.d_head if site == "z" else self.target.cfg.d_model
-        turn = rotation(width, 0, 0) if control else torch.eye(width)
+        turn = torch.eye(width) if control is None else rotation(width, 0, control)
         return np.array(
             [self.score(ids, lambda source: self.hooks(source, site, layer, head, turn)) for ids in self.ids]
         ) - self.scores(self.target)
@@ -128,7 +130,7 @@ def check(table, loop, rows):
         assert row.raw == pytest.approx(raw.mean(), abs=1e-4), row
         assert (row.low, row.high) == pytest.approx(tuple(interval), abs=2e-4)
         assert row.effect == pytest.approx(raw.mean() / (source - target).mean(), abs=3e-3)
-        assert row.control == pytest.approx(loop.change(row.site, row.layer, row.head, control=True).mean(), abs=1e-4)
+        assert row.control == pytest.approx(loop.change(row.site, row.layer, row.head, control=0).mean(), abs=1e-4)
         assert row.n == len(TEXTS)
         assert row.reason == ""
         assert np.abs(raw).max() > 1e-3, "a patch that does nothing shows nothing"
@@ -278,6 +280,24 @@ def test_rotations_keep_lengths_and_angles():
     assert torch.allclose(q @ q.T, torch.eye(16, dtype=torch.float64), atol=1e-6)
     assert not torch.allclose(q, rotation(16, 1, 0).double(), atol=0.1)
     assert not torch.allclose(q, rotation(16, 0, 1).double(), atol=0.1)
+
+
+def test_draws_of_the_control(both):
+    args = (*both("llama"), TEXTS, PLAIN)
+
+    def patched(n, seed=0):
+        return cross_patching.patch_across(*args, sites=("mlp_out",), layers=[2], draws=n, seed=seed).iloc[0]
+
+    one, three, none = patched(1), patched(3), patched(0)
+    assert one.control_size == pytest.approx(abs(one.control))
+    assert three.control_size >= abs(three.control)
+    assert patched(1, seed=1).control != one.control
+    assert none[["control", "control_low", "control_size"]].isna().all()
+    assert one.raw == three.raw == none.raw
+    loop = Loop(*both("llama"), PLAIN)
+    means = [loop.change("mlp_out", 2, -1, control=draw).mean() for draw in range(3)]
+    assert three.control == pytest.approx(np.mean(means), abs=1e-4)
+    assert three.control_size == pytest.approx(np.sqrt(np.mean(np.square(means))), abs=1e-4)
 
 
 # A planted head
@@ -508,7 +528,7 @@ def test_tables_name_every_column(both):
     table = cross_patching.patch_across(*both("llama"), TEXTS, PLAIN)
     assert list(table.columns) == [
         "site", "layer", "head", "raw", "low", "high", "effect", "effect_low", "effect_high",
-        "control", "control_low", "control_high", "source_score", "target_score", "n", "reason",
+        "control", "control_low", "control_high", "control_size", "source_score", "target_score", "n", "reason",
     ]  # fmt: skip
     assert list(dict.fromkeys(table["site"])) == list(cross_activations.DEFAULT_SITES)
     assert len(table) == 4 * (3 + 4)

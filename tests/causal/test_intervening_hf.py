@@ -9,6 +9,8 @@ from mechrefusal import MechrefusalError, causal, evaluation
 from mechrefusal.causal import Ablation, Addition, Clamp, Patch
 from mechrefusal.causal.plain import PlainModel
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.randint(3, 200, (2, 20), generator=torch.Generator().manual_seed(0))
 TOLERANCE = 1e-4
 """nats, between the Hugging Face model and the hooked transformer under the same intervention"""

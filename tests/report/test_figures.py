@@ -50,7 +50,7 @@ def test_unfiltered_tables_are_refused(checkpoint):
 
 def test_layer_by_position_names_tokens_safely(checkpoint):
     table = checkpoint.tables["patching"]
-    figure = figures.layer_by_position(table[(table["mode"] == "denoising")])
+    figure = figures.layer_by_position(table[(table["mode"] == "denoising") & (table["site"] == "resid_pre")])
     ticks = figure.layout.xaxis.ticktext
     assert ticks[-1] == "−1 ↵"
     assert ticks[-2] == "−2 assistant"

@@ -29,7 +29,9 @@ def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
 def attribution_difference(
     table: pd.DataFrame, *, title: str = "Heads: harmful − harmless", unit: str = "logits"
 ) -> go.Figure:
-    """Heatmap of heads: what each writes on harmful prompts more than on harmless ones; a dot: beyond interval and floor.
+    """Heatmap of heads: what each writes on harmful prompts more than on harmless ones.
+
+    A dot: the 95% interval excludes 0, and the difference exceeds its floor.
 
     Args:
         table: table `attribution_compared`, one `onto` and checkpoint.

@@ -12,6 +12,7 @@ from mechrefusal.report.figures.attribution import component_name
 
 EMBEDDING, LOGITS = "embedding", "logits"
 _BENDS = 14
+_PATHS = {True: (style.POSITIVE, "path that carries refusal"), False: (style.NEGATIVE, "path against it")}
 
 
 def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
@@ -19,7 +20,7 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
 
     Colour of a node: its effect, as a share of the gap between harmful and harmless prompts (red carries refusal, blue
     works against it). A path runs upwards; red ones carry refusal, blue ones work against it, and their width grows
-    with their effect. Small grey dots are heads and MLPs outside the circuit. Numbers are in the hover.
+    with the root of their effect. Small grey dots are heads and MLPs outside the circuit. Numbers are in the hover.
 
     Args:
         nodes: table `circuit_nodes` of one checkpoint.
@@ -95,26 +96,23 @@ def _paths(edges: pd.DataFrame, places: dict[str, tuple[float, float]]) -> pd.Da
 def _draw_paths(figure: go.Figure, paths: pd.DataFrame, places: dict[str, tuple[float, float]]) -> None:
     most = float(paths["effect"].abs().max()) if len(paths) else 1.0
     middles: list[tuple[float, float]] = []
-    shown: set[bool] = set()
+    for colour, name in _PATHS.values():
+        look = {"mode": "lines", "line": {"width": 3, "color": colour}, "name": name, "hoverinfo": "skip"}
+        figure.add_trace(go.Scatter(x=[None], y=[None], legendgroup=name, **look))
     for _, row in paths.iterrows():
         x, y = _bent(places[str(row["sender"])], places[str(row["receiver"])])
-        share, carries = abs(row["effect"]) / (most or 1.0), bool(row["effect"] >= 0)
-        line = {"width": 0.8 + 5 * share, "color": style.POSITIVE if carries else style.NEGATIVE}
-        name = "path that carries refusal" if carries else "path against it"
-        look = {
-            "mode": "lines",
-            "hoverinfo": "skip",
-            "opacity": 0.35 + 0.45 * share,
-            "showlegend": carries not in shown,
-        }
-        figure.add_trace(go.Scatter(x=x, y=y, line=line, name=name, legendgroup=name, **look))
-        shown.add(carries)
+        share = abs(row["effect"]) / (most or 1.0)
+        colour, name = _PATHS[bool(row["effect"] >= 0)]
+        line = {"width": 0.8 + 5 * math.sqrt(share), "color": colour}
+        path = go.Scatter(x=x, y=y, mode="lines", line=line, name=name, legendgroup=name, hoverinfo="skip")
+        figure.add_trace(path.update(opacity=0.35 + 0.45 * share, showlegend=False))
         middles.append((x[_BENDS // 2], y[_BENDS // 2]))
     if middles:
         x, y = (list(values) for values in zip(*middles, strict=True))
         texts = [_path(row) for _, row in paths.iterrows()]
-        look = {"mode": "markers", "marker": {"size": 16, "opacity": 0}, "hoverinfo": "text", "showlegend": False}
-        figure.add_trace(go.Scatter(x=x, y=y, text=texts, name="paths", **look))
+        reach = {"size": 16, "opacity": 0}
+        middle = go.Scatter(x=x, y=y, mode="markers", marker=reach, text=texts, hoverinfo="text", name="paths")
+        figure.add_trace(middle.update(showlegend=False))
 
 
 def _bent(start: tuple[float, float], end: tuple[float, float]) -> tuple[list[float], list[float]]:
@@ -156,7 +154,7 @@ def _nodes(
             "opacity": 1,
         },
         text=[component_name(row) for _, row in own.iterrows()],
-        textposition="bottom center",
+        textposition="bottom center" if symbol == "circle" else "middle right",
         textfont={"size": 10},
         hovertext=[_node(row) for _, row in own.iterrows()],
         hoverinfo="text",

@@ -11,9 +11,9 @@ from mechrefusal.report.figures import heatmaps, style
 from mechrefusal.report.figures.screening import SITES
 
 HEAD_SITES = ("z", "head_z", "result")
-_COLUMNS = 3
+_COLUMNS = 4
 _CLEAR = "interval excludes the control"
-_PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
+PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 
 
 def head_sites(table: pd.DataFrame) -> list[str]:
@@ -61,8 +61,8 @@ def cross_patching(
     chosen = site if site is not None else known[0] if known else ""
     rows = table[(table["site"].astype(str) == chosen) & (pd.to_numeric(table["head"], errors="coerce") >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(chosen)}' across checkpoints"))
-    pairs = list(rows.groupby(_PAIR, sort=False))
-    columns = min(_COLUMNS, len(pairs)) if len(pairs) != 4 else 2
+    pairs = list(rows.groupby(PAIR, sort=False))
+    columns = min(_COLUMNS, len(pairs))
     lines = math.ceil(len(pairs) / columns)
     names = [wording.for_plotly(pair_name(own.iloc[0])) for _, own in pairs]
     figure = make_subplots(
@@ -93,6 +93,7 @@ def cross_patching(
             title="head", tickvals=[int(h) for h in grid.columns], tickangle=0, showgrid=False, zeroline=False, **at
         )
         figure.update_yaxes(title="layer" if at["col"] == 1 else None, showgrid=False, zeroline=False, **at)
+        heatmaps.close(figure, [int(head) for head in grid.columns], [int(layer) for layer in grid.index], at)
         grids.append(grid.to_numpy(dtype=float))
     figure.update_layout(coloraxis=heatmaps.colour_axis(grids, 0.0, limit, "nats" if value == "raw" else value))
     figure.update_annotations(font={"size": 12})
@@ -117,7 +118,7 @@ def cross_patching_layers(table: pd.DataFrame, *, value: str = "raw", title: str
     titles = [wording.for_plotly(SITES.get(site, wording.metric_name(site))) for site in sites]
     figure = make_subplots(cols=len(sites), subplot_titles=titles, horizontal_spacing=0.08)
     ends = ("low", "high") if value == "raw" else (f"{value}_low", f"{value}_high")
-    for number, (_, pair) in enumerate(rows.groupby(_PAIR, sort=False)):
+    for number, (_, pair) in enumerate(rows.groupby(PAIR, sort=False)):
         colour, name = style.ARM_COLOURS[number % len(style.ARM_COLOURS)], wording.for_plotly(pair_name(pair.iloc[0]))
         for place, site in enumerate(sites, start=1):
             own = pair[pair["site"].astype(str) == site].sort_values("layer")

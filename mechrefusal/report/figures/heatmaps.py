@@ -180,7 +180,9 @@ def _mark(figure: go.Figure, table: pd.DataFrame, marked: str, name: str) -> Non
         if len(true):
             x = [heads.index(int(head)) for head in true["head"]]
             trace = dots(x, [int(layer) for layer in true["layer"]], name)
-            figure.add_trace(trace, row=place // _COLUMNS + 1, col=place % _COLUMNS + 1)
+            at = {"row": place // _COLUMNS + 1, "col": place % _COLUMNS + 1}
+            figure.add_trace(trace, **at)
+            close(figure, list(range(len(heads))), [int(layer) for layer in rows["layer"].dropna()], at)
 
 
 def dots(x: Sequence[float], y: Sequence[float], name: str) -> go.Scatter:
@@ -188,6 +190,12 @@ def dots(x: Sequence[float], y: Sequence[float], name: str) -> go.Scatter:
     marker = {"symbol": "circle", "size": 5, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
     look = {"mode": "markers", "marker": marker, "hoverinfo": "skip", "showlegend": True}
     return go.Scatter(x=list(x), y=list(y), name=name, legendgroup=name, **look)
+
+
+def close(figure: go.Figure, x: Sequence[int], y: Sequence[int], at: dict[str, int]) -> None:
+    """End the axes at the cells: dots at the rim would widen them."""
+    figure.update_xaxes(range=[min(x) - 0.5, max(x) + 0.5], **at)
+    figure.update_yaxes(range=[min(y) - 0.5, max(y) + 0.5], **at)
 
 
 def values_by_layer(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:

@@ -85,11 +85,9 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
                 hoverinfo="text",
             )
         )
-    for index in rows.index.intersection(list(named), sort=False):
-        row = rows.loc[index]
-        x = max(float(row["kl"]), _LEAST_KL)
+    for x, y, name in _apart(rows, named):
         look = {"showarrow": False, "font": {"size": 10}, "xanchor": "left", "xshift": 6, "yshift": 8}
-        figure.add_annotation(x=math.log10(x), y=float(row["refusal"]), text=component_name(row), **look)
+        figure.add_annotation(x=x, y=y, text=name, **look)
     figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
     top = float(rows["kl"].max())
     figure.update_xaxes(
@@ -198,6 +196,17 @@ def _bars_of(rows: pd.DataFrame, named: set) -> dict | None:
     known = rows.index.isin(list(named))
     shown = rows.assign(**{end: pd.to_numeric(rows[end], errors="coerce").where(known) for end in ("low", "high")})
     return style.error_bars(shown, "refusal", color=style.WHISKER, thickness=1)
+
+
+def _apart(rows: pd.DataFrame, named: set) -> list[tuple[float, float, str]]:
+    """(log10 of KL, refusal, name) of named components, largest first; a name that would cover one is left out."""
+    tall = float(rows["refusal"].max() - rows["refusal"].min()) or 1.0
+    placed: list[tuple[float, float, str]] = []
+    for _, row in rows.loc[list(named)].sort_values("refusal", key=lambda v: -v.abs(), kind="stable").iterrows():
+        x, y = math.log10(max(float(row["kl"]), _LEAST_KL)), float(row["refusal"])
+        if all(abs(x - a) > 1.2 or abs(y - b) > 0.05 * tall for a, b, _ in placed):
+            placed.append((x, y, component_name(row)))
+    return placed
 
 
 def _cost(row: pd.Series) -> list[str]:

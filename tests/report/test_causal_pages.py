@@ -1,0 +1,240 @@
+"""Sentences and sections about cause and attribution: what stands there, what older runs get, what is escaped."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from synthetic_causal import HOSTILE_SITE, HOSTILE_TOKEN
+from synthetic_geometry import BROKEN
+from test_pages import Page
+
+from mechrefusal import report
+from mechrefusal.report import causal_findings, causal_section, crossing_section, wording
+from mechrefusal.report.panels import Panels
+from mechrefusal.study import tables
+
+NEW = (
+    "attribution_compared",
+    "token_sources",
+    "logit_lens",
+    "attribution_patching",
+    "attribution_agreement",
+    "knockout",
+    "head_sets",
+    "circuit_nodes",
+    "circuit_edges",
+    "faithfulness",
+    "cross_patching",
+)
+
+
+@pytest.fixture(scope="module")
+def page(small_run):
+    return Page(small_run / "report" / "r2d2-step-00050.html")
+
+
+@pytest.fixture(scope="module")
+def base(small_run):
+    return Page(small_run / "report" / "base-step-00000.html")
+
+
+@pytest.fixture(scope="module")
+def index(small_run):
+    return Page(small_run / "report" / "index.html")
+
+
+def measured(small_run, name, checkpoint="r2d2-step-00050"):
+    return tables.read(name, small_run / "measurements" / checkpoint)
+
+
+def titles(page):
+    return [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
+
+
+def test_every_figure_is_on_the_page(page, index):
+    found = titles(page)
+    for title in ("Residual stream", "Attention output", "MLP output"):
+        assert found.count(title) == 2  # denoising and noising
+    for title in (
+        "Estimate against exact",
+        "Heads: harmful − harmless",
+        "The 15 that differ most",
+        "By part of the prompt",
+        "Logit lens",
+        "Refusal lost against its cost",
+        "The smallest set of heads",
+        "Heads, MLPs and paths",
+        "Of the score of harmful prompts",
+        "Of the harmful − harmless score",
+    ):
+        assert title in found
+    for title in ("Heads (what they read and carry)", "Layers", "By patching (denoising)", "By knock-out"):
+        assert title in titles(index)
+
+
+def test_patched_parts_share_one_scale_that_the_page_states(small_run, checkpoint, page):
+    table = checkpoint.tables["patching"]
+    parts = table[table["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
+    panels = Panels()
+    found = causal_section._patching(table, panels)
+    assert found["patching_limit"] == wording.number((parts["effect"] - centre).abs().max())
+    assert [len(group["panels"]) for group in found["patching"]] == [4, 4]
+    own = measured(small_run, "patching")
+    parts = own[own["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
+    assert f"which saturates {wording.number((parts['effect'] - centre).abs().max())} from no effect" in page.text
+
+
+def test_patching_of_one_site_and_mode_has_its_panel_only(checkpoint):
+    table = checkpoint.tables["patching"]
+    table = table[(table["site"] == "resid_pre") & (table["mode"] == "noising")]
+    [group] = causal_section._patching(table, Panels())["patching"]
+    assert (group["mode"], group["centre"], len(group["panels"])) == ("noising", "1", 1)
+
+
+def test_chance_stands_beside_what_was_found(small_run, page):
+    table = measured(small_run, "attribution_compared")
+    own = table[(table["onto"] == "refusal_logits") & (table["component"] != "total")]
+    beyond = (((own["low"] > 0) | (own["high"] < 0)) & (own["difference"].abs() > own["floor"])).sum()
+    assert f"{beyond} of {len(own)} components differ beyond their interval and their floor" in page.text
+    assert f"about {0.05 * own['floor'].notna().sum():.0f} (5% of them) would pass the floor" in page.text
+    assert causal_findings.chance(own.assign(floor=float("nan"))) == ""
+    assert causal_findings.chance(own.iloc[:0]) == ""
+
+
+def test_agreement_is_a_table_with_intervals(page):
+    assert "[0.88, 0.96]" in page.text
+    assert HOSTILE_SITE in page.text
+    rows = causal_findings.agreement(pd.DataFrame([{**dict.fromkeys(tables.columns("attribution_agreement"))}]))
+    assert rows[0]["spearman"] == rows[0]["interval"] == rows[0]["n"] == wording.MISSING
+
+
+def test_tokens_are_text_and_the_largest_first(small_run, page):
+    table = measured(small_run, "token_sources")
+    found = {row["head"]: row["tokens"] for row in causal_findings.top_tokens(table)}
+    own = table[(table["by"] == "token") & (table["set"] == "harmful") & (table["layer"] == 19)]
+    order = own.loc[own["value"].abs().sort_values(ascending=False).index[:6]]
+    assert [token["value"] for token in found["L19.H3"]] == [wording.number(v, 3, signed=True) for v in order["value"]]
+    assert wording.token(HOSTILE_TOKEN) in page.text
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+
+
+def test_the_smallest_set_is_a_sentence(page, base):
+    assert (
+        "Half of refusal is gone without 3 heads (L19.H3, L20.H4, L15.H1): 60% of the 8.00 nats between harmful and "
+        "harmless prompts (5 random sets of that size: 2%, −4% to 6%). Cost: harmless prompts' score +0.30 nats "
+        "[−0.10, 0.40], KL 0.030 [0.000, 0.090]." in page.text
+    )
+    assert f"Half of refusal was not reached: {BROKEN}. The best set found has 1 head (L11.H0)" in base.text
+
+
+def test_the_smallest_set_without_a_set(small_run):
+    table = measured(small_run, "head_sets")
+    nothing = table.iloc[:1].assign(size=0, layer=float("nan"), head=float("nan"), reached=False, reason="no gap")
+    assert causal_findings.head_set(nothing) == "Half of refusal was not reached: no gap."
+    assert "the table gives no reason" in causal_findings.head_set(nothing.assign(reason=None, size=float("nan")))
+    assert causal_findings.head_set(table.iloc[:0]) == ""
+    assert "random sets" not in causal_findings.head_set(table.assign(random_refusal=float("nan")))
+    assert causal_findings.head_set(table.convert_dtypes()) == causal_findings.head_set(table)
+
+
+def test_the_circuit_is_a_sentence(small_run, page, base):
+    table = measured(small_run, "faithfulness")
+    row = table[(table["of"] == "harmful") & table["is_circuit"].astype(bool)].iloc[0]
+    kept, lost = (f"{row[name]:.0%} [{row[f'{name}_low']:.0%}, {row[f'{name}_high']:.0%}]" for name in ("kept", "lost"))
+    said = f"The circuit has 4 heads and 1 MLP. Alone it keeps {kept} of the refusal score; without it {lost} are lost"
+    assert said.replace("-", "−") in page.text
+    assert "(measured on held-out pairs)" in page.text
+    assert f"There is no circuit: {BROKEN}." in base.text
+    nodes = measured(small_run, "circuit_nodes")
+    assert causal_findings.circuit(nodes, table.iloc[:0]).endswith("its faithfulness was not measured.")
+    assert "no faithfulness: no gap" in causal_findings.circuit(nodes, table.assign(kept=float("nan"), reason="no gap"))
+    assert causal_findings.circuit(nodes.iloc[:0], table) == ""
+
+
+def test_the_knock_out_that_costs_most_is_named(small_run, page):
+    table = measured(small_run, "knockout")
+    row = table.loc[table["refusal"].idxmin()]
+    assert f"Refusal falls furthest without L19.H3: {wording.number(row['refusal'], signed=True)} nats" in page.text
+    assert "not clear of 0" in causal_findings.knock_outs(table.assign(high=0.1))
+    assert "No single head or MLP lowers refusal" in causal_findings.knock_outs(table.assign(refusal=0.1))
+    assert causal_findings.knock_outs(table.assign(refusal=None)) == ""
+
+
+def test_the_index_names_the_heads_that_make_the_other_refuse(small_run, index):
+    table = measured(small_run, "cross_patching", "")
+    own = table[(table["arm_source"] == "r2d2") & (table["site"] == "z")]
+    pairs = {pair["pair"]: pair for pair in causal_findings.crossed_heads(table)}
+    assert list(pairs) == ["base 0 → r2d2 50", "r2d2 50 → base 0"]
+    found = pairs["r2d2 50 → base 0"]
+    assert found["heads"][0]["name"] == "L19.H3"
+    assert found["heads"][0]["raw"] == wording.number(own["raw"].max(), signed=True)
+    assert found["heads"][0]["is_clear"]
+    assert found["n_clear"] == ((own["low"] > own["control"]) | (own["high"] < own["control"])).sum()
+    assert f"{found['n_clear']} of 270" in index.text
+    assert "L19.H3 ●" in index.text.replace("\n", " ")
+    assert BROKEN in index.text  # effects without a value
+    assert not [tag for tag, _ in index.elements if tag in ("img", "i")]
+
+
+def test_a_run_of_three_groups_its_pairs_by_arms(run):
+    found = crossing_section.context(run, Panels())
+    assert [group["arms"] for group in found["crossed"]] == ["base and sft", "base and r2d2"]
+    assert [group["n_pairs"] for group in found["crossed"]] == [6, 6]
+    assert all(panel.data is not None for group in found["crossed"] for panel in group["panels"])
+    assert len(found["shared"]) == 2
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_a_pair_that_could_not_be_patched_says_why(tmp_path, small_run):
+    folder = tmp_path / "run"
+    shutil.copytree(small_run / "measurements", folder / "measurements")
+    table = tables.read("cross_patching", folder / "measurements").drop_duplicates(["arm_source"])
+    numbers = [name for name in table if name.startswith(("raw", "low", "high", "effect", "control"))]
+    table = table.assign(site="", layer=-1, head=-1, n=0, reason=BROKEN, **dict.fromkeys(numbers, float("nan")))
+    tables.write(table, "cross_patching", folder / "measurements")
+    text = Page(report.write(folder)).text
+    assert "Not drawn: cannot draw patches of layers across checkpoints" in text
+    assert f"{BROKEN} (2 rows)" in text
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_an_old_run_has_a_report(tmp_path, small_run):
+    folder = tmp_path / "old"
+    shutil.copytree(small_run / "measurements", folder / "measurements")
+    for name in NEW:
+        for path in folder.rglob(f"{name}.parquet"):
+            path.unlink()
+    for path in folder.rglob("patching.parquet"):
+        old = pd.read_parquet(path)
+        old = old[old["site"].isin(["resid_pre", "head_z"]) & (old["mode"] == "denoising")]
+        old.to_parquet(path, index=False)
+    index = Page(report.write(folder))
+    page = Page(folder / "report" / "r2d2-step-00050.html")
+    for name in set(NEW) - {"attribution_compared", "attribution_agreement", "circuit_edges", "faithfulness"}:
+        assert f"table {name} is absent or empty" in (index if name == "cross_patching" else page).text
+    found = titles(page)
+    assert found.count("Residual stream") == 1
+    assert "Attention output" not in found
+    assert "Heads: harmful − harmless" not in found
+    assert "harmful − harmless" not in page.text.split("Onto the refusal logits")[1].split("Where the top heads")[0]
+    assert "By patching (denoising)" in titles(index)
+    assert "By knock-out" not in titles(index)
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_numbers_that_are_all_missing_leave_reasons(tmp_path, small_run):
+    folder = tmp_path / "run"
+    place = folder / "measurements" / "r2d2-step-00050"
+    shutil.copytree(small_run / "measurements" / "r2d2-step-00050", place)
+    keys = {"layer", "head", "position", "size", "step", "kept", "is_circuit", "reached"}
+    for name in (*set(NEW) - {"cross_patching"}, "patching", "attribution"):
+        table = pd.read_parquet(place / f"{name}.parquet")
+        numbers = [c for c in table.select_dtypes("number").columns if c not in keys]
+        numbers += [c for c in ("kept",) if name == "faithfulness"]
+        tables.write(table.assign(**dict.fromkeys(numbers, float("nan"))), name, place)
+    report.write(folder)
+    text = Page(folder / "report" / "r2d2-step-00050.html").text
+    for what in ("the circuit", "the logit lens", "the knock-out of heads", "the smallest set of heads"):
+        assert f"cannot draw {what}: every" in text
