@@ -32,6 +32,11 @@ def test_smollm2_through_both_arms(smollm2, tmp_path):
         geometry=dataclasses.replace(
             demo.geometry, layer_step=12, largest_subspace=1, cone_steps=1, n_dosed=2, n_transferred=2
         ),
+        causal=dataclasses.replace(
+            demo.causal,
+            n_finalists=2, n_knocked_out=2, layer_step=15, n_candidates=2, largest_set=1, n_nodes=4, n_edges=4,
+            n_random=1, n_crossed=1,
+        ),
     )  # fmt: skip
     run = study.Run.create(tmp_path / "run", recipe)
     points = study.train(run)

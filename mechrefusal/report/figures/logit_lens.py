@@ -66,8 +66,9 @@ def logit_lens(table: pd.DataFrame) -> go.Figure:
         figure.update_yaxes(title="nats", nticks=5, row=len(titles), col=1)
     step = max(1, last // 10)
     ticks = [layer for layer in range(0, last, step) if last - layer >= step / 2]
-    figure.update_xaxes(tickvals=[*ticks, last], ticktext=[*map(str, ticks), "output"], zeroline=False)
-    figure.update_xaxes(title="input of layer", row=len(titles), col=1)
+    figure.update_xaxes(tickvals=[*ticks, last], zeroline=False)
+    # Named below the last panel only, where all panels' layers are read off.
+    figure.update_xaxes(title="input of layer", ticktext=[*map(str, ticks), "output"], row=len(titles), col=1)
     height = 150 * len(titles)
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
     figure.update_layout(showlegend=True, legend={"y": -58 / height, "yanchor": "top"})
