@@ -98,7 +98,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # contribution to the refusal logits, `weight`: mean attention.
     "token_sources": ("set", "layer", "head", "by", "name", "value", "low", "high", "weight", "n"),
     # One row a layer's input (the last: the output) and quantity: refusal, compliance (log-probability of the token
-    # set), score, rank (of the best refusal token, 1 is first).
+    # set), score, rank (of the best refusal token, 0 is first).
     "logit_lens": ("set", "layer", "quantity", "value", "low", "high", "n"),
     # One row a patched site. `site`: resid_pre, attn_out, mlp_out (layer x position, `head` -1) or head_z (layer x
     # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
@@ -193,8 +193,8 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "random_decrease", "n_harmful", "n_harmless", "reason",
     ),
     # One row a pair of checkpoints and site: activations of the source put into the target at that site. `raw`: change
-    # of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: the same with
-    # the source's activations on other prompts.
+    # of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: what the
+    # same change does, turned by a random rotation.
     "cross_patching": (
         "arm_source", "step_source", "arm_target", "step_target", "site", "layer", "head", "raw", "low", "high",
         "effect", "effect_low", "effect_high", "control", "n", "reason",
