@@ -43,6 +43,24 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
 
 
 @pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`windowed("gemma2")`: a hooked transformer with a sliding window of 8 tokens, made once a session."""
+    from mechrefusal import models
+
+    made = {}
+
+    def of(name: str):
+        if name not in made:
+            folder, words = tmp_path_factory.mktemp(name), models.tiny.tokenizer()
+            build(name, len(words), sliding_window=8).save_pretrained(folder)
+            words.save_pretrained(folder)
+            made[name] = models.load_hooked(folder)
+        return made[name]
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny chat model: Llama architecture, tied embeddings, grouped-query heads. Do not write to it."""
     from mechrefusal import models

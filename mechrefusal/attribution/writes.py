@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.forward import that_fit
 from mechrefusal.models.tree import Branch, Tree
 from mechrefusal.models.tree_forward import TreeForward
 from mechrefusal.models.twin import Edit, Site, Twin, bridge_hook, bridge_hooks, twin
@@ -58,7 +59,8 @@ class Writes:
         cut = [_cut(model, ids, position, number) for number, ids in enumerate(token_ids)]
         found = twin(model)
         found = found if found is not None and found.has("z") else None
-        groups = _groups(cut) if found is not None else [[ids] for ids in cut]
+        most = TOKENS_AT_ONCE if found is not None else 0  # the hooked transformer itself runs one by one
+        groups = [[cut[i] for i in part] for part in that_fit(([len(ids) for ids in cut], most))]
         parts = []
         for group in track(groups, "attribution") if len(groups) > 1 else groups:
             kept = _tree_pass(model, found, group) if found is not None else _plain_pass(model, group[0])
@@ -112,18 +114,6 @@ def _cut(model, ids: Sequence[int], position: int, number: int) -> tuple[int, ..
     if limit is not None and n > limit:
         raise MechrefusalError(f"prompt {number} has {n} tokens, more than the model's context of {limit}; shorten it")
     return tuple(ids)[: position % n + 1]
-
-
-def _groups(token_ids: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    groups: list[list[tuple[int, ...]]] = [[]]
-    tokens = 0
-    for ids in token_ids:
-        if groups[-1] and tokens + len(ids) > TOKENS_AT_ONCE:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(ids)
-        tokens += len(ids)
-    return groups
 
 
 Kept = dict[str, dict[int, Tensor]]

@@ -55,18 +55,11 @@ def estimates(
 
 
 class _Both:
-    """Both prompts with every run after them, in rows padded on the right (nothing that is read comes after that)."""
+    """Both prompts with every run after them."""
 
     def __init__(self, model, run: PairRun, metric: Metric) -> None:
-        self.model, self.metric, self.kept = model, metric, run.reading.kept
-        self.ends = [len(run.target) + len(tokens) for tokens in run.reading.runs]
-        self.source, self.target = (self._rows(run, prompt) for prompt in (run.source, run.target))
-
-    def _rows(self, run: PairRun, prompt: tuple[int, ...]) -> Tensor:
-        width = max(self.ends)
-        rows = [[*prompt, *tokens] for tokens in run.reading.runs]
-        padded = [[*row, *[prompt[-1]] * (width - len(row))] for row in rows]
-        return torch.tensor(padded, device=self.model.cfg.device)
+        self.model, self.run, self.metric = model, run, metric
+        self.source, self.target = (run.padded(prompt).to(model.cfg.device) for prompt in (run.source, run.target))
 
     def score(self, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, ""]:
         """The metric of one prompt, differentiable.
@@ -74,10 +67,7 @@ class _Both:
         Raises:
             MechrefusalError: it is not.
         """
-        parts = [
-            logits[row : row + 1, end - kept : end].float()
-            for row, (end, kept) in enumerate(zip(self.ends, self.kept, strict=True))
-        ]
+        parts = [part.float() for part in self.run.read(logits.split(1))]
         found = self.metric.of_runs(parts) if isinstance(self.metric, RefusalMetric) else self.metric(parts[0][:, -1])
         if logits.requires_grad and not (isinstance(found, Tensor) and found.requires_grad):
             raise MechrefusalError(

@@ -10,13 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals
-from mechrefusal.causal.patch_hooked import HookedPatching
+from mechrefusal.causal.pair_runs import (
+    ALL_POSITIONS,
+    SMALLEST_GAP,
+    LeftOut,
+    Mode,
+    Pairs,
+    cells,
+    oriented,
+    patching_of,
+    require_mode,
+    rows_of,
+    unpatched_scores,
+    usable_pairs,
+)
 from mechrefusal.causal.patch_metric import Metric, Reading
 from mechrefusal.causal.patch_sites import MEMORY, PairRun, Patch, Site
-from mechrefusal.causal.patch_twin import tree_patching
-from mechrefusal.causal.patching import SMALLEST_GAP, Mode, Pairs, _lengths, _pair_set, _rows, _run
-from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import Pair
 
 CELL = ["site", "layer", "head", "position"]
@@ -41,7 +50,7 @@ class Runs:
     pairs: tuple[Pair, ...]
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
-    left_out: tuple[tuple[str, int, int], ...]
+    left_out: LeftOut
     mode: Mode
 
     @property
@@ -79,12 +88,12 @@ class Runs:
         target = self.corrupted if self.mode == "denoising" else self.clean
         if not patches:
             return []
-        found = _ready(self.model, self.runs[number], site).scores(patches)
+        found = patching_of(self.model, self.runs[number], site, memory=MEMORY).scores(patches)
         return (found.cpu() - target[number]).tolist()
 
     def rows(self, number: int, site: Site, patches: Sequence[Patch], raw: Sequence[float]) -> list[dict]:
         """Rows of one pair for `averaged`."""
-        made = _rows(patches, raw, self.tokens[number], self.runs[number].first)
+        made = rows_of(patches, raw, self.tokens[number], self.runs[number].first)
         return [{"site": site, "pair": number, **row} for row in made]
 
 
@@ -94,25 +103,14 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
     Raises:
         MechrefusalError: no pairs, none of equal length, an unknown mode, or a metric that is none.
     """
-    if mode not in ("denoising", "noising"):
-        raise MechrefusalError(f"unknown mode of patching '{mode}'; use 'denoising' or 'noising'")
-    reading, made = Reading.of(metric), _pair_set(pairs)
-    if len(made) == 0:
-        raise MechrefusalError("no pairs to patch; give at least one harmful prompt with a harmless one")
-    usable = made.equal_length(model.tokenizer)
-    left_out = tuple((pair.id, a, b) for pair, a, b in usable.left_out)
-    if len(usable) == 0:
-        raise MechrefusalError(
-            f"none of {len(made)} pairs has equal token length under this tokenizer{_lengths(left_out)}; give other "
-            "pairs"
-        )
+    require_mode(mode)
+    reading = Reading.of(metric)
+    usable, left_out = usable_pairs(model, pairs)
     runs, tokens, clean, corrupted = [], [], [], []
     for number, pair in enumerate(usable):
-        run, texts = _run(model, pair, reading, mode)
-        unpatched = _ready(model, run, "head_z").unpatched()
-        if number == 0:
-            reading.check(unpatched)
-        source, target = reading.score(unpatched).cpu()
+        run, texts = oriented(model, pair, reading, mode)
+        ready = patching_of(model, run, "head_z", memory=MEMORY)
+        source, target = (score.cpu() for score in unpatched_scores(ready, reading, check=number == 0))
         runs.append(run)
         tokens.append(texts)
         clean.append(source if mode == "denoising" else target)
@@ -126,38 +124,25 @@ def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
 
     Cells that come before the first difference of all pairs are left out, as they are zero.
     """
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in CELL), []).append(row)
-    made = []
-    for cell, group in groups.items():
-        if all(row["shared"] for row in group):
-            continue
-        estimate = intervals.mean([row["raw"] for row in group])
-        tokens = {row["token"] for row in group}
-        made.append(
-            {
-                **dict(zip(CELL, cell, strict=True)),
-                "token": tokens.pop() if len(tokens) == 1 else "·",
-                name: estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "n": estimate.n,
-            }
-        )
+    made = [
+        {
+            **dict(zip(CELL, cell.key, strict=True)),
+            "token": cell.token,
+            name: cell.estimate.value,
+            "low": cell.estimate.low,
+            "high": cell.estimate.high,
+            "n": cell.estimate.n,
+        }
+        for cell in cells(rows, CELL)
+    ]
     return pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
 
 
 def position_of(patch: Patch, n_tokens: int) -> int:
     """Position of a patch as tables have it."""
-    return 0 if patch.position is None else patch.position - n_tokens
+    return ALL_POSITIONS if patch.position is None else patch.position - n_tokens
 
 
 def largest(values: pd.Series, k: int) -> np.ndarray:
     """Labels of the `k` largest absolute values, largest first; NaN never."""
     return values.abs().dropna().sort_values(ascending=False, kind="stable").index[:k].to_numpy()
-
-
-def _ready(model, run: PairRun, site: Site):
-    found = tree_patching(model, run, site, memory=MEMORY)
-    return found if found is not None else HookedPatching(model, run, site, memory=MEMORY)

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
+from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.attribution_gradients import TOOLS, Tool, estimates
 from mechrefusal.causal.attribution_pairs import CELL, Runs, averaged, largest, position_of, ready
+from mechrefusal.causal.pair_runs import Mode, Pairs
 from mechrefusal.causal.patch_metric import Metric
 from mechrefusal.causal.patch_sites import Patch, Site, require_site
-from mechrefusal.causal.patching import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import require_layers
+from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 
 SITES: tuple[Site, ...] = ("head_z", "attn_out", "mlp_out", "resid_pre")
@@ -163,30 +163,8 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
         for which in ("finalist", "random", "both"):
             part = here if which == "both" else here[here["scored"] == which]
             estimate, exact = part["estimate"].to_numpy(float), part["exact"].to_numpy(float)
-            rows.append({"site": site, "scored": which, **_agreement(estimate, exact)})
+            rows.append({"site": site, "scored": which, **agreement_of(estimate, exact)})
     return pd.DataFrame(rows)
-
-
-def _agreement(estimate: np.ndarray, exact: np.ndarray) -> dict[str, float | int]:
-    n, nan = len(estimate), float("nan")
-    varies = n > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
-    rank = float(stats.spearmanr(estimate, exact).statistic) if varies else nan
-    low = high = nan
-    if n > 4 and varies and abs(rank) < 1 - 1e-9:
-        # Fisher's z, with the standard error that Bonett and Wright (2000) give for ranks.
-        half = stats.norm.ppf(0.975) * np.sqrt((1 + rank**2 / 2) / (n - 3))
-        z = np.arctanh(rank)
-        low, high = float(np.tanh(z - half)), float(np.tanh(z + half))
-    error, size = np.abs(exact - estimate), np.abs(exact).sum()
-    return {
-        "n": n,
-        "spearman": rank,
-        "low": low,
-        "high": high,
-        "sign": float((np.sign(estimate) == np.sign(exact)).mean()) if n else nan,
-        "error": float(error.mean()) if n else nan,
-        "relative_error": float(error.sum() / size) if size > 0 else nan,
-    }
 
 
 def _checked(
@@ -199,10 +177,7 @@ def _checked(
         raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
     if unknown := [site for site in wanted if site not in SITES]:
         raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
-    at = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
-    if not at:
-        raise MechrefusalError("no layer to screen; give some layers, or None for all")
-    require_layers(model, at)
+    at = sorted(wanted_layers(model, layers, "screen"))
     for site in wanted:
         require_site(model, site)
     return wanted, at

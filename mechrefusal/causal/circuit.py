@@ -18,8 +18,8 @@ from mechrefusal.causal.attribution_gradients import estimates
 from mechrefusal.causal.attribution_pairs import Runs, largest, ready
 from mechrefusal.causal.circuit_faithfulness import COLUMNS, Faithfulness, require_metric
 from mechrefusal.causal.circuit_paths import Edge, Node, PathPatching, edges_between
+from mechrefusal.causal.pair_runs import Mode, Pairs
 from mechrefusal.causal.patch_sites import Patch, Site
-from mechrefusal.causal.patching import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechrefusal import intervals
 from mechrefusal.causal.circuit_paths import Node
 from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.patching import SMALLEST_GAP
+from mechrefusal.causal.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import bar

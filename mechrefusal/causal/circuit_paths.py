@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mechrefusal.causal.circuit_rows import HookedRows, TreeRows, rows_of
 from mechrefusal.causal.component_passes import Component
-from mechrefusal.causal.patch_sites import MEMORY, PairRun, activation_bytes, chunks, logit_bytes
+from mechrefusal.causal.patch_sites import MEMORY, PairRun, activation_bytes, logit_bytes
+from mechrefusal.models.forward import that_fit
 from mechrefusal.models.twin import Edit
 
 
@@ -194,7 +195,7 @@ class PathPatching:
     def _parts(self, n: int) -> Iterable[range]:
         a_token, _ = activation_bytes(self.model)
         cost = self.rows.n_tokens * a_token + logit_bytes(self.model, self.run.reading)
-        return chunks([cost] * n, MEMORY)
+        return that_fit(([cost] * n, MEMORY))
 
 
 def _keep(into: list[Tensor]):

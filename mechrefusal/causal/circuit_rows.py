@@ -8,7 +8,6 @@ run; through hooks it holds whole prompts with their runs, padded on the right.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -93,8 +92,7 @@ class HookedRows:
 
     def __init__(self, model, run: PairRun) -> None:
         self.model, self.run = model, run
-        self._ends = [len(run.target) + len(tokens) for tokens in run.reading.runs]
-        self.n_tokens = len(self._ends) * max(self._ends)
+        self.n_tokens = run.padded(run.target).numel()
         self.source, self.target = Activations(), Activations()
         self._run(run.source, 1, _recording(model, self.source))
         self.score = run.reading.score(self._run(run.target, 1, _recording(model, self.target)))[0]
@@ -108,15 +106,11 @@ class HookedRows:
         self._run(self.run.target, n, edits)
 
     def _run(self, prompt: tuple[int, ...], n: int, edits: Sequence[Edit]) -> list[Tensor]:
-        width = max(self._ends)
-        rows = [[*prompt, *tokens] for tokens in self.run.reading.runs]
-        padded = torch.tensor([[*row, *[prompt[-1]] * (width - len(row))] for row in rows] * n)
+        padded = self.run.padded(prompt).repeat(n, 1).to(self.model.cfg.device)
         hooks = bridge_hooks([(layer, site, _on_rows(self.model, site, edit)) for layer, site, edit in edits])
         with self.model.hooks(fwd_hooks=hooks), contiguous_head(self.model):
-            logits = self.model(padded.to(self.model.cfg.device), return_type="logits").float()
-        by_run = logits.unflatten(0, (n, -1)).unbind(1)
-        ends = zip(by_run, self._ends, self.run.reading.kept, strict=True)
-        return [part[:, end - kept : end] for part, end, kept in ends]
+            logits = self.model(padded, return_type="logits").float()
+        return self.run.read(logits.unflatten(0, (n, -1)).unbind(1))
 
 
 def _on_rows(model, site: Site, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal.passes import CPU_TOKENS, CUDA_TOKENS, KEPT_BYTES, check_length
-from mechrefusal.models.forward import contiguous_head
+from mechrefusal.models.forward import common_length, contiguous_head, that_fit
 from mechrefusal.models.tree import Bank, Branch, Tree
 from mechrefusal.models.tree_forward import TreeForward
 from mechrefusal.models.twin import Edit, Site, Twin, bridge_hooks, twin
@@ -54,11 +54,8 @@ class Frame:
     def of(cls, tokenizer, texts: Sequence[str]) -> "Frame":
         """The frame of `texts`: tokens in common up to the instruction, and the fewest after it."""
         parts = [prompts.segments(tokenizer, text) for text in texts]
-        least, most = min(part.before for part in parts), max(part.before for part in parts)
-        same = next(
-            (i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(map(len, (least, most)))
-        )
-        return cls(least[:same], min(len(part.after) for part in parts))
+        befores = [part.before for part in parts]
+        return cls(tuple(befores[0][: common_length(befores)]), min(len(part.after) for part in parts))
 
 
 class Pass(Protocol):
@@ -132,16 +129,9 @@ class ComponentPasses:
         """Consecutive groups of prompts whose tokens and logits fit into a pass."""
         most = CUDA_TOKENS if torch.device(self.model.cfg.device).type == "cuda" else CPU_TOKENS
         kept = 4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in self.runs)
-        groups: list[list[int]] = [[]]
-        tokens = 0
-        for p in range(len(self.ids)) if numbers is None else numbers:
-            more = len(self.ids[p]) + sum(map(len, self.runs))
-            if groups[-1] and (tokens + more > most or (len(groups[-1]) + 1) * kept > KEPT_BYTES):
-                groups.append([])
-                tokens = 0
-            groups[-1].append(p)
-            tokens += more
-        return groups
+        chosen = list(range(len(self.ids)) if numbers is None else numbers)
+        tokens = [len(self.ids[p]) + sum(map(len, self.runs)) for p in chosen]
+        return [[chosen[i] for i in part] for part in that_fit((tokens, most), ([kept] * len(chosen), KEPT_BYTES))]
 
 
 class _TwinPass:
@@ -178,29 +168,14 @@ class _TwinPass:
             with self._twin.edited(edits):
                 found = self._run()
         else:
-            residual = self._residual(first_layer)
-            replaced: Edit = (first_layer, "resid_pre", lambda _: residual)
-            with self._twin.skipping(first_layer), self._twin.edited([replaced, *edits]):
+            if not self._residuals:  # all of them, or none where the pass was broken off
+                self._residuals = self._twin.residuals(self._run)
+            with self._twin.entered(first_layer, self._residuals[first_layer], edits):
                 found = self._run()
         return found.split([len(branch.keep) for branch in self._branches])
 
     def _run(self) -> Tensor:
         return self._forward.run(self._branches, bank=self._bank, share=self._share).logits
-
-    def _residual(self, layer: int) -> Tensor:
-        """resid_pre of a layer with nothing replaced; that of all layers is taken once."""
-        if not self._residuals:
-            found: list[Tensor] = []
-
-            def keep(activation: Tensor) -> Tensor:
-                found.append(activation)
-                return activation
-
-            layers = range(len(self._twin.blocks))
-            with torch.no_grad(), self._twin.edited([(at, "resid_pre", keep) for at in layers]):
-                self._run()
-            self._residuals = found  # all of them, or none where the pass was broken off
-        return self._residuals[layer]
 
 
 class _PlainPass:

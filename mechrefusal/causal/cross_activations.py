@@ -23,7 +23,7 @@ from mechrefusal.causal.component_passes import Asked, ComponentPasses, Frame, P
 from mechrefusal.causal.patch_metric import Metric, Reading
 from mechrefusal.causal.patch_sites import require_site
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.models.tree import Branch, Tree
 from mechrefusal.models.twin import Edit, Site
 
@@ -98,7 +98,7 @@ def take(
             a metric that is no function of the logits; activations that are not finite.
     """
     texts, sites = _texts(texts), require_sites(source, sites)
-    chosen, reading = wanted_layers(source, layers), Reading.of(metric)
+    chosen, reading = sorted(wanted_layers(source, layers, "patch")), Reading.of(metric)
     ids = prompts.prompt_ids(source.tokenizer, texts)
     tree, places = _packed(ids, reading)
     needed = _bytes(source, len(tree), sites, len(chosen))
@@ -145,7 +145,7 @@ def parts_that_fit(
 ) -> list[list[str]]:
     """Texts in consecutive parts whose activations `take` may keep (one text at the least)."""
     texts, sites = _texts(texts), require_sites(source, sites)
-    chosen, reading = wanted_layers(source, layers), Reading.of(metric)
+    chosen, reading = sorted(wanted_layers(source, layers, "patch")), Reading.of(metric)
     parts: list[list[str]] = [[]]
     tokens = 0
     for text, ids in zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True):
@@ -191,15 +191,6 @@ def require_sites(model, sites: Sequence[CrossSite]) -> tuple[CrossSite, ...]:
             raise MechrefusalError(f"unknown site '{site}'; give some of {', '.join(SITES)}")
         require_site(model, "head_z" if site == "z" or site == "result" else site)
     return tuple(dict.fromkeys(sites))
-
-
-def wanted_layers(model, layers: Sequence[int] | None) -> list[int]:
-    """These layers in order, each once; all where None."""
-    wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
-    require_layers(model, wanted)
-    if not wanted:
-        raise MechrefusalError("no layer to patch: give some layers, or None for all")
-    return wanted
 
 
 def stored(sites: Sequence[CrossSite]) -> list[Site]:

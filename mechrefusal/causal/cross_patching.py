@@ -44,12 +44,12 @@ from mechrefusal.causal.cross_activations import (
     parts_that_fit,
     require_same,
     take,
-    wanted_layers,
 )
 from mechrefusal.causal.cross_effects import Scores
 from mechrefusal.causal.cross_passes import Patch, Patched, Positions
 from mechrefusal.causal.patch_metric import Metric
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 
 __all__ = ["DEFAULT_SITES", "SITES", "Taken", "both_directions", "cumulative", "patch_across", "take"]
@@ -225,7 +225,7 @@ def _taken_parts(
     memory: int,
 ) -> Iterable[tuple[Taken, Sequence[CrossSite], Sequence[int]]]:
     """What was taken, in one part or (from a model) as many as memory needs; the sites and the layers to patch."""
-    wanted = None if layers is None else wanted_layers(target, list(layers))
+    wanted = None if layers is None else sorted(wanted_layers(target, list(layers), "patch"))
     if isinstance(source, Taken):
         _require_taken_with(source, texts, metric, sites, wanted)
         require_same(source.architecture, dict(zip(source.texts, source.ids, strict=True)), target)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechrefusal.causal.component_passes import Component
 from mechrefusal.causal.knockout_readings import Measured
+from mechrefusal.causal.pair_runs import SMALLEST_GAP
 from mechrefusal.causal.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, require_layers
@@ -17,8 +18,6 @@ from mechrefusal.progress import bar
 
 N_CANDIDATES = 32
 """Heads that greedy search chooses from: those with the largest falls of refusal on their own."""
-SMALLEST_GAP = 0.05
-"""Gap between harmful and harmless prompts (nats) below which there is no refusal to take away."""
 
 COLUMNS = (
     "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mechrefusal.causal.component_passes import Component, Kind
 from mechrefusal.causal.head_sets import HeadSet, smallest_set
-from mechrefusal.causal.knockout_readings import Measured, wanted_layers
+from mechrefusal.causal.knockout_readings import Measured
 from mechrefusal.causal.neuron_knockout import NeuronKnockOuts, neurons
 from mechrefusal.causal.replacements import How
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.progress import track
 
 __all__ = ["HeadSet", "KnockOuts", "NeuronKnockOuts", "knock_out", "neurons", "smallest_set"]
@@ -101,7 +101,7 @@ def _components(model, kinds: Sequence[Kind], layers: Sequence[int] | None) -> l
         raise MechrefusalError(f"unknown component '{unknown[0]}' of a knock-out; expected {', '.join(KINDS)}")
     return [
         Component(kind, layer, index)
-        for layer in wanted_layers(model, layers)
+        for layer in wanted_layers(model, layers, "knock out in")
         for kind in dict.fromkeys(kinds)
         for index in (range(model.cfg.n_heads) if kind == "head" else [-1])
     ]

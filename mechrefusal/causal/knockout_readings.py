@@ -13,7 +13,7 @@ from mechrefusal.causal.component_passes import Component, ComponentPasses, Fram
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.models import RefusalMetric
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,6 @@ class Measured:
             if rows:
                 kl[at] = kl_of_probabilities(self._p[at], probabilities(logits[0][rows, 0])).cpu()
         return scores, kl
-
-
-def wanted_layers(model, layers: Sequence[int] | None) -> list[int]:
-    """These layers, each once; all where None.
-
-    Raises:
-        MechrefusalError: one is not in the model, or there are none.
-    """
-    wanted = list(dict.fromkeys(range(model.cfg.n_layers) if layers is None else layers))
-    require_layers(model, wanted)
-    if not wanted:
-        raise MechrefusalError("no layer to knock out in; give some layers, or None for all")
-    return wanted
 
 
 def _texts(

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
+from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.component_passes import Component, Pass, flat
-from mechrefusal.causal.knockout_readings import Measured, wanted_layers
+from mechrefusal.causal.knockout_readings import Measured
 from mechrefusal.causal.replacements import How
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.models.twin import Edit
 from mechrefusal.progress import track
 
@@ -65,7 +65,7 @@ def neurons(
         raise MechrefusalError("neurons are knocked out by 'mean' or 'zero'; 'resample' is for heads and MLPs")
     if top < 1:
         raise MechrefusalError(f"top is {top}: give the number of neurons to measure, at least 1")
-    wanted = wanted_layers(model, layers)
+    wanted = wanted_layers(model, layers, "knock out in")
     parts = [Component("neuron", layer) for layer in wanted]
     measured = Measured(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
     estimates = _estimates(model, measured, wanted)
@@ -79,9 +79,9 @@ def neurons(
         rows.append({**named, "estimate": float(estimates[layer, neuron]), **effect})
     table = pd.DataFrame(rows)
     found, expected = table["refusal"].to_numpy(), table["estimate"].to_numpy()
-    enough = len(table) > 2 and np.ptp(found) > 0 and np.ptp(expected) > 0
-    rank = float(stats.spearmanr(expected, found).statistic) if enough else float("nan")
-    error = float(np.abs(expected - found).mean())
+    agreed = agreement_of(expected, found)
+    rank = float(agreed["spearman"]) if len(table) > 2 else float("nan")  # of two it is 1 or −1 whatever they are
+    error = float(agreed["error"])
     return NeuronKnockOuts(table, rank, error, estimates, measured.base.harmful, measured.base.harmless)
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mechrefusal.causal.interventions import Chain, Intervention, intervened
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, last_logits
-from mechrefusal.models.forward import contiguous_head, exact_length
+from mechrefusal.models.forward import contiguous_head, exact_length, that_fit
 from mechrefusal.models.low_precision import bfloat16_forward
 from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward
@@ -75,25 +75,17 @@ class _Passes:
                 found = self._forward.run(branches).logits
         else:
             residual = self._residuals(group, branches)[start]
-            with self.twin.skipping(start), self.twin.edited([(start, "resid_pre", lambda _: residual), *edits]):
+            with self.twin.entered(start, residual, edits):
                 found = self._forward.run(branches).logits
         return found.float().split([len(branch.keep) for branch in branches])
 
-    @torch.no_grad()
     def _residuals(self, group: "_Group", branches: list[Branch]) -> list[Tensor]:
         """resid_pre of every layer without intervention, taken once."""
         assert self.twin is not None
         assert self._forward is not None
-        if not group.residuals:
-            found: list[Tensor] = []
-
-            def keep(activation: Tensor) -> Tensor:
-                found.append(activation)
-                return activation
-
-            with self.twin.edited([(layer, "resid_pre", keep) for layer in range(len(self.twin.blocks))]):
-                self._forward.run(branches)
-            group.residuals = found  # all of them, or none where the pass was broken off
+        if not group.residuals:  # all of them, or none where the pass was broken off
+            forward = self._forward
+            group.residuals = self.twin.residuals(lambda: forward.run(branches))
         return group.residuals
 
     def _plain(self, group: "_Group", intervention: Intervention | None) -> list[Tensor]:
@@ -117,16 +109,9 @@ class _Passes:
         """Consecutive groups whose tokens and logits fit."""
         device = torch.device(self.model.cfg.device)
         most = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
-        groups: list[list[_Asked]] = [[]]
-        tokens = kept = 0
-        for one in asked:
-            more = 4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in one.runs)
-            if groups[-1] and (tokens + one.n_tokens > most or kept + more > KEPT_BYTES):
-                groups.append([])
-                tokens = kept = 0
-            groups[-1].append(one)
-            tokens, kept = tokens + one.n_tokens, kept + more
-        return groups
+        tokens = [one.n_tokens for one in asked]
+        kept = [4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in one.runs) for one in asked]
+        return [[asked[i] for i in part] for part in that_fit((tokens, most), (kept, KEPT_BYTES))]
 
 
 class Passes(_Passes):

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.patch_sites import PairRun, Patch, Site, activation_bytes, chunks, hook_name, logit_bytes
+from mechrefusal.causal.patch_sites import PairRun, Patch, Site, activation_bytes, hook_name, logit_bytes
 from mechrefusal.causal.resume import blocks_return_tuple, logits_from
 from mechrefusal.models import TokenBatch, head_cache, last_logits
-from mechrefusal.models.forward import expanded
+from mechrefusal.models.forward import expanded, that_fit
 
 
 class HookedPatching:
@@ -45,7 +45,7 @@ class HookedPatching:
         found: dict[Patch, Tensor] = {}
         for layer in dict.fromkeys(patch.layer for patch in patches):
             here = [patch for patch in patches if patch.layer == layer]
-            for part in chunks([a_row] * len(here), self.memory):
+            for part in that_fit(([a_row] * len(here), self.memory)):
                 chosen = [here[i] for i in part]
                 logits = [run.patched(chosen) for run in self.runs]
                 found |= dict(zip(chosen, self.pair.reading.score(logits), strict=True))

@@ -1,10 +1,12 @@
 """What can be patched: sites, one patch, and what is patched for one pair of prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from mechrefusal.causal.patch_metric import Reading
 from mechrefusal.errors import MechrefusalError
@@ -49,6 +51,21 @@ class PairRun:
         heads = range(n) if n else [None]
         positions = range(self.first, len(self.target)) if by_position else [None]
         return [Patch(layer, head, at) for layer in layers for head in heads for at in positions]
+
+    @property
+    def ends(self) -> list[int]:
+        """Length of the prompt with each run after it."""
+        return [len(self.target) + len(tokens) for tokens in self.reading.runs]
+
+    def padded(self, prompt: tuple[int, ...]) -> Int[Tensor, "run token"]:
+        """`prompt` with every run after it, in rows padded on the right: nothing that is read comes after that."""
+        width = max(self.ends)
+        rows = [[*prompt, *tokens] for tokens in self.reading.runs]
+        return torch.tensor([[*row, *[prompt[-1]] * (width - len(row))] for row in rows])
+
+    def read(self, by_run: Iterable[Float[Tensor, "row token vocab"]]) -> list[Float[Tensor, "row place vocab"]]:
+        """Of the logits of padded rows, run by run, those that the metric reads."""
+        return [part[:, end - kept : end] for part, end, kept in zip(by_run, self.ends, self.reading.kept, strict=True)]
 
 
 def n_heads(model, site: Site) -> int:
@@ -98,18 +115,6 @@ def activation_bytes(model) -> tuple[int, int]:
 def logit_bytes(model, reading: Reading) -> int:
     """Bytes of the logits of one row: as they are, and in float32 with what a metric makes of them."""
     return 3 * 4 * model.cfg.d_vocab * sum(reading.kept)
-
-
-def chunks(costs: Sequence[int], most: int) -> Iterator[range]:
-    """Consecutive ranges whose costs add up to at most `most`, of at least one."""
-    start = total = 0
-    for place, cost in enumerate(costs):
-        if place > start and total + cost > most:
-            yield range(start, place)
-            start, total = place, 0
-        total += cost
-    if costs:
-        yield range(start, len(costs))
 
 
 def require_memory(memory: int | None) -> int:

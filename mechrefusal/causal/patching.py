@@ -13,12 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
-from mechrefusal.causal.patch_hooked import HookedPatching
+from mechrefusal.causal.pair_runs import (
+    ALL_POSITIONS,
+    SMALLEST_GAP,
+    Mode,
+    Pairs,
+    cells,
+    oriented,
+    patching_of,
+    require_mode,
+    rows_of,
+    unpatched_scores,
+    usable_pairs,
+)
 from mechrefusal.causal.patch_metric import Metric, Reading
-from mechrefusal.causal.patch_sites import MEMORY, PairRun, Patch, Site, require_memory, require_site
-from mechrefusal.causal.patch_tree import TreePatching
-from mechrefusal.causal.patch_twin import tree_patching
+from mechrefusal.causal.patch_sites import MEMORY, Site, require_memory, require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
@@ -33,15 +42,6 @@ __all__ = [
     "mlp_output",
     "residual",
 ]
-
-Mode = Literal["denoising", "noising"]
-Pairs = prompts.PairSet | Sequence[tuple[str, str]]
-
-ALL_POSITIONS = 0
-"""Value of `position` where every position was patched at once; a single one counts from the end and is negative."""
-
-SMALLEST_GAP = 0.05
-"""Mean m_clean − m_corrupted (nats) below which an effect has no meaning and is NaN; `raw` remains."""
 
 
 @dataclass(frozen=True)
@@ -183,83 +183,24 @@ def _patch(
     mode: Mode,
     memory: int | None,
 ) -> Patching:
-    _require_one_of("mode of patching", mode, ("denoising", "noising"))
+    require_mode(mode)
     wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
     require_layers(model, wanted)
     require_site(model, site)
     reading, budget = Reading.of(metric), require_memory(memory)
-    usable = _pair_set(pairs).equal_length(model.tokenizer)
-    left_out = tuple((pair.id, a, b) for pair, a, b in usable.left_out)
-    if len(usable) == 0:
-        raise MechrefusalError(
-            f"none of {len(pairs)} pairs has equal token length under this tokenizer{_lengths(left_out)}; give other "
-            "pairs"
-        )
+    usable, left_out = usable_pairs(model, pairs)
     found, clean, corrupted = [], [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
-        run, tokens = _run(model, pair, reading, mode)
+        run, tokens = oriented(model, pair, reading, mode)
         patches = run.patches(model, site, wanted, by_position=by_position)
-        ready: TreePatching | HookedPatching | None = tree_patching(model, run, site, memory=budget)
-        ready = ready if ready is not None else HookedPatching(model, run, site, memory=budget)
-        unpatched = ready.unpatched()
-        if number == 0:
-            reading.check(unpatched)
-        source, target = reading.score(unpatched)
+        ready = patching_of(model, run, site, memory=budget)
+        source, target = unpatched_scores(ready, reading, check=number == 0)
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
         raw = (ready.scores(patches) - target).tolist()
-        found += [{"pair": number, **row} for row in _rows(patches, raw, tokens, run.first)]
+        found += [{"pair": number, **row} for row in rows_of(patches, raw, tokens, run.first)]
     table, reason = _averaged(found, site, mode, clean, corrupted)
     return Patching(table, torch.stack(clean), torch.stack(corrupted), reason, left_out)
-
-
-def _pair_set(pairs: Pairs) -> prompts.PairSet:
-    if isinstance(pairs, prompts.PairSet):
-        return pairs
-    made = []
-    for number, pair in enumerate(pairs):
-        if isinstance(pair, prompts.Pair):
-            made.append(pair)
-            continue
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise MechrefusalError(f"pair {number} is {pair!r}; give a PairSet, or a list of (harmful, harmless) texts")
-        made.append(prompts.Pair(f"pair {number}", "", *pair))
-    return prompts.PairSet(tuple(made))
-
-
-def _lengths(left_out: Sequence[tuple[str, int, int]]) -> str:
-    named = ", ".join(f"'{name}' {a} and {b}" for name, a, b in left_out[:3])
-    return f" ({named}{', …' if len(left_out) > 3 else ''} tokens)" if named else ""
-
-
-def _run(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
-    """The pair in the direction that is patched, and the tokens of the harmful prompt as text."""
-    clean, corrupted = (
-        tuple(prompts.segments(model.tokenizer, text).prompt_ids) for text in (pair.harmful, pair.harmless)
-    )
-    first = next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), None)
-    if first is None:
-        raise MechrefusalError(f"pair '{pair.id}' has the same tokens on both sides; there is nothing to patch")
-    source, target = (clean, corrupted) if mode == "denoising" else (corrupted, clean)
-    return PairRun(source, target, first, reading), tuple(model.tokenizer.decode([token]) for token in clean)
-
-
-def _rows(patches: Sequence[Patch], raw: Sequence[float], tokens: Sequence[str], first: int) -> list[dict]:
-    rows = []
-    for patch, value in zip(patches, raw, strict=True):
-        at, head = patch.position, -1 if patch.head is None else patch.head
-        position, token = (ALL_POSITIONS, "all") if at is None else (at - len(tokens), tokens[at])
-        rows.append({"layer": patch.layer, "head": head, "position": position, "token": token, "raw": value})
-    # Before the first difference both runs are the same: exactly zero, and part of the mean over pairs.
-    by_position = any(patch.position is not None for patch in patches)
-    same = [(position - len(tokens), tokens[position]) for position in range(first)] if by_position else []
-    places = dict.fromkeys((row["layer"], row["head"]) for row in rows)
-    shared = [
-        {"layer": layer, "head": head, "position": position, "token": token, "raw": 0.0, "shared": True}
-        for layer, head in places
-        for position, token in same
-    ]
-    return [*shared, *({**row, "shared": False} for row in rows)]
 
 
 def _averaged(
@@ -268,20 +209,14 @@ def _averaged(
     gaps = (torch.stack(clean) - torch.stack(corrupted)).cpu().numpy()
     # Patching into the clean run starts at effect 1 and takes away.
     start = 0.0 if mode == "denoising" else 1.0
-    groups: dict[tuple[int, int, int], list[dict]] = {}
-    for row in found:
-        groups.setdefault((row["layer"], row["head"], row["position"]), []).append(row)
     rows, undefined, smallest = [], 0, float("inf")
-    for (layer, head, position), group in sorted(groups.items()):
-        if all(row["shared"] for row in group):
-            continue  # no pair differs there yet
-        estimate = intervals.mean([row["raw"] for row in group])
-        total = float(gaps[[row["pair"] for row in group]].mean())
+    for cell in sorted(cells(found, ("layer", "head", "position")), key=lambda cell: cell.key):
+        (layer, head, position), estimate = cell.key, cell.estimate
+        total = float(gaps[[row["pair"] for row in cell.rows]].mean())
         if not abs(total) >= SMALLEST_GAP:
             undefined, smallest = undefined + 1, total
         scale = 1 / total if abs(total) >= SMALLEST_GAP else float("nan")
         low, high = sorted(start + bound * scale for bound in (estimate.low, estimate.high))
-        tokens = {row["token"] for row in group}
         rows.append(
             {
                 "site": site,
@@ -289,7 +224,7 @@ def _averaged(
                 "layer": layer,
                 "head": head,
                 "position": position,
-                "token": tokens.pop() if len(tokens) == 1 else "·",
+                "token": cell.token,
                 "raw": estimate.value,
                 "effect": start + estimate.value * scale,
                 "n": estimate.n,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from mechrefusal.causal.patching import Mode
+from mechrefusal.causal.pair_runs import Mode
 from mechrefusal.causal.replacements import How
 from mechrefusal.errors import MechrefusalError
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mechrefusal.causal import Intervention, intervened
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, head_cache, last_logits, require_layers
+from mechrefusal.models.forward import common_length
 from mechrefusal.models.tree import Bank, Branch, Tree
 from mechrefusal.models.tree_forward import TreeForward, shares
 from mechrefusal.models.twin import Edit, Twin, twin
@@ -100,11 +101,7 @@ def _of_twin(
 
 def _head(token_ids: Sequence[Sequence[int]], *, before: int) -> tuple[int, ...]:
     """What all prompts begin with, up to `before` tokens from the end of the shortest."""
-    ordered = sorted(map(tuple, token_ids))
-    first, last = ordered[0], ordered[-1]  # what these two share all share
-    most = min(map(len, token_ids)) - before
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    return first[: min(shared, most)]
+    return tuple(token_ids[0][: min(common_length(token_ids), min(map(len, token_ids)) - before)])
 
 
 class _ReachedError(Exception):

@@ -176,7 +176,7 @@ def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarr
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
     ablated = scorer.ablated(direction)
     induced = scorer.induced(direction, layer=int(row["layer"]))
-    return _array(ablated.harmful), _array(induced), _array(ablated.kl)
+    return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
 
 
 def gathered(rows: Sequence[dict], found: Sequence[tuple], exact: Sequence[bool]) -> CarrierScores:
@@ -216,5 +216,6 @@ def candidate_rows(model, directions: Directions, rows: Sequence[dict] | None) -
     return list(candidates(directions, layers=range(last_layer(model.cfg.n_layers))) if rows is None else rows)
 
 
-def _array(values: Tensor) -> np.ndarray:
+def as_array(values: Tensor) -> np.ndarray:
+    """Float64 on the CPU."""
     return values.double().cpu().numpy()

@@ -18,6 +18,7 @@ from mechrefusal.geometry.scoring import (
     CarrierScores,
     Lists,
     Scorer,
+    as_array,
     candidate_rows,
     exactly,
     gathered,
@@ -128,8 +129,8 @@ class _Sample:
     def __init__(self, rough: Scorer, exact: Scorer, places: Sequence[ndarray], pilots: Sequence[ndarray]) -> None:
         random = np.random.default_rng(0)
         self.rounded = rough.low_precision
-        bases = [(_array(exact.base.harmful), _array(rough.base.harmful))]
-        bases += [(_array(exact.base.harmless), _array(rough.base.harmless))]
+        bases = [(as_array(exact.base.harmful), as_array(rough.base.harmful))]
+        bases += [(as_array(exact.base.harmless), as_array(rough.base.harmless))]
         self._drawn = [_draw(len(base), kept, random) for (base, _), kept in zip(bases, places, strict=True)]
         self._bases = bases
         moved = np.mean([kl / kl.mean() for kl in pilots], axis=0) if pilots else np.ones(len(bases[1][0]))
@@ -221,10 +222,6 @@ def _weights(donors: Int[ndarray, "race prompt"], k: int, each: ndarray | float 
     weights = np.zeros((len(donors), k))
     np.add.at(weights, (np.arange(len(donors))[:, None], donors), each / donors.shape[1])
     return weights
-
-
-def _array(values) -> Float[ndarray, " prompt"]:
-    return values.double().cpu().numpy()
 
 
 def _sample(n: int, share: float) -> Int[ndarray, " sample"]:

@@ -43,7 +43,7 @@ class TokenBatch:
         """Batch `prompts`; at least the last `keep` tokens of each stay out of the common head."""
         if not prompts or not all(len(prompt) > 0 for prompt in prompts):
             raise ValueError("a batch needs at least one prompt, and no prompt may be empty")
-        common = _common_length(prompts)
+        common = common_length(prompts)
         head = max(0, min(common, min(map(len, prompts)) - max(1, keep)))
         width = max(map(len, prompts)) - head
         rest = torch.full((len(prompts), width), pad, dtype=torch.long)
@@ -213,9 +213,24 @@ def expanded(cache: DynamicCache | None, n: int) -> DynamicCache | None:
     return rows
 
 
-def _common_length(prompts: Sequence[Sequence[int]]) -> int:
+def common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common."""
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     for index, (a, b) in enumerate(zip(first, last, strict=False)):
         if a != b:
             return index
     return min(len(first), len(last))
+
+
+def that_fit(*budgets: tuple[Sequence[int], int]) -> Iterator[range]:
+    """Consecutive places, of at least one each, whose costs add up to no more than a budget allows: (costs, most)."""
+    n, start = len(budgets[0][0]), 0
+    totals = [0] * len(budgets)
+    for place in range(n):
+        more = [costs[place] for costs, _ in budgets]
+        if place > start and any(t + m > most for t, m, (_, most) in zip(totals, more, budgets, strict=True)):
+            yield range(start, place)
+            start, totals = place, [0] * len(budgets)
+        totals = [t + m for t, m in zip(totals, more, strict=True)]
+    if n:
+        yield range(start, n)

@@ -15,6 +15,19 @@ def require_layers(model, layers: Sequence[int]) -> None:
         raise MechrefusalError(f"{named} not in this model; it has layers 0 to {model.cfg.n_layers - 1}")
 
 
+def wanted_layers(model, layers: Sequence[int] | None, doing: str) -> list[int]:
+    """These layers, each once; all where None.
+
+    Raises:
+        MechrefusalError: one is not in the model, or there is none to do anything at ("patch", "knock out in").
+    """
+    wanted = list(dict.fromkeys(range(model.cfg.n_layers) if layers is None else layers))
+    require_layers(model, wanted)
+    if not wanted:
+        raise MechrefusalError(f"no layer to {doing}; give some layers, or None for all")
+    return wanted
+
+
 def require_direction(model, direction: Tensor) -> None:
     """Raise `MechrefusalError` for a direction of another width, one that is not finite, or zero."""
     if direction.ndim != 1 or len(direction) != model.cfg.d_model:

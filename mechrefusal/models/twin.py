@@ -92,6 +92,25 @@ class Twin:
         ):
             yield
 
+    @contextmanager
+    def entered(self, layer: int, residual: Tensor, edits: Sequence[Edit]) -> Iterator[None]:
+        """While open, passes begin at `layer` with `residual` as its resid_pre; `edits` touch no layer below it."""
+        with self.skipping(layer), self.edited([(layer, "resid_pre", lambda _: residual), *edits]):
+            yield
+
+    @torch.no_grad()
+    def residuals(self, run: Callable[[], Any]) -> list[Tensor]:
+        """resid_pre of every layer in the pass that `run` makes."""
+        found: list[Tensor] = []
+
+        def keep(activation: Tensor) -> Tensor:
+            found.append(activation)
+            return activation
+
+        with self.edited([(layer, "resid_pre", keep) for layer in range(len(self.blocks))]):
+            run()
+        return found
+
 
 def twin(model) -> Twin | None:
     """The twin of a hooked transformer; None where the model has none that agrees with it, or hooks of the caller.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import writing_head
-from writing_head import COMPLY, HARMFUL, HARMLESS, HEAD, METRIC, N_LAYERS, REFUSE, U
+from planted_model import COMPLY, REFUSE
+from writing_head import HARMFUL, HARMLESS, HEAD, METRIC, N_LAYERS, U
 
 from mechrefusal.attribution import Onto, RefusalLogits, attribute, compare, compare_lenses, logit_lens, sources
 

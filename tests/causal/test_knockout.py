@@ -4,10 +4,10 @@ import numpy as np
 import one_head
 import pytest
 import torch
-from architectures import FAMILIES, build
+from architectures import FAMILIES
 from scipy import stats
 
-from mechrefusal import MechrefusalError, models, prompts
+from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Addition, add, component_passes, knockout
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
 from mechrefusal.causal.replacements import Replacements
@@ -148,22 +148,6 @@ def llama(family):
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     return one_head.make(tmp_path_factory.mktemp("one_head"), [(2, 1)])
-
-
-@pytest.fixture(scope="module")
-def windowed(tmp_path_factory):
-    """`windowed("gemma2")`: a hooked transformer with a sliding window of 8 tokens, made once."""
-    made = {}
-
-    def of(name: str):
-        if name not in made:
-            folder, words = tmp_path_factory.mktemp(name), models.tiny.tokenizer()
-            build(name, len(words), sliding_window=8).save_pretrained(folder)
-            words.save_pretrained(folder)
-            made[name] = models.load_hooked(folder)
-        return made[name]
-
-    return of
 
 
 @pytest.fixture

@@ -62,22 +62,6 @@ def llama(family):
 
 
 @pytest.fixture(scope="module")
-def windowed(tmp_path_factory):
-    """`windowed("gemma2")`: a hooked transformer with a sliding window of 8 tokens, made once."""
-    made = {}
-
-    def of(name: str):
-        if name not in made:
-            folder, words = tmp_path_factory.mktemp(name), models.tiny.tokenizer()
-            build(name, len(words), sliding_window=8).save_pretrained(folder)
-            words.save_pretrained(folder)
-            made[name] = models.load_hooked(folder)
-        return made[name]
-
-    return of
-
-
-@pytest.fixture(scope="module")
 def real(smollm2):
     return models.load_hooked(smollm2)
 

@@ -8,7 +8,7 @@ from architectures import FAMILIES, build
 from transformer_lens import patching as reference
 
 from mechrefusal import MechrefusalError, causal, models
-from mechrefusal.causal import patch_rows, patch_twin, patching
+from mechrefusal.causal import pair_runs, patch_rows, patch_twin, patching
 from mechrefusal.causal.patch_hooked import HookedPatching
 from mechrefusal.models import RefusalMetric
 from mechrefusal.models.refusal_metric import ForcedOpenings
@@ -112,7 +112,7 @@ def test_the_twin_gives_what_the_hooks_give(family, architecture, monkeypatch):
     model = family(architecture).hooked
     ours = {name: SITES[name](model, [PAIR], FORCED, layers=[2]) for name in SITES}
     assert all(model.__dict__[patch_twin._KEY].values())
-    monkeypatch.setattr(patching, "tree_patching", lambda *args, **named: None)
+    monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
     for name, found in ours.items():
         expected = SITES[name](model, [PAIR], FORCED, layers=[2])
         np.testing.assert_allclose(found.table["raw"], expected.table["raw"], atol=1e-4, err_msg=name)
@@ -177,7 +177,7 @@ def test_resid_mid_is_the_stream_between_attention_and_mlp(family, architecture)
 def test_memory_changes_no_number(tiny_hooked, monkeypatch, name, has_twin):
     expected = SITES[name](tiny_hooked, [PAIR], FORCED, layers=LAYERS).table["raw"]
     if not has_twin:
-        monkeypatch.setattr(patching, "tree_patching", lambda *args, **named: None)
+        monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
     sizes = []
     rows = patch_rows.Rows.__init__
     monkeypatch.setattr(patch_rows.Rows, "__init__", lambda *a, **k: (sizes.append(len(a[1])), rows(*a, **k))[1])

@@ -13,17 +13,14 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import planted_model
 import torch
-from transformers import LlamaForCausalLM
 
-from mechrefusal import models
 from mechrefusal.geometry import activations
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split, prompt_ids
 
-WRITING_LAYER, PLACE, N_LAYERS, REFUSE, COMPLY = 2, (-1, 3), 6, 500, 501
+WRITING_LAYER, PLACE, N_LAYERS = 2, (-1, 3), 6
 MARKS, U, CONSTANT, V = (0, 1), (2, 3), 4, 5
-METRIC = RefusalMetric((), (REFUSE,), (COMPLY,))
 WEAPONS = ("bomb", "poison")
 VERBS, THINGS = ("Make", "Sell", "Use", "Buy"), ("a {}", "{} {}", "one {} today", "the {} of fire")
 
@@ -41,42 +38,28 @@ def split(*words: str, verbs: Sequence[str] = VERBS) -> Split:
 
 def make(folder: Path):
     """The model, hooked."""
-    models.tiny.make(folder, n_layers=N_LAYERS, tied=False)
-    model, tokenizer = LlamaForCausalLM.from_pretrained(folder), models.load_tokenizer(folder)
-    with torch.no_grad():
-        embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
-        embedding[:, :6] = 0
-        embedding[:, CONSTANT] = 1
-        for word, mark in zip(WEAPONS, MARKS, strict=True):
-            (token,) = tokenizer(f" {word}", add_special_tokens=False).input_ids
-            embedding[token, mark] = 40
-        for layer, block in enumerate(model.model.layers):
-            attention, mlp = block.self_attn, block.mlp
-            for weight in (attention.o_proj.weight, mlp.down_proj.weight):
-                weight *= 0.02
-                weight[:6] = 0
-            if layer == WRITING_LAYER:
-                attention.q_proj.weight.zero_()
-                for row, (mark, direction) in enumerate(zip(MARKS, U, strict=True)):
-                    # d_head is 16: dimension `row` of the first key/value head, which heads 0 and 1 hear.
-                    attention.v_proj.weight[row] = 0
-                    attention.v_proj.weight[row, mark] = 1
-                    attention.o_proj.weight[direction] = 0
-                    attention.o_proj.weight[direction, [row, 16 + row]] = 10
-            if layer == PLACE[1]:
-                for neuron, direction in enumerate(U):
-                    mlp.gate_proj.weight[neuron] = mlp.up_proj.weight[neuron] = 0
-                    mlp.gate_proj.weight[neuron, direction] = 2
-                    mlp.gate_proj.weight[neuron, CONSTANT] = -2
-                    mlp.up_proj.weight[neuron, CONSTANT] = 1
-                    mlp.down_proj.weight[:, neuron] = 0
-                    mlp.down_proj.weight[V, neuron] = 1
-        unembedding *= 0.05
-        unembedding[[REFUSE, COMPLY]] = 0
-        unembedding[REFUSE, V] = 2
-        unembedding[COMPLY, CONSTANT] = 4
-    model.save_pretrained(folder)
-    return models.load_hooked(folder)
+
+    def plant(layers) -> None:
+        attention, mlp = layers[WRITING_LAYER].self_attn, layers[PLACE[1]].mlp
+        attention.q_proj.weight.zero_()
+        for row, (mark, direction) in enumerate(zip(MARKS, U, strict=True)):
+            # d_head is 16: dimension `row` of the first key/value head, which heads 0 and 1 hear.
+            attention.v_proj.weight[row] = 0
+            attention.v_proj.weight[row, mark] = 1
+            attention.o_proj.weight[direction] = 0
+            attention.o_proj.weight[direction, [row, 16 + row]] = 10
+        for neuron, direction in enumerate(U):
+            mlp.gate_proj.weight[neuron] = mlp.up_proj.weight[neuron] = 0
+            mlp.gate_proj.weight[neuron, direction] = 2
+            mlp.gate_proj.weight[neuron, CONSTANT] = -2
+            mlp.up_proj.weight[neuron, CONSTANT] = 1
+            mlp.down_proj.weight[:, neuron] = 0
+            mlp.down_proj.weight[V, neuron] = 1
+
+    marks = dict(zip(WEAPONS, MARKS, strict=True))
+    return planted_model.make(
+        folder, plant, n_layers=N_LAYERS, n_kept=6, marks=marks, constant=CONSTANT, refusal=(V, 2), compliance=4
+    )
 
 
 def at_place(model, asked: Split) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,18 +7,16 @@ constant that every embedding holds. All other weights are small noise.
 
 import itertools
 
+import planted_model
 import pytest
-import torch
-from transformers import LlamaForCausalLM
+from planted_model import METRIC
 
-from mechrefusal import causal, geometry, models
+from mechrefusal import causal, geometry
 from mechrefusal.geometry import carriers
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
-WRITING_LAYER, CARRIER_LAYER, N_LAYERS, REFUSE, COMPLY = 2, 3, 6, 500, 501
+WRITING_LAYER, CARRIER_LAYER, N_LAYERS = 2, 3, 6
 MARK, CONSTANT, U = 0, 1, 2
-METRIC = RefusalMetric((), (REFUSE,), (COMPLY,))
 VERBS, THINGS = ("Make", "Sell", "Use"), ("a bomb", "bomb bomb", "one bomb today", "the bomb of fire")
 HARMFUL = [f"{verb} {thing}" for verb, thing in itertools.product(VERBS, THINGS)]
 HARMLESS = [text.replace("bomb", "home") for text in HARMFUL]
@@ -30,33 +28,26 @@ def split(harmful, harmless):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    folder = models.tiny.make(tmp_path_factory.mktemp("planted") / "model", n_layers=N_LAYERS, tied=False)
-    model = LlamaForCausalLM.from_pretrained(folder)
-    tokenizer = models.load_tokenizer(folder)
-    (bomb,) = tokenizer(" bomb", add_special_tokens=False).input_ids
-    with torch.no_grad():
-        embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
-        embedding[:, :3] = 0
-        embedding[:, CONSTANT] = 1
-        embedding[bomb, MARK] = 40
-        for layer, block in enumerate(model.model.layers):
-            attention = block.self_attn
-            for weight in (attention.o_proj.weight, block.mlp.down_proj.weight):
-                weight *= 0.1
-                weight[:3] = 0
-            if layer == WRITING_LAYER:
-                attention.q_proj.weight.zero_()
-                # d_head is 16, two key/value heads: the first one reads the mark, heads 0 and 1 hear it.
-                attention.v_proj.weight[0] = 0
-                attention.v_proj.weight[0, MARK] = 1
-                attention.o_proj.weight[U] = 0
-                attention.o_proj.weight[U, [0, 16]] = 10
-        unembedding *= 0.05
-        unembedding[[REFUSE, COMPLY]] = 0
-        unembedding[REFUSE, U] = 4
-        unembedding[COMPLY, CONSTANT] = 2
-    model.save_pretrained(folder)
-    return models.load_hooked(folder)
+    def plant(layers) -> None:
+        attention = layers[WRITING_LAYER].self_attn
+        attention.q_proj.weight.zero_()
+        # d_head is 16, two key/value heads: the first one reads the mark, heads 0 and 1 hear it.
+        attention.v_proj.weight[0] = 0
+        attention.v_proj.weight[0, MARK] = 1
+        attention.o_proj.weight[U] = 0
+        attention.o_proj.weight[U, [0, 16]] = 10
+
+    return planted_model.make(
+        tmp_path_factory.mktemp("planted") / "model",
+        plant,
+        n_layers=N_LAYERS,
+        n_kept=3,
+        marks={"bomb": MARK},
+        constant=CONSTANT,
+        refusal=(U, 4),
+        compliance=2,
+        noise=0.1,
+    )
 
 
 @pytest.fixture(scope="module")

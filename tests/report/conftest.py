@@ -40,6 +40,30 @@ def small_run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def page(small_run):
+    """The page of its trained checkpoint."""
+    return _page(small_run, "r2d2-step-00050")
+
+
+@pytest.fixture(scope="module")
+def base(small_run):
+    """The page of its base."""
+    return _page(small_run, "base-step-00000")
+
+
+@pytest.fixture(scope="module")
+def index(small_run):
+    """Its first page."""
+    return _page(small_run, "index")
+
+
+def _page(folder: Path, name: str):
+    from test_pages import Page
+
+    return Page(folder / "report" / f"{name}.html")
+
+
 @pytest.fixture
 def no_bundles(monkeypatch):
     """Pages without the six megabytes of plotly and circuitsvis."""

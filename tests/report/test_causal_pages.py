@@ -28,21 +28,6 @@ NEW = (
 )
 
 
-@pytest.fixture(scope="module")
-def page(small_run):
-    return Page(small_run / "report" / "r2d2-step-00050.html")
-
-
-@pytest.fixture(scope="module")
-def base(small_run):
-    return Page(small_run / "report" / "base-step-00000.html")
-
-
-@pytest.fixture(scope="module")
-def index(small_run):
-    return Page(small_run / "report" / "index.html")
-
-
 def measured(small_run, name, checkpoint="r2d2-step-00050"):
     return tables.read(name, small_run / "measurements" / checkpoint)
 
