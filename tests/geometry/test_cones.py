@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import gated
 import numpy as np
+import planted_model
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -140,10 +141,10 @@ def test_a_planted_direction_is_found_from_a_poor_start(planted):
     noise = normal(64, seed=4)
     start = truth + 6 * noise / noise.norm()
     settings = ConeSettings(steps=30, learning_rate=0.05, addition=1.0)
-    cone = learn_cone(planted, start, direction, gated.METRIC, layer=layer, largest=2, settings=settings)
+    cone = learn_cone(planted, start, direction, planted_model.METRIC, layer=layer, largest=2, settings=settings)
     families = [cone.subspace, Subspace("start", (start / start.norm())[None]), subspaces.random_subspace(2, 64)]
     found = score_subspaces(
-        planted, families, validation, gated.METRIC, difference=truth, position=position, layer=layer, largest=2
+        planted, families, validation, planted_model.METRIC, difference=truth, position=position, layer=layer, largest=2
     )
     rows = found.table.set_index(["family", "k"])
     assert found.baseline.low > 5

@@ -3,6 +3,7 @@
 import gated
 import numpy as np
 import pandas as pd
+import planted_model
 import pytest
 import torch
 from scipy import stats
@@ -348,7 +349,14 @@ def find(model, *words, extra=()):
     ]
     position, layer = gated.PLACE
     return score_subspaces(
-        model, families, validation, gated.METRIC, difference=difference, position=position, layer=layer, largest=3
+        model,
+        families,
+        validation,
+        planted_model.METRIC,
+        difference=difference,
+        position=position,
+        layer=layer,
+        largest=3,
     )
 
 
