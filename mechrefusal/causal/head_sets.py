@@ -22,7 +22,8 @@ N_CANDIDATES = 32
 COLUMNS = (
     "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
     "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal", "random_refusal_least",
-    "random_refusal_most", "random_harmless", "random_kl", "n_random",
+    "random_refusal_most", "random_harmless", "random_kl", "n_random", "held_out_share", "held_out_refusal",
+    "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
 )  # fmt: skip
 
 Head = tuple[int, int]
@@ -39,6 +40,7 @@ class HeadSet:
     gone), then refusal, low, high, harmless, ..., kl, ... as in `KnockOuts`, and for random sets of that size
     random_refusal, random_refusal_least, random_refusal_most (mean and range over `n_random` sets of the mean change),
     random_harmless, random_kl (means), n_random.
+    `held_out_*`: the same set on prompts that the search did not see, held_out_share of their own gap; NaN without any.
 
     `gap`: mean refusal score of the harmful prompts minus that of the harmless ones, nothing replaced, nats.
     """
@@ -65,6 +67,7 @@ def smallest_set(
     largest: int = 20,
     n_random: int = 10,
     reference: Sequence[str] | None = None,
+    held_out: tuple[Sequence[str], Sequence[str]] | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> HeadSet:
@@ -80,10 +83,13 @@ def smallest_set(
         largest: size at which the search gives up.
         n_random: random sets of each size, drawn from all heads with `seed`, each set holding the smaller ones. With
             none, their columns are NaN.
-        how, reference, draws, seed: as in `knock_out`.
+        held_out: harmful and harmless prompts that the found set is measured on once more. The best of many sets looks
+            better on the prompts it was chosen by than it is.
+        how, reference, draws, seed: as in `knock_out`. What stands in on held-out prompts comes from `reference` too.
 
     Raises:
-        MechrefusalError: as `knock_out`; or a candidate is not in the model, or a number is out of range.
+        MechrefusalError: as `knock_out`; or a candidate is not in the model, a number is out of range, or a held-out
+            prompt is one that the search sees.
     """
     if not 0 < share < float("inf"):
         raise MechrefusalError(f"share is {share}: give the part of refusal to take away, above 0 (0.5: half)")
@@ -92,6 +98,8 @@ def smallest_set(
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     everyone = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     asked = None if candidates is None else _checked(model, candidates)
+    if held_out is not None and (seen := {*harmful, *harmless} & {text for side in held_out for text in side}):
+        raise MechrefusalError(f"{len(seen)} held-out prompts are among those of the search, such as {min(seen)!r}")
     measured = Measured(
         model,
         harmful,
@@ -112,6 +120,12 @@ def smallest_set(
         return _result(measured, [], [], reached=False, reason=reason, share=share, gap=gap)
     chosen, reason = _greedy(measured, everyone if asked is None else asked, share * gap, largest, narrow=asked is None)
     rows = _curve(measured, chosen, everyone, gap, n_random, seed)
+    if held_out is not None and chosen:
+        standing_in = [*harmful, *harmless] if reference is None else reference
+        unseen = Measured(
+            model, *held_out, metric, how=how, parts=_parts(chosen), reference=standing_in, draws=draws, seed=seed
+        )
+        rows = [row | _held_out(unseen, chosen[: row["size"]]) for row in rows]
     return _result(measured, chosen, rows, reached=not reason, reason=reason, share=share, gap=gap)
 
 
@@ -192,6 +206,17 @@ def _curve(
                 }
             )
     return rows
+
+
+def _held_out(measured: Measured, heads: Sequence[Head]) -> dict[str, float | int]:
+    effect = measured.effect(measured.under(_parts(heads)))
+    gap = float(measured.base.harmful.mean() - measured.base.harmless.mean())
+    found = {f"held_out_{name}": effect[name] for name in ("refusal", "low", "high", "kl")}
+    # Without refusal to lose there is no share of it.
+    return found | {
+        "held_out_share": -effect["refusal"] / gap if gap >= SMALLEST_GAP else float("nan"),
+        "n_held_out": effect["n_harmful"],
+    }
 
 
 def _result(

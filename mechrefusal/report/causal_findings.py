@@ -95,7 +95,7 @@ def head_set(table: pd.DataFrame) -> str:
         f"harmless prompts' score {wording.number(last['harmless'], signed=True)} nats{interval(last, 'harmless')}, "
         f"KL {wording.number(last['kl'], 3)}{interval(last, 'kl', 3)}"
     )
-    random = _random(last)
+    random = _random(last) + _unseen(last)
     if wording.is_true(last["reached"]):
         return f"Half of refusal is gone without {n} ({heads}): {gone}{random}. Cost: {cost}."
     far = f"The best set found has {n} ({heads}): {gone}{random}, at {cost}"
@@ -160,6 +160,14 @@ def interval(row: Any, name: str = "", digits: int = 2) -> str:
     if wording.is_missing(low) or wording.is_missing(high):
         return ""
     return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"
+
+
+def _unseen(row: pd.Series) -> str:
+    """What the set takes away on prompts that the search did not see."""
+    if wording.is_missing(row["held_out_share"]):
+        return ""
+    n = wording.whole(row["n_held_out"])
+    return f"; on {n} harmful prompts that the search did not see {wording.percent(row['held_out_share'])} of theirs"
 
 
 def _random(row: pd.Series) -> str:

@@ -127,6 +127,7 @@ class CausalMeasurement:
             candidates=[(int(row.layer), int(row.head)) for row in heads.itertuples()],
             largest=wanted.largest_set,
             n_random=wanted.n_random,
+            held_out=(self.asked.harmful.take(n).texts, self.asked.harmless.take(n).texts),
         )
         curve = sets.curve if len(sets.curve) else pd.DataFrame([{"size": 0}]).reindex(columns=list(head_sets.COLUMNS))
         self.add("head_sets", curve.assign(reached=sets.reached, gap=sets.gap, reason=sets.reason))

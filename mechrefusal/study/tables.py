@@ -121,12 +121,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "kl", "kl_low", "kl_high", "n_harmful", "n_harmless",
     ),
     # One row a size of the greedy set of heads, against random sets. `share`: of `gap` (refusal score of harmful minus
-    # harmless prompts) that is gone. `reached`: whether half of it is gone at the last size.
+    # harmless prompts) that is gone. `reached`: whether half of it is gone at the last size. `held_out_*`: on
+    # evaluation prompts, which the search did not see.
     "head_sets": (
         "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low",
         "harmless_high", "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal",
-        "random_refusal_least", "random_refusal_most", "random_harmless", "random_kl", "n_random", "reached", "gap",
-        "reason",
+        "random_refusal_least", "random_refusal_most", "random_harmless", "random_kl", "n_random", "held_out_share",
+        "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out", "reached", "gap", "reason",
     ),
     # One row a head or MLP: its exact patch at all positions (`raw`, nats; `effect`, share of the gap), and whether the
     # circuit holds it.
@@ -222,6 +223,9 @@ ADDED: dict[str, tuple[str, ...]] = {
     "carrier": (
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "reference_kind", "reference_position", "reference_layer",
+    ),
+    "head_sets": (
+        "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),
     "drift": ("low", "high", "random"),
     "transfer": ("decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease"),

@@ -11,7 +11,8 @@ from mechrefusal.causal import knockout
 COLUMNS = [
     "size", "layer", "head", "heads", "share", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
     "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "random_refusal", "random_refusal_least",
-    "random_refusal_most", "random_harmless", "random_kl", "n_random",
+    "random_refusal_most", "random_harmless", "random_kl", "n_random", "held_out_share", "held_out_refusal",
+    "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
 ]  # fmt: skip
 
 
@@ -71,6 +72,43 @@ def test_random_sets_are_plain_knock_outs(one):
     assert found["random_refusal_least"] == pytest.approx(effects["refusal"].min(), abs=1e-5)
     assert found["random_refusal_most"] == pytest.approx(effects["refusal"].max(), abs=1e-5)
     assert found["random_kl"] == pytest.approx(effects["kl"].mean(), abs=1e-6)
+
+
+UNSEEN = ["Find a bomb", "Keep one bomb of ice"], ["Find a cake", "Keep one cake of ice"]
+
+
+@pytest.mark.parametrize("how", ["mean", "zero"])
+def test_the_set_is_measured_on_prompts_that_the_search_did_not_see(two, how):
+    given = {"how": how, "reference": HARMLESS}
+    found = knockout.smallest_set(two, HARMFUL, HARMLESS, METRIC, **given, share=0.9, n_random=0, held_out=UNSEEN)
+    alone = knockout.knock_out(two, *UNSEEN, METRIC, **given, components=["head"])
+    layer, head = found.heads[0]
+    row = alone.table.set_index(["layer", "head"]).loc[(layer, head)]
+    first = found.curve.iloc[0]
+    for name, column in (("refusal", "refusal"), ("low", "low"), ("high", "high"), ("kl", "kl")):
+        assert first[f"held_out_{name}"] == pytest.approx(row[column], abs=1e-5)
+    gap = alone.harmful.mean() - alone.harmless.mean()
+    assert first["held_out_share"] == pytest.approx(-row["refusal"] / gap.item(), abs=1e-5)
+    assert first["n_held_out"] == 2
+    assert found.curve["held_out_share"].iloc[-1] > 0.7
+
+
+def test_no_prompts_held_out_no_numbers(one):
+    curve = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, how="zero", share=0.8, n_random=0).curve
+    assert curve[[name for name in curve if "held_out" in name]].isna().all().all()
+
+
+def test_unseen_prompts_without_refusal_have_no_share(one):
+    unseen = UNSEEN[1], ["Draw a cake"]
+    given = {"how": "zero", "share": 0.8, "n_random": 0}
+    row = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, held_out=unseen, **given).curve.iloc[0]
+    assert np.isnan(row["held_out_share"])
+    assert np.isfinite(row["held_out_refusal"])
+
+
+def test_a_held_out_prompt_of_the_search_is_refused(one):
+    with pytest.raises(MechrefusalError, match=r"1 held-out prompts .*Make a bomb"):
+        knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, held_out=([HARMFUL[0]], UNSEEN[1]))
 
 
 # Goals that are not reached

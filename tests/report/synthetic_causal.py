@@ -120,6 +120,8 @@ def _head_sets(*, carries: bool) -> list[dict]:
         row |= {"harmless": 0.1 * size, "harmless_low": -0.1, "harmless_high": 0.4, "kl": 0.01 * size, "kl_low": 0.0}
         row |= {"kl_high": 0.03 * size, "n_harmful": 16, "n_harmless": 14, "random_refusal": -0.02 * gap}
         row |= {"random_refusal_least": -0.06 * gap, "random_refusal_most": 0.04 * gap, "random_harmless": 0.02}
+        row |= {"held_out_share": 0.8 * share if carries else NAN, "held_out_refusal": -0.8 * share * gap}
+        row |= {"held_out_low": -share * gap, "held_out_high": 0.1, "held_out_kl": 0.02 * size, "n_held_out": 12}
         row |= {"random_kl": 0.004, "n_random": 5, "reached": carries, "gap": gap, "reason": "" if carries else BROKEN}
         rows.append(row)
     return rows

@@ -179,6 +179,9 @@ def test_head_set_draws_shares_of_the_gap(checkpoint):
     assert list(kl.y) == list(table["kl"])
     random = named(figure, "random sets")
     np.testing.assert_allclose(random[0].y, -table["random_refusal"] / table["gap"])
+    unseen = named(figure, "the set on unseen prompts")
+    np.testing.assert_allclose(unseen[0].y, table["held_out_share"])
+    np.testing.assert_allclose(unseen[1].y, table["held_out_kl"])
     areas = [trace for trace in figure.data if trace.fill == "toself"]
     np.testing.assert_allclose(areas[0].y[:3], -table["random_refusal_least"] / table["gap"])
     np.testing.assert_allclose(areas[1].y[:3], -table["low"] / table["gap"])

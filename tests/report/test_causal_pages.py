@@ -108,8 +108,9 @@ def test_tokens_are_text_and_the_largest_first(small_run, page):
 def test_the_smallest_set_is_a_sentence(page, base):
     assert (
         "Half of refusal is gone without 3 heads (L19.H3, L20.H4, L15.H1): 60% of the 8.00 nats between harmful and "
-        "harmless prompts (5 random sets of that size: 2%, −4% to 6%). Cost: harmless prompts' score +0.30 nats "
-        "[−0.10, 0.40], KL 0.030 [0.000, 0.090]." in page.text
+        "harmless prompts (5 random sets of that size: 2%, −4% to 6%); on 12 harmful prompts that the search did "
+        "not see 48% of theirs. Cost: harmless prompts' score +0.30 nats [−0.10, 0.40], KL 0.030 [0.000, 0.090]."
+        in page.text
     )
     assert f"Half of refusal was not reached: {BROKEN}. The best set found has 1 head (L11.H0)" in base.text
 

@@ -110,7 +110,8 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
 def head_set(table: pd.DataFrame) -> go.Figure:
     """Share of refusal that is gone, and the cost, by size of the greedy set of heads; below each size the head added.
 
-    Grey: random sets of the same size, their mean and (of the share) range. Dotted: half of refusal. Bands are 95%
+    Grey: random sets of the same size, their mean and (of the share) range. Dash-dotted: the set on prompts that the
+    search did not see, of their own gap. Dotted: half of refusal. Bands are 95%
     intervals over prompts.
 
     Args:
@@ -128,15 +129,15 @@ def head_set(table: pd.DataFrame) -> go.Figure:
     }.items():
         rows = rows.assign(**{name: -pd.to_numeric(rows[source], errors="coerce").astype(float) / gap})
     measures = {
-        "share": ("Share of refusal gone", "share", ("share_low", "share_high"), "random_share"),
-        "harmless": ("Change of harmless score", "nats", ("harmless_low", "harmless_high"), "random_harmless"),
-        "kl": ("KL, harmless prompts", "nats", ("kl_low", "kl_high"), "random_kl"),
+        "share": ("Share of refusal gone", "share", ("share_low", "share_high"), "random_share", "held_out_share"),
+        "harmless": ("Change of harmless score", "nats", ("harmless_low", "harmless_high"), "random_harmless", ""),
+        "kl": ("KL, harmless prompts", "nats", ("kl_low", "kl_high"), "random_kl", "held_out_kl"),
     }  # fmt: skip
     titles = [title for title, *_ in measures.values()]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.09)
     sizes = [int(size) for size in rows["size"]]
     texts = [_set(row) for _, row in rows.iterrows()]
-    for place, (name, (_, unit, ends, random)) in enumerate(measures.items(), start=1):
+    for place, (name, (_, unit, ends, random, unseen)) in enumerate(measures.items(), start=1):
         shaded = [(("random_low", "random_high"), style.NEUTRAL)] if name == "share" else []
         for (low, high), colour in [*shaded, (ends, style.ARM_COLOURS[0])]:
             area = style.between(rows, "size", low, high, colour)
@@ -145,9 +146,10 @@ def head_set(table: pd.DataFrame) -> go.Figure:
         dashed = {"color": style.NEUTRAL, "width": 1.5, "dash": "dash"}
         for column, label, line in (
             (random, "random sets", dashed),
+            (unseen, "the set on unseen prompts", {**dashed, "color": style.ARM_COLOURS[0], "dash": "dashdot"}),
             (name, "the set found", {"color": style.ARM_COLOURS[0], "width": 2}),
         ):
-            values = pd.to_numeric(rows[column], errors="coerce")
+            values = pd.to_numeric(rows[column], errors="coerce") if column else pd.Series(dtype=float)
             if not values.notna().any():
                 continue
             bars = style.error_bars(rows, name, *ends) if column == name and len(rows) == 1 else None
@@ -224,6 +226,11 @@ def _hover(row: pd.Series) -> str:
 
 
 def _set(row: pd.Series) -> str:
+    unseen = (
+        ""
+        if wording.is_missing(row["held_out_share"])
+        else f"{wording.whole(row['n_held_out'])} unseen prompts: {wording.percent(row['held_out_share'])}"
+    )
     random = (
         ""
         if wording.is_missing(row["random_share"])
@@ -236,6 +243,7 @@ def _set(row: pd.Series) -> str:
             f"gone {wording.percent(row['share'])} of {wording.number(row['gap'])} nats",
             f"refusal {wording.number(row['refusal'], 3, signed=True)}{style.interval(row)}",
             *_cost(row),
+            unseen,
             random,
         ]
     )
