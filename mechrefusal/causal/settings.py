@@ -24,7 +24,7 @@ class CausalSettings:
         n_nodes: heads and MLPs of the circuit at most; 0 for no circuit.
         n_edges: paths of the circuit at most.
         n_random: random sets beside the smallest set and beside every size of the circuit.
-        n_crossed: harmful validation prompts whose activations are put into other checkpoints.
+        n_crossed: harmful, and as many harmless validation prompts whose activations are put into other checkpoints.
     """
 
     modes: tuple[Mode, ...] = ("denoising", "noising")

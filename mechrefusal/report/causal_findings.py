@@ -6,7 +6,7 @@ import pandas as pd
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures.attribution import CHANCE, beyond_chance
-from mechrefusal.report.figures.cross_patching import PAIR, clear_of_control, head_sites, pair_name
+from mechrefusal.report.figures.cross_patching import PAIR, clear_of_control, head_sites, of_set, pair_name
 from mechrefusal.report.figures.screening import SITES
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
@@ -130,12 +130,18 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
 
 
 def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The heads of each source that move the target's refusal most (table `cross_patching`), one entry a pair."""
+    """The heads of each source that move the target's refusal of harmful prompts most, one entry a pair.
+
+    From table `cross_patching`. Beside each what it does on harmless prompts, where that was measured.
+    """
+    everything, table = table, of_set(table, "harmful")
     sites = head_sites(table)
     if not sites:
         return []
     rows = clear_of_control(table[table["site"].astype(str) == sites[0]])
     rows = rows.assign(raw=pd.to_numeric(rows["raw"], errors="coerce")).dropna(subset=["raw"])
+    other = of_set(everything, "harmless")
+    harmless = other[other["site"].astype(str) == sites[0]].set_index([*PAIR, "layer", "head"])["raw"]
     found = []
     for _, own in rows.groupby(PAIR, sort=False):
         order = own["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
@@ -144,7 +150,7 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "name": wording.head_name(row["layer"], row["head"]),
                 "raw": wording.number(row["raw"], signed=True),
                 "detail": f"{interval(row).strip() or 'no interval'}, control "
-                f"{wording.number(row['control'], signed=True)}",
+                f"{wording.number(row['control'], signed=True)}{_on_harmless(row, harmless)}",
                 "is_clear": bool(row["clear"]),
             }
             for _, row in own.loc[order].iterrows()
@@ -152,6 +158,11 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
         clear = int(own["clear"].sum())
         found.append({"pair": wording.plain(pair_name(own.iloc[0])), "heads": heads, "n_clear": clear, "n": len(own)})
     return found
+
+
+def _on_harmless(row: pd.Series, known: pd.Series) -> str:
+    value = known.get(tuple(row[[*PAIR, "layer", "head"]]))
+    return "" if value is None or wording.is_missing(value) else f", harmless {wording.number(value, signed=True)}"
 
 
 def interval(row: Any, name: str = "", digits: int = 2) -> str:

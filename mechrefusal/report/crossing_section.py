@@ -6,12 +6,13 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import causal_findings, figures, findings, wording
-from mechrefusal.report.figures.cross_patching import PAIR, head_sites
+from mechrefusal.report.figures.cross_patching import PAIR, head_sites, of_set
 from mechrefusal.report.figures.screening import SITES
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
 TOP = 10
+SETS = ("harmful", "harmless")
 
 
 def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
@@ -40,14 +41,18 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     for one, other in dict.fromkeys(between):
         rows = table[[ends == (one, other) for ends in between]]
         n_pairs, drawn = rows[list(PAIR)].drop_duplicates().shape[0], []
-        for site in sites:
-            own = rows[rows["site"].astype(str) == site]
-            if len(own):
-                title = SITES.get(site, "Heads")
-                draw = partial(figures.cross_patching, own, site=site, title=title, limit=limit)
+        for prompts in SETS:
+            asked = of_set(rows, prompts)
+            for site in sites:
+                own = asked[asked["site"].astype(str) == site]
+                if len(own):
+                    title = f"{SITES.get(site, 'Heads')}, {prompts} prompts"
+                    draw = partial(figures.cross_patching, own, prompts=prompts, site=site, title=title, limit=limit)
+                    drawn.append(panels.add(draw, title=title))
+            if (pd.to_numeric(asked["head"], errors="coerce") < 0).any():
+                title = f"Layers, {prompts} prompts"
+                draw = partial(figures.cross_patching_layers, asked, prompts=prompts, title=title)
                 drawn.append(panels.add(draw, title=title))
-        if (pd.to_numeric(rows["head"], errors="coerce") < 0).any():
-            drawn.append(panels.add(partial(figures.cross_patching_layers, rows), title="Layers"))
         groups.append({"arms": f"{wording.plain(one)} and {wording.plain(other)}", "n_pairs": n_pairs, "panels": drawn})
     return groups
 

@@ -12,25 +12,37 @@ from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
 NAN = float("nan")
+RULES = 2
+"""Raised where what is measured changes, so that runs of an earlier version are patched anew."""
 
 
 def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: int) -> pd.DataFrame:
     """Table `cross_patching`: the base and the last checkpoint of each arm, and these with each other, both ways.
 
+    On harmful and on as many harmless validation prompts.
     A pair that was patched with the same settings and metric is not patched again. Both are scored by the metric of the
     later checkpoint, the one that refuses; pairs that cannot be patched have a row that says why.
     """
     wanted, table = run.recipe.causal, tables.read("cross_patching", run.measurements())
     if wanted.n_crossed == 0:
         return table
-    texts = asked.validation.harmful.take(wanted.n_crossed)
+    texts = {
+        "harmful": asked.validation.harmful.take(wanted.n_crossed),
+        "harmless": asked.validation.harmless.take(wanted.n_crossed),
+    }
     for one, other in _pairs(checkpoints):
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
-        stamp = fingerprint([one.weights, other.weights, metric.as_json(), texts.ids, wanted.layer_step])
+        prompts = [side.ids for side in texts.values()]
+        stamp = fingerprint([RULES, one.weights, other.weights, metric.as_json(), *prompts, wanted.layer_step])
         key = f"{one.id} {other.id}"
         if run.manifest.get("crossed", {}).get(key) == stamp:
             continue
-        rows = _crossed(one, other, texts.texts, metric, range(0, n_layers, wanted.layer_step))
+        layers = range(0, n_layers, wanted.layer_step)
+        rows = pd.concat(
+            [_crossed(one, other, side.texts, metric, layers).assign(set=name) for name, side in texts.items()],
+            ignore_index=True,
+        )
+        rows = tables.frame("cross_patching", rows)
         own = _between(table, one, other) | _between(table, other, one)
         table = pd.concat([part for part in (table[~own], rows) if len(part)], ignore_index=True)
         tables.write(table, "cross_patching", run.measurements())
@@ -53,13 +65,13 @@ def _crossed(
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
         found = both_directions(loaders, texts, metric, layers=layers)
     except MechrefusalError as error:
-        columns = tables.columns("cross_patching")
-        nothing = {**dict.fromkeys(columns, NAN), "site": "", "layer": -1, "head": -1, "n": 0, "reason": str(error)}
+        nothing = dict.fromkeys(tables.columns("cross_patching"), NAN) | {"site": "", "layer": -1, "head": -1, "n": 0}
+        nothing |= {"reason": str(error)}
         found = pd.DataFrame([{**nothing, "source": a, "target": b} for a, b in (known, reversed(list(known)))])
     for side in ("source", "target"):
         found[f"arm_{side}"] = [known[name].arm for name in found[side]]
         found[f"step_{side}"] = [known[name].step for name in found[side]]
-    return tables.frame("cross_patching", found[list(tables.columns("cross_patching"))])
+    return found.drop(columns=["source", "target"])
 
 
 def _between(table: pd.DataFrame, source: Checkpoint, target: Checkpoint) -> pd.Series:

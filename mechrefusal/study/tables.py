@@ -193,12 +193,14 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
         "random_decrease", "n_harmful", "n_harmless", "reason",
     ),
-    # One row a pair of checkpoints and site: activations of the source put into the target at that site. `raw`: change
-    # of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: what the
+    # One row a pair of checkpoints, set of prompts and site: activations of the source put into the target at that
+    # site. `set`: harmful or harmless; what lifts both alike makes the target refuse whatever it is asked. `raw`:
+    # change of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: what the
     # same change does, turned by a random rotation.
     "cross_patching": (
-        "arm_source", "step_source", "arm_target", "step_target", "site", "layer", "head", "raw", "low", "high",
-        "effect", "effect_low", "effect_high", "control", "n", "reason",
+        "arm_source", "step_source", "arm_target", "step_target", "set", "site", "layer", "head", "raw", "low", "high",
+        "effect", "effect_low", "effect_high", "control", "control_low", "control_high", "control_size",
+        "source_score", "target_score", "n", "reason",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
     # tell. `value` with its interval and `floor`, its noise: what the verdict rests on is in `reason`.
@@ -230,6 +232,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "drift": ("low", "high", "random"),
     "transfer": ("decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease"),
     "effective_rank": ("low", "high"),
+    "cross_patching": ("set", "control_low", "control_high", "control_size", "source_score", "target_score"),
 }  # fmt: skip
 """Columns that runs of an earlier version do not have; they are NaN there."""
 

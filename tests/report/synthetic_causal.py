@@ -181,13 +181,25 @@ def cross_patching(rng: np.random.Generator, ids: list[tuple[str, int]]) -> list
                 "arm_target": target[0],
                 "step_target": target[1],
             }
-            for site, layer in itertools.product(("resid_pre", "attn_out", "mlp_out", "z"), range(LAYERS)):
+            sites = itertools.product(("harmful", "harmless"), ("resid_pre", "attn_out", "mlp_out", "z"), range(LAYERS))
+            for prompts, site, layer in sites:
                 for head in range(HEADS) if site == "z" else [-1]:
                     size = CARRIERS.get((layer, head), 0.0) if site == "z" else 0.8 * (layer > 18)
                     raw = sign * 5 * size + float(rng.normal(0, 0.05))
-                    row = {**pair, "site": site, "layer": layer, "head": head, "raw": raw, "low": raw - 0.15}
+                    raw *= 1 if prompts == "harmful" else 0.5
+                    row = {
+                        **pair,
+                        "set": prompts,
+                        "site": site,
+                        "layer": layer,
+                        "head": head,
+                        "raw": raw,
+                        "low": raw - 0.15,
+                    }
                     row |= {"high": raw + 0.15, "effect": raw / 6 * sign, "effect_low": raw / 6 * sign - 0.1}
                     row |= {"effect_high": raw / 6 * sign + 0.1, "control": 0.01, "n": 8, "reason": ""}
+                    row |= {"control_low": -0.02, "control_high": 0.04, "control_size": 0.01}
+                    row |= {"source_score": 3.0 * sign, "target_score": -3.0 * sign}
                     if (layer, head) == (2, 2):
                         row |= dict.fromkeys(("effect", "effect_low", "effect_high"), NAN) | {"reason": BROKEN}
                     rows.append(row)

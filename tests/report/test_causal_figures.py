@@ -273,9 +273,21 @@ def test_faithfulness_has_shares_random_range_and_the_circuit(checkpoint):
     assert "measured on held-out pairs" in figure.layout.title.subtitle.text
 
 
-def crossed(run, source="r2d2", target="base"):
+def crossed(run, source="r2d2", target="base", prompts="harmful"):
     table = run.across["cross_patching"]
-    return table[(table["arm_source"] == source) & (table["arm_target"] == target)]
+    return table[(table["arm_source"] == source) & (table["arm_target"] == target) & (table["set"] == prompts)]
+
+
+def test_cross_patching_draws_one_set_of_prompts(run):
+    harmful, harmless = crossed(run), crossed(run, prompts="harmless")
+    both = pd.concat([harmful, harmless], ignore_index=True)
+    for draw in (figures.cross_patching, figures.cross_patching_layers):
+        assert draw(both) == draw(harmful)
+        assert draw(both, prompts="harmless") != draw(harmful)
+        assert "n = 8 harmless prompts" in draw(both, prompts="harmless").layout.title.subtitle.text
+        assert draw(harmful.assign(set=None)) == draw(harmful)  # a run of an earlier version
+        with pytest.raises(MechrefusalError, match="no rows"):
+            draw(harmful, prompts="harmless")
 
 
 def test_cross_patching_has_one_panel_a_pair(run):

@@ -53,7 +53,8 @@ def test_every_figure_is_on_the_page(page, index):
         "Of the harmful − harmless score",
     ):
         assert title in found
-    for title in ("Heads (what they read and carry)", "Layers", "By patching (denoising)", "By knock-out"):
+    expected = ("Heads (what they read and carry), harmful prompts", "Layers, harmless prompts")
+    for title in (*expected, "By patching (denoising)", "By knock-out"):
         assert title in titles(index)
 
 
@@ -151,12 +152,18 @@ def test_the_knock_out_that_costs_most_is_named(small_run, page):
 def test_the_index_names_the_heads_that_make_the_other_refuse(small_run, index):
     table = measured(small_run, "cross_patching", "")
     own = table[(table["arm_source"] == "r2d2") & (table["site"] == "z")]
+    harmless = own[(own["set"] == "harmless") & (own["layer"] == 19) & (own["head"] == 3)]
+    own = own[own["set"] == "harmful"]
     pairs = {pair["pair"]: pair for pair in causal_findings.crossed_heads(table)}
     assert list(pairs) == ["base 0 → r2d2 50", "r2d2 50 → base 0"]
     found = pairs["r2d2 50 → base 0"]
     assert found["heads"][0]["name"] == "L19.H3"
     assert found["heads"][0]["raw"] == wording.number(own["raw"].max(), signed=True)
     assert found["heads"][0]["is_clear"]
+    assert found["heads"][0]["detail"].endswith(f"harmless {wording.number(harmless['raw'].iloc[0], signed=True)}")
+    old = causal_findings.crossed_heads(table[table["set"] == "harmful"].assign(set=float("nan")))
+    assert [pair["n_clear"] for pair in old] == [pair["n_clear"] for pair in pairs.values()]
+    assert "harmless" not in old[0]["heads"][0]["detail"]
     assert found["n_clear"] == ((own["low"] > own["control"]) | (own["high"] < own["control"])).sum()
     assert f"{found['n_clear']} of 270" in index.text
     assert "L19.H3 ●" in index.text.replace("\n", " ")

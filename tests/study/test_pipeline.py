@@ -48,6 +48,9 @@ def test_every_table_is_there_for_every_checkpoint(finished):
     for name in tables.ACROSS:
         if name != "transfer":  # no checkpoint has a direction to carry elsewhere, which `relocation` says
             assert len(tables.read(name, finished.measurements())) > 0, name
+    crossed = tables.read("cross_patching", finished.measurements())
+    assert (crossed.groupby(["arm_source", "arm_target"])["set"].nunique() == 2).all()
+    assert (crossed["raw"].notna() | (crossed["reason"] != "")).all()
     relocation = tables.read("relocation", finished.measurements())
     assert set(relocation["verdict"]) <= {"moved", "not moved", "cannot tell"}
     assert (relocation["reason"] != "").all()

@@ -22,6 +22,13 @@ def head_sites(table: pd.DataFrame) -> list[str]:
     return [site for site in HEAD_SITES if site in found] + sorted(found - set(HEAD_SITES))
 
 
+def of_set(table: pd.DataFrame, prompts: str) -> pd.DataFrame:
+    """Rows of one set of prompts, harmful or harmless; where a table does not say, they are harmful ones."""
+    if "set" not in table:
+        return table if prompts == "harmful" else table.iloc[:0]
+    return table[table["set"].astype(object).where(table["set"].notna(), "harmful") == prompts]
+
+
 def pair_name(row: pd.Series) -> str:
     """`sft 18 → base 0`, plain text."""
     return (
@@ -41,6 +48,7 @@ def clear_of_control(table: pd.DataFrame) -> pd.DataFrame:
 def cross_patching(
     table: pd.DataFrame,
     *,
+    prompts: str = "harmful",
     site: str | None = None,
     value: str = "raw",
     title: str = "Heads",
@@ -52,11 +60,13 @@ def cross_patching(
 
     Args:
         table: table `cross_patching`, all pairs or some.
+        prompts: harmful or harmless.
         site: of those patched by head; by default the first there is.
         value: `raw` (change of the target's refusal score in nats; red: it refuses more) or `effect` (share of the way
             to the source's score).
         limit: colour saturates at ± `limit`; the largest value by default.
     """
+    table = of_set(table, prompts)
     known = head_sites(table)
     chosen = site if site is not None else known[0] if known else ""
     rows = table[(table["site"].astype(str) == chosen) & (pd.to_numeric(table["head"], errors="coerce") >= 0)]
@@ -99,19 +109,23 @@ def cross_patching(
     figure.update_annotations(font={"size": 12})
     figure.update_layout(legend={"y": -60 / (heatmaps.height_of(len(grids[0])) * lines - 110), "yanchor": "top"})
     height = heatmaps.height_of(len(grids[0])) * lines + 40
-    return style.finish(figure, title=title, subtitle=wording.counts(rows["n"]), height=height)
+    return style.finish(figure, title=title, subtitle=_counts(rows, prompts), height=height)
 
 
-def cross_patching_layers(table: pd.DataFrame, *, value: str = "raw", title: str = "Layers") -> go.Figure:
+def cross_patching_layers(
+    table: pd.DataFrame, *, prompts: str = "harmful", value: str = "raw", title: str = "Layers"
+) -> go.Figure:
     """What each layer of the source does to the target's refusal: one column a site, one line a pair source → target.
 
     Bands: 95% intervals over prompts; dashed: the control, the same change turned at random (of `raw`).
 
     Args:
         table: table `cross_patching`; rows of heads are left out. Not more pairs than colours, to be readable.
+        prompts: harmful or harmless.
         value: `raw` (nats; positive: the target refuses more) or `effect` (share of the way to the source's score).
     """
-    rows = table[pd.to_numeric(table["head"], errors="coerce") < 0]
+    rows = of_set(table, prompts)
+    rows = rows[pd.to_numeric(rows["head"], errors="coerce") < 0]
     rows = style.drawable(rows, value, "patches of layers across checkpoints")
     found = {str(site) for site in rows.loc[rows[value].notna(), "site"]}
     sites = [name for name in SITES if name in found] + sorted(found - set(SITES))
@@ -150,10 +164,12 @@ def cross_patching_layers(table: pd.DataFrame, *, value: str = "raw", title: str
     figure.update_yaxes(title="nats" if value == "raw" else value, row=1, col=1)
     figure.update_annotations(font={"size": 12})
     figure.update_layout(showlegend=True, legend={"y": -0.24, "yanchor": "top"})
-    subtitle = "; ".join(
-        part for part in (wording.counts(rows["n"]), "dashed: control" if value == "raw" else "") if part
-    )
+    subtitle = "; ".join(part for part in (_counts(rows, prompts), "dashed: control" if value == "raw" else "") if part)
     return style.finish(figure, title=title, subtitle=subtitle, height=400)
+
+
+def _counts(rows: pd.DataFrame, prompts: str) -> str:
+    return wording.counts(rows["n"], f"{wording.for_plotly(prompts)} prompts")
 
 
 def _cell(row: pd.Series | None, layer: int, head: int) -> str:
