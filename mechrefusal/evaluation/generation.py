@@ -1,6 +1,6 @@
 """Greedy answers of a model to plain instructions, under whatever interventions are active."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mechrefusal import prompts
@@ -35,6 +35,7 @@ def complete(
     chunk: int = 64,
     tokenizer=None,
     description: str = "generating",
+    on_batch: Callable[[list[int], list[str], list[list[int]]], None] | None = None,
 ) -> Completions:
     """Answer every instruction greedily.
 
@@ -43,6 +44,7 @@ def complete(
         suffixes: an adversarial suffix for each instruction ("" for none).
         max_new_tokens: tokens at most in one answer.
         chunk: prompts in one batch.
+        on_batch: called with the rows, texts and token ids of every finished batch.
     """
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     attacks = suffixes if suffixes is not None else [""] * len(texts)
@@ -56,6 +58,8 @@ def complete(
             batch = TokenBatch.of([ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device)
             found = continue_greedily(model, batch, max_new_tokens=max_new_tokens, end=end_tokens(model, tokenizer))
             answers.update(zip(rows, found, strict=True))
+            if on_batch is not None:
+                on_batch(rows, tokenizer.batch_decode(found, skip_special_tokens=True), found)
             progress.advance(len(rows))
     in_order = [tuple(answers[row]) for row in range(len(ids))]
     decoded = tokenizer.batch_decode([list(row) for row in in_order], skip_special_tokens=True) if in_order else []

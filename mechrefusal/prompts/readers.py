@@ -34,8 +34,8 @@ def read(
 
     Names (case and punctuation do not count): harmbench, strongreject, xstest, xstestcompletions, advbench,
     jailbreakbench, maliciousinstruct, alpaca. Ids come from the source where it has them, otherwise they are
-    `<name>-0001`, by row; an id that occurs again gets `-2`, `-3`. Rows without text are left out, counted in
-    `dropped` and warned of.
+    `<name>-0001`, by row; an id that occurs again gets `-2`, `-3`, with a warning. Rows without text are left out,
+    counted in `dropped` and warned of.
 
     `targets` (HarmBench only): a JSON file with the openings of a complying answer by BehaviorID, or such a mapping.
     The set then has the columns `targets` (list of str, without blank ones) and `target` (the first of them). Where a
@@ -60,7 +60,7 @@ def read(
     if not rows.rows:
         raise MechrefusalError(f"{rows.where} has no rows: give a file that holds prompts")
     rows.require(*benchmark.required)
-    records, dropped = _records(key, benchmark, rows)
+    records, dropped, again = _records(key, benchmark, rows)
     if not records:
         raise MechrefusalError(
             f"{rows.where} has no prompt in its {dropped} rows: fill the column '{benchmark.required[0]}'"
@@ -68,15 +68,23 @@ def read(
     if targets is not None:
         rows.require("BehaviorID")
         _add_targets(records, targets)
+    if repeated := [identity for identity, n in again.items() if n > 1]:
+        warnings.warn(
+            f"{rows.where}: the id '{repeated[0]}' occurs {again[repeated[0]]} times, in all {len(repeated)} ids more "
+            "than once; later rows got '-2', '-3' behind it",
+            stacklevel=2,
+        )
     if dropped:
         warnings.warn(f"{rows.where}: {dropped} rows without text were left out", stacklevel=2)
     columns = list(dict.fromkeys([*COLUMNS, *(column for record in records for column in record)]))
     return PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
 
 
-def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[dict[str, Any]], int]:
+def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
+    """What the rows became, how many had no text, and how often each id stood there."""
     records: list[dict[str, Any]] = []
     seen: set[str] = set()
+    times: dict[str, int] = {}
     dropped = rows.blank
     for number, row in rows.rows:
         try:
@@ -87,6 +95,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
             dropped += 1
             continue
         wanted = record.get("id", "").strip() or row.get("id", "").strip() or f"{key}-{number:04d}"
+        times[wanted] = times.get(wanted, 0) + 1
         identity, again = wanted, 1
         while identity in seen:
             again += 1
@@ -95,7 +104,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
         used = {"", "id", "text", *record, *(column.lower() for column in (*benchmark.required, *benchmark.used))}
         extra = {column: value for column, value in row.items() if column not in used}
         records.append({**record, "id": identity, **extra})
-    return records, dropped
+    return records, dropped, times
 
 
 def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[str, str | list[str]]") -> None:

@@ -98,7 +98,7 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
         range=[min(math.log10(max(float(rows["kl"].min()), _LEAST_KL)), -2) - 0.2, math.log10(max(top, 1e-3)) + 0.7],
     )
     figure.update_yaxes(title="change of refusal (nats)", zeroline=False)
-    figure.update_layout(showlegend=True, legend={"y": -0.16, "yanchor": "top"})
+    figure.update_layout(showlegend=True, legend={"y": -0.26, "yanchor": "top"})
     return style.finish(
         figure,
         title="Refusal lost against its cost",
