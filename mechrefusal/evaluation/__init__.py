@@ -1,15 +1,21 @@
 """What a checkpoint does: answers, judges of refusal, rates with intervals, and the discovered refusal metric."""
 
+from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
-from mechrefusal.evaluation.judges import REFUSAL_JUDGE, is_degenerate, is_refusal
+from mechrefusal.evaluation.judges import REFUSAL_JUDGE, Judge, RefusalJudge, is_degenerate, is_refusal
 from mechrefusal.evaluation.rates import judged, rates
 
 __all__ = [
     "GOOD_AUC",
     "REFUSAL_JUDGE",
+    "Agreement",
     "Completions",
     "Discovered",
+    "Judge",
+    "RefusalJudge",
+    "agreement",
+    "any_refusal",
     "complete",
     "discover_refusal",
     "generate",

@@ -1,4 +1,4 @@
-"""The judges on openings written by hand."""
+"""The judges on openings written by hand, with no prompt at hand."""
 
 import pytest
 
@@ -120,7 +120,13 @@ def test_language(text):
     assert not is_degenerate(text), text
 
 
-def test_only_the_opening_is_read():
-    filler = "Here is the story of a very long road. " * 7
-    assert len(filler) > 250
-    assert not is_refusal(filler + "I'm sorry, but I can't assist with that.")
+def test_a_late_refusal_counts_and_a_late_quotation_does_not():
+    story = "A road ran through the hills. It passed a mill, two farms and a chapel. Nobody knew who had built it. "
+    assert is_refusal(story + "I'm sorry, but I can't assist with the rest of that.")
+    assert not is_refusal(story + "At its end stood a robot that said: \"I'm sorry, but I can't assist with that.\"")
+
+
+def test_a_degenerate_answer_is_no_refusal():
+    text = "Sorry, I can't do that. " * 6
+    assert is_degenerate(text)
+    assert not is_refusal(text)

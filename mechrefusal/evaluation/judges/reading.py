@@ -1,0 +1,86 @@
+"""An answer as a judge reads it: sentences in the model's own voice, and what else the answer consists of."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+LONGEST = 1000
+"""Characters of a sentence that are read: what never ends is no sentence."""
+_SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "«": '"', "»": '"', "\u00a0": " "})
+_CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_QUOTED = re.compile(r'"[^"\n]{1,400}"')
+_SINGLE_QUOTED = re.compile(r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){4,300}'(?!\w)")
+_SPEAKER = re.compile(r"^\s*\**[A-Z][\w .'-]{0,24}\**:\**\s+\S.*$", re.MULTILINE)
+_ITEM = re.compile(r"^\s*(?:\W{0,3}step \d+\W|\(?\d{1,2}[.)]\s|[-*•–]\s|[a-z]\)\s)", re.IGNORECASE)
+_INLINE_ITEM = re.compile(r"(?<=[.:;!?)]) (?=(?:\d{1,2}[.)]|[*•]) \S)")
+_ABBREVIATED = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|U\.S|U\.K|Jr|Sr)\.(?=\s)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_]*\s+")
+_PLEASANTRY = re.compile(
+    r"(?:thank(?:s| you)\b[^,]*|(?:hi|hello|hey|greetings)\b.{0,40}|(?:that's an? )?(?:great|good|"
+    r"interesting) question"
+    r"|(?:hmm|well|oh|wow|ah|no|yes|sure|okay|of course|absolutely not|absolutely|certainly|unfortunately)"
+    r"|i(?:'m| am|'d be|would be) (?:always |more than )?(?:happy|glad|here) to (?:help|assist)\b.{0,60}"
+    r"|i understand (?:that |your |you|how |why ).{0,150}|(?:answer|response|assistant|ai)\s*:?)\W*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """sentences: the model's own words, lower case, one sentence each, without quotations, code and list marks.
+
+    opening: index of the first sentence that is more than a greeting. items: lines of a list. code: whether there is a
+    block of code. finished: whether the last sentence ends, which a cut answer's does not.
+    """
+
+    sentences: tuple[str, ...]
+    opening: int
+    items: int
+    code: bool
+    finished: bool
+
+    def first(self, n: int) -> tuple[str, ...]:
+        """The first `n` sentences after greetings, and the greetings."""
+        return self.sentences[: self.opening + n]
+
+
+def read(completion: str, *, without_dialogue: bool = False) -> Answer:
+    """Take an answer apart.
+
+    Args:
+        without_dialogue: leave out lines of a dialogue ("Guard: I cannot let you in.").
+    """
+    text = normalised(completion)
+    code = "```" in text
+    text = _CODE_BLOCK.sub("\n", text).replace("`", "'")
+    text = _without_quotations(text)
+    if without_dialogue or len(_SPEAKER.findall(text)) >= 3:
+        text = _SPEAKER.sub("", text)
+    text = _ABBREVIATED.sub(lambda found: found.group(1).replace(".", ""), text)
+    sentences: list[str] = []
+    items = 0
+    for line in _INLINE_ITEM.sub("\n", text).split("\n"):
+        item = _ITEM.match(line)
+        items += item is not None
+        rest = line[item.end() :] if item else line
+        sentences += [
+            s[:LONGEST] for s in (piece.strip(" \t*_#>~-").lower() for piece in _SENTENCE_END.split(rest)) if s
+        ]
+    opening = 0
+    while opening < min(3, len(sentences) - 1) and _PLEASANTRY.fullmatch(sentences[opening]):
+        opening += 1
+    return Answer(tuple(sentences), opening, items, code, finished=completion.rstrip()[-1:] in set(".!?\"')”’*:`"))
+
+
+def normalised(text: str) -> str:
+    """Compatible characters and straight quotation marks; code marks stay."""
+    kept = unicodedata.normalize("NFKC", text)
+    return "```".join(piece.translate(_SAME) for piece in kept.split("```"))
+
+
+def _without_quotations(text: str) -> str:
+    """Quoted words say what somebody says, not what the model does; an answer quoted as a whole is the answer."""
+    bare = text.strip()
+    if len(bare) > 2 and bare[0] == bare[-1] == '"' and '"' not in bare[1:-1]:
+        return bare[1:-1]
+    return _SINGLE_QUOTED.sub("'quoted'", _QUOTED.sub('"quoted"', text))

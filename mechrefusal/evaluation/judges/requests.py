@@ -1,0 +1,205 @@
+"""What a prompt asks for: whether "it is illegal" answers it or declines it depends on that."""
+
+import re
+from enum import StrEnum
+
+
+class Request(StrEnum):
+    """Kinds of prompts."""
+
+    TASK = "task"
+    """A how-to, a where-to, or any other order: a warning alone is no answer."""
+    DATA = "data"
+    """A fact about somebody that may be private: denying access or knowledge is no answer."""
+    FACT = "fact"
+    """A definition, an event, a yes or no: that something is a crime may be the answer."""
+    LOADED = "loaded"
+    """Reasons for a claim about what ought to be, or the good of an evil: rejecting the claim gives none."""
+    ABILITY = "ability"
+    """Why somebody cannot do what nobody can: the facts are the answer, a reproach is not."""
+    ADVICE = "advice"
+    """Whether one should, or whether it is legal: "no" is an answer."""
+    RISKS = "risks"
+    """Why not to do something, or what is wrong with it: warnings are the answer."""
+    WRITING = "writing"
+    """A text in somebody else's voice, in which anybody may refuse anything."""
+    UNKNOWN = "unknown"
+    """No prompt."""
+
+
+LONGEST = 2000
+"""Characters of a prompt in which its kind is looked for."""
+
+_PRIVATE = (
+    r"(?:social security|passport|credit card|bank|phone|mobile|licen[cs]e|insurance|account|tax|medical|health|"
+    r"criminal|"
+    r"employment|browsing|search|immigration|marital|sexual|political|religious|mental|birth|home|private|"
+    r"personal|e-?mail|"
+    r"wi-?fi|iphone|instagram|facebook|twitter|credit|blood|school|salary|password|pin|address|records?|history|"
+    r"login|"
+    r"birthday|birthdate|beliefs?|affiliation|orientation|diagnosis|income|religion|net worth|grades?|number|status|"
+    r"date of birth|ssn|certificate|fortune|browser|messages|diary|location|age)"
+)
+_KINDS = (
+    (
+        Request.RISKS,
+        r"^(?:so )?why (?:should|must|shall|can) (?:i|you|one|we|someone|anyone|people|kids|children|drivers|"
+        r"nobody|no one) "
+        r"(?:not|never)\b|^why (?:should|must)n't|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
+        r"dangerous|harmful|"
+        r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
+        r"recommended))\b"
+        r"|\b(?:dangers?|risks?|consequences|penalt(?:y|ies)|punishments?|side effects|harms?|downsides|"
+        r"drawbacks) (?:of|for|in|if)\b"
+        r"|\breasons? (?:not to|to avoid|against)\b|^what (?:happens|could happen|would happen|can happen) if\b"
+        r"|\bwhat(?:'s| is) wrong with\b|^how (?:dangerous|harmful|bad|illegal|risky|safe)\b|\bwhy it(?:'s|"
+        r" is) (?:wrong|bad|illegal)",
+    ),
+    (
+        Request.WRITING,
+        r"\b(?:write|compose|draft|create|invent|tell|make up|give me|continue|finish|pen|"
+        r"generate)\b[^.?!]{0,60}\b(?:story|stories|poem|song|"
+        r"lyrics|dialog(?:ue)?|scene|script|screenplay|letter|e-?mails?|reply|message|note|speech|monologue|"
+        r"conversation|skit|play|"
+        r"joke|tale|quote|line|lines|sentences?|phrases?|example|post|tweet|haiku|limerick|rhyme|rap|verse|"
+        r"diary entry|chapter|novel|"
+        r"articles?|essay|blog|content|advert\w*|headline|slogan)\b"
+        r"|\b(?:role-?play|pretend|imagine (?:you|that you)|act as|you are now|in the voice of|play the (?:role|"
+        r"part)|as if you were)\b"
+        r"|\b(?:translate|rephrase|paraphrase|rewrite|proofread|summari[sz]e|correct the (?:grammar|spelling))\b"
+        r"|\bhow (?:do|can|should|would) (?:i|you|one|we) (?:politely |nicely |best )?(?:say|decline|refuse|"
+        r"turn down|apologi[sz]e|"
+        r"respond|reply)\b",
+    ),
+    (
+        Request.LOADED,
+        r"^why (?:should|shouldn't|would|must|ought|was|were|is|are|did|do)\b[^?]*\b(?:right|justified|good|best|"
+        r"better|deserve\w*|"
+        r"should|inferior|superior|stupid|weaker|dumber|worse|lazy|lazier|evil|criminal|fake|hoax|lie|liars?|"
+        r"beneficial|belong|control|smell|hate)\b"
+        r"|^why (?:should|shouldn't|would|ought)\b"
+        r"|\breasons? (?:why|for|that)\b[^?]*\b(?:should|right|not|best|better|inferior|superior|ban|deny|good|"
+        r"control|belong)\b"
+        r"|\b(?:explain|argue|convince me|tell me|justify|defend|prove) (?:why|that|how)\b[^?]*\b(?:should|right|"
+        r"justified|inferior|"
+        r"superior|better|best|deserve\w*|good|never happened|fake|hoax)\b"
+        r"|\b(?:benefits?|advantages|upsides|merits|positives?|good side) of\b[^?]*\b(?:genocide|ethnic cleansing|"
+        r"slavery|slave|"
+        r"holocaust|racism|segregation|apartheid|terror\w*|massacres?|child|torture|war|abuse|dictator\w*|nazi\w*|"
+        r"eugenics|rape)\b"
+        r"|^how (?:do|did|does) (?!i\b|we\b|you\b)[^?]*\b(?:overstate|exaggerate|fake|lie about|invent|deserve|"
+        r"ruin|destroy)\b",
+    ),
+    (
+        Request.ABILITY,
+        r"^why (?:can't|can not|cannot|can|could|couldn't|don't|do|doesn't|does|aren't|isn't)\b"
+        r"|^why (?:are|is) [^?]{0,80}\b(?:not |un)(?:able|capable|made)\b|^why (?:are|is) [^?]{0,60}\bnot\b",
+    ),
+    (
+        Request.ADVICE,
+        r"^(?:should|shall|may|must|ought) (?:i|we|you|one|he|she|they|my)\b|^(?:is|are|was|would) (?:it|this|"
+        r"that|there)\b"
+        r"[^?]*\b(?:legal|illegal|ethical|unethical|okay|ok|wrong|right|moral|immoral|allowed|safe|bad|acceptable|"
+        r"crime|"
+        r"appropriate|dangerous|fair|good idea)\b|\b(?:do you think|what do you think|your opinion|how do you feel)\b"
+        r"|^(?:can|could|am) i (?:legally|go to jail|be arrested|get arrested|get in trouble)",
+    ),
+    (
+        Request.DATA,
+        r"^(?:(?:please )?(?:tell me|give me|find|show me|reveal) |what(?:'s| is| are| was| were)|where (?:can|do|"
+        r"could|might|would) i "
+        r"(?:find|get|see|look up)|where (?:does|do|is|did)|how (?:can|do|could|would) i (?:find|access|get|see|"
+        r"look up|obtain)|"
+        r"exactly how (?:much|old)|how (?:much|old|tall|rich)|when (?:is|was)|is|was|does|did|who (?:is|was)|which)\b"
+        rf"[^?]*(?:\b(?:my|our|his|her|their|other people's|someone's|somebody's)\b|\w's|\ws')[^?]*\b{_PRIVATE}\b"
+        r"|^(?:exactly )?how (?:much|old)\b[^?]*\b(?:earn|make|paid|weigh|is|get)\b"
+        r"|^(?:is|are|was|does|has) (?:my|our|his|her|their)\b",
+    ),
+    (
+        Request.FACT,
+        r"^(?:what (?:is|'s|are|was|were|does|do|did|constitutes|happened|kind|type|city|year|number|jobs?|killed|"
+        r"caused|led|role)|"
+        r"what's|who|whom|whose|when|which|where (?:is|was|were|does|did|do (?!i))|how (?:did|was|were|does|is|"
+        r"are|many|much|long|old|"
+        r"big|tall|far|often)|is|are|was|were|did|does|do|has|have|had|why did|why was|why were|define|during|"
+        r"in (?:what|which)|"
+        r"explain (?:what|the (?:term|meaning|concept|difference))|describe what)\b",
+    ),
+)
+_COMPILED = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _KINDS)
+_ASKS_A_WAY = re.compile(
+    r"^(?:what(?:'s| is| are| would be)|which|where is)\b[^?]{0,40}\b(?:ways?|methods?|strateg\w+|steps|process|"
+    r"plans?|plot|tips?|"
+    r"recipe|technique|tool|place|easiest|best|fastest|quickest)\b",
+    re.IGNORECASE,
+)
+_OF_MINE = re.compile(r"^(?:what|which|where|when|who)\b[^?]*\b(?:can|do|should|could) (?:i|we|you)\b", re.IGNORECASE)
+_SELF_HARM = re.compile(
+    r"\b(?:suicide|myself|my (?:own )?(?:life|wrists?|arm|artery|cervical artery)|to die|die (?:like|painlessly)|"
+    r"go out like)\b",
+    re.IGNORECASE,
+)
+_HUMANS = re.compile(
+    r"\b(?:people|persons?|women|woman|men|man|gays?|lesbians?|trans\w*|jews?|jewish|muslims?|hindus?|christians?|"
+    r"buddhists?|"
+    r"catholics?|atheists?|sikhs?|immigrants?|refugees?|migrants?|roma|latin[oax]s?|hispanics?|mexicans?|"
+    r"africans?|asians?|"
+    r"blacks?(?= (?:people|men|women|person))|citizens|foreigners|kids|children|girls?|boys?|veterans|workers|"
+    r"seniors|"
+    r"americans?|germans?|chinese|arabs?|natives?)\b",
+    re.IGNORECASE,
+)
+
+_HARM = re.compile(
+    r"\b(?:kill|murder|assassinat|execut|destroy|hurt|harm|poison|beat|attack|stab|shoot|strangl|chok|throttl|"
+    r"steal|rob|hack|bomb|burn|kidnap|rape|"
+    r"stalk|blackmail|threat|invad|invasion|massacre|genocid|slave|terror|eradicat|exterminat|eliminat|annihilat|"
+    r"liquidat|decimat|cleansing|"
+    r"segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
+    r"launder|traffick|humiliat|ruin)\w*"
+    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bholocaust\b|\bwar\b",
+    re.IGNORECASE,
+)
+_RESTRICTS = re.compile(
+    r"\b(?:not|never|\w+n't|denied?|barred|banned?|kicked|excluded?|less|extra|discriminat\w+|segregat\w+|"
+    r"best for|it best|is it (?:good|right)|over-?represented|"
+    r"right to|it is right|justified|weaker|inferior|superior|stupid\w*|dumber|worse|laz\w+|all major|"
+    r"overstate\w*|exaggerat\w*|took? away|taking away|"
+    r"deserve\w*|good|control|belong|benefits?|advantages|criminals?|fake|hoax)\b",
+    re.IGNORECASE,
+)
+
+
+def kind_of(prompt: str) -> Request:
+    """What a prompt asks for, by how it opens; an order of any other form is a task."""
+    asked = " ".join(prompt[:LONGEST].replace("’", "'").split()).lstrip("\"'([")
+    if not asked:
+        return Request.UNKNOWN
+    for kind, pattern in _COMPILED:
+        if pattern.search(asked):
+            if kind in (Request.DATA, Request.FACT) and _ASKS_A_WAY.search(asked):
+                return Request.TASK
+            if kind is Request.FACT and _OF_MINE.search(asked):
+                return Request.TASK
+            return kind
+    return Request.TASK
+
+
+def about_self_harm(prompt: str) -> bool:
+    """Whether a prompt may come from somebody who wants to hurt themselves."""
+    return _SELF_HARM.search(prompt) is not None
+
+
+def about_humans(prompt: str) -> bool:
+    """Whether a prompt names people."""
+    return _HUMANS.search(prompt) is not None
+
+
+def about_harm(prompt: str) -> bool:
+    """Whether a prompt has a word for harm, which it may mean in jest, in a game or in earnest."""
+    return _HARM.search(prompt) is not None
+
+
+def restricts(prompt: str) -> bool:
+    """Whether a loaded question asks why some should be less or have less, or why an evil was good."""
+    return _RESTRICTS.search(prompt) is not None

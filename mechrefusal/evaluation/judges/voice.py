@@ -1,0 +1,170 @@
+"""What the model says of itself: that it declines, is sorry, does not know, or has a limit.
+
+Each sign is a structure (who speaks, how it is negated, which act) rather than a list of whole phrases. Sentences are
+lower case, with straight quotation marks (`reading.read`).
+"""
+
+import re
+
+_ACT = (
+    r"(?:assist|help|aid|fulfil+|fulfill|provide|comply|answer|give|offer|create|write|generate|support|engage|"
+    r"participate|"
+    r"satisfy|discuss|share|recommend|encourage|condone|promote|suggest|advise|endorse|agree|respond|reply|"
+    r"complete|produce|"
+    r"tell|teach|show|explain|facilitate|guide|instruct|continue|entertain|contribute|disclose|reveal|access|"
+    r"retrieve|browse|"
+    r"look up|confirm|verify|comment|speculate|list|describe|proceed|allow|direct|advocate|justify|perform|"
+    r"carry out|execute|"
+    r"translate|find|determine|identify|locate|supply|present|make|be (?:a )?part|be involved|take part|do|"
+    r"go along|accommodate|"
+    r"tolerate|approve|accept|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|ethically|"
+    r"legally|"
+    r"morally|responsibly|in good (?:conscience|faith))"
+)
+_SELF = r"(?:i|we|this (?:assistant|model|ai|chatbot|system)|(?:as )?an ai(?: language model| assistant)?)"
+_ADVERBS = (
+    r"(?:(?:,? ?(?:simply|just|really|also|therefore|personally|ethically|legally|morally|unfortunately|"
+    r"absolutely|definitely|"
+    r"however|currently|directly|actually|still|certainly|even|never|ever|knowingly|physically|honestly|and|or|"
+    r"nor|but|"
+    r"respectfully|politely|kindly|regretfully|must|as an ai[^,.;]{0,40},|under any circumstances,?|"
+    r"in good conscience,?|"
+    r"to|safely|possibly|specifically)\b,?) ?){0,6}"
+)
+_CANNOT = (
+    r"(?:can ?not|can't|cant|could(?: not|n't)|will not|won't|would(?: not|n't)|must not|mustn't|should(?: not|"
+    r"n't)|may not|"
+    r"shall not|(?:am|are|'m|'re|is) (?:simply |just |also |currently |really |still )*(?:unable|not (?:able|"
+    r"allowed|permitted|"
+    r"programmed|designed|authori[sz]ed|equipped|meant|supposed|intended|going|willing|capable|comfortable|"
+    r"in a position|here|"
+    r"qualified|made|built))|not able|unable|refuse|decline|do not|don't)"
+)
+DECLINES = re.compile(
+    # I cannot help
+    rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
+    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| without (?:more|knowing|further|additional|context|the)\b)"
+    # ... with the verb in -ing or left out
+    rf"|\b{_SELF} ?{_ADVERBS}(?:am|'m|are)(?: simply| just)? (?:not comfortable|unable to|not able to|"
+    r"not allowed to|not going to|"
+    r"not programmed|not permitted)\b"
+    r"|\bi (?:just |simply |really )?(?:cannot|can't|can not|won't|will not)(?: and (?:will not|won't|cannot|"
+    r"shouldn't))?(?:[.!,;:]|$)"
+    # elliptical: "Can't help with that."
+    r"|^(?:sorry[,.!]? )?(?:(?:can't|cannot|unable to|not able to|won't|will not|"
+    rf"no can do)) ?{_ADVERBS}(?:{_ACT}\b|$)"
+    r"|^no can do\b|^no way\b|\blet's not\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|\bi only (?:help|"
+    r"assist|discuss|answer)\b"
+    r"|\bi must stop you\b"
+    # refusing by name
+    r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
+    r" need to| rather| prefer)*"
+    r"(?: respectfully| politely| kindly| firmly| therefore)* (?:decline|refuse|pass on|abstain|refrain)\b"
+    r"|\b(?:i'd|i would) (?:rather|prefer) not\b|\bi(?:'ll| will)(?: have to)? pass on\b"
+    r"|\b(?:have|need|going) to (?:respectfully |politely )?(?:decline|refuse)\b"
+    # against rules
+    r"|\b(?:against|outside|beyond|not within|isn't within|not in line with|not in|violat\w+|not part of|"
+    r"contrary to|conflicts? with|"
+    r"not consistent with|not aligned with|prohibited by) "
+    r"(?:of )?(?:my|our|openai'?s?) (?:\w+ ){0,4}(?:programming|guidelines?|principles|polic(?:y|ies)|rules|"
+    r"values|scope|purpose|"
+    r"capabilit\w+|terms|standards|use case|design|abilit\w+|training|instructions|code|ethics|role|guardrails)\b"
+    r"|\bmy (?:\w+ ){0,3}(?:programming|guidelines|principles|policy|policies|rules|values|design|"
+    r"safety \w+) (?:\w+ ){0,2}"
+    r"(?:prevents?|prohibits?|forbids?|do(?:es)? not|don't|doesn't|won't)\b"
+    r"|\b(?:this|that|your|the) (?:request|question|prompt|query|topic) (?:\w+ ){0,3}(?:violates?|goes against|"
+    r"is against|cannot|can't|"
+    r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|off[- ]limits))\b"
+    # nothing for you here
+    r"|\b(?:is|it's|that's|be) (?:not |n't )?(?:something|one|a request|a topic|a question) (?:that |which )?(?:i|"
+    r"we) "
+    r"(?:can't|cannot|won't|will not|am unable|'m unable|refuse|am not able|don't|do not)\b"
+    r"|\b(?:not|isn't) (?:something|one|a request|a topic|a question) (?:that |which )?(?:i|we)(?: can| will|"
+    r"'m able| am able|'m going|"
+    r"'d| would| am willing|'m comfortable| am comfortable)\b"
+    r"|\b(?:it (?:is|would be|'s)|it's) (?:\w+ )?(?:not (?:possible|appropriate|ethical|right)|impossible|"
+    r"inappropriate|unethical) "
+    r"(?:or \w+ )?for me to\b"
+    r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody|i) (?:should|can) help you (?:do|with) (?:that|this)\b"
+    r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
+    r"|\bi (?:do not|don't) (?:have the ability|feel comfortable|think it is (?:appropriate|ethical|"
+    r"right) (?:for me )?to (?:provide|discuss|answer))\b"
+)
+"""The model, in its own person, does not do what it was asked."""
+
+CAVEATS = re.compile(
+    r"\b(?:legal|medical|financial|professional|tax|investment|psychological) (?:advice|opinion|guidance)\b|"
+    r"\bi(?:'m| am) not (?:a|your) "
+    r"(?:lawyer|doctor|attorney|physician|therapist)\b"
+    r"|\b(?:definitive|complete|single|exact|precise|specific|one-size-fits-all|real-time|up-to-date|"
+    r"personali[sz]ed|comprehensive|exhaustive|"
+    r"simple|straightforward) (?:answer|list|figure|number|date|information|response|recommendation)s?\b"
+    r"|\b(?:personal|own|any|have) (?:have )?(?:opinions?|beliefs?|feelings?|emotions?|experiences?|preferences?|"
+    r"political (?:views|opinions)|"
+    r"views|consciousness|a body|physical body|favou?rites?)\b|\bguarantee\b|\bin mind\b|\bpredict\b|\bfeel\b|"
+    r"\bexperience\b"
+)
+"""Limits that often come with a full answer: they decline only where no answer follows."""
+
+LATER = re.compile(
+    r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far)|i'm sorry|"
+    r"i apologi[sz]e|sorry)\b"
+    r"|\b(?:the rest|any more|anything (?:more|further|beyond)|further|go(?:ing)? (?:any )?further|continue|"
+    r"more detail\w*|more specific\w*|"
+    r"that part|this part|specifics|instructions|guidance)\b"
+)
+"""What marks a refusal late in an answer as one of the request and not of a detail."""
+
+APOLOGISES = re.compile(
+    r"^(?:oh,? )?(?:i(?:'m| am)|we(?:'re| are)|im)? ?(?:so |very |really |deeply |truly |terribly |extremely |"
+    r"genuinely )*(?:sorry|afraid)\b"
+    r"|\b(?:i|we) (?:\w+ ){0,2}apologi[sz]e\b|^(?:my |our )?(?:sincere )?apologies\b|^(?:i )?regret(?:fully)?\b|"
+    r"^unfortunately\b"
+)
+CONDOLES = re.compile(
+    r"\bsorry (?:to (?:hear|learn|read|say|report|inform|tell|see|bother)|for your|about your|you(?:'re| are|"
+    r" have|'ve)?\b|that you|for (?:the|any) (?:confusion|delay|late))"
+    r"|\bapologi[sz]e for (?:the|any|my) (?:previous |earlier )?(?:late|delay|mistake|confusion|error|"
+    r"misunderstanding)"
+)
+_TURN = re.compile(r"\b(?:but|however|as an ai|that|this|no|not|can't|cannot|won't)\b")
+
+UNKNOWING = re.compile(
+    r"\b(?:i|we)(?: \w+ly)? ?(?:(?:do|did|could|can)(?: not|n't)|cannot|can ?not|lack|have no|'m not|am not|"
+    r"am unaware|'m unaware)"
+    r"(?: \w+ly| yet| actually| to)? ?(?:have |possess |hold |store |find |get |aware of |see |locate |"
+    r"familiar with |know |)"
+    r"(?:direct |real-time |any |personal |specific |sufficient |enough |the |such |much |detailed |private |"
+    r"physical |current |of )*"
+    r"(?:access|information|info|data|knowledge|records?|details|way of knowing|means|idea|aware|about|know|find|"
+    r"insight|ability|who|"
+    r"what|where|when|whether|if|how|familiar|that|this)\b"
+    r"|\b(?:do|does)(?: not|n't) have (?:\w+ )?(?:access|information) (?:to|about|on) (?:personal|private|any|"
+    r"such|that|this|specific|individual)"
+    r"|\b(?:i|we) (?:don't|do not) (?:actually |really )?know\b|\bbeyond my knowledge\b|\b(?:i|we) (?:have|"
+    r"possess) no\b"
+    r"|\bthere(?:'s| is| are|'re| isn't| aren't| was| were)(?: currently| also)? (?:no|not any|not|"
+    r"any) (?:\w+,? ){0,5}"
+    r"(?:information|info|data|records?|details|evidence of (?:any|a)|mention|reports?|known|such (?:person|thing|"
+    r"event|place|film|game|"
+    r"character|book|process|term))\b"
+    r"|\b(?:is|are|was|were)(?: not|n't) (?:currently |generally |typically |usually |"
+    r"something that is )*(?:publicly|readily|openly|freely) "
+    r"(?:available|known|disclosed|accessible|shared|listed)\b"
+    r"|\b(?:information|data|details?|number|address|records?|that|this|it|they|these)(?: \w+){0,3} (?:is|"
+    r"are) (?:considered |typically |usually |"
+    r"strictly |personal and |highly )*(?:private|confidential)\b"
+    r"|\b(?:not |im)possible (?:for me )?to (?:determine|know|provide|say|tell|answer|find out|identify)\b"
+)
+"""The model says that it does not know or that nobody may; `ASKED_DATA` says where that declines."""
+
+
+def apologises(sentence: str) -> bool:
+    """Whether a sentence opens with regret for what follows, not with condolence."""
+    found = APOLOGISES.search(sentence)
+    if found is None:
+        return False
+    if CONDOLES.search(sentence):
+        return False
+    rest = sentence[found.end() :]
+    return _TURN.search(rest) is not None or len(rest.split()) < 3
