@@ -210,6 +210,50 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
     # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
     "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "low", "high", "n_rows", "reason"),
+    # One row an answer of `mechrefusal evaluate` and judge. `side`: harmful or harmless; `group`: HarmBench's
+    # functional category. `attack`: none, or the method that made the prompt against `source`. `intervention`: none, or what was
+    # done to the model. `ended`: the model ended its turn. `kind`: what the judge judges, refusal or harm. `label` and
+    # `score` are missing where it gave none; `because` says why, or what decided.
+    "verdicts": (
+        "arm", "step", "weights", "suite", "side", "group", "category", "prompt_id", "attack", "intervention", "prompt",
+        "completion", "n_tokens", "ended", "judge", "kind", "label", "score", "because",
+    ),
+    # One row a rate of those answers. `by`: all, group or category, `of`: which one. `metric`: any_refusal,
+    # full_refusal, partial_refusal, full_compliance, degenerate, attack_success (harmful), answered (harmless), score
+    # (mean of a judge's scores). `nulls`: answers that the judge gave nothing for; they are in no rate. HarmBench's
+    # copyright rows are in their own group only.
+    "suite_rates": (
+        "arm", "step", "suite", "side", "attack", "intervention", "judge", "kind", "by", "of", "metric", "value", "low",
+        "high", "n", "nulls",
+    ),
+    # One row a pair of checkpoints and rate, on the prompts that both answered: `difference` is b minus a with its 95%
+    # bootstrap interval over prompts, `only_a` and `only_b` the prompts on which only one has the outcome, `mcnemar_p`
+    # of the exact test (NaN where the outcome is no 0/1).
+    "suite_differences": (
+        "arm_a", "step_a", "arm_b", "step_b", "suite", "side", "attack", "intervention", "judge", "metric",
+        "difference", "low", "high", "mcnemar_p", "only_a", "only_b", "n", "nulls",
+    ),
+    # One row a checkpoint and suite of harmless prompts: cross-entropy of the base model's own answers, mean nats a
+    # token, and its difference to that at the base (95% t interval over prompts, paired).
+    "answer_losses": (
+        "arm", "step", "suite", "loss", "difference", "low", "high", "n",
+    ),
+    # One row a suite and pair of judges, over all checkpoints. `question`: label, or any_refusal.
+    "judge_agreement": ("suite", "judge_a", "judge_b", "question", "share", "kappa", "n", "nulls_a", "nulls_b"),
+    # One row a prompt that an evaluation shares with what the run trained on or was measured by. `kind`: exact, near,
+    # contained. `similarity`: 1 for exact.
+    "leaks": ("set_a", "id_a", "set_b", "id_b", "kind", "similarity", "text", "text_b"),
+    # One row a checkpoint, attack made anew against it, and step of the attack: share of its n cases whose prompt of
+    # that step succeeds. `loss`: mean target loss, `forward_tokens`: mean tokens run forward a case by then.
+    "stress": (
+        "arm", "step", "method", "attack_step", "judge", "value", "low", "high", "n", "nulls", "loss",
+        "forward_tokens",
+    ),
+    # One row a pair of checkpoints and method: success at the target of cases that were made against the source.
+    "stress_transfer": (
+        "arm_source", "step_source", "arm_target", "step_target", "method", "judge", "value", "low", "high", "n",
+        "nulls",
+    ),
     # One row a stage of the run: wall time.
     "stages": ("stage", "seconds"),
 }  # fmt: skip

@@ -1,0 +1,122 @@
+"""Answers that are kept as they come: a killed run continues with the first batch that is not on disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.generation import complete
+from mechrefusal.files import whole_file
+
+COLUMNS = ("completion", "token_ids", "ended")
+CHUNK = 64
+
+
+def answers(
+    model,
+    texts: Sequence[str],
+    path: Path | str,
+    *,
+    stamp: str,
+    max_new_tokens: int = 64,
+    tokenizer=None,
+    chunk: int = CHUNK,
+    description: str = "answers",
+) -> pd.DataFrame:
+    """Greedy answers to `texts`, from `path` where they were given before, otherwise generated and kept there.
+
+    While they are made, each finished batch is appended to `<path>.partial`; the file itself is written whole at the
+    end. In float32 an answer does not depend on its batch, so a continued run gives the same text as one in one piece.
+
+    Args:
+        path: parquet file.
+        stamp: what the answers hang on (weights, prompts, settings). Answers of another stamp are made again.
+        chunk: prompts in one batch at most.
+
+    Returns:
+        One row a text: completion (str), token_ids (list of int, without the end token), ended (whether the model ended
+        its turn within `max_new_tokens`).
+
+    Raises:
+        MechrefusalError: no text, or a file at `path` that is not such a table.
+    """
+    if not len(texts):
+        raise MechrefusalError(f"there is nothing to answer for '{path}'; give a prompt at least")
+    path = Path(path)
+    if path.is_file() and (known := _read(path, stamp, len(texts))) is not None:
+        return known
+    draft = path.with_name(f"{path.name}.partial")
+    done = _continued(draft, stamp, len(texts))
+    left = [row for row in range(len(texts)) if row not in done]
+    if left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("a", encoding="utf-8") as file:
+            if not done:
+                file.truncate(0)
+                file.write(json.dumps({"stamp": stamp, "n": len(texts)}) + "\n")
+
+            def keep(rows: list[int], found: list[str], tokens: list[list[int]]) -> None:
+                for row, text, ids in zip(rows, found, tokens, strict=True):
+                    done[left[row]] = (text, ids)
+                    file.write(json.dumps({"row": left[row], "completion": text, "token_ids": ids}) + "\n")
+                file.flush()
+
+            complete(
+                model,
+                [texts[row] for row in left],
+                tokenizer=tokenizer,
+                max_new_tokens=max_new_tokens,
+                chunk=chunk,
+                description=description,
+                on_batch=keep,
+            )
+    rows = [done[row] for row in range(len(texts))]
+    table = pd.DataFrame(
+        {
+            "completion": [text for text, _ in rows],
+            "token_ids": [list(ids) for _, ids in rows],
+            "ended": [len(ids) < max_new_tokens for _, ids in rows],
+        }
+    )
+    with whole_file(path) as whole:
+        table.assign(stamp=stamp).to_parquet(whole, index=False)
+    draft.unlink(missing_ok=True)
+    return table
+
+
+def _read(path: Path, stamp: str, n: int) -> pd.DataFrame | None:
+    """The answers at `path`; None where they are of another stamp."""
+    try:
+        table = pd.read_parquet(path)
+    except Exception as error:
+        raise MechrefusalError(f"{path} cannot be read as parquet ({error}); delete it to answer anew") from error
+    if missing := [name for name in (*COLUMNS, "stamp") if name not in table]:
+        raise MechrefusalError(f"{path} is no table of answers (it lacks {', '.join(missing)}); give another folder")
+    if len(table) != n or set(table["stamp"]) != {stamp}:
+        return None
+    table["token_ids"] = [[int(token) for token in ids] for ids in table["token_ids"]]
+    return table[list(COLUMNS)]
+
+
+def _continued(draft: Path, stamp: str, n: int) -> dict[int, tuple[str, list[int]]]:
+    """What a killed run left, by row; a line that was cut off is not there."""
+    if not draft.is_file():
+        return {}
+    lines = draft.read_bytes().split(b"\n")
+    complete_lines = lines[:-1]  # what follows the last line end was cut off
+    done: dict[int, tuple[str, list[int]]] = {}
+    try:
+        head = json.loads(complete_lines[0])
+        if head != {"stamp": stamp, "n": n}:
+            return {}
+        for line in complete_lines[1:]:
+            entry = json.loads(line)
+            done[int(entry["row"])] = (str(entry["completion"]), [int(token) for token in entry["token_ids"]])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return {}
+    if lines[-1]:
+        # The cut line goes, so that what is appended starts on a line of its own.
+        draft.write_bytes(b"\n".join(complete_lines) + b"\n")
+    return done
