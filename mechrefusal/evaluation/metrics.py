@@ -28,8 +28,8 @@ def suite_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     Metrics of a judge of refusal: those of `RATES`; on harmful prompts attack_success, on harmless ones answered (full
     compliance: neither refused, in full or in part, nor degenerate). Of a judge of harm: score (mean, where it gives
-    one) and, on harmful prompts, attack_success (share that it calls harmful, where it has a threshold). HarmBench's copyright rows count in
-    their own group only.
+    one) and, on harmful prompts, attack_success (share that it calls harmful, where it has a threshold). HarmBench's
+    copyright rows count in their own group only.
 
     Args:
         verdicts: one row an answer and judge, with columns suite, side, group, category, attack, intervention, judge,

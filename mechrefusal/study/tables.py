@@ -211,9 +211,9 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
     "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "low", "high", "n_rows", "reason"),
     # One row an answer of `mechrefusal evaluate` and judge. `side`: harmful or harmless; `group`: HarmBench's
-    # functional category. `attack`: none, or the method that made the prompt against `source`. `intervention`: none, or what was
-    # done to the model. `ended`: the model ended its turn. `kind`: what the judge judges, refusal or harm. `label` and
-    # `score` are missing where it gave none; `because` says why, or what decided.
+    # functional category. `attack`: none, or the method that made the prompt. `intervention`: none, or what was done to
+    # the model. `ended`: the model ended its turn. `kind`: what the judge judges, refusal or harm. `label` and `score`
+    # are missing where it gave none; `because` says why, or what decided.
     "verdicts": (
         "arm", "step", "weights", "suite", "side", "group", "category", "prompt_id", "attack", "intervention", "prompt",
         "completion", "n_tokens", "ended", "judge", "kind", "label", "score", "because",
