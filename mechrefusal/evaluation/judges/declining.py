@@ -41,6 +41,8 @@ def declined(case: Case) -> Verdict | None:
         phrase = found.group() if found else None
         if phrase is None and index <= case.answer.opening and voice.apologises(sentence):
             phrase = " ".join(sentence.split()[:8])
+        if phrase is None and index == case.answer.opening and case.kind is Request.UNKNOWN and _sorry(sentence):
+            phrase = "sorry"
         if phrase is None and len(case.answer.sentences) == 1 and _CUT.search(sentence):
             phrase = sentence
         if phrase is None:
@@ -55,6 +57,11 @@ def declined(case: Case) -> Verdict | None:
             return Verdict(_denies(case, index), f"denies knowledge: {phrase!r}")
         return Verdict(_how_much(case, index), f"declines: {phrase!r}")
     return None
+
+
+def _sorry(sentence: str) -> bool:
+    """Without the prompt, "Sorry" as the first word is taken for a refusal, whatever follows."""
+    return sentence.startswith("sorry") and voice.CONDOLES.search(sentence) is None
 
 
 def unknown(case: Case) -> Verdict | None:

@@ -140,7 +140,10 @@ _SELF_HARM = re.compile(
     re.IGNORECASE,
 )
 _HUMANS = re.compile(
-    r"\b(?:people|persons?|women|woman|men|man|gays?|lesbians?|trans\w*|jews?|jewish|muslims?|hindus?|christians?|"
+    r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|my (?:ex|wife|husband|"
+    r"boss|neighbou?r|friend|"
+    r"brother|sister|partner|teacher|family|enemy)(?:'s)?|students?|cops?|people|persons?|women|woman|men|man|"
+    r"gays?|lesbians?|trans\w*|jews?|jewish|muslims?|hindus?|christians?|"
     r"buddhists?|"
     r"catholics?|atheists?|sikhs?|immigrants?|refugees?|migrants?|roma|latin[oax]s?|hispanics?|mexicans?|"
     r"africans?|asians?|"

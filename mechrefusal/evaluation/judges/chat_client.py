@@ -1,0 +1,312 @@
+"""Asking a chat server that speaks OpenAI's protocol: retries, a cache on disk, several requests at a time, a bill."""
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import sweep, whole_file
+from mechrefusal.models import cache_folder
+from mechrefusal.progress import bar
+
+_ABOUT_THE_REQUEST = (400, 413, 422)
+"""Statuses that say that this one request cannot be answered, such as too long a prompt or a content filter."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said to one request.
+
+    text: its message; None where it gave none, and then `problem` says why. finish_reason: "stop", "length", ...
+    tokens_in, tokens_out: what the server counted; None where it did not say.
+    """
+
+    text: str | None
+    problem: str = ""
+    finish_reason: str = ""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Money per million tokens, in whatever currency the bill is to be."""
+
+    per_million_in: float
+    per_million_out: float
+
+    def __post_init__(self) -> None:
+        if not (self.per_million_in >= 0 and self.per_million_out >= 0):
+            raise MechrefusalError(f"prices of tokens cannot be negative, got {self}; give money per million tokens")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a judge asked of its server since it was made.
+
+    asked: requests that the server answered. cached: requests whose answer was on disk, which cost nothing.
+    tokens_in, tokens_out: tokens of the answered requests; `unmetered` of these came without a count and are not in
+    the sums. money: in the currency of the prices, for the counted tokens; None without prices.
+    """
+
+    asked: int = 0
+    cached: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    unmetered: int = 0
+    money: float | None = None
+
+
+class Patience(NamedTuple):
+    """How long a request waits: seconds for an answer, attempts after the first, seconds between them.
+
+    The wait doubles from `backoff` with each attempt, up to `longest`; a server's Retry-After takes its place, up to
+    `longest` too.
+    """
+
+    timeout: float
+    retries: int
+    backoff: float
+    longest: float
+
+
+class ChatClient:
+    """Requests to `<base_url>/chat/completions`. Answers are kept in a cache, one file a request, as they come."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key_variable: str | None,
+        cache: Path | str | None,
+        concurrency: int,
+        patience: Patience,
+        prices: Prices | None,
+    ) -> None:
+        self.url = f"{_checked_url(base_url)}/chat/completions"
+        if concurrency < 1:
+            raise MechrefusalError(f"concurrency is {concurrency}: at least one request at a time has to be allowed")
+        if patience.timeout <= 0 or min(patience[1:]) < 0:
+            raise MechrefusalError(f"{patience} holds a negative number, or no time for an answer")
+        self._key = _key(key_variable)
+        self._key_variable = key_variable
+        self._cache = Path(cache) if cache is not None else cache_folder() / "judgements"
+        self._concurrency, self._patience, self._prices = concurrency, patience, prices
+        self._cost, self._lock = Cost(), Lock()
+        sweep(self._cache)
+
+    @property
+    def cost(self) -> Cost:
+        """What was asked so far."""
+        if self._prices is None:
+            return self._cost
+        spent = self._cost.tokens_in * self._prices.per_million_in
+        spent += self._cost.tokens_out * self._prices.per_million_out
+        return replace(self._cost, money=spent / 1e6)
+
+    def ask(self, bodies: Sequence[Mapping[str, Any]], *, description: str) -> list[Answer]:
+        """Answers in the order of the requests; equal requests are asked once.
+
+        Raises:
+            MechrefusalError: the server could not be reached, or refused, after all attempts (answers that came by
+                then stay in the cache); or it gave no chat completion to any of the requests.
+        """
+        keys = [self._hash(body) for body in bodies]
+        wanted = dict(zip(keys, bodies, strict=True))
+        answers = {key: answer for key in wanted if (answer := self._kept(key)) is not None}
+        open_keys = [key for key in wanted if key not in answers]
+        self._count(cached=len(answers))
+        if open_keys:
+            answers |= self._ask_server({key: wanted[key] for key in open_keys}, description)
+        if answers and all(answer.problem for answer in answers.values()):
+            raise MechrefusalError(
+                f"'{self.url}' gave no chat completion to any of {len(answers)} requests, the first time: "
+                f"{answers[keys[0]].problem}; check base_url, the model's name and the parameters"
+            )
+        return [answers[key] for key in keys]
+
+    def _ask_server(self, wanted: Mapping[str, Mapping[str, Any]], description: str) -> dict[str, Answer]:
+        import requests
+
+        answers: dict[str, Answer] = {}
+        stop = Event()
+        with (
+            requests.Session() as session,
+            bar(description, total=len(wanted)) as progress,
+            ThreadPoolExecutor(min(self._concurrency, len(wanted))) as pool,
+        ):
+            session.mount(f"{urlsplit(self.url).scheme}://", _adapter(self._concurrency))
+            futures = {pool.submit(self._ask_once, session, key, body, stop): key for key, body in wanted.items()}
+            try:
+                for future in as_completed(futures):
+                    answers[futures[future]] = future.result()
+                    progress.advance()
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return answers
+
+    def _ask_once(self, session, key: str, body: Mapping[str, Any], stop: Event) -> Answer:
+        """One request with its attempts; its answer is on disk when this returns."""
+        import requests
+
+        failure = ""
+        for attempt in range(self._patience.retries + 1):
+            asked_to_wait = None
+            try:
+                response = session.post(
+                    self.url,
+                    data=json.dumps(body).encode(),
+                    headers={"Content-Type": "application/json"},
+                    auth=self._authorise,
+                    timeout=self._patience.timeout,
+                    allow_redirects=False,
+                )
+            except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                late = isinstance(error, requests.Timeout) or "timed out" in str(error)
+                failure = f"no answer within {self._patience.timeout:g} s" if late else f"{type(error).__name__}"
+            except requests.RequestException as error:
+                raise MechrefusalError(f"'{self.url}' cannot be asked ({error}); check base_url") from error
+            else:
+                status = response.status_code
+                if status == 200:
+                    return self._taken(key, _read_completion(response.content))
+                failure = f"status {status}: {self._said(response.text)}"
+                if status in _ABOUT_THE_REQUEST:
+                    return Answer(None, problem=failure)
+                if status not in (408, 429) and status < 500:
+                    raise MechrefusalError(f"'{self.url}' answered with {failure}; {self._remedy(status)}")
+                asked_to_wait = _retry_after(response.headers.get("Retry-After"))
+            if attempt < self._patience.retries and stop.wait(self._pause(attempt, asked_to_wait)):
+                break
+        raise MechrefusalError(
+            f"'{self.url}' did not answer in {self._patience.retries + 1} attempts, the last time: {failure}; "
+            f"start it, or wait and run again: the answers that came are kept in '{self._cache}'"
+        )
+
+    def _taken(self, key: str, answer: Answer) -> Answer:
+        """Count an answer, and keep it if it is one."""
+        metered = answer.tokens_in is not None and answer.tokens_out is not None
+        if answer.problem:
+            return answer
+        self._count(
+            asked=1,
+            tokens_in=answer.tokens_in or 0,
+            tokens_out=answer.tokens_out or 0,
+            unmetered=int(not metered),
+        )
+        with whole_file(self._path(key)) as draft:
+            draft.write_text(json.dumps(asdict(answer)), encoding="utf-8")
+        return answer
+
+    def _kept(self, key: str) -> Answer | None:
+        try:
+            return Answer(**json.loads(self._path(key).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None  # not there, or damaged: it is asked again
+
+    def _path(self, key: str) -> Path:
+        return self._cache / key[:2] / f"{key}.json"
+
+    def _hash(self, body: Mapping[str, Any]) -> str:
+        """The sha256 of the request: where it goes and all that it says, but for the key."""
+        return hashlib.sha256(json.dumps({"url": self.url, "body": body}, sort_keys=True).encode()).hexdigest()
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._cost = replace(self._cost, **{name: getattr(self._cost, name) + n for name, n in more.items()})
+
+    def _authorise(self, request):
+        """Set the key; given even without one, as requests would look for another in a netrc file."""
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _pause(self, attempt: int, asked: float | None) -> float:
+        """Seconds until the next attempt; spread a little, so that parallel requests do not come back together."""
+        wait = self._patience.backoff * 2**attempt if asked is None else asked
+        return min(self._patience.longest, wait * random.uniform(1, 1.25))
+
+    def _said(self, text: str) -> str:
+        line = " ".join(text.split())[:200]
+        return line.replace(self._key, "***") if self._key else line
+
+    def _remedy(self, status: int) -> str:
+        if status in (401, 403):
+            if self._key_variable is None:
+                return "it wants a key: name the environment variable that holds it with key_variable="
+            return f"check the key in the environment variable {self._key_variable}, and what it may use"
+        if 300 <= status < 400:
+            return "it sends elsewhere: give the address that it names as base_url"
+        return "check base_url and the model's name"
+
+
+def _checked_url(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise MechrefusalError(
+            f"base_url '{base_url}' is no address of a server; give one like 'http://localhost:8000/v1'"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise MechrefusalError(
+            f"base_url for '{parts.hostname}' carries a user, password or query; put the key into an environment "
+            "variable and name it with key_variable="
+        )
+    return base_url.rstrip("/")
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise MechrefusalError(f"environment variable {variable} holds no key; set it, or leave key_variable out")
+    return key
+
+
+def _adapter(concurrency: int):
+    from requests.adapters import HTTPAdapter
+
+    return HTTPAdapter(pool_maxsize=concurrency)
+
+
+def _read_completion(content: bytes) -> Answer:
+    """The answer in a response's body, or the problem that it is no chat completion."""
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        text, finish_reason = choice["message"].get("content"), choice.get("finish_reason")
+        if not (text is None or isinstance(text, str)):
+            raise TypeError
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:120]
+        return Answer(None, problem=f"the server's answer is no chat completion: {shown!r}")
+    usage = body.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    tokens_in, tokens_out = (n if isinstance(n, int) and n >= 0 else None for n in counts)
+    return Answer(text, "", str(finish_reason or ""), tokens_in, tokens_out)
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds that a server asks to wait: a number, or the time until a date."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

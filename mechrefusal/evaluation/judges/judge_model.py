@@ -1,0 +1,180 @@
+"""A language model that judges: opened from a folder or the Hugging Face hub, and run in batches of like length."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judges.scoring import Scored, null
+from mechrefusal.models import TokenBatch, fetch, hash_weights, load_causal_lm, load_tokenizer
+from mechrefusal.models.forward import exact_length, that_fit
+from mechrefusal.models.loading import quiet
+from mechrefusal.models.sources import PACKAGED, TINY, WEIGHT_PATTERNS
+from mechrefusal.progress import bar
+
+PROMPT_TOKENS = 16384
+"""Prompt tokens of one batch at most, where a batch holds more than one prompt."""
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class JudgeModel:
+    """A causal language model with its tokenizer; `id` names its weights in the name of the judge."""
+
+    id: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def open(
+        cls,
+        source: Path | str,
+        *,
+        base: Path | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str | None = None,
+        chat: bool = False,
+    ) -> "JudgeModel":
+        """Load a folder, a packaged model or a hub name; or a LoRA adapter together with its base model.
+
+        Args:
+            base: the base model of an adapter, where it isn't the one that the adapter names.
+            chat: whether the judge needs a chat template.
+
+        Raises:
+            MechrefusalError: no such folder or hub model, no network, no permission, an architecture that is no causal
+                language model, damaged weights, or no tokenizer.
+        """
+        folder, name = _locate(source)
+        try:
+            if not (folder / _ADAPTER).is_file():
+                return cls(name, *load_causal_lm(folder, dtype=dtype, device=device, chat=chat))
+            return _with_adapter(folder, name, base, dtype=dtype, device=device)
+        except MechrefusalError as error:
+            raise MechrefusalError(f"judge model '{source}' cannot be used: {error}") from error
+
+    def clipped(self, text: str, limit: int, *, keep: Literal["first", "last"], special: bool) -> tuple[str, str]:
+        """A text after a round trip through at most `limit` tokens, as published judges clip completions.
+
+        Args:
+            limit: tokens at most, the special ones that the tokenizer adds included.
+            keep: which end of a longer text stays.
+            special: whether special tokens, also those that the tokenizer added, stay in the text.
+
+        Returns:
+            The text, and a note for `because` where tokens were dropped ("" otherwise).
+        """
+        tokenizer = self.tokenizer
+        n_tokens = len(tokenizer(text, verbose=False)["input_ids"])
+        tokenizer.truncation_side = "right" if keep == "first" else "left"
+        kept = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        note = f"; of the completion only the {keep} {limit} of {n_tokens} tokens" if n_tokens > limit else ""
+        return tokenizer.decode(kept, skip_special_tokens=not special), note
+
+    def judged(
+        self,
+        prompts: Sequence[Sequence[int]],
+        read: Callable[[TokenBatch], Iterable[Scored]],
+        *,
+        new_tokens: int,
+        batch_size: int,
+        description: str,
+    ) -> list[Scored]:
+        """What `read` makes of every prompt (token ids), in order; a prompt that the context cannot hold is a null."""
+        context = exact_length(self.model.config.get_text_config())[0]
+        rows: dict[int, Scored] = {}
+        for row, prompt in enumerate(prompts):
+            if len(prompt) + new_tokens > context:
+                rows[row] = null(
+                    f"the judge's prompt and answer take {len(prompt) + new_tokens} tokens, its context holds {context}"
+                )
+        fitting = sorted((row for row in range(len(prompts)) if row not in rows), key=lambda row: len(prompts[row]))
+        parts = that_fit(([1] * len(fitting), batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS))
+        device = str(next(self.model.parameters()).device)
+        with bar(description, total=len(fitting)) as progress:
+            for part in parts:
+                chosen = [fitting[place] for place in part]
+                batch = TokenBatch.of([prompts[row] for row in chosen], pad=self._pad, device=device)
+                rows.update(zip(chosen, read(batch), strict=True))
+                progress.advance(len(chosen))
+        return [rows[row] for row in range(len(prompts))]
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        assert isinstance(pad, int), "load_tokenizer sets a pad token"
+        return pad
+
+
+def _locate(source: Path | str) -> tuple[Path, str]:
+    """The folder of a model or adapter, and a name that tells its weights from others."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder, f"{folder.resolve().name}@{_digest(folder)}"
+    name = str(source)
+    if name.lower() in (*PACKAGED, TINY):
+        folder = fetch(name)
+        return folder, f"{name.lower()}@{_digest(folder)}"
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise MechrefusalError(f"judge model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_PATTERNS)))
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise MechrefusalError(
+            f"judge model '{name}' is no folder here, and the Hugging Face hub gave none "
+            f"({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the network, accept the "
+            "model's licence and log in where it is gated, or give a local folder"
+        ) from error
+    return folder, f"{name}@{folder.name[:8]}"
+
+
+def _digest(folder: Path) -> str:
+    """First 8 hex digits of the hash of a folder's weights, or of its adapter's."""
+    if not (folder / _ADAPTER).is_file():
+        return hash_weights(folder)[:8]
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise MechrefusalError(
+            f"adapter '{folder}' has no {weights.name} (pickled .bin weights are not read); save it as safetensors"
+        )
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def _with_adapter(
+    folder: Path, name: str, base: Path | str | None, *, dtype: torch.dtype, device: str | None
+) -> JudgeModel:
+    try:
+        base = base or json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise MechrefusalError(
+            f"'{folder / _ADAPTER}' names no base model ({error}); give the base model with base="
+        ) from error
+    base_folder, base_name = _locate(str(base))
+    model, tokenizer = load_causal_lm(base_folder, dtype=dtype, device=device, chat=False)
+    try:
+        with quiet():
+            loaded = model.load_adapter(str(folder), local_files_only=True)
+    except Exception as error:
+        raise MechrefusalError(
+            f"adapter '{folder}' does not fit the base model '{base}' ({type(error).__name__}: {error}); "
+            "copy the adapter again, or give another base model with base="
+        ) from error
+    if missing := sorted(getattr(loaded, "missing_keys", ())):
+        raise MechrefusalError(
+            f"adapter '{folder}' lacks {len(missing)} tensors ('{missing[0]}'), which would be drawn at random; "
+            "copy the adapter again"
+        )
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(folder, chat=False)
+    return JudgeModel(f"{name}+{base_name}", model.eval(), tokenizer)
