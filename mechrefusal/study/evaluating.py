@@ -245,3 +245,35 @@ def _loss(model, prompt: Sequence[int], reply: Sequence[int]) -> float:
     ids = torch.tensor([[*prompt, *reply]], device=model.device)
     logits = model(ids, logits_to_keep=len(reply) + 1, use_cache=False).logits[0, :-1].float()
     return float(torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :]))
+
+
+def _relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Table `answer_losses`: means, and paired differences to the base."""
+    rows = []
+    base = {str(one["suite"].iloc[0]): one for one in losses if one["arm"].iloc[0] == "base"} if losses else {}
+    for one in losses:
+        first = one.iloc[0]
+        change = one["loss"].to_numpy() - base[str(first["suite"])]["loss"].to_numpy()
+        found = intervals.mean(change)
+        known = {"arm": first["arm"], "step": first["step"], "suite": first["suite"], "loss": one["loss"].mean()}
+        rows.append({**known, "difference": found.value, "low": found.low, "high": found.high, "n": found.n})
+    return tables.frame("answer_losses", rows)
+
+
+def _judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
+    """One row an answer and judge. A judge of harm is asked about harmful prompts alone, by the bare request."""
+    parts = []
+    for judge in judges:
+        harm = isinstance(judge, ScoringJudge) and not isinstance(judge, RefusalJudge)
+        own = found[found["side"] == "harmful"] if harm else found
+        if own.empty:
+            continue
+        verdicts = judge.judge(own["behaviour" if harm else "prompt"].tolist(), own["completion"].tolist())
+        known = own.drop(columns="behaviour").reset_index(drop=True)
+        scores = verdicts["score"] if "score" in verdicts else float("nan")
+        kind = metrics.HARM if harm else metrics.REFUSAL
+        told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
+        parts.append(known.assign(**told, score=scores, because=verdicts["because"].to_numpy()))
+    if not parts:
+        raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
+    return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
