@@ -1,4 +1,9 @@
-"""What moves it: interventions, activation patching, knock-out, circuits, patching across checkpoints."""
+"""What moves it: interventions, activation patching, knock-out, circuits, patching across checkpoints.
+
+Interventions are in `interventions`; every other measure is a package of its own. `attribution_patching`, `circuit`,
+`cross_patching` and `knockout` build on `patching`, `circuit` on `attribution_patching` and `knockout` too. Passes
+under many interventions are in `passes`, those with single components replaced in `component_passes`.
+"""
 
 from mechrefusal.causal import attribution_patching, cross_patching, knockout, patching
 from mechrefusal.causal.circuit import Circuit, circuit
@@ -17,6 +22,7 @@ from mechrefusal.causal.interventions import (
     patch,
     random_like,
 )
+from mechrefusal.causal.knockout import head_sets
 from mechrefusal.causal.passes import AnswerPasses, Passes
 
 __all__ = [
@@ -35,6 +41,7 @@ __all__ = [
     "circuit",
     "clamp",
     "cross_patching",
+    "head_sets",
     "intervened",
     "knockout",
     "orthonormal",

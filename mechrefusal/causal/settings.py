@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from mechrefusal.causal.pair_runs import Mode
-from mechrefusal.causal.replacements import How
+from mechrefusal.causal.knockout.replacements import How
+from mechrefusal.causal.patching.pair_runs import Mode
 from mechrefusal.errors import MechrefusalError
 
 

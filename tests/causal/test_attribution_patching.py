@@ -8,7 +8,8 @@ from scipy import stats
 from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
 from mechrefusal import MechrefusalError, prompts
-from mechrefusal.causal import add, attribution_gradients, attribution_patching, patching
+from mechrefusal.causal import add, attribution_patching, patching
+from mechrefusal.causal.attribution_patching import gradients
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
 METRIC = RefusalMetric((7,), (10, 11), (12, 13, 14))
@@ -96,10 +97,9 @@ def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
 def test_all_tools_agree(family, architecture, metric, mode):
     model = family(architecture).hooked
     tables = [
-        attribution_patching.screen(model, PAIRS[:1], metric, mode=mode, tool=tool).table
-        for tool in attribution_gradients.TOOLS
+        attribution_patching.screen(model, PAIRS[:1], metric, mode=mode, tool=tool).table for tool in gradients.TOOLS
     ]
-    assert [set(table["tool"]) for table in tables] == [{tool} for tool in attribution_gradients.TOOLS]
+    assert [set(table["tool"]) for table in tables] == [{tool} for tool in gradients.TOOLS]
     for table in tables[1:]:
         np.testing.assert_allclose(table["estimate"], tables[0]["estimate"], atol=1e-5)
     assert tables[0]["estimate"].abs().max() > 1e-3
@@ -112,7 +112,7 @@ def test_where_the_tool_of_transformer_lens_fails_the_twin_takes_over(family, mo
     def refuse(*args, **kwargs):
         raise ValueError("refused")
 
-    monkeypatch.setattr(attribution_gradients, "cache_activation_and_gradient", refuse)
+    monkeypatch.setattr(gradients, "cache_activation_and_gradient", refuse)
     found = attribution_patching.screen(model, PAIRS, METRIC).table
     assert set(found["tool"]) == {"twin"}
     np.testing.assert_allclose(found["estimate"], expected["estimate"], atol=1e-5)

@@ -8,15 +8,15 @@ import two_heads
 from scipy import stats
 
 from mechrefusal import MechrefusalError, prompts
-from mechrefusal.causal import add, circuit_paths, patching
-from mechrefusal.causal.attribution_pairs import ready
-from mechrefusal.causal.circuit import circuit
-from mechrefusal.causal.circuit_faithfulness import Faithfulness
-from mechrefusal.causal.circuit_paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
-from mechrefusal.causal.circuit_rows import HookedRows, TreeRows
+from mechrefusal.causal import add, patching
+from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.circuit import circuit, paths
+from mechrefusal.causal.circuit.faithfulness import Faithfulness
+from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
+from mechrefusal.causal.circuit.rows import HookedRows, TreeRows
 from mechrefusal.causal.component_passes import Component
-from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.patch_sites import Patch
+from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.patching.sites import Patch
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
@@ -147,11 +147,11 @@ def test_hooks_give_the_numbers_of_the_twin(family, architecture, metric, monkey
     model = family(architecture).hooked
     run, edges = one_pair(model, metric).runs[0], edges_between(model, KEPT)
     expected = PathPatching(model, run).effects(edges)
-    monkeypatch.setattr(circuit_paths, "rows_of", HookedRows)
-    monkeypatch.setattr(circuit_paths, "MEMORY", 1)  # one path a pass
-    paths = PathPatching(model, run)
-    np.testing.assert_allclose(paths.effects(edges), expected, atol=1e-5)
-    assert paths.n_passes > len(edges)
+    monkeypatch.setattr(paths, "rows_of", HookedRows)
+    monkeypatch.setattr(paths, "MEMORY", 1)  # one path a pass
+    hooked = PathPatching(model, run)
+    np.testing.assert_allclose(hooked.effects(edges), expected, atol=1e-5)
+    assert hooked.n_passes > len(edges)
 
 
 def test_hooks_of_the_caller_act_on_paths(family):

@@ -15,8 +15,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from mechrefusal import MechrefusalError, models, prompts
-from mechrefusal.causal import component_passes, cross_activations, cross_patching
-from mechrefusal.causal.cross_passes import rotation
+from mechrefusal.causal import component_passes, cross_patching
+from mechrefusal.causal.cross_patching import across
+from mechrefusal.causal.cross_patching.passes import rotation
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
@@ -386,7 +387,7 @@ def test_prompts_in_parts_give_the_same(both, monkeypatch):
         sizes.append(len(texts))
         return original(model, texts, *args, **kwargs)
 
-    monkeypatch.setattr(cross_patching, "take", counting)
+    monkeypatch.setattr(across, "take", counting)
     same(cross_patching.patch_across(source, target, TEXTS, PLAIN, memory=300_000), whole)
     assert len(sizes) > 1
     assert sum(sizes) == 3
@@ -530,5 +531,5 @@ def test_tables_name_every_column(both):
         "site", "layer", "head", "raw", "low", "high", "effect", "effect_low", "effect_high",
         "control", "control_low", "control_high", "control_size", "source_score", "target_score", "n", "reason",
     ]  # fmt: skip
-    assert list(dict.fromkeys(table["site"])) == list(cross_activations.DEFAULT_SITES)
+    assert list(dict.fromkeys(table["site"])) == list(cross_patching.DEFAULT_SITES)
     assert len(table) == 4 * (3 + 4)

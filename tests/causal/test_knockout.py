@@ -10,7 +10,7 @@ from scipy import stats
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Addition, add, component_passes, knockout
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
-from mechrefusal.causal.replacements import Replacements
+from mechrefusal.causal.knockout.replacements import Replacements
 from mechrefusal.models import ForcedOpenings, RefusalMetric, tree_forward
 from mechrefusal.models.twin import twin
 

@@ -8,8 +8,10 @@ from architectures import FAMILIES, build
 from transformer_lens import patching as reference
 
 from mechrefusal import MechrefusalError, causal, models
-from mechrefusal.causal import pair_runs, patch_rows, patch_twin, patching
-from mechrefusal.causal.patch_hooked import HookedPatching
+from mechrefusal.causal import patching
+from mechrefusal.causal.patching import pair_runs, twin
+from mechrefusal.causal.patching.hooked import HookedPatching
+from mechrefusal.causal.patching.rows import Rows
 from mechrefusal.models import RefusalMetric
 from mechrefusal.models.refusal_metric import ForcedOpenings
 from mechrefusal.prompts import Pair, PairSet
@@ -80,7 +82,7 @@ def by_transformer_lens(model, pair, score, name: str, table: pd.DataFrame) -> n
 def test_every_site_equals_transformer_lens(family, architecture, name):
     model = family(architecture).hooked
     found = SITES[name](model, [PAIR], METRIC, layers=LAYERS)
-    assert model.__dict__[patch_twin._KEY][name.split(",")[0]], "the twin takes part"
+    assert model.__dict__[twin._KEY][name.split(",")[0]], "the twin takes part"
     grouped = model.cfg.n_key_value_heads or model.cfg.n_heads
     n_heads = 1 if "head" not in name else grouped if name[:6] in ("head_k", "head_v") else model.cfg.n_heads
     n_positions = 1 if "head" in name and "position" not in name else 7
@@ -111,7 +113,7 @@ def test_the_twin_gives_what_the_hooks_give(family, architecture, monkeypatch):
     """With forced openings: several runs after a prompt, which a patched row continues."""
     model = family(architecture).hooked
     ours = {name: SITES[name](model, [PAIR], FORCED, layers=[2]) for name in SITES}
-    assert all(model.__dict__[patch_twin._KEY].values())
+    assert all(model.__dict__[twin._KEY].values())
     monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
     for name, found in ours.items():
         expected = SITES[name](model, [PAIR], FORCED, layers=[2])
@@ -179,8 +181,8 @@ def test_memory_changes_no_number(tiny_hooked, monkeypatch, name, has_twin):
     if not has_twin:
         monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
     sizes = []
-    rows = patch_rows.Rows.__init__
-    monkeypatch.setattr(patch_rows.Rows, "__init__", lambda *a, **k: (sizes.append(len(a[1])), rows(*a, **k))[1])
+    rows = Rows.__init__
+    monkeypatch.setattr(Rows, "__init__", lambda *a, **k: (sizes.append(len(a[1])), rows(*a, **k))[1])
     run = HookedPatching.scores
     monkeypatch.setattr(HookedPatching, "scores", lambda self, p: (sizes.append(self.memory), run(self, p))[1])
     found = SITES[name](tiny_hooked, [PAIR], FORCED, layers=LAYERS, memory=1).table["raw"]

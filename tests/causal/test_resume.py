@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import FAMILIES
 
-from mechrefusal.causal.resume import logits_from, skipping
+from mechrefusal.causal.patching.resume import logits_from, skipping
 
 TOKENS = torch.randint(3, 1024, (3, 18), generator=torch.Generator().manual_seed(0))
 

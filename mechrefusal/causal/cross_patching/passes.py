@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.component_passes import ComponentPasses, Frame, Pass, flat
-from mechrefusal.causal.cross_activations import CrossSite, Taken, stored, writer
-from mechrefusal.causal.patch_metric import Reading
+from mechrefusal.causal.cross_patching.activations import CrossSite, Taken, stored, writer
+from mechrefusal.causal.patching.metric import Reading
 from mechrefusal.models.twin import Edit, Site
 
 Positions = Literal["all", "last"]

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.circuit_rows import HookedRows, TreeRows, rows_of
+from mechrefusal.causal.circuit.rows import HookedRows, TreeRows, rows_of
 from mechrefusal.causal.component_passes import Component
-from mechrefusal.causal.patch_sites import MEMORY, PairRun, activation_bytes, logit_bytes
+from mechrefusal.causal.patching.sites import MEMORY, PairRun, activation_bytes, logit_bytes
 from mechrefusal.models.forward import that_fit
 from mechrefusal.models.twin import Edit
 

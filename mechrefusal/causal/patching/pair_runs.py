@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal.patch_hooked import HookedPatching
-from mechrefusal.causal.patch_metric import Reading
-from mechrefusal.causal.patch_sites import PairRun, Patch, Site
-from mechrefusal.causal.patch_tree import TreePatching
-from mechrefusal.causal.patch_twin import tree_patching
+from mechrefusal.causal.patching.hooked import HookedPatching
+from mechrefusal.causal.patching.metric import Reading
+from mechrefusal.causal.patching.sites import PairRun, Patch, Site
+from mechrefusal.causal.patching.tree import TreePatching
+from mechrefusal.causal.patching.twin import tree_patching
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.forward import common_length
 

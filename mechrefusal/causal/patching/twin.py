@@ -7,10 +7,10 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from mechrefusal.causal.patch_hooked import swap
-from mechrefusal.causal.patch_metric import Reading
-from mechrefusal.causal.patch_sites import MEMORY, PairRun, Patch, Site, hook_name, n_heads
-from mechrefusal.causal.patch_tree import TreePatching
+from mechrefusal.causal.patching.hooked import swap
+from mechrefusal.causal.patching.metric import Reading
+from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site, hook_name, n_heads
+from mechrefusal.causal.patching.tree import TreePatching
 from mechrefusal.models.tree_forward import TreeForward
 from mechrefusal.models.twin import TOLERANCE, Twin, twin
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
-from mechrefusal.causal.patch_metric import Metric
-from mechrefusal.causal.patch_sites import PairRun, Site, hook_name
+from mechrefusal.causal.patching.metric import Metric
+from mechrefusal.causal.patching.sites import PairRun, Site, hook_name
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.models.twin import Edit, bridge_hooks, twin

@@ -1,8 +1,4 @@
-"""Activation patching on harmful/harmless pairs: which site, copied from one run into the other, moves refusal.
-
-Clean is the harmful prompt, corrupted the harmless one; the two have equal token length. Every patch is exact. Up to
-the first difference both runs are the same, so that their positions are never patched (their effect is exactly zero).
-"""
+"""Exact patches of the residual stream, of attention, MLPs and heads, and their effects averaged over pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.pair_runs import (
-    ALL_POSITIONS,
+from mechrefusal.causal.patching.metric import Metric, Reading
+from mechrefusal.causal.patching.pair_runs import (
     SMALLEST_GAP,
     Mode,
     Pairs,
@@ -26,22 +22,10 @@ from mechrefusal.causal.pair_runs import (
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patch_metric import Metric, Reading
-from mechrefusal.causal.patch_sites import MEMORY, Site, require_memory, require_site
+from mechrefusal.causal.patching.sites import Site, require_memory, require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
-
-__all__ = [
-    "ALL_POSITIONS",
-    "MEMORY",
-    "SMALLEST_GAP",
-    "Patching",
-    "attention_output",
-    "heads",
-    "mlp_output",
-    "residual",
-]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechrefusal.causal.patch_metric import Reading
+from mechrefusal.causal.patching.metric import Reading
 from mechrefusal.errors import MechrefusalError
 
 Site = Literal[

@@ -1,7 +1,7 @@
 """Faithfulness of a circuit (Wang et al., 2211.00593, section 4): what it does alone, and what is missing without it.
 
-Everything outside the circuit is mean-ablated (`replacements` says what the mean is), or the circuit alone is. Both are
-shares of m_full − m_ablated, the metric with nothing ablated less that with every head and MLP ablated.
+Everything outside the circuit is mean-ablated (`knockout.replacements` says what the mean is), or the circuit alone is.
+Both are shares of m_full − m_ablated, the metric with nothing ablated less that with every head and MLP ablated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals
-from mechrefusal.causal.circuit_paths import Node
-from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.pair_runs import SMALLEST_GAP
+from mechrefusal.causal.circuit.paths import Node
+from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import bar

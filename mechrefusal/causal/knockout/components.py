@@ -1,8 +1,4 @@
-"""Knock-out: heads, MLPs and attention layers replaced one at a time, and what that does to refusal and to the rest.
-
-What stands in for a component, and why, says `mechrefusal.causal.replacements`. Single neurons are in
-`neuron_knockout`, sets of heads in `head_sets`.
-"""
+"""Knock-out of heads, MLPs and attention layers, one at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.component_passes import Component, Kind
-from mechrefusal.causal.head_sets import HeadSet, smallest_set
-from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.neuron_knockout import NeuronKnockOuts, neurons
-from mechrefusal.causal.replacements import How
+from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.progress import track
-
-__all__ = ["HeadSet", "KnockOuts", "NeuronKnockOuts", "knock_out", "neurons", "smallest_set"]
 
 KINDS: tuple[Kind, ...] = ("head", "mlp", "attention")
 
@@ -65,7 +57,7 @@ def knock_out(
     Args:
         model: a hooked transformer, under whatever hooks the caller has open.
         harmful, harmless: instructions.
-        how: "mean", "zero" or "resample"; see `mechrefusal.causal.replacements`.
+        how: "mean", "zero" or "resample"; see `mechrefusal.causal.knockout.replacements`.
         components: of "head", "mlp", "attention".
         layers: all by default.
         reference: instructions whose mean or whose activations stand in; by default harmful and harmless together, so

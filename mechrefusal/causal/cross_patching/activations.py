@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal.component_passes import Asked, ComponentPasses, Frame, Pass, flat
-from mechrefusal.causal.patch_metric import Metric, Reading
-from mechrefusal.causal.patch_sites import require_site
+from mechrefusal.causal.patching.metric import Metric, Reading
+from mechrefusal.causal.patching.sites import require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.models.tree import Branch, Tree

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patch_rows import Ending, Endings, Rows, RowsRunning, join
-from mechrefusal.causal.patch_sites import PairRun, Patch, Site, activation_bytes, logit_bytes, n_heads
+from mechrefusal.causal.patching.rows import Ending, Endings, Rows, RowsRunning, join
+from mechrefusal.causal.patching.sites import PairRun, Patch, Site, activation_bytes, logit_bytes, n_heads
 from mechrefusal.models.forward import that_fit
 from mechrefusal.models.tree import Bank, Tree
 from mechrefusal.models.tree_forward import Running, TreeForward

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.component_passes import flat
-from mechrefusal.causal.patch_rows import Endings, Rows, RowsRunning
-from mechrefusal.causal.patch_sites import PairRun
+from mechrefusal.causal.patching.rows import Endings, Rows, RowsRunning
+from mechrefusal.causal.patching.sites import PairRun
 from mechrefusal.models.forward import contiguous_head
 from mechrefusal.models.tree import Bank, Tree
 from mechrefusal.models.tree_forward import Running, TreeForward

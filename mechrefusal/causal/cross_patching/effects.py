@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from mechrefusal import intervals
-from mechrefusal.causal.pair_runs import SMALLEST_GAP
+from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 
 
 class Scores:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechrefusal import intervals, prompts
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
-from mechrefusal.causal.replacements import HOWS, How, Replacements
+from mechrefusal.causal.knockout.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.component_passes import Component
-from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.pair_runs import SMALLEST_GAP
-from mechrefusal.causal.replacements import How
+from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.replacements import How
+from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, require_layers
 from mechrefusal.progress import bar

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.component_passes import Component, Pass, flat
-from mechrefusal.causal.knockout_readings import Measured
-from mechrefusal.causal.replacements import How
+from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.models.twin import Edit

@@ -1,10 +1,4 @@
-"""Attribution patching: a first-order estimate of every patch from one gradient, and how far it is from the exact one.
-
-Estimate (Nanda, "Attribution Patching", 2023; Syed et al., 2310.10348): (a_source − a_target) · ∂m/∂a, the gradient
-taken in the run that is patched. Two passes and one gradient a pair serve every site; exact patching confirms the
-finalists. Gradients come from TransformerLens' attribution patching tool, at the level of nodes (its edges refuse
-grouped-query attention), or, where it gives none, from the same first-order formula on the twin or through hooks.
-"""
+"""Every patch estimated, the finalists and some others patched exactly, and how far the two agree."""
 
 import time
 from collections.abc import Sequence
@@ -16,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
-from mechrefusal.causal.attribution_gradients import TOOLS, Tool, estimates
-from mechrefusal.causal.attribution_pairs import CELL, Runs, averaged, largest, position_of, ready
-from mechrefusal.causal.pair_runs import Mode, Pairs
-from mechrefusal.causal.patch_metric import Metric
-from mechrefusal.causal.patch_sites import Patch, Site, require_site
+from mechrefusal.causal.attribution_patching.gradients import TOOLS, Tool, estimates
+from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
+from mechrefusal.causal.patching.metric import Metric
+from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.patching.sites import Patch, Site, require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.pair_runs import (
+from mechrefusal.causal.patching.metric import Metric, Reading
+from mechrefusal.causal.patching.pair_runs import (
     ALL_POSITIONS,
     SMALLEST_GAP,
     LeftOut,
@@ -24,8 +25,7 @@ from mechrefusal.causal.pair_runs import (
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patch_metric import Metric, Reading
-from mechrefusal.causal.patch_sites import MEMORY, PairRun, Patch, Site
+from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site
 from mechrefusal.prompts import Pair
 
 CELL = ["site", "layer", "head", "position"]

@@ -1,8 +1,4 @@
-"""The circuit of refusal: the heads and MLPs that carry it, the paths between them, and how faithful they are.
-
-Nodes are those whose exact patch moves enough of the metric, edges are path patches between them (`circuit_paths`),
-faithfulness is what the circuit does with everything else mean-ablated (`circuit_faithfulness`).
-"""
+"""The nodes and the edges of a circuit, found by exact patches, and the circuit held against the whole model."""
 
 import time
 from collections.abc import Sequence
@@ -14,17 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal.attribution_gradients import estimates
-from mechrefusal.causal.attribution_pairs import Runs, largest, ready
-from mechrefusal.causal.circuit_faithfulness import COLUMNS, Faithfulness, require_metric
-from mechrefusal.causal.circuit_paths import Edge, Node, PathPatching, edges_between
-from mechrefusal.causal.pair_runs import Mode, Pairs
-from mechrefusal.causal.patch_sites import Patch, Site
+from mechrefusal.causal.attribution_patching.gradients import estimates
+from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
+from mechrefusal.causal.circuit.faithfulness import COLUMNS, Faithfulness, require_metric
+from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between
+from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.patching.sites import Patch, Site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
-
-__all__ = ["Circuit", "Node", "circuit"]
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")
 EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept")

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.patch_sites import PairRun, Patch, Site, activation_bytes, hook_name, logit_bytes
-from mechrefusal.causal.resume import blocks_return_tuple, logits_from
+from mechrefusal.causal.patching.resume import blocks_return_tuple, logits_from
+from mechrefusal.causal.patching.sites import PairRun, Patch, Site, activation_bytes, hook_name, logit_bytes
 from mechrefusal.models import TokenBatch, head_cache, last_logits
 from mechrefusal.models.forward import expanded, that_fit
 

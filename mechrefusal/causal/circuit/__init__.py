@@ -1,0 +1,14 @@
+"""The circuit of refusal: the heads and MLPs that carry it, the paths between them, and how faithful they are.
+
+Nodes are those whose exact patch moves enough of the metric, edges are path patches between them (`paths`),
+faithfulness is what the circuit does with everything else mean-ablated (`faithfulness`).
+"""
+
+from mechrefusal.causal.circuit.discovery import Circuit, circuit
+from mechrefusal.causal.circuit.paths import Node
+
+__all__ = [
+    "Circuit",
+    "Node",
+    "circuit",
+]
