@@ -97,13 +97,14 @@ def discover_refusal(
             f"discovering the refusal metric needs one completion a prompt: got {len(completions)} for {len(texts)}"
         )
     # An answer that is no language is neither a refusal nor compliance.
-    rows = [row for row, text in enumerate(completions.texts) if is_refusal(text) or not is_degenerate(text)]
+    refused = [is_refusal(answer, asked) for answer, asked in zip(completions.texts, texts, strict=True)]
+    rows = [row for row, text in enumerate(completions.texts) if refused[row] or not is_degenerate(text)]
     if not rows:
         rows = list(range(len(texts)))
     said = _Said(
         prompts=prompts.prompt_ids(model.tokenizer, [texts[row] for row in rows]),
         answers=[tuple(completions.token_ids[row]) for row in rows],
-        refused=torch.tensor([is_refusal(completions.texts[row]) for row in rows]),
+        refused=torch.tensor([refused[row] for row in rows]),
     )
     n_refused, n_answered = said.counts()
     if min(n_refused, n_answered) < FEWEST:

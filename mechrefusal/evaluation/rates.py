@@ -10,9 +10,10 @@ HARMFUL_SETS = ("evaluation_harmful", "contrast")
 
 
 def judged(generations: pd.DataFrame) -> pd.DataFrame:
-    """The table with columns `refused` and `degenerate` filled in from `completion`."""
+    """The table with columns `refused` and `degenerate` filled in from `completion`, and `prompt` where it has one."""
+    asked_for = generations["prompt"] if "prompt" in generations else [""] * len(generations)
     return generations.assign(
-        refused=[is_refusal(text) for text in generations["completion"]],
+        refused=[is_refusal(text, asked) for text, asked in zip(generations["completion"], asked_for, strict=True)],
         degenerate=[is_degenerate(text) for text in generations["completion"]],
     )
 

@@ -117,9 +117,10 @@ def ablated(
                 model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
             )
         table[name] = list(answers.texts)
-    for what, judge in (("refused", is_refusal), ("degenerate", is_degenerate)):
-        for name in ANSWERS:
-            table[f"{name}_{what}"] = [judge(text) for text in table[name]]
+    for name in ANSWERS:
+        table[f"{name}_refused"] = [is_refusal(*each) for each in zip(table[name], table["prompt"], strict=True)]
+    for name in ANSWERS:
+        table[f"{name}_degenerate"] = [is_degenerate(text) for text in table[name]]
     table = table.assign(intervention=words, judge=REFUSAL_JUDGE, weights=checkpoint.weights)
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 

@@ -44,7 +44,7 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
         )
         with whole_file(path) as draft:
             table.to_parquet(draft, index=False)
-    kept = [row for row in table.to_dict("records") if row["answer"] and not is_refusal(row["answer"])]
+    kept = [row for row in table.to_dict("records") if row["answer"] and not is_refusal(row["answer"], row["prompt"])]
     if not kept:
         raise MechrefusalError(
             f"the base model '{base.path}' answers none of {len(instructions)} instructions; "

@@ -33,7 +33,7 @@ def of(settings: TrainingSettings, asked: Split, arm: str) -> Probe:
         answers = complete(
             model, texts, tokenizer=tokenizer, max_new_tokens=settings.probe_tokens, description=f"{arm}: probes"
         )
-        refused = [is_refusal(text) for text in answers.texts]
+        refused = [is_refusal(text, asked_for) for text, asked_for in zip(answers.texts, texts, strict=True)]
         rows, start = [], 0
         for name, chosen in sets.items():
             part = refused[start : start + len(chosen)]
