@@ -132,9 +132,32 @@ def ablate(options) -> None:
         print(f"completions: {found.write(options.out)}")
 
 
+def evaluate(options) -> None:
+    """Evaluate a checkpoint, or all of a run, on suites; print rates, and keep tables and answers."""
+    from rich.console import Console
+
+    from mechrefusal import evaluation, study
+    from mechrefusal.report.evaluated import evaluated
+
+    suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
+    judges = [evaluation.judge_of(spec) for spec in options.judge]
+    found = study.evaluate(
+        options.source,
+        suites,
+        judges=judges,
+        intervene=options.intervene,
+        checkpoints=options.checkpoint,
+        max_new_tokens=options.max_new_tokens,
+        out=options.out or None,
+        strict=options.strict,
+        seed=options.seed,
+    )
+    Console().print(evaluated(found.rates, found.differences))
+
+
 COMMANDS: dict[str, Callable] = {
-    "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "report": report,
-    "run": run,
+    "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "evaluate": evaluate,
+    "report": report, "run": run,
 }  # fmt: skip
 
 
@@ -158,6 +181,9 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     commands.add_subcommand("measure", words, help="measure every checkpoint of a run")
     commands.add_subcommand(
         "ablate", _ablate_parser(), help="answers without and with a direction ablated or added, side by side"
+    )
+    commands.add_subcommand(
+        "evaluate", _evaluate_parser(), help="evaluate a checkpoint, or all of a run, on benchmarks, with judges"
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
@@ -238,6 +264,42 @@ def _ablate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--show_completions", action="store_true", help="print all answers in full (they are shortened otherwise)"
     )
+    return parser
+
+
+def _evaluate_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("source", type=str, help="folder of a run, of a checkpoint (RUN/sft/step-00050), or any model")
+    parser.add_argument(
+        "--suite",
+        type=str,
+        action="append",
+        required=True,
+        help="NAME=PATH or NAME=HUB/DATASET (harmbench, strongreject, xstest, jailbreakbench, advbench, "
+        "maliciousinstruct, alpaca; NAME:harmless=... for harmless prompts), builtin, builtin-xstest or "
+        "builtin-utility; may be given several times",
+    )
+    parser.add_argument(
+        "--judge",
+        type=str,
+        action="append",
+        default=[],
+        help="refusal (the default), harmbench[=MODEL], strongreject[=MODEL], llamaguard=MODEL, chat=MODEL@URL; may be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--intervene",
+        type=str,
+        action="append",
+        default=[],
+        help="also answer under ablate:DIRECTION or add:DIRECTION:COEFFICIENT (carrier, best, random, or a file)",
+    )
+    parser.add_argument("--checkpoint", type=str, action="append", default=[], help="of the run, by id; default: all")
+    parser.add_argument("--n", type=int, default=0, help="prompts of each side of a suite, evenly spaced; 0 for all")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer")
+    parser.add_argument("--out", type=str, default="", help="folder of answers and tables (default: the run's)")
+    parser.add_argument("--strict", action="store_true", help="refuse to evaluate on prompts that the run has used")
+    parser.add_argument("--seed", type=int, default=0, help="of the random direction")
     return parser
 
 

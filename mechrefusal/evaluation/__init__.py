@@ -3,8 +3,10 @@
 from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
+from mechrefusal.evaluation.judge_names import judge_of
 from mechrefusal.evaluation.judges import REFUSAL_JUDGE, Judge, RefusalJudge, is_degenerate, is_refusal
 from mechrefusal.evaluation.rates import judged, rates
+from mechrefusal.evaluation.suites import Suite, read_suite
 
 __all__ = [
     "GOOD_AUC",
@@ -14,6 +16,7 @@ __all__ = [
     "Discovered",
     "Judge",
     "RefusalJudge",
+    "Suite",
     "agreement",
     "any_refusal",
     "complete",
@@ -21,6 +24,8 @@ __all__ = [
     "generate",
     "is_degenerate",
     "is_refusal",
+    "judge_of",
     "judged",
     "rates",
+    "read_suite",
 ]

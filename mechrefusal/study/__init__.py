@@ -7,6 +7,7 @@ from mechrefusal.study import tables
 
 if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated, read_prompts
+    from mechrefusal.study.evaluating import Evaluated, evaluate
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.recipe import Recipe
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ablated",
     "Asked",
+    "Evaluated",
     "Recipe",
     "Run",
     "ablated",
@@ -23,6 +25,7 @@ __all__ = [
     "behaviours",
     "cases",
     "check",
+    "evaluate",
     "load_recipe",
     "measure",
     "open",
@@ -35,6 +38,8 @@ _HOMES = {
     "Ablated": "ablating",
     "ablated": "ablating",
     "read_prompts": "ablating",
+    "Evaluated": "evaluating",
+    "evaluate": "evaluating",
     "Asked": "selection",
     "asked": "selection",
     "behaviours": "selection",

@@ -11,7 +11,7 @@ In a notebook:
 It measures: nothing here changes or writes weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,16 +21,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import causal, prompts
-from mechrefusal.causal.passes import AnswerPasses
+from mechrefusal import causal, intervals, prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, RefusalJudge, agreement, any_refusal, metrics
+from mechrefusal.evaluation import Judge, RefusalJudge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.answering import answers
+from mechrefusal.evaluation.judges import ScoringJudge
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet
-from mechrefusal.study import chosen_direction, tables
+from mechrefusal.study import chosen_direction, selection, tables
 from mechrefusal.study.run import Run, fingerprint
 
 NONE = "none"
@@ -59,7 +58,7 @@ def evaluate(
     source: Run | Checkpoint | Path | str,
     suites: Sequence[Suite],
     *,
-    judges: Sequence[Judge] = (),
+    judges: Sequence[Judge | ScoringJudge] = (),
     intervene: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
     max_new_tokens: int = 128,
@@ -95,7 +94,7 @@ def evaluate(
     for spec in wanted[1:]:
         _parsed(spec)
     leaks = _leaks(run, suites, strict=strict)
-    asked = list(judges) or [RefusalJudge()]
+    asked: list[Judge | ScoringJudge] = list(judges) or [RefusalJudge()]
     folder = Path(out) if out is not None else run.folder if run is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
@@ -260,7 +259,7 @@ def _relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return tables.frame("answer_losses", rows)
 
 
-def _judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
+def _judged(found: pd.DataFrame, judges: Sequence[Judge | ScoringJudge]) -> pd.DataFrame:
     """One row an answer and judge. A judge of harm is asked about harmful prompts alone, by the bare request."""
     parts = []
     for judge in judges:
@@ -277,3 +276,125 @@ def _judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
     if not parts:
         raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
     return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
+
+
+def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.DataFrame:
+    """What the suites share with what the run trained on and chose its directions by (table `leaks`)."""
+    if run is None:
+        return tables.frame("leaks", [])
+    used = selection.asked(run.recipe).used()
+    rows = []
+    for suite in suites:
+        found = prompts.leaks({**used, suite.name: suite.prompt_set()})
+        rows.append(found[(found["set_a"] == suite.name) | (found["set_b"] == suite.name)])
+    leaks = tables.frame("leaks", pd.concat(rows, ignore_index=True))
+    if len(leaks):
+        shown = "; ".join(
+            f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in leaks.head(3).itertuples()
+        )
+        said = f"{len(leaks)} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
+        if strict:
+            raise MechrefusalError(f"{said}; take them out of the suite, or evaluate without strict")
+        console.print(f"{said}; they are in table 'leaks'", highlight=False, soft_wrap=True)
+    return leaks
+
+
+def _merged(verdicts: pd.DataFrame, folder: Path, weights: Mapping[str, str]) -> pd.DataFrame:
+    """These verdicts, and those of earlier evaluations that they do not replace and whose weights still stand."""
+    before = tables.read("verdicts", folder)
+    if before.empty:
+        return verdicts
+    now = set(verdicts[list(OWN)].itertuples(index=False, name=None))
+    stands = [
+        key not in now and weights.get(identity, weight) == weight
+        for key, identity, weight in zip(
+            before[list(OWN)].itertuples(index=False, name=None),
+            [f"{arm}-step-{int(step):05d}" for arm, step in zip(before["arm"], before["step"], strict=True)],
+            before["weights"],
+            strict=True,
+        )
+    ]
+    return pd.concat([part for part in (before[stands], verdicts) if len(part)], ignore_index=True)
+
+
+def _kept(
+    verdicts: pd.DataFrame, losses: pd.DataFrame, leaks: pd.DataFrame, skipped: tuple[str, ...], folder: Path
+) -> Evaluated:
+    found = Evaluated(
+        verdicts=verdicts,
+        rates=_rates(verdicts),
+        differences=_differences(verdicts),
+        losses=_united("answer_losses", losses, folder),
+        agreement=_agreements(verdicts),
+        leaks=_united("leaks", leaks, folder),
+        skipped=skipped,
+    )
+    for name, table in {
+        "verdicts": found.verdicts,
+        "suite_rates": found.rates,
+        "suite_differences": found.differences,
+        "answer_losses": found.losses,
+        "judge_agreement": found.agreement,
+        "leaks": found.leaks,
+    }.items():
+        tables.write(table, name, folder)
+    return found
+
+
+def _united(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The table with rows of earlier evaluations, of other suites (and checkpoints) than its own."""
+    keys = ["suite", "arm", "step"] if name == "answer_losses" else ["set_a", "set_b"]
+    before = tables.read(name, folder)
+    now = set(table[keys].itertuples(index=False, name=None))
+    kept = before[[key not in now for key in before[keys].itertuples(index=False, name=None)]]
+    return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
+
+
+def _rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+    parts = [
+        metrics.suite_rates(own).assign(arm=arm, step=step)
+        for (arm, step), own in verdicts.groupby(["arm", "step"], sort=False)
+    ]
+    return tables.frame("suite_rates", pd.concat(parts, ignore_index=True))
+
+
+def _differences(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Between checkpoints, and at each one between an intervention and none, on the same prompts."""
+    by = ["suite", "side", "attack", "intervention", "judge", "metric"]
+    outcomes = metrics.outcomes(verdicts)
+    compared = paired.compare(
+        outcomes.rename(columns={"metric": "of"}), value="value", by=["of" if name == "metric" else name for name in by]
+    )
+    parts = [compared.drop(columns="metric").rename(columns={"of": "metric"})]
+    none = outcomes[outcomes["intervention"] == NONE]
+    for (arm, step, *cell), own in outcomes[outcomes["intervention"] != NONE].groupby(["arm", "step", *by], sort=False):
+        place = dict(zip(by, cell, strict=True))
+        other = none[(none["arm"] == arm) & (none["step"] == step)]
+        for name in by:
+            other = other if name == "intervention" else other[other[name] == place[name]]
+        both = other.merge(own, on="prompt_id", suffixes=("_a", "_b"))
+        found = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
+        alone = {"only_a": len(other) - len(both), "only_b": len(own) - len(both)}
+        ends = {"arm_a": arm, "step_a": step, "arm_b": arm, "step_b": step}
+        parts.append(pd.DataFrame([{"pair": "intervention", **ends, **place, **vars(found), **alone}]))
+    return tables.frame(
+        "suite_differences", pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+    )
+
+
+def _agreements(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """How far the judges of refusal agree, by suite, on answers that both judged."""
+    rows = []
+    own = verdicts[verdicts["kind"] == metrics.REFUSAL]
+    keys = ["arm", "step", "prompt_id", "attack", "intervention"]
+    for suite, part in own.groupby("suite", sort=False):
+        labels = part.pivot(index=keys, columns="judge", values="label")
+        for one, other in combinations(labels.columns, 2):
+            for question in ("label", "any_refusal"):
+                pair = labels[[one, other]]
+                if question == "any_refusal":
+                    pair = pair.map(lambda label: None if pd.isna(label) else any_refusal(label))
+                found = agreement(pair[one], pair[other])
+                told = {name: getattr(found, name) for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
+                rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **told})
+    return tables.frame("judge_agreement", rows)

@@ -34,6 +34,18 @@ class Asked:
     probe: Split
     dropped: pd.DataFrame
 
+    def used(self) -> dict[str, PromptSet]:
+        """What arms train on, and what directions and carriers are chosen by: an evaluation must not ask it again."""
+        sets = {
+            "behaviours": self.behaviours,
+            "instructions": self.instructions,
+            "direction_harmful": self.direction.harmful,
+            "direction_harmless": self.direction.harmless,
+            "validation_harmful": self.validation.harmful,
+            "validation_harmless": self.validation.harmless,
+        }
+        return {name: chosen for name, chosen in sets.items() if len(chosen) > 0}
+
     def evaluation_sets(self) -> dict[str, PromptSet]:
         """The sets that every checkpoint answers, by the name that tables give them."""
         sets = {
