@@ -1,9 +1,10 @@
-"""What a checkpoint does: answers, judges of refusal, rates with intervals, and the discovered refusal metric."""
+"""What a checkpoint does: answers, judges, rates and their paired differences, and the discovered refusal metric."""
 
 from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
 from mechrefusal.evaluation.judges import REFUSAL_JUDGE, Judge, RefusalJudge, is_degenerate, is_refusal
+from mechrefusal.evaluation.paired import PairedDifference, compare, paired_difference
 from mechrefusal.evaluation.rates import judged, rates
 
 __all__ = [
@@ -13,14 +14,17 @@ __all__ = [
     "Completions",
     "Discovered",
     "Judge",
+    "PairedDifference",
     "RefusalJudge",
     "agreement",
     "any_refusal",
+    "compare",
     "complete",
     "discover_refusal",
     "generate",
     "is_degenerate",
     "is_refusal",
     "judged",
+    "paired_difference",
     "rates",
 ]
