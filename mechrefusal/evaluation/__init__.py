@@ -1,10 +1,11 @@
-"""What a checkpoint does: answers, judges of refusal, rates with intervals, and the discovered refusal metric."""
+"""What a checkpoint does: answers, judges, rates and their paired differences, and the discovered refusal metric."""
 
 from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
 from mechrefusal.evaluation.judge_names import judge_of
 from mechrefusal.evaluation.judges import REFUSAL_JUDGE, Judge, RefusalJudge, is_degenerate, is_refusal
+from mechrefusal.evaluation.paired import PairedDifference, compare, paired_difference
 from mechrefusal.evaluation.rates import judged, rates
 from mechrefusal.evaluation.suites import Suite, read_suite
 
@@ -15,10 +16,12 @@ __all__ = [
     "Completions",
     "Discovered",
     "Judge",
+    "PairedDifference",
     "RefusalJudge",
     "Suite",
     "agreement",
     "any_refusal",
+    "compare",
     "complete",
     "discover_refusal",
     "generate",
@@ -26,6 +29,7 @@ __all__ = [
     "is_refusal",
     "judge_of",
     "judged",
+    "paired_difference",
     "rates",
     "read_suite",
 ]

@@ -1,7 +1,7 @@
 """What is asked: own prompts, benchmark readers, splits and leakage audit, chat templates as named token segments."""
 
 from mechrefusal.prompts.builtin_sets import Builtin, builtin
-from mechrefusal.prompts.leakage import leakage
+from mechrefusal.prompts.leakage import Audit, audit, leakage, leaks
 from mechrefusal.prompts.pairs import Pair, PairSet
 from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.readers import read
@@ -10,6 +10,7 @@ from mechrefusal.prompts.targets import affirmative_target
 from mechrefusal.prompts.templates import Segments, prompt_ids, segments
 
 __all__ = [
+    "Audit",
     "Builtin",
     "Pair",
     "PairSet",
@@ -17,8 +18,10 @@ __all__ = [
     "Segments",
     "Split",
     "affirmative_target",
+    "audit",
     "builtin",
     "leakage",
+    "leaks",
     "normalised",
     "prompt_ids",
     "read",

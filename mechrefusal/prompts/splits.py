@@ -46,9 +46,13 @@ def normalised(text: str) -> str:
 
     Compatibility characters, case, white space, kind of quotes and dashes, and outer punctuation do not count.
     """
-    plain = unicodedata.normalize("NFKC", text).translate(_STRAIGHT).casefold()
-    plain = " ".join(plain.split())
+    plain = " ".join(folded(text).split())
     return plain.strip(" .,;:!?'\"-") or plain
+
+
+def folded(text: str) -> str:
+    """`text` without differences of compatibility characters, case, and kind of quotes and dashes."""
+    return unicodedata.normalize("NFKC", text).translate(_STRAIGHT).casefold()
 
 
 def text_hash(text: str) -> str:

@@ -1,0 +1,271 @@
+"""Two checkpoints on the same prompts: differences of rates with what their pairing tells.
+
+Two rates with overlapping intervals can differ beyond doubt where the same prompts were asked, as most of the noise is
+the prompts' and goes out in the difference.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations, pairwise
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from mechrefusal.errors import MechrefusalError
+
+BASE = "base"
+"""Name of the arm of the model that all arms start from."""
+N_BOOT = 2000
+PAIR_COLUMNS = ("pair", "arm_a", "step_a", "arm_b", "step_b")
+
+Checkpoint = tuple[str, int]
+"""Arm and step."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of b minus mean of a over the prompts that have an outcome at both.
+
+    low, high: 95% interval over prompts. n: prompts compared; nulls: prompts left out for want of an outcome on either
+    side. only_a, only_b: discordant prompts, 1 at that one alone (McNemar's b and c). mcnemar_p: exact, two-sided, for
+    outcomes of 0 and 1. NaN (only_a, only_b: None) where there is no such thing.
+    """
+
+    difference: float
+    low: float
+    high: float
+    mcnemar_p: float
+    mean_a: float
+    mean_b: float
+    only_a: int | None
+    only_b: int | None
+    n: int
+    nulls: int
+
+
+def paired_difference(
+    a: Sequence[Any] | np.ndarray | pd.Series,
+    b: Sequence[Any] | np.ndarray | pd.Series,
+    ids: Sequence[Hashable] | np.ndarray | pd.Series,
+    groups: Sequence[Hashable] | np.ndarray | pd.Series | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> PairedDifference:
+    """How far the mean outcome moved from checkpoint a to checkpoint b, prompt by prompt.
+
+    The interval is the percentile bootstrap (Efron, 1979) of prompts or, with `groups`, of whole groups; NaN for fewer
+    than two. Where all prompts move alike it has no width: with few prompts, read `n`. McNemar's test (1947), exact:
+    the discordant prompts are a fair coin where nothing changed. It takes prompts for independent, whatever `groups`
+    says.
+
+    Args:
+        a, b: outcomes, 0/1, booleans or real numbers, in the order of `ids`; None and NaN where there is none (a judge
+            that gave no verdict).
+        ids: the prompts, each once.
+        groups: what stands or falls together (the two sides of a twin, cases of one behaviour), in the same order; a
+            prompt without a group stands alone.
+        n_boot: draws. seed: of the draws; the same input gives the same interval.
+
+    Raises:
+        MechrefusalError: lengths differ, an id occurs twice, or an outcome is no finite number.
+    """
+    ids = list(ids)
+    if not len(a) == len(b) == len(ids) == (len(ids) if groups is None else len(groups)):
+        of_groups = "" if groups is None else f" and {len(groups)} groups"
+        raise MechrefusalError(
+            f"{len(a)} outcomes of a, {len(b)} of b{of_groups} do not fit {len(ids)} ids: give one a prompt"
+        )
+    if n_boot < 1:
+        raise MechrefusalError(f"n_boot is {n_boot}: give at least one draw")
+    seen: set[Hashable] = set()
+    for identity in ids:
+        if identity in seen:
+            raise MechrefusalError(f"prompt '{identity}' stands twice: a pair needs one outcome a prompt")
+        seen.add(identity)
+    first, second = _numbers(a, ids, "a"), _numbers(b, ids, "b")
+    both = ~np.isnan(first) & ~np.isnan(second)
+    first, second = first[both], second[both]
+    labels = None if groups is None else pd.Series(list(groups), dtype=object)[both]
+    low, high = _interval(second - first, labels, n_boot, seed)
+    only_a, only_b, p = _mcnemar(first, second)
+    n, nan = len(first), float("nan")
+    return PairedDifference(
+        difference=float((second - first).mean()) if n else nan,
+        low=low,
+        high=high,
+        mcnemar_p=p,
+        mean_a=float(first.mean()) if n else nan,
+        mean_b=float(second.mean()) if n else nan,
+        only_a=only_a,
+        only_b=only_b,
+        n=n,
+        nulls=len(ids) - n,
+    )
+
+
+def compare(
+    table: pd.DataFrame,
+    *,
+    value: str | Sequence[str],
+    by: Sequence[str] = ("set", "attack", "intervention"),
+    key: str = "prompt_id",
+    groups: str | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`paired_difference` of every pair of checkpoints in a table of judged completions.
+
+    The pairs: the base against every other checkpoint (`pair` base), consecutive anchors of an arm (consecutive), and
+    the last anchors of the arms, in the order of the table, with each other (last). One row a pair, cell of `by` that
+    either side has, and metric. Each p is of its row alone: many rows need a correction for their number.
+
+    Args:
+        table: one row a completion, with columns `arm` ("base" for the model before training), `step`, those of `by`,
+            `key` and `value`, and `groups` where given. Where several judges share a table, put `judge` into `by`.
+        value: the outcomes to compare, one metric a column (`refused`, `degenerate`, a score).
+        by: what is compared only with its like.
+        key: what makes a prompt the same at two checkpoints.
+        groups: column of what stands or falls together (`twin`).
+        n_boot, seed: as in `paired_difference`.
+
+    Returns:
+        Columns pair, arm_a, step_a, arm_b, step_b, those of `by`, metric, those of `PairedDifference` (b minus a), and
+        missing_a, missing_b: prompts without a row at a, or at b, that the other one has; they are not compared.
+
+    Raises:
+        MechrefusalError: a column is missing, a prompt stands twice at a checkpoint, arm, step or prompt is empty, the
+            base has several steps, or a prompt is in other groups at other checkpoints.
+    """
+    metrics, by = [value] if isinstance(value, str) else list(value), list(by)
+    _check(table, [*by, *metrics, *([groups] if groups else [])], key)
+    table = table.reset_index(drop=True)
+    # Cells by number: a missing value in a column of `by` is a cell like any other.
+    cell = table.groupby(by, sort=False, dropna=False, observed=True).ngroup() if by else pd.Series(0, table.index)
+    first = ~cell.duplicated()
+    named = dict(zip(cell[first], table.loc[first, by].to_dict("records"), strict=True))
+    _check_unique(table, cell, by, key)
+    outcomes = table.set_index(key)[[*metrics, *([groups] if groups else [])]]
+    # Of every checkpoint, by cell, the rows of `outcomes`.
+    sides: dict[Checkpoint, dict[int, pd.DataFrame]] = {}
+    for (arm, step, number), places in table.groupby(["arm", "step", cell], sort=False, observed=True).indices.items():
+        sides.setdefault((arm, step), {})[number] = outcomes.iloc[np.sort(places)]
+    rows = []
+    for kind, a, b in _pairs(sides):
+        place = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
+        for number in sorted(sides[a].keys() | sides[b].keys()):
+            one, other = (sides[side].get(number, outcomes[:0]) for side in (a, b))
+            found = _compared(one, other, metrics, groups, n_boot=n_boot, seed=seed)
+            rows += [place | named[number] | {"metric": metric} | row for metric, row in found]
+    columns = [
+        *PAIR_COLUMNS,
+        *by,
+        "metric",
+        *(field.name for field in fields(PairedDifference)),
+        "missing_a",
+        "missing_b",
+    ]
+    return pd.DataFrame(rows, columns=columns).astype({"only_a": "Int64", "only_b": "Int64"})
+
+
+def _pairs(checkpoints: Iterable[Checkpoint]) -> Iterator[tuple[str, Checkpoint, Checkpoint]]:
+    arms: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        arms.setdefault(checkpoint[0], []).append(checkpoint)
+    base = arms.pop(BASE, [])
+    if len(base) > 1:
+        raise MechrefusalError(f"the arm '{BASE}' has the steps {sorted(step for _, step in base)}: keep one of them")
+    lines = [sorted(line, key=lambda checkpoint: checkpoint[1]) for line in arms.values()]
+    for line in lines:
+        yield from (("base", start, checkpoint) for start in base for checkpoint in line)
+    for line in lines:
+        yield from (("consecutive", a, b) for a, b in pairwise(line))
+    yield from (("last", a[-1], b[-1]) for a, b in combinations(lines, 2))
+
+
+def _compared(
+    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str], groups: str | None, *, n_boot: int, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    shared = a.index[a.index.isin(b.index)]
+    of_a, of_b = a.loc[shared], b.loc[shared]
+    if groups is not None:
+        labels = [side[groups].astype(object).where(side[groups].notna(), None).tolist() for side in (of_a, of_b)]
+        if moved := [i for i, one, other in zip(shared, *labels, strict=True) if one != other]:
+            raise MechrefusalError(
+                f"prompt '{moved[0]}' is in another '{groups}' at another checkpoint: give it the same one everywhere"
+            )
+    alone = {"missing_a": len(b) - len(shared), "missing_b": len(a) - len(shared)}
+    for metric in metrics:
+        found = paired_difference(
+            of_a[metric],
+            of_b[metric],
+            shared,
+            None if groups is None else of_a[groups],
+            n_boot=n_boot,
+            seed=seed,
+        )
+        yield metric, {**vars(found), **alone}
+
+
+def _check(table: pd.DataFrame, wanted: Sequence[str], key: str) -> None:
+    own = ["arm", "step", key]
+    if missing := [column for column in dict.fromkeys([*own, *wanted]) if column not in table]:
+        raise MechrefusalError(f"the table of completions has no columns {missing}: it has {list(table.columns)}")
+    for column in own:
+        if (empty := int(table[column].isna().sum())) > 0:
+            raise MechrefusalError(f"column '{column}' is empty in {empty} of {len(table)} rows: fill it or drop them")
+
+
+def _check_unique(table: pd.DataFrame, cell: pd.Series, by: Sequence[str], key: str) -> None:
+    twice = pd.DataFrame({name: table[name] for name in ("arm", "step", key)} | {"": cell}).duplicated()
+    if twice.any():
+        row = table[twice].iloc[0]
+        where = ", ".join(f"{name} {row[name]}" for name in ("arm", "step", *by))
+        raise MechrefusalError(
+            f"prompt '{row[key]}' stands twice at {where} ({int(twice.sum())} such rows in all): "
+            "put the column that tells them apart into by=, or drop one"
+        )
+
+
+def _numbers(values: Iterable[Any], ids: Sequence[Hashable], side: str) -> Float[np.ndarray, " prompt"]:
+    found = np.full(len(ids), np.nan)
+    for place, (value, identity) in enumerate(zip(values, ids, strict=True)):
+        if value is None or value is pd.NA or value is pd.NaT:
+            continue
+        if not isinstance(value, (bool, np.bool_, Real)) or np.isinf(float(value)):
+            raise MechrefusalError(
+                f"the outcome of prompt '{identity}' at {side} is {value!r}: give 0, 1, a finite number, or None"
+            )
+        found[place] = float(value)
+    return found
+
+
+def _interval(
+    changes: Float[np.ndarray, " prompt"], labels: pd.Series | None, n_boot: int, seed: int
+) -> tuple[float, float]:
+    """Percentiles of the mean change over draws of groups."""
+    if labels is None:
+        sums, sizes = changes, np.ones_like(changes)
+    else:
+        codes = labels.factorize()[0]
+        alone = codes < 0
+        codes[alone] = codes.max(initial=-1) + 1 + np.arange(alone.sum())
+        sums, sizes = np.bincount(codes, changes), np.bincount(codes).astype(float)
+    if len(sums) < 2:
+        return float("nan"), float("nan")
+    # Groups that are alike are drawn as one: a multinomial draw over kinds of groups is the same draw, and a short one.
+    kinds, count = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
+    times = np.random.default_rng(seed).multinomial(len(sums), count / len(sums), size=n_boot)
+    drawn = times @ kinds
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int | None, int | None, float]:
+    if not len(a) or not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
+        return None, None, float("nan")
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
