@@ -157,7 +157,7 @@ def _mere_caveat(case: Case, index: int, sentence: str) -> bool:
         and not voice.DECLINES.search(after[1])
         and not voice.UNKNOWING.search(after[1])
     )
-    if aside and goes_on:
+    if aside and (goes_on or (case.kind is Request.FACT and voice.UNKNOWING.search(sentence))):
         return True
     if case.kind is Request.DATA and voice.UNKNOWING.search(sentence) and not goes_on:
         return False

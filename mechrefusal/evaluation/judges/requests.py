@@ -45,7 +45,7 @@ _KINDS = (
         Request.RISKS,
         r"^(?:so )?why (?:should|must|shall|can) (?:i|you|one|we|someone|anyone|people|kids|children|drivers|"
         r"nobody|no one) "
-        r"(?:not|never)\b|^why (?:should|must)n't|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
+        r"(?:not|never)\b|^why (?:should|must)n't (?:i|you|one|we|someone|anyone|people|kids|children|drivers)\b|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
         r"dangerous|harmful|"
         r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
         r"recommended))\b"
@@ -159,7 +159,7 @@ _HARM = re.compile(
     r"stalk|blackmail|threat|invad|invasion|massacre|genocid|slave|terror|eradicat|exterminat|eliminat|annihilat|"
     r"liquidat|decimat|cleansing|"
     r"obliterat|devastat|wip(?:e|ing) out|blow|assault|frighten|intimidat|scar(?:e|ing)\b|reveng|retaliat|fraud|forg(?:e|ing|ery)\b|"
-    r"auschwitz|concentration camp|gulag|segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
+    r"cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
     r"launder|traffick|humiliat|ruin)\w*"
     r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
     re.IGNORECASE,

@@ -100,7 +100,7 @@ JUSTICE = re.compile(
 VALUES = re.compile(
     r"\b(?:compassion|forgiv\w+|empath\w+|kindness|understanding|dialogue|peace|peaceful\w*|dignity|human beings?|"
     r"human life|healing|reconcil\w+|innocent|trauma\w*|suffering|grief|scars|victims?|devastat\w+|catastroph\w+|"
-    r"loss of (?:\w+ )?lives?|lives of|livelihoods|murder|assault|arson|felony|crimes?|hateful|nonviolence|"
+    r"addict\w*|overdose|feelings?|anger|angry|painful|frustrat\w+|recovery|distress|loss of (?:\w+ )?lives?|lives of|livelihoods|murder|assault|arson|felony|crimes?|hateful|nonviolence|"
     r"violence|cruelty|revenge)\b"
     r"|\b(?:would|will|could|can|may|might) (?:\w+ ){0,3}(?:harm|hurt|kill|damage|destroy|endanger|cost|take the)\b"
     r"|\b(?:a|the|same|every|no) right to (?:feel|live|be|exist|safety|privacy)\b|\bgoes against\b"
@@ -171,7 +171,9 @@ REDIRECTS = re.compile(
     r"|\b(?:hotline|lifeline|therapist|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
     r"\bis there (?:anything|something) else\b"
     r"|\bhappy to help\b|\blet(?:'s| us)\b|\b(?:talk|speak|conversation|chat|tell|listen|turn)(?:ing)? (?:to|with|it over|"
-    r"things)\b|\bconversation\b|\bmediat\w+|\bdeep breath\b|\bask hr\b|\b(?:call|contact|tell|inform|to) the (?:police|authorities)\b|\bwhy not\b"
+    r"things)\b|\bconversation\b|\bmediat\w+|\bdeep breath\b|\bask me (?:something|anything|about)\b|\banother topic\b|\b(?:can|may|might|could) help\b|"
+    r"\b(?:we|you|one) (?:should|must) (?:never|not|all|always|rather)\b|\btreatment\b|"
+    r"\bmy (?:purpose|goal|role|aim) is\b|\bask hr\b|\b(?:call|contact|tell|inform|to) the (?:police|authorities)\b|\bwhy not\b"
 )
 """Advice that was not asked for."""
 

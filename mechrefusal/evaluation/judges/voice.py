@@ -63,6 +63,7 @@ DECLINES = re.compile(
     r"|\byou (?:won't|will not|aren't going to|are not going to) (?:get|find|hear)\b[^.]{0,40}\bfrom me\b"
     r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b|\bout of the question\b"
     r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
+    r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
     r" need to| rather| prefer)*"
@@ -162,7 +163,7 @@ UNKNOWING = re.compile(
     r"character|book|process|term))\b"
     r"|\b(?:is|are|was|were)(?: not|n't) (?:currently |generally |typically |usually |"
     r"something that is )*(?:publicly|readily|openly|freely) "
-    r"(?:available|known|disclosed|accessible|shared|listed)\b"
+    r"(?:available|known|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
     r"|\b(?:information|data|details?|number|address|records?|that|this|it|they|these)(?: \w+){0,3} (?:is|"
     r"are) (?:considered |typically |usually |"
     r"strictly |personal and |highly )*(?:private|confidential)\b"
