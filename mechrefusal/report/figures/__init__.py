@@ -23,6 +23,7 @@ from mechrefusal.report.figures.lines import effective_rank, probes, rates, traj
 from mechrefusal.report.figures.logit_lens import logit_lens
 from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
+from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
@@ -69,6 +70,8 @@ __all__ = [
     "smallest_k",
     "step_costs",
     "step_time",
+    "stress_curves",
+    "stress_matrix",
     "subspaces",
     "token_segments",
     "top_components",
