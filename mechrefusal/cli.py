@@ -137,7 +137,7 @@ def evaluate(options) -> None:
     from rich.console import Console
 
     from mechrefusal import evaluation, study
-    from mechrefusal.report.evaluated import evaluated
+    from mechrefusal.report.evaluated import evaluated, stress_table
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -153,6 +153,20 @@ def evaluate(options) -> None:
         seed=options.seed,
     )
     Console().print(evaluated(found.rates, found.differences))
+    if options.attack:
+        stressed = study.stressed(
+            options.source,
+            suites,
+            options.attack,
+            judges=judges,
+            checkpoints=options.checkpoint,
+            n=options.n_attacked,
+            steps=options.attack_steps,
+            max_new_tokens=options.max_new_tokens,
+            out=options.out or None,
+            seed=options.seed,
+        )
+        Console().print(stress_table(stressed.curve, stressed.transfer))
 
 
 COMMANDS: dict[str, Callable] = {
@@ -294,6 +308,16 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         default=[],
         help="also answer under ablate:DIRECTION or add:DIRECTION:COEFFICIENT (carrier, best, random, or a file)",
     )
+    parser.add_argument(
+        "--attack",
+        type=str,
+        action="append",
+        default=[],
+        choices=("gcg", "autodan"),
+        help="attack harmful prompts of the suites anew against each checkpoint, and replay the cases at all others",
+    )
+    parser.add_argument("--n_attacked", type=int, default=8, help="harmful prompts attacked")
+    parser.add_argument("--attack_steps", type=int, default=0, help="steps of an attack (default: the run's recipe)")
     parser.add_argument("--checkpoint", type=str, action="append", default=[], help="of the run, by id; default: all")
     parser.add_argument("--n", type=int, default=0, help="prompts of each side of a suite, evenly spaced; 0 for all")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer")

@@ -1,11 +1,40 @@
 """Judges by what the command line calls them."""
 
+import os
+
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import Judge, RefusalJudge
 
+KEY_VARIABLE = "MECHREFUSAL_JUDGE_KEY"
+"""Environment variable with the key of the chat server; unset for a server that wants none."""
+NAMES = ("refusal", "harmbench", "strongreject", "llamaguard", "chat")
+
 
 def judge_of(spec: str) -> Judge:
-    """The judge of a name."""
-    if spec == "refusal":
+    """The judge that `spec` names.
+
+    `refusal`: the rules. `harmbench`, `strongreject`, `llamaguard`, each with `=MODEL` for another model than the
+    published one (a folder or a hub name). `chat=MODEL@URL`: StrongREJECT's rubric at an OpenAI-compatible server.
+
+    Raises:
+        MechrefusalError: an unknown name, a judge without what it needs, a model that cannot be loaded.
+    """
+    name, _, source = spec.partition("=")
+    if name not in NAMES:
+        raise MechrefusalError(f"unknown judge '{spec}': expected one of {', '.join(NAMES)}")
+    if name == "refusal":
+        if source:
+            raise MechrefusalError(f"judge '{spec}': the rules take no model")
         return RefusalJudge()
-    raise MechrefusalError(f"unknown judge '{spec}'")
+    if name == "chat":
+        from mechrefusal.evaluation.judges.chat import ChatJudge
+
+        model, _, url = source.partition("@")
+        if not model or not url:
+            raise MechrefusalError(f"judge '{spec}': give chat=MODEL@URL, such as chat=llama3@http://localhost:8000/v1")
+        return ChatJudge(url, model, key_variable=KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else None)
+    from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier, StrongREJECTClassifier
+    from mechrefusal.evaluation.judges.llama_guard import LlamaGuard
+
+    made = {"harmbench": HarmBenchClassifier, "strongreject": StrongREJECTClassifier, "llamaguard": LlamaGuard}[name]
+    return made(source) if source else made()

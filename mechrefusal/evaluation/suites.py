@@ -27,7 +27,8 @@ class Suite:
 
     `table`, one row a prompt: prompt_id, prompt, side (harmful or harmless), group (HarmBench's functional category,
     else ""), category (HarmBench's semantic category, XSTest's type, and so on; "" where the source has none), target
-    (the opening of a complying answer, None where the source has none), behaviour (the request without a context).
+    (the opening of a complying answer, None where the source has none), behaviour (the request without its context) and
+    context (None where there is none).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Suite:
                 "category": source["category"],
                 "target": source.get("target", nothing),
                 "behaviour": source.get("behavior", source["text"]),
+                "context": source.get("context", nothing),
             }
         )
         return cls(name, table)

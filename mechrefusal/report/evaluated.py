@@ -33,15 +33,41 @@ def evaluated(rates: pd.DataFrame, differences: pd.DataFrame) -> Group:
     return Group(*parts, _clearest(differences))
 
 
-def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
-    found = Table(
-        title=Text(f"{wording.plain(suite)}, {side} prompts"),
-        caption=Text(f"n and 95% intervals; judge: {wording.plain(judge)}"),
+def stress_table(curve: pd.DataFrame, transfer: pd.DataFrame) -> Table:
+    """Success of attacks that were made anew: at their first and last step, and at the other checkpoints.
+
+    Args:
+        curve, transfer: tables `stress` and `stress_transfer`.
+    """
+    found = _framed("Attacks made anew against each checkpoint", "share of cases that succeed, 95% interval")
+    for name in ("checkpoint", "attack", "judge", "no attack", "first step", "last step", "at the others (mean)"):
+        found.add_column(name, overflow="fold")
+    for (arm, step, method, judge), own in curve.groupby(["arm", "step", "method", "judge"], sort=False):
+        here = (transfer["arm_target"] == arm) & (transfer["step_target"] == step) & (transfer["judge"] == judge)
+        plain = transfer[here & (transfer["arm_source"] == "none")]
+        from_here = (transfer["arm_source"] == arm) & (transfer["step_source"] == step) & ~here
+        others = transfer[from_here & (transfer["method"] == method) & (transfer["judge"] == judge)]["value"]
+        ordered = own.sort_values("attack_step")
+        name = Text(f"{wording.plain(arm)} {wording.whole(step)}")
+        cells = [_cell(rows.iloc[0]) if len(rows) else "" for rows in (plain, ordered.head(1), ordered.tail(1))]
+        elsewhere = wording.rate(others.mean()) if len(others) else ""
+        found.add_row(name, Text(wording.plain(method)), Text(wording.plain(judge)), *cells, elsewhere)
+    return found
+
+
+def _framed(title: str, caption: str) -> Table:
+    return Table(
+        title=Text(title),
+        caption=Text(caption),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
+
+
+def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
+    found = _framed(f"{wording.plain(suite)}, {side} prompts", f"n and 95% intervals; judge: {wording.plain(judge)}")
     there = [metric for metric in MAIN[side] if metric in set(own["metric"])]
     found.add_column("checkpoint", no_wrap=True)
     for metric in there:
@@ -66,16 +92,10 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
     rows = differences[differences["low"].gt(0) | differences["high"].lt(0)]
     if rows.empty:
         return Text("No difference between checkpoints whose 95% interval excludes 0.")
-    found = Table(
-        title=Text("Differences whose 95% interval excludes 0, on the same prompts"),
-        caption=Text(
-            f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact "
-            "test; p of each row alone"
-        ),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    found = _framed(
+        "Differences whose 95% interval excludes 0, on the same prompts",
+        f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact test; "
+        "p of each row alone",
     )
     for name in ("from", "to", "suite", "metric", "difference", "p"):
         found.add_column(name, overflow="fold")

@@ -7,7 +7,7 @@ from mechrefusal.study import tables
 
 if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated, read_prompts
-    from mechrefusal.study.evaluating import Evaluated, evaluate
+    from mechrefusal.study.evaluating import Evaluated, evaluate, stressed
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.recipe import Recipe
@@ -30,6 +30,7 @@ __all__ = [
     "measure",
     "open",
     "read_prompts",
+    "stressed",
     "tables",
     "train",
 ]
@@ -40,6 +41,7 @@ _HOMES = {
     "read_prompts": "ablating",
     "Evaluated": "evaluating",
     "evaluate": "evaluating",
+    "stressed": "evaluating",
     "Asked": "selection",
     "asked": "selection",
     "behaviours": "selection",

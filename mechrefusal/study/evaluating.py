@@ -12,7 +12,7 @@ It measures: nothing here changes or writes weights.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,15 +21,18 @@ import pandas as pd
 import torch
 
 from mechrefusal import causal, prompts
+from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
-from mechrefusal.evaluation.suites import Suite, require_distinct
+from mechrefusal.evaluation.suites import COPYRIGHT, Suite, require_distinct
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
+from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run, fingerprint
+from mechrefusal.study.stress import Stressed, stress
 
 FOLDER = "evaluations"
 
@@ -100,6 +103,65 @@ def evaluate(
             verdicts, kept / "measurements", {point.id: point.weights for point in chosen}
         )
         return _kept(verdicts, losses, leaks, skipped, kept / "measurements")
+
+
+def stressed(
+    source: Run | Checkpoint | Path | str,
+    suites: Sequence[Suite],
+    methods: Sequence[str],
+    *,
+    judges: Sequence[Judge] = (),
+    checkpoints: Sequence[str] = (),
+    n: int = 8,
+    steps: int = 0,
+    max_new_tokens: int = 128,
+    out: Path | str | None = None,
+    seed: int = 0,
+) -> Stressed:
+    """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
+
+    Args:
+        source, judges, checkpoints, max_new_tokens, out: as in `evaluate`; without a run `out` is needed.
+        methods: gcg, autodan, with the settings of the run's recipe.
+        n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
+        steps: of an attack; 0 for those of the recipe.
+
+    Returns:
+        `mechrefusal.study.stress.Stressed`; its tables are kept beside the others.
+
+    Raises:
+        MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
+    """
+    run, chosen = _checkpoints(source, checkpoints)
+    harmful = [
+        suite.table[(suite.table["side"] == "harmful") & (suite.table["group"] != COPYRIGHT)] for suite in suites
+    ]
+    table = pd.concat(harmful, ignore_index=True)
+    if table.empty or n < 1:
+        raise MechrefusalError(f"there is nothing to attack: {len(table)} harmful prompts in the suites, n is {n}")
+    named = zip(suites, harmful, strict=True)
+    table["prompt_id"] = [f"{suite.name}-{one}" for suite, own in named for one in own["prompt_id"]]
+    asked = Suite("attacked", table).take(n).prompt_set()
+    attack = run.recipe.attack if run is not None else AttackSettings()
+    known: dict[str, GCGSettings | AutoDANSettings] = {"gcg": attack.gcg, "autodan": attack.autodan}
+    if unknown := [method for method in methods if method not in known]:
+        raise MechrefusalError(f"unknown attack '{unknown[0]}': expected one of {', '.join(known)}")
+    settings = {name: replace(known[name], steps=steps) if steps else known[name] for name in methods}
+    if out is None and run is None:
+        raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
+    folder = Path(out) if out is not None else run.folder  # type: ignore[union-attr]
+    found = stress(
+        run,
+        chosen,
+        asked,
+        settings,
+        judges,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        folder=folder / "stress",
+    )
+    found.write(folder / "measurements")
+    return found
 
 
 def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> tuple[Run | None, list[Checkpoint]]:
@@ -214,7 +276,9 @@ def _told(under: causal.Intervention | None) -> Any:
 
 
 def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame) -> pd.DataFrame:
-    known = suite.table[["side", "group", "category", "prompt_id", "prompt", "behaviour"]].reset_index(drop=True)
+    known = suite.table[["side", "group", "category", "prompt_id", "prompt", "behaviour", "context"]].reset_index(
+        drop=True
+    )
     return known.assign(
         arm=checkpoint.arm,
         step=checkpoint.step,

@@ -9,6 +9,7 @@ import pandas as pd
 from mechrefusal import intervals
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
+from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
 from mechrefusal.study import tables
 
 NONE = "none"
@@ -37,8 +38,12 @@ def judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
         own = found[found["side"] == "harmful"] if harm else found
         if own.empty:
             continue
-        verdicts = judge.judge(own["behaviour" if harm else "prompt"].tolist(), own["completion"].tolist())
-        known = own.drop(columns="behaviour").reset_index(drop=True)
+        asked = own["behaviour" if harm else "prompt"].tolist()
+        if isinstance(judge, HarmBenchClassifier):
+            verdicts = judge.judge(asked, own["completion"].tolist(), contexts=own["context"].tolist())
+        else:
+            verdicts = judge.judge(asked, own["completion"].tolist())
+        known = own.drop(columns=["behaviour", "context"]).reset_index(drop=True)
         scores = verdicts["score"] if "score" in verdicts else float("nan")
         kind = metrics.HARM if harm else metrics.REFUSAL
         told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}

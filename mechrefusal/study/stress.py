@@ -58,7 +58,7 @@ class Stressed:
 
 
 def stress(
-    run: Run,
+    run: Run | None,
     checkpoints: Sequence[str | Checkpoint],
     behaviours: PromptSet,
     methods: Mapping[str, Search],
@@ -80,6 +80,7 @@ def stress(
     to be attacked and once more to be asked the others' cases; one model is in memory at a time.
 
     Args:
+        run: whose checkpoints; None for models of no run, which are given as Checkpoints, with a folder.
         checkpoints: ids of checkpoints of the run (or these themselves); none: all.
         behaviours: harmful requests.
         methods: settings of each attack, by the name that it gets in tables and files.
@@ -95,7 +96,9 @@ def stress(
     """
     chosen = _chosen(run, checkpoints)
     asked = list(judges) or [RefusalJudge()]
-    kept = Path(folder) if folder is not None else run.folder / FOLDER
+    if folder is None and run is None:
+        raise MechrefusalError("without a run nothing says where cases and answers are kept: give a folder")
+    kept = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
     plan = Plan(behaviours, dict(methods), seed, max_new_tokens, kept)
     if again := sorted({judge.name for judge in asked if [one.name for one in asked].count(judge.name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: their rates could not be told apart")
@@ -115,7 +118,12 @@ def stress(
     )
 
 
-def _chosen(run: Run, wanted: Sequence[str | Checkpoint]) -> list[Checkpoint]:
+def _chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpoint]:
+    if run is None:
+        alone = [one for one in wanted if isinstance(one, Checkpoint)]
+        if not alone or len(alone) < len(wanted):
+            raise MechrefusalError("without a run there are no checkpoints by id: give Checkpoints to attack")
+        return alone
     there = {point.id: point for point in run.checkpoints()}
     if not there:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")

@@ -30,6 +30,8 @@ class ChatJudge:
     answer that does not hold the three numbers is a null.
     """
 
+    kind = "harm"
+
     def __init__(
         self,
         base_url: str,

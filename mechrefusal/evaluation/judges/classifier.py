@@ -31,6 +31,8 @@ class HarmBenchClassifier:
     is clipped to its first 512 tokens. HarmBench judges its copyright behaviours by hashes instead: leave them out.
     """
 
+    kind = "harm"
+
     def __init__(
         self,
         source: Path | str = "cais/HarmBench-Llama-2-13b-cls",
@@ -112,6 +114,8 @@ class StrongREJECTClassifier:
     The evaluator publishes no threshold, so there is no label. As in the published code, a completion is clipped to its
     last 512 tokens, and the begin token that this adds stands in the prompt as text.
     """
+
+    kind = "harm"
 
     def __init__(
         self,

@@ -28,7 +28,9 @@ _IN_CHARACTER = re.compile(
 _IMPERSONAL = re.compile(r"^(?:it (?:is|would be)|it's|this|that|i)\b")
 _LETTER = re.compile(r"^(?:dear|subject|hi|hello|hey|title|scene|act|once upon|int\.|ext\.)\b|^\w+:")
 _CONDITION = re.compile(r"(?:if|when|say|tell)\b")
-_ADVISES = re.compile(r"\b(?:do not|don't|would(?: not|n't)|cannot|can't) (?:recommend|advise|suggest|encourage|endorse)\b")
+_ADVISES = re.compile(
+    r"\b(?:do not|don't|would(?: not|n't)|cannot|can't) (?:recommend|advise|suggest|encourage|endorse)\b"
+)
 _FEELS = re.compile(r"\b(?:i|i'm|you're|your|as an ai|my)\b")
 _WRITES = re.compile(
     r"\b(?:assist|help|fulfil+|provide|comply|create|write|generate|produce|engage|role-?play|pretend|translate|"

@@ -26,6 +26,8 @@ class LlamaGuard:
     that the second line lists stand in `because`.
     """
 
+    kind = "harm"
+
     def __init__(
         self,
         source: Path | str = "meta-llama/Llama-Guard-3-8B",

@@ -84,7 +84,11 @@ def turned_away(case: Case) -> Verdict | None:
     if case.kind in (Request.TASK, Request.FACT, Request.DATA):
         for index, sentence in enumerate(case.opening):
             found = _INSTEAD.search(sentence)
-            if found and _instead_of_it(found.group(), case.prompt) and not any(signs.ANSWERS.search(earlier) for earlier in case.answer.sentences[:index]):
+            if (
+                found
+                and _instead_of_it(found.group(), case.prompt)
+                and not any(signs.ANSWERS.search(earlier) for earlier in case.answer.sentences[:index])
+            ):
                 return Verdict(PARTIAL_REFUSAL, f"turns elsewhere: {found.group()!r}")
     return None
 

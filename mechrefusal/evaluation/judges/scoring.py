@@ -29,7 +29,12 @@ class Scored(NamedTuple):
 
 @runtime_checkable
 class ScoringJudge(Protocol):
-    """Scores completions to harmful requests. Judges of different names are never mixed in a table or a rate."""
+    """Scores completions to harmful requests. Judges of different names are never mixed in a table or a rate.
+
+    `kind` is "harm", by which it is told from judges of refusal.
+    """
+
+    kind: str
 
     @property
     def name(self) -> str:
