@@ -48,10 +48,10 @@ def stress_table(curve: pd.DataFrame, transfer: pd.DataFrame) -> Table:
         from_here = (transfer["arm_source"] == arm) & (transfer["step_source"] == step) & ~here
         others = transfer[from_here & (transfer["method"] == method) & (transfer["judge"] == judge)]["value"]
         ordered = own.sort_values("attack_step")
-        name = Text(f"{wording.plain(arm)} {wording.whole(step)}")
+        point = Text(f"{wording.plain(arm)} {wording.whole(step)}")
         cells = [_cell(rows.iloc[0]) if len(rows) else "" for rows in (plain, ordered.head(1), ordered.tail(1))]
         elsewhere = wording.rate(others.mean()) if len(others) else ""
-        found.add_row(name, Text(wording.plain(method)), Text(wording.plain(judge)), *cells, elsewhere)
+        found.add_row(point, Text(wording.plain(method)), Text(wording.plain(judge)), *cells, elsewhere)
     return found
 
 
