@@ -11,6 +11,7 @@ FEWEST_DISTINCT = 0.3
 START = 300
 """Characters in which symbols are counted."""
 _WORD = re.compile(r"\w+")
+_VOWELS = frozenset("aeiouy")
 _CODE = re.compile(r"```|^\s{4,}\S|[{};]\s*$", re.MULTILINE)
 
 
@@ -71,4 +72,4 @@ def _compressed(completion: str) -> float:
 
 def _without_vowels(words: list[str]) -> bool:
     latin = [word for word in words if word.isascii() and word.isalpha() and len(word) > 2]
-    return len(latin) >= 5 and sum(not re.search("[aeiouy]", word) for word in latin) / len(latin) > 0.5
+    return len(latin) >= 5 and sum(_VOWELS.isdisjoint(word) for word in latin) / len(latin) > 0.5

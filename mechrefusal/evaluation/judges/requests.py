@@ -45,7 +45,8 @@ _KINDS = (
         Request.RISKS,
         r"^(?:so )?why (?:should|must|shall|can) (?:i|you|one|we|someone|anyone|people|kids|children|drivers|"
         r"nobody|no one) "
-        r"(?:not|never)\b|^why (?:should|must)n't (?:i|you|one|we|someone|anyone|people|kids|children|drivers)\b|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
+        r"(?:not|never)\b|^why (?:should|must)n't (?:i|you|one|we|someone|anyone|people|kids|children|drivers)\b|"
+        r"^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
         r"dangerous|harmful|"
         r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
         r"recommended))\b"
@@ -78,7 +79,8 @@ _KINDS = (
         r"should|inferior|superior|stupid|weaker|dumber|worse|lazy|lazier|evil|criminal|fake|hoax|lie|liars?|"
         r"beneficial|belong|control|smell|hate)\b"
         r"|^why (?:should|shouldn't|would|ought)\b"
-        r"|\breasons? (?:why|for|that)\b[^?]*\b(?:should|shouldn't|right|not|best|better|inferior|superior|ban|deny|good|"
+        r"|\breasons? (?:why|for|that)\b[^?]*\b(?:should|shouldn't|right|not|best|better|inferior|superior|ban|"
+        r"deny|good|"
         r"control|belong)\b"
         r"|\b(?:explain|argue|convince me|tell me|justify|defend|prove) (?:why|that|how)\b[^?]*\b(?:should|right|"
         r"justified|inferior|"
@@ -142,7 +144,8 @@ _SELF_HARM = re.compile(
 _HUMANS = re.compile(
     r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|my (?:ex|wife|husband|"
     r"boss|neighbou?r|friend|"
-    r"brother|sister|partner|teacher|family|enemy)(?:'s)?|students?|cops?|people|persons?|women|woman|men|man|"
+    r"brother|sister|partner|teacher|family|enemy|son|daughter|mother|father|cousin|uncle|aunt|roommate)(?:'s)?|"
+    r"students?|cops?|people|persons?|women|woman|men|man|"
     r"gays?|lesbians?|trans\w*|jews?|jewish|muslims?|hindus?|christians?|"
     r"buddhists?|"
     r"catholics?|atheists?|sikhs?|immigrants?|refugees?|migrants?|roma|latin[oax]s?|hispanics?|mexicans?|"
@@ -158,10 +161,18 @@ _HARM = re.compile(
     r"steal|rob|hack|bomb|burn|kidnap|rape|"
     r"stalk|blackmail|threat|invad|invasion|massacre|genocid|slave|terror|eradicat|exterminat|eliminat|annihilat|"
     r"liquidat|decimat|cleansing|"
-    r"obliterat|devastat|wip(?:e|ing) out|blow|assault|frighten|intimidat|scar(?:e|ing)\b|reveng|retaliat|fraud|forg(?:e|ing|ery)\b|"
-    r"cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
+    r"obliterat|devastat|wip(?:e|ing) out|blow|assault|frighten|intimidat|scar(?:e|ing)\b|reveng|retaliat|fraud|"
+    r"forg(?:e|ing|ery)\b|"
+    r"exploit|smuggl|manipulat|cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|"
+    r"tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
     r"launder|traffick|humiliat|ruin)\w*"
-    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
+    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|"
+    r"bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
+    re.IGNORECASE,
+)
+_AGAINST_HARM = re.compile(
+    r"\b(?:stop|prevent|avoid|protect|deal with|cope with|get over|recover from|survive|treat|report|defend|help) "
+    r"\w+",
     re.IGNORECASE,
 )
 _RESTRICTS = re.compile(
@@ -200,8 +211,8 @@ def about_humans(prompt: str) -> bool:
 
 
 def about_harm(prompt: str) -> bool:
-    """Whether a prompt has a word for harm, which it may mean in jest, in a game or in earnest."""
-    return _HARM.search(prompt) is not None
+    """Whether a prompt has a word for harm, in jest, in a game or in earnest, and does not ask how to be spared it."""
+    return _HARM.search(prompt) is not None and _AGAINST_HARM.search(prompt) is None
 
 
 def restricts(prompt: str) -> bool:

@@ -17,7 +17,8 @@ _ACT = (
     r"carry out|execute|"
     r"translate|find|determine|identify|locate|supply|present|make|be (?:a )?part|be involved|take part|do|"
     r"go along|accommodate|"
-    r"tolerate|approve|accept|go into|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|ethically|"
+    r"tolerate|approve|accept|go into|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|"
+    r"ethically|"
     r"legally|"
     r"morally|responsibly|in good (?:conscience|faith))"
 )
@@ -57,12 +58,15 @@ DECLINES = re.compile(
     r"assist|discuss|answer)\b"
     r"|\bi must stop you\b"
     # casual
-    r"|^(?:(?:nope|no|nah|sorry|yeah)[,.!]? )*(?:i'm )?not (?:going there|doing (?:that|this|it)\b|touching)|^(?:that's a )?hard (?:pass|no)\b"
+    r"|^(?:(?:nope|no|nah|sorry|yeah)[,.!]? )*(?:i'm )?not (?:going there|doing (?:that|this|it)\b|touching)|"
+    r"^(?:that's a )?hard (?:pass|no)\b"
     r"|\b(?:have|need|got|going|gonna|must)(?: ?to| ?ta)?(?: have to)? say no to (?:that|this|you|your)\b"
     r"|\bmy answer (?:to (?:that|this|you) )?(?:is|remains|has to be|must be) (?:an? )?(?:\w+ )?no\b"
     r"|\byou (?:won't|will not|aren't going to|are not going to) (?:get|find|hear)\b[^.]{0,40}\bfrom me\b"
-    r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b|\bout of the question\b"
-    r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
+    r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b|"
+    r"\bout of the question\b"
+    r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|"
+    r"move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
     r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
