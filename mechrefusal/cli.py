@@ -313,7 +313,7 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         type=str,
         action="append",
         default=[],
-        help="gcg or autodan: attack harmful prompts anew against each checkpoint, and replay the cases at the others",
+        help="gcg or autodan: attack harmful prompts anew against each checkpoint, replay the cases at the others",
     )
     parser.add_argument("--n_attacked", type=int, default=8, help="harmful prompts attacked")
     parser.add_argument("--attack_steps", type=int, default=0, help="steps of an attack (default: the run's recipe)")
