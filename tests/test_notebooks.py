@@ -68,3 +68,13 @@ def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             assert not cell.get("outputs"), path.name
+
+
+@pytest.mark.slow
+def test_benchmarks_and_judges_run_on_the_tiny_model(tmp_path, monkeypatch):
+    given = f"source, out, suites, n = 'tiny-random', {str(tmp_path)!r}, ['builtin-xstest', 'builtin'], 4"
+    cells = run("05_benchmarks_and_judges.ipynb", given, monkeypatch)
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    for name in ("partial_refusal", "mcnemar_p", "Cohen's kappa", "leaking_a"):
+        assert any(name in outputs for outputs in shown), name
+    assert (tmp_path / "measurements" / "suite_rates.parquet").is_file()
