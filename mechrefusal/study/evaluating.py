@@ -26,7 +26,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT, Suite, require_distinct
-from mechrefusal.models import Checkpoint, load_causal_lm
+from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
@@ -230,6 +230,7 @@ def _answered(
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         model, tokenizer = load_causal_lm(checkpoint)
+        _require_room(tokenizer, checkpoint, suites, max_new_tokens)
         for spec in interventions:
             try:
                 under = _intervention(run, checkpoint, spec, seed)
@@ -257,13 +258,26 @@ def _answered(
                 frames.append(_rows(checkpoint, suite, spec, found))
                 if under is None and checkpoint.arm == "base":
                     reference[suite.name] = found["token_ids"].tolist()
-                if under is None and suite.name in reference and (suite.table["side"] == "harmless").any():
-                    losses.append(_losses(model, tokenizer, checkpoint, suite, reference[suite.name]))
+                if under is None and suite.name in reference:
+                    of_suite = _losses(model, tokenizer, checkpoint, suite, reference[suite.name])
+                    losses += [of_suite] if len(of_suite) else []
         del model
-    if skipped:
-        for line in skipped:
-            console.print(f"left out: {line}", highlight=False, soft_wrap=True)
+    for line in skipped:
+        console.print(f"left out: {line}", highlight=False, soft_wrap=True)
     return pd.concat(frames, ignore_index=True), evaluation_tables.relative(losses), tuple(skipped)
+
+
+def _require_room(tokenizer, checkpoint: Checkpoint, suites: Sequence[Suite], max_new_tokens: int) -> None:
+    limit = context_length(checkpoint.path) - max_new_tokens
+    for suite in suites:
+        lengths = [len(ids) for ids in prompts.prompt_ids(tokenizer, suite.table["prompt"].tolist())]
+        if too_long := [row for row, length in enumerate(lengths) if length > limit]:
+            first = too_long[0]
+            raise MechrefusalError(
+                f"{len(too_long)} prompts of suite '{suite.name}' leave no room for an answer of {max_new_tokens} tokens "
+                f"in the context of {checkpoint.id}, such as '{suite.table['prompt_id'].iloc[first]}' with "
+                f"{lengths[first]} tokens where {limit} fit: take them out, or lower max_new_tokens"
+            )
 
 
 def _told(under: causal.Intervention | None) -> Any:
