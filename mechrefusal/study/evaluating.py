@@ -274,7 +274,7 @@ def _require_room(tokenizer, checkpoint: Checkpoint, suites: Sequence[Suite], ma
         if too_long := [row for row, length in enumerate(lengths) if length > limit]:
             first = too_long[0]
             raise MechrefusalError(
-                f"{len(too_long)} prompts of suite '{suite.name}' leave no room for an answer of {max_new_tokens} tokens "
+                f"{len(too_long)} prompts of suite '{suite.name}' leave no room for {max_new_tokens} tokens of answer "
                 f"in the context of {checkpoint.id}, such as '{suite.table['prompt_id'].iloc[first]}' with "
                 f"{lengths[first]} tokens where {limit} fit: take them out, or lower max_new_tokens"
             )
