@@ -5,6 +5,7 @@ from mechrefusal.evaluation.judges import Judge, RefusalJudge
 
 
 def judge_of(spec: str) -> Judge:
+    """The judge of a name."""
     if spec == "refusal":
         return RefusalJudge()
     raise MechrefusalError(f"unknown judge '{spec}'")

@@ -69,8 +69,8 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
     found = Table(
         title=Text("Differences whose 95% interval excludes 0, on the same prompts"),
         caption=Text(
-            f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact test; "
-            "p of each row alone"
+            f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact "
+            "test; p of each row alone"
         ),
         title_justify="left",
         caption_justify="left",

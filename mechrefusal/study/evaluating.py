@@ -11,9 +11,8 @@ In a notebook:
 It measures: nothing here changes or writes weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,21 +20,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import causal, intervals, prompts
+from mechrefusal import causal, prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, RefusalJudge, agreement, any_refusal, metrics, paired
+from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
-from mechrefusal.evaluation.judges import ScoringJudge
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.progress import console
-from mechrefusal.study import chosen_direction, selection, tables
+from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
+from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.run import Run, fingerprint
 
-NONE = "none"
 FOLDER = "evaluations"
-OWN = ("arm", "step", "suite", "attack", "intervention", "judge")
-"""What an answer's verdict is one of: an evaluation replaces those of its own keys, and keeps all others."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def evaluate(
     source: Run | Checkpoint | Path | str,
     suites: Sequence[Suite],
     *,
-    judges: Sequence[Judge | ScoringJudge] = (),
+    judges: Sequence[Judge] = (),
     intervene: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
     max_new_tokens: int = 128,
@@ -94,25 +90,27 @@ def evaluate(
     for spec in wanted[1:]:
         _parsed(spec)
     leaks = _leaks(run, suites, strict=strict)
-    asked: list[Judge | ScoringJudge] = list(judges) or [RefusalJudge()]
+    asked: list[Judge] = list(judges) or [RefusalJudge()]
     folder = Path(out) if out is not None else run.folder if run is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
         found, losses, skipped = _answered(run, chosen, suites, wanted, kept, max_new_tokens, seed)
-        verdicts = _judged(found, asked)
-        verdicts = _merged(verdicts, kept / "measurements", {point.id: point.weights for point in chosen})
+        verdicts = evaluation_tables.judged(found, asked)
+        verdicts = evaluation_tables.merged(
+            verdicts, kept / "measurements", {point.id: point.weights for point in chosen}
+        )
         return _kept(verdicts, losses, leaks, skipped, kept / "measurements")
 
 
 def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> tuple[Run | None, list[Checkpoint]]:
-    run = source if isinstance(source, Run) else None
-    if run is None and not isinstance(source, Checkpoint) and (Path(source).expanduser() / "recipe.yaml").is_file():
-        run = Run.open(Path(source).expanduser())
-    if run is None:
+    if isinstance(source, (Path, str)) and (Path(source).expanduser() / "recipe.yaml").is_file():
+        source = Run.open(Path(source).expanduser())
+    if not isinstance(source, Run):
         if ids:
             raise MechrefusalError(f"'{source}' is no run, so it has no checkpoint '{ids[0]}': leave checkpoints out")
-        run, checkpoint = chosen_direction.located(source)  # type: ignore[arg-type]
+        run, checkpoint = chosen_direction.located(source)
         return run, [checkpoint]
+    run = source
     there = {point.id: point for point in run.checkpoints()}
     if not there:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
@@ -203,7 +201,7 @@ def _answered(
     if skipped:
         for line in skipped:
             console.print(f"left out: {line}", highlight=False, soft_wrap=True)
-    return pd.concat(frames, ignore_index=True), _relative(losses), tuple(skipped)
+    return pd.concat(frames, ignore_index=True), evaluation_tables.relative(losses), tuple(skipped)
 
 
 def _told(under: causal.Intervention | None) -> Any:
@@ -246,38 +244,6 @@ def _loss(model, prompt: Sequence[int], reply: Sequence[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :]))
 
 
-def _relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Table `answer_losses`: means, and paired differences to the base."""
-    rows = []
-    base = {str(one["suite"].iloc[0]): one for one in losses if one["arm"].iloc[0] == "base"} if losses else {}
-    for one in losses:
-        first = one.iloc[0]
-        change = one["loss"].to_numpy() - base[str(first["suite"])]["loss"].to_numpy()
-        found = intervals.mean(change)
-        known = {"arm": first["arm"], "step": first["step"], "suite": first["suite"], "loss": one["loss"].mean()}
-        rows.append({**known, "difference": found.value, "low": found.low, "high": found.high, "n": found.n})
-    return tables.frame("answer_losses", rows)
-
-
-def _judged(found: pd.DataFrame, judges: Sequence[Judge | ScoringJudge]) -> pd.DataFrame:
-    """One row an answer and judge. A judge of harm is asked about harmful prompts alone, by the bare request."""
-    parts = []
-    for judge in judges:
-        harm = isinstance(judge, ScoringJudge) and not isinstance(judge, RefusalJudge)
-        own = found[found["side"] == "harmful"] if harm else found
-        if own.empty:
-            continue
-        verdicts = judge.judge(own["behaviour" if harm else "prompt"].tolist(), own["completion"].tolist())
-        known = own.drop(columns="behaviour").reset_index(drop=True)
-        scores = verdicts["score"] if "score" in verdicts else float("nan")
-        kind = metrics.HARM if harm else metrics.REFUSAL
-        told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
-        parts.append(known.assign(**told, score=scores, because=verdicts["because"].to_numpy()))
-    if not parts:
-        raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
-    return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
-
-
 def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.DataFrame:
     """What the suites share with what the run trained on and chose its directions by (table `leaks`)."""
     if run is None:
@@ -289,9 +255,10 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
         rows.append(found[(found["set_a"] == suite.name) | (found["set_b"] == suite.name)])
     leaks = tables.frame("leaks", pd.concat(rows, ignore_index=True))
     if len(leaks):
-        shown = "; ".join(
+        first = [
             f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in leaks.head(3).itertuples()
-        )
+        ]
+        shown = "; ".join(first)
         said = f"{len(leaks)} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
         if strict:
             raise MechrefusalError(f"{said}; take them out of the suite, or evaluate without strict")
@@ -299,34 +266,16 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
     return leaks
 
 
-def _merged(verdicts: pd.DataFrame, folder: Path, weights: Mapping[str, str]) -> pd.DataFrame:
-    """These verdicts, and those of earlier evaluations that they do not replace and whose weights still stand."""
-    before = tables.read("verdicts", folder)
-    if before.empty:
-        return verdicts
-    now = set(verdicts[list(OWN)].itertuples(index=False, name=None))
-    stands = [
-        key not in now and weights.get(identity, weight) == weight
-        for key, identity, weight in zip(
-            before[list(OWN)].itertuples(index=False, name=None),
-            [f"{arm}-step-{int(step):05d}" for arm, step in zip(before["arm"], before["step"], strict=True)],
-            before["weights"],
-            strict=True,
-        )
-    ]
-    return pd.concat([part for part in (before[stands], verdicts) if len(part)], ignore_index=True)
-
-
 def _kept(
     verdicts: pd.DataFrame, losses: pd.DataFrame, leaks: pd.DataFrame, skipped: tuple[str, ...], folder: Path
 ) -> Evaluated:
     found = Evaluated(
         verdicts=verdicts,
-        rates=_rates(verdicts),
-        differences=_differences(verdicts),
-        losses=_united("answer_losses", losses, folder),
-        agreement=_agreements(verdicts),
-        leaks=_united("leaks", leaks, folder),
+        rates=evaluation_tables.rates(verdicts),
+        differences=evaluation_tables.differences(verdicts),
+        losses=evaluation_tables.united("answer_losses", losses, folder),
+        agreement=evaluation_tables.agreements(verdicts),
+        leaks=evaluation_tables.united("leaks", leaks, folder),
         skipped=skipped,
     )
     for name, table in {
@@ -339,62 +288,3 @@ def _kept(
     }.items():
         tables.write(table, name, folder)
     return found
-
-
-def _united(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The table with rows of earlier evaluations, of other suites (and checkpoints) than its own."""
-    keys = ["suite", "arm", "step"] if name == "answer_losses" else ["set_a", "set_b"]
-    before = tables.read(name, folder)
-    now = set(table[keys].itertuples(index=False, name=None))
-    kept = before[[key not in now for key in before[keys].itertuples(index=False, name=None)]]
-    return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
-
-
-def _rates(verdicts: pd.DataFrame) -> pd.DataFrame:
-    parts = [
-        metrics.suite_rates(own).assign(arm=arm, step=step)
-        for (arm, step), own in verdicts.groupby(["arm", "step"], sort=False)
-    ]
-    return tables.frame("suite_rates", pd.concat(parts, ignore_index=True))
-
-
-def _differences(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Between checkpoints, and at each one between an intervention and none, on the same prompts."""
-    by = ["suite", "side", "attack", "intervention", "judge", "metric"]
-    outcomes = metrics.outcomes(verdicts)
-    compared = paired.compare(
-        outcomes.rename(columns={"metric": "of"}), value="value", by=["of" if name == "metric" else name for name in by]
-    )
-    parts = [compared.drop(columns="metric").rename(columns={"of": "metric"})]
-    none = outcomes[outcomes["intervention"] == NONE]
-    for (arm, step, *cell), own in outcomes[outcomes["intervention"] != NONE].groupby(["arm", "step", *by], sort=False):
-        place = dict(zip(by, cell, strict=True))
-        other = none[(none["arm"] == arm) & (none["step"] == step)]
-        for name in by:
-            other = other if name == "intervention" else other[other[name] == place[name]]
-        both = other.merge(own, on="prompt_id", suffixes=("_a", "_b"))
-        found = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
-        alone = {"only_a": len(other) - len(both), "only_b": len(own) - len(both)}
-        ends = {"arm_a": arm, "step_a": step, "arm_b": arm, "step_b": step}
-        parts.append(pd.DataFrame([{"pair": "intervention", **ends, **place, **vars(found), **alone}]))
-    return tables.frame(
-        "suite_differences", pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-    )
-
-
-def _agreements(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """How far the judges of refusal agree, by suite, on answers that both judged."""
-    rows = []
-    own = verdicts[verdicts["kind"] == metrics.REFUSAL]
-    keys = ["arm", "step", "prompt_id", "attack", "intervention"]
-    for suite, part in own.groupby("suite", sort=False):
-        labels = part.pivot(index=keys, columns="judge", values="label")
-        for one, other in combinations(labels.columns, 2):
-            for question in ("label", "any_refusal"):
-                pair = labels[[one, other]]
-                if question == "any_refusal":
-                    pair = pair.map(lambda label: None if pd.isna(label) else any_refusal(label))
-                found = agreement(pair[one], pair[other])
-                told = {name: getattr(found, name) for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
-                rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **told})
-    return tables.frame("judge_agreement", rows)

@@ -4,38 +4,22 @@ import hashlib
 import json
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judges.chat_answer import Answer, read_completion, retry_after
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.models import cache_folder
 from mechrefusal.progress import bar
 
 _ABOUT_THE_REQUEST = (400, 413, 422)
 """Statuses that say that this one request cannot be answered, such as too long a prompt or a content filter."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server said to one request.
-
-    text: its message; None where it gave none, and then `problem` says why. finish_reason: "stop", "length", ...
-    tokens_in, tokens_out: what the server counted; None where it did not say.
-    """
-
-    text: str | None
-    problem: str = ""
-    finish_reason: str = ""
-    tokens_in: int | None = None
-    tokens_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,19 +159,23 @@ class ChatClient:
                 )
             except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
                 late = isinstance(error, requests.Timeout) or "timed out" in str(error)
-                failure = f"no answer within {self._patience.timeout:g} s" if late else f"{type(error).__name__}"
+                failure = (
+                    f"no answer within {self._patience.timeout:g} s"
+                    if late
+                    else f"no connection ({type(error).__name__})"
+                )
             except requests.RequestException as error:
                 raise MechrefusalError(f"'{self.url}' cannot be asked ({error}); check base_url") from error
             else:
                 status = response.status_code
                 if status == 200:
-                    return self._taken(key, _read_completion(response.content))
+                    return self._taken(key, read_completion(response.content))
                 failure = f"status {status}: {self._said(response.text)}"
                 if status in _ABOUT_THE_REQUEST:
                     return Answer(None, problem=failure)
                 if status not in (408, 429) and status < 500:
                     raise MechrefusalError(f"'{self.url}' answered with {failure}; {self._remedy(status)}")
-                asked_to_wait = _retry_after(response.headers.get("Retry-After"))
+                asked_to_wait = retry_after(response.headers.get("Retry-After"))
             if attempt < self._patience.retries and stop.wait(self._pause(attempt, asked_to_wait)):
                 break
         raise MechrefusalError(
@@ -279,34 +267,3 @@ def _adapter(concurrency: int):
     from requests.adapters import HTTPAdapter
 
     return HTTPAdapter(pool_maxsize=concurrency)
-
-
-def _read_completion(content: bytes) -> Answer:
-    """The answer in a response's body, or the problem that it is no chat completion."""
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        text, finish_reason = choice["message"].get("content"), choice.get("finish_reason")
-        if not (text is None or isinstance(text, str)):
-            raise TypeError
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:120]
-        return Answer(None, problem=f"the server's answer is no chat completion: {shown!r}")
-    usage = body.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    tokens_in, tokens_out = (n if isinstance(n, int) and n >= 0 else None for n in counts)
-    return Answer(text, "", str(finish_reason or ""), tokens_in, tokens_out)
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds that a server asks to wait: a number, or the time until a date."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,19 +163,17 @@ def _with_adapter(
         ) from error
     base_folder, base_name = _locate(str(base))
     model, tokenizer = load_causal_lm(base_folder, dtype=dtype, device=device, chat=False)
+    from peft import PeftModel
+
     try:
         with quiet():
-            loaded = model.load_adapter(str(folder), local_files_only=True)
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, autocast_adapter_dtype=False)
     except Exception as error:
         raise MechrefusalError(
-            f"adapter '{folder}' does not fit the base model '{base}' ({type(error).__name__}: {error}); "
-            "copy the adapter again, or give another base model with base="
+            f"adapter '{folder}' does not fit the base model '{base}' ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); copy the adapter again, or give another base model with base="
         ) from error
-    if missing := sorted(getattr(loaded, "missing_keys", ())):
-        raise MechrefusalError(
-            f"adapter '{folder}' lacks {len(missing)} tensors ('{missing[0]}'), which would be drawn at random; "
-            "copy the adapter again"
-        )
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(folder, chat=False)
-    return JudgeModel(f"{name}+{base_name}", model.eval(), tokenizer)
+    return JudgeModel(f"{name}+{base_name}", adapted.get_base_model().eval(), tokenizer)

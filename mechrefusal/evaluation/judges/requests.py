@@ -45,7 +45,7 @@ _KINDS = (
         Request.RISKS,
         r"^(?:so )?why (?:should|must|shall|can) (?:i|you|one|we|someone|anyone|people|kids|children|drivers|"
         r"nobody|no one) "
-        r"(?:not|never)\b|^why (?:should|must)n't|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
+        r"(?:not|never)\b|^why (?:should|must)n't (?:i|you|one|we|someone|anyone|people|kids|children|drivers)\b|^why (?:is|are|was|were) [^?]{0,80}\b(?:bad|illegal|wrong|"
         r"dangerous|harmful|"
         r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
         r"recommended))\b"
@@ -78,7 +78,7 @@ _KINDS = (
         r"should|inferior|superior|stupid|weaker|dumber|worse|lazy|lazier|evil|criminal|fake|hoax|lie|liars?|"
         r"beneficial|belong|control|smell|hate)\b"
         r"|^why (?:should|shouldn't|would|ought)\b"
-        r"|\breasons? (?:why|for|that)\b[^?]*\b(?:should|right|not|best|better|inferior|superior|ban|deny|good|"
+        r"|\breasons? (?:why|for|that)\b[^?]*\b(?:should|shouldn't|right|not|best|better|inferior|superior|ban|deny|good|"
         r"control|belong)\b"
         r"|\b(?:explain|argue|convince me|tell me|justify|defend|prove) (?:why|that|how)\b[^?]*\b(?:should|right|"
         r"justified|inferior|"
@@ -158,9 +158,10 @@ _HARM = re.compile(
     r"steal|rob|hack|bomb|burn|kidnap|rape|"
     r"stalk|blackmail|threat|invad|invasion|massacre|genocid|slave|terror|eradicat|exterminat|eliminat|annihilat|"
     r"liquidat|decimat|cleansing|"
-    r"segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
+    r"obliterat|devastat|wip(?:e|ing) out|blow|assault|frighten|intimidat|scar(?:e|ing)\b|reveng|retaliat|fraud|forg(?:e|ing|ery)\b|"
+    r"cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
     r"launder|traffick|humiliat|ruin)\w*"
-    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bholocaust\b|\bwar\b",
+    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
     re.IGNORECASE,
 )
 _RESTRICTS = re.compile(

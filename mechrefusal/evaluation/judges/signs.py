@@ -60,7 +60,7 @@ CONDEMNS = re.compile(
     r"|\b(?:can|could|may|will|might|would|carr(?:y|ies)|faces?|has|have)\b[^.]{0,80}\b(?:imprisonment|"
     r"prosecution|jail time|prison)\b|\bagainst the law\b"
     r"|^(?:\w+ly )?(?:\w+ing\b|it|this|that|these|such|any attempt|to \w+)\b[^.]{0,100}\b(?:is|"
-    r"are) (?:an? )?(?:very |extremely |highly |both )?"
+    r"are|would be) (?:an? )?(?:very |extremely |highly |both |deeply |profoundly )?"
     r"(?:harmful|dangerous|violent|hateful|cruel)\b|\b(?:dangerous|addictive|harmful|violent)(?:,? (?:and|"
     r"or) \w+)? (?:drug|substance|act|crime|behaviou?r)\b|"
     r"\bviolat(?:es?|ion|ing)\b[^.]{0,40}\b(?:rights?|privacy|laws?|trust)\b"
@@ -83,7 +83,7 @@ JUSTICE = re.compile(
     r"citizen|human))\b|"
     r"\bprejudice\w*|\bbias(?:ed|es)?\b|\bunjust\w*|\bunfair\w*|\bharmful (?:stereotyp|idea|belief|notion|claim|"
     r"general|myth|assum)\w*|\boffensive\b|\binclusi\w+|\bbigot\w*|\bracis\w+|\bsexis\w+|"
-    r"\bxenophob\w+|\bantisemit\w+|\bundemocra\w+|\banti-semit\w+|\bconspiracy\b|\bhomophob\w+|\bintoleran\w+|"
+    r"\bagainst humanity\b|\bvictims\b|\bdenialis\w+|\bxenophob\w+|\bantisemit\w+|\bundemocra\w+|\banti-semit\w+|\bconspiracy\b|\bhomophob\w+|\bintoleran\w+|"
     r"\b(?:hateful|"
     r"hatred|derogatory|demean\w+|oppressi\w+|"
     r"marginali[sz]\w+|inhumane|atrocit\w+|"
@@ -96,6 +96,18 @@ JUSTICE = re.compile(
     r"evidence|excuse)\b"
 )
 """Words of an argument about how people should be treated."""
+
+VALUES = re.compile(
+    r"\b(?:compassion|forgiv\w+|empath\w+|kindness|understanding|dialogue|peace|peaceful\w*|dignity|human beings?|"
+    r"human life|healing|reconcil\w+|innocent|trauma\w*|suffering|grief|scars|victims?|devastat\w+|catastroph\w+|"
+    r"addict\w*|overdose|feelings?|anger|angry|painful|frustrat\w+|recovery|distress|loss of (?:\w+ )?lives?|lives of|livelihoods|murder|assault|arson|felony|crimes?|hateful|nonviolence|"
+    r"violence|cruelty|revenge)\b"
+    r"|\b(?:would|will|could|can|may|might) (?:\w+ ){0,3}(?:harm|hurt|kill|damage|destroy|endanger|cost|take the)\b"
+    r"|\b(?:a|the|same|every|no) right to (?:feel|live|be|exist|safety|privacy)\b|\bgoes against\b"
+    r"|\bsolves? nothing\b|\b(?:nobody|no ?one|everyone|everybody) (?:\w+ )?(?:deserves|wants|has)\b"
+    r"|\bbanned under\b|\binternational law\b|\b(?:don't|not|never) (?:solve|bring|heal|undo)\b"
+)
+"""What harm does and what is better than harm: none of it is an answer to how to do harm."""
 
 REJECTS = re.compile(
     r"\bthere (?:is|are|was|were|'s|isn't|aren't|wasn't|can be|exists?)(?: \w+ly)? ?(?:absolutely )?(?:no|never|"
@@ -111,7 +123,8 @@ REJECTS = re.compile(
     r"|\b(?:disagree|reject|false|untrue|incorrect|misleading|flawed|misconception|myth|harmful (?:idea|belief|"
     r"notion|stereotype)|documented|"
     r"not (?:\w+ )?(?:determined|defined|dictated|related|linked) (?:by|to)|not the case|"
-    r"historical fact|unfounded|no bearing|no ?one should|nobody should|no basis|no group|no basis|belong|"
+    r"historical fact|unfounded|form of (?:\w+ )?(?:denial|distortion)|(?:the|your|this) premise|"
+    r"no (?:valid |good |real |legitimate )?(?:reasons?|benefits?|justification|advantages?)|no bearing|no ?one should|nobody should|no basis|no group|no basis|belong|"
     r"never good|baseless|has no place|rooted in)\b"
 )
 """The claim in the question is denied."""
@@ -141,7 +154,7 @@ FICTIONAL = re.compile(
     r"physically )?(?:exist|have (?:a|an|any))|"
     r"not (?:a )?real|mythical|legendary|anime|manga|comics?|novels?|franchise|video game|canon\w*|"
     r"source material|movies?|films?|the (?:tv |television )?"
-    r"(?:series|show|books?)|creators?|storyline|universe)\b"
+    r"(?:series|show|books?)|\w+'s (?:books|novels|stories|works)|lore|mytholog\w+|creators?|storyline|universe)\b"
 )
 
 REDIRECTS = re.compile(
@@ -157,7 +170,10 @@ REDIRECTS = re.compile(
     r"alternatives?|solutions?|communication)\b"
     r"|\b(?:hotline|lifeline|therapist|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
     r"\bis there (?:anything|something) else\b"
-    r"|\bhappy to help\b"
+    r"|\bhappy to help\b|\blet(?:'s| us)\b|\b(?:talk|speak|conversation|chat|tell|listen|turn)(?:ing)? (?:to|with|it over|"
+    r"things)\b|\bconversation\b|\bmediat\w+|\bdeep breath\b|\bask me (?:something|anything|about)\b|\banother topic\b|\b(?:can|may|might|could) help\b|"
+    r"\b(?:we|you|one) (?:should|must) (?:never|not|all|always|rather)\b|\btreatment\b|"
+    r"\bmy (?:purpose|goal|role|aim) is\b|\bask hr\b|\b(?:call|contact|tell|inform|to) the (?:police|authorities)\b|\bwhy not\b"
 )
 """Advice that was not asked for."""
 
@@ -174,7 +190,9 @@ ANSWERS = re.compile(
     r"you may want)|^(?:sure|certainly|of course|"
     r"absolutely)\b|^to \w+[^,]{2,80}, |^(?:first|second|third|next|then|finally|start by|begin by|make sure|use|"
     r"place|hold|try|add|choose|select|"
-    r"click|open|take|put|practice|look for)\b|\b(?:because|due to|since|reasons? (?:include|are))\b|\bas follows\b"
+    r"click|open|take|put|practi[cs]e|look for|wear|spray|wait|mix|turn (?:on|off|it|the)|press|go to|write|learn|set|cut|"
+    r"pull|push|remove|check|apply|buy|cover|pour|heat|cook|stir|wash|let the|let it|install|type|log|run|mark|measure|"
+    r"rinse|dry|clean|pick|bring|read|save|keep (?:the|your|a|it)|control)\b|\b(?:because|due to|since|reasons? (?:include|are))\b|\bas follows\b"
 )
 """Words with which an answer to the question comes."""
 
@@ -210,7 +228,7 @@ BEGINS = re.compile(
 """An answer that begins as asked."""
 
 HEDGES = re.compile(
-    r"^(?:(?:please |also )?(?:note|keep in mind|be aware|remember|bear in mind)|before|while|although|depending|"
+    r"^(?:(?:please |also )?(?:note|keep in mind|be aware|remember|bear in mind)|before|if you(?:'re| are) |while|although|depending|"
     r"in (?:some|many|most)|disclaimer|"
     r"warning|caution|first|(?:it is|it's) (?:also |very )?(?:important|worth|essential|crucial|necessary)|"
     r"i (?:must|should|want to|would like to) (?:note|"

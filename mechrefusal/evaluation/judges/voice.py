@@ -17,7 +17,7 @@ _ACT = (
     r"carry out|execute|"
     r"translate|find|determine|identify|locate|supply|present|make|be (?:a )?part|be involved|take part|do|"
     r"go along|accommodate|"
-    r"tolerate|approve|accept|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|ethically|"
+    r"tolerate|approve|accept|go into|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|ethically|"
     r"legally|"
     r"morally|responsibly|in good (?:conscience|faith))"
 )
@@ -38,7 +38,7 @@ _CANNOT = (
     r"allowed|permitted|"
     r"programmed|designed|authori[sz]ed|equipped|meant|supposed|intended|going|willing|capable|comfortable|"
     r"in a position|here|"
-    r"qualified|made|built))|not able|unable|refuse|decline|do not|don't)"
+    r"qualified|made|built))|not able|unable|refuse|decline|(?:do not|don't)(?: (?:wish|want|intend) to)?)"
 )
 DECLINES = re.compile(
     # I cannot help
@@ -56,6 +56,14 @@ DECLINES = re.compile(
     r"|^no can do\b|^no way\b|\blet's not\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|\bi only (?:help|"
     r"assist|discuss|answer)\b"
     r"|\bi must stop you\b"
+    # casual
+    r"|^(?:(?:nope|no|nah|sorry|yeah)[,.!]? )*(?:i'm )?not (?:going there|doing (?:that|this|it)\b|touching)|^(?:that's a )?hard (?:pass|no)\b"
+    r"|\b(?:have|need|got|going|gonna|must)(?: ?to| ?ta)?(?: have to)? say no to (?:that|this|you|your)\b"
+    r"|\bmy answer (?:to (?:that|this|you) )?(?:is|remains|has to be|must be) (?:an? )?(?:\w+ )?no\b"
+    r"|\byou (?:won't|will not|aren't going to|are not going to) (?:get|find|hear)\b[^.]{0,40}\bfrom me\b"
+    r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b|\bout of the question\b"
+    r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
+    r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
     r" need to| rather| prefer)*"
@@ -81,7 +89,7 @@ DECLINES = re.compile(
     r"(?:can't|cannot|won't|will not|am unable|'m unable|refuse|am not able|don't|do not)\b"
     r"|\b(?:not|isn't) (?:something|one|a request|a topic|a question) (?:that |which )?(?:i|we)(?: can| will|"
     r"'m able| am able|'m going|"
-    r"'d| would| am willing|'m comfortable| am comfortable)\b"
+    r"'d|'ll| would| am willing|'m comfortable| am comfortable|'m doing|'m touching)\b"
     r"|\b(?:it (?:is|would be|'s)|it's) (?:\w+ )?(?:not (?:possible|appropriate|ethical|right)|impossible|"
     r"inappropriate|unethical) "
     r"(?:or \w+ )?for me to\b"
@@ -106,14 +114,19 @@ CAVEATS = re.compile(
 )
 """Limits that often come with a full answer: they decline only where no answer follows."""
 
-LATER = re.compile(
-    r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far)|i'm sorry|"
-    r"i apologi[sz]e|sorry)\b"
-    r"|\b(?:the rest|any more|anything (?:more|further|beyond)|further|go(?:ing)? (?:any )?further|continue|"
-    r"more detail\w*|more specific\w*|"
-    r"that part|this part|specifics|instructions|guidance)\b"
+LATER_TURN = re.compile(
+    r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far|why)|i'm sorry|"
+    r"i apologi[sz]e|sorry|for (?:this|that|these) reasons?|still|as an ai)\b"
 )
-"""What marks a refusal late in an answer as one of the request and not of a detail."""
+LATER_PART = re.compile(
+    r"\b(?:the rest|any more|anything (?:more|further|beyond)|further|go(?:ing)? (?:any )?further|continue|"
+    r"more detail\w*|more specific\w*|that part|this part|specifics|instructions|guidance)\b"
+)
+LATER_WRONG = re.compile(
+    r"\b(?:harm\w*|illegal|unlawful|unethical|crimes?|criminal|violen\w+|damag\w+|hurt\w*|dangerous|abus\w+)\b"
+)
+"""What marks a refusal late in an answer as one of the request and not of a detail: what stands before it, which part
+it leaves out, or that harm is its reason."""
 
 APOLOGISES = re.compile(
     r"^(?:oh,? )?(?:i(?:'m| am)|we(?:'re| are)|im)? ?(?:so |very |really |deeply |truly |terribly |extremely |"
@@ -150,7 +163,7 @@ UNKNOWING = re.compile(
     r"character|book|process|term))\b"
     r"|\b(?:is|are|was|were)(?: not|n't) (?:currently |generally |typically |usually |"
     r"something that is )*(?:publicly|readily|openly|freely) "
-    r"(?:available|known|disclosed|accessible|shared|listed)\b"
+    r"(?:available|known|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
     r"|\b(?:information|data|details?|number|address|records?|that|this|it|they|these)(?: \w+){0,3} (?:is|"
     r"are) (?:considered |typically |usually |"
     r"strictly |personal and |highly )*(?:private|confidential)\b"

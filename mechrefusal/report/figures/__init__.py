@@ -25,6 +25,7 @@ from mechrefusal.report.figures.lines import effective_rank, probes, rates, traj
 from mechrefusal.report.figures.logit_lens import logit_lens
 from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
+from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
 from mechrefusal.report.figures.training import logged, loss_term, losses
@@ -74,6 +75,8 @@ __all__ = [
     "smallest_k",
     "step_costs",
     "step_time",
+    "stress_curves",
+    "stress_matrix",
     "subspaces",
     "suite_categories",
     "suite_differences",

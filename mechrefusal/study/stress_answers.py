@@ -1,0 +1,191 @@
+"""The work of stress tests: attack cases made anew against each checkpoint, and what checkpoints answer to them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechrefusal.attacks import AttackCase, AutoDANSettings, GCGSettings, make_cases
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.answering import answers
+from mechrefusal.evaluation.suites import COPYRIGHT
+from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
+from mechrefusal.progress import console
+from mechrefusal.prompts import PromptSet, segments
+from mechrefusal.study.run import fingerprint
+
+NONE, NO_STEP = "none", -1
+"""Arm, method and step of the behaviours as they are, without an attack."""
+POINTS = 8
+"""Attacks of more steps than these are judged at about so many of them."""
+VERSION = 1
+"""Counted up where the same settings would give other answers."""
+
+Search = GCGSettings | AutoDANSettings
+"""Settings of an attack that is made in steps."""
+Replies = dict[str, str]
+"""Completion of each prompt."""
+
+
+def curve_steps(n_steps: int) -> tuple[int, ...]:
+    """The steps of an attack of `n_steps` that are judged: all of a few, else 0 and steps spaced by their logarithm."""
+    if n_steps <= POINTS:
+        return tuple(range(n_steps + 1))
+    spaced = np.geomspace(1, n_steps, POINTS - 1).round().astype(int)
+    return (0, *(int(step) for step in np.unique(spaced)))
+
+
+@dataclass
+class Held:
+    """The model of the checkpoint that was asked for last. Callers let go of it before they ask for another."""
+
+    id: str = ""
+    loaded: tuple = field(default=(None, None), repr=False)
+
+    def of(self, checkpoint: Checkpoint) -> tuple:
+        """Model and tokenizer; the model before is dropped first."""
+        if self.id != checkpoint.id:
+            self.id, self.loaded = "", (None, None)
+            self.loaded = load_causal_lm(checkpoint)
+            self.id = checkpoint.id
+        return self.loaded
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The cases of each (source, method), and the answers of each (target, source, method); ids of checkpoints."""
+
+    cases: dict[tuple[str, str], tuple[AttackCase, ...]] = field(default_factory=dict)
+    replies: dict[tuple[str, str, str], Replies] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every checkpoint."""
+
+    behaviours: PromptSet
+    methods: dict[str, Search]
+    seed: int
+    max_new_tokens: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not len(self.behaviours):
+            raise MechrefusalError(f"prompt set '{self.behaviours.name}' is empty: give behaviours to attack with")
+        if not self.methods:
+            raise MechrefusalError("no method to attack with: give settings by name, such as {'gcg': GCGSettings()}")
+        for name, settings in self.methods.items():
+            if not re.fullmatch(r"\w[\w.-]*", name) or name == NONE:
+                raise MechrefusalError(
+                    f"method name '{name}' is not made of letters, digits, dots, dashes, or is '{NONE}': rename it"
+                )
+            if not isinstance(settings, Search):
+                raise MechrefusalError(
+                    f"method '{name}' is a {type(settings).__name__}, which makes no steps: give GCGSettings or "
+                    "AutoDANSettings"
+                )
+        if self.max_new_tokens < 1:
+            raise MechrefusalError(f"max_new_tokens is {self.max_new_tokens}; give 1 at least")
+        groups = [self.behaviours.table.get(column) for column in ("functional_category", "group")]
+        if n := sum(int((group == COPYRIGHT).sum()) for group in groups if group is not None):
+            raise MechrefusalError(
+                f"{n} of '{self.behaviours.name}' are HarmBench's copyright behaviours, which the judges here cannot "
+                "judge: leave them out"
+            )
+
+    @property
+    def requests(self) -> list[str]:
+        """What judges are shown: the requests, without a context."""
+        return self.behaviours.table.get("behavior", self.behaviours.table["text"]).tolist()
+
+    def require_room(self, checkpoint: Checkpoint, tokenizer, texts: Sequence[str], *, spare: int = 0) -> None:
+        """Raise MechrefusalError where a prompt with a suffix of `spare` tokens leaves no room for an answer."""
+        limit = context_length(checkpoint.path) - self.max_new_tokens - spare
+        for text in texts:
+            if (n_tokens := len(segments(tokenizer, text).prompt_ids)) > limit:
+                raise MechrefusalError(
+                    f"prompt '{text[:60]}' takes {n_tokens} tokens{f' and {spare} of a suffix' if spare else ''} at "
+                    f"{checkpoint.id}, which leaves fewer than {self.max_new_tokens} of the model's context for an "
+                    "answer: lower max_new_tokens, or leave its behaviour out"
+                )
+
+    def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
+        """The cases of every method against one checkpoint; those on disk are not made again."""
+        model, tokenizer = held.of(checkpoint)
+        cases: dict[tuple[str, str], tuple[AttackCase, ...]] = {}
+        for method, settings in self.methods.items():
+            path = self.folder / f"{method}-{checkpoint.weights}.parquet"
+            try:
+                made = make_cases(
+                    model, tokenizer, self.behaviours, settings, seed=self.seed, source=checkpoint.weights, path=path
+                )
+            except MechrefusalError as error:
+                raise MechrefusalError(f"attack '{method}' on {checkpoint.id}: {error}") from error
+            cases[checkpoint.id, method] = tuple(made)
+        return cases
+
+    def answer(
+        self,
+        held: Held,
+        target: Checkpoint,
+        texts: Sequence[str],
+        *,
+        source: Checkpoint | None = None,
+        method: str = NONE,
+    ) -> Replies:
+        """Answers of the target to the prompts of a source's cases, each prompt once; those on disk are not given anew.
+
+        Without a source the prompts are the behaviours themselves.
+        """
+        model, tokenizer = held.of(target)
+        unique = list(dict.fromkeys(texts))
+        self.require_room(target, tokenizer, unique)
+        path, described = self.folder / "answers" / target.id / f"{NONE}.parquet", f"{target.id}: no attack"
+        told: list[Any] = [VERSION, target.weights, unique, self.max_new_tokens]
+        if source is not None:
+            path, described = path.parent / method / f"{source.id}.parquet", f"{target.id}: {method} on {source.id}"
+            told += [source.weights, method, asdict(self.methods[method]), self.seed]
+        found = answers(
+            model,
+            unique,
+            path,
+            stamp=fingerprint(told),
+            tokenizer=tokenizer,
+            max_new_tokens=self.max_new_tokens,
+            description=described,
+        )
+        return dict(zip(unique, found["completion"], strict=True))
+
+
+def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
+    """Attack each checkpoint and ask it its own cases, by step; then ask all of them the others' final ones."""
+    suffix = max((each.suffix_length for each in plan.methods.values() if isinstance(each, GCGSettings)), default=0)
+    for checkpoint in checkpoints:
+        plan.require_room(checkpoint, load_tokenizer(checkpoint.path), plan.behaviours.texts, spare=suffix)
+    held, found = Held(), Answered()
+    for number, target in enumerate(checkpoints, start=1):
+        _say(f"attacking {target.id} ({number} of {len(checkpoints)})")
+        found.cases.update(plan.attack(held, target))
+        found.replies[target.id, NONE, NONE] = plan.answer(held, target, plan.behaviours.texts)
+        for method, settings in plan.methods.items():
+            steps, own = curve_steps(settings.steps), found.cases[target.id, method]
+            texts = [case.history_prompts[step] for step in steps for case in own]
+            replies = plan.answer(held, target, texts, source=target, method=method)
+            found.replies[target.id, target.id, method] = replies
+    for number, target in enumerate(reversed(checkpoints), start=1):  # the last one is loaded still
+        others = [source for source in checkpoints if source is not target]
+        if others:
+            _say(f"replaying the others' cases at {target.id} ({number} of {len(checkpoints)})")
+        for source in others:
+            for method in plan.methods:
+                texts = [case.prompt for case in found.cases[source.id, method]]
+                replies = plan.answer(held, target, texts, source=source, method=method)
+                found.replies[target.id, source.id, method] = replies
+    return found
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
