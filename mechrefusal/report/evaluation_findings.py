@@ -38,13 +38,13 @@ def columns(kind: str, side: str, suite: str) -> tuple[str, ...]:
 
 def judges(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(judge, kind), judges of refusal first."""
-    found = dict.fromkeys(zip(table["judge"].astype(str), table["kind"].astype(str), strict=True))
+    found = dict.fromkeys(zip(suites.texts(table["judge"]), suites.texts(table["kind"]), strict=True))
     return sorted(found, key=lambda key: (key[1] != "refusal", key[1], key[0]))
 
 
 def sides(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(suite, side) in the order of the table, both sides of a suite together."""
-    found = list(dict.fromkeys(zip(table["suite"].astype(str), table["side"].astype(str), strict=True)))
+    found = list(dict.fromkeys(zip(suites.texts(table["suite"]), suites.texts(table["side"]), strict=True)))
     order = list(dict.fromkeys(suite for suite, _ in found))
     return sorted(found, key=lambda key: (order.index(key[0]), key[1]))
 
@@ -57,6 +57,7 @@ def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
     """
     whole = suites.of(table, by="all")
     whole = whole.assign(**{name: suites.floats(whole[name]) for name in (*suites.NUMBERS, "step")})
+    whole = whole.assign(**{name: suites.texts(whole[name]) for name in ("arm", "attack", "intervention", "metric")})
     made = []
     for judge, kind in judges(whole):
         own = suites.of(whole, judge=judge, kind=kind)
@@ -67,12 +68,12 @@ def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _suite(own: pd.DataFrame, kind: str, suite: str, side: str) -> dict[str, Any]:
-    there = set(own["metric"].astype(str))
+    there = set(own["metric"])
     metrics = [name for name in columns(kind, side, suite) if name in there]
     rows: dict[tuple[str, float, str, str], dict[str, Any]] = {}
     for row in own.to_dict("records"):
-        key = (str(row["arm"]), float(row["step"]), str(row["attack"]), str(row["intervention"]))
-        rows.setdefault(key, {})[str(row["metric"])] = _cell(row)
+        key = (row["arm"], float(row["step"]), row["attack"], row["intervention"])
+        rows.setdefault(key, {})[row["metric"]] = _cell(row)
     return {
         "suite": wording.shortened(suite, LONGEST_NAME),
         "side": wording.shortened(side, LONGEST_NAME),
@@ -137,7 +138,7 @@ def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
 def leaks(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Leaked prompts by pair of sets and kind: how many, and the first few, shortened."""
     names = ("set_a", "set_b", "kind")
-    keys = list(zip(*(table[name].astype(str) for name in names), strict=True))
+    keys = list(zip(*(suites.texts(table[name]) for name in names), strict=True))
     groups = []
     for key in dict.fromkeys(keys):
         rows = table[[each == key for each in keys]]
@@ -162,12 +163,12 @@ def samples(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, An
     """
     answer = ["arm", "step", "side", "prompt_id", "attack", "intervention"]
     groups = []
-    for suite in dict.fromkeys(table["suite"].astype(str)):
+    for suite in dict.fromkeys(suites.texts(table["suite"])):
         own = suites.of(table, suite=suite)
         number = own.groupby(answer, sort=False, dropna=False).ngroup().to_numpy()
         labels = [str(label) if not wording.is_missing(label) else None for label in own["label"]]
         verdicts: dict[int, list[tuple[str, str | None]]] = {}
-        for place, kind, label in zip(number, own["kind"].astype(str), labels, strict=True):
+        for place, kind, label in zip(number, suites.texts(own["kind"]), labels, strict=True):
             verdicts.setdefault(int(place), []).append((kind, label))
         disputed = [place for place, given in verdicts.items() if disagree(given)]
         chosen = _spread(disputed, DISAGREEING) if disputed else list(_each_label(own, number, labels))
@@ -177,7 +178,7 @@ def samples(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, An
                 "suite": wording.shortened(suite, LONGEST_NAME),
                 "n": len(verdicts),
                 "disputed": len(disputed),
-                "several": own["judge"].astype(str).nunique() > 1,
+                "several": suites.texts(own["judge"]).nunique() > 1,
                 "harmful": any(
                     _is_harmful(row) for row in own[["side", "attack"]].drop_duplicates().to_dict("records")
                 ),
@@ -203,7 +204,7 @@ def _each_label(own: pd.DataFrame, number: np.ndarray, labels: list[str | None])
     """Answers of the first judge, a few of each label, spread over the checkpoints."""
     first = judges(own)[0][0]
     by_label: dict[str, list[int]] = {}
-    for place, judge, label in zip(number, own["judge"].astype(str), labels, strict=True):
+    for place, judge, label in zip(number, suites.texts(own["judge"]), labels, strict=True):
         if judge == first:
             by_label.setdefault(label or "", []).append(int(place))
     seen: set[int] = set()

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import evaluation_findings, figures, frontier_section, wording
-from mechrefusal.report.figures.suites import of
+from mechrefusal.report.figures.suites import NUMBERS, of, readable, texts
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -30,7 +30,7 @@ def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
         "stress": _stress(across["stress"], panels),
         "transfers": _transfers(across["stress_transfer"], panels),
         "agreement": evaluation_findings.agreement(across["judge_agreement"]),
-        "n_judges": rates["judge"].astype(str).nunique(),
+        "n_judges": texts(rates["judge"]).nunique(),
         "leaks": evaluation_findings.leaks(across["leaks"]),
         "leaks_looked_for": (run.folder / "measurements" / "leaks.parquet").is_file(),
         "samples": evaluation_findings.samples(across["verdicts"], show_completions=show_completions),
@@ -42,10 +42,10 @@ def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
 def _rates(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     """One group a suite: rates over steps, then by category, for every side, judge and attack."""
     groups = []
-    for suite in dict.fromkeys(table["suite"].astype(str)):
+    for suite in dict.fromkeys(texts(table["suite"])):
         own = of(table, suite=suite)
         judges = [judge for judge, _ in evaluation_findings.judges(own)]
-        found = set(zip(*(own[key].astype(str) for key in ("side", "judge", "attack")), strict=True))
+        found = set(zip(*(texts(own[key]) for key in ("side", "judge", "attack")), strict=True))
         lines: list[Panel] = []
         maps: list[Panel] = []
         for side, judge, attack in sorted(found, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
@@ -74,18 +74,18 @@ def _categories(rows: pd.DataFrame, panels: Panels, asked: dict[str, Any]) -> li
 def _differences(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     """One group a suite: a forest a side, judge, attack, rate and intervention; one of what interventions change."""
     keys = ["side", "judge", "attack", "metric"]
-    kinds = table["pair"].astype(str)
+    kinds = texts(table["pair"])
     groups = []
-    for suite in dict.fromkeys(table["suite"].astype(str)):
+    for suite in dict.fromkeys(texts(table["suite"])):
         own, drawn = of(table, suite=suite), []
-        for values in sorted(set(zip(*(own[key].astype(str) for key in keys), strict=True))):
+        for values in sorted(set(zip(*(texts(own[key]) for key in keys), strict=True))):
             asked: dict[str, Any] = dict(zip(keys, values, strict=True))
             if asked["metric"] not in MAIN.get(asked["side"], (asked["metric"],)):
                 continue
             title = f"Change of {_title(asked['metric'], suite, asked['side']).lower()}"
             rows = of(own, **asked)
             between = rows[(kinds[rows.index] != "intervention").to_numpy()]
-            for intervention in dict.fromkeys(between["intervention"].astype(str)):
+            for intervention in dict.fromkeys(texts(between["intervention"])):
                 look = {"suite": suite, "intervention": intervention, **asked}
                 drawn.append(panels.add(partial(figures.suite_differences, rows, **look), title=title))
             if len(between) < len(rows):
@@ -101,25 +101,43 @@ def _losses(table: pd.DataFrame, panels: Panels) -> list[Panel]:
         panels.add(
             partial(figures.answer_losses, table, suite=suite), title=f"Loss of answers: {wording.shortened(suite)}"
         )
-        for suite in dict.fromkeys(table["suite"].astype(str))
+        for suite in dict.fromkeys(texts(table["suite"]))
     ]
 
 
 def _stress(table: pd.DataFrame, panels: Panels) -> list[Panel]:
+    """One figure a judge: success by step of the attacks that were made anew."""
     draw = getattr(figures, "stress_curves", None)
-    if not len(table) or draw is None:
-        return []
-    return [panels.add(partial(draw, table), title="Attacks made anew, step by step")]
-
-
-def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    draw = getattr(figures, "stress_matrix", None)
+    rows = readable(_named(table), "attack_step", *NUMBERS)
+    rows = rows[rows["attack_step"].notna()]
     if draw is None:
         return []
     return [
-        panels.add(partial(draw, table, method=method), title=f"Transfer of {wording.shortened(method)}")
-        for method in dict.fromkeys(table["method"].astype(str))
+        panels.add(partial(draw, rows, judge=judge), title="Success by attack step")
+        for judge in sorted(set(texts(table["judge"])))
     ]
+
+
+def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
+    """One figure an attack and judge; the behaviours without an attack are in each."""
+    draw = getattr(figures, "stress_matrix", None)
+    rows = readable(
+        readable(table, *NUMBERS, arm="arm_source", step="step_source"), arm="arm_target", step="step_target"
+    )
+    if draw is None:
+        return []
+    found = dict.fromkeys(zip(texts(table["method"]), texts(table["judge"]), strict=True))
+    attacks = [key for key in found if key[0] != "none"] or list(found)
+    return [
+        panels.add(
+            partial(draw, rows, method=method, judge=judge), title=f"Where {wording.shortened(method)} cases succeed"
+        )
+        for method, judge in attacks
+    ]
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(**{name: texts(table[name]) for name in ("method", "judge")})
 
 
 def _title(metric: str, suite: str, side: str) -> str:

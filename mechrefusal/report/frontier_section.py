@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechrefusal.report import evaluation_findings, figures, headline, wording
 from mechrefusal.report.figures.frontier import SUCCESS
-from mechrefusal.report.figures.suites import of
+from mechrefusal.report.figures.suites import of, texts
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -41,7 +41,7 @@ def of_suites(run: MeasuredRun, panels: Panels) -> list[dict[str, Any]]:
         look = {"harmful": suite, "attack": attack, "success_judge": judge}
         groups.append({"title": title, "panels": [_against(run, panels, rates, look, one) for one in harmless]})
     stress = run.across["stress"]
-    methods = dict.fromkeys(zip(stress["method"].astype(str), stress["judge"].astype(str), strict=True))
+    methods = dict.fromkeys(zip(texts(stress["method"]), texts(stress["judge"]), strict=True))
     for method, judge in methods:
         title = (
             f"{wording.shortened(method, 40)}, made anew against each checkpoint; judge {wording.shortened(judge, 40)}"
@@ -67,13 +67,13 @@ def _add(run: MeasuredRun, panels: Panels, rates: pd.DataFrame, look: dict[str, 
 def _harmful(rates: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(suite, attack, judge) with an attack success; suites of harmful requests before XSTest's contrasts."""
     own = of(rates, side="harmful", metric=SUCCESS[0])
-    found = dict.fromkeys(zip(*(own[name].astype(str) for name in ("suite", "attack", "judge")), strict=True))
+    found = dict.fromkeys(zip(*(texts(own[name]) for name in ("suite", "attack", "judge")), strict=True))
     return sorted(found, key=lambda key: (evaluation_findings.looks_unsafe(key[0]), key[1] != "none"))
 
 
 def _harmless(rates: pd.DataFrame) -> list[str]:
     """Harmless suites, those that look unsafe first."""
-    found = dict.fromkeys(of(rates, side="harmless", kind="refusal")["suite"].astype(str))
+    found = dict.fromkeys(texts(of(rates, side="harmless", kind="refusal")["suite"]))
     return sorted(found, key=lambda suite: not evaluation_findings.looks_unsafe(suite))
 
 

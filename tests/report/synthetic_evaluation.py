@@ -147,7 +147,13 @@ def _judged(
         "n_tokens": 40,
         "ended": bool(number % 2),
     }
-    own = {"judge": JUDGE, "kind": "refusal", "label": label, "score": GONE, "because": f"phrase: {text} {SECRET}"}
+    own = {
+        "judge": JUDGE,
+        "kind": "refusal",
+        "label": label,
+        "score": GONE,
+        "because": f"phrase: {text} " + "and so on " * 6 + SECRET,
+    }
     rows = [{**known, **own}]
     if side == "harmful":
         null = number % 9 == 8
@@ -212,12 +218,12 @@ def _difference(
         "mcnemar_p": float(np.exp(-20 * change**2)),
         "mean_a": 0.5 - change / 2,
         "mean_b": 0.5 + change / 2,
-        "lost": 3,
-        "gained": 5,
+        "only_a": 3,
+        "only_b": 5,
         "n": n,
         "nulls": 0,
-        "only_a": 0,
-        "only_b": 1,
+        "missing_a": 0,
+        "missing_b": 1,
     }
 
 

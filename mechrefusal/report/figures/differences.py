@@ -8,7 +8,7 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
 
 PAIRS = ("checkpoints", "interventions")
-_NUMBERS = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "lost", "gained", "n", "nulls")
+_NUMBERS = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls")
 _KINDS = {
     "base": "since the base",
     "consecutive": "since the anchor before",
@@ -44,7 +44,7 @@ def suite_differences(
         raise MechrefusalError(f"unknown pairs '{pairs}' of differences: expected one of {', '.join(PAIRS)}")
     between = pairs == "checkpoints"
     wanted = suites.of(table, suite=suite, side=side, metric=metric, attack=attack)
-    wanted = wanted[(wanted["pair"].astype(str) != "intervention").to_numpy() == between]
+    wanted = wanted[(suites.texts(wanted["pair"]) != "intervention").to_numpy() == between]
     wanted = suites.of(wanted, intervention=intervention) if between else wanted
     what = f"differences of {wording.metric_name(metric)} on '{wording.shortened(suite, 40)}'"
     rows = style.drawable(_ordered(suites.of_judge(wanted, judge)), "difference", what)
@@ -134,7 +134,7 @@ def _hover(row: pd.Series) -> str:
             _KINDS.get(str(row["pair"]), ""),
             f"{means[0]} → {means[1]}: {wording.number(row['difference'], 3, signed=True)}{style.interval(row)}",
             "" if wording.is_missing(p) else f"McNemar p = {wording.number(p, 4)}",
-            f"prompts that lost it {wording.whole(row['lost'])}, gained it {wording.whole(row['gained'])}",
+            f"prompts that lost it {wording.whole(row['only_a'])}, gained it {wording.whole(row['only_b'])}",
             f"n = {wording.whole(row['n'])}, nulls {wording.whole(row['nulls'])}",
         ]
     )

@@ -20,9 +20,8 @@ COSTS = {
 _WORDS = {"refusal": "any refusal", "answered": "answered"}
 _CORNERS = {"refusal": "lower left", "answered": "lower right"}
 _BASE_SYMBOL = "star"
-_PLACES = ("top right", "bottom right", "top left", "bottom left")
-_SCALE = sample_colorscale("Viridis", [0.08 + 0.084 * i for i in range(11)])
-"""Cividis has a grey in its middle, which means something else here; the ends would vanish on a light or dark ground."""
+_SCALE = sample_colorscale("Viridis", [0.18 + 0.074 * i for i in range(11)])
+"""Cividis has a grey in its middle, which means something else here; the ends would vanish on a light or dark page."""
 
 
 class _Layer(NamedTuple):
@@ -90,15 +89,15 @@ def frontier(
     ]
     names, figure = style.arms(points), go.Figure()
     for place, arm in enumerate(names):
-        _add_arm(figure, points, arm, names, _PLACES[place % len(_PLACES)])
+        _add_arm(figure, points, arm, names, "bottom" if place % 2 else "top")
     if (points["arm"] == "base").any():
-        _add_points(figure, points[points["arm"] == "base"], _BASE_SYMBOL, style.NEUTRAL, "base", "top right")
+        _add_points(figure, points[points["arm"] == "base"], _BASE_SYMBOL, style.NEUTRAL, "base", "top")
     _legend(figure, points, names)
     _axes(figure, points, n_layers)
     pressed = "" if attack == "none" else f", {attack}"
     asked = "" if stress is None else ", last step"
-    figure.update_xaxes(title=_name(f"{_WORDS[against]}: {_set(harmless)}"))
-    figure.update_yaxes(title=_name(f"attack success: {_set(harmful)}{pressed}{asked}"))
+    figure.update_xaxes(title=f"{_WORDS[against]}<br>{_name(_set(harmless))}")
+    figure.update_yaxes(title=f"attack success<br>{_name(f'{_set(harmful)}{pressed}{asked}')}")
     notes = [_judges(success, cost), f"best: {_CORNERS[against]}"]
     notes += [f"{left_out} checkpoints have one of the rates only"] if left_out else []
     return style.finish(
@@ -150,7 +149,7 @@ def _last(table: pd.DataFrame, method: str, judge: str | None, *, preferred: str
 
 
 def _one_a_checkpoint(rows: pd.DataFrame, judge: str | None, preferred: str | None) -> pd.DataFrame:
-    there = set(rows["judge"].astype(str))
+    there = set(suites.texts(rows["judge"]))
     chosen = judge if judge is not None else preferred if preferred in there else None
     found = suites.readable(suites.of_judge(rows, chosen), *suites.NUMBERS).drop_duplicates(["arm", "step"])
     return found[["arm", "step", "judge", *(name for name in suites.NUMBERS if name in found)]]
@@ -207,7 +206,7 @@ def _add_points(figure: go.Figure, points: pd.DataFrame, symbol: str, colour: st
             error_y=style.error_bars(own, "value_y", "low_y", "high_y", **bars),
             mode="markers+text",
             text=["base" if arm == "base" else str(step) for step in own["step"]],
-            textposition=place,
+            textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in own["value_x"]],
             textfont={"size": 11},
             marker=marker,
             hovertext=[_hover(row) for _, row in own.iterrows()],
@@ -247,7 +246,7 @@ def _axes(figure: go.Figure, points: pd.DataFrame, n_layers: int | None) -> None
         figure.update_layout(coloraxis=axis)
     figure.update_xaxes(range=[-0.04, 1.04], zeroline=False)
     figure.update_yaxes(range=[-0.04, 1.04], zeroline=False)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, showlegend=True)
+    figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, showlegend=True)
 
 
 def _hover(row: pd.Series) -> str:
@@ -278,7 +277,7 @@ def _set(name: str) -> str:
 
 
 def _name(text: str) -> str:
-    return wording.for_plotly(wording.shortened(text, 70))
+    return wording.for_plotly(wording.shortened(text, 44))
 
 
 def _judges(success: pd.DataFrame, cost: pd.DataFrame) -> str:

@@ -17,16 +17,21 @@ def of(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
     keep = np.ones(len(table), dtype=bool)
     for column, value in wanted.items():
         if value is not None:
-            keep &= (table[column].astype(str) == value).to_numpy(dtype=bool)
+            keep &= (texts(table[column]) == value).to_numpy(dtype=bool)
     return table[keep]
 
 
 def readable(table: pd.DataFrame, *numbers: str, arm: str = "arm", step: str = "step") -> pd.DataFrame:
     """`table` with float `numbers`, arms as text, whole steps; rows without a step have no place and are left out."""
     known = {name: floats(table[name]) for name in (*numbers, step) if name in table}
-    found = table.assign(**known, **{arm: table[arm].astype(str)})
+    found = table.assign(**known, **{arm: texts(table[arm])})
     found = found[found[step].notna()]
     return found.assign(**{step: found[step].astype(int)})
+
+
+def texts(values: pd.Series) -> pd.Series:
+    """Texts of a column; a missing one is a dash."""
+    return pd.Series([wording.MISSING if wording.is_missing(v) else str(v) for v in values], values.index, dtype=object)
 
 
 def floats(values: pd.Series) -> pd.Series:
@@ -36,7 +41,7 @@ def floats(values: pd.Series) -> pd.Series:
 
 def of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
-    return of(rows, judge=judge if judge is not None else min(rows["judge"].astype(str), default=""))
+    return of(rows, judge=judge if judge is not None else min(texts(rows["judge"]), default=""))
 
 
 def checkpoint_order(key: tuple[str, float]) -> tuple[bool, str, float]:
@@ -70,7 +75,7 @@ def suite_rates(
     what = f"{wording.metric_name(metric)} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(rows, *NUMBERS), "value", what)
     names, figure = style.arms(rows), go.Figure()
-    interventions = sorted(set(rows["intervention"].astype(str)), key=lambda name: (name != "none", name))
+    interventions = sorted(set(texts(rows["intervention"])), key=lambda name: (name != "none", name))
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
         shift = lines.beside(rows, place, len(names))
@@ -122,13 +127,14 @@ def suite_categories(
     what = f"{wording.metric_name(metric)} by {by} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(of_judge(chosen, judge), *NUMBERS), "value", what)
     columns = sorted(dict.fromkeys(zip(rows["arm"], rows["step"], strict=True)), key=checkpoint_order)
-    kinds = list(dict.fromkeys(rows["of"].astype(str)))
+    rows = rows.assign(of=texts(rows["of"]))
+    kinds = list(dict.fromkeys(rows["of"]))
     values = np.full((len(kinds), len(columns)), np.nan)
-    texts = [["not measured" for _ in columns] for _ in kinds]
+    hovers = [["not measured" for _ in columns] for _ in kinds]
     for _, row in rows.iterrows():
-        i, j = kinds.index(str(row["of"])), columns.index((row["arm"], row["step"]))
+        i, j = kinds.index(row["of"]), columns.index((row["arm"], row["step"]))
         values[i, j] = row["value"]
-        texts[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
+        hovers[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -136,7 +142,7 @@ def suite_categories(
             y=list(range(len(kinds))),
             text=[["" if np.isnan(value) else wording.rate(value) for value in line] for line in values],
             texttemplate="%{text}",
-            hovertext=texts,
+            hovertext=hovers,
             hoverinfo="text",
             coloraxis="coloraxis",
             xgap=1,
