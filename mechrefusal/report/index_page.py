@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import crossing_section, figures, headline, movement_section, training_page
+from mechrefusal.report import crossing_section, figures, frontier_section, headline, movement_section, training_page
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -26,6 +26,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
         "judges": headline.judges(lines),
         "behaviour": _behaviour(run, panels, lines),
+        "frontiers": frontier_section.of_run(run, panels),
         "carriers": _carriers(run, panels),
         **movement_section.context(run, panels),
         **crossing_section.context(run, panels),

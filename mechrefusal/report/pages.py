@@ -1,10 +1,10 @@
-"""Writes the report: an index, a page about training and one a checkpoint, each a file that needs nothing else."""
+"""Writes the report: an index, pages about training, evaluation and each checkpoint, files that need nothing else."""
 
 from pathlib import Path
 
 from mechrefusal.files import whole_file
 from mechrefusal.progress import track
-from mechrefusal.report import checkpoint_page, embedding, index_page, training_page
+from mechrefusal.report import checkpoint_page, embedding, evaluation_page, index_page, training_page
 from mechrefusal.report.reading import read_run
 
 
@@ -16,8 +16,8 @@ def write(run_folder: Path | str, *, show_completions: bool = False) -> Path:
         show_completions: show completions to harmful requests whole; otherwise their first 60 characters.
 
     Returns:
-        Path of `<run_folder>/report/index.html`; beside it stand `training.html` and each checkpoint's page,
-        `<checkpoint id>.html`.
+        Path of `<run_folder>/report/index.html`; beside it stand `training.html`, `evaluation.html` where there was
+        one, and each checkpoint's page, `<checkpoint id>.html`.
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
@@ -28,6 +28,9 @@ def write(run_folder: Path | str, *, show_completions: bool = False) -> Path:
         shown = checkpoint_page.context(run, checkpoint, show_completions=show_completions)
         _write(folder / f"{checkpoint.id}.html", embedding.page("checkpoint.html", circuits=True, **shown))
     _write(folder / "training.html", embedding.page("training.html", circuits=False, **training_page.context(run)))
+    if run.evaluated:
+        found = evaluation_page.context(run, show_completions=show_completions)
+        _write(folder / "evaluation.html", embedding.page("evaluation.html", circuits=False, **found))
     return _write(folder / "index.html", embedding.page("index.html", circuits=False, **index_page.context(run)))
 
 

@@ -12,6 +12,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.study import tables
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
+EVALUATION = (
+    "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
+    "stress_transfer",
+)  # fmt: skip
+"""Tables of suites and of attacks made anew."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class MeasuredRun:
     def name(self) -> str:
         """Name of the run's folder."""
         return self.folder.resolve().name
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether any table of `mechrefusal evaluate` or `stress` has rows: the report then has a page about them."""
+        return any(len(self.across[name]) for name in EVALUATION)
 
     def together(self, name: str) -> pd.DataFrame:
         """Per-checkpoint table `name` of all checkpoints, in their order."""

@@ -1,4 +1,4 @@
-"""The headline of a run for a terminal, in two tables that fit 100 columns."""
+"""The headline of a run for a terminal, in tables that fit 100 columns."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import headline, wording
+from mechrefusal.report import evaluation_findings, headline, wording
 from mechrefusal.report.reading import read_run
 
 
@@ -17,13 +17,45 @@ def summary(run_folder: Path | str) -> Group:
 
     Returns:
         Two `rich` tables: refusal and attack success rates with n and 95% intervals; the carrier (or why there is none)
-        with its scores and the top heads. Cells are plain text: nothing in a token is read as markup.
+        with its scores and the top heads; and one table a judge of suites, where there was an evaluation. Cells are
+        plain text: nothing in a token is read as markup.
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
     """
-    lines = headline.headlines(read_run(run_folder))
-    return Group(behaviour(lines), Text(), carriers(lines))
+    run = read_run(run_folder)
+    lines = headline.headlines(run)
+    found = [part for table in suites(run.across["suite_rates"]) for part in (Text(), table)]
+    return Group(behaviour(lines), Text(), carriers(lines), *found)
+
+
+def suites(rates: pd.DataFrame) -> list[Table]:
+    """One table a judge (table `suite_rates`): a row a suite, side and checkpoint, without interventions."""
+    made = []
+    for judge in evaluation_findings.headline(rates):
+        table = _table(
+            "Suites", f"rate and 95% interval, without interventions. Judge of {judge['kind']}: {judge['judge']}."
+        )
+        table.add_column("prompts", max_width=24, overflow="fold")
+        table.add_column("checkpoint", no_wrap=True)
+        refusal = judge["kind"] == "refusal"
+        names = ("any refusal", "attack success", "answered") if refusal else ("attack success", "score")
+        for name in names:
+            table.add_column(name, no_wrap=True)
+        table.add_column("n", justify="right", no_wrap=True)
+        for part in judge["suites"]:
+            rows = [row for row in part["rows"] if not row["intervention"]]
+            for place, row in enumerate(rows):
+                cells = dict(zip(part["metrics"], row["cells"], strict=True))
+                known = [cells.get(name) for name in names]
+                asked = f"{part['suite']}, {part['side']}" if place == 0 else ""
+                under = f" {wording.token(row['attack'], 12)}" if row["attack"] else ""
+                shown = [f"{cell['value']} {cell['interval']}" if cell else wording.MISSING for cell in known]
+                name = f"{wording.shortened(row['arm'], 14)} {row['step']}{under}"
+                table.add_row(Text(asked), Text(name), *map(Text, shown), row["n"])
+            table.add_section()
+        made.append(table)
+    return made
 
 
 def attack_costs(cases: pd.DataFrame) -> Table:

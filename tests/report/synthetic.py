@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from synthetic_causal import HEADS, causal_tables, cross_patching
+from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import LAYERS, POSITIONS, candidate_tables, geometry_tables, movement_tables
 from synthetic_training import training_tables
 
@@ -38,6 +39,7 @@ def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int,
                 pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
             )
     across = movement_tables(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
+    across |= evaluation_tables(ids, hostile=HOSTILE)
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids)}
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")

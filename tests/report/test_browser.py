@@ -18,7 +18,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-WIDTHS = (1280, 600, 400)
+WIDTHS = (1280, 800, 600, 400)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def watched(browser, path, width=1280):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["index", "training", "base-step-00000", "r2d2-step-00050"])
+@pytest.mark.parametrize("name", ["index", "training", "evaluation", "base-step-00000", "r2d2-step-00050"])
 def test_pages_draw_without_a_network(browser, small_run, name, width):
     with watched(browser, small_run / "report" / f"{name}.html", width) as page:
         assert (
@@ -114,6 +114,26 @@ def test_details_open_and_figures_take_their_width(browser, small_run):
             p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
         assert page.evaluate("document.querySelectorAll('details .plot').length") == 8
         assert page.evaluate(fits)
+
+
+def test_evaluation_opens_and_says_what_a_point_is(browser, small_run):
+    with watched(browser, small_run / "report" / "evaluation.html") as page:
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        page.wait_for_timeout(2000)
+        fits = """[...document.querySelectorAll('.plot')].every(
+            p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
+        assert page.evaluate(fits)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.evaluate("window.scrollTo(0, document.querySelector('#frontier .plot').offsetTop - 120)")
+        page.wait_for_timeout(300)
+        box = page.locator("#frontier .plot .scatterlayer .point >> nth=0").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_selector("#frontier .hoverlayer .hovertext")
+        text = page.evaluate("document.querySelector('#frontier .hoverlayer').textContent")
+        assert "attack success" in text
+        assert "layer" in text
+        answers = page.evaluate("document.querySelector('#answers').innerText")
+        assert "<script>alert(1)</script>" in answers
 
 
 def test_hover_shows_hostile_tokens_as_text(browser, small_run):

@@ -63,8 +63,9 @@ def index(small_run) -> Page:
 def test_write_returns_the_index_and_writes_one_page_a_checkpoint(small_run):
     assert report.write(small_run) == small_run / "report" / "index.html"
     written = {path.name for path in (small_run / "report").iterdir()}
-    assert written == {"index.html", "training.html", *(f"{c.id}.html" for c in read_run(small_run).checkpoints)}
-    assert len(written) == 4
+    named = {f"{c.id}.html" for c in read_run(small_run).checkpoints}
+    assert written == {"index.html", "training.html", "evaluation.html", *named}
+    assert len(written) == 5
     assert max(path.stat().st_size for path in (small_run / "report").iterdir()) < 8e6
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from synthetic import HOSTILE, write_run
 
 from mechrefusal import report
+from mechrefusal.report import wording
 from mechrefusal.study import tables
 
 
@@ -23,6 +24,18 @@ def test_summary_has_every_checkpoint_and_fits(run_folder):
         assert name in text
     assert "no admissible carrier: induce < 0" in text
     assert "\x1b" not in text
+
+
+def test_summary_has_one_table_of_suites_a_judge(run_folder):
+    text = shown(run_folder)
+    assert text.count("Suites") == 2
+    rates = tables.read("suite_rates", run_folder / "measurements")
+    own = rates[(rates["suite"] == "xstest") & (rates["side"] == "harmless") & (rates["by"] == "all")]
+    own = own[(own["arm"] == "r2d2") & (own["step"] == 250) & (own["intervention"] == "none")].set_index("metric")
+    cells = [wording.rate(own.loc["any_refusal", name]) for name in ("value", "low", "high")]
+    assert f"{cells[0]} {cells[1]}–{cells[2]}" in text
+    assert "ablate:best" not in text
+    assert "Judge of harm:" in text
 
 
 @pytest.mark.parametrize("hostile", ["[/nothing] [bold]x[/bold]", HOSTILE[7]])

@@ -12,10 +12,12 @@ from mechrefusal.report.figures.carriers import carrier_layers, carrier_wins, ca
 from mechrefusal.report.figures.circuit import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
 from mechrefusal.report.figures.cross_patching import cross_patching, cross_patching_layers
+from mechrefusal.report.figures.differences import suite_differences
 from mechrefusal.report.figures.doses import doses
 from mechrefusal.report.figures.drift import drift, drift_by_layer
 from mechrefusal.report.figures.estimates import estimates, estimates_by_layer, estimates_over_steps
 from mechrefusal.report.figures.faithfulness import faithfulness
+from mechrefusal.report.figures.frontier import frontier
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
 from mechrefusal.report.figures.linear_probes import linear_probes
@@ -25,10 +27,12 @@ from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
+from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
 
 __all__ = [
+    "answer_losses",
     "attack_exchange",
     "attack_loss",
     "attribution_difference",
@@ -49,6 +53,7 @@ __all__ = [
     "estimates_by_layer",
     "estimates_over_steps",
     "faithfulness",
+    "frontier",
     "head_set",
     "interventions",
     "knockout",
@@ -73,6 +78,9 @@ __all__ = [
     "stress_curves",
     "stress_matrix",
     "subspaces",
+    "suite_categories",
+    "suite_differences",
+    "suite_rates",
     "token_segments",
     "top_components",
     "trajectory",

@@ -1,0 +1,207 @@
+"""Rates of benchmark suites: over optimiser steps, by category, and what training did to the base model's answers."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechrefusal.report import wording
+from mechrefusal.report.figures import lines, style
+
+NUMBERS = ("value", "low", "high", "n", "nulls")
+_LIMITS = (-0.03, 1.03)
+_LONGEST = 40
+
+
+def of(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
+    """Rows whose columns have these values, as text; None takes any value."""
+    keep = np.ones(len(table), dtype=bool)
+    for column, value in wanted.items():
+        if value is not None:
+            keep &= (texts(table[column]) == value).to_numpy(dtype=bool)
+    return table[keep]
+
+
+def readable(table: pd.DataFrame, *numbers: str, arm: str = "arm", step: str = "step") -> pd.DataFrame:
+    """`table` with float `numbers`, arms as text, whole steps; rows without a step have no place and are left out."""
+    known = {name: floats(table[name]) for name in (*numbers, step) if name in table}
+    found = table.assign(**known, **{arm: texts(table[arm])})
+    found = found[found[step].notna()]
+    return found.assign(**{step: found[step].astype(int)})
+
+
+def texts(values: pd.Series) -> pd.Series:
+    """Texts of a column; a missing one is a dash."""
+    return pd.Series([wording.MISSING if wording.is_missing(v) else str(v) for v in values], values.index, dtype=object)
+
+
+def floats(values: pd.Series) -> pd.Series:
+    """Numbers of a column; what is none, or infinite, is NaN."""
+    return pd.to_numeric(values, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
+    """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
+    return of(rows, judge=judge if judge is not None else min(texts(rows["judge"]), default=""))
+
+
+def checkpoint_order(key: tuple[str, float]) -> tuple[bool, str, float]:
+    """Sorts (arm, step): the base first, then arm by arm."""
+    return key[0] != "base", key[0], key[1]
+
+
+def checkpoint_label(arm: str, step: float, limit: int = 16) -> str:
+    """`sft 50`, safe for plotly."""
+    return wording.for_plotly(f"{wording.shortened(arm, limit)} {wording.whole(step)}")
+
+
+def suite_rates(
+    table: pd.DataFrame,
+    *,
+    suite: str,
+    side: str = "harmful",
+    metric: str = "any_refusal",
+    judge: str | None = None,
+    attack: str = "none",
+) -> go.Figure:
+    """One rate of a suite over optimiser steps (table `suite_rates`): one line an arm, dashed under interventions.
+
+    Bands are 95% intervals; lines under interventions, and of one checkpoint, have bars instead.
+
+    Args:
+        suite, side, metric, attack: values of the columns of these names.
+        judge: by default the first by name.
+    """
+    rows = of_judge(of(table, suite=suite, side=side, metric=metric, attack=attack, by="all"), judge)
+    what = f"{wording.metric_name(metric)} on '{wording.shortened(suite, _LONGEST)}'"
+    rows = style.drawable(readable(rows, *NUMBERS), "value", what)
+    names, figure = style.arms(rows), go.Figure()
+    interventions = sorted(set(texts(rows["intervention"])), key=lambda name: (name != "none", name))
+    for place, arm in enumerate(names):
+        colour, symbol = style.arm_style(arm, names)
+        shift = lines.beside(rows, place, len(names))
+        for number, intervention in enumerate(interventions):
+            own = style.with_base(of(rows, intervention=intervention), arm)
+            if not own["value"].notna().any():
+                continue
+            own = own.assign(at=own["step"] + shift)
+            area = style.between(own, "at", "low", "high", colour) if intervention == "none" else None
+            if area is not None:
+                figure.add_trace(area)
+            under = "" if intervention == "none" else f": {wording.shortened(intervention, 24)}"
+            trace = go.Scatter(
+                x=list(own["at"]),
+                y=style.numbers(own["value"]),
+                error_y=None if area is not None else style.error_bars(own, "value"),
+                mode="lines+markers",
+                name=wording.for_plotly(f"{wording.shortened(arm, 24)}{under}"),
+                line={"color": colour, "width": 2, "dash": style.DASHES[number % len(style.DASHES)]},
+                marker={"color": colour, "symbol": symbol if not number else f"{symbol}-open", "size": 8},
+                text=[_rate_hover(row) for _, row in own.iterrows()],
+                hoverinfo="text",
+            )
+            figure.add_trace(trace)
+    lines.step_axes(figure, rows, wording.metric_name(metric), _LIMITS)
+    figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, showlegend=True)
+    return style.finish(figure, title=title(metric, suite, side, attack), subtitle=_extent(rows), height=370)
+
+
+def suite_categories(
+    table: pd.DataFrame,
+    *,
+    suite: str,
+    side: str = "harmful",
+    metric: str = "any_refusal",
+    judge: str | None = None,
+    attack: str = "none",
+    intervention: str = "none",
+    by: str = "category",
+) -> go.Figure:
+    """Heatmap of a rate by category of the prompts: x = checkpoint, y = category (table `suite_rates`).
+
+    The hover has n and the 95% interval: categories are small.
+
+    Args:
+        by: `category` (XSTest's type, HarmBench's semantic category) or `group` (HarmBench's functional category).
+    """
+    chosen = of(table, suite=suite, side=side, metric=metric, attack=attack, intervention=intervention, by=by)
+    what = f"{wording.metric_name(metric)} by {by} on '{wording.shortened(suite, _LONGEST)}'"
+    rows = style.drawable(readable(of_judge(chosen, judge), *NUMBERS), "value", what)
+    columns = sorted(dict.fromkeys(zip(rows["arm"], rows["step"], strict=True)), key=checkpoint_order)
+    rows = rows.assign(of=texts(rows["of"]))
+    kinds = list(dict.fromkeys(rows["of"]))
+    values = np.full((len(kinds), len(columns)), np.nan)
+    hovers = [["not measured" for _ in columns] for _ in kinds]
+    for _, row in rows.iterrows():
+        i, j = kinds.index(row["of"]), columns.index((row["arm"], row["step"]))
+        values[i, j] = row["value"]
+        hovers[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(range(len(columns))),
+            y=list(range(len(kinds))),
+            text=[["" if np.isnan(value) else wording.rate(value) for value in line] for line in values],
+            texttemplate="%{text}",
+            hovertext=hovers,
+            hoverinfo="text",
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+        )
+    )
+    bar = {"title": {"text": "rate"}}
+    figure.update_layout(coloraxis={"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
+    shown = {"showgrid": False, "zeroline": False}
+    labels = [checkpoint_label(*key, limit=12) for key in columns]
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=labels, tickangle=-90, **shown)
+    named = [wording.for_plotly(wording.token(wording.metric_name(kind), 26)) for kind in kinds]
+    figure.update_yaxes(tickvals=list(range(len(kinds))), ticktext=named, range=[len(kinds) - 0.5, -0.5], **shown)
+    return style.finish(
+        figure,
+        title=f"{title(metric, suite, side, attack)}, by {wording.metric_name(by)}",
+        subtitle=_extent(rows),
+        height=210 + 24 * len(kinds),
+    )
+
+
+def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
+    """What training did to the base model's own answers: cross-entropy relative to the base (table `answer_losses`).
+
+    Nats a token, paired by prompt, with 95% intervals; above zero the checkpoint finds those answers less likely.
+    """
+    rows = readable(of(table, suite=suite), "loss", "difference", "low", "high", "n")
+    name = wording.for_plotly(wording.shortened(suite, _LONGEST))
+    figure = lines.trajectory(
+        rows, value="difference", title=f"Loss of the base model's answers: {name}", unit="nats a token above the base"
+    )
+    figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
+    return figure
+
+
+def title(metric: str, suite: str, side: str, attack: str = "none") -> str:
+    """`Any refusal: xstest, harmless prompts`, safe for plotly."""
+    pressed = "" if attack == "none" else f", {wording.shortened(attack, _LONGEST)}"
+    asked = f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts{pressed}"
+    return wording.for_plotly(f"{wording.metric_name(metric).capitalize()}: {asked}")
+
+
+def judged(rows: pd.DataFrame) -> str:
+    """`judge: refusal-rules`, safe for plotly."""
+    return f"judge: {wording.for_plotly(wording.shortened(rows['judge'].iloc[0]))}" if len(rows) else ""
+
+
+def _extent(rows: pd.DataFrame) -> str:
+    return "; ".join(part for part in (judged(rows), wording.counts(rows["n"])) if part)
+
+
+def _rate_hover(row: pd.Series) -> str:
+    under = str(row["intervention"])
+    nulls = "" if wording.is_missing(row["nulls"]) or not row["nulls"] else f", {wording.whole(row['nulls'])} nulls"
+    return style.hover(
+        [
+            f"<b>{checkpoint_label(row['arm'], row['step'], 40)}</b>",
+            "" if under == "none" else wording.for_plotly(wording.shortened(under)),
+            f"{wording.number(row['value'], 3)}{style.interval(row)}",
+            f"n = {wording.whole(row['n'])}{nulls}",
+        ]
+    )
