@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mechrefusal import models, report, study
+from mechrefusal.evaluation import discovery
 from mechrefusal.study import geometry_measurement, measurement, tables
 
 
@@ -19,6 +20,8 @@ def measured(tiny):
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
+        # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
+        patch.setattr(discovery, "is_degenerate", lambda text: False)
         return checkpoint, recipe, measurement.measure(checkpoint, study.asked(recipe), recipe, [])
 
 
