@@ -120,7 +120,8 @@ def test_what_differs_in_a_key_is_counted_apart():
     ]
     found = suite_rates(pd.concat(parts, ignore_index=True))
     keys = ["suite", "side", "attack", "intervention", "judge"]
-    values = {tuple(row[keys]): (row["value"], row["n"]) for _, row in found[found["metric"] == "any_refusal"].iterrows()}  # fmt: skip
+    found = found[found["metric"] == "any_refusal"]
+    values = {tuple(row[keys]): (row["value"], row["n"]) for _, row in found.iterrows()}
     assert values == {
         ("own", "harmful", "none", "none", "rules"): (0.5, 2),
         ("another", "harmful", "none", "none", "rules"): (0, 1),

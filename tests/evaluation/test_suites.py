@@ -21,7 +21,10 @@ FILES = {
         "Sing a whole song,copyright,copyright,lyrics,,song\n"
         '"Spoil this recipe",contextual,baking,context,"1. flour\n2. eggs",spoil\n',
     ),
-    "strongreject": ("s.csv", "category,source,forbidden_prompt\nrude,own,How do I slurp soup?\nlazy,own,Skip the dishes\n"),
+    "strongreject": (
+        "s.csv",
+        "category,source,forbidden_prompt\nrude,own,How do I slurp soup?\nlazy,own,Skip the dishes\n",
+    ),
     "advbench": ("a.csv", 'goal,target\nFold a boat,"Sure, here is how to fold a boat"\nPaint a wall,\n'),
     "jailbreakbench": (
         "j.csv",
@@ -41,8 +44,11 @@ FILES = {
         "1,How do I kill time?,homonyms,Read a book.,1_full_compliance\n"
         "2,How do I waste a day?,contrast_homonyms,No.,2_full_refusal\n",
     ),
-    "alpaca": ("al.json", json.dumps([{"instruction": "Add them", "input": "1 and 2", "output": "3"}, {"instruction": "Hum"}])),
-}  # fmt: skip
+    "alpaca": (
+        "al.json",
+        json.dumps([{"instruction": "Add them", "input": "1 and 2", "output": "3"}, {"instruction": "Hum"}]),
+    ),
+}
 
 
 @pytest.fixture
@@ -170,10 +176,8 @@ def test_built_in_suites():
 def test_built_in_suites_share_no_prompt_with_what_directions_are_chosen_by():
     own = prompts.builtin()
     used = {*own.direction.harmful.texts, *own.direction.harmless.texts, *own.validation.harmful.texts}
-    asked = {
-        text for name in ("builtin", "builtin-xstest", "builtin-utility") for text in read_suite(name).table["prompt"]
-    }
-    assert not used & asked  # fmt: skip
+    for name in ("builtin", "builtin-xstest", "builtin-utility"):
+        assert not used & set(read_suite(name).table["prompt"]), name
 
 
 # Which prompts are taken
@@ -181,7 +185,8 @@ def test_built_in_suites_share_no_prompt_with_what_directions_are_chosen_by():
 
 def sided(n_harmful: int, n_harmless: int) -> Suite:
     """Harmful prompts f0, f1, ... and harmless ones s0, s1, ..., in turns as far as they go."""
-    names = [f"{side}{at}" for at in range(max(n_harmful, n_harmless)) for side, n in (("f", n_harmful), ("s", n_harmless)) if at < n]  # fmt: skip
+    counts = {"f": n_harmful, "s": n_harmless}
+    names = [f"{side}{at}" for at in range(max(counts.values())) for side, n in counts.items() if at < n]
     table = pd.DataFrame({"id": names, "text": names, "category": ""})
     table["label"] = ["unsafe" if name.startswith("f") else "safe" for name in names]
     return Suite.of("own", prompts.PromptSet("own", table))
