@@ -1,6 +1,6 @@
 """What suites say of a checkpoint: rates of every label by side, group and category, each with n and an interval."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -43,8 +43,9 @@ def suite_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict] = []
     for keys, own in verdicts.groupby(list(KEYS), sort=False, dropna=False):
         known = dict(zip(KEYS, keys, strict=True))
+        metrics = [metric for metric, _ in _outcomes(own, str(known["side"]), kind=str(known["kind"]))]
         for by, of, part in _parts(own):
-            rows += [{**known, "by": by, "of": of, **row} for row in _rates(part, str(known["side"]))]
+            rows += [{**known, "by": by, "of": of, **row} for row in _rates(part, str(known["side"]), metrics)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -87,8 +88,11 @@ def _outcomes(own: pd.DataFrame, side: str, *, kind: str) -> Iterator[tuple[str,
     yield SUCCESS if side == "harmful" else ANSWERED, (label == FULL_COMPLIANCE).astype(float).where(label.notna())
 
 
-def _rates(part: pd.DataFrame, side: str) -> Iterator[dict]:
-    for metric, value in _outcomes(part, side, kind=str(part["kind"].iloc[0])):
+def _rates(part: pd.DataFrame, side: str, metrics: Sequence[str]) -> Iterator[dict]:
+    """The rates of a part: those of the whole, also where the judge gave nothing for this part."""
+    given = dict(_outcomes(part, side, kind=str(part["kind"].iloc[0])))
+    for metric in metrics:
+        value = given.get(metric, pd.Series(float("nan"), index=part.index))
         known = value.dropna()
         found = intervals.mean(known.to_numpy()) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
         yield {"metric": metric, **vars(found), "nulls": int(value.isna().sum())}

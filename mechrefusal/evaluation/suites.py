@@ -138,7 +138,9 @@ def require_distinct(suites: "list[Suite] | tuple[Suite, ...]") -> None:
         raise MechrefusalError("no suite to evaluate on: give one such as builtin or xstest=PATH")
     names = [suite.name for suite in suites]
     if again := sorted({name for name in names if names.count(name) > 1}):
-        raise MechrefusalError(f"suite '{again[0]}' is given twice: evaluate its files one after another")
+        raise MechrefusalError(
+            f"suite '{again[0]}' is given twice: give one of them, or evaluate each into a folder of its own"
+        )
 
 
 __all__ = ["BUILTIN", "COPYRIGHT", "SIDES", "Side", "Suite", "read_suite", "require_distinct"]

@@ -97,13 +97,16 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact test; "
         "p of each row alone",
     )
-    for name in ("from", "to", "suite", "metric", "difference", "p"):
+    for name in ("from", "to", "suite", "judge", "metric", "difference", "p"):
         found.add_column(name, overflow="fold")
     for row in rows.sort_values("mcnemar_p", kind="stable").head(SHOWN).itertuples():
         under = "" if row.intervention == "none" else f" ({wording.plain(row.intervention)})"
-        ends = f"{wording.plain(row.arm_a)} {row.step_a}", f"{wording.plain(row.arm_b)} {row.step_b}{under}"
+        # Two checkpoints are compared under the same intervention, one checkpoint without and with it.
+        before = "" if row.pair == "intervention" else under
+        ends = f"{wording.plain(row.arm_a)} {row.step_a}{before}", f"{wording.plain(row.arm_b)} {row.step_b}{under}"
         value = f"{wording.number(row.difference, signed=True)} [{wording.number(row.low)}, {wording.number(row.high)}]"
         what = f"{row.metric.replace('_', ' ')}, {row.side}"
         p = wording.number(row.mcnemar_p, 4)
-        found.add_row(*(Text(cell) for cell in (*ends, wording.plain(row.suite), what, value, p)))
+        names = wording.plain(row.suite), wording.plain(row.judge)
+        found.add_row(*(Text(cell) for cell in (*ends, *names, what, value, p)))
     return found

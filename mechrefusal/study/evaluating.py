@@ -82,8 +82,9 @@ def evaluate(
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
 
     Raises:
-        MechrefusalError: no suite, a name twice, an unknown checkpoint or intervention, an empty checkpoint list; with
-            `strict`, leaked prompts; a prompt that does not fit the context. Nothing is answered then.
+        MechrefusalError: no suite, a name of a suite or judge twice, judges of harm without a harmful prompt, an
+            unknown checkpoint or intervention, a run without checkpoints; with `strict`, leaked prompts; a prompt that
+            does not fit the context. Nothing is answered then.
     """
     require_distinct(list(suites))
     if max_new_tokens < 1:
@@ -91,18 +92,18 @@ def evaluate(
     run, chosen = _checkpoints(source, checkpoints)
     wanted = [NONE, *dict.fromkeys(intervene)]
     for spec in wanted[1:]:
-        _parsed(spec)
-    leaks = _leaks(run, suites, strict=strict)
+        _require_direction(spec)
     asked: list[Judge] = list(judges) or [RefusalJudge()]
+    evaluation_tables.require_judges(asked, suites)
+    leaks = _leaks(run, suites, strict=strict)
     folder = Path(out) if out is not None else run.folder if run is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
         found, losses, skipped = _answered(run, chosen, suites, wanted, kept, max_new_tokens, seed)
-        verdicts = evaluation_tables.judged(found, asked)
-        verdicts = evaluation_tables.merged(
-            verdicts, kept / "measurements", {point.id: point.weights for point in chosen}
-        )
-        return _kept(verdicts, losses, leaks, skipped, kept / "measurements")
+        tables_in = kept / "measurements"
+        changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
+        verdicts = evaluation_tables.merged(evaluation_tables.judged(found, asked), tables_in, changed)
+        return _kept(verdicts, losses, leaks, skipped, tables_in, changed)
 
 
 def stressed(
@@ -178,7 +179,8 @@ def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> t
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
     if unknown := [one for one in ids if one not in there]:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoint '{unknown[0]}'; it has {', '.join(there)}")
-    return run, [there[one] for one in ids] if ids else list(there.values())
+    # In the order of the run, in which the base comes first: what the others are compared with is there before them.
+    return run, [point for identity, point in there.items() if not ids or identity in ids]
 
 
 def _parsed(spec: str) -> tuple[str, str, float]:
@@ -195,6 +197,20 @@ def _parsed(spec: str) -> tuple[str, str, float]:
             "random or a safetensors file as direction (ablate:carrier, add:best:1)"
         )
     return kind, direction, value
+
+
+def _require_direction(spec: str) -> None:
+    kind, direction, _ = _parsed(spec)
+    if direction in chosen_direction.NAMES:
+        return
+    if not Path(direction).expanduser().is_file():
+        known = ", ".join(chosen_direction.NAMES)
+        raise MechrefusalError(f"intervention '{spec}': '{direction}' is neither a safetensors file nor one of {known}")
+    if kind == "add":
+        raise MechrefusalError(
+            f"intervention '{spec}': a file does not say at which layer to add; ablate it, or add one of "
+            f"{', '.join(chosen_direction.NAMES)}"
+        )
 
 
 def _intervention(run: Run | None, checkpoint: Checkpoint, spec: str, seed: int) -> causal.Intervention | None:
@@ -229,16 +245,17 @@ def _answered(
     reference: dict[str, list[list[int]]] = {}
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
-        model, tokenizer = load_causal_lm(checkpoint)
-        _require_room(tokenizer, checkpoint, suites, max_new_tokens)
+        possible: dict[str, causal.Intervention | None] = {}
         for spec in interventions:
             try:
-                under = _intervention(run, checkpoint, spec, seed)
+                possible[spec] = _intervention(run, checkpoint, spec, seed)
             except MechrefusalError as error:
                 if len(checkpoints) == 1:
                     raise
                 skipped.append(f"{spec} at {checkpoint.id}: {error}")
-                continue
+        model, tokenizer = load_causal_lm(checkpoint)
+        _require_room(tokenizer, checkpoint, suites, max_new_tokens)
+        for spec, under in possible.items():
             for suite in suites:
                 path = folder / FOLDER / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet"
                 texts = suite.table["prompt"].tolist()
@@ -337,7 +354,8 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
             f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in leaks.head(3).itertuples()
         ]
         shown = "; ".join(first)
-        said = f"{len(leaks)} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
+        n_leaked = len(leaks[["set_b", "id_b"]].drop_duplicates())
+        said = f"{n_leaked} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
         if strict:
             raise MechrefusalError(f"{said}; take them out of the suite, or evaluate without strict")
         console.print(f"{said}; they are in table 'leaks'", highlight=False, soft_wrap=True)
@@ -345,13 +363,18 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
 
 
 def _kept(
-    verdicts: pd.DataFrame, losses: pd.DataFrame, leaks: pd.DataFrame, skipped: tuple[str, ...], folder: Path
+    verdicts: pd.DataFrame,
+    losses: pd.DataFrame,
+    leaks: pd.DataFrame,
+    skipped: tuple[str, ...],
+    folder: Path,
+    changed: set[str],
 ) -> Evaluated:
     found = Evaluated(
         verdicts=verdicts,
         rates=evaluation_tables.rates(verdicts),
         differences=evaluation_tables.differences(verdicts),
-        losses=evaluation_tables.united("answer_losses", losses, folder),
+        losses=evaluation_tables.united("answer_losses", losses, folder, changed),
         agreement=evaluation_tables.agreements(verdicts),
         leaks=evaluation_tables.united("leaks", leaks, folder),
         skipped=skipped,

@@ -1,6 +1,6 @@
 """Tables of an evaluation: judged answers, rates, differences between checkpoints, agreement of judges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from mechrefusal import intervals
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
+from mechrefusal.evaluation.suites import Suite
 from mechrefusal.study import tables
 
 NONE = "none"
@@ -30,11 +31,25 @@ def relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return tables.frame("answer_losses", rows)
 
 
+def require_judges(judges: Sequence[Judge], suites: Sequence[Suite]) -> None:
+    """Raise MechrefusalError where two judges have one name, or none of them judges any of these suites."""
+    names = [judge.name for judge in judges]
+    if again := sorted({name for name in names if names.count(name) > 1}):
+        raise MechrefusalError(f"judge '{again[0]}' is given twice: give each one once")
+    harmful = any((suite.table["side"] == "harmful").any() for suite in suites)
+    if not harmful and all(_is_of_harm(judge) for judge in judges):
+        raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
+
+
+def _is_of_harm(judge: Judge) -> bool:
+    return getattr(judge, "kind", metrics.REFUSAL) == metrics.HARM
+
+
 def judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
     """One row an answer and judge. A judge of harm is asked about harmful prompts alone, by the bare request."""
     parts = []
     for judge in judges:
-        harm = getattr(judge, "kind", metrics.REFUSAL) == metrics.HARM
+        harm = _is_of_harm(judge)
         own = found[found["side"] == "harmful"] if harm else found
         if own.empty:
             continue
@@ -44,37 +59,59 @@ def judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
         else:
             verdicts = judge.judge(asked, own["completion"].tolist())
         known = own.drop(columns=["behaviour", "context"]).reset_index(drop=True)
-        scores = verdicts["score"] if "score" in verdicts else float("nan")
+        scores = verdicts["score"].to_numpy() if "score" in verdicts else float("nan")
         kind = metrics.HARM if harm else metrics.REFUSAL
         told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
         parts.append(known.assign(**told, score=scores, because=verdicts["because"].to_numpy()))
-    if not parts:
-        raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
     return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
 
 
-def merged(verdicts: pd.DataFrame, folder: Path, weights: Mapping[str, str]) -> pd.DataFrame:
-    """These verdicts, and those of earlier evaluations that they do not replace and whose weights still stand."""
+def changed(folder: Path, weights: Mapping[str, str]) -> set[str]:
+    """Ids of the checkpoints whose verdicts of earlier evaluations are of other weights than these."""
+    before = tables.read("verdicts", folder)
+    known = zip(_ids(before), before["weights"], strict=True)
+    return {identity for identity, weight in known if weights.get(identity, weight) != weight}
+
+
+def _ids(table: pd.DataFrame) -> list[str]:
+    return [f"{arm}-step-{int(step):05d}" for arm, step in zip(table["arm"], table["step"], strict=True)]
+
+
+def merged(verdicts: pd.DataFrame, folder: Path, changed: set[str]) -> pd.DataFrame:
+    """These verdicts, and those of earlier evaluations that they do not replace.
+
+    Earlier ones do not stay where the checkpoint's weights have changed, nor where the suite's prompt of that id has:
+    answers to two prompts of one id must not be paired.
+    """
     before = tables.read("verdicts", folder)
     if before.empty:
         return verdicts
     now = set(verdicts[OWN].itertuples(index=False, name=None))
+    place = ["suite", "attack", "prompt_id"]
+    asked = dict(zip(verdicts[place].itertuples(index=False, name=None), verdicts["prompt"], strict=True))
     stands = [
-        key not in now and weights.get(identity, weight) == weight
-        for key, identity, weight in zip(
+        key not in now and identity not in changed and asked.get(prompt, text) == text
+        for key, identity, prompt, text in zip(
             before[OWN].itertuples(index=False, name=None),
-            [f"{arm}-step-{int(step):05d}" for arm, step in zip(before["arm"], before["step"], strict=True)],
-            before["weights"],
+            _ids(before),
+            before[place].itertuples(index=False, name=None),
+            before["prompt"],
             strict=True,
         )
     ]
     return pd.concat([part for part in (before[stands], verdicts) if len(part)], ignore_index=True)
 
 
-def united(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The table with rows of earlier evaluations, of other suites (and checkpoints) than its own."""
+def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str] = ()) -> pd.DataFrame:
+    """The table with rows of earlier evaluations, of other suites (and checkpoints) than its own.
+
+    Losses do not stay where the weights have changed: those of the checkpoint, or of the base, whose answers they are.
+    """
     keys = ["suite", "arm", "step"] if name == "answer_losses" else ["set_a", "set_b"]
     before = tables.read(name, folder)
+    if name == "answer_losses" and changed:
+        base = any(identity.startswith("base-step-") for identity in changed)
+        before = before[[not base and identity not in changed for identity in _ids(before)]]
     now = set(table[keys].itertuples(index=False, name=None))
     kept = before[[key not in now for key in before[keys].itertuples(index=False, name=None)]]
     return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
@@ -114,15 +151,17 @@ def agreements(verdicts: pd.DataFrame) -> pd.DataFrame:
     """How far the judges of refusal agree, by suite, on answers that both judged."""
     rows = []
     own = verdicts[verdicts["kind"] == metrics.REFUSAL]
-    keys = ["arm", "step", "prompt_id", "attack", "intervention"]
+    # An answer that was made anew for the one judge is another one: the completion tells.
+    keys = ["arm", "step", "prompt_id", "attack", "intervention", "completion"]
     for suite, part in own.groupby("suite", sort=False):
-        labels = part.pivot(index=keys, columns="judge", values="label")
-        for one, other in combinations(labels.columns, 2):
+        labels = {judge: judged.set_index(keys)["label"] for judge, judged in part.groupby("judge", sort=True)}
+        for one, other in combinations(labels, 2):
+            both = pd.concat([labels[one], labels[other]], axis=1, join="inner", keys=["a", "b"])
             for question in ("label", "any_refusal"):
-                pair = labels[[one, other]]
+                pair = both
                 if question == "any_refusal":
-                    pair = pair.map(lambda label: None if pd.isna(label) else any_refusal(label))
-                found = agreement(pair[one], pair[other])
+                    pair = both.map(lambda label: None if pd.isna(label) else any_refusal(label))
+                found = agreement(pair["a"], pair["b"])
                 told = {name: getattr(found, name) for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
                 rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **told})
     return tables.frame("judge_agreement", rows)

@@ -16,6 +16,11 @@ from mechrefusal.geometry import Directions
 from mechrefusal.study import tables
 
 WALL_TIMES = {"timings", "stages"}
+OF_EVALUATIONS = {
+    "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
+    "stress_transfer",
+}  # fmt: skip
+"""Tables that `mechrefusal evaluate` writes: training and measuring leave them empty."""
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +50,11 @@ def test_every_table_is_there_for_every_checkpoint(finished):
             if name in {"carriers", "candidate_scores", "doses"} and table.empty:
                 continue  # the tables `carrier` and `utility_coupling` then say why
             assert set(table["weights"]) == {point.weights}, (point.id, name)
+    assert set(tables.ACROSS) >= OF_EVALUATIONS
     for name in tables.ACROSS:
-        if name != "transfer":  # no checkpoint has a direction to carry elsewhere, which `relocation` says
+        if name in OF_EVALUATIONS:
+            assert tables.read(name, finished.measurements()).empty, name
+        elif name != "transfer":  # no checkpoint has a direction to carry elsewhere, which `relocation` says
             assert len(tables.read(name, finished.measurements())) > 0, name
     crossed = tables.read("cross_patching", finished.measurements())
     assert (crossed.groupby(["arm_source", "arm_target"])["set"].nunique() == 2).all()

@@ -1,0 +1,79 @@
+"""Judges by their names on the command line; the classifiers are replaced, they are large."""
+
+import pytest
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation import RefusalJudge, judge_of
+from mechrefusal.evaluation.judges import classifier, llama_guard
+from mechrefusal.evaluation.judges.chat import ChatJudge
+
+URL = "http://localhost:1/v1"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Which classifier was opened, and with what."""
+    seen = []
+    for module, name in (
+        (classifier, "HarmBenchClassifier"), (classifier, "StrongREJECTClassifier"), (llama_guard, "LlamaGuard"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *given, name=name: seen.append((name, given)) or name)
+    return seen
+
+
+def test_the_rules():
+    judge = judge_of("refusal")
+    assert isinstance(judge, RefusalJudge)
+    assert judge.judge(["Sing?"], ["Sorry, I can't do that."])["label"].tolist() == ["full_refusal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("harmbench", "HarmBenchClassifier"),
+        ("strongreject", "StrongREJECTClassifier"),
+        ("llamaguard", "LlamaGuard"),
+    ],
+)
+def test_classifiers_are_the_published_ones_or_those_of_a_source(opened, name, made):
+    assert judge_of(name) == made
+    assert judge_of(f"{name}=owner/model=v2") == made
+    assert opened == [(made, ()), (made, ("owner/model=v2",))]
+
+
+def test_a_chat_judge_has_model_and_server(monkeypatch):
+    monkeypatch.delenv("MECHREFUSAL_JUDGE_KEY", raising=False)
+    judge = judge_of(f"chat=own-model@{URL}")
+    assert isinstance(judge, ChatJudge)
+    assert judge.kind == "harm"
+    assert "own-model" in judge.name
+
+
+@pytest.mark.parametrize(("key", "variable"), [("secret", "MECHREFUSAL_JUDGE_KEY"), ("", None), (None, None)])
+def test_the_key_comes_from_the_environment_alone(monkeypatch, key, variable):
+    given = {}
+    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda *_, **named: given.update(named))
+    if key is None:
+        monkeypatch.delenv("MECHREFUSAL_JUDGE_KEY", raising=False)
+    else:
+        monkeypatch.setenv("MECHREFUSAL_JUDGE_KEY", key)
+    judge_of(f"chat=own-model@{URL}")
+    assert given == {"key_variable": variable}, "the name of the variable is handed on, never the key"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("rules", "unknown judge 'rules': expected one of refusal, harmbench, strongreject, llamaguard, chat"),
+        ("", "unknown judge ''"),
+        ("Refusal", "unknown judge 'Refusal'"),
+        ("refusal=model", "the rules take no model"),
+        ("chat", "give chat=MODEL@URL"),
+        ("chat=model", "give chat=MODEL@URL"),
+        ("chat=@http://x", "give chat=MODEL@URL"),
+        ("harmbench=/no/such/folder", "/no/such/folder"),
+    ],
+)
+def test_what_is_no_judge_is_named(spec, said):
+    with pytest.raises(MechrefusalError, match=said):
+        judge_of(spec)
