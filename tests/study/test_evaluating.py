@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import zlib
 
 import pandas as pd
 import pytest
@@ -35,14 +36,19 @@ HARMLESS = suite("harmless", safe=SAFE[:2])
 HARMFUL = suite("harmful", unsafe=UNSAFE)
 
 
-class Lengths:
-    """A judge of refusal by the number of letters e of an answer, and nothing for some."""
+def checksum(text):
+    """0, 1, 2 or 3."""
+    return zlib.crc32(text.encode()) % 4
 
-    name = "lengths_1"
+
+class Checksum:
+    """A judge of refusal by an answer's checksum: of four answers one gets nothing."""
+
+    name = "checksum_1"
 
     def judge(self, prompts, completions):
         found = {0: "full_refusal", 1: "full_compliance", 2: "partial_refusal", 3: None}
-        return verdict_table(Verdict(found[text.count("e") % 4], "") for text in completions)
+        return verdict_table(Verdict(found[checksum(text)], "") for text in completions)
 
 
 class Always:
@@ -102,7 +108,7 @@ def run(template, tmp_path):
 def whole(template, tmp_path_factory):
     """One evaluation of the whole run with two judges of refusal, one of harm and an intervention."""
     out = tmp_path_factory.mktemp("evaluated")
-    judges = [RefusalJudge(), Lengths(), Harm()]
+    judges = [RefusalJudge(), Checksum(), Harm()]
     return study.evaluate(
         template, [OWN, HARMLESS], judges=judges, intervene=["ablate:carrier"], max_new_tokens=NEW, out=out
     )
@@ -160,7 +166,7 @@ def test_answers_are_those_of_each_checkpoint(template, whole):
         found = of(whole.verdicts, arm=checkpoint.arm, step=checkpoint.step, intervention="none", suite="own")
         assert set(found["weights"]) == {checkpoint.weights}
         expected = replies(checkpoint, UNSAFE + SAFE)
-        for judge in (RefusalJudge.name, Lengths.name):
+        for judge in (RefusalJudge.name, Checksum.name):
             rows = of(found, judge=judge)
             assert rows["prompt"].tolist() == UNSAFE + SAFE
             assert rows["side"].tolist() == ["harmful"] * 2 + ["harmless"] * 3
@@ -204,12 +210,12 @@ def test_judges_of_refusal_see_all_and_judges_of_harm_the_bare_harmful_requests(
 
 def test_rates_are_of_each_checkpoint(whole):
     assert ids(whole.rates) == IDS
-    for row in of(whole.rates, judge=Lengths.name, metric="any_refusal", by="all").itertuples():
+    for row in of(whole.rates, judge=Checksum.name, metric="any_refusal", by="all").itertuples():
         own = of(whole.verdicts, arm=row.arm, step=row.step, suite=row.suite, side=row.side, judge=row.judge)
-        letters = of(own, intervention=row.intervention)["completion"].str.count("e") % 4
-        assert row.nulls == (letters == 3).sum()
-        assert row.n == (letters != 3).sum()
-        refused = letters.isin([0, 2]).sum()
+        sums = of(own, intervention=row.intervention)["completion"].map(checksum)
+        assert row.nulls == (sums == 3).sum()
+        assert row.n == (sums != 3).sum()
+        refused = sums.isin([0, 2]).sum()
         assert row.value == pytest.approx(refused / row.n if row.n else math.nan, nan_ok=True)
 
 
@@ -217,7 +223,7 @@ def test_rates_are_of_each_checkpoint(whole):
 
 
 def test_differences_between_checkpoints_and_under_the_intervention(whole):
-    found = of(whole.differences, suite="own", side="harmless", metric="any_refusal", judge=Lengths.name)
+    found = of(whole.differences, suite="own", side="harmless", metric="any_refusal", judge=Checksum.name)
     pairs = {(row.pair, row.arm_a, row.step_a, row.arm_b, row.step_b, row.intervention) for row in found.itertuples()}
     assert {pair for pair in pairs if pair[-1] == "none"} == {
         ("base", "base", 0, "sft", 3, "none"),
@@ -240,9 +246,11 @@ def test_differences_between_checkpoints_and_under_the_intervention(whole):
 
 
 def outcome(verdicts, arm, step, intervention):
-    """{prompt: 1, 0 or None} of the judge `Lengths` on the harmless prompts of the suite."""
-    rows = of(verdicts, arm=arm, step=step, suite="own", side="harmless", judge=Lengths.name, intervention=intervention)
-    return {row.prompt_id: {0: 1, 1: 0, 2: 1, 3: None}[row.completion.count("e") % 4] for row in rows.itertuples()}
+    """{prompt: 1, 0 or None} of the judge `Checksum` on the harmless prompts of the suite."""
+    rows = of(
+        verdicts, arm=arm, step=step, suite="own", side="harmless", judge=Checksum.name, intervention=intervention
+    )
+    return {row.prompt_id: {0: 1, 1: 0, 2: 1, 3: None}[checksum(row.completion)] for row in rows.itertuples()}
 
 
 def test_the_loss_of_the_base_is_that_of_a_plain_pass_and_its_difference_is_nothing(template, whole):
@@ -293,11 +301,13 @@ def test_suites_without_harmless_prompts_have_no_loss(run):
 def test_judges_agree_as_counted(whole):
     [label, refusal] = of(whole.agreement, suite="own").to_dict("records")
     assert (label["question"], refusal["question"]) == ("label", "any_refusal")
-    assert {label["judge_a"], label["judge_b"]} == {RefusalJudge.name, Lengths.name}, "judges of harm are none of these"
+    assert {label["judge_a"], label["judge_b"]} == {RefusalJudge.name, Checksum.name}, (
+        "judges of harm are none of these"
+    )
     plain = of(whole.verdicts, suite="own")
     one, other = (of(plain, judge=label[name])["label"].tolist() for name in ("judge_a", "judge_b"))
     assert len(one) == len(other) == 5 * 4
-    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    both = [(a, b) for a, b in zip(one, other, strict=True) if pd.notna(a) and pd.notna(b)]
     assert label["n"] == refusal["n"] == len(both)
     assert label["nulls_a"] + label["nulls_b"] == 20 - len(both)
     assert label["share"] == pytest.approx(sum(a == b for a, b in both) / len(both))
@@ -317,9 +327,9 @@ def test_another_judge_does_not_ask_again(run, answered):
     first = evaluate(run, judges=[RefusalJudge()])
     assert answered == {f"{identity}: own": 5 for identity in IDS}
     answered.clear()
-    found = evaluate(run, judges=[Lengths()])
+    found = evaluate(run, judges=[Checksum()])
     assert answered == {}
-    assert set(found.verdicts["judge"]) == {RefusalJudge.name, Lengths.name}
+    assert set(found.verdicts["judge"]) == {RefusalJudge.name, Checksum.name}
     assert len(found.verdicts) == 2 * len(first.verdicts) == 30
     again = of(found.verdicts, judge=RefusalJudge.name)
     pd.testing.assert_frame_equal(again.reset_index(drop=True), first.verdicts, check_dtype=False)
@@ -333,7 +343,7 @@ def test_another_judge_does_not_ask_again(run, answered):
 
 
 def test_the_same_evaluation_gives_the_same_tables(run, answered):
-    named = {"judges": [RefusalJudge(), Lengths()], "intervene": ["ablate:random"]}
+    named = {"judges": [RefusalJudge(), Checksum()], "intervene": ["ablate:random"]}
     first = evaluate(run, **named)
     answered.clear()
     again = evaluate(run, **named)
@@ -478,7 +488,7 @@ def test_a_model_without_a_run(run, tiny, tmp_path, answered, monkeypatch):
         tables.read("verdicts", tmp_path / "out" / "measurements"), kept.verdicts, check_dtype=False
     )
     answered.clear()
-    evaluate(tiny, OWN, judges=[Lengths()], out=tmp_path / "out")
+    evaluate(tiny, OWN, judges=[Checksum()], out=tmp_path / "out")
     assert answered == {}
     other = models.tiny.make(tmp_path / "other", seed=9)
     found = evaluate(other, HARMLESS, out=tmp_path / "out")
@@ -642,7 +652,11 @@ def test_used_are_the_sets_that_arms_train_on_and_directions_are_chosen_by(templ
         ([OWN], {"checkpoints": ["sft-step-00004"]}, "no checkpoint 'sft-step-00004'; it has base-step-00000, sft"),
         ([OWN], {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ([OWN], {"max_new_tokens": 500}, "5 prompts of suite 'own' leave no room for 500 tokens"),
-        ([OWN], {"judges": [Always("degenerate"), Lengths(), Always("degenerate")]}, "judge 'always_1' is given twice"),
+        (
+            [OWN],
+            {"judges": [Always("degenerate"), Checksum(), Always("degenerate")]},
+            "judge 'always_1' is given twice",
+        ),
         ([HARMLESS], {"judges": [Harm()]}, "judges of harm need harmful prompts"),
     ],
 )
