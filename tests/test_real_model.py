@@ -35,7 +35,7 @@ def test_smollm2_through_both_arms(smollm2, tmp_path):
         causal=dataclasses.replace(
             demo.causal,
             n_finalists=2, n_knocked_out=2, layer_step=15, n_candidates=2, largest_set=1, n_nodes=4, n_edges=4,
-            n_random=1, n_crossed=1,
+            n_random=1, n_crossed=0,
         ),
     )  # fmt: skip
     run = study.Run.create(tmp_path / "run", recipe)
