@@ -10,10 +10,10 @@ demo: $(READY)  ## install, get the default model, train both arms, measure ever
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
 
 test: $(READY) browser lint  ## everything, on two cores in less than 20 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY) lint  ## fast: style, types, import contract, unit tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" -q
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" -q
 
 lint: $(READY)
 	$(BIN)/ruff check .

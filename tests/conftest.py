@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 
+LONGEST = ("test_real_model.py", "test_notebooks.py", "test_pipeline.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that two workers end at the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache of converted models, so that no test reads or fills the user's."""
