@@ -255,3 +255,30 @@ def tick_angle(labels: Sequence) -> int:
 def height_of(n_layers: int) -> int:
     """Height of a heatmap with so many layers, pixels."""
     return int(min(760, max(320, 13 * n_layers + 170)))
+
+
+def rates(values: np.ndarray, written: list[list[str]], hovers: list[list[str]], *, title: str, **look) -> go.Figure:
+    """A grid of rates, 0 to 1 on one colour scale, with their numbers written in the cells.
+
+    Args:
+        values, written, hovers: rows × columns.
+        title: of the colour bar.
+        look: of the trace.
+    """
+    heat = go.Heatmap(
+        z=values,
+        x=list(range(values.shape[1])),
+        y=list(range(values.shape[0])),
+        text=written,
+        texttemplate="%{text}",
+        hovertext=hovers,
+        hoverinfo="text",
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        **look,
+    )
+    bar = {"title": {"text": title}}
+    return go.Figure(
+        heat, layout={"coloraxis": {"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar}}
+    )

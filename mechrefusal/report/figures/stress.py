@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import heatmaps, style
 
 _COLUMNS = 2
 _FEW = 8
@@ -88,23 +88,7 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
         i, j = sources.index(_key(row, "_source")), targets.index(_key(row, "_target"))
         values[i, j], texts[i][j] = row["value"], _cell(row)
         written[i][j] = f"{wording.rate(row['value'])}<br>n {wording.whole(row['n'])}"
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=list(range(len(targets))),
-            y=list(range(len(sources))),
-            text=written,
-            texttemplate="%{text}",
-            textfont={"size": 11},
-            hovertext=texts,
-            hoverinfo="text",
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    bar = {"title": {"text": "success"}}
-    figure.update_layout(coloraxis={"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
+    figure = heatmaps.rates(values, written, texts, title="success", textfont={"size": 11})
     look = {"showgrid": False, "zeroline": False}
     figure.update_xaxes(
         title="replayed at (target)", tickvals=list(range(len(targets))), ticktext=[_label(key) for key in targets]

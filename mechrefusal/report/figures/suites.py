@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import lines, style
+from mechrefusal.report.figures import heatmaps, lines, style
 
 NUMBERS = ("value", "low", "high", "n", "nulls")
 _LIMITS = (-0.03, 1.03)
@@ -135,22 +135,8 @@ def suite_categories(
         i, j = kinds.index(row["of"]), columns.index((row["arm"], row["step"]))
         values[i, j] = row["value"]
         hovers[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=list(range(len(columns))),
-            y=list(range(len(kinds))),
-            text=[["" if np.isnan(value) else wording.rate(value) for value in line] for line in values],
-            texttemplate="%{text}",
-            hovertext=hovers,
-            hoverinfo="text",
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    bar = {"title": {"text": "rate"}}
-    figure.update_layout(coloraxis={"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
+    written = [["" if np.isnan(value) else wording.rate(value) for value in line] for line in values]
+    figure = heatmaps.rates(values, written, hovers, title="rate")
     shown = {"showgrid": False, "zeroline": False}
     labels = [checkpoint_label(*key, limit=12) for key in columns]
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=labels, tickangle=-90, **shown)
