@@ -344,11 +344,8 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
     if run is None:
         return tables.frame("leaks", [])
     used = selection.asked(run.recipe).used()
-    rows = []
-    for suite in suites:
-        found = prompts.leaks({**used, suite.name: suite.prompt_set()})
-        rows.append(found[(found["set_a"] == suite.name) | (found["set_b"] == suite.name)])
-    leaks = tables.frame("leaks", pd.concat(rows, ignore_index=True))
+    found = prompts.leaks({**used, **{suite.name: suite.prompt_set() for suite in suites}})
+    leaks = tables.frame("leaks", found[found["set_a"].isin(used) & ~found["set_b"].isin(used)].reset_index(drop=True))
     if len(leaks):
         first = [
             f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in leaks.head(3).itertuples()
