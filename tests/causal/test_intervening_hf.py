@@ -27,8 +27,11 @@ def log_probabilities(model, tokens=TOKENS, **given):
 
 
 def hooks(model):
-    """How many hooks stand at any module."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    """How many hooks stand at any module, but for those that transformers keeps once hidden states were asked for."""
+    standing = [
+        hook for m in model.modules() for kept in (m._forward_hooks, m._forward_pre_hooks) for hook in kept.values()
+    ]
+    return sum(not hook.__module__.startswith("transformers.") for hook in standing)
 
 
 INTERVENTIONS = {
