@@ -306,7 +306,8 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         type=str,
         action="append",
         default=[],
-        help="also answer under ablate:DIRECTION or add:DIRECTION:COEFFICIENT (carrier, best, random, or a file)",
+        help="also answer under ablate:DIRECTION or add:DIRECTION:COEFFICIENT; DIRECTION: carrier, best, random, "
+        "a file, or FILE@position=-1,layer=14",
     )
     parser.add_argument(
         "--attack",

@@ -10,6 +10,11 @@ from pathlib import Path
 DRAFT = ".mechrefusal-draft-"
 
 
+def checkpoint_id(arm: str, step: int) -> str:
+    """Name of a checkpoint in files and tables, e.g. `sft-step-00050`."""
+    return f"{arm}-step-{step:05d}"
+
+
 def sweep(folder: Path | str) -> None:
     """Remove the drafts that killed processes left anywhere below `folder`; those of living processes stay."""
     for draft in sorted(Path(folder).rglob(f"{DRAFT}*")):

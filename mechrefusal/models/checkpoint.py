@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import checkpoint_id
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Checkpoint:
     @property
     def id(self) -> str:
         """Name of the checkpoint in files and tables, e.g. `sft-step-00050`."""
-        return f"{self.arm}-step-{self.step:05d}"
+        return checkpoint_id(self.arm, self.step)
 
 
 def weight_files(folder: Path | str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from mechrefusal.prompts.builtin_sets import Builtin, builtin
 from mechrefusal.prompts.leakage import Audit, audit, leakage, leaks
+from mechrefusal.prompts.lengths import require_room
 from mechrefusal.prompts.pairs import Pair, PairSet
 from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.readers import read
@@ -25,5 +26,6 @@ __all__ = [
     "normalised",
     "prompt_ids",
     "read",
+    "require_room",
     "segments",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
 from mechrefusal.report.figures import suites
 
@@ -97,7 +98,7 @@ def _named(rows: list[tuple[tuple[str, float, str, str], list]]) -> list[dict[st
     for (arm, step, attack, intervention), cells in rows:
         made.append(
             {
-                "id": "" if np.isnan(step) else f"{arm}-step-{int(step):05d}",
+                "id": "" if np.isnan(step) else checkpoint_id(arm, int(step)),
                 "arm": wording.shortened(arm, LONGEST_NAME),
                 "step": wording.whole(step),
                 "first": not made or made[-1]["arm"] != wording.shortened(arm, LONGEST_NAME),

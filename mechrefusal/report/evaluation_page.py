@@ -107,30 +107,25 @@ def _losses(table: pd.DataFrame, panels: Panels) -> list[Panel]:
 
 def _stress(table: pd.DataFrame, panels: Panels) -> list[Panel]:
     """One figure a judge: success by step of the attacks that were made anew."""
-    draw = getattr(figures, "stress_curves", None)
     rows = readable(_named(table), "attack_step", *NUMBERS)
     rows = rows[rows["attack_step"].notna()]
-    if draw is None:
-        return []
     return [
-        panels.add(partial(draw, rows, judge=judge), title="Success by attack step")
+        panels.add(partial(figures.stress_curves, rows, judge=judge), title="Success by attack step")
         for judge in sorted(set(texts(table["judge"])))
     ]
 
 
 def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
     """One figure an attack and judge; the behaviours without an attack are in each."""
-    draw = getattr(figures, "stress_matrix", None)
     rows = readable(
         readable(table, *NUMBERS, arm="arm_source", step="step_source"), arm="arm_target", step="step_target"
     )
-    if draw is None:
-        return []
     found = dict.fromkeys(zip(texts(table["method"]), texts(table["judge"]), strict=True))
     attacks = [key for key in found if key[0] != "none"] or list(found)
     return [
         panels.add(
-            partial(draw, rows, method=method, judge=judge), title=f"Where {wording.shortened(method)} cases succeed"
+            partial(figures.stress_matrix, rows, method=method, judge=judge),
+            title=f"Where {wording.shortened(method)} cases succeed",
         )
         for method, judge in attacks
     ]

@@ -30,6 +30,7 @@ from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
+from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.stress import Stressed, stress
@@ -75,7 +76,8 @@ def evaluate(
         judges: by default the refusal judge. Judges of harm (`mechrefusal.evaluation.judges`) stand beside it.
         intervene: also answer under these, one after another: `ablate:carrier`, `ablate:best` (the best candidate where
             there is no carrier), `ablate:random`, `ablate:FILE`, and `add:DIRECTION:COEFFICIENT`, at the direction's
-            layer. A checkpoint without such a direction is left out of that intervention, and named.
+            layer; see `NamedIntervention`. A checkpoint without such a direction is left out of that intervention, and
+            named.
         checkpoints: ids of a run's checkpoints (`base-step-00000`, ...); none: all.
         max_new_tokens: longest answer.
         out: folder; by default that of the run. Without a run and without it nothing is kept.
@@ -90,9 +92,7 @@ def evaluate(
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
     run, chosen = _checkpoints(source, checkpoints)
-    wanted = [NONE, *dict.fromkeys(intervene)]
-    for spec in wanted[1:]:
-        _require_direction(spec)
+    wanted = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
     asked: list[Judge] = list(judges) or [RefusalJudge()]
     evaluation_tables.require_judges(asked, suites)
     leaks = _leaks(run, suites, strict=strict)
@@ -183,58 +183,11 @@ def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> t
     return run, [point for identity, point in there.items() if not ids or identity in ids]
 
 
-def _parsed(spec: str) -> tuple[str, str, float]:
-    """Kind, direction and coefficient of `ablate:DIRECTION` or `add:DIRECTION:COEFFICIENT`."""
-    kind, _, rest = spec.partition(":")
-    direction, _, coefficient = rest.rpartition(":") if kind == "add" else (rest, "", "1")
-    try:
-        value = float(coefficient)
-    except ValueError:
-        value = float("nan")
-    if kind not in ("ablate", "add") or not direction or value != value or abs(value) == float("inf"):
-        raise MechrefusalError(
-            f"unknown intervention '{spec}': give ablate:DIRECTION or add:DIRECTION:COEFFICIENT, with carrier, best, "
-            "random or a safetensors file as direction (ablate:carrier, add:best:1)"
-        )
-    return kind, direction, value
-
-
-def _require_direction(spec: str) -> None:
-    kind, direction, _ = _parsed(spec)
-    if direction in chosen_direction.NAMES:
-        return
-    if not Path(direction).expanduser().is_file():
-        known = ", ".join(chosen_direction.NAMES)
-        raise MechrefusalError(f"intervention '{spec}': '{direction}' is neither a safetensors file nor one of {known}")
-    if kind == "add":
-        raise MechrefusalError(
-            f"intervention '{spec}': a file does not say at which layer to add; ablate it, or add one of "
-            f"{', '.join(chosen_direction.NAMES)}"
-        )
-
-
-def _intervention(run: Run | None, checkpoint: Checkpoint, spec: str, seed: int) -> causal.Intervention | None:
-    if spec == NONE:
-        return None
-    kind, direction, value = _parsed(spec)
-    if direction == "random":
-        found = chosen_direction.random(run, checkpoint, seed=seed, added=kind == "add")
-    elif direction in chosen_direction.NAMES:
-        found = chosen_direction.of_run(run, checkpoint, best=direction == "best")
-    else:
-        found = chosen_direction.of_file(Path(direction).expanduser(), checkpoint, layer=None, position=None)
-    if kind == "ablate":
-        return causal.Ablation(found.direction)
-    if found.layer is None or found.direction.ndim != 1:
-        raise MechrefusalError(f"the {found.name} cannot be added: nothing says at which layer, or it is a subspace")
-    return causal.Addition(found.direction, found.layer, value)
-
-
 def _answered(
     run: Run | None,
     checkpoints: Sequence[Checkpoint],
     suites: Sequence[Suite],
-    interventions: Sequence[str],
+    interventions: Sequence[NamedIntervention],
     folder: Path,
     max_new_tokens: int,
     seed: int,
@@ -245,16 +198,18 @@ def _answered(
     reference: dict[str, list[list[int]]] = {}
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
-        possible: dict[str, causal.Intervention | None] = {}
-        for spec in interventions:
+        possible: dict[str, causal.Intervention | None] = {NONE: None}
+        for named in interventions:
             try:
-                possible[spec] = _intervention(run, checkpoint, spec, seed)
+                possible[named.spec] = named.at(run, checkpoint, seed=seed)
             except MechrefusalError as error:
                 if len(checkpoints) == 1:
                     raise
-                skipped.append(f"{spec} at {checkpoint.id}: {error}")
+                skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
         model, tokenizer = load_causal_lm(checkpoint)
-        _require_room(tokenizer, checkpoint, suites, max_new_tokens)
+        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
+        for suite in suites:
+            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
         for spec, under in possible.items():
             for suite in suites:
                 path = folder / FOLDER / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet"
@@ -272,7 +227,7 @@ def _answered(
                         max_new_tokens=max_new_tokens,
                         description=f"{checkpoint.id}: {suite.name}" + ("" if under is None else f", {spec}"),
                     )
-                frames.append(_rows(checkpoint, suite, spec, found))
+                frames.append(_rows(checkpoint, suite, spec, found, max_new_tokens))
                 if under is None and checkpoint.arm == "base":
                     reference[suite.name] = found["token_ids"].tolist()
                 if under is None and suite.name in reference:
@@ -284,19 +239,6 @@ def _answered(
     return pd.concat(frames, ignore_index=True), evaluation_tables.relative(losses), tuple(skipped)
 
 
-def _require_room(tokenizer, checkpoint: Checkpoint, suites: Sequence[Suite], max_new_tokens: int) -> None:
-    limit = context_length(checkpoint.path) - max_new_tokens
-    for suite in suites:
-        lengths = [len(ids) for ids in prompts.prompt_ids(tokenizer, suite.table["prompt"].tolist())]
-        if too_long := [row for row, length in enumerate(lengths) if length > limit]:
-            first = too_long[0]
-            raise MechrefusalError(
-                f"{len(too_long)} prompts of suite '{suite.name}' leave no room for {max_new_tokens} tokens of answer "
-                f"in the context of {checkpoint.id}, such as '{suite.table['prompt_id'].iloc[first]}' with "
-                f"{lengths[first]} tokens where {limit} fit: take them out, or lower max_new_tokens"
-            )
-
-
 def _told(under: causal.Intervention | None) -> Any:
     """What an answer hangs on of an intervention."""
     if under is None:
@@ -306,7 +248,7 @@ def _told(under: causal.Intervention | None) -> Any:
     return [type(under).__name__, [f"{value:.6g}" for value in vectors.flatten().tolist()], others]
 
 
-def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame) -> pd.DataFrame:
+def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
     known = suite.table[["side", "group", "category", "prompt_id", "prompt", "behaviour", "context"]].reset_index(
         drop=True
     )
@@ -320,6 +262,7 @@ def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame) 
         completion=found["completion"].tolist(),
         n_tokens=[len(ids) for ids in found["token_ids"]],
         ended=found["ended"].tolist(),
+        max_new_tokens=max_new_tokens,
     )
 
 

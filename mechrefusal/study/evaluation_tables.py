@@ -11,9 +11,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
 from mechrefusal.evaluation.suites import Suite
+from mechrefusal.files import checkpoint_id
 from mechrefusal.study import tables
 
 NONE = "none"
+LENGTH = "max_new_tokens"
 OWN = ["arm", "step", "suite", "attack", "intervention", "judge"]
 """What verdicts are of: an evaluation replaces those of its own keys, and keeps all others."""
 
@@ -74,7 +76,7 @@ def changed(folder: Path, weights: Mapping[str, str]) -> set[str]:
 
 
 def _ids(table: pd.DataFrame) -> list[str]:
-    return [f"{arm}-step-{int(step):05d}" for arm, step in zip(table["arm"], table["step"], strict=True)]
+    return [checkpoint_id(arm, int(step)) for arm, step in zip(table["arm"], table["step"], strict=True)]
 
 
 def merged(verdicts: pd.DataFrame, folder: Path, changed: set[str]) -> pd.DataFrame:
@@ -125,13 +127,19 @@ def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Between checkpoints, and at each one between an intervention and none, on the same prompts."""
-    by = ["suite", "side", "attack", "intervention", "judge", "metric"]
+    """Between checkpoints, and at each one between an intervention and none, on the same prompts.
+
+    Only answers of the same greatest length are compared.
+    """
+    by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
     outcomes = metrics.outcomes(verdicts)
+    # An answer that was cut off earlier is another one. Runs of an earlier version do not say where.
+    outcomes = outcomes.assign(**{LENGTH: outcomes[LENGTH].fillna(0)})
     # `compare` has a column `metric` of its own, the name of the value.
     renamed = outcomes.rename(columns={"metric": "outcome"})
     compared = paired.compare(renamed, value="value", by=["outcome" if name == "metric" else name for name in by])
-    parts = [compared.drop(columns="metric").rename(columns={"outcome": "metric"})]
+    compared = compared[compared["n"] + compared["nulls"] > 0]  # else the two have no prompt in common
+    parts = [compared.drop(columns=["metric", LENGTH]).rename(columns={"outcome": "metric"})]
     none = outcomes[outcomes["intervention"] == NONE]
     for (arm, step, *cell), own in outcomes[outcomes["intervention"] != NONE].groupby(["arm", "step", *by], sort=False):
         place = dict(zip(by, cell, strict=True))
@@ -142,7 +150,9 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
         found = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
         alone = {"missing_a": len(own) - len(both), "missing_b": len(other) - len(both)}
         ends = {"arm_a": arm, "step_a": step, "arm_b": arm, "step_b": step}
-        parts.append(pd.DataFrame([{"pair": "intervention", **ends, **place, **vars(found), **alone}]))
+        row = {"pair": "intervention", **ends, **place, **vars(found), **alone}
+        del row[LENGTH]
+        parts.append(pd.DataFrame([row]))
     rows = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     return tables.frame("suite_differences", rows)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, segments
+from mechrefusal.prompts import PromptSet, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
@@ -48,15 +49,19 @@ def check(recipe: Recipe) -> Asked:
     folder = fetch(recipe.model)
     tokenizer = load_tokenizer(folder)
     trained = {"behaviours": _trained_on(recipe, chosen), "instructions": chosen.instructions}
-    _check_lengths(tokenizer, trained, recipe.training.max_length, "training max_length")
+    for name, each in trained.items():
+        require_room(
+            tokenizer, replace(each, name=name), limit=recipe.training.max_length, spare=1, what="training max_length"
+        )
     if "r2d2" in recipe.arms:
         _check_pool(recipe, _trained_on(recipe, chosen), folder, tokenizer)
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
-    _check_lengths(
-        tokenizer, measured, context_length(folder) - spare, f"the model's context less {spare} for an answer"
-    )
+    for name, each in measured.items():
+        require_room(
+            tokenizer, replace(each, name=name), limit=context_length(folder), spare=spare, what="the model's context"
+        )
     return chosen
 
 
@@ -70,17 +75,6 @@ def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) 
                 raise MechrefusalError(
                     f"behaviour '{case.id}' with suffix and answer takes {n_tokens} tokens, more than the model's "
                     f"context of {limit}; leave it out of the file, or shorten its target"
-                )
-
-
-def _check_lengths(tokenizer, sets: dict[str, PromptSet], limit: int, what: str) -> None:
-    for name, chosen in sets.items():
-        for prompt_id, text in zip(chosen.ids, chosen.texts, strict=True):
-            n_tokens = len(segments(tokenizer, text).prompt_ids)
-            if n_tokens >= limit:
-                raise MechrefusalError(
-                    f"prompt '{prompt_id}' of '{name}' takes {n_tokens} tokens, {what} is {limit}; "
-                    "leave it out of the file, or raise the limit"
                 )
 
 
@@ -147,8 +141,8 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
                 path=path,
             )
         attacking = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
-        limit = context_length(base.path) - run.recipe.measuring.max_new_tokens
-        _check_lengths(tokenizer, {"attack cases": attacking}, limit, "the model's context less an answer")
+        answer = run.recipe.measuring.max_new_tokens
+        require_room(tokenizer, attacking, limit=context_length(base.path), spare=answer, what="the model's context")
     tables.write(cost_table(made).assign(source=base.id), "cases", run.measurements())
     run.update({"cases": dict.fromkeys(paths, base.weights)})
     return made

@@ -14,7 +14,7 @@ from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, segments
+from mechrefusal.prompts import PromptSet, require_room
 from mechrefusal.study.run import fingerprint
 
 NONE, NO_STEP = "none", -1
@@ -101,16 +101,10 @@ class Plan:
         """What judges are shown: the requests, without a context."""
         return self.behaviours.table.get("behavior", self.behaviours.table["text"]).tolist()
 
-    def require_room(self, checkpoint: Checkpoint, tokenizer, texts: Sequence[str], *, spare: int = 0) -> None:
-        """Raise MechrefusalError where a prompt with a suffix of `spare` tokens leaves no room for an answer."""
-        limit = context_length(checkpoint.path) - self.max_new_tokens - spare
-        for text in texts:
-            if (n_tokens := len(segments(tokenizer, text).prompt_ids)) > limit:
-                raise MechrefusalError(
-                    f"prompt '{text[:60]}' takes {n_tokens} tokens{f' and {spare} of a suffix' if spare else ''} at "
-                    f"{checkpoint.id}, which leaves fewer than {self.max_new_tokens} of the model's context for an "
-                    "answer: lower max_new_tokens, or leave its behaviour out"
-                )
+    def require_room(self, checkpoint: Checkpoint, tokenizer, asked: PromptSet, *, suffix: int = 0) -> None:
+        """Raise MechrefusalError where a prompt with a suffix of so many tokens leaves no room for an answer."""
+        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
+        require_room(tokenizer, asked, limit=limit, spare=self.max_new_tokens + suffix, what=what)
 
     def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
         """The cases of every method against one checkpoint; those on disk are not made again."""
@@ -142,7 +136,7 @@ class Plan:
         """
         model, tokenizer = held.of(target)
         unique = list(dict.fromkeys(texts))
-        self.require_room(target, tokenizer, unique)
+        self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         path, described = self.folder / "answers" / target.id / f"{NONE}.parquet", f"{target.id}: no attack"
         told: list[Any] = [VERSION, target.weights, unique, self.max_new_tokens]
         if source is not None:
@@ -164,7 +158,7 @@ def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
     """Attack each checkpoint and ask it its own cases, by step; then ask all of them the others' final ones."""
     suffix = max((each.suffix_length for each in plan.methods.values() if isinstance(each, GCGSettings)), default=0)
     for checkpoint in checkpoints:
-        plan.require_room(checkpoint, load_tokenizer(checkpoint.path), plan.behaviours.texts, spare=suffix)
+        plan.require_room(checkpoint, load_tokenizer(checkpoint.path), plan.behaviours, suffix=suffix)
     held, found = Held(), Answered()
     for number, target in enumerate(checkpoints, start=1):
         _say(f"attacking {target.id} ({number} of {len(checkpoints)})")

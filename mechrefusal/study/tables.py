@@ -216,7 +216,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # are missing where it gave none; `because` says why, or what decided.
     "verdicts": (
         "arm", "step", "weights", "suite", "side", "group", "category", "prompt_id", "attack", "intervention", "prompt",
-        "completion", "n_tokens", "ended", "judge", "kind", "label", "score", "because",
+        "completion", "n_tokens", "ended", "max_new_tokens", "judge", "kind", "label", "score", "because",
     ),
     # One row a rate of those answers. `by`: all, group or category, `of`: which one. `metric`: any_refusal,
     # full_refusal, partial_refusal, full_compliance, degenerate, attack_success (harmful), answered (harmless), score
@@ -278,6 +278,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "drift": ("low", "high", "random"),
     "transfer": ("decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease"),
     "effective_rank": ("low", "high"),
+    "verdicts": ("max_new_tokens",),
     "cross_patching": ("set", "control_low", "control_high", "control_size", "source_score", "target_score"),
 }  # fmt: skip
 """Columns that runs of an earlier version do not have; they are NaN there."""

@@ -10,7 +10,7 @@ from synthetic_evaluation import HARM_JUDGE, JUDGE, SECRET, evaluation_tables
 from test_pages import Page
 
 from mechrefusal import report
-from mechrefusal.report import embedding, evaluation_findings, evaluation_page, figures, wording
+from mechrefusal.report import embedding, evaluation_findings, evaluation_page, wording
 from mechrefusal.report.reading import EVALUATION, read_run
 from mechrefusal.study import tables
 
@@ -230,13 +230,6 @@ def test_any_text_is_text(tmp_path, made, hostile):
 def test_nullable_tables_are_read_like_any_other(tmp_path, made):
     page = written(write_tables(tmp_path / "run", {name: table.convert_dtypes() for name, table in made.items()}))
     assert "Not drawn" not in page.text
-
-
-def test_the_page_stands_without_figures_of_stress(evaluated, monkeypatch):
-    monkeypatch.delattr(figures, "stress_curves", raising=False)
-    monkeypatch.delattr(figures, "stress_matrix", raising=False)
-    text = written(evaluated).text
-    assert f"Table stress has {3 * len(CHECKPOINTS)} rows; this version has no figure of them" in text
 
 
 @pytest.mark.usefixtures("no_bundles")

@@ -568,16 +568,50 @@ def test_what_is_no_intervention_is_named_before_anything_is_answered(run, spec,
         ("ablate:carier", "'carier' is neither a safetensors file nor one of carrier, best, random"),
         ("ablate:carrier:1", "'carrier:1' is neither"),
         ("add:/no/such.safetensors:1", "'/no/such.safetensors' is neither"),
-        ("add:FILE:1", "does not say at which layer"),
+        ("add:FILE:1", "nothing says at which layer to add.*FILE@layer=NUMBER:COEFFICIENT"),
+        ("add:FILE@position=-1:1", "nothing says at which layer to add"),
+        ("ablate:FILE@layer=one", "FILE@layer=one' is neither"),
     ],
 )
 def test_a_direction_that_no_checkpoint_can_have_is_named_before_anything_is_answered(
     run, tmp_path, spec, said, answered
 ):
     save_file({"d": torch.ones(64)}, tmp_path / "one.safetensors")
-    with pytest.raises(MechrefusalError, match=said):
-        evaluate(run, intervene=[spec.replace("FILE", str(tmp_path / "one.safetensors"))])
+    path = str(tmp_path / "one.safetensors")
+    with pytest.raises(MechrefusalError, match=said.replace("FILE", path)):
+        evaluate(run, intervene=[spec.replace("FILE", path)])
     assert answered == {}
+
+
+def test_a_place_in_a_file_of_directions(run):
+    last = run.checkpoint("sft", step=6)
+    place = f"{run.directions(last)}@position=-1,layer=2"
+    specs = [f"ablate:{place}", f"add:{place}:-2", "ablate:carrier", "add:carrier:-2"]
+    found = evaluate(run, intervene=specs, checkpoints=[IDS[-1]]).verdicts
+    texts = {spec: of(found, intervention=spec)["completion"].tolist() for spec in ["none", *specs]}
+    assert texts[specs[0]] == texts["ablate:carrier"] != texts["none"]
+    assert texts[specs[1]] == texts["add:carrier:-2"] != texts["none"]
+    with pytest.raises(MechrefusalError, match="layer 9 is not in"):
+        evaluate(run, intervene=[specs[0].replace("layer=2", "layer=9")], checkpoints=[IDS[-1]])
+
+
+def test_the_only_direction_of_a_file_is_added_where_the_name_says(tiny, tmp_path):
+    save_file({"d": carrier()}, tmp_path / "one.safetensors")
+    spec = f"add:{tmp_path / 'one.safetensors'}@layer=2:-2"
+    found = of(evaluate(tiny, intervene=[spec]).verdicts, intervention=spec)
+    expected = replies(models.Checkpoint.open(tiny), UNSAFE + SAFE, causal.Addition(carrier(), 2, -2.0))
+    assert found["completion"].tolist() == list(expected.texts)
+    with pytest.raises(MechrefusalError, match="layer 2 says nothing to the ablation"):
+        evaluate(tiny, intervene=[f"ablate:{tmp_path / 'one.safetensors'}@layer=2"])
+
+
+def test_answers_of_other_lengths_are_not_compared(run):
+    evaluate(run, checkpoints=IDS[:2])
+    found = evaluate(run, checkpoints=IDS[2:], intervene=["ablate:carrier"], max_new_tokens=NEW - 2)
+    assert set(found.verdicts["max_new_tokens"]) == {NEW, NEW - 2}
+    assert set(found.differences["pair"]) == {"base", "intervention"}
+    assert set(of(found.differences, pair="base")["step_b"]) == {3}
+    assert set(of(found.differences, pair="intervention")["step_b"]) == {6}
 
 
 def test_one_checkpoint_without_the_direction_is_an_error_before_anything_is_answered(run, answered, tiny, tmp_path):
@@ -651,7 +685,11 @@ def test_used_are_the_sets_that_arms_train_on_and_directions_are_chosen_by(templ
         ([OWN, suite("own", safe=["Hm?"])], {}, "suite 'own' is given twice"),
         ([OWN], {"checkpoints": ["sft-step-00004"]}, "no checkpoint 'sft-step-00004'; it has base-step-00000, sft"),
         ([OWN], {"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ([OWN], {"max_new_tokens": 500}, "5 prompts of suite 'own' leave no room for 500 tokens"),
+        (
+            [OWN],
+            {"max_new_tokens": 500},
+            "5 of 5 prompts of 'own' leave no room for 500 more tokens in the context of base-step-00000 of 512",
+        ),
         (
             [OWN],
             {"judges": [Always("degenerate"), Checksum(), Always("degenerate")]},

@@ -68,7 +68,8 @@ def test_a_behaviour_that_does_not_fit_is_named_before_anything_is_written(tmp_p
     r2d2 = dataclasses.replace(tiny.training.r2d2, pool_size=0)
     recipe = dataclasses.replace(tiny, prompts=sources, training=dataclasses.replace(tiny.training, r2d2=r2d2))
     with pytest.raises(
-        MechrefusalError, match=r"prompt '.*' of 'behaviours' takes \d+ tokens, training max_length is 128"
+        MechrefusalError,
+        match=r"1 of \d+ prompts of 'behaviours' leave no room for 1 more tokens in training max_length of 128",
     ):
         study.check(recipe)
 

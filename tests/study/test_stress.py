@@ -345,7 +345,7 @@ def test_checkpoints_of_the_same_weights_share_cases_and_keep_their_answers(tmp_
         ({"checkpoints": ["sft-step-00003"] * 2}, "checkpoint 'sft-step-00003' is given twice"),
         ({"judges": [RefusalJudge(), RefusalJudge()]}, "judge 'refusal_rules_.' is given twice"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_new_tokens": 490}, "takes .* and 6 of a suffix at base-step-00000, which leaves fewer than 490"),
+        ({"max_new_tokens": 490}, "leave no room for 496 more tokens in the context of base-step-00000 of 512"),
         (
             {"behaviours": prompts.PromptSet("asked", ASKED.table.assign(functional_category="copyright"))},
             "3 of 'asked' are HarmBench's copyright",

@@ -1,0 +1,98 @@
+"""Interventions by name, as a command line gives them: `ablate:carrier`, `add:best:1`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mechrefusal import causal
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import Checkpoint
+from mechrefusal.study import chosen_direction
+from mechrefusal.study.run import Run
+
+_PLACE = re.compile(r"(?P<file>.+)@(?P<place>(?:position|layer)=-?\d+(?:,(?:position|layer)=-?\d+)?)")
+
+
+@dataclass(frozen=True)
+class NamedIntervention:
+    """`ablate:DIRECTION`, or `add:DIRECTION:COEFFICIENT` at the direction's layer.
+
+    DIRECTION: carrier, best (the best candidate where there is no carrier), random, or a safetensors file. A file that
+    holds directions at many places needs `FILE@position=-1,layer=14`; one with a single tensor takes `FILE@layer=14`,
+    where it is added.
+    """
+
+    spec: str
+    kind: str
+    direction: str
+    coefficient: float
+    position: int | None = None
+    layer: int | None = None
+
+    @classmethod
+    def parse(cls, spec: str) -> "NamedIntervention":
+        """What `spec` says.
+
+        Raises:
+            MechrefusalError: it is no intervention, its file is not there, or nothing says at which layer to add.
+        """
+        kind, _, rest = spec.partition(":")
+        direction, _, given = rest.rpartition(":") if kind == "add" else (rest, "", "1")
+        try:
+            coefficient = float(given)
+        except ValueError:
+            coefficient = float("nan")
+        if kind not in ("ablate", "add") or not direction or coefficient - coefficient != 0:
+            raise MechrefusalError(
+                f"unknown intervention '{spec}': give ablate:DIRECTION or add:DIRECTION:COEFFICIENT, with carrier, "
+                "best, random or a safetensors file as direction (ablate:carrier, add:best:1, "
+                "ablate:FILE@position=-1,layer=14)"
+            )
+        place: dict[str, int] = {}
+        if direction not in chosen_direction.NAMES and (found := _PLACE.fullmatch(direction)):
+            direction = found["file"]
+            place = {name: int(value) for name, value in (part.split("=") for part in found["place"].split(","))}
+        named = cls(spec, kind, direction, coefficient, **place)
+        named._require_file()
+        return named
+
+    def _require_file(self) -> None:
+        if self.direction in chosen_direction.NAMES:
+            return
+        if not Path(self.direction).expanduser().is_file():
+            known = ", ".join(chosen_direction.NAMES)
+            raise MechrefusalError(
+                f"intervention '{self.spec}': '{self.direction}' is neither a safetensors file nor one of {known}"
+            )
+        if self.kind == "add" and self.layer is None:
+            raise MechrefusalError(
+                f"intervention '{self.spec}': nothing says at which layer to add the direction of a file: give "
+                f"add:{self.direction}@layer=NUMBER:COEFFICIENT"
+            )
+
+    def at(self, run: Run | None, checkpoint: Checkpoint, *, seed: int) -> causal.Intervention:
+        """The intervention at this checkpoint.
+
+        Raises:
+            MechrefusalError: the checkpoint has no such direction, or it cannot be added.
+        """
+        if self.direction == "random":
+            found = chosen_direction.random(run, checkpoint, seed=seed, added=self.kind == "add")
+        elif self.direction in chosen_direction.NAMES:
+            found = chosen_direction.of_run(run, checkpoint, best=self.direction == "best")
+        else:
+            path = Path(self.direction).expanduser()
+            found = chosen_direction.of_file(path, checkpoint, layer=self.layer, position=self.position)
+        if self.kind == "ablate":
+            if self.layer is not None and found.layer is None:
+                raise MechrefusalError(
+                    f"intervention '{self.spec}': layer {self.layer} says nothing to the ablation of a file's only "
+                    "direction, which is done at every layer: leave it out"
+                )
+            return causal.Ablation(found.direction)
+        layer = found.layer if self.layer is None else self.layer
+        if layer is None or found.direction.ndim != 1:
+            raise MechrefusalError(
+                f"the {found.name} cannot be added: nothing says at which layer, or it is a subspace"
+            )
+        return causal.Addition(found.direction, layer, self.coefficient)
