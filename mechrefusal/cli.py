@@ -82,14 +82,18 @@ def report(options) -> None:
 
 
 def run(options) -> None:
-    """The whole study: train, measure, summary, report."""
+    """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
     from mechrefusal import report as pages
     from mechrefusal import study
 
     started = _started(options)
     study.train(started)
     study.measure(started)
+    study.evaluate_run(started)
     _summarise(started.folder)
+    if started.recipe.evaluation.suites:
+        across = ("suite_rates", "suite_differences", "stress", "stress_transfer")
+        _show(*(study.tables.read(name, started.measurements()) for name in across))
     _say_report(pages.write(started.folder, show_completions=options.show_completions))
 
 
@@ -134,10 +138,7 @@ def ablate(options) -> None:
 
 def evaluate(options) -> None:
     """Evaluate a checkpoint, or all of a run, on suites; print rates, and keep tables and answers."""
-    from rich.console import Console
-
     from mechrefusal import evaluation, study
-    from mechrefusal.report.evaluated import evaluated, stress_table
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -152,7 +153,7 @@ def evaluate(options) -> None:
         strict=options.strict,
         seed=options.seed,
     )
-    Console().print(evaluated(found.rates, found.differences))
+    _show(found.rates, found.differences)
     if options.attack:
         stressed = study.stressed(
             options.source,
@@ -166,7 +167,7 @@ def evaluate(options) -> None:
             out=options.out or None,
             seed=options.seed,
         )
-        Console().print(stress_table(stressed.curve, stressed.transfer))
+        _show(curve=stressed.curve, transfer=stressed.transfer)
 
 
 COMMANDS: dict[str, Callable] = {
@@ -205,7 +206,7 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     commands.add_subcommand("report", words, help="write the HTML report of a run")
     words = _study_parser(with_recipe=with_recipe)
     _add_show_completions(words)
-    commands.add_subcommand("run", words, help="train, measure and report: the whole study")
+    commands.add_subcommand("run", words, help="train, measure, evaluate and report: the whole study")
     return parser
 
 
@@ -352,6 +353,18 @@ def _summarise(folder: Path) -> None:
     from mechrefusal import report as pages
 
     Console().print(pages.summary(folder))
+
+
+def _show(rates=None, differences=None, curve=None, transfer=None) -> None:
+    """Rates and differences of an evaluation, success of attacks made anew; what there is none of is not shown."""
+    from rich.console import Console
+
+    from mechrefusal.report.evaluated import evaluated, stress_table
+
+    if rates is not None:
+        Console().print(evaluated(rates, differences))
+    if curve is not None and len(curve):
+        Console().print(stress_table(curve, transfer))
 
 
 def _say_report(path: Path) -> None:

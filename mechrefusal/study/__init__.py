@@ -8,6 +8,7 @@ from mechrefusal.study import tables
 if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated, read_prompts
     from mechrefusal.study.evaluating import Evaluated, evaluate, stressed
+    from mechrefusal.study.evaluation_of_run import evaluate_run
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.recipe import Recipe
@@ -26,6 +27,7 @@ __all__ = [
     "cases",
     "check",
     "evaluate",
+    "evaluate_run",
     "load_recipe",
     "measure",
     "open",
@@ -42,6 +44,7 @@ _HOMES = {
     "Evaluated": "evaluating",
     "evaluate": "evaluating",
     "stressed": "evaluating",
+    "evaluate_run": "evaluation_of_run",
     "Asked": "selection",
     "asked": "selection",
     "behaviours": "selection",

@@ -38,10 +38,9 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
         if run.manifest.get("crossed", {}).get(key) == stamp:
             continue
         layers = range(0, n_layers, wanted.layer_step)
-        rows = pd.concat(
-            [_crossed(one, other, side.texts, metric, layers).assign(set=name) for name, side in texts.items()],
-            ignore_index=True,
-        )
+        with run.timed(f"patch between {one.id} and {other.id}"):
+            parts = [_crossed(one, other, side.texts, metric, layers).assign(set=name) for name, side in texts.items()]
+            rows = pd.concat(parts, ignore_index=True)
         rows = tables.frame("cross_patching", rows)
         own = _between(table, one, other) | _between(table, other, one)
         table = pd.concat([part for part in (table[~own], rows) if len(part)], ignore_index=True)

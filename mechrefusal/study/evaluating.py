@@ -36,6 +36,8 @@ from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.stress import Stressed, stress
 
 FOLDER = "evaluations"
+ATTACKS = ("gcg", "autodan")
+"""Attacks that can be made anew against a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def stressed(
     table["prompt_id"] = [f"{suite.name}-{one}" for suite, own in named for one in own["prompt_id"]]
     asked = Suite("attacked", table).take(n).prompt_set()
     attack = run.recipe.attack if run is not None else AttackSettings()
-    known: dict[str, GCGSettings | AutoDANSettings] = {"gcg": attack.gcg, "autodan": attack.autodan}
+    known: dict[str, GCGSettings | AutoDANSettings] = dict(zip(ATTACKS, (attack.gcg, attack.autodan), strict=True))
     if unknown := [method for method in methods if method not in known]:
         raise MechrefusalError(f"unknown attack '{unknown[0]}': expected one of {', '.join(known)}")
     settings = {name: replace(known[name], steps=steps) if steps else known[name] for name in methods}

@@ -1,8 +1,5 @@
 """The stages of a study, each of which can be run again: what is done already is read from disk, not made anew."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from mechrefusal.prompts import PromptSet, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
+from mechrefusal.study.evaluation_of_run import require_evaluation
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
@@ -62,6 +60,7 @@ def check(recipe: Recipe) -> Asked:
         require_room(
             tokenizer, replace(each, name=name), limit=context_length(folder), spare=spare, what="the model's context"
         )
+    require_evaluation(recipe)
     return chosen
 
 
@@ -94,7 +93,7 @@ def train(run: Run) -> list[Checkpoint]:
             continue
         conversations = _conversations(recipe, base, chosen)
         console.print(f"training arm {arm}: {recipe.training.steps} steps", highlight=False, soft_wrap=True)
-        with _timed(run, f"train {arm}"):
+        with run.timed(f"train {arm}"):
             log = training.train(
                 arm,
                 base=base,
@@ -127,7 +126,7 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
     if all(finished.get(method) == base.weights and path.is_file() for method, path in paths.items()):
         return [case for path in paths.values() for case in read_cases(path, source=base.weights)]
     made: list[AttackCase] = []
-    with _timed(run, "attack cases"):
+    with run.timed("attack cases"):
         model, tokenizer = load_causal_lm(base)
         behaviours = chosen.harmful.take(settings.n_cases)
         for method, path in paths.items():
@@ -161,7 +160,7 @@ def measure(run: Run) -> None:
         if _is_measured(run, checkpoint):
             continue
         console.print(f"measuring {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
-        with _timed(run, f"measure {checkpoint.id}"):
+        with run.timed(f"measure {checkpoint.id}"):
             found = measure_checkpoint(checkpoint, chosen, run.recipe, made)
             with whole_folder(run.measurements(checkpoint)) as draft:
                 for name, table in found.tables.items():
@@ -253,13 +252,3 @@ def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:
     parts = [part for part in (before[before["arm"] != arm], table) if len(part)]
     if parts:
         tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
-
-
-@contextmanager
-def _timed(run: Run, stage: str) -> Iterator[None]:
-    """Record the wall time of a stage that ended well, in the manifest and in the table `stages`."""
-    started = time.perf_counter()
-    yield
-    run.update({"stages": {stage: round(time.perf_counter() - started, 2)}})
-    rows = [{"stage": name, "seconds": seconds} for name, seconds in run.manifest["stages"].items()]
-    tables.write(tables.frame("stages", rows), "stages", run.measurements())

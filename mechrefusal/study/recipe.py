@@ -8,6 +8,7 @@ from typing import Any
 from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
 from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.training import ARMS, TrainingSettings
 
@@ -152,6 +153,7 @@ class Recipe:
         measuring: how every checkpoint is measured.
         geometry: how far its geometry is taken.
         causal: how far cause by layer and head is taken.
+        evaluation: benchmarks that every checkpoint is evaluated on.
     """
 
     name: str = "study"
@@ -163,6 +165,7 @@ class Recipe:
     measuring: MeasuringSettings = field(default_factory=MeasuringSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     causal: CausalSettings = field(default_factory=CausalSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -190,6 +193,7 @@ class Recipe:
                 harmless=source(sources.harmless),
                 overrefusal=source(sources.overrefusal),
             ),
+            evaluation=replace(self.evaluation, suites=tuple(_absolute_suite(spec) for spec in self.evaluation.suites)),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -232,6 +236,11 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.resolve()) if name and path.exists() else name
+
+
+def _absolute_suite(spec: str) -> str:
+    name, separator, source = spec.partition("=")
+    return f"{name}{separator}{_absolute(source)}"
 
 
 def _plain(value: Any) -> Any:

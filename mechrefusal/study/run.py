@@ -3,6 +3,9 @@
 import hashlib
 import json
 import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +17,7 @@ import yaml
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.study import tables
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences
 
@@ -92,6 +96,15 @@ class Run:
                 content[key] = value
         with whole_file(self.folder / "manifest.json") as draft:
             draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Record the wall time of a stage that ended well, in the manifest and in the table `stages`."""
+        started = time.perf_counter()
+        yield
+        self.update({"stages": {stage: round(time.perf_counter() - started, 2)}})
+        rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
+        tables.write(tables.frame("stages", rows), "stages", self.measurements())
 
     def record(self, *checkpoints: Checkpoint) -> None:
         """Note checkpoints in the manifest."""

@@ -39,7 +39,8 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked) -> pd.DataF
         if not found:
             continue
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
-        rows = transfer(load_hooked(target), found, validation, metric, description=f"{target.id}: transfer")
+        with run.timed(f"transfer to {target.id}"):
+            rows = transfer(load_hooked(target), found, validation, metric, description=f"{target.id}: transfer")
         names = rows.pop("source")
         rows = rows.assign(
             arm_source=[arms[name][0] for name in names],

@@ -1,0 +1,75 @@
+"""The evaluation that a run's recipe asks for."""
+
+from typing import Any
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judge_names import judge_of, require_judge
+from mechrefusal.evaluation.suites import Suite, read_suite, require_distinct
+from mechrefusal.study.evaluating import ATTACKS, evaluate, stressed
+from mechrefusal.study.named_interventions import NamedIntervention
+from mechrefusal.study.recipe import Recipe
+from mechrefusal.study.run import Run, fingerprint
+
+VERSION = 1
+"""Counted up where the same settings would give other numbers."""
+
+
+def require_evaluation(recipe: Recipe) -> None:
+    """Raise MechrefusalError where the recipe's evaluation cannot be done: suites, judges, interventions, attacks.
+
+    Judges are not loaded: whether a model or a server is there shows when it is asked.
+    """
+    asked = recipe.evaluation
+    if not asked.suites:
+        return
+    _suites(recipe)
+    for spec in asked.judges:
+        require_judge(spec)
+    for spec in asked.intervene:
+        NamedIntervention.parse(spec)
+    if unknown := [method for method in asked.attack if method not in ATTACKS]:
+        raise MechrefusalError(f"evaluation attack '{unknown[0]}' is unknown: expected one of {', '.join(ATTACKS)}")
+
+
+def evaluate_run(run: Run) -> None:
+    """Evaluate every checkpoint as the recipe says, once; without suites there is nothing to do.
+
+    The tables are kept in `run.measurements()`: `suite_rates`, `suite_differences`, `stress` and the others of
+    `mechrefusal.study.evaluate` and `stressed`.
+
+    Raises:
+        MechrefusalError: what these two raise.
+    """
+    asked = run.recipe.evaluation
+    if not asked.suites:
+        return
+    suites, judges = _suites(run.recipe), [judge_of(spec) for spec in asked.judges]
+    told = {
+        "version": VERSION,
+        "judges": [judge.name for judge in judges],
+        "prompts": [
+            [suite.name, suite.table["prompt_id"].tolist(), suite.table["prompt"].tolist()] for suite in suites
+        ],
+        "weights": {checkpoint.id: checkpoint.weights for checkpoint in run.checkpoints()},
+        "measured": run.manifest.get("measured", {}),
+    }
+    stamp = fingerprint(told)
+    if run.manifest.get("evaluated") == stamp:
+        return
+    given: dict[str, Any] = {
+        "judges": judges,
+        "max_new_tokens": asked.max_new_tokens,
+        "seed": run.recipe.training.seed,
+    }
+    with run.timed("evaluate"):
+        evaluate(run, suites, intervene=asked.intervene, strict=asked.strict, **given)
+    if asked.attack:
+        with run.timed("attack anew"):
+            stressed(run, suites, asked.attack, n=asked.n_attacked, steps=asked.attack_steps, **given)
+    run.update({"evaluated": stamp})
+
+
+def _suites(recipe: Recipe) -> list[Suite]:
+    suites = [read_suite(spec, n=recipe.evaluation.n) for spec in recipe.evaluation.suites]
+    require_distinct(suites)
+    return suites
