@@ -7,6 +7,7 @@ import pandas as pd
 from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
+from mechrefusal.progress import console
 from mechrefusal.study import tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
@@ -37,6 +38,7 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
         key = f"{one.id} {other.id}"
         if run.manifest.get("crossed", {}).get(key) == stamp:
             continue
+        console.print(f"patching between {one.id} and {other.id}", highlight=False, soft_wrap=True)
         layers = range(0, n_layers, wanted.layer_step)
         with run.timed(f"patch between {one.id} and {other.id}"):
             parts = [_crossed(one, other, side.texts, metric, layers).assign(set=name) for name, side in texts.items()]
