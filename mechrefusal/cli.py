@@ -4,11 +4,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
 from mechrefusal.errors import MechrefusalError
 
+WIDE = 200
+"""Columns of a table that no terminal shows."""
 DESCRIPTION = "Locate a chat model's refusal by layer and head, and follow it through adversarial fine-tuning."
 
 
@@ -100,7 +103,6 @@ def run(options) -> None:
 def attack(options) -> None:
     """Attack a model, keep the cases and print what they cost."""
     import torch
-    from rich.console import Console
 
     from mechrefusal import attacks, models, study
     from mechrefusal import report as pages
@@ -114,14 +116,12 @@ def attack(options) -> None:
     made = attacks.make_cases(
         model, tokenizer, behaviours, settings, seed=options.seed, source=checkpoint.weights, path=path
     )
-    Console().print(pages.attack_costs(attacks.cost_table(made)))
+    _print(pages.attack_costs(attacks.cost_table(made)))
     print(f"cases: {path}")
 
 
 def ablate(options) -> None:
     """Answer prompts without and with a direction ablated or added; show rates and answers, and keep them in a file."""
-    from rich.console import Console
-
     from mechrefusal import study
     from mechrefusal.report.side_by_side import side_by_side
     from mechrefusal.study.ablating import require_suffix
@@ -131,7 +131,7 @@ def ablate(options) -> None:
     asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
     settings = ("direction", "add", "dose", "layer", "position", "seed", "max_new_tokens")
     found = study.ablated(options.checkpoint, asked, **{name: getattr(options, name) for name in settings})
-    Console().print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
+    _print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
     if options.out:
         print(f"completions: {found.write(options.out)}")
 
@@ -348,23 +348,29 @@ def _started(options):
 
 
 def _summarise(folder: Path) -> None:
-    from rich.console import Console
-
     from mechrefusal import report as pages
 
-    Console().print(pages.summary(folder))
+    _print(pages.summary(folder))
+
+
+def _print(what: Any) -> None:
+    """Print a table; into a file or a pipe so wide that nothing of it is cut off."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console = Console(width=WIDE)
+    console.print(what)
 
 
 def _show(rates=None, differences=None, curve=None, transfer=None) -> None:
     """Rates and differences of an evaluation, success of attacks made anew; what there is none of is not shown."""
-    from rich.console import Console
-
     from mechrefusal.report.evaluated import evaluated, stress_table
 
     if rates is not None:
-        Console().print(evaluated(rates, differences))
+        _print(evaluated(rates, differences))
     if curve is not None and len(curve):
-        Console().print(stress_table(curve, transfer))
+        _print(stress_table(curve, transfer))
 
 
 def _say_report(path: Path) -> None:
