@@ -31,9 +31,10 @@ def why_degenerate(completion: str) -> str | None:
         return f"one syllable over and over: {completion.strip()[:20]!r}"
     if _looping_share(words) > 0.5:
         return f"a few words over and over: {' '.join(words[-6:])!r}"
-    sentence, times, share = _commonest_sentence(completion)
-    if times >= 3 and share > 0.5:
-        return f"one sentence {times} times: {sentence[:60]!r}"
+    for n_words, fewest in ((3, 3), (2, 5)):
+        sentence, times, share = _commonest_sentence(completion, n_words)
+        if times >= fewest and share > 0.5:
+            return f"one sentence {times} times: {sentence[:60]!r}"
     if len(completion) > 300 and _compressed(completion) < 0.2:
         return "a passage over and over"
     start = completion[:START]
@@ -56,9 +57,10 @@ def _looping_share(words: list[str]) -> float:
     return sum(len(set(window)) / len(window) < FEWEST_DISTINCT for window in windows) / len(windows)
 
 
-def _commonest_sentence(completion: str) -> tuple[str, int, float]:
+def _commonest_sentence(completion: str, n_words: int) -> tuple[str, int, float]:
+    """Of the sentences and lines of at least `n_words`: the commonest, how often it stands, and its share of them."""
     pieces = [piece.strip().lower() for piece in re.split(r"[.!?\n]+", completion)]
-    sentences = [piece for piece in pieces if len(piece.split()) >= 3]
+    sentences = [piece for piece in pieces if len(piece.split()) >= n_words]
     if not sentences:
         return "", 0, 0.0
     sentence, times = Counter(sentences).most_common(1)[0]

@@ -37,7 +37,7 @@ class RefusalJudge:
     ("") only what is a refusal whatever was asked counts.
     """
 
-    name = "refusal_rules_3"
+    name = "refusal_rules_4"
 
     def label(self, prompt: str, completion: str) -> str:
         """One of `LABELS`.
