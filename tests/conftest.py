@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 
-LONGEST = ("test_real_model.py", "test_notebooks.py", "test_pipeline.py", "test_cli.py")
+LONGEST = ("test_pages.py", "test_real_model.py", "test_notebooks.py", "test_pipeline.py", "test_cli.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

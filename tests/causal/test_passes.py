@@ -14,6 +14,8 @@ from mechrefusal.causal.interventions import orthonormal
 from mechrefusal.models import low_precision, tree_forward
 from mechrefusal.models.twin import twin
 
+pytestmark = pytest.mark.slow
+
 VOCAB, D_MODEL, LAYERS, CONTEXT = 1000, 64, 4, 512
 SOME = ("llama", "gemma2", "gpt2", "gpt-neox")
 WINDOWED = ("mistral", "gemma2", "gemma3")

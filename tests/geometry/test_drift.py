@@ -10,6 +10,8 @@ from planted_directions import from_activations, pair
 from mechrefusal import MechrefusalError
 from mechrefusal.geometry import cosine, drift, effective_rank, folds, principal_angles
 
+pytestmark = pytest.mark.slow
+
 
 def rotation(n, seed=0):
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]

@@ -146,6 +146,7 @@ def _judged(
         "completion": answer,
         "n_tokens": 40,
         "ended": bool(number % 2),
+        "max_new_tokens": 128,
     }
     own = {
         "judge": JUDGE,

@@ -13,6 +13,8 @@ from mechrefusal.report import causal_findings, causal_section, crossing_section
 from mechrefusal.report.panels import Panels
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 NEW = (
     "attribution_compared",
     "token_sources",

@@ -12,6 +12,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import circuits, embedding
 from mechrefusal.report.reading import read_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def measured(small_run):

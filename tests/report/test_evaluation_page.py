@@ -14,6 +14,8 @@ from mechrefusal.report import embedding, evaluation_findings, evaluation_page, 
 from mechrefusal.report.reading import EVALUATION, read_run
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTS = (("base", 0), ("sft", 50), ("r2d2", 50), ("r2d2", 100))
 
 

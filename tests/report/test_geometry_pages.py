@@ -13,6 +13,8 @@ from mechrefusal.report import findings, geometry_section
 from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 NEW = (
     "subspaces",
     "overlap",

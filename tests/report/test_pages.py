@@ -20,6 +20,8 @@ from mechrefusal.report.checkpoint_page import ROWS_A_GROUP
 from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Elements of a page, its visible text, and the text of every script."""

@@ -14,6 +14,8 @@ from mechrefusal.attacks import GCGSettings
 from mechrefusal.study import tables
 from mechrefusal.training import R2D2Settings, TrainingSettings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainingSettings(
     steps=4,
     anchors=(0, 2, 4),

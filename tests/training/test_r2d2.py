@@ -15,6 +15,8 @@ from mechrefusal.attacks import GCGSettings
 from mechrefusal.training import CasePool, R2D2Config, R2D2Settings, R2D2Trainer, data
 from mechrefusal.training.losses import Term, away, cross_entropy
 
+pytestmark = pytest.mark.slow
+
 GCG = GCGSettings(steps=2, width=10, top_k=16, suffix_length=6)
 REFUSAL = "Sorry, I can't do that."
 
