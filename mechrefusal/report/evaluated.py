@@ -82,6 +82,8 @@ def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
 
 def _cell(row: pd.Series) -> str:
     nulls = f", {wording.whole(row['nulls'])} null" if row["nulls"] else ""
+    if wording.is_missing(row["value"]):
+        return f"{wording.MISSING} n={wording.whole(row['n'])}{nulls}"
     return (
         f"{wording.rate(row['value'])} ({wording.rate(row['low'])}–{wording.rate(row['high'])}) "
         f"n={wording.whole(row['n'])}{nulls}"
@@ -94,12 +96,15 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         return Text("No difference between checkpoints whose 95% interval excludes 0.")
     found = _framed(
         "Differences whose 95% interval excludes 0, on the same prompts",
-        f"{len(rows)} of {len(differences)}, the {min(SHOWN, len(rows))} with the smallest p of McNemar's exact test; "
-        "p of each row alone",
+        f"{len(rows)} of {len(differences)}, shown are {min(SHOWN, len(rows))}: the smallest p of McNemar's exact test "
+        "first, pairs of checkpoints under one intervention last; p of each row alone",
     )
     for name in ("from", "to", "suite", "judge", "metric", "difference", "p"):
         found.add_column(name, overflow="fold")
-    for row in rows.sort_values("mcnemar_p", kind="stable").head(SHOWN).itertuples():
+    # What checkpoints do as they are, and what an intervention changes, before checkpoints under an intervention.
+    under_both = rows["intervention"].ne("none") & rows["pair"].ne("intervention")
+    ordered = rows.assign(under_both=under_both).sort_values(["under_both", "mcnemar_p"], kind="stable")
+    for row in ordered.head(SHOWN).itertuples():
         under = "" if row.intervention == "none" else f" ({wording.plain(row.intervention)})"
         # Two checkpoints are compared under the same intervention, one checkpoint without and with it.
         before = "" if row.pair == "intervention" else under

@@ -114,7 +114,7 @@ def test_only_differences_whose_interval_excludes_nothing_are_printed():
         "base 0 sft 3 own other full refusal, harmful −0.30 [−0.50, −0.12] 0.0625",
         "base 0 sft 3 own rules any refusal, harmful +0.40 [0.10, 0.70] 0.1250",
     ]
-    assert lines(text, "2 of 5, the 2 with the smallest p")
+    assert lines(text, "2 of 5, shown are 2: the smallest p")
 
 
 def test_the_clearest_are_shown_where_there_are_many():
@@ -125,8 +125,21 @@ def test_the_clearest_are_shown_where_there_are_many():
     text = printed([rate("any_refusal", 0.5)], many)
     found = [re.search(r"s\d\d", line)[0] for line in lines(text, "any refusal, harmful")]
     assert found == [f"s{at:02d}" for at in range(1, SHOWN + 1)]
-    assert f"31 of 31, the {SHOWN} with the smallest p" in text
+    assert f"31 of 31, shown are {SHOWN}: the smallest p" in text
     assert "unknown" not in text
+
+
+def test_pairs_under_one_intervention_come_last():
+    found = {"low": 0.1, "high": 0.7}
+    rows = [
+        difference("any_refusal", 0.4, p=0.01, suite="both", intervention="ablate:random", **found),
+        difference("any_refusal", 0.4, p=0.02, suite="plain", **found),
+        difference("any_refusal", 0.4, p=0.03, suite="under", pair="intervention", intervention="ablate:best", **found),
+    ]
+    shown = lines(printed([rate("any_refusal", 0.5)], rows), "any refusal, harmful")
+    assert [next(name for name in ("both", "plain", "under") if name in line) for line in shown] == [
+        "plain", "under", "both",
+    ]  # fmt: skip
 
 
 def test_no_clear_difference_is_said():
