@@ -56,10 +56,9 @@ def check(recipe: Recipe) -> Asked:
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
+    context = context_length(folder)
     for name, each in measured.items():
-        require_room(
-            tokenizer, replace(each, name=name), limit=context_length(folder), spare=spare, what="the model's context"
-        )
+        require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
     require_evaluation(recipe)
     return chosen
 

@@ -257,12 +257,21 @@ def height_of(n_layers: int) -> int:
     return int(min(760, max(320, 13 * n_layers + 170)))
 
 
-def rates(values: np.ndarray, written: list[list[str]], hovers: list[list[str]], *, title: str, **look) -> go.Figure:
-    """A grid of rates, 0 to 1 on one colour scale, with their numbers written in the cells.
+def written_grid(
+    values: np.ndarray,
+    written: list[list[str]] | list[list[int]],
+    hovers: list[list[str]],
+    *,
+    title: str,
+    most: float = 1,
+    **look,
+) -> go.Figure:
+    """A grid of rates or counts, 0 to `most` on one colour scale, with their numbers written in the cells.
 
     Args:
         values, written, hovers: rows × columns.
         title: of the colour bar.
+        most: value of the last colour.
         look: of the trace.
     """
     heat = go.Heatmap(
@@ -280,5 +289,5 @@ def rates(values: np.ndarray, written: list[list[str]], hovers: list[list[str]],
     )
     bar = {"title": {"text": title}}
     return go.Figure(
-        heat, layout={"coloraxis": {"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar}}
+        heat, layout={"coloraxis": {"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": most, "colorbar": bar}}
     )

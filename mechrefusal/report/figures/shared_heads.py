@@ -1,11 +1,12 @@
 """Whether the same heads carry refusal at two checkpoints: how many of the top ones they share."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import heatmaps, style
 
 Head = tuple[int, int]
 
@@ -57,23 +58,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
         for a, one in zip(keys, labels, strict=True)
     ]
     places = list(range(len(keys)))
-    figure = go.Figure(
-        go.Heatmap(
-            z=counts,
-            x=places,
-            y=places,
-            text=counts,
-            texttemplate="%{text}",
-            hovertext=texts,
-            hoverinfo="text",
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_layout(
-        coloraxis={"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": k, "colorbar": {"title": {"text": "heads"}}}
-    )
+    figure = heatmaps.written_grid(np.array(counts), counts, texts, title="heads", most=k)
     shown = {"tickvals": places, "ticktext": labels, "showgrid": False, "zeroline": False}
     figure.update_xaxes(tickangle=-90 if len(keys) > 3 else 0, **shown)
     figure.update_yaxes(range=[len(keys) - 0.5, -0.5], **shown)

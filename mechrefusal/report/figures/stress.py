@@ -88,7 +88,7 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
         i, j = sources.index(_key(row, "_source")), targets.index(_key(row, "_target"))
         values[i, j], texts[i][j] = row["value"], _cell(row)
         written[i][j] = f"{wording.rate(row['value'])}<br>n {wording.whole(row['n'])}"
-    figure = heatmaps.rates(values, written, texts, title="success", textfont={"size": 11})
+    figure = heatmaps.written_grid(values, written, texts, title="success", textfont={"size": 11})
     look = {"showgrid": False, "zeroline": False}
     figure.update_xaxes(
         title="replayed at (target)", tickvals=list(range(len(targets))), ticktext=[_label(key) for key in targets]

@@ -136,7 +136,7 @@ def suite_categories(
         values[i, j] = row["value"]
         hovers[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
     written = [["" if np.isnan(value) else wording.rate(value) for value in line] for line in values]
-    figure = heatmaps.rates(values, written, hovers, title="rate")
+    figure = heatmaps.written_grid(values, written, hovers, title="rate")
     shown = {"showgrid": False, "zeroline": False}
     labels = [checkpoint_label(*key, limit=12) for key in columns]
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=labels, tickangle=-90, **shown)
