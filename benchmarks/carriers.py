@@ -18,6 +18,7 @@ import torch
 from mechrefusal import evaluation, geometry, models, prompts
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.scoring import Scorer, exactly
+from mechrefusal.models.twin import twin
 
 TIMED = 3
 """Candidates that the peer scores: its time is the same for each."""
@@ -155,6 +156,7 @@ def main() -> None:
         "settings": {
             "checkpoint": options.checkpoint,
             "dtype": "float32",
+            "twin": twin(model) is not None,
             "candidates": len(rows),
             "peer_candidates": len(timed),
             "prompts": [len(harmful), len(harmless)],

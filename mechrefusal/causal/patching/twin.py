@@ -12,7 +12,7 @@ from mechrefusal.causal.patching.metric import Reading
 from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site, hook_name, n_heads
 from mechrefusal.causal.patching.tree import TreePatching
 from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import TOLERANCE, Twin, twin
+from mechrefusal.models.twin import Twin, agree, twin
 
 _KEY = "_mechrefusal_patching"
 
@@ -50,7 +50,7 @@ def _agrees(model, found: Twin, forward: TreeForward, site: Site) -> bool:
         if should_reduce_batch_size(error):
             raise  # that memory has run out says nothing about the model
         return False
-    return bool((seen - _by_hooks(model, pair, site, patches)).abs().max() <= TOLERANCE)
+    return agree(seen, _by_hooks(model, pair, site, patches))
 
 
 @torch.no_grad()
