@@ -99,6 +99,7 @@ class Scorer:
             )
         self.n_harmful, self.n_harmless = len(harmful), len(harmless)
         self._both = Passes(model, harmful + harmless, metric.runs, low_precision=low_precision)
+        self._harmful = Passes(model, harmful, metric.runs, low_precision=low_precision)
         self._harmless = Passes(model, harmless, metric.runs, low_precision=low_precision)
         self.low_precision = self._both.low_precision
         scores, following = self._read(self._both, None)
@@ -108,6 +109,10 @@ class Scorer:
     def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
         """Under ablation (see `causal.Ablation`)."""
         return self.under(Ablation(directions, dose))
+
+    def bypassed(self, direction: Float[Tensor, " d_model"]) -> Float[Tensor, " harmful"]:
+        """Refusal scores of the harmful prompts alone with the direction ablated."""
+        return self._read(self._harmful, Ablation(direction))[0]
 
     def under(self, intervention: Intervention | None) -> Scored:
         """Under any intervention, on all prompts."""

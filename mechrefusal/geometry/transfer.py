@@ -20,14 +20,20 @@ CONTROL_SEED = 0
 
 ENDS = ("", "_low", "_high")
 
+HALVES = ("decrease_half_low", "decrease_half_high")
+
 
 @dataclass(frozen=True)
 class Found:
-    """A direction as its checkpoint gave it: where it was found, and added again."""
+    """A direction as its checkpoint gave it: where it was found, and added again.
+
+    `halves`: the directions of two halves of the direction prompts at the same place (see `Directions.halves`).
+    """
 
     direction: Float[Tensor, " d_model"]
     position: int
     layer: int
+    halves: Float[Tensor, "two d_model"] | None = None
 
 
 def transfer(
@@ -46,14 +52,26 @@ def transfer(
         prompts; `baseline_harmful`, `baseline_harmless` without intervention; `decrease` (how far ablation lowers the
         mean score of the harmful prompts) and `rise` (how far addition lifts that of the harmless ones), with 95% t
         intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
-        `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm; n_harmful,
+        `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
+        `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful
+        prompts) with the direction of one half of the direction prompts ablated and with that of the other, which is
+        what the noise of those prompts does: NaN without `halves`, or where one is zero or not finite; n_harmful,
         n_harmless; `reason` where a direction is zero or not finite.
+
+    Raises:
+        MechrefusalError: a direction, or its halves, of another width, a layer that the model does not have, or no
+            prompts.
     """
     for name, one in found.items():
         if one.direction.shape != (model.cfg.d_model,) or not 0 <= one.layer < model.cfg.n_layers:
             raise MechrefusalError(
                 f"direction '{name}' is of width {len(one.direction)} at layer {one.layer}; this model has width "
                 f"{model.cfg.d_model} and {model.cfg.n_layers} layers: transfer needs one architecture"
+            )
+        if one.halves is not None and one.halves.shape != (2, model.cfg.d_model):
+            raise MechrefusalError(
+                f"halves of direction '{name}' have shape {tuple(one.halves.shape)}; give two directions of width "
+                f"{model.cfg.d_model}, or None"
             )
     if not found:
         return pd.DataFrame()
@@ -68,10 +86,10 @@ def transfer(
     random_bypass: float | None = None
     for name, one in track(list(found.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
-        if not torch.isfinite(one.direction).all() or one.direction.norm() == 0:
+        if not _is_direction(one.direction):
             spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
             randoms = ("random_bypass", "random_induce", "random_decrease")
-            nothing = dict.fromkeys((*spread, "kl", *randoms), float("nan"))
+            nothing = dict.fromkeys((*spread, "kl", *randoms, *HALVES), float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one.direction, seed=CONTROL_SEED)
@@ -90,10 +108,26 @@ def transfer(
                 "random_bypass": random_bypass,
                 "random_decrease": baseline["baseline_harmful"] - random_bypass,
                 "random_induce": scorer.induced(control, layer=one.layer).mean().item(),
+                **_by_half(scorer, one),
                 "reason": "",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _by_half(scorer: Scorer, one: Found) -> dict[str, float]:
+    """What ablation lowers by with either half's direction; its length does not matter."""
+    # In the precision of the whole, in which a half may be too small or too large to be one.
+    halves = None if one.halves is None else one.halves.to(one.direction)
+    if halves is None or not all(map(_is_direction, halves)):
+        return dict.fromkeys(HALVES, float("nan"))
+    before = scorer.base.harmful.mean().item()
+    found = [before - scorer.bypassed(half).mean().item() for half in halves]
+    return dict(zip(HALVES, sorted(found), strict=True))
+
+
+def _is_direction(direction: Float[Tensor, " d_model"]) -> bool:
+    return bool(torch.isfinite(direction).all() and direction.norm() > 0)
 
 
 def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """A direction at another checkpoint: the numbers are those of plain interventions there."""
 
+import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -62,12 +64,66 @@ def test_what_an_intervention_changes_is_taken_prompt_by_prompt(tiny_hooked, val
     assert row["random_decrease"] == pytest.approx(row["baseline_harmful"] - row["random_bypass"])
 
 
+HALF = ["decrease_half_low", "decrease_half_high"]
+
+
+def planted(model, seed, layer=1, **changes):
+    """A direction and two of its halves, which have little to do with each other; halves are float64."""
+    rows = torch.randn(3, model.cfg.d_model, generator=torch.Generator().manual_seed(seed))
+    return Found(rows[0], -1, layer, **{"halves": rows[1:].double()} | changes)
+
+
+def test_halves_lower_what_their_directions_do_by_themselves(tiny_hooked, validation):
+    given = {seed: planted(tiny_hooked, seed) for seed in range(4)}
+    together = transfer(tiny_hooked, given, validation, METRIC).set_index("source")
+    first, second = (
+        transfer(tiny_hooked, {seed: Found(one.halves[half].float(), -1, 1) for seed, one in given.items()},
+                 validation, METRIC).set_index("source")["decrease"]
+        for half in (0, 1)
+    )  # fmt: skip
+    assert set(np.sign(first - second)) == {-1, 1}, "either half is the lesser somewhere"
+    assert abs(first - second).min() > 0.01
+    np.testing.assert_allclose(together[HALF[0]], np.minimum(first, second), atol=1e-4)
+    np.testing.assert_allclose(together[HALF[1]], np.maximum(first, second), atol=1e-4)
+
+
+def test_the_length_of_halves_does_not_matter(tiny_hooked, validation):
+    one = planted(tiny_hooked, 0)
+    scaled = dataclasses.replace(one, halves=one.halves * torch.tensor([[0.01], [-50.0]]))
+    rows = transfer(tiny_hooked, {"as it is": one, "scaled": scaled}, validation, METRIC)
+    np.testing.assert_allclose(rows[HALF].iloc[0].astype(float), rows[HALF].iloc[1].astype(float), atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, 1e-200, 1e200, None])
+@pytest.mark.parametrize("which", [0, 1])
+def test_without_both_halves_the_rest_of_the_row_stands(tiny_hooked, validation, bad, which):
+    whole = planted(tiny_hooked, 0)
+    halves = None if bad is None else whole.halves.clone()
+    if halves is not None:
+        halves[which] = bad
+    rows = transfer(
+        tiny_hooked, {"whole": whole, "part": dataclasses.replace(whole, halves=halves)}, validation, METRIC
+    ).drop(columns="source")
+    assert rows.loc[0, HALF].notna().all()
+    assert rows.loc[1, HALF].isna().all()
+    pd.testing.assert_series_equal(
+        rows.loc[0].drop(HALF), rows.loc[1].drop(HALF), check_names=False, check_exact=False, rtol=1e-5
+    )
+
+
+def test_halves_of_another_width(tiny_hooked, validation):
+    one = planted(tiny_hooked, 0)
+    for halves in (one.halves[:1], one.halves[:, :7]):
+        with pytest.raises(MechrefusalError, match=r"halves of direction 'x' have shape .*give two directions"):
+            transfer(tiny_hooked, {"x": dataclasses.replace(one, halves=halves)}, validation, METRIC)
+
+
 def test_columns_are_those_of_the_table(tiny_hooked, validation):
     given = {"x": Found(torch.ones(tiny_hooked.cfg.d_model), -1, 1), "0": Found(torch.zeros(64), -1, 1)}
     rows = transfer(tiny_hooked, given, validation, METRIC).drop(columns="source")
     ours = ("arm_source", "step_source", "arm_target", "step_target", "kind")
     assert len(tables.frame("transfer", rows.assign(**dict.fromkeys(ours, "")))) == 2
-    assert rows[["decrease", "decrease_low", "rise", "rise_high", "random_decrease"]].iloc[1].isna().all()
+    assert rows[["decrease", "decrease_low", "rise", "rise_high", "random_decrease", *HALF]].iloc[1].isna().all()
 
 
 def test_a_direction_that_is_none(tiny_hooked, validation):
