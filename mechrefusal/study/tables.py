@@ -186,12 +186,14 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a pair of checkpoints: the carrier (or reference) of the source at the target. `bypass`, `induce`, `kl`
     # there, `baseline_*` without it, `random_*` with a random direction of the same norm. `decrease`: how far ablation
     # lowers the mean score of the harmful prompts, `rise`: how far addition lifts that of the harmless ones, nats, with
-    # 95% intervals over the prompts' own differences. `kind`: carrier or best candidate, of the source.
+    # 95% intervals over the prompts' own differences. `decrease_half_low`, `decrease_half_high`: the lesser and the
+    # greater decrease with the directions of two halves of the source's direction prompts, NaN where a half has none.
+    # `kind`: carrier or best candidate, of the source.
     "transfer": (
         "arm_source", "step_source", "arm_target", "step_target", "kind", "position", "layer", "bypass", "bypass_low",
         "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
         "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
-        "random_decrease", "n_harmful", "n_harmless", "reason",
+        "random_decrease", "decrease_half_low", "decrease_half_high", "n_harmful", "n_harmless", "reason",
     ),
     # One row a pair of checkpoints, set of prompts and site: activations of the source put into the target at that
     # site. `set`: harmful or harmless; what lifts both alike makes the target refuse whatever it is asked. `raw`:
@@ -276,7 +278,10 @@ ADDED: dict[str, tuple[str, ...]] = {
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),
     "drift": ("low", "high", "random"),
-    "transfer": ("decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease"),
+    "transfer": (
+        "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease",
+        "decrease_half_low", "decrease_half_high",
+    ),
     "effective_rank": ("low", "high"),
     "verdicts": ("max_new_tokens",),
     "cross_patching": ("set", "control_low", "control_high", "control_size", "source_score", "target_score"),

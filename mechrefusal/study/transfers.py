@@ -10,7 +10,7 @@ from mechrefusal.study import tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
-VERSION = 2
+VERSION = 3
 """Counted up where the numbers would change."""
 
 
@@ -67,7 +67,8 @@ def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
     position, layer = int(row["reference_position"]), int(row["reference_layer"])
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
     direction = directions.at({"position": position, "layer": layer})
-    return str(row["reference_kind"]), Found(direction, position, layer)
+    halves = directions.of_positions([position]).halves[:, 0, layer]
+    return str(row["reference_kind"]), Found(direction, position, layer, halves)
 
 
 def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split) -> str:
@@ -76,6 +77,7 @@ def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: S
         "version": VERSION,
         "weights": {checkpoint.id: checkpoint.weights for checkpoint in checkpoints},
         "places": {name: [one.position, one.layer, one.direction.sum().item()] for name, one in found.items()},
+        "halves": {name: one.halves.sum(1).tolist() for name, one in found.items() if one.halves is not None},
         "prompts": [validation.harmful.texts, validation.harmless.texts],
     }
     return fingerprint(told)

@@ -30,3 +30,20 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "stages.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(MechrefusalError, match=r"stages\.parquet cannot be read"):
         tables.read("stages", tmp_path)
+
+
+@pytest.mark.parametrize("name", tables.ADDED)
+def test_added_columns_are_nan_in_a_table_of_an_earlier_version(tmp_path, name):
+    added = list(tables.ADDED[name])
+    whole = tables.frame(name, [dict.fromkeys(tables.columns(name), 1.0)])
+    whole.drop(columns=added).to_parquet(tmp_path / f"{name}.parquet", index=False)
+    table = tables.read(name, tmp_path)
+    assert list(table.columns) == list(tables.columns(name))
+    assert table[added].isna().all(axis=None)
+    assert (table.drop(columns=added) == 1).all(axis=None)
+
+
+def test_halves_are_added_to_the_transfer():
+    half = {"decrease_half_low", "decrease_half_high"}
+    assert half <= set(tables.columns("transfer"))
+    assert half <= set(tables.ADDED["transfer"])

@@ -1,0 +1,80 @@
+"""The transfer matrix of a run whose carriers and directions are put in by hand."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from planted_directions import from_activations
+
+from mechrefusal import study
+from mechrefusal.geometry import Found, transfer
+from mechrefusal.models import Checkpoint, RefusalMetric
+from mechrefusal.prompts import builtin
+from mechrefusal.study import tables, transfers
+
+NAN = float("nan")
+METRIC = RefusalMetric((), (10, 11), (12, 13))
+POSITION, LAYER = -2, 1
+HALF = ["decrease_half_low", "decrease_half_high"]
+
+
+@pytest.fixture
+def made(tmp_path, tiny_hooked, monkeypatch):
+    """A run of a base alone with a carrier, its checkpoints, and what is asked; `loads` grows with every target run."""
+    run = study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    base = Checkpoint("base", 0, tmp_path, "w0")
+    random = np.random.default_rng(0)
+    activations = random.normal(size=(2, 8, 2, tiny_hooked.cfg.n_layers, tiny_hooked.cfg.d_model)).astype("float32")
+    directions = from_activations(*activations, weights="w0")
+    directions.save(run.directions(base))
+    carrier = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": ""}
+    carrier |= {"reference_kind": "carrier", "reference_position": POSITION, "reference_layer": LAYER}
+    opening = dict.fromkeys(tables.columns("openings"), "") | {"token_ids": METRIC.as_json()}
+    for name, row in (("carrier", carrier), ("openings", opening)):
+        tables.write(tables.frame(name, [row]), name, run.measurements(base))
+    loads = []
+    monkeypatch.setattr(transfers, "load_hooked", lambda target: loads.append(target.id) or tiny_hooked)
+    return SimpleNamespace(
+        run=run, base=base, directions=directions, loads=loads, asked=SimpleNamespace(validation=builtin().validation)
+    )
+
+
+def matrix(made):
+    return transfers.transfers(made.run, [made.base], made.asked)
+
+
+def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
+    row = matrix(made).iloc[0]
+    validation = made.asked.validation.take(made.run.recipe.geometry.n_transferred)
+    halves = made.directions.halves[:, made.directions.row(POSITION), LAYER].float()
+    alone = {str(number): Found(half, POSITION, LAYER) for number, half in enumerate(halves)}
+    expected = transfer(tiny_hooked, alone, validation, METRIC)["decrease"]
+    assert expected.max() - expected.min() > 0.01
+    np.testing.assert_allclose(row[HALF].astype(float), sorted(expected), atol=1e-4)
+
+
+def test_a_target_is_run_again_where_halves_changed(made):
+    first = matrix(made)
+    np.testing.assert_array_equal(matrix(made)[HALF], first[HALF])
+    assert made.loads == ["base-step-00000"]
+    swapped = made.directions.sums.clone()
+    # The same direction of all prompts, dealt to other folds.
+    swapped[0, [0, 1]] = swapped[0, [1, 0]]
+    dataclasses.replace(made.directions, sums=swapped).save(made.run.directions(made.base))
+    again = matrix(made)
+    assert made.loads == ["base-step-00000"] * 2
+    assert again["decrease"].iloc[0] == pytest.approx(first["decrease"].iloc[0], abs=1e-5)
+    assert not np.allclose(again[HALF], first[HALF], atol=1e-3)
+
+
+def test_a_half_without_prompts_leaves_the_row(made):
+    one = made.directions
+    odd = torch.arange(one.counts.shape[1]) % 2 == 1
+    counts, sums = one.counts.clone(), one.sums.clone()
+    counts[:, odd], sums[:, odd] = 0, 0
+    dataclasses.replace(one, counts=counts, sums=sums).save(made.run.directions(made.base))
+    row = matrix(made).iloc[0]
+    assert row[HALF].isna().all()
+    assert np.isfinite(row["decrease"])
