@@ -65,10 +65,13 @@ def relocation(
     rule: `geometry.drift.verdict`.
     transfer: value = how far ablating a's carrier lowers the mean refusal score at b, as a share of what b's own
     carrier does there: one model, one metric, the same prompts, so that neither a weaker refusal nor another metric is
-    taken for a move. floor = the same share for a random direction at b. Moved: below `LOST`, and the two intervals of
-    the decrease exclude each other. Not moved: at least `HELD`, and its interval is clear of zero and of the random
-    direction. Cannot tell where either has no carrier, or b's own does not clearly lower the score; nor is it a move
-    where a's carrier does not clearly lower it at a.
+    taken for a move. floor = the same share for a random direction at b. Moved: below `LOST`, the two intervals of the
+    decrease exclude each other, and the decrease is less than what b's own place gives from either half of the
+    direction prompts: those intervals are over validation prompts alone. Halves have fewer prompts and so more noise
+    than the whole, which errs on the side of no move. Where halves are not known (earlier versions) that is not asked,
+    and the reason says so. Not moved: at least `HELD`, and its interval is clear of zero and of the random direction.
+    Cannot tell where either has no carrier, or b's own does not clearly lower the score; nor is it a move where a's
+    carrier does not clearly lower it at a.
     overall: `DECIDING` alone decide. Moved: one of the two moved, and the other does not say that nothing did. Not
     moved: the carrier's layer did not move, and the transfer does not say that it did. Otherwise, and where the two
     contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
@@ -180,7 +183,10 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
             return _Found("transfer", "cannot tell", f"no effect with its interval of {source.id} at {b.id}{why}")
         effects.append(_Effect.of(row))
     moved, own = effects
-    numbers = f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
+    numbers = (
+        f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
+        f"{own.from_halves}"
+    )
     if not own.clear:
         return _Found("transfer", "cannot tell", f"{numbers}: its own is not clear of zero and of a random direction")
     share = moved.value / own.value
@@ -192,6 +198,8 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
                 "cannot tell",
                 f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either",
             )
+        elif moved.value >= own.half_low:  # never where halves are not known
+            decided, numbers = "cannot tell", f"{numbers}: but the noise of the direction prompts does as much"
     elif share >= HELD and moved.clear:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
@@ -203,16 +211,23 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
 
 @dataclass(frozen=True)
 class _Effect:
-    """How far ablation lowers the mean refusal score, nats; `random`: that of a random direction."""
+    """How far ablation lowers the mean refusal score, nats; `random`: that of a random direction.
+
+    `half_low`, `half_high`: those of the directions of two halves of the direction prompts.
+    """
 
     value: float
     low: float
     high: float
     random: float
+    half_low: float
+    half_high: float
 
     @classmethod
     def of(cls, row: pd.Series) -> "_Effect":
-        names = ("decrease", "decrease_low", "decrease_high", "random_decrease")
+        names = (
+            "decrease", "decrease_low", "decrease_high", "random_decrease", "decrease_half_low", "decrease_half_high",
+        )  # fmt: skip
         return cls(*(float(row[name]) for name in names))
 
     @property
@@ -224,6 +239,13 @@ class _Effect:
     def unclear(self) -> bool:
         """Whether it is known, and not `clear`."""
         return bool(np.isfinite(self.low) and not self.clear)
+
+    @property
+    def from_halves(self) -> str:
+        """What is said of the halves after the effect itself."""
+        if np.isnan([self.half_low, self.half_high]).any():
+            return " (the noise of the direction prompts is not in it)"
+        return f", its own from halves of the direction prompts by {self.half_low:.2f} and {self.half_high:.2f}"
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"

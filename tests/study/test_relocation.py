@@ -27,12 +27,12 @@ def carrier(layers=None, *, reference=0, **changes):
     return tables.frame("carrier", [row | changes])
 
 
-def transferred(source, target, decrease, *, half=0.2, random=0.2, kind="carrier"):
-    """A row of table `transfer`: ablation lowers the score by `decrease` ± `half`."""
+def transferred(source, target, decrease, *, half=0.2, random=0.2, kind="carrier", halves=(NAN, NAN)):
+    """A row of `transfer`: ablation lowers the score by `decrease` ± `half`, from half the prompts by `halves`."""
     return dict.fromkeys(tables.columns("transfer"), NAN) | {
         "arm_source": source.arm, "step_source": source.step, "arm_target": target.arm, "step_target": target.step,
         "kind": kind, "decrease": decrease, "decrease_low": decrease - half, "decrease_high": decrease + half,
-        "random_decrease": random, "reason": "",
+        "random_decrease": random, "decrease_half_low": halves[0], "decrease_half_high": halves[1], "reason": "",
     }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_values_and_floors():
     assert row["floor"] == pytest.approx(0.04)
     assert row["reason"] == (
         "at sft-step-00005, ablating the carrier of base-step-00000 lowers the refusal score by 4.50 [4.30, 4.70] "
-        "nats, its own by 5.00 [4.80, 5.20]"
+        "nats, its own by 5.00 [4.80, 5.20] (the noise of the direction prompts is not in it)"
     )
 
 
@@ -186,6 +186,40 @@ def test_one_unclear_measure_makes_it_unclear():
 def test_transfer(away, own, home, expected):
     rows = carried(away, {"decrease": 5.0} | own, {"decrease": 5.0} | home)
     assert decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer", "verdict"] == expected
+
+
+@pytest.mark.parametrize(
+    ("away", "halves", "expected"),
+    [
+        (2.0, (4.1, 4.9), "moved"),
+        (2.0, (2.1, 4.9), "moved"),
+        (2.0, (2.0, 4.9), "cannot tell"),
+        (2.0, (1.0, 4.9), "cannot tell"),  # half the prompts take as much of the effect away as the move does
+        (2.0, (-1.0, 1.0), "cannot tell"),
+        (-1.0, (-0.5, 4.9), "moved"),
+        (3.5, (4.1, 4.9), "cannot tell"),  # 70%, clear of halves though it is
+        (4.5, (4.8, 4.9), "not moved"),  # halves say nothing against it
+        (4.5, (1.0, 4.9), "not moved"),
+        (2.0, (NAN, NAN), "moved"),
+    ],
+)
+def test_a_move_is_more_than_halves_of_the_direction_prompts_differ(away, halves, expected):
+    rows = carried({"decrease": away}, {"decrease": 5.0, "halves": halves})
+    found = decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer"]
+    assert found["verdict"] == expected
+    known = halves[0] == halves[0]
+    said = f"its own by 5.00 [4.80, 5.20], its own from halves of the direction prompts by {halves[0]:.2f} and "
+    assert (f"{said}{halves[1]:.2f}" in found["reason"]) == known
+    assert ("(the noise of the direction prompts is not in it)" in found["reason"]) == (not known)
+    as_much = expected == "cannot tell" and away < 2.5
+    assert found["reason"].endswith(": but the noise of the direction prompts does as much") == as_much
+
+
+def test_halves_of_the_other_rows_decide_nothing():
+    """Those of base's carrier are not what sft's own effect would be under other prompts."""
+    wild = {"halves": (-9.0, 9.0)}
+    rows = carried({"decrease": 2.0} | wild, {"decrease": 5.0, "halves": (4.5, 5.1)}, {"decrease": 5.0} | wild)
+    assert decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer", "verdict"] == "moved"
 
 
 def test_the_transfer_says_why_it_cannot_tell():
