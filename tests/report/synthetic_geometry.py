@@ -238,6 +238,7 @@ def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) 
     row |= {"baseline_harmful": 4.2, "baseline_harmless": -5.0, "random_bypass": 4.0, "random_induce": -4.7}
     row |= {"decrease": 4.2 - bypass, "decrease_low": 3.7 - bypass, "decrease_high": 4.7 - bypass}
     row |= {"rise": induce + 5, "rise_low": induce + 4, "rise_high": induce + 6, "random_decrease": 0.2}
+    row |= {"decrease_half_low": 3.5 - bypass, "decrease_half_high": 4.3 - bypass}
     row |= {"n_harmless": 32, "reason": ""}
     if a[1] == 50 and b[0] == "base":
         row |= {name: NAN for name in row if name.startswith(TRANSFERRED)} | {"reason": BROKEN}

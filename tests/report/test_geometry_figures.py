@@ -206,12 +206,19 @@ def test_transfer_is_source_by_target(run):
         text = figure.data[0].text[at[0]][at[1]]
         assert "n = 32" in text
         assert "random 4.00" in text
+        half = f"halves of the direction prompts take away {wording.number(row.decrease_half_low)} and "
+        assert (half + wording.number(row.decrease_half_high) in text) == pd.notna(row.decrease_half_low)
         if pd.isna(row.bypass):
             assert wording.for_plotly(BROKEN) in text
+            assert "halves" not in text
     dots = set(zip(figure.data[1].x, figure.data[1].y, strict=True))
     clear = table["decrease_low"] > table["random_decrease"]
     assert 0 < clear.sum() < len(table)
     assert len(dots) == clear.sum()
+    # The prompts' own differences decide, whatever the scores' interval.
+    assert len(figures.transfer(table.assign(decrease_low=table["random_decrease"])).data) == 1
+    wide = figures.transfer(table.assign(bypass_low=-99.0, bypass_high=99.0))
+    assert set(zip(wide.data[1].x, wide.data[1].y, strict=True)) == dots
     induce = np.array(figures.transfer(table, effect="induce").data[0].z, dtype=float)
     own = table[(table["arm_source"] == "sft") & (table["step_source"] == 50) & (table["step_target"] == 100)]
     at = labels.index("sft 50"), labels.index("r2d2 100")

@@ -18,8 +18,9 @@ _CLEAR = "clear of random"
 def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     """Heatmap of a direction's effect at other checkpoints: x = target, y = source (table `transfer`).
 
-    A dot marks effects that are clear of a random direction: the 95% interval excludes the random one, on the side of
-    more effect. A source with an asterisk has no carrier: its best candidate stands in.
+    A dot marks effects that are clear of a random direction: the 95% interval of the change, prompt by prompt, excludes
+    the random one, on the side of more effect. The hover text has what the directions of two halves of the direction
+    prompts take away. A source with an asterisk has no carrier: its best candidate stands in.
 
     Args:
         effect: `bypass`: the target's score on harmful prompts without intervention minus that with the direction
@@ -119,6 +120,15 @@ def _cell(row: pd.Series) -> str:
             f"  random {wording.number(row[f'random_{name}'])}, without {wording.number(row[f'baseline_{side}'])}, "
             f"n = {wording.whole(row[f'n_{side}'])}",
         ]
+        if name == "bypass":
+            lines += _halves(row)
     lines.append(f"kl {wording.number(row['kl'], 3)}")
     why = row["reason"]
     return style.hover([*lines, "" if wording.is_missing(why) else wording.for_plotly(why)])
+
+
+def _halves(row: pd.Series) -> list[str]:
+    low, high = row["decrease_half_low"], row["decrease_half_high"]
+    if wording.is_missing(low) or wording.is_missing(high):
+        return []
+    return [f"  halves of the direction prompts take away {wording.number(low)} and {wording.number(high)}"]
