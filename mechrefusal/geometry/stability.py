@@ -1,14 +1,21 @@
-"""How much a carrier depends on the validation prompts that chose it: a bootstrap over their scores."""
+"""How much a carrier depends on the prompts that chose it: those it was scored on, and those it was taken from."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy import ndarray
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.geometry.carriers import last_layer
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carriers import last_layer, select
+from mechrefusal.geometry.directions import Contrast, Directions
+from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered, same_weights
+from mechrefusal.models import RefusalMetric
+from mechrefusal.progress import track
+
+CONTENDERS = 5
+"""Candidates that halves of the direction prompts choose among: each costs two exact scores."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,21 @@ class Stability:
     n_bootstrap: int
 
 
+@dataclass(frozen=True)
+class SplitHalf:
+    """What the directions of two halves of the direction prompts chose.
+
+    `table`: position, layer and `half_wins`, row by row as the scores: how many of the two halves chose the candidate,
+    NaN where it was no contender. `n_halves`: halves that chose one, 0 to 2. `layer_low`, `layer_high`: the lower and
+    the higher of the two layers, NaN unless both did.
+    """
+
+    table: pd.DataFrame
+    n_halves: int
+    layer_low: float
+    layer_high: float
+
+
 def bootstrap(
     scores: CarrierScores,
     n_layers: int,
@@ -45,8 +67,8 @@ def bootstrap(
     """Choose the carrier again on `n` resamples of the validation prompts. It runs no model.
 
     Harmful and harmless prompts are resampled with replacement, each side by itself; every candidate sees the same
-    resample. Only exact candidates take part. What the directions owe to *their* prompts is not in it: that is the
-    split-half cosine of `Directions`.
+    resample. Only exact candidates take part. What the directions owe to *their* prompts is not in it: see
+    `split_half`.
 
     Args:
         scores: from `score` or `screened`; thresholds as in `carriers.select`.
@@ -88,6 +110,62 @@ def bootstrap(
         *_interval(layers[eligible[winner[some]]]),
         n,
     )
+
+
+def split_half(
+    model,
+    directions: Directions,
+    validation: Contrast,
+    metric: RefusalMetric,
+    scores: CarrierScores,
+    kl_threshold: float = 0.1,
+    induce_threshold: float = 0.0,
+    prune_layer_fraction: float = 0.2,
+    *,
+    contenders: int = CONTENDERS,
+) -> SplitHalf:
+    """Choose the carrier again by the directions of each half of the direction prompts: the noise floor of its place.
+
+    The halves are those of `Directions.halves` (twins stay together). They choose among the `contenders` exact
+    candidates that win most bootstraps over the validation prompts (then those of the lowest bypass); what half of the
+    prompts would make of the others is not asked. Half the prompts have more noise than all of them, so the floor is
+    on the wide side.
+
+    Args:
+        model: a hooked transformer; validation, metric: what `scores` were taken with.
+        scores: from `score` or `screened`; thresholds as in `carriers.select`.
+
+    Raises:
+        MechrefusalError: directions of other weights, no prompts, or no contenders to choose among.
+    """
+    if contenders < 1:
+        raise MechrefusalError(f"contenders for halves of the direction prompts are {contenders}: give at least 1")
+    same_weights(model, directions)
+    n_layers, thresholds = model.cfg.n_layers, (kl_threshold, induce_threshold, prune_layer_fraction)
+    table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
+    places = _contenders(scores, bootstrap(scores, n_layers, *thresholds).table["win_frequency"], contenders)
+    rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
+    table.loc[places, "half_wins"] = 0.0
+    if not rows:
+        return SplitHalf(table, 0, float("nan"), float("nan"))
+    scorer = Scorer(model, validation, metric)
+    layers: list[float] = []
+    halves = [replace(directions, values=half.float()) for half in directions.halves]
+    for half in track(halves, "carriers of halves"):
+        found = gathered(rows, [exactly(scorer, half, row) for row in rows], [True] * len(rows))
+        winner = select(found, n_layers, *thresholds).winner
+        if winner is not None:
+            table.loc[places[int(winner.name)], "half_wins"] += 1
+            layers.append(float(winner["layer"]))
+    both = len(layers) == len(halves)
+    return SplitHalf(table, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan"))))
+
+
+def _contenders(scores: CarrierScores, wins: pd.Series, n: int) -> Sequence[int]:
+    """Rows of the `n` exact candidates that win most often, of those that win alike the lowest bypass first."""
+    exact = np.flatnonzero(scores.table["exact"].to_numpy(bool) & np.isfinite(scores.bypass).all(axis=1))
+    bypass = scores.table["bypass"].to_numpy(float)[exact]
+    return exact[np.lexsort((bypass, -wins.to_numpy(float)[exact]))][:n].tolist()
 
 
 def _resamples(random: np.random.Generator, n: int, size: int) -> ndarray:

@@ -32,7 +32,18 @@ def stability(row: dict[str, Any]) -> str:
         else f"its bypass is {wording.number(row['margin'])} nats{_interval(row, 'margin')} below the runner-up's"
     )
     wins = wording.percent(row["win_frequency"])
-    return f"{drawn}, this candidate wins {wins}, {none}, and {layers}. {margin[:1].upper()}{margin[1:]}."
+    return f"{drawn}, this candidate wins {wins}, {none}, and {layers}. {margin[:1].upper()}{margin[1:]}.{_halves(row)}"
+
+
+def _halves(row: dict[str, Any]) -> str:
+    """What halves of the direction prompts choose; empty for older runs."""
+    if wording.is_missing(row["n_halves"]):
+        return ""
+    halves = "halves of the direction prompts, among the likeliest candidates"
+    if row["n_halves"] < 2:
+        return f" Of two {halves}, {'neither has' if row['n_halves'] == 0 else 'one only has'} an admissible one."
+    low, high = (wording.whole(row[f"layer_half_{end}"]) for end in ("low", "high"))
+    return f" Two {halves}, choose layer {low if low == high else f'{low} and layer {high}'}."
 
 
 def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> str:

@@ -69,10 +69,11 @@ class GeometryMeasurement:
         self.harmfulness = whole.of_positions(instruction) if instruction else None
         enough = min(len(self.direction.harmful), len(self.direction.harmless)) >= self.settings.fewest_kept
         selection = "kept by score" if enough else "all prompts"
+        every = (len(self.direction.harmful), len(self.direction.harmless)) == (whole.n_harmful, whole.n_harmless)
         self.directions = (
             geometry.difference_in_means(self.model, self.direction, positions=self.post)
-            if enough
-            else self.locked.of_positions(self.post)
+            if enough and not every
+            else self.locked
         )
         norms, cosines = self.directions.values.norm(dim=-1), self.directions.split_half_cosine
         self.add(
@@ -141,8 +142,7 @@ class GeometryMeasurement:
             scores = geometry.score(self.model, directions, self.validation, self.metric, rows=rows)
         found = carriers.select(scores, n_layers, **thresholds)
         stability = geometry.stability.bootstrap(scores, n_layers, **thresholds, n=self.wanted.n_bootstrap)
-        table = found.table.assign(win_frequency=stability.table["win_frequency"])
-        self.add("carriers", table)
+        table = found.table.assign(win_frequency=stability.table["win_frequency"], half_wins=float("nan"))
         self.add("candidate_scores", scores.long(self.validation.harmful.ids, self.validation.harmless.ids))
         row |= {"n_candidates": len(table), "n_admissible": int(table["admissible"].sum())}
         row |= {
@@ -152,6 +152,14 @@ class GeometryMeasurement:
             )
         }  # fmt: skip
         self.carrier = found.winner
+        if found.winner is not None:
+            halves = geometry.stability.split_half(
+                self.model, directions, self.validation, self.metric, scores, **thresholds
+            )
+            table["half_wins"] = halves.table["half_wins"]
+            row |= {"n_halves": halves.n_halves, "layer_half_low": halves.layer_low}
+            row["layer_half_high"] = halves.layer_high
+        self.add("carriers", table)
         if found.winner is None:
             row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
         else:

@@ -24,7 +24,7 @@ from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 
-RULES = 5
+RULES = 6
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 ANSWER_TOKENS = 32

@@ -28,8 +28,6 @@ NONE_OFTEN = 0.5
 """Ours: where more than this share of the bootstraps over validation prompts has no admissible candidate, the interval
 of the carrier's layer is that of the few that have one, and says nothing."""
 
-WITHOUT = "the noise of the direction prompts is not in these intervals"
-
 NAN = float("nan")
 
 
@@ -55,9 +53,11 @@ def relocation(
 ) -> pd.DataFrame:
     """Table `relocation`: for each of `across.pairs`, a verdict by measure and one overall.
 
-    carrier_layer: value = layers from the carrier at a to that at b, with the interval that the two bootstrap intervals
-    allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`. The intervals are those of the validation
-    prompts alone: the directions are not drawn anew. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at either.
+    carrier_layer: value = layers from the carrier at a to that at b, with the interval that the two intervals of the
+    layer allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`. The intervals are those of the
+    bootstrap over validation prompts, widened to the layers that halves of the direction prompts choose; where these
+    are not known (earlier versions) the reason says so. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at
+    either.
     carrier_cosine (at the places of the two carriers), direction_cosine (last position, a's reference layer, or the
     mean over layers where there is none) and principal_angle (mean, degrees, between the spans of all positions at that
     layer): value = between a half of the prompts at one and the other half at the other; floor = what that would be had
@@ -101,7 +101,7 @@ def relocation(
 def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *, n_layers: int) -> _Found:
     if missing := _no_carrier(a, first) or _no_carrier(b, second):
         return _Found("carrier_layer", "cannot tell", missing)
-    ends = [(float(row["layer_low"]), float(row["layer_high"])) for row in (first, second)]
+    ends = [_layers(row) for row in (first, second)]
     decided, reason = depth_verdict(*ends, n_layers=n_layers)
     often = [
         f"{row['none_frequency']:.0%} at {checkpoint.id}"
@@ -114,12 +114,32 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
     return _Found(
         "carrier_layer",
         decided,
-        f"{reason}; {WITHOUT}",
+        "; ".join([reason, *(_from_halves(*each) for each in ((a, first), (b, second)))]),
         value=float(second["layer"] - first["layer"]),
         low=ends[1][0] - ends[0][1],
         high=ends[1][1] - ends[0][0],
         floor=max(high - low for low, high in ends),
     )
+
+
+def _layers(row: pd.Series) -> tuple[float, float]:
+    """The 95% interval of the carrier's layer over validation prompts, widened to what halves of the direction prompts
+    choose."""
+    known = row[["layer_half_low", "layer_half_high"]].dropna().astype(float).tolist()
+    low, high = float(row["layer_low"]), float(row["layer_high"])
+    return (min([low, *known]), max([high, *known])) if np.isfinite([low, high]).all() else (low, high)
+
+
+def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:
+    """What is said of the noise of the direction prompts in a carrier's layer."""
+    if pd.isna(row["n_halves"]):
+        return f"the noise of the direction prompts is not in the interval of {checkpoint.id}"
+    n = int(row["n_halves"])
+    if n < 2:
+        which = "neither" if n == 0 else "one only"
+        return f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}"
+    low, high = int(row["layer_half_low"]), int(row["layer_half_high"])
+    return f"halves of the direction prompts choose layers {low} and {high} at {checkpoint.id}"
 
 
 def _carrier_cosine(

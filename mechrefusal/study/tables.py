@@ -37,23 +37,26 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # `selection`: "kept by score", or "all prompts" where too few were kept.
     "directions": ("position", "token", "layer", "norm", "split_half_cosine", "n_harmful", "n_harmless", "selection"),
     # One row a scored candidate. `exact`: scored in float32 on every prompt; False where a screen put it out of the
-    # running. `win_frequency`: share of bootstraps over the validation prompts in which it is the carrier.
+    # running. `win_frequency`: share of bootstraps over the validation prompts in which it is the carrier. `half_wins`:
+    # by how many of two halves of the direction prompts it is (0 to 2), NaN where it was no contender.
     "carriers": (
         "position", "layer", "bypass", "induce", "kl", "exact", "admissible", "rejected_because", "winner",
-        "win_frequency",
+        "win_frequency", "half_wins",
     ),
     # One row an exactly scored candidate, measure (bypass, induce, kl) and validation prompt.
     "candidate_scores": ("position", "layer", "measure", "prompt_id", "value"),
     # One row a checkpoint: the winner, or NaN and the reason why there is none. Over bootstraps of the validation
     # prompts: `win_frequency` of the winner, `none_frequency` (share with no admissible candidate), `margin_*` (bypass
-    # of the runner-up minus that of the winner, 95% interval) and `layer_*` (95% interval of the winning layer).
+    # of the runner-up minus that of the winner, 95% interval) and `layer_low`, `layer_high` (95% interval of the
+    # winning layer). `layer_half_low`, `layer_half_high`: the layers that two halves of the direction prompts choose,
+    # NaN unless both of them do; `n_halves`: how many do.
     # `reference_*`: the candidate that the later measures look at: the carrier, or where there is none the one with
     # the lowest bypass (`reference_kind`: carrier, best candidate, none).
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
         "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
-        "margin_high", "layer_low", "layer_high", "n_bootstrap", "reference_kind", "reference_position",
-        "reference_layer",
+        "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
+        "reference_kind", "reference_position", "reference_layer",
     ),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
@@ -269,10 +272,11 @@ ADDED: dict[str, tuple[str, ...]] = {
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
     "openings": ("auc_held_out", "token_ids"),
-    "carriers": ("exact", "win_frequency"),
+    "carriers": ("exact", "win_frequency", "half_wins"),
     "carrier": (
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
-        "n_bootstrap", "reference_kind", "reference_position", "reference_layer",
+        "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
+        "reference_layer",
     ),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",

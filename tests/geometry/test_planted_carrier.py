@@ -6,12 +6,13 @@ constant that every embedding holds. All other weights are small noise.
 """
 
 import itertools
+import math
 
 import planted_model
 import pytest
 from planted_model import METRIC
 
-from mechrefusal import causal, geometry
+from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
@@ -98,6 +99,49 @@ def test_ablating_the_carrier_answers_and_adding_it_refuses(planted, halves):
     control = causal.random_like(r, seed=0)
     with causal.ablate(planted, control):
         assert (scores_of(planted, HARMFUL) > 0.5).all()
+
+
+def test_halves_of_the_direction_prompts_choose_as_by_hand(planted, halves):
+    """Each half's directions taken from its prompts, scored on the same candidates and chosen among."""
+    direction, validation = halves
+    directions = geometry.difference_in_means(planted, direction)
+    scores = geometry.score(planted, directions, validation, METRIC)
+    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, contenders=4)
+    wins = geometry.stability.bootstrap(scores, N_LAYERS).table["win_frequency"]
+    order = scores.table.assign(wins=wins).dropna().sort_values(["wins", "bypass"], ascending=[False, True])
+    rows = order.head(4)[["position", "layer"]].to_dict("records")
+    assert found.table["half_wins"].notna().sum() == 4
+    expected = dict.fromkeys([(row["position"], row["layer"]) for row in rows], 0)
+    layers = []
+    for start in (0, 1):
+        half = split(direction.harmful.texts[start::2], direction.harmless.texts[start::2])
+        own = geometry.difference_in_means(planted, half)
+        winner = carriers.select(geometry.score(planted, own, validation, METRIC, rows=rows), N_LAYERS).winner
+        expected[winner["position"], winner["layer"]] += 1
+        layers.append(winner["layer"])
+    chosen = found.table.dropna().set_index(["position", "layer"])["half_wins"]
+    assert chosen.to_dict() == expected
+    assert (found.n_halves, found.layer_low, found.layer_high) == (2, min(layers), max(layers))
+    assert found.layer_low == CARRIER_LAYER
+
+
+def test_halves_that_have_no_admissible_direction(planted, halves):
+    direction, validation = halves
+    directions = geometry.difference_in_means(planted, direction)
+    scores = geometry.score(planted, directions, validation, METRIC)
+    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, induce_threshold=1e9)
+    assert found.n_halves == 0
+    assert math.isnan(found.layer_low)
+    assert math.isnan(found.layer_high)
+    assert set(found.table["half_wins"].dropna()) == {0}
+    one = geometry.difference_in_means(planted, split(HARMFUL[:1], HARMLESS[:1]))  # the other half has no prompt
+    found = geometry.stability.split_half(
+        planted, one, validation, METRIC, geometry.score(planted, one, validation, METRIC)
+    )
+    assert found.n_halves == 1
+    assert math.isnan(found.layer_low)
+    with pytest.raises(MechrefusalError, match="contenders for halves of the direction prompts are 0: give at least 1"):
+        geometry.stability.split_half(planted, directions, validation, METRIC, scores, contenders=0)
 
 
 def test_shuffled_labels_have_no_such_carrier(planted, halves):

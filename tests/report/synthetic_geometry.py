@@ -33,18 +33,20 @@ def candidate_tables(rng: np.random.Generator, best: int, *, carries: bool) -> d
     ]
     if not allowed:
         gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
+        gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
         gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": None}
         found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
         gone |= {f"reference_{name}": value for name, value in found.items()}
         return {"carriers": rows, "candidate_scores": scores, "carrier": [{**gone, **row, "reason": NO_CARRIER}]}
     winner, *others = sorted(allowed, key=lambda r: r["bypass"])
-    winner |= {"winner": True, "win_frequency": 0.71}
+    winner |= {"winner": True, "win_frequency": 0.71, "half_wins": 1}
     for share, other in zip((0.14, 0.08, 0.03, 0.02), others, strict=False):
         other["win_frequency"] = share
     chosen = {name: winner[name] for name in ("position", "layer", "bypass", "induce", "kl", "win_frequency")}
     chosen |= {"margin": 0.42, "margin_low": 0.05, "margin_high": 0.9, "token": POSITIONS[winner["position"]]}
     chosen |= {"layer_low": winner["layer"] - 2, "layer_high": winner["layer"] + 1, "reference_kind": "carrier"}
     chosen |= {"reference_position": winner["position"], "reference_layer": winner["layer"], "reason": ""}
+    chosen |= {"n_halves": 2, "layer_half_low": winner["layer"] - 1, "layer_half_high": winner["layer"]}
     return {"carriers": rows, "candidate_scores": scores, "carrier": [{**chosen, **row}]}
 
 
@@ -70,6 +72,7 @@ def _candidate(rng: np.random.Generator, p: int, lay: int, best: int, *, carries
         "rejected_because": "; ".join(why) or (None if admissible else NO_CARRIER),
         "winner": False,
         "win_frequency": 0.0,
+        "half_wins": NAN,
     }
 
 

@@ -27,6 +27,7 @@ def test_carriers_say_what_was_only_screened_and_how_often_each_wins(checkpoint)
         text = figure.data[0].text[row.layer][positions.index(row.position)]
         assert ("only screened" in text) == (not row.exact)
         assert f"wins {row.win_frequency:.0%} of bootstraps" in text
+        assert ("chosen by 1 of 2 halves of the direction prompts" in text) == (row.half_wins == 1) == bool(row.winner)
     assert f"{(~table['exact'].astype(bool)).sum()} only screened" in figure.layout.title.subtitle.text
 
 

@@ -38,6 +38,16 @@ def test_a_carrier_is_said_with_its_certainty(small_run, page):
     assert f"the winning layer lies in {row['layer_low']:.0f} to {row['layer_high']:.0f} (95%)" in page.text
     assert "Its bypass is 0.42 nats [0.05, 0.90] below the runner-up's" in page.text
     assert "NOT a carrier" not in page.text
+    low, high = (f"layer {row[f'layer_half_{end}']:.0f}" for end in ("low", "high"))
+    among = "halves of the direction prompts, among the likeliest candidates"
+    assert f"Two {among}, choose {low} and {high}." in page.text
+    told = findings.stability({**row.to_dict(), "layer_half_low": row["layer_half_high"]})
+    assert told.endswith(f"choose {high}.")
+    for n, which in ((0, "neither has"), (1, "one only has")):
+        assert findings.stability({**row.to_dict(), "n_halves": n}).endswith(
+            f"Of two {among}, {which} an admissible one."
+        )
+    assert "halves" not in findings.stability({**row.to_dict(), "n_halves": float("nan")})
 
 
 def test_without_a_carrier_the_reference_is_named_and_is_not_one(small_run, base):

@@ -35,6 +35,11 @@ def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
     assert carriers.loc[carriers["winner"], ["position", "layer"]].to_numpy().tolist() == [
         [carrier["position"], carrier["layer"]]
     ]
+    # Every contender is admissible here, so that either half chooses one of them.
+    chosen = carriers[carriers["half_wins"] > 0]
+    assert carriers["half_wins"].notna().sum() == min(5, scored["exact"].sum())
+    assert chosen["half_wins"].sum() == carrier["n_halves"] == 2
+    assert (chosen["layer"].min(), chosen["layer"].max()) == (carrier["layer_half_low"], carrier["layer_half_high"])
     # Layer 0 of a template's tokens is the same for every prompt: no direction, no score, and the reason is given.
     assert (carriers.loc[carriers["layer"] == 0, "rejected_because"] == "a score is NaN").all()
 

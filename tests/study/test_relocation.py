@@ -251,7 +251,30 @@ def test_depth_of_a_carrier_that_is_mostly_none(often, expected, side):
     where = (BASE, SFT)[side].id
     said = f"no admissible candidate in 51% at {where} of the bootstraps over prompts; layers 8 to 10 and 2 to 4"
     assert found["reason"].startswith(said) == (expected == "cannot tell")
-    assert found["reason"].endswith("the noise of the direction prompts is not in these intervals")
+    assert found["reason"].endswith("the noise of the direction prompts is not in the interval of sft-step-00005")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected", "low", "high"),
+    [
+        ((9, 9), "moved", -8, -4),  # inside of the interval over validation prompts: nothing changes
+        ((7, 10), "moved", -8, -3),
+        ((4, 8), "cannot tell", -8, 0),
+        ((2, 12), "cannot tell", -10, 2),
+    ],
+)
+@pytest.mark.parametrize("side", [0, 1])
+def test_depth_has_the_noise_of_the_direction_prompts(chosen, expected, low, high, side):
+    halves = {"n_halves": 2, "layer_half_low": chosen[0], "layer_half_high": chosen[1]}
+    first, second = carrier((8, 10), **halves), carrier((2, 4), n_halves=0)
+    if side:
+        first, second, low, high = second, first, -high, -low
+    found = decide(first, second).loc["carrier_layer"]
+    assert (found["verdict"], found["low"], found["high"]) == (expected, low, high)
+    where, other = (BASE.id, SFT.id) if side == 0 else (SFT.id, BASE.id)
+    assert f"halves of the direction prompts choose layers {chosen[0]} and {chosen[1]} at {where}" in found["reason"]
+    assert f"neither of two halves of the direction prompts has a carrier at {other}" in found["reason"]
+    assert found["floor"] == max(10, chosen[1]) - min(8, chosen[0])
 
 
 def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():

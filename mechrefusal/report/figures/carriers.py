@@ -182,7 +182,7 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
 def _candidate(row: pd.Series | None, label: str) -> str:
     if row is None:
         return f"{label}<br>not scored"
-    why, wins = row.get("rejected_because"), row.get("win_frequency")
+    why, wins, halves = row.get("rejected_because"), row.get("win_frequency"), row.get("half_wins")
     won, allowed = (wording.is_true(row[flag]) for flag in ("winner", "admissible"))
     state = "the carrier" if won else "admissible" if allowed else "rejected"
     reason = "" if wording.is_missing(why) or not why else wording.for_plotly(why)
@@ -193,6 +193,7 @@ def _candidate(row: pd.Series | None, label: str) -> str:
             f"{state}: {reason}" if reason else state,
             "only screened: rough scores, cannot be the carrier" if _only_screened(row.get("exact")) else "",
             "" if wording.is_missing(wins) else f"wins {wording.percent(wins)} of bootstraps",
+            "" if wording.is_missing(halves) else f"chosen by {int(halves)} of 2 halves of the direction prompts",
         ]
     )
 
