@@ -6,6 +6,7 @@ Optimization, for cones.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import pandas as pd
 import torch
@@ -30,7 +31,7 @@ class ConeSettings:
 
     steps: optimiser steps. samples: directions of the cone drawn a step. batch: harmful prompts, and as many harmless
     ones, a step. learning_rate: of Adam, falling to zero linearly. ablation, addition, retain: weights of the losses
-    (the published ones). seed: of the start, the batches and the draws.
+    (see `learn_cone`). seed: of the start, the batches and the draws.
     """
 
     steps: int = 25
@@ -38,11 +39,16 @@ class ConeSettings:
     batch: int = 8
     learning_rate: float = 0.01
     ablation: float = 1.0
-    addition: float = 0.2
-    retain: float = 1.0
+    addition: float = 1.0
+    retain: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("ablation", "addition", "retain"):
+            if not 0 <= getattr(self, name) < inf:
+                raise MechrefusalError(
+                    f"the weight of a cone's loss '{name}' is {getattr(self, name):g}: give 0 or more"
+                )
         for name in ("steps", "samples", "batch"):
             if getattr(self, name) < 1:
                 raise MechrefusalError(f"a cone cannot be learned with {name}={getattr(self, name)}; give 1 at least")
@@ -84,6 +90,8 @@ def learn_cone(
     the first k rows, so that the first row is trained alone, and the first k rows are a cone of size k. (3) Adam's step
     is followed by an orthonormalisation (QR) and its rate falls to zero; the last basis is returned, not that of the
     lowest training loss, which here depends on the draw. What it does on other prompts is for `score_subspaces` to say.
+    (4) The weights are 1, 1 and 5, theirs 1, 0.2 and 1: with those, on these losses and SmolLM2, what is learned
+    changes harmless prompts more than a carrier may (KL 0.13) and adding it hardly makes them refused.
 
     Args:
         difference: the difference in means at the place where the cone starts.

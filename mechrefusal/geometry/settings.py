@@ -1,7 +1,7 @@
 """How far the geometry of a checkpoint is taken."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 from mechrefusal.errors import MechrefusalError
 
@@ -16,6 +16,8 @@ class GeometrySettings:
         n_bootstrap: resamples of the validation prompts for the carrier's stability.
         largest_subspace: subspaces of 1 to this many directions; 0 for none.
         cone_steps: optimiser steps of the learned cone; 0 for none.
+        cone_addition: weight of making harmless prompts refused when the cone is learned (ablation has weight 1).
+        cone_retain: weight of leaving the harmless prompts' next token as it is.
         n_dosed: prompts for the dose-response of ablation and addition; 0 for none.
         doses: coefficients of the dose-response.
         n_transferred: validation prompts for carriers at other checkpoints; 0 for none.
@@ -26,6 +28,8 @@ class GeometrySettings:
     n_bootstrap: int = 1000
     largest_subspace: int = 5
     cone_steps: int = 16
+    cone_addition: float = 1.0
+    cone_retain: float = 5.0
     n_dosed: int = 12
     doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     n_transferred: int = 32
@@ -37,5 +41,8 @@ class GeometrySettings:
         for name in ("largest_subspace", "cone_steps", "n_dosed", "n_transferred"):
             if getattr(self, name) < 0:
                 raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give 0 or more")
+        for name in ("cone_addition", "cone_retain"):
+            if not 0 <= getattr(self, name) < inf:
+                raise MechrefusalError(f"geometry {name} is {getattr(self, name):g}: give 0 or more")
         if not self.doses or not all(isfinite(dose) for dose in self.doses):
             raise MechrefusalError(f"geometry doses are {list(self.doses)}: give at least one finite coefficient")

@@ -178,7 +178,8 @@ def score_subspaces(
 
     bypass: mean refusal score on the harmful prompts with the subspace ablated. kl: mean KL(base ‖ ablated) of the
     next-token distribution on the harmless prompts, nats. induce: mean refusal score on the harmless prompts with
-    QQᵀr, the part of the difference in means in the subspace, added at its layer. What two families have in common is
+    QQᵀr, the part of the difference in means r in the subspace, added at its layer at the length of r: every family
+    gets the same dose, the random one too (as 2502.17420 scales its directions). What two families have in common is
     scored once.
 
     Args:
@@ -284,7 +285,8 @@ class _Spans:
         elif not part.norm() > RANK_TOLERANCE * self.difference.norm():
             reason = "the difference in means has no part in the subspace, so there is nothing to add"
         else:
-            induce = self.scorer.induced(part.float(), layer=self.layer).mean().item()
+            added = part * (self.difference.norm() / part.norm())
+            induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()
         return self._row(intervals.mean(ablated.harmful.tolist()), intervals.mean(ablated.kl.tolist()), induce, reason)
 
     def _nothing(self, reason: str) -> dict:

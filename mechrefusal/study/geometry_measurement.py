@@ -194,7 +194,9 @@ class GeometryMeasurement:
             subspaces.successive(harmful, harmless, largest=largest),
         ]
         if self.wanted.cone_steps:
-            settings = geometry.cones.ConeSettings(steps=self.wanted.cone_steps)
+            settings = geometry.cones.ConeSettings(
+                steps=self.wanted.cone_steps, addition=self.wanted.cone_addition, retain=self.wanted.cone_retain
+            )
             families.append(
                 geometry.cones.learn_cone(
                     self.model,

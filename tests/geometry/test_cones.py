@@ -118,6 +118,8 @@ def test_errors(tiny_hooked):
         learn_cone(tiny_hooked, normal(64), CONTRAST, METRIC, layer=7)
     with pytest.raises(MechrefusalError, match="steps=0"):
         ConeSettings(steps=0)
+    with pytest.raises(MechrefusalError, match="the weight of a cone's loss 'retain' is -1: give 0 or more"):
+        ConeSettings(retain=-1)
 
 
 class NoNumber(RefusalMetric):
@@ -140,7 +142,7 @@ def test_a_planted_direction_is_found_from_a_poor_start(planted):
     truth[gated.U[0]] = 6
     noise = normal(64, seed=4)
     start = truth + 6 * noise / noise.norm()
-    settings = ConeSettings(steps=30, learning_rate=0.05, addition=1.0)
+    settings = ConeSettings(steps=30, learning_rate=0.05, retain=1.0)
     cone = learn_cone(planted, start, direction, planted_model.METRIC, layer=layer, largest=2, settings=settings)
     families = [cone.subspace, Subspace("start", (start / start.norm())[None]), subspaces.random_subspace(2, 64)]
     found = score_subspaces(

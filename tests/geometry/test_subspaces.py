@@ -255,9 +255,10 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
         with causal.ablate(tiny_hooked, family.basis[:k]):
             bypass, after = run(harmful)[0], run(harmless)[1]
         kl = (base * ((base + 1e-6).log() - (after + 1e-6).log())).sum(1).numpy()
-        # The part of the difference in the subspace, by least squares.
+        # The part of the difference in the subspace, by least squares; as long as the difference.
         columns = family.basis[:k].T
         part = columns @ torch.linalg.lstsq(columns, difference[:, None]).solution[:, 0]
+        part = part / part.norm() * difference.norm()
         with causal.add(tiny_hooked, part.float(), layer=2):
             induce = run(harmless)[0].mean()
         expected = [bypass.mean(), induce, kl.mean()]

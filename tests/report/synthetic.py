@@ -78,6 +78,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
                 "compliance_tokens": json.dumps([" would", "\n", " think"]),
                 "coverage": 0.97 if carries else 0.41,
                 "auc": 0.99 if carries else float("nan"),
+                "auc_held_out": 0.964 if carries else None,
                 "n_refused": 60,
                 "n_answered": 60,
                 "note": "" if carries else f"AUC below 0.9 {HOSTILE[2]}",

@@ -50,6 +50,12 @@ def test_a_carrier_is_said_with_its_certainty(small_run, page):
     assert "halves" not in findings.stability({**row.to_dict(), "n_halves": float("nan")})
 
 
+def test_the_opening_has_its_held_out_auc(small_run, page, base):
+    known = tables.read("openings", small_run / "measurements" / "r2d2-step-00050").iloc[0]
+    assert f"AUC, held out{known['auc_held_out']:.3f}: of what one half of those completions chooses" in page.text
+    assert "AUC, held out–: of what one half" in base.text
+
+
 def test_without_a_carrier_the_reference_is_named_and_is_not_one(small_run, base):
     row = carrier(small_run, "base-step-00000")
     where = f"layer {row['reference_layer']:.0f}, position −{-row['reference_position']:.0f}"
