@@ -236,7 +236,7 @@ def verdict(found: Turn) -> tuple[Verdict, str]:
 
 
 def depth_verdict(a: tuple[float, float], b: tuple[float, float], *, n_layers: int) -> tuple[Verdict, str]:
-    """Whether the carrier's depth moved, from the two 95% bootstrap intervals of its layer.
+    """Whether the carrier's depth moved, from the two intervals of its layer (95% of bootstraps, or wider).
 
     Moved: the intervals do not overlap (the protocol's *relocated*). Not moved: together they span at most
     `SAME_DEPTH` of the layers, or one layer. Otherwise cannot tell, as for an interval that is NaN.

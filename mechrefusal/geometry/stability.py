@@ -1,6 +1,5 @@
 """How much a carrier depends on the prompts that chose it: those it was scored on, and those it was taken from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,13 +122,14 @@ def split_half(
     prune_layer_fraction: float = 0.2,
     *,
     contenders: int = CONTENDERS,
+    n: int = 1000,
 ) -> SplitHalf:
-    """Choose the carrier again by the directions of each half of the direction prompts: the noise floor of its place.
+    """Choose the carrier again by the directions of each half of the direction prompts.
 
     The halves are those of `Directions.halves` (twins stay together). They choose among the `contenders` exact
-    candidates that win most bootstraps over the validation prompts (then those of the lowest bypass); what half of the
-    prompts would make of the others is not asked. Half the prompts have more noise than all of them, so the floor is
-    on the wide side.
+    candidates that win most of `n` bootstraps over the validation prompts, of those that win alike the admissible ones
+    first, then those of the lowest bypass; what half of the prompts would make of all others is not asked. It is a
+    check, not an interval: the range of two halves covers what all prompts would choose about half the time.
 
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
@@ -143,7 +143,9 @@ def split_half(
     same_weights(model, directions)
     n_layers, thresholds = model.cfg.n_layers, (kl_threshold, induce_threshold, prune_layer_fraction)
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
-    places = _contenders(scores, bootstrap(scores, n_layers, *thresholds).table["win_frequency"], contenders)
+    judged = select(scores, n_layers, *thresholds).table
+    judged["wins"] = bootstrap(scores, n_layers, *thresholds, n=n).table["win_frequency"]
+    places = _contenders(judged, last_layer(n_layers, prune_layer_fraction))[:contenders]
     rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
     table.loc[places, "half_wins"] = 0.0
     if not rows:
@@ -161,11 +163,12 @@ def split_half(
     return SplitHalf(table, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan"))))
 
 
-def _contenders(scores: CarrierScores, wins: pd.Series, n: int) -> Sequence[int]:
-    """Rows of the `n` exact candidates that win most often, of those that win alike the lowest bypass first."""
-    exact = np.flatnonzero(scores.table["exact"].to_numpy(bool) & np.isfinite(scores.bypass).all(axis=1))
-    bypass = scores.table["bypass"].to_numpy(float)[exact]
-    return exact[np.lexsort((bypass, -wins.to_numpy(float)[exact]))][:n].tolist()
+def _contenders(judged: pd.DataFrame, limit: int) -> list[int]:
+    """Rows of exact candidates below layer `limit` with all scores, the likeliest first."""
+    whole = judged[["bypass", "induce", "kl"]].notna().all(axis=1) & judged["exact"].astype(bool)
+    rows = judged[whole & (judged["layer"] < limit)]
+    order = {"wins": False, "admissible": False, "bypass": True}
+    return rows.sort_values(list(order), ascending=list(order.values()), kind="stable").index.tolist()
 
 
 def _resamples(random: np.random.Generator, n: int, size: int) -> ndarray:

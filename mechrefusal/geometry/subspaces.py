@@ -32,6 +32,8 @@ ENOUGH = 0.9
 """Share of the best drop of the refusal score that the smallest subspace must reach."""
 RANK_TOLERANCE = 1e-6
 """Singular values below this share of the matrix' norm are rounding of the float32 activations."""
+LEAST_PART = 1e-3
+"""A part of the difference in means below this share of its length is not added at the length of the whole."""
 SAME_SPAN = 1e-10
 """Squared distance of two projectors that is rounding."""
 
@@ -282,8 +284,8 @@ class _Spans:
         part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
         if not self.difference.isfinite().all():
             reason = "the difference in means is not finite, so there is nothing to add"
-        elif not part.norm() > RANK_TOLERANCE * self.difference.norm():
-            reason = "the difference in means has no part in the subspace, so there is nothing to add"
+        elif not part.norm() > LEAST_PART * self.difference.norm():
+            reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
         else:
             added = part * (self.difference.norm() / part.norm())
             induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()

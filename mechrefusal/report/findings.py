@@ -41,7 +41,7 @@ def _halves(row: dict[str, Any]) -> str:
         return ""
     halves = "halves of the direction prompts, among the likeliest candidates"
     if row["n_halves"] < 2:
-        return f" Of two {halves}, {'neither has' if row['n_halves'] == 0 else 'one only has'} an admissible one."
+        return f" Of two {halves}, {'neither has' if row['n_halves'] == 0 else 'only one has'} an admissible one."
     low, high = (wording.whole(row[f"layer_half_{end}"]) for end in ("low", "high"))
     return f" Two {halves}, choose layer {low if low == high else f'{low} and layer {high}'}."
 

@@ -154,7 +154,7 @@ class GeometryMeasurement:
         self.carrier = found.winner
         if found.winner is not None:
             halves = geometry.stability.split_half(
-                self.model, directions, self.validation, self.metric, scores, **thresholds
+                self.model, directions, self.validation, self.metric, scores, **thresholds, n=self.wanted.n_bootstrap
             )
             table["half_wins"] = halves.table["half_wins"]
             row |= {"n_halves": halves.n_halves, "layer_half_low": halves.layer_low}

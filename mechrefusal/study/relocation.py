@@ -55,9 +55,9 @@ def relocation(
 
     carrier_layer: value = layers from the carrier at a to that at b, with the interval that the two intervals of the
     layer allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`. The intervals are those of the
-    bootstrap over validation prompts, widened to the layers that halves of the direction prompts choose; where these
-    are not known (earlier versions) the reason says so. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at
-    either.
+    bootstrap over validation prompts, widened to the layers that two halves of the direction prompts choose; where that
+    was not measured (earlier versions) the reason says so. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at
+    either, or a half has no admissible candidate.
     carrier_cosine (at the places of the two carriers), direction_cosine (last position, a's reference layer, or the
     mean over layers where there is none) and principal_angle (mean, degrees, between the spans of all positions at that
     layer): value = between a half of the prompts at one and the other half at the other; floor = what that would be had
@@ -67,11 +67,11 @@ def relocation(
     carrier does there: one model, one metric, the same prompts, so that neither a weaker refusal nor another metric is
     taken for a move. floor = the same share for a random direction at b. Moved: below `LOST`, the two intervals of the
     decrease exclude each other, and the decrease is less than what b's own place gives from either half of the
-    direction prompts: those intervals are over validation prompts alone. Halves have fewer prompts and so more noise
-    than the whole, which errs on the side of no move. Where halves are not known (earlier versions) that is not asked,
-    and the reason says so. Not moved: at least `HELD`, and its interval is clear of zero and of the random direction.
-    Cannot tell where either has no carrier, or b's own does not clearly lower the score; nor is it a move where a's
-    carrier does not clearly lower it at a.
+    direction prompts: those intervals are over validation prompts alone. Two halves are a check, not a bound, and the
+    choice of a's place is not in it. Where halves are not known that is not asked, and the reason says so. Not moved:
+    at least `HELD`, and its interval is clear of zero and of the random direction. Cannot tell where either has no
+    carrier, or b's own does not clearly lower the score; nor is it a move where a's carrier does not clearly lower it
+    at a.
     overall: `DECIDING` alone decide. Moved: one of the two moved, and the other does not say that nothing did. Not
     moved: the carrier's layer did not move, and the transfer does not say that it did. Otherwise, and where the two
     contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
@@ -111,6 +111,8 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
     if often:
         decided = "cannot tell"
         reason = f"no admissible candidate in {' and '.join(often)} of the bootstraps over prompts; {reason}"
+    if any(row["n_halves"] < 2 for row in (first, second)):  # NaN, where it was not measured, is not
+        decided = "cannot tell"
     return _Found(
         "carrier_layer",
         decided,
@@ -136,7 +138,7 @@ def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:
         return f"the noise of the direction prompts is not in the interval of {checkpoint.id}"
     n = int(row["n_halves"])
     if n < 2:
-        which = "neither" if n == 0 else "one only"
+        which = "neither" if n == 0 else "only one"
         return f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}"
     low, high = int(row["layer_half_low"]), int(row["layer_half_high"])
     return f"halves of the direction prompts choose layers {low} and {high} at {checkpoint.id}"

@@ -60,7 +60,8 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     ),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
-    # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts.
+    # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts; what is
+    # added for `induce` is the part of the difference in means in the subspace, at the length of the whole.
     # `share_of_best`: (baseline - bypass) / (baseline - lowest admissible bypass). `smallest`: the smallest admissible
     # k that reaches 90% of it.
     "subspaces": (
@@ -208,7 +209,8 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "source_score", "target_score", "n", "reason",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
-    # tell. `value` with its interval and `floor`, its noise: what the verdict rests on is in `reason`.
+    # tell. `value` with its interval (95% over prompts; that of `carrier_layer` widened to what two halves of the
+    # direction prompts choose) and `floor`, its noise: what the verdict rests on is in `reason`.
     "relocation": (
         "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
     ),

@@ -1,11 +1,15 @@
 """The bootstrap of the carrier against a plain loop, and what it must say of clear and of hopeless races."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mechrefusal import MechrefusalError
 from mechrefusal.geometry import carriers, stability
+from mechrefusal.geometry.directions import FOLDS, Directions
 from mechrefusal.geometry.scoring import CarrierScores
 
 
@@ -101,3 +105,67 @@ def test_nobody_is_admissible():
 def test_a_bootstrap_needs_resamples(noisy):
     with pytest.raises(MechrefusalError, match="at least 1"):
         stability.bootstrap(noisy, 10, n=0)
+
+
+HALVES = {
+    # bypass, induce and kl of the candidate at each layer by the directions of either half; all others score worse
+    "far apart": ([{1: (-3.0, 1.0, 0.0), 5: (-2.0, 1.0, 0.0)}, {1: (-1.0, 1.0, 0.0), 5: (-2.0, 1.0, 0.0)}], (1, 5)),
+    "one not admissible": ([{1: (-3.0, 1.0, 0.5), 5: (-2.0, 1.0, 0.0)}, {1: (-4.0, 1.0, 0.0)}], (1, 5)),
+    "one without any": ([{5: (-2.0, 1.0, 0.0)}, {1: (-4.0, -1.0, 0.0), 5: (-4.0, -1.0, 0.0)}], None),
+}
+
+
+def of_layers(layers):
+    """Scores of candidates that win in the order given: each of 20 prompts is the same, so that the first wins all."""
+    rows = [(-1.0 + 0.1 * number, 1.0, 0.01) for number in range(len(layers))]
+    return scores(*([[row[place]] * 20 for row in rows] for place in range(3)), layers=list(layers))
+
+
+def half_scored(monkeypatch, by_half, given, **settings):
+    """What `split_half` makes of scores put in by hand; also the layers that it asked for."""
+    sums = torch.ones((2, FOLDS, 1, 10, 2))
+    sums[0, ::2] = 3.0  # even folds: a difference of 2, odd ones: of 0
+    directions = Directions(
+        torch.ones(1, 10, 2), (-1,), ("t",), FOLDS, FOLDS, "w", sums, torch.ones((2, FOLDS), dtype=torch.long)
+    )
+    asked = []
+
+    def exactly(scorer, half, row):
+        which = 0 if half.values[0, row["layer"], 0] == 2 else 1
+        asked.append((which, row["layer"]))
+        default = (0.0, -1.0, 0.0)
+        return tuple(np.full(3, value) for value in by_half[which].get(row["layer"], default))
+
+    monkeypatch.setattr(stability, "exactly", exactly)
+    monkeypatch.setattr(stability, "Scorer", lambda *_: None)
+    model = SimpleNamespace(cfg=SimpleNamespace(n_layers=10), weights="w")
+    return stability.split_half(model, directions, None, None, given, **settings), asked
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_each_half_chooses_by_its_own_scores(monkeypatch, name):
+    by_half, expected = HALVES[name]
+    found, asked = half_scored(monkeypatch, by_half, of_layers([1, 5, 3]))
+    assert sorted(asked) == [(which, layer) for which in (0, 1) for layer in (1, 3, 5)]
+    wins = dict(zip(found.table["layer"], found.table["half_wins"], strict=True))
+    if expected is None:
+        assert found.n_halves == 1
+        assert np.isnan([found.layer_low, found.layer_high]).all()
+        assert wins == {1: 0, 5: 1, 3: 0}
+    else:
+        assert (found.n_halves, found.layer_low, found.layer_high) == (2, *expected)
+        assert wins == {1: 1, 5: 1, 3: 0}
+
+
+def test_contenders_are_the_likeliest(monkeypatch):
+    """The winner, then admissible runners-up, then what is not admissible; none that can not win."""
+    given = of_layers([4, 5, 6, 7, 2, 3, 9])
+    given.kl[4] = given.table.loc[4, "kl"] = 0.5  # layer 2: lowest bypass of all, KL too large
+    given.bypass[4] = given.table.loc[4, "bypass"] = -9.0
+    given.induce[5] = given.table.loc[5, "induce"] = np.nan
+    given.table.loc[3, "exact"] = False
+    given.bypass[3] = np.nan
+    _, asked = half_scored(monkeypatch, [{}, {}], given, contenders=3)
+    assert {layer for _, layer in asked} == {4, 5, 6}
+    _, asked = half_scored(monkeypatch, [{}, {}], given)
+    assert {layer for _, layer in asked} == {4, 5, 6, 2}, "not 3 (NaN), 7 (screened) or 9 (too late)"

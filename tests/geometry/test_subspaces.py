@@ -308,7 +308,7 @@ def test_rows_that_cannot_be_scored_say_why(tiny_hooked):
     reasons = found["reason"]
     assert "1 categories span" in reasons["categories", 2]
     assert "not finite" in reasons["cone", 2]
-    assert "no part in the subspace" in reasons["pca", 1]
+    assert "next to no part in the subspace" in reasons["pca", 1]
     assert "no more were given" in reasons["pca", 2]
     missing = found.loc[[("categories", 2), ("cone", 2), ("pca", 2)]]
     assert missing[["bypass", "bypass_low", "kl", "kl_high", "induce"]].isna().all(axis=None)

@@ -43,7 +43,7 @@ def test_a_carrier_is_said_with_its_certainty(small_run, page):
     assert f"Two {among}, choose {low} and {high}." in page.text
     told = findings.stability({**row.to_dict(), "layer_half_low": row["layer_half_high"]})
     assert told.endswith(f"choose {high}.")
-    for n, which in ((0, "neither has"), (1, "one only has")):
+    for n, which in ((0, "neither has"), (1, "only one has")):
         assert findings.stability({**row.to_dict(), "n_halves": n}).endswith(
             f"Of two {among}, {which} an admissible one."
         )

@@ -266,15 +266,30 @@ def test_depth_of_a_carrier_that_is_mostly_none(often, expected, side):
 @pytest.mark.parametrize("side", [0, 1])
 def test_depth_has_the_noise_of_the_direction_prompts(chosen, expected, low, high, side):
     halves = {"n_halves": 2, "layer_half_low": chosen[0], "layer_half_high": chosen[1]}
-    first, second = carrier((8, 10), **halves), carrier((2, 4), n_halves=0)
+    first, second = carrier((8, 10), **halves), carrier((2, 4))
     if side:
         first, second, low, high = second, first, -high, -low
     found = decide(first, second).loc["carrier_layer"]
     assert (found["verdict"], found["low"], found["high"]) == (expected, low, high)
     where, other = (BASE.id, SFT.id) if side == 0 else (SFT.id, BASE.id)
     assert f"halves of the direction prompts choose layers {chosen[0]} and {chosen[1]} at {where}" in found["reason"]
-    assert f"neither of two halves of the direction prompts has a carrier at {other}" in found["reason"]
+    assert f"the noise of the direction prompts is not in the interval of {other}" in found["reason"]
     assert found["floor"] == max(10, chosen[1]) - min(8, chosen[0])
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "neither of two halves"), (1, "only one of two halves")])
+@pytest.mark.parametrize("layers", [(2, 4), (9, 10)], ids=["moved", "not moved"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_half_without_a_carrier_leaves_its_depth_open(n, said, layers, side):
+    changes = [{}, {}]
+    changes[side] = {"n_halves": n}
+    first, second = carrier((8, 10), **changes[0]), carrier(layers, **changes[1])
+    found = decide(first, second).loc["carrier_layer"]
+    assert found["verdict"] == "cannot tell"
+    assert f"{said} of the direction prompts has a carrier at {(BASE, SFT)[side].id}" in found["reason"]
+    whole = {"n_halves": 2, "layer_half_low": 9, "layer_half_high": 9}
+    first, second = carrier((8, 10), **whole), carrier(layers)
+    assert decide(first, second).loc["carrier_layer", "verdict"] == ("moved" if layers == (2, 4) else "not moved")
 
 
 def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():

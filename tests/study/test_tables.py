@@ -47,3 +47,5 @@ def test_halves_are_added_to_the_transfer():
     half = {"decrease_half_low", "decrease_half_high"}
     assert half <= set(tables.columns("transfer"))
     assert half <= set(tables.ADDED["transfer"])
+    assert {"n_halves", "layer_half_low", "layer_half_high"} <= set(tables.ADDED["carrier"])
+    assert "half_wins" in tables.ADDED["carriers"]
