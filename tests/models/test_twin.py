@@ -219,14 +219,30 @@ def test_weights_that_differ_are_no_twin(fresh, monkeypatch, which):
     assert twin(fresh) is None, "it is tried out once"
 
 
-def test_rounding_of_a_few_unlikely_tokens_is_no_disagreement():
-    """As on SmolLM2 after eighteen steps of SFT: all but one of a million log-probabilities within 1e-5."""
+def test_rounding_at_a_sensitive_position_is_no_disagreement():
+    """As on SmolLM2 after eighteen steps of SFT: 3e-4 on average at one position of 24, and 1.4e-3 at most."""
     expected = torch.randn((2, 12, 2000), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     seen = expected.clone()
-    seen[1, 3, expected[1, 3].argmin()] += 0.01
+    seen[1, 3, ::2] += 5e-4
+    seen[1, 3, expected[1, 3].argmin()] += 2e-3
     assert twins.agree(seen, expected)
-    assert not twins.agree(expected + 0.002, expected)
-    assert not twins.agree(expected.index_fill(-1, torch.tensor([7]), float("nan")), expected)
+
+
+@pytest.mark.parametrize("where", ["everywhere", "one position", "one token", "the likeliest token", "not finite"])
+def test_what_rounding_does_not_explain_is_one(where):
+    expected = torch.randn((2, 12, 2000), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    seen = expected.clone()
+    if where == "everywhere":
+        seen += 0.002
+    elif where == "one position":
+        seen[1, 3] -= 0.002
+    elif where == "one token":
+        seen[..., 7] += 0.02
+    elif where == "the likeliest token":
+        seen[0, 5, expected[0, 5].argmax()] -= 0.02
+    else:
+        seen[0, 5, 3] = float("nan")
+    assert not twins.agree(seen, expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
