@@ -213,8 +213,13 @@ def test_transfer_is_source_by_target(run):
             assert wording.for_plotly(BROKEN) in text
             assert "halves" not in text
     dots = set(zip(figure.data[1].x, figure.data[1].y, strict=True))
-    clear = table["decrease_low"] > table["random_decrease"]
+    half = table["decrease_half_low"]
+    clear = (table["decrease_low"] > table["random_decrease"]) & ((half > table["random_decrease"]) | half.isna())
     assert 0 < clear.sum() < len(table)
+    noisy = figures.transfer(table.assign(decrease_half_low=table["random_decrease"] - 0.1))
+    assert len(noisy.data) == 1, "a half that does no more than a random direction"
+    unknown = figures.transfer(table.assign(decrease_half_low=float("nan")))
+    assert len(unknown.data[1].x) == (table["decrease_low"] > table["random_decrease"]).sum()
     assert len(dots) == clear.sum()
     # The prompts' own differences decide, whatever the scores' interval.
     assert len(figures.transfer(table.assign(decrease_low=table["random_decrease"])).data) == 1

@@ -19,8 +19,9 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     """Heatmap of a direction's effect at other checkpoints: x = target, y = source (table `transfer`).
 
     A dot marks effects that are clear of a random direction: the 95% interval of the change, prompt by prompt, excludes
-    the random one, on the side of more effect. The hover text has what the directions of two halves of the direction
-    prompts take away. A source with an asterisk has no carrier: its best candidate stands in.
+    the random one, on the side of more effect; under ablation the directions of both halves of the direction prompts
+    must also take away more. The hover text has what these do. A source with an asterisk has no carrier: its best
+    candidate stands in.
 
     Args:
         effect: `bypass`: the target's score on harmful prompts without intervention minus that with the direction
@@ -100,9 +101,12 @@ def _label(key: tuple[str, int]) -> str:
 
 
 def _is_clear(row: pd.Series, effect: str) -> bool:
-    """The paired interval of the change excludes what a random direction does; missing numbers never do."""
+    """The paired interval of the change excludes what a random direction does, as does each half of the direction
+    prompts where that is known; missing numbers never do."""
     if effect == "bypass":
-        low, random = row["decrease_low"], row["random_decrease"]
+        low, random, half = row["decrease_low"], row["random_decrease"], row["decrease_half_low"]
+        if not wording.is_missing(half) and not wording.is_missing(random) and not half > random:
+            return False
     else:
         low, random = row["rise_low"], row["random_induce"] - row["baseline_harmless"]
     return not wording.is_missing(low) and not wording.is_missing(random) and bool(low > random)
