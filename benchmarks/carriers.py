@@ -102,7 +102,7 @@ def main() -> None:
     limit = carriers.last_layer(model.cfg.n_layers)
     positions = directions.positions[-2:] if options.quick else directions.positions
     rows = carriers.candidates(directions, layers=range(1, limit, 2 if options.quick else 1), positions=positions)
-    rows = [row for row in rows if torch.isfinite(directions.at(row)).all() and directions.at(row).norm() > 0]
+    rows = [row for row in rows if models.is_direction(directions.at(row))]
     harmful, harmless = (
         [[*ids, *metric.opening] for ids in prompts.prompt_ids(model.tokenizer, texts)]
         for texts in (validation.harmful, validation.harmless)

@@ -18,7 +18,7 @@ from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import candidates, last_layer
 from mechrefusal.geometry.directions import Contrast, Directions, Texts
-from mechrefusal.models import RefusalMetric
+from mechrefusal.models import RefusalMetric, is_direction
 from mechrefusal.progress import track
 
 
@@ -177,7 +177,7 @@ def kl_divergence(
 def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
     direction = directions.at(row)
-    if not torch.isfinite(direction).all() or direction.norm() == 0:
+    if not is_direction(direction):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
     ablated = scorer.ablated(direction)
     induced = scorer.induced(direction, layer=int(row["layer"]))

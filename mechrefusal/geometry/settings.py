@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.geometry.cones import ConeSettings
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class GeometrySettings:
     n_bootstrap: int = 1000
     largest_subspace: int = 5
     cone_steps: int = 16
-    cone_addition: float = 1.0
-    cone_retain: float = 5.0
+    cone_addition: float = ConeSettings.addition
+    cone_retain: float = ConeSettings.retain
     n_dosed: int = 12
     doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     n_transferred: int = 32

@@ -75,15 +75,8 @@ def bootstrap(
     if n < 1:
         raise MechrefusalError(f"bootstraps of the carrier are {n}: give at least 1")
     table = scores.table[["position", "layer"]].reset_index(drop=True)
-    layers, positions = table["layer"].to_numpy(float), table["position"].to_numpy(float)
-    eligible = np.flatnonzero(
-        np.isfinite(scores.bypass).all(axis=1)
-        & np.isfinite(scores.induce).all(axis=1)
-        & np.isfinite(scores.kl).all(axis=1)
-        & (layers < last_layer(n_layers, prune_layer_fraction))
-    )
-    # In the order in which ties are decided, so that the first of the lowest is the winner.
-    eligible = eligible[np.lexsort((positions[eligible], layers[eligible]))]
+    layers = table["layer"].to_numpy(float)
+    eligible = _eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is the winner
     wins = np.zeros(len(table))
     nothing = float("nan"), float("nan")
     if not len(eligible) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
@@ -117,23 +110,23 @@ def split_half(
     validation: Contrast,
     metric: RefusalMetric,
     scores: CarrierScores,
+    drawn: Stability,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
     prune_layer_fraction: float = 0.2,
     *,
     contenders: int = CONTENDERS,
-    n: int = 1000,
 ) -> SplitHalf:
     """Choose the carrier again by the directions of each half of the direction prompts.
 
     The halves are those of `Directions.halves` (twins stay together). They choose among the `contenders` exact
-    candidates that win most of `n` bootstraps over the validation prompts, of those that win alike the admissible ones
+    candidates that win most of the bootstraps over validation prompts, of those that win alike the admissible ones
     first, then those of the lowest bypass; what half of the prompts would make of all others is not asked. It is a
     check, not an interval: the range of two halves covers what all prompts would choose about half the time.
 
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
-        scores: from `score` or `screened`; thresholds as in `carriers.select`.
+        scores: from `score` or `screened`; drawn: their `bootstrap`; thresholds as in `carriers.select`.
 
     Raises:
         MechrefusalError: directions of other weights, no prompts, or no contenders to choose among.
@@ -143,9 +136,11 @@ def split_half(
     same_weights(model, directions)
     n_layers, thresholds = model.cfg.n_layers, (kl_threshold, induce_threshold, prune_layer_fraction)
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
-    judged = select(scores, n_layers, *thresholds).table
-    judged["wins"] = bootstrap(scores, n_layers, *thresholds, n=n).table["win_frequency"]
-    places = _contenders(judged, last_layer(n_layers, prune_layer_fraction))[:contenders]
+    judged = select(scores, n_layers, *thresholds).table.assign(wins=drawn.table["win_frequency"])
+    order = {"wins": False, "admissible": False, "bypass": True}
+    eligible = judged.loc[_eligible(scores, n_layers, prune_layer_fraction)]
+    ranked = eligible.sort_values(list(order), ascending=list(order.values()), kind="stable")
+    places = ranked.index[:contenders].tolist()
     rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
     table.loc[places, "half_wins"] = 0.0
     if not rows:
@@ -163,12 +158,16 @@ def split_half(
     return SplitHalf(table, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan"))))
 
 
-def _contenders(judged: pd.DataFrame, limit: int) -> list[int]:
-    """Rows of exact candidates below layer `limit` with all scores, the likeliest first."""
-    whole = judged[["bypass", "induce", "kl"]].notna().all(axis=1) & judged["exact"].astype(bool)
-    rows = judged[whole & (judged["layer"] < limit)]
-    order = {"wins": False, "admissible": False, "bypass": True}
-    return rows.sort_values(list(order), ascending=list(order.values()), kind="stable").index.tolist()
+def _eligible(scores: CarrierScores, n_layers: int, prune_layer_fraction: float) -> ndarray:
+    """Rows of exact candidates that have all scores and are not too late, in the order in which ties are decided."""
+    layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))
+    rows = np.flatnonzero(
+        np.isfinite(scores.bypass).all(axis=1)
+        & np.isfinite(scores.induce).all(axis=1)
+        & np.isfinite(scores.kl).all(axis=1)
+        & (layers < last_layer(n_layers, prune_layer_fraction))
+    )
+    return rows[np.lexsort((positions[rows], layers[rows]))]
 
 
 def _resamples(random: np.random.Generator, n: int, size: int) -> ndarray:

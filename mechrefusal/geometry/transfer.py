@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from mechrefusal.causal import random_like
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.scoring import Scorer
-from mechrefusal.models import RefusalMetric
+from mechrefusal.models import RefusalMetric, is_direction
 from mechrefusal.progress import track
 
 CONTROL_SEED = 0
@@ -86,7 +85,7 @@ def transfer(
     random_bypass: float | None = None
     for name, one in track(list(found.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
-        if not _is_direction(one.direction):
+        if not is_direction(one.direction):
             spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
             randoms = ("random_bypass", "random_induce", "random_decrease")
             nothing = dict.fromkeys((*spread, "kl", *randoms, *HALVES), float("nan"))
@@ -119,15 +118,11 @@ def _by_half(scorer: Scorer, one: Found) -> dict[str, float]:
     """What ablation lowers by with either half's direction; its length does not matter."""
     # In the precision of the whole, in which a half may be too small or too large to be one.
     halves = None if one.halves is None else one.halves.to(one.direction)
-    if halves is None or not all(map(_is_direction, halves)):
+    if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
     before = scorer.base.harmful.mean().item()
     found = [before - scorer.bypassed(half).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(found), strict=True))
-
-
-def _is_direction(direction: Float[Tensor, " d_model"]) -> bool:
-    return bool(torch.isfinite(direction).all() and direction.norm() > 0)
 
 
 def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from mechrefusal.models.checkpoint import Checkpoint, hash_weights
 from mechrefusal.models.forward import TokenBatch, end_tokens, generate, head_cache, last_logits
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
 from mechrefusal.models.refusal_metric import ForcedOpenings, RefusalMetric, rd_score, rd_tokens
-from mechrefusal.models.residual_stream import require_direction, require_layers, wanted_layers
+from mechrefusal.models.residual_stream import is_direction, require_direction, require_layers, wanted_layers
 from mechrefusal.models.sources import cache_folder, fetch
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "generate",
     "hash_weights",
     "head_cache",
+    "is_direction",
     "last_logits",
     "load_causal_lm",
     "load_hooked",

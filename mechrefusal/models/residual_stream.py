@@ -28,6 +28,11 @@ def wanted_layers(model, layers: Sequence[int] | None, doing: str) -> list[int]:
     return wanted
 
 
+def is_direction(direction: Tensor) -> bool:
+    """Whether it points anywhere: finite and not zero."""
+    return bool(torch.isfinite(direction).all() and direction.norm() > 0)
+
+
 def require_direction(model, direction: Tensor) -> None:
     """Raise `MechrefusalError` for a direction of another width, one that is not finite, or zero."""
     if direction.ndim != 1 or len(direction) != model.cfg.d_model:
@@ -35,5 +40,5 @@ def require_direction(model, direction: Tensor) -> None:
             f"direction has shape {tuple(direction.shape)}, the residual stream here has width {model.cfg.d_model}; "
             "use a direction of the same model"
         )
-    if not torch.isfinite(direction).all() or direction.norm() == 0:
+    if not is_direction(direction):
         raise MechrefusalError("direction is zero or not finite; it points nowhere and cannot be used")

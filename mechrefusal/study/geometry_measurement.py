@@ -152,20 +152,22 @@ class GeometryMeasurement:
             )
         }  # fmt: skip
         self.carrier = found.winner
-        if found.winner is not None:
-            halves = geometry.stability.split_half(
-                self.model, directions, self.validation, self.metric, scores, **thresholds, n=self.wanted.n_bootstrap
-            )
-            table["half_wins"] = halves.table["half_wins"]
-            row |= {"n_halves": halves.n_halves, "layer_half_low": halves.layer_low}
-            row["layer_half_high"] = halves.layer_high
-        self.add("carriers", table)
         if found.winner is None:
             row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
         else:
             row |= {name: found.winner[name] for name in carriers.COLUMNS}
             row["token"] = directions.tokens[directions.row(int(found.winner["position"]))]
             row["win_frequency"] = table.loc[found.winner.name, "win_frequency"]
+            halves = geometry.stability.split_half(
+                self.model, directions, self.validation, self.metric, scores, stability, **thresholds
+            )
+            table["half_wins"] = halves.table["half_wins"]
+            row |= {
+                "n_halves": halves.n_halves,
+                "layer_half_low": halves.layer_low,
+                "layer_half_high": halves.layer_high,
+            }
+        self.add("carriers", table)
         self.reference = _reference(table)
         if self.reference is not None:
             row["reference_kind"] = self.reference.kind

@@ -128,8 +128,7 @@ def _layers(row: pd.Series) -> tuple[float, float]:
     """The 95% interval of the carrier's layer over validation prompts, widened to what halves of the direction prompts
     choose."""
     known = row[["layer_half_low", "layer_half_high"]].dropna().astype(float).tolist()
-    low, high = float(row["layer_low"]), float(row["layer_high"])
-    return (min([low, *known]), max([high, *known])) if np.isfinite([low, high]).all() else (low, high)
+    return float(np.min([row["layer_low"], *known])), float(np.max([row["layer_high"], *known]))
 
 
 def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:

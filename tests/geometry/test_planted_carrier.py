@@ -106,8 +106,9 @@ def test_halves_of_the_direction_prompts_choose_as_by_hand(planted, halves):
     direction, validation = halves
     directions = geometry.difference_in_means(planted, direction)
     scores = geometry.score(planted, directions, validation, METRIC)
-    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, contenders=4)
-    wins = geometry.stability.bootstrap(scores, N_LAYERS).table["win_frequency"]
+    drawn = geometry.stability.bootstrap(scores, N_LAYERS)
+    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, contenders=4)
+    wins = drawn.table["win_frequency"]
     order = scores.table.assign(wins=wins).dropna().sort_values(["wins", "bypass"], ascending=[False, True])
     rows = order.head(4)[["position", "layer"]].to_dict("records")
     assert found.table["half_wins"].notna().sum() == 4
@@ -129,19 +130,21 @@ def test_halves_that_have_no_admissible_direction(planted, halves):
     direction, validation = halves
     directions = geometry.difference_in_means(planted, direction)
     scores = geometry.score(planted, directions, validation, METRIC)
-    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, induce_threshold=1e9)
+    drawn = geometry.stability.bootstrap(scores, N_LAYERS, induce_threshold=1e9)
+    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, induce_threshold=1e9)
     assert found.n_halves == 0
     assert math.isnan(found.layer_low)
     assert math.isnan(found.layer_high)
     assert set(found.table["half_wins"].dropna()) == {0}
     one = geometry.difference_in_means(planted, split(HARMFUL[:1], HARMLESS[:1]))  # the other half has no prompt
+    own = geometry.score(planted, one, validation, METRIC)
     found = geometry.stability.split_half(
-        planted, one, validation, METRIC, geometry.score(planted, one, validation, METRIC)
+        planted, one, validation, METRIC, own, geometry.stability.bootstrap(own, N_LAYERS)
     )
     assert found.n_halves == 1
     assert math.isnan(found.layer_low)
     with pytest.raises(MechrefusalError, match="contenders for halves of the direction prompts are 0: give at least 1"):
-        geometry.stability.split_half(planted, directions, validation, METRIC, scores, contenders=0)
+        geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, contenders=0)
 
 
 def test_shuffled_labels_have_no_such_carrier(planted, halves):

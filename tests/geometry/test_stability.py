@@ -139,7 +139,8 @@ def half_scored(monkeypatch, by_half, given, **settings):
     monkeypatch.setattr(stability, "exactly", exactly)
     monkeypatch.setattr(stability, "Scorer", lambda *_: None)
     model = SimpleNamespace(cfg=SimpleNamespace(n_layers=10), weights="w")
-    return stability.split_half(model, directions, None, None, given, **settings), asked
+    drawn = stability.bootstrap(given, 10)
+    return stability.split_half(model, directions, None, None, given, drawn, **settings), asked
 
 
 @pytest.mark.parametrize("name", HALVES)

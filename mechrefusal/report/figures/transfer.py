@@ -104,12 +104,11 @@ def _is_clear(row: pd.Series, effect: str) -> bool:
     """The paired interval of the change excludes what a random direction does, as does each half of the direction
     prompts where that is known; missing numbers never do."""
     if effect == "bypass":
-        low, random, half = row["decrease_low"], row["random_decrease"], row["decrease_half_low"]
-        if not wording.is_missing(half) and not wording.is_missing(random) and not half > random:
-            return False
+        half = row["decrease_half_low"]
+        random, low = row["random_decrease"], [row["decrease_low"], *([] if wording.is_missing(half) else [half])]
     else:
-        low, random = row["rise_low"], row["random_induce"] - row["baseline_harmless"]
-    return not wording.is_missing(low) and not wording.is_missing(random) and bool(low > random)
+        random, low = row["random_induce"] - row["baseline_harmless"], [row["rise_low"]]
+    return not any(map(wording.is_missing, [random, *low])) and bool(min(low) > random)
 
 
 def _cell(row: pd.Series) -> str:
