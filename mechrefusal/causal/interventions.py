@@ -28,6 +28,7 @@ from mechrefusal.causal.operations import (
 )
 from mechrefusal.causal.plain import PlainModel
 from mechrefusal.causal.positions import Pass, Positions
+from mechrefusal.causal.reference import Reference
 from mechrefusal.models.twin import Site, bridge_hooks
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Clamp",
     "Intervention",
     "Patch",
+    "Reference",
     "ablate",
     "add",
     "clamp",
@@ -53,13 +55,18 @@ def ablate(
     *,
     dose: float = 1.0,
     positions: Positions | None = None,
+    reference: Reference | None = None,
 ) -> AbstractContextManager[None]:
-    """Project a direction, or a subspace, out of the residual stream while open; see `Ablation`.
+    """Take a direction, or a subspace, out of the residual stream while open; see `Ablation`.
+
+    Args:
+        reference: what its part is set to, as `geometry.Directions.reference` gives it: the mean of harmless prompts,
+            or (which induces refusal) that of harmful ones; None: zero, as published.
 
     Raises:
-        MechrefusalError: a direction of another width, not finite, or zero.
+        MechrefusalError: a direction of another width, not finite, or zero; a reference of another model.
     """
-    return intervened(model, Ablation(directions, dose, positions))
+    return intervened(model, Ablation(directions, dose, positions, reference))
 
 
 def add(

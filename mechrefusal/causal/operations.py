@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.causal.reference import Reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_direction, require_layers
 from mechrefusal.models.twin import Edit, Site
@@ -24,22 +25,31 @@ SITES: tuple[Site, ...] = (*STREAM_SITES, "z", "mlp_post")
 
 @dataclass(frozen=True)
 class Ablation:
-    """Directions projected out of everything that is written to the residual stream.
+    """Directions taken out of the residual stream: their part is set to a `reference`, by default to zero.
 
-    x − dose · QQᵀx, Q an orthonormal basis of `directions`. At dose 1 it is done at resid_pre, attn_out and mlp_out of
-    every layer (Arditi et al., 2406.11717, eq. 4, at the sites of their code). Any other dose is taken of every write
-    once (the embedding, attn_out, mlp_out), so that the residual stream keeps 1 − dose of its part along Q at every
-    layer; at dose 1 the two are the same. `positions`: where, by default everywhere.
+    Without a reference: x − dose · QQᵀx, Q an orthonormal basis of `directions`. At dose 1 it is done at resid_pre,
+    attn_out and mlp_out of every layer (Arditi et al., 2406.11717, eq. 4, at the sites of their code). Any other dose
+    is taken of every write once (the embedding, attn_out, mlp_out), so that the residual stream keeps 1 − dose of its
+    part along Q at every layer; at dose 1 the two are the same.
+
+    With one: x − dose · QQᵀ(x − r), r the reference's mean of the layer, at resid_pre from its first layer on (affine
+    concept editing; see `Reference`). Set to the mean of harmful prompts it induces refusal instead.
+
+    `positions`: where, by default everywhere.
     """
 
     directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]
     dose: float = 1.0
     positions: Positions | None = None
+    reference: Reference | None = None
 
-    first_layer = 0
+    @property
+    def first_layer(self) -> int:
+        """Layers below it are what they are without the intervention."""
+        return 0 if self.reference is None else self.reference.first_layer
 
     def check(self, model) -> None:
-        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; or for none at all."""
+        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; none; a reference of none."""
         rows = self.directions[None] if self.directions.ndim == 1 else self.directions
         if len(rows) == 0:
             raise MechrefusalError("no direction to ablate: give one direction, or a subspace of at least one row")
@@ -47,11 +57,16 @@ class Ablation:
             require_direction(model, row.detach())
         _require_finite("dose of an ablation", self.dose)
         check_positions(self.positions)
+        if self.reference is not None:
+            self.reference.check(model)
 
     def edits(self, model, passing: Pass | None = None) -> list[Edit]:
         """What is done, site by site."""
         basis = orthonormal(self.directions).to(model.cfg.device)
         dose = self.dose
+        if self.reference is not None:
+            held = self.reference.held(basis, dose=dose)
+            return [(layer, "resid_pre", at_positions(edit, self.positions, passing)) for layer, edit in held]
 
         def project_out(activation: Tensor) -> Tensor:
             q = basis.to(activation)

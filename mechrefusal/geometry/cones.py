@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 from mechrefusal import prompts
 from mechrefusal.causal.interventions import Ablation, Addition
 from mechrefusal.causal.passes import Passes
+from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.scoring import kl_divergence
@@ -75,6 +76,7 @@ def learn_cone(
     layer: int,
     largest: int = LARGEST,
     settings: ConeSettings | None = None,
+    references: References | None = None,
 ) -> Cone:
     """Learn a nested cone of `largest` directions from the difference in means and random directions.
 
@@ -98,6 +100,8 @@ def learn_cone(
         difference: the difference in means at the place where the cone starts.
         contrast: training prompts; validation prompts must be others.
         layer: where directions are added.
+        references: what directions are ablated to, and set to instead of being added, as `Directions.references` gives
+            it; None: zero, and +‖r‖ · v.
 
     Returns:
         The cone, as family "cone". The same seed gives the same cone.
@@ -109,7 +113,8 @@ def learn_cone(
     require_direction(model, difference.detach())
     require_layers(model, [layer])
     generator = torch.Generator().manual_seed(settings.seed)
-    losses = _Losses(model, contrast, metric, layer, float(difference.double().norm()), settings.batch, generator)
+    length = float(difference.double().norm())
+    losses = _Losses(model, contrast, metric, layer, length, settings.batch, generator, references)
     start = torch.randn((min(largest, len(difference)), len(difference)), generator=generator, dtype=torch.float64)
     start[0] = difference.double().cpu()
     basis = _orthonormal_rows(start).requires_grad_()
@@ -157,7 +162,9 @@ class _Losses:
         length: float,
         batch: int,
         generator: torch.Generator,
+        references: References | None = None,
     ) -> None:
+        self.references = references
         harmful, harmless = (prompts.prompt_ids(model.tokenizer, s) for s in (contrast.harmful, contrast.harmless))
         if not harmful or not harmless:
             raise MechrefusalError(
@@ -175,8 +182,14 @@ class _Losses:
             self.ready[number] = _Batch.of(self.model, *self.pairs[number], self.metric)
         batch, metric = self.ready[number], self.metric
         unit = direction / direction.norm()
-        ablated = batch.both.logits(Ablation(unit))
-        added = batch.harmless.logits(Addition((self.length * unit).float(), self.layer))
+        ends = self.references
+        inducing = (
+            Addition((self.length * unit).float(), self.layer)
+            if ends is None
+            else Ablation(unit, reference=ends.harmful)
+        )
+        ablated = batch.both.logits(Ablation(unit, reference=ends.harmless if ends else None))
+        added = batch.harmless.logits(inducing)
         following = ablated[0][batch.n_harmful :, 0].log_softmax(-1)
         return {
             "ablation": softplus(metric.of_runs(ablated)[: batch.n_harmful]).mean(),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechrefusal import intervals, prompts
 from mechrefusal.causal import Ablation, Addition, Intervention, Passes, random_like
+from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
@@ -42,6 +43,7 @@ def harmfulness_refusal_coupling(
     position: int = -1,
     n_prompts: int = 32,
     readings: Readings | None = None,
+    reference: str = HARMLESS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How the harmfulness direction and the refusal direction hang together, at every layer and in what they do.
@@ -55,8 +57,10 @@ def harmfulness_refusal_coupling(
     bootstrap as well, so that its interval holds the spread but not this pull.
 
     In behaviour (layer −1), with the directions of `layer`:
-    `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation.
-    `add_…_on_refusal`: the same on harmless prompts with +1 · direction added at `layer`.
+    `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation to the harmless
+    mean from `layer` on, each direction's at the position where it is taken (`reference` "zero": to zero everywhere).
+    `add_…_on_refusal`: the same on harmless prompts set to the harmful mean ("zero": with +1 · direction added at
+    `layer`).
     `ablate_…_on_harmfulness`: change of how far harmful and harmless prompts lie apart along the harmfulness direction
     of a later layer (halfway to the last one), at the last instruction token, in pooled standard deviations. These
     units do not saturate as an AUC does, and do not shrink because the ablated direction has a part along the read one.
@@ -69,6 +73,7 @@ def harmfulness_refusal_coupling(
         layer: layer of the directions that are ablated and added.
         n_prompts: harmful and harmless validation prompts used at most.
         readings: activations of `contrast` at the same `position`, where they were taken already.
+        reference: what is ablated to, "harmless" or "zero" (see `causal.Reference`).
 
     Returns:
         One row a measure and layer, in the columns of the table `coupling`. `low`, `high`: 95% interval over
@@ -97,11 +102,21 @@ def harmfulness_refusal_coupling(
         prompts.prompt_ids(model.tokenizer, list(texts)[:n_prompts])
         for texts in (validation.harmful, validation.harmless)
     ]
+    require_reference(reference)
+    ends = [found.references(place, layer) if reference == HARMLESS else None for place in range(2)]
+    controls = [random_like(one, seed=seed) for one in directions]
+    ablated = [
+        Ablation(one, reference=end.harmless if end else None)
+        for one, end in zip((*directions, controls[0]), (*ends, ends[0]), strict=True)
+    ]
+    added: list[Intervention] = [
+        Addition(one, layer) if end is None else Ablation(one, reference=end.harmful)
+        for one, end in zip((*directions, *controls), (*ends, *ends), strict=True)
+    ]
+    read = (found.positions[0], later), found.directions(later)[0]
     effects = [
-        *_on_refusal(model, asked[0], asked[1], metric, directions, layer, random, seed),
-        *_on_harmfulness(
-            model, asked[0], asked[1], directions, (found.positions[0], later), found.directions(later)[0], random, seed
-        ),
+        *_on_refusal(model, asked[0], asked[1], metric, ablated, added, random),
+        *_on_harmfulness(model, asked[0], asked[1], ablated, *read, random),
     ]
     return pd.DataFrame(rows + [effect | {"layer": NO_LAYER} for effect in effects])
 
@@ -186,19 +201,16 @@ def _on_refusal(
     harmful: Prompts,
     harmless: Prompts,
     metric: RefusalMetric,
-    directions: Float[Tensor, "two d_model"],
-    layer: int,
+    ablated: Sequence[Intervention],
+    added: Sequence[Intervention],
     random: np.random.Generator,
-    seed: int,
 ) -> list[dict]:
-    """Effects on the refusal score: of ablation on harmful prompts, of addition on harmless ones."""
-    ablated = [Ablation(one) for one in (*directions, random_like(directions[0], seed=seed))]
+    """Effects on the refusal score: of ablation on harmful prompts, of addition on harmless ones; controls last."""
     found = _changes(model, harmful, metric, ablated)
     rows = [
         _effect(f"ablate_{name}_on_refusal", found, index, 2, "harmful", random) for index, name in enumerate(NAMES)
     ]
-    added = [*directions, *(random_like(one, seed=seed) for one in directions)]
-    found = _changes(model, harmless, metric, [Addition(one, layer) for one in added])
+    found = _changes(model, harmless, metric, added)
     return rows + [
         _effect(f"add_{name}_on_refusal", found, index, 2 + index, "harmless", random)
         for index, name in enumerate(NAMES)
@@ -234,11 +246,10 @@ def _on_harmfulness(
     model,
     harmful: Prompts,
     harmless: Prompts,
-    directions: Float[Tensor, "two d_model"],
+    ablated: Sequence[Intervention],
     place: Place,
     read: Float[Tensor, " d_model"],
     random: np.random.Generator,
-    seed: int,
 ) -> list[dict]:
     """Effects of ablation on how far harmful and harmless prompts lie apart along `read` at `place`."""
     measures = [f"ablate_{name}_on_harmfulness" for name in NAMES]
@@ -250,7 +261,7 @@ def _on_harmfulness(
         return [resampling.missing(measure, sum(sizes), why) for measure in measures]
     unit = (read / read.norm()).double()
     projected = []
-    for one in (None, *(Ablation(one) for one in directions), Ablation(random_like(directions[0], seed=seed))):
+    for one in (None, *ablated):
         found = collect(model, [*harmful, *harmless], [place], under=one)[:, 0]
         projected.append((found.double() @ unit).numpy())
     base, control = projected[0], projected[3]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechrefusal import prompts
+from mechrefusal.causal.reference import HARMLESS, Reference, References, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.geometry.activations import stream
@@ -22,6 +23,9 @@ from mechrefusal.geometry.activations import stream
 FOLDS = 16
 """Prompt i of each class belongs to fold i % 16, or where prompts are twins, the i-th twins do (`Directions.paired`);
 an even number, so that even folds are the even prompts."""
+
+SIDES = ("harmful", "harmless")
+"""Order of the two in `Directions.sums` and `Directions.counts`."""
 
 VARIES = "…"
 """Stands in `Directions.tokens` for a position at which the prompts have different tokens."""
@@ -110,6 +114,54 @@ class Directions:
                 total.add_(each, alpha=weight)
             means.append(total / (counts * weights).sum())
         return means[0] - means[1]
+
+    def mean(self, side: Literal["harmful", "harmless"]) -> Float[Tensor, "position layer d_model"]:
+        """Mean of resid_pre over the harmful or the harmless prompts, float64."""
+        number = SIDES.index(side)
+        total = self.sums[number].sum(dim=0, dtype=torch.float64)
+        return total / self.counts[number].sum()
+
+    @property
+    def zero_distance(self) -> Float[Tensor, "position layer"]:
+        """Where zero lies along each direction, float64: 0 is the harmless mean, 1 the harmful one.
+
+        −(r⁻·r)/‖r‖², r⁻ the harmless mean: the distance from it to zero along r, in units of ‖r‖. RD's ablation takes
+        every prompt there. NaN where the direction is zero.
+        """
+        r = self.values.double()
+        return -(self.mean("harmless") * r).sum(-1) / r.square().sum(-1)
+
+    def reference(self, candidate, name: str = HARMLESS, *, coefficient: float | None = None) -> Reference | None:
+        """What ablating the direction at `candidate` (a row with `position` and `layer`) leaves, from its layer on.
+
+        Args:
+            name: "harmless", the mean of the harmless prompts at that position, layer by layer; or "zero": None, which
+                is how an ablation is told zero.
+            coefficient: how far from the harmless mean (0) towards the harmful one (1): r⁻ + coefficient · r of every
+                layer. 0 takes refusal out, 1 puts it in.
+
+        Raises:
+            MechrefusalError: another name; a position that was not measured; a coefficient of zero's.
+        """
+        require_reference(name)
+        if name != HARMLESS:
+            if coefficient is not None:
+                raise MechrefusalError(
+                    f"a coefficient of {coefficient:g} needs the reference '{HARMLESS}', not '{name}'"
+                )
+            return None
+        row, layer = self.row(int(candidate["position"])), int(candidate["layer"])
+        means, share = self.mean("harmless")[row], coefficient or 0.0
+        if share:
+            means = means + share * self.values[row].double()
+        words = {0.0: "harmless mean", 1.0: "harmful mean"}
+        said = words.get(share, f"harmless mean + {share:g} of the way to the harmful one")
+        return Reference(said, means, layer)
+
+    def references(self, candidate, name: str = HARMLESS) -> References | None:
+        """Both ends of the direction at `candidate` (see `reference`); None for "zero"."""
+        ends = [self.reference(candidate, name, coefficient=c if name == HARMLESS else None) for c in (0.0, 1.0)]
+        return None if ends[0] is None or ends[1] is None else References(ends[0], ends[1])
 
     def of_positions(self, positions: Sequence[int]) -> "Directions":
         """The directions at some of the positions, in the order given.

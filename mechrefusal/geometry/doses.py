@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechrefusal import intervals, prompts
 from mechrefusal.causal import Ablation, Addition, AnswerPasses, Intervention, random_like
+from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.directions import Texts
@@ -49,13 +50,16 @@ def dose_response(
     answers: Sequence[Sequence[int]] | None = None,
     coefficients: Sequence[float] = COEFFICIENTS,
     control_seed: int = 0,
+    references: References | None = None,
 ) -> Doses:
     """Ablate and add a direction by degrees; measure refusal, and what it costs on harmless prompts.
 
-    Interventions: ablate takes `coefficient` times the direction's part out of the residual stream (1 is the ablation
-    of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); add adds `coefficient` times the direction at
-    `layer` (eq. 3). ablate_random and add_random do the same with a random direction of the same norm, at every other
-    coefficient, both ends and 0. Coefficient 0 is no intervention, taken once.
+    Interventions without `references`: ablate takes `coefficient` times the direction's part out of the residual stream
+    (1 is the ablation of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); add adds `coefficient`
+    times the direction at `layer` (eq. 3). With them: ablate takes the part `coefficient` of the way to the harmless
+    mean, add that far to the harmful one, from `layer` on (2411.09003; 1 goes all the way, 0 nowhere). ablate_random
+    and add_random do the same with a random direction of the same norm, at every other coefficient, both ends and 0.
+    Coefficient 0 is no intervention, taken once.
 
     Measures: refusal_harmful and refusal_harmless (mean refusal score, nats), refused_harmless (share of the harmless
     prompts with a score above 0), loss_harmless (cross-entropy of the model's own greedy answers to the harmless
@@ -75,6 +79,7 @@ def dose_response(
         answers: the model's own answers to the harmless prompts (token ids without the end token); by default
             generated, `ANSWER_TOKENS` tokens at most.
         coefficients: 0 is added where it is missing.
+        references: both ends of the direction, as `Directions.references` gives them; None: zero, and addition.
 
     Returns:
         `table` in the columns of the table `doses`, `area` in those of `utility_coupling`. Intervals are 95% over
@@ -97,11 +102,20 @@ def dose_response(
     response = _Response(model, harmful, harmless, metric, answers)
     control = random_like(direction, seed=control_seed)
     coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
+
+    def ablation(given: Tensor, dose: float) -> Intervention:
+        return Ablation(given, dose, reference=references.harmless if references else None)
+
+    def addition(given: Tensor, dose: float) -> Intervention:
+        if references is None:
+            return Addition(given, layer, dose)
+        return Ablation(given, dose, reference=references.harmful)
+
     plans: dict[str, list[Intervention | None]] = {
-        "ablate": [Ablation(direction, c) if c else None for c in grid],
-        "add": [Addition(direction, layer, c) if c else None for c in grid],
-        "ablate_random": [Ablation(control, c) if c else None for c in coarse],
-        "add_random": [Addition(control, layer, c) if c else None for c in coarse],
+        "ablate": [ablation(direction, c) if c else None for c in grid],
+        "add": [addition(direction, c) if c else None for c in grid],
+        "ablate_random": [ablation(control, c) if c else None for c in coarse],
+        "add_random": [addition(control, c) if c else None for c in coarse],
     }
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     work = [(name, intervention) for name, plan in plans.items() for intervention in plan]

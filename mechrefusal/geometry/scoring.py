@@ -1,6 +1,7 @@
-"""What ablating and adding a direction does on validation prompts: bypass, induce and KL, prompt by prompt.
+"""What taking a direction out and putting it in does on validation prompts: bypass, induce and KL, prompt by prompt.
 
-The scores are those of Arditi et al. (2406.11717, section 2.3 and appendix C).
+The scores are those of Arditi et al. (2406.11717, section 2.3 and appendix C), with one choice that they do not name:
+the reference, what "out" is (see `causal.Reference`).
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal import Ablation, Addition, Intervention, Passes
+from mechrefusal.causal import Ablation, Addition, Intervention, Passes, Reference
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
+from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import candidates, last_layer
 from mechrefusal.geometry.directions import Contrast, Directions, Texts
@@ -106,13 +108,21 @@ class Scorer:
         self._p = probabilities(following[self.n_harmful :])
         self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
 
-    def ablated(self, directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"], *, dose: float = 1) -> Scored:
+    def ablated(
+        self,
+        directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"],
+        *,
+        dose: float = 1,
+        reference: Reference | None = None,
+    ) -> Scored:
         """Under ablation (see `causal.Ablation`)."""
-        return self.under(Ablation(directions, dose))
+        return self.under(Ablation(directions, dose, reference=reference))
 
-    def bypassed(self, direction: Float[Tensor, " d_model"]) -> Float[Tensor, " harmful"]:
+    def bypassed(
+        self, direction: Float[Tensor, " d_model"], *, reference: Reference | None = None
+    ) -> Float[Tensor, " harmful"]:
         """Refusal scores of the harmful prompts alone with the direction ablated."""
-        return self._read(self._harmful, Ablation(direction))[0]
+        return self._read(self._harmful, Ablation(direction, reference=reference))[0]
 
     def under(self, intervention: Intervention | None) -> Scored:
         """Under any intervention, on all prompts."""
@@ -124,7 +134,11 @@ class Scorer:
         self, direction: Float[Tensor, " d_model"], *, layer: int, coefficient: float = 1
     ) -> Float[Tensor, " harmless"]:
         """Refusal scores of the harmless prompts with the direction added at `layer`."""
-        return self._read(self._harmless, Addition(direction, layer, coefficient))[0]
+        return self.on_harmless(Addition(direction, layer, coefficient))
+
+    def on_harmless(self, intervention: Intervention) -> Float[Tensor, " harmless"]:
+        """Refusal scores of the harmless prompts alone under any intervention."""
+        return self._read(self._harmless, intervention)[0]
 
     def _read(self, passes: Passes, intervention: Intervention | None) -> tuple[Tensor, Tensor]:
         """Scores, and the logits of the next token."""
@@ -142,28 +156,34 @@ def score(
     metric: RefusalMetric,
     *,
     rows: Sequence[dict] | None = None,
+    reference: str = HARMLESS,
 ) -> CarrierScores:
     """Score candidate directions on validation prompts.
 
     bypass: refusal score of the harmful prompts with the direction ablated. induce: refusal score of the harmless
-    prompts with it added at its layer. kl: KL(base ‖ ablated) of the next-token distribution of the harmless prompts,
-    nats. All are means over prompts.
+    prompts with it put in. kl: KL(base ‖ ablated) of the next-token distribution of the harmless prompts, nats. All are
+    means over prompts.
+
+    Reference "harmless" ablates to the mean of the harmless direction prompts and puts in the mean of the harmful ones,
+    at block inputs from the candidate's layer on (affine concept editing, 2411.09003). Reference "zero" ablates to zero
+    at every layer and site, and adds +1 · r at the candidate's layer, as Arditi et al. publish.
 
     Args:
         model: a hooked transformer, of the weights that the directions are from.
         rows: (position, layer) pairs to score, from `carriers.candidates`; by default all that `select` could admit.
+        reference: "harmless" or "zero".
 
     Returns:
         One row a candidate. One that cannot be scored (a direction that is zero or not finite, as at layer 0 where
         the template's tokens are all alike) has NaN in all three.
 
     Raises:
-        MechrefusalError: directions of other weights, or no prompts.
+        MechrefusalError: directions of other weights, no prompts, or an unknown reference.
     """
     same_weights(model, directions)
     rows = candidate_rows(model, directions, rows)
     scorer = Scorer(model, validation, metric)
-    found = [exactly(scorer, directions, row) for row in track(rows, "scoring carriers")]
+    found = [exactly(scorer, directions, row, reference) for row in track(rows, "scoring carriers")]
     return gathered(rows, found, [True] * len(rows))
 
 
@@ -174,14 +194,24 @@ def kl_divergence(
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
-def exactly(scorer: Scorer, directions: Directions, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def exactly(
+    scorer: Scorer, directions: Directions, row: dict, reference: str = HARMLESS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
     direction = directions.at(row)
     if not is_direction(direction):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
-    ablated = scorer.ablated(direction)
-    induced = scorer.induced(direction, layer=int(row["layer"]))
+    ablated = scorer.ablated(direction, reference=directions.reference(row, reference))
+    induced = scorer.on_harmless(inducing(directions, row, reference))
     return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
+
+
+def inducing(directions: Directions, row, reference: str = HARMLESS) -> Ablation | Addition:
+    """What puts the direction at `row` in: its part set to the harmful mean, or for reference "zero" +1 · r added."""
+    direction = directions.at(row)
+    if reference != HARMLESS:
+        return Addition(direction, int(row["layer"]))
+    return Ablation(direction, reference=directions.reference(row, reference, coefficient=1))
 
 
 def gathered(rows: Sequence[dict], found: Sequence[tuple], exact: Sequence[bool]) -> CarrierScores:

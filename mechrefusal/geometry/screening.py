@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import best_candidate, last_layer, select
 from mechrefusal.geometry.directions import Contrast, Directions
@@ -54,6 +55,7 @@ def screened(
     induce_threshold: float = 0.0,
     prune_layer_fraction: float = 0.2,
     share: float = 0.25,
+    reference: str = HARMLESS,
 ) -> CarrierScores:
     """Scores for `carriers.select` with the same thresholds, exact only where a candidate could win.
 
@@ -66,9 +68,10 @@ def screened(
     Args:
         rows: (position, layer) pairs, from `carriers.candidates`; by default all that `select` could admit.
         share: of the validation prompts that the screen runs, at least `FEWEST` of each side.
+        reference: what a direction is ablated to, as in `score`.
 
     Raises:
-        MechrefusalError: directions of other weights, no prompts, or a share that is not in (0, 1].
+        MechrefusalError: directions of other weights, no prompts, an unknown reference, or a share not in (0, 1].
     """
     if not 0 < share <= 1:
         raise MechrefusalError(f"share of a screen is {share:g}: give more than 0 and at most 1")
@@ -79,11 +82,11 @@ def screened(
     sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, places, strict=True)))
     rough = Scorer(model, sample, metric, low_precision=True)
     if [len(kept) for kept in places] == [len(each) for each in texts] and not rough.low_precision:
-        return score(model, directions, validation, metric, rows=wanted)
-    screen = [exactly(rough, directions, row) for row in track(wanted, "screening carriers")]
+        return score(model, directions, validation, metric, rows=wanted, reference=reference)
+    screen = [exactly(rough, directions, row, reference) for row in track(wanted, "screening carriers")]
     exact = Scorer(model, validation, metric)
     pilots = {
-        place: exactly(exact, directions, wanted[place])
+        place: exactly(exact, directions, wanted[place], reference)
         for place in track(_pilots(screen, kl_threshold), "scoring pilots")
     }
     race = _Race(
@@ -105,7 +108,7 @@ def screened(
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
-        race.settle(place, exactly(exact, directions, wanted[place]))
+        race.settle(place, exactly(exact, directions, wanted[place], reference))
     return gathered(wanted, race.found, race.is_exact)
 
 

@@ -13,6 +13,8 @@ class GeometrySettings:
 
     Attributes:
         screen: score candidates on a sample first (in bfloat16 where that is faster), exactly where they could win.
+        score_zero: score every candidate ablated to zero too (as Arditi et al. publish), beside the recipe's reference;
+            false: only the carrier, or the best candidate where there is none.
         layer_step: score candidates at every n-th layer.
         n_bootstrap: resamples of the validation prompts for the carrier's stability.
         largest_subspace: subspaces of 1 to this many directions; 0 for none.
@@ -25,6 +27,7 @@ class GeometrySettings:
     """
 
     screen: bool = True
+    score_zero: bool = True
     layer_step: int = 1
     n_bootstrap: int = 1000
     largest_subspace: int = 5

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
+from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.carriers import last_layer, select
 from mechrefusal.geometry.directions import Contrast, Directions
@@ -116,6 +117,7 @@ def split_half(
     prune_layer_fraction: float = 0.2,
     *,
     contenders: int = CONTENDERS,
+    reference: str = HARMLESS,
 ) -> SplitHalf:
     """Choose the carrier again by the directions of each half of the direction prompts.
 
@@ -127,6 +129,7 @@ def split_half(
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
         scores: from `score` or `screened`; drawn: their `bootstrap`; thresholds as in `carriers.select`.
+        reference: what `scores` were taken with. Its harmless mean is that of all direction prompts for either half.
 
     Raises:
         MechrefusalError: directions of other weights, no prompts, or no contenders to choose among.
@@ -149,7 +152,7 @@ def split_half(
     layers: list[float] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for half in track(halves, "carriers of halves"):
-        found = gathered(rows, [exactly(scorer, half, row) for row in rows], [True] * len(rows))
+        found = gathered(rows, [exactly(scorer, half, row, reference) for row in rows], [True] * len(rows))
         winner = select(found, n_layers, *thresholds).winner
         if winner is not None:
             table.loc[places[int(winner.name)], "half_wins"] += 1

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals
+from mechrefusal.causal import Ablation
+from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.directions import Contrast
@@ -171,6 +173,7 @@ def score_subspaces(
     difference: Float[Tensor, " d_model"],
     position: int,
     layer: int,
+    references: References | None = None,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
     prune_layer_fraction: float = 0.2,
@@ -182,10 +185,12 @@ def score_subspaces(
     next-token distribution on the harmless prompts, nats. induce: mean refusal score on the harmless prompts with
     QQᵀr, the part of the difference in means r in the subspace, added at its layer at the length of r: every family
     gets the same dose, the random one too (as 2502.17420 scales its directions). What two families have in common is
-    scored once.
+    scored once. With `references` a subspace is ablated to the harmless mean instead of to zero, and induce sets it to
+    the harmful mean.
 
     Args:
         difference: the difference in means r at (position, layer).
+        references: both ends of it, as `Directions.references` gives them; None: zero, and r added.
 
     Returns:
         Rows of the table `subspaces`, every family at every k. A family that has no k directions, or directions that
@@ -203,7 +208,7 @@ def score_subspaces(
             )
     scorer = Scorer(model, validation, metric)
     baseline = intervals.mean(scorer.base.harmful.tolist())
-    spans = _Spans(scorer, difference.double().cpu(), layer)
+    spans = _Spans(scorer, difference.double().cpu(), layer, references)
     wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
     rows = []
     for subspace, k in track(wanted, "scoring subspaces"):
@@ -262,8 +267,10 @@ def choose(
 class _Spans:
     """Scores of subspaces at one place; what spans the same is run once."""
 
-    def __init__(self, scorer: Scorer, difference: Float[Tensor, " d_model"], layer: int) -> None:
-        self.scorer, self.difference, self.layer = scorer, difference, layer
+    def __init__(
+        self, scorer: Scorer, difference: Float[Tensor, " d_model"], layer: int, references: References | None
+    ) -> None:
+        self.scorer, self.difference, self.layer, self.references = scorer, difference, layer, references
         self.done: list[tuple[Tensor, dict]] = []
 
     def score(self, subspace: Subspace, k: int) -> dict:
@@ -280,12 +287,15 @@ class _Spans:
         return self.done[-1][1]
 
     def _run(self, basis: Float[Tensor, "k d_model"]) -> dict:
-        ablated = self.scorer.ablated(basis)
+        ends = self.references
+        ablated = self.scorer.ablated(basis.float(), reference=ends.harmless if ends else None)
         part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
         if not self.difference.isfinite().all():
             reason = "the difference in means is not finite, so there is nothing to add"
         elif not part.norm() > LEAST_PART * self.difference.norm():
             reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
+        elif ends is not None:
+            induce = self.scorer.on_harmless(Ablation(basis.float(), reference=ends.harmful)).mean().item()
         else:
             added = part * (self.difference.norm() / part.norm())
             induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()

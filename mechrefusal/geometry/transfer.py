@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals
-from mechrefusal.causal import random_like
+from mechrefusal.causal import Ablation, Reference, random_like
+from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.geometry.directions import Contrast
+from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.models import RefusalMetric, is_direction
 from mechrefusal.progress import track
@@ -36,7 +37,13 @@ class Found:
 
 
 def transfer(
-    model, found: Mapping[str, Found], validation: Contrast, metric: RefusalMetric, *, description: str = "transfer"
+    model,
+    found: Mapping[str, Found],
+    validation: Contrast,
+    metric: RefusalMetric,
+    *,
+    own: Directions | None = None,
+    description: str = "transfer",
 ) -> pd.DataFrame:
     """What directions of other checkpoints (or of this one) do at `model`.
 
@@ -45,6 +52,9 @@ def transfer(
         found: directions by any name. Those of another architecture are an error.
         validation: prompts that are the same for every target, or nothing could be compared.
         metric: of the target.
+        own: the target's directions. What a direction is ablated to, and set to in place of an addition, are then the
+            means of the target's own harmless and harmful prompts at the position and from the layer where the
+            direction was found; None: zero at every layer, and addition.
 
     Returns:
         One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
@@ -82,7 +92,7 @@ def transfer(
         "n_harmless": scorer.n_harmless,
     }
     rows = []
-    random_bypass: float | None = None
+    random_bypass: dict[tuple[int, ...], float] = {}
     for name, one in track(list(found.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
         if not is_direction(one.direction):
@@ -92,10 +102,22 @@ def transfer(
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one.direction, seed=CONTROL_SEED)
-        ablated = scorer.ablated(one.direction)
-        if random_bypass is None:  # its length does not matter, so that one control serves all
-            random_bypass = scorer.ablated(control).harmful.mean().item()
-        induced = scorer.induced(one.direction, layer=one.layer)
+        ends = None if own is None else own.references({"position": one.position, "layer": one.layer})
+        reference = None if ends is None else ends.harmless
+
+        def induced_by(
+            direction: Tensor, layer: int = one.layer, ends: References | None = ends
+        ) -> Float[Tensor, " harmless"]:
+            if ends is None:
+                return scorer.induced(direction, layer=layer)
+            return scorer.on_harmless(Ablation(direction, reference=ends.harmful))
+
+        ablated = scorer.ablated(one.direction, reference=reference)
+        # Without a reference neither its length nor its place matters, so that one control serves all.
+        place = (one.position, one.layer) if ends is not None else ()
+        if place not in random_bypass:
+            random_bypass[place] = scorer.bypassed(control, reference=reference).mean().item()
+        induced = induced_by(one.direction)
         rows.append(
             {
                 **row,
@@ -104,24 +126,24 @@ def transfer(
                 **_spread("decrease", scorer.base.harmful - ablated.harmful),
                 **_spread("rise", induced - scorer.base.harmless),
                 "kl": ablated.kl.mean().item(),
-                "random_bypass": random_bypass,
-                "random_decrease": baseline["baseline_harmful"] - random_bypass,
-                "random_induce": scorer.induced(control, layer=one.layer).mean().item(),
-                **_by_half(scorer, one),
+                "random_bypass": random_bypass[place],
+                "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
+                "random_induce": induced_by(control).mean().item(),
+                **_by_half(scorer, one, reference),
                 "reason": "",
             }
         )
     return pd.DataFrame(rows)
 
 
-def _by_half(scorer: Scorer, one: Found) -> dict[str, float]:
+def _by_half(scorer: Scorer, one: Found, reference: Reference | None) -> dict[str, float]:
     """What ablation lowers by with either half's direction; its length does not matter."""
     # In the precision of the whole, in which a half may be too small or too large to be one.
     halves = None if one.halves is None else one.halves.to(one.direction)
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
     before = scorer.base.harmful.mean().item()
-    found = [before - scorer.bypassed(half).mean().item() for half in halves]
+    found = [before - scorer.bypassed(half, reference=reference).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(found), strict=True))
 
 

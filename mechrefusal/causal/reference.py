@@ -1,0 +1,99 @@
+"""References: what an ablation sets the projection on its directions to. Zero is one choice, and not a neutral one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import require_layers
+
+ReferenceName = Literal["harmless", "zero"]
+"""How an ablation is asked for: to the mean of harmless prompts, the default, or to zero, as Arditi et al. publish."""
+REFERENCES: tuple[str, ...] = get_args(ReferenceName)
+HARMLESS, ZERO = "harmless", "zero"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where along its directions an ablation leaves the residual stream, layer by layer.
+
+    Affine concept editing (Marshall et al., 2411.09003): x − proj_Q(x) + proj_Q(r⁻), Q the directions, r⁻ the
+    mean of harmless prompts. Here at the block input (resid_pre) of every layer from `first_layer` on. r⁻ is that of
+    the layer itself and of one position of the chat template, the one that the direction was found at; the same
+    number serves every token of the pass: the template's head, the instruction, the template's end and what is
+    generated. With r⁻ the mean of harmful prompts the same formula induces refusal.
+
+    An ablation without a reference is that of Arditi et al. (2406.11717, eq. 4), r⁻ = 0, at their sites. The two are
+    the same where the harmless mean is zero along the directions, which in trained chat models it is not.
+
+    Fields:
+        name: for tables and errors ("harmless mean", "harmful mean").
+        means: r⁻ of every layer, of which the part along the directions is used.
+        first_layer: layers below it are left as they are.
+    """
+
+    name: str
+    means: Float[Tensor, "layer d_model"]
+    first_layer: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.means.ndim == 2
+
+    def check(self, model) -> None:
+        """Raise `MechrefusalError` for means of another shape than the model's, not finite, or a layer that is not."""
+        wanted = (model.cfg.n_layers, model.cfg.d_model)
+        if tuple(self.means.shape) != wanted:
+            raise MechrefusalError(
+                f"the reference '{self.name}' has means of shape {tuple(self.means.shape)}; this model needs {wanted} "
+                "(layer, d_model): take it from this model"
+            )
+        require_layers(model, [self.first_layer])
+        if not torch.isfinite(self.means[self.first_layer :]).all():
+            raise MechrefusalError(
+                f"the reference '{self.name}' is not finite: no prompt was averaged, or the weights are not finite"
+            )
+
+    def held(self, basis: Float[Tensor, "d_model k"], *, dose: float) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
+        """Edits of the block inputs that leave 1 − `dose` of every deviation from the reference along `basis`.
+
+        At dose 1 the projection is the reference's at every layer. At any other dose what a block writes counts once,
+        not again at every layer above it: an edit remembers what it left, so that the next one knows what was written.
+        """
+        targets = (self.means.double() @ basis.double().to(self.means.device)).to(torch.float32)
+        left: dict[str, Tensor] = {}
+
+        def at(layer: int) -> Callable[[Tensor], Tensor]:
+            def hold(activation: Tensor) -> Tensor:
+                q, target = basis.to(activation), targets[layer].to(activation)
+                now = activation @ q
+                if dose == 1:
+                    wanted = target.expand_as(now)
+                elif layer == self.first_layer:
+                    wanted = target + (1 - dose) * (now - target)
+                else:
+                    step = target - targets[layer - 1].to(activation)
+                    wanted = left["projection"] + (1 - dose) * (now - left["projection"]) + dose * step
+                left["projection"] = wanted
+                return activation + (wanted - now) @ q.T
+
+            return hold
+
+        return [(layer, at(layer)) for layer in range(self.first_layer, len(self.means))]
+
+
+@dataclass(frozen=True)
+class References:
+    """Both ends of a direction: ablating sets its part to the `harmless` mean, inducing to the `harmful` one."""
+
+    harmless: Reference
+    harmful: Reference
+
+
+def require_reference(name: str) -> None:
+    """Raise `MechrefusalError` for a name that is no reference."""
+    if name not in REFERENCES:
+        raise MechrefusalError(f"unknown reference '{name}': give one of {', '.join(REFERENCES)}")
