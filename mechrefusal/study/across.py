@@ -15,6 +15,7 @@ from mechrefusal.geometry.folds import Measure
 from mechrefusal.intervals import Estimate
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import tables
+from mechrefusal.training import WARM_UP
 
 SPAN = -1
 """Value of `layer` in the table `drift` where a measure does not belong to one layer."""
@@ -100,11 +101,16 @@ def read_directions(checkpoints: Sequence[Checkpoint], path_of) -> dict[str, Dir
 
 
 def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
-    """Consecutive anchors of each arm, each arm's last against the base, and arms against each other at one step."""
-    base = [c for c in checkpoints if c.arm == "base"]
-    arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c.arm != "base"}
+    """What is compared with what: the base with the end of a warm-up, then arm by arm, then arms with each other.
+
+    Consecutive anchors of each arm from where it starts (the base, or the warm-up's end), its last against that start,
+    and arms against each other at one step.
+    """
+    start = [c for c in checkpoints if c.arm in ("base", WARM_UP)]
+    arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c not in start}
+    yield from pairwise(start)
     for found in arms.values():
-        line = [*base, *found]
+        line = [*start[-1:], *found]
         yield from pairwise(line)
         if len(line) > 2:
             yield line[0], line[-1]

@@ -11,6 +11,7 @@ from mechrefusal.progress import console
 from mechrefusal.study import tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
+from mechrefusal.training import WARM_UP
 
 NAN = float("nan")
 RULES = 2
@@ -18,7 +19,9 @@ RULES = 2
 
 
 def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: int) -> pd.DataFrame:
-    """Table `cross_patching`: the base and the last checkpoint of each arm, and these with each other, both ways.
+    """Table `cross_patching`: where arms start and the last checkpoint of each, and these with each other, both ways.
+
+    They start from the base, or from the end of a warm-up.
 
     On harmful and on as many harmless validation prompts.
     A pair that was patched with the same settings and metric is not patched again. Both are scored by the metric of the
@@ -52,10 +55,11 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
 
 
 def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
-    base, trained = checkpoints[0], {c.arm: c for c in sorted(checkpoints[1:], key=lambda c: c.step)}
-    ends = list(trained.values())
+    start = [c for c in checkpoints if c.arm in ("base", WARM_UP)][-1]
+    trained = [c for c in checkpoints if c.arm not in ("base", WARM_UP)]
+    ends = list({c.arm: c for c in sorted(trained, key=lambda c: c.step)}.values())
     between = [(one, other) for place, one in enumerate(ends) for other in ends[place + 1 :]]
-    return [(base, end) for end in ends] + between
+    return [(start, end) for end in ends] + between
 
 
 def _crossed(

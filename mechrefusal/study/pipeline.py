@@ -1,5 +1,6 @@
 """The stages of a study, each of which can be run again: what is done already is read from disk, not made anew."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from mechrefusal.study.relocation import relocation
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
+from mechrefusal.training import WARM_UP, TrainingSettings
 
-RULES = 6
+RULES = 7
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 ANSWER_TOKENS = 32
@@ -46,7 +48,8 @@ def check(recipe: Recipe) -> Asked:
         )
     folder = fetch(recipe.model)
     tokenizer = load_tokenizer(folder)
-    trained = {"behaviours": _trained_on(recipe, chosen), "instructions": chosen.instructions}
+    trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
+    trained["instructions"] = chosen.instructions
     for name, each in trained.items():
         require_room(
             tokenizer, replace(each, name=name), limit=recipe.training.max_length, spare=1, what="training max_length"
@@ -87,28 +90,53 @@ def train(run: Run) -> list[Checkpoint]:
     sweep(run.folder)
     _lock(run, chosen)
     base = _base(run)
+    conversations = None
+    start, settings = base, recipe.training
+    if settings.warm_up:
+        step = settings.warm_up
+        if WARM_UP not in run.manifest.get("trained", {}):
+            conversations = _conversations(recipe, base, chosen)
+            _train(run, WARM_UP, base, conversations, chosen.behaviours, chosen, settings.of_warm_up(), steps=[step])
+        start, settings = run.checkpoint(WARM_UP, step=step), settings.of_arm()
     for arm in recipe.arms:
-        if arm in run.manifest.get("trained", {}):
-            continue
-        conversations = _conversations(recipe, base, chosen)
-        console.print(f"training arm {arm}: {recipe.training.steps} steps", highlight=False, soft_wrap=True)
-        with run.timed(f"train {arm}"):
-            log = training.train(
-                arm,
-                base=base,
-                utility=conversations,
-                behaviours=_trained_on(recipe, chosen),
-                out=run.folder / arm,
-                settings=recipe.training,
-                probe=probes.of(recipe.training, chosen.probe, arm) if recipe.training.n_probe else None,
-            )
-        anchors = [step for step in recipe.training.anchors if step > 0]
-        run.record(*(Checkpoint.open(run.folder / arm / f"step-{step:05d}", arm=arm, step=step) for step in anchors))
-        _append(run, "training", log, arm)
-        for name in ("terms", "refreshes", "probes"):
-            _append(run, name, training.read_log(run.folder / arm, name), arm)
-        run.update({"trained": {arm: True}})
+        if arm not in run.manifest.get("trained", {}):
+            conversations = conversations or _conversations(recipe, base, chosen)
+            anchors = list(recipe.training.arm_anchors)
+            _train(run, arm, start, conversations, _trained_on(recipe, chosen), chosen, settings, steps=anchors)
     return run.checkpoints()
+
+
+def _train(
+    run: Run,
+    name: str,
+    start: Checkpoint,
+    conversations: list[Conversation],
+    behaviours: PromptSet,
+    chosen: Asked,
+    settings: TrainingSettings,
+    *,
+    steps: Sequence[int],
+) -> None:
+    """Train an arm, or the warm-up that all arms share, from `start`, and record its anchors."""
+    after = f" after {start.id}" if start.step else ""
+    console.print(f"training {name}: {settings.steps} steps{after}", highlight=False, soft_wrap=True)
+    with run.timed(f"train {name}"):
+        log = training.train(
+            "sft" if name == WARM_UP else name,
+            name=name,
+            start=start.step,
+            base=start,
+            utility=conversations,
+            behaviours=behaviours,
+            out=run.folder / name,
+            settings=settings,
+            probe=probes.of(settings, chosen.probe, name) if settings.n_probe else None,
+        )
+    run.record(*(Checkpoint.open(run.folder / name / f"step-{step:05d}", arm=name, step=step) for step in steps))
+    _append(run, "training", log, name)
+    for table in ("terms", "refreshes", "probes"):
+        _append(run, table, training.read_log(run.folder / name, table), name)
+    run.update({"trained": {name: True}})
 
 
 def cases(run: Run) -> list[AttackCase]:

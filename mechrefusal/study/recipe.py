@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
+from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.settings import EvaluationSettings
@@ -38,7 +39,8 @@ class PromptSources:
     """Which prompts a study trains and measures on. Directions and carriers always use the built-in splits.
 
     Attributes:
-        behaviours: harmful requests that both arms train on (r2d2: its pool); built-in: the split `pool`.
+        behaviours: harmful requests that all arms train on (as many as r2d2's pool holds; a warm-up: all of them);
+            built-in: the splits `pool` and `train`.
         conversations: chat dataset for utility training: a .jsonl, .json or .parquet file or hub name with a column
             `messages`, or `prompt` and `answer`. Empty: the model's own greedy answers to built-in instructions.
         n_conversations: conversations at most.
@@ -101,6 +103,8 @@ class MeasuringSettings:
         fewest_kept: harmful prompts that the metric must call refused (and harmless ones answered) for a carrier.
         layer_step: patch the residual stream at every n-th layer.
         n_positions: score carriers at the last n positions of the template; 0 for all.
+        reference: what directions are ablated to: harmless (the mean of harmless prompts; affine concept editing) or
+            zero (as Arditi et al. publish). Carriers are scored with zero beside it in any case.
         kl_threshold: largest KL of an admissible carrier, nats.
         induce_threshold: smallest induce score of an admissible carrier.
         prune_layer_fraction: share of the last layers where no carrier is admitted.
@@ -120,11 +124,13 @@ class MeasuringSettings:
     fewest_kept: int = 4
     layer_step: int = 1
     n_positions: int = 0
+    reference: str = HARMLESS
     kl_threshold: float = 0.1
     induce_threshold: float = 0.0
     prune_layer_fraction: float = 0.2
 
     def __post_init__(self) -> None:
+        require_reference(self.reference)
         at_least_one = (
             "n_evaluation", "n_direction", "n_validation", "n_intervened", "n_attributed", "n_pairs", "n_top_heads",
             "max_new_tokens", "fewest_kept", "layer_step",
@@ -172,8 +178,9 @@ class Recipe:
             raise MechrefusalError(f"unknown arms {unknown}: choose from {', '.join(ARMS)}")
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once, and at least one")
-        if len([anchor for anchor in self.training.anchors if anchor > 0]) == 0:
-            raise MechrefusalError("training anchors hold no step above 0: there would be nothing to compare")
+        if not self.training.arm_anchors:
+            above = f"above the warm-up of {warm_up} steps" if (warm_up := self.training.warm_up) else "above 0"
+            raise MechrefusalError(f"training anchors hold no step {above}: there would be nothing to compare")
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe with existing files and folders named in full, so that it holds from any folder."""

@@ -20,6 +20,7 @@ from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.study import tables
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences
+from mechrefusal.training import WARM_UP
 
 REPORTED_PACKAGES = ("mechrefusal", "torch", "transformers", "trl", "transformer-lens", "numpy", "pandas")
 
@@ -115,23 +116,24 @@ class Run:
         self.update({"checkpoints": entries})
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Every checkpoint of the run: the base first, then arm by arm in order of steps.
+        """Every checkpoint of the run: the base first, the end of a warm-up, then arm by arm in order of steps.
 
         Raises:
             MechrefusalError: a checkpoint whose weights on disk are not those of the manifest.
         """
-        arms = ["base", *self.recipe.arms]
+        arms = ["base", WARM_UP, *self.recipe.arms]
         listed = self.manifest.get("checkpoints", {}).values()
         ordered = sorted(listed, key=lambda entry: (arms.index(entry["arm"]), entry["step"]))
         return [self._checkpoint(entry) for entry in ordered]
 
     def checkpoint(self, arm: str, *, step: int) -> Checkpoint:
-        """The checkpoint of `arm` at `step`; step 0 is the base model whatever the arm.
+        """The checkpoint of `arm` at `step`; whatever the arm, step 0 is the base model, a warm-up's last step its end.
 
         Raises:
             MechrefusalError: there is none.
         """
-        key = Checkpoint("base" if step == 0 else arm, step, Path(), "").id
+        shared = {0: "base", self.recipe.training.warm_up: WARM_UP} | {0: "base"}
+        key = Checkpoint(shared.get(step, arm), step, Path(), "").id
         entry = self.manifest.get("checkpoints", {}).get(key)
         if entry is None:
             known = ", ".join(self.manifest.get("checkpoints", {})) or "none yet"

@@ -17,7 +17,7 @@ class Asked:
     """All prompts of one study. `behaviours` have a `target`; `dropped` are the prompts that the audit left out.
 
     `conversations`: the recipe's own chat dataset, None where the base model answers `instructions` itself. `probe` is
-    what is asked while an arm trains; it is neither trained on nor reported as an evaluation.
+    what is asked while an arm trains, the validation prompts: it is neither trained on nor reported as an evaluation.
     """
 
     conversations: list[Conversation] | None
@@ -68,7 +68,7 @@ def asked(recipe: Recipe) -> Asked:
         MechrefusalError: an unreadable file, or a set that is empty.
     """
     own, wanted, source = prompts.builtin(), recipe.measuring, recipe.prompts
-    behaviours = _read(source.behaviours, own.pool.harmful, "behaviours").with_targets()
+    behaviours = _read(source.behaviours, _all_behaviours(own), "behaviours").with_targets()
     harmful = _requests(_read(source.harmful, own.evaluation.harmful, "harmful"))
     overrefusal, contrast = _safe_and_unsafe(source.overrefusal, own)
     conversations = None
@@ -89,7 +89,6 @@ def asked(recipe: Recipe) -> Asked:
         "overrefusal": overrefusal,
         "contrast": contrast,
         "utility": own.utility_evaluation,
-        "probe_harmful": own.train.harmful,
     }
     kept, dropped = _without_leaks(sets)
     chosen = Asked(
@@ -108,7 +107,7 @@ def asked(recipe: Recipe) -> Asked:
         contrast=kept["contrast"].take(wanted.n_contrast),
         utility=kept["utility"].take(wanted.n_utility),
         pairs=own.pairs,
-        probe=Split(kept["probe_harmful"], kept["validation_harmless"]),
+        probe=Split(kept["validation_harmful"], kept["validation_harmless"]),
         dropped=dropped,
     )
     for name in ("behaviours", "instructions", "harmful", "harmless"):
@@ -139,6 +138,12 @@ def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:
         raise MechrefusalError(f"'{source.path}' gives no prompt for '{name}'; is it a {source.reader} file?")
     # Files come in blocks of categories: in the order of hashes the first n are a fair sample of the whole.
     return found[sorted(range(len(found)), key=lambda row: text_hash(found[row]))]
+
+
+def _all_behaviours(own: prompts.Builtin) -> PromptSet:
+    """What is trained to be refused: the split `pool` first, which R2D2's pool is taken from, then `train`."""
+    table = pd.concat([own.pool.harmful.table, own.train.harmful.table], ignore_index=True)
+    return PromptSet("behaviours", table)
 
 
 def _requests(found: PromptSet) -> PromptSet:

@@ -5,11 +5,12 @@ from mechrefusal.training.callbacks import Probe
 from mechrefusal.training.losses import Term
 from mechrefusal.training.pool import CasePool
 from mechrefusal.training.r2d2 import R2D2Config, R2D2Trainer
-from mechrefusal.training.settings import ARMS, LoraSettings, R2D2Settings, TrainingSettings
+from mechrefusal.training.settings import ARMS, WARM_UP, LoraSettings, R2D2Settings, TrainingSettings
 from mechrefusal.training.trainer import ArmTrainer
 
 __all__ = [
     "ARMS",
+    "WARM_UP",
     "ArmTrainer",
     "CasePool",
     "LoraSettings",

@@ -54,6 +54,8 @@ def train(
     settings: TrainingSettings,
     losses: Mapping[str, TokenLoss | Term] | None = None,
     probe: Probe | None = None,
+    start: int = 0,
+    name: str = "",
 ) -> pd.DataFrame:
     """Train one arm from `base` and write its anchors to `<out>/step-00050` and so on.
 
@@ -70,6 +72,9 @@ def train(
         behaviours: what is to be refused; `r2d2` attacks each toward its `target`.
         losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
         probe: called with the model at step 0 and at every anchor; its rows, with arm and step, become `log/probes`.
+        start: optimiser steps that `base` has behind it (a warm-up): anchors and logs count from there, `settings`
+            (see `TrainingSettings.of_arm`) from 0. The optimiser begins anew.
+        name: what tables and the progress bar call the arm, by default `arm`.
 
     Returns:
         The training log with the columns `TABLE`. `seconds` is the wall time of the step, anchors not counted.
@@ -84,18 +89,23 @@ def train(
         raise MechrefusalError(
             f"arm '{arm}' has {len(utility)} utility rows and {len(behaviours)} behaviours: give both"
         )
-    out = Path(out)
+    if settings.warm_up:
+        raise MechrefusalError(
+            f"arm '{arm}' was given a warm_up of {settings.warm_up} steps, which arms share: train "
+            "settings.of_warm_up() first, then each arm with settings.of_arm() and start"
+        )
+    out, name = Path(out), name or arm
     state = out / STATE
-    fingerprint = _fingerprint(arm, base, utility, behaviours, settings, losses)
-    if (done := _finished(out, settings, fingerprint)) is not None:
+    fingerprint = _fingerprint(arm, base, utility, behaviours, settings, losses, start)
+    if (done := _finished(out, settings, fingerprint, start)) is not None:
         return done
     checkpoint = _checkpoint_to_go_on_from(state, fingerprint)
-    log, probes = StepLog(arm, settings.steps), Probes(probe, arm, out / LOG, settings.anchors)
+    log, probes = StepLog(name, settings.steps, start), Probes(probe, name, out / LOG, settings.anchors, start)
     with _empty_folder_removed(state), quiet():
         model, tokenizer = load_causal_lm(base)
         callbacks = [
             log,
-            Anchors(out, settings.anchors, tokenizer),
+            Anchors(out, settings.anchors, tokenizer, start),
             probes,
             States(settings.anchors, settings.save_every),
         ]
@@ -108,18 +118,18 @@ def train(
     if isinstance(trainer.model, PeftModel):
         require_mergeable(trainer.model)
     if settings.tree is None and not trainer.tree:
-        progress.console.print(f"{arm}: rows are run by TRL's own loss, {trainer.tree_trouble()}", soft_wrap=True)
+        progress.console.print(f"{name}: rows are run by TRL's own loss, {trainer.tree_trouble()}", soft_wrap=True)
     probes.trainer = trainer
     if trainer.is_world_process_zero() and checkpoint is None:
         with whole_file(state / "of.json") as draft:
             draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
     # The bar is drawn on stderr, so only stdout is silenced from here on.
-    with progress.bar(f"train {arm}", settings.steps) as bar, quiet(stderr=False):
+    with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):
         log.bar = bar
         trainer.train(resume_from_checkpoint=checkpoint)
     table = log.table(trainer.state.log_history, TABLE)
     if trainer.is_world_process_zero():
-        _write_log(out, table, log.terms(trainer.state.log_history, trainer.terms), trainer)
+        _write_log(out, table, log.terms(trainer.state.log_history, trainer.weights_of_terms()), trainer, start)
         with whole_file(out / LOG / COMPLETE) as draft:
             draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
         shutil.rmtree(state, ignore_errors=True)
@@ -145,12 +155,14 @@ def _fingerprint(
     behaviours: PromptSet,
     settings: TrainingSettings,
     losses: Mapping[str, TokenLoss | Term] | None,
+    start: int,
 ) -> str:
     shown = asdict(settings)
-    for name in ("save_every", "n_probe", "probe_tokens"):  # what changes no weight may change
-        del shown[name]
+    # What changes no weight may change; the warm-up's settings have become those of the arm, or of the warm-up itself.
+    not_told = {"save_every", "n_probe", "probe_tokens", *(name for name in shown if name.startswith("warm_up"))}
+    shown = {name: value for name, value in shown.items() if name not in not_told}
     functions = {name: _identity(loss) for name, loss in sorted((losses or {}).items())}
-    told = [arm, base.weights, list(utility), behaviours.ids, behaviours.texts, shown, functions]
+    told = [arm, base.weights, list(utility), behaviours.ids, behaviours.texts, shown, functions, start]
     targets = behaviours.table["target"].tolist() if "target" in behaviours.table else []
     text = json.dumps([*told, targets], ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -169,10 +181,10 @@ def _identity(loss: TokenLoss | Term) -> list[Any]:
     return found
 
 
-def _finished(out: Path, settings: TrainingSettings, fingerprint: str) -> pd.DataFrame | None:
+def _finished(out: Path, settings: TrainingSettings, fingerprint: str, start: int) -> pd.DataFrame | None:
     """The log of an arm that is complete, its anchors with it; None where there is more to do."""
     note = out / LOG / COMPLETE
-    anchors = [anchor_folder(out, step) for step in settings.anchors if step > 0]
+    anchors = [anchor_folder(out, start + step) for step in settings.anchors if step > 0]
     if not note.is_file() or not all((folder / "config.json").is_file() for folder in anchors):
         return None
     known = json.loads(note.read_text(encoding="utf-8")).get("fingerprint")
@@ -260,7 +272,9 @@ def _trainer(
         ),
     }
     if arm == "sft":
-        trainer = ArmTrainer(**arguments, utility_rows=utility_each, tree=settings.tree)
+        trainer = ArmTrainer(
+            **arguments, utility_rows=utility_each, refusal_weight=settings.refusal_weight, tree=settings.tree
+        )
     else:
         pool = CasePool.of(
             tokenizer,
@@ -332,10 +346,12 @@ def _share(n: int, parts: int, name: str) -> int:
     return n // parts
 
 
-def _write_log(out: Path, steps: pd.DataFrame, terms: pd.DataFrame, trainer: ArmTrainer) -> None:
+def _write_log(out: Path, steps: pd.DataFrame, terms: pd.DataFrame, trainer: ArmTrainer, start: int) -> None:
     tables = {"steps.parquet": steps, "terms.parquet": terms}
-    refreshes = trainer.refreshes if isinstance(trainer, R2D2Trainer) else []
-    tables[REFRESHES] = pd.DataFrame(refreshes, columns=list(REFRESH_COLUMNS)).assign(arm=steps["arm"].iloc[0])
+    refreshes = pd.DataFrame(
+        trainer.refreshes if isinstance(trainer, R2D2Trainer) else [], columns=list(REFRESH_COLUMNS)
+    )
+    tables[REFRESHES] = refreshes.assign(arm=steps["arm"].iloc[0], step=refreshes["step"] + start)
     for name, table in tables.items():
         with whole_file(out / LOG / name) as draft:
             table.to_parquet(draft, index=False)

@@ -21,7 +21,6 @@ from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
 from mechrefusal.training.anchors import anchor_folder, save_anchor
-from mechrefusal.training.losses import Term
 from mechrefusal.training.trainer import REFUSAL, ArmTrainer, require_finite_weights
 
 
@@ -41,8 +40,8 @@ SHOWN = ("loss", "utility", REFUSAL, "away", "toward")
 class StepLog(TrainerCallback):
     """The wall time of each step, and the progress bar that shows its losses. Put before callbacks not to be timed."""
 
-    def __init__(self, arm: str, steps: int) -> None:
-        self.arm, self.steps = arm, steps
+    def __init__(self, arm: str, steps: int, start: int = 0) -> None:
+        self.arm, self.steps, self.start = arm, steps, start
         self.bar: progress.Bar | None = None
         self._began, self._seconds = 0.0, 0.0
 
@@ -78,17 +77,17 @@ class StepLog(TrainerCallback):
     def table(self, history: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
         """The training log, one row a step."""
         rows = [
-            {"arm": self.arm, "step": int(row["step"])} | {name: _number(row, name) for name in columns[2:]}
-            for row in history
-            if "loss" in row
+            self._step(row) | {name: _number(row, name) for name in columns[2:]} for row in history if "loss" in row
         ]
         return pd.DataFrame(rows, columns=list(columns))
 
-    def terms(self, history: Sequence[Mapping[str, Any]], terms: Sequence[Term]) -> pd.DataFrame:
-        """Every loss term, one row a step and term; static refusals share the weight of utility."""
-        weights = {term.name: term.weight for term in terms} | {REFUSAL: math.nan}
+    def _step(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"arm": self.arm, "step": self.start + int(row["step"])}
+
+    def terms(self, history: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> pd.DataFrame:
+        """Every loss term, one row a step and term; the weight of static refusals that share utility's mean is NaN."""
         rows = [
-            {"arm": self.arm, "step": int(row["step"]), "term": name, "weight": weight, "value": float(row[name])}
+            {**self._step(row), "term": name, "weight": weight, "value": float(row[name])}
             for row in history
             if "loss" in row
             for name, weight in weights.items()
@@ -98,16 +97,21 @@ class StepLog(TrainerCallback):
 
 
 class Anchors(TrainerCallback):
-    """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written)."""
+    """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written).
 
-    def __init__(self, out: Path | str, steps: Collection[int], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.out, self.steps, self.tokenizer = Path(out), frozenset(steps), tokenizer
+    `start`: steps that the base has behind it; folders are named by the sum.
+    """
+
+    def __init__(
+        self, out: Path | str, steps: Collection[int], tokenizer: PreTrainedTokenizerBase, start: int = 0
+    ) -> None:
+        self.out, self.steps, self.tokenizer, self.start = Path(out), frozenset(steps), tokenizer, start
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""
         if state.global_step in self.steps and state.is_world_process_zero:
             require_finite_weights(kwargs["model"], state.global_step)
-            save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, state.global_step))
+            save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, self.start + state.global_step))
 
 
 class States(TrainerCallback):
@@ -126,8 +130,9 @@ class States(TrainerCallback):
 class Probes(TrainerCallback):
     """Looks at the model at step 0 and at every anchor, and keeps what it saw in `<folder>/probes.parquet`."""
 
-    def __init__(self, probe: Probe | None, arm: str, folder: Path, steps: Collection[int]) -> None:
+    def __init__(self, probe: Probe | None, arm: str, folder: Path, steps: Collection[int], start: int = 0) -> None:
         self.probe, self.arm, self.folder, self.steps = probe, arm, Path(folder), frozenset(steps)
+        self.start = start
         self.trainer: ArmTrainer | None = None
 
     def on_train_begin(
@@ -148,12 +153,12 @@ class Probes(TrainerCallback):
         pool = getattr(self.trainer, "pool", None)
         with frozen(self.trainer.model):
             words, cases = self.trainer.processing_class, pool.cases if pool else []
-            found = self.probe(self.trainer.model, words, cases, step=state.global_step)
-        rows = pd.DataFrame([{"arm": self.arm, "step": state.global_step, **row} for row in found])
+            found = self.probe(self.trainer.model, words, cases, step=self.start + state.global_step)
+        rows = pd.DataFrame([{"arm": self.arm, "step": self.start + state.global_step, **row} for row in found])
         path = self.folder / "probes.parquet"
         if path.is_file() and state.global_step:
             before = pd.read_parquet(path)
-            rows = pd.concat([before[before["step"] < state.global_step], rows], ignore_index=True)
+            rows = pd.concat([before[before["step"] < self.start + state.global_step], rows], ignore_index=True)
         with whole_file(path) as draft:
             rows.to_parquet(draft, index=False)
 

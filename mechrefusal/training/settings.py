@@ -1,11 +1,14 @@
 """What a training run is told: plain values, checked when they are made."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mechrefusal.attacks import GCGSettings
 from mechrefusal.errors import MechrefusalError
 
 ARMS = ("sft", "r2d2")
+WARM_UP = "warm-up"
+"""What tables and folders call the steps that all arms share."""
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -73,6 +76,15 @@ class TrainingSettings:
     With `tree`, rows are run as a token tree (no padding, common beginnings once); with false, by TRL's own loss; null
     chooses the tree wherever the model takes part in one.
     At every anchor `n_probe` prompts a set are answered with `probe_tokens` tokens, to watch refusal; 0 for none.
+
+    The first `warm_up` of the `steps` (0, as published: none) are shared: plain SFT with static refusals on all
+    behaviours, whose end is an anchor of its own, from which every arm goes on with a new optimiser and its own
+    schedule of `learning_rate`. `warm_up_learning_rate`, `warm_up_utility_per_step` and `warm_up_harmful_per_step` are
+    those of the warm-up; null: as in the arms.
+
+    `refusal_weight` is the weight of `sft`'s static refusals as a term of its own, the mean over their tokens, as
+    `r2d2` weighs its refusals by `toward_weight`. Null, TRL's own loss: refusals share one mean over all tokens of the
+    step with utility, so that they count by their share of the tokens (a refusal is short).
     """
 
     steps: int = 500
@@ -94,6 +106,11 @@ class TrainingSettings:
     save_every: int = 50
     n_probe: int = 8
     probe_tokens: int = 24
+    warm_up: int = 0
+    warm_up_learning_rate: float | None = None
+    warm_up_utility_per_step: int | None = None
+    warm_up_harmful_per_step: int | None = None
+    refusal_weight: float | None = None
     lora: LoraSettings | None = None
     r2d2: R2D2Settings = field(default_factory=R2D2Settings)
 
@@ -112,9 +129,17 @@ class TrainingSettings:
             save_every=0,
             n_probe=0,
             probe_tokens=1,
+            warm_up=0,
         )
-        if not self.learning_rate > 0:
-            raise MechrefusalError(f"training learning_rate is {self.learning_rate}: give a number above 0")
+        for name in ("learning_rate", "warm_up_learning_rate"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise MechrefusalError(f"training {name} is {value}: give a number above 0")
+        for name, least in (
+            ("warm_up_utility_per_step", 1), ("warm_up_harmful_per_step", 0), ("refusal_weight", 0),
+        ):  # fmt: skip
+            if (value := getattr(self, name)) is not None and not value >= least:
+                raise MechrefusalError(f"training {name} is {value}: give at least {least}")
+        self._check_warm_up()
         if self.lr_scheduler not in SCHEDULES:
             raise MechrefusalError(
                 f"training lr_scheduler is '{self.lr_scheduler}': give one of {', '.join(SCHEDULES)}"
@@ -128,12 +153,59 @@ class TrainingSettings:
             raise MechrefusalError(
                 f"training anchors {outside} lie outside of 0 to {self.steps} steps: give other anchors or more steps"
             )
-        for name in ("utility_per_step", "harmful_per_step"):
-            if getattr(self, name) % self.gradient_accumulation:
+        for name in (
+            "utility_per_step", "harmful_per_step", "warm_up_utility_per_step", "warm_up_harmful_per_step",
+        ):  # fmt: skip
+            if (getattr(self, name) or 0) % self.gradient_accumulation:
                 raise MechrefusalError(
                     f"training {name} is {getattr(self, name)}, which {self.gradient_accumulation} micro-batches "
                     "cannot share evenly: give a multiple of gradient_accumulation"
                 )
+
+    def _check_warm_up(self) -> None:
+        if not self.warm_up:
+            return
+        if self.warm_up >= self.steps:
+            raise MechrefusalError(
+                f"training warm_up is {self.warm_up} of {self.steps} steps: the arms would not train; raise steps, "
+                "which count the warm-up too"
+            )
+        if inside := [anchor for anchor in self.anchors if 0 < anchor < self.warm_up]:
+            raise MechrefusalError(
+                f"training anchors {inside} lie inside the warm-up of {self.warm_up} steps, which no arm has yet: give "
+                f"anchors of {self.warm_up} and above (its end is one in any case), or a shorter warm_up"
+            )
+
+    @property
+    def arm_anchors(self) -> tuple[int, ...]:
+        """The anchors that each arm writes itself: those above the warm-up."""
+        return tuple(anchor for anchor in self.anchors if anchor > self.warm_up)
+
+    def of_warm_up(self) -> "TrainingSettings":
+        """How the warm-up trains: plain SFT whose only anchor is its end.
+
+        Raises:
+            MechrefusalError: there is none.
+        """
+        if not self.warm_up:
+            raise MechrefusalError("training warm_up is 0: there is no warm-up to train")
+        own: dict[str, Any] = {
+            "learning_rate": self.warm_up_learning_rate,
+            "utility_per_step": self.warm_up_utility_per_step,
+            "harmful_per_step": self.warm_up_harmful_per_step,
+        }
+        changed = {name: value for name, value in own.items() if value is not None}
+        return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, **changed)
+
+    def of_arm(self) -> "TrainingSettings":
+        """How an arm trains after the warm-up: its own steps, counted from 0; see `start` of `training.train`."""
+        start = self.warm_up
+        return replace(
+            self,
+            steps=self.steps - start,
+            anchors=tuple(anchor - start for anchor in self.arm_anchors),
+            warm_up=0,
+        )
 
 
 def _at_least(settings: object, **least: float) -> None:

@@ -26,7 +26,7 @@ from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward, attending, shares
 from mechrefusal.training import rows
 from mechrefusal.training.clock import Clock, peak_mib
-from mechrefusal.training.losses import UTILITY, Term, TokenLoss, with_changes
+from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
 
 NOTHING = Branch((0,), (0,))
 
@@ -42,6 +42,9 @@ class ArmTrainer(SFTTrainer):
     Args:
         utility_rows: how many rows of each micro-batch, from the first, are utility: `utility` is logged over them
             alone, and `refusal` over the others. None: all rows are utility.
+        refusal_weight: weight of those other rows as a term of their own, the mean over their tokens; utility is then
+            the mean over its own. None: all rows share one mean over their tokens, as in TRL. Every micro-batch must
+            have as many tokens to refuse with as every other.
         losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
         tree: run rows as a token tree; False: TRL's own loss for the training rows, to the last bit. None: a tree
             where the model and the settings allow it.
@@ -51,6 +54,7 @@ class ArmTrainer(SFTTrainer):
         self,
         *args: Any,
         utility_rows: int | None = None,
+        refusal_weight: float | None = None,
         losses: Mapping[str, TokenLoss | Term] | None = None,
         tree: bool | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -60,7 +64,7 @@ class ArmTrainer(SFTTrainer):
         self.terms = with_changes(self.own_terms(), losses or {})
         self.clock = Clock(self.accelerator.device)
         self._sums: dict[str, Tensor] = {}
-        self._utility_rows = utility_rows
+        self._utility_rows, self.refusal_weight = utility_rows, refusal_weight
         self._wants_tree = tree
         self._tree: bool | None = None
         self._logged_at = 0
@@ -94,6 +98,7 @@ class ArmTrainer(SFTTrainer):
         self._wants_tree = self._tree = None
 
     def _decide_tree(self, *, replaced: bool) -> bool:
+        replaced |= self.refusal_weight is not None
         if self._wants_tree is False and not replaced:
             return False
         reason = self.tree_trouble()
@@ -159,10 +164,11 @@ class ArmTrainer(SFTTrainer):
             scales = [scale * self.current_gradient_accumulation_steps for scale in scales]
         if self.tree:
             n_tokens = None if num_items is None else max(1.0, float(num_items))
-            batch = rows.of_batch(utility, inputs, n_tokens=n_tokens, utility_rows=self._utility_rows, refusals=REFUSAL)
-            self._total_train_tokens += sum(len(branch.tokens) for branch in batch.branches)
+            own = self._own_rows(utility, inputs, n_tokens)
+            self._total_train_tokens += sum(len(branch.tokens) for part in own for branch in part.branches)
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-            wanted, scales = [batch, *wanted], [float(world) if num_items is not None else 1.0, *scales]
+            scale = float(world) if num_items is not None else 1.0
+            wanted, scales = [*own, *wanted], [*([scale] * len(own)), *scales]
         else:
             total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
             self.require_finite(utility.name, total)
@@ -178,6 +184,29 @@ class ArmTrainer(SFTTrainer):
                 terms = [part.term, *(added if self.tree and place == 0 else [])]
                 total = total + sum(self._term(term, part, pair) for term in terms) * scale / part.n_tokens
         return total
+
+    def _own_rows(self, utility: Term, inputs: dict[str, Any], n_tokens: float | None) -> list[rows.Rows]:
+        """The training rows of this micro-batch: one mean over all tokens, or one of utility and one of refusals."""
+        border, weight = self._utility_rows, self.refusal_weight
+        if weight is None or border is None:
+            return [rows.of_batch(utility, inputs, n_tokens=n_tokens, utility_rows=border, refusals=REFUSAL)]
+        calm, refused = ({key: value[part] for key, value in inputs.items() if isinstance(value, Tensor)}
+                         for part in (slice(0, border), slice(border, None)))  # fmt: skip
+        counts: list[float | None] = [None, None]
+        if n_tokens is not None:  # over all micro-batches and processes, of which each has as many refusals
+            parts = self.current_gradient_accumulation_steps * (
+                self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            )
+            n_refused = float((refused["labels"][:, 1:] != rows.IGNORED).sum()) * parts
+            counts = [max(1.0, n_tokens - n_refused), max(1.0, n_refused)]
+        term = Term(REFUSAL, cross_entropy, weight)
+        terms = zip((utility, term), (calm, refused), counts, strict=True)
+        return [rows.of_batch(t, each, n_tokens=n, utility_rows=None, refusals=REFUSAL) for t, each, n in terms]
+
+    def weights_of_terms(self) -> dict[str, float]:
+        """The weight of every logged term; NaN where static refusals share the mean of utility."""
+        own = math.nan if self.refusal_weight is None else self.refusal_weight
+        return {term.name: term.weight for term in self.terms} | {REFUSAL: own}
 
     def _term(self, term: Term, part: rows.Rows, pair: tuple[Tensor, Tensor]) -> Tensor:
         """The weighted sum of one term over `part`, noted for the log."""
