@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal import geometry
+from mechrefusal.causal.reference import ZERO, References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import GOOD_AUC, Discovered
 from mechrefusal.geometry import Directions, carriers, subspaces
@@ -16,6 +17,8 @@ from mechrefusal.prompts import PromptSet, Split, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import Asked
+
+ZERO_SCORES = ("bypass_zero", "induce_zero", "kl_zero")
 
 CARRIER, BEST, NONE = "carrier", "best candidate", "none"
 """What the measures after the selection look at; column `reference_kind` of the table `carrier`."""
@@ -76,6 +79,7 @@ class GeometryMeasurement:
             else self.locked
         )
         norms, cosines = self.directions.values.norm(dim=-1), self.directions.split_half_cosine
+        zeros = self.directions.zero_distance
         self.add(
             "directions",
             [
@@ -85,6 +89,7 @@ class GeometryMeasurement:
                     "layer": layer,
                     "norm": norms[row, layer].item(),
                     "split_half_cosine": cosines[row, layer].item(),
+                    "zero_distance": zeros[row, layer].item(),
                     "n_harmful": self.directions.n_harmful,
                     "n_harmless": self.directions.n_harmless,
                     "selection": selection,
@@ -100,6 +105,7 @@ class GeometryMeasurement:
         """Score, select and resample; table `carrier` says who won and how surely, or why nobody did."""
         row: dict[str, Any] = dict.fromkeys(tables.PER_CHECKPOINT["carrier"], float("nan"))
         row |= {"token": "", "n_candidates": 0, "n_admissible": 0, "reason": "", "reference_kind": NONE}
+        row["ablated_to"] = self.settings.reference
         # Over the prompts that bypass and induce are taken over, so that they can be compared.
         for side, chosen in (("harmful", self.validation.harmful), ("harmless", self.validation.harmless)):
             same = (self.scores["set"] == f"validation_{side}") & self.scores["prompt_id"].isin(chosen.ids)
@@ -136,10 +142,7 @@ class GeometryMeasurement:
             layers=range(0, carriers.last_layer(n_layers, settings.prune_layer_fraction), self.wanted.layer_step),
             positions=directions.positions[-settings.n_positions :],
         )
-        if self.wanted.screen:
-            scores = geometry.screened(self.model, directions, self.validation, self.metric, rows=rows, **thresholds)
-        else:
-            scores = geometry.score(self.model, directions, self.validation, self.metric, rows=rows)
+        scores = self._scores(rows, settings.reference)
         found = carriers.select(scores, n_layers, **thresholds)
         stability = geometry.stability.bootstrap(scores, n_layers, **thresholds, n=self.wanted.n_bootstrap)
         table = found.table.assign(win_frequency=stability.table["win_frequency"], half_wins=float("nan"))
@@ -159,7 +162,14 @@ class GeometryMeasurement:
             row["token"] = directions.tokens[directions.row(int(found.winner["position"]))]
             row["win_frequency"] = table.loc[found.winner.name, "win_frequency"]
             halves = geometry.stability.split_half(
-                self.model, directions, self.validation, self.metric, scores, stability, **thresholds
+                self.model,
+                directions,
+                self.validation,
+                self.metric,
+                scores,
+                stability,
+                **thresholds,
+                reference=settings.reference,
             )
             table["half_wins"] = halves.table["half_wins"]
             row |= {
@@ -167,11 +177,47 @@ class GeometryMeasurement:
                 "layer_half_low": halves.layer_low,
                 "layer_half_high": halves.layer_high,
             }
-        self.add("carriers", table)
         self.reference = _reference(table)
+        table = table.assign(**self._with_zero(table, rows))
+        self.add("carriers", table)
         if self.reference is not None:
             row["reference_kind"] = self.reference.kind
             row["reference_position"], row["reference_layer"] = self.reference.position, self.reference.layer
+            here = (table["position"] == self.reference.position) & (table["layer"] == self.reference.layer)
+            own = table[here].iloc[0]
+            row |= {name: own[name] for name in (*ZERO_SCORES, "admissible_zero")}
+            place = directions.row(self.reference.position), self.reference.layer
+            row["zero_distance"] = directions.zero_distance[place].item()
+        if table["admissible_zero"].notna().all():
+            row["n_admissible_zero"] = int(table["admissible_zero"].sum())
+
+    def _scores(self, rows: list[dict], reference: str) -> geometry.CarrierScores:
+        """Scores of candidates under ablation to a reference, screened where the recipe says so."""
+        given = (self.model, self.directions, self.validation, self.metric)
+        if self.wanted.screen and len(rows) > 1:
+            return geometry.screened(*given, rows=rows, **self._thresholds(), reference=reference)
+        return geometry.score(*given, rows=rows, reference=reference)
+
+    def _with_zero(self, table: pd.DataFrame, rows: list[dict]) -> dict[str, pd.Series]:
+        """Columns of the scores under ablation to zero and addition: of all candidates, or of the reference alone."""
+        if self.settings.reference == ZERO:
+            judged = table
+        else:
+            wanted = rows
+            if not self.wanted.score_zero:
+                wanted = [] if self.reference is None else [self.reference.row()]
+            if not wanted:
+                return dict.fromkeys((*ZERO_SCORES, "admissible_zero"), pd.Series(float("nan"), index=table.index))
+            scored = carriers.select(self._scores(wanted, ZERO), self.model.cfg.n_layers, **self._thresholds()).table
+            judged = table[["position", "layer"]].merge(scored, how="left", on=["position", "layer"], sort=False)
+            judged.index = table.index
+        found = {name: judged[name.removesuffix("_zero")].astype(float) for name in ZERO_SCORES}
+        return found | {"admissible_zero": judged["admissible"].astype("boolean")}
+
+    def references(self) -> References | None:
+        """Both ends of the reference candidate's direction at this model; None where the recipe ablates to zero."""
+        assert self.reference is not None
+        return self.directions.references(self.reference.row(), self.settings.reference)
 
     def _thresholds(self) -> dict[str, Any]:
         """What an admissible candidate keeps, as the geometry's functions take it."""
@@ -208,6 +254,7 @@ class GeometryMeasurement:
                     layer=reference.layer,
                     largest=largest,
                     settings=settings,
+                    references=self.references(),
                 ).subspace
             )
         families.append(subspaces.random_subspace(largest, self.model.cfg.d_model))
@@ -219,6 +266,7 @@ class GeometryMeasurement:
             difference=difference,
             position=reference.position,
             layer=reference.layer,
+            references=self.references(),
             **self._thresholds(),
             largest=largest,
         )
@@ -265,6 +313,7 @@ class GeometryMeasurement:
                 layer=layer,
                 position=last,
                 readings=readings,
+                reference=self.settings.reference,
             ),
         )
         asked = generations[(generations["set"] == "direction_harmful") & (generations["intervention"] == "none")]
@@ -297,6 +346,7 @@ class GeometryMeasurement:
             self.metric,
             layer=self.reference.layer,
             coefficients=self.wanted.doses,
+            references=self.references(),
         )
         self.add("doses", found.table)
         self.add("utility_coupling", found.area)

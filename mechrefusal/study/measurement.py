@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -21,10 +21,12 @@ from mechrefusal.evaluation import (
     rates,
 )
 from mechrefusal.geometry import Directions
+from mechrefusal.geometry.scoring import inducing as inducing_at
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.causal_measurement import CausalMeasurement
+from mechrefusal.study.gate import gate
 from mechrefusal.study.geometry_measurement import GeometryMeasurement
 from mechrefusal.study.recipe import MeasuringSettings, Recipe
 from mechrefusal.study.selection import Asked
@@ -90,7 +92,7 @@ class _Measurement:
         with self.stage("dose-response", optional=True):
             found.take_doses()
         with self.stage("interventions"):
-            self.intervene(carrier)
+            self.intervene(carrier, found)
         causes = CausalMeasurement(
             self.model, metric, self.asked, self.recipe, found.directions, found.reference, self.add
         )
@@ -104,6 +106,7 @@ class _Measurement:
                 take()
         generations = pd.concat(self.generations, ignore_index=True)
         self.add("generations", generations)
+        self.add("gate", gate(generations))
         self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
         self.add("timings", pd.DataFrame(self.timings))
         return Measured(self.tables, found.directions, found.locked, found.harmfulness)
@@ -203,27 +206,39 @@ class _Measurement:
         self.add("scores", table.assign(score=score.tolist(), rd_score=rd.tolist()))
         return self.tables["scores"]
 
-    def intervene(self, carrier: pd.Series | None) -> None:
-        """Answers with the carrier ablated or added, and with a random direction of the same norm instead."""
+    def intervene(self, carrier: pd.Series | None, geometry: GeometryMeasurement) -> None:
+        """Answers with the carrier ablated and put in, and with a random direction of the same norm instead.
+
+        All are held at every generated token. Harmless prompts are answered under the ablation too: they should stay
+        answered. A random direction is ablated to its own part of the same means.
+        """
         if carrier is None:
             return
-        direction, layer = self.directions.at(carrier), int(carrier["layer"])
+        direction, ends = self.directions.at(carrier), geometry.references()
+        inducing = inducing_at(self.directions, carrier, self.settings.reference)
         control = causal.random_like(direction, seed=CONTROL_SEED)
+        ablation = causal.Ablation(direction, reference=ends.harmless if ends else None)
+        of_control: causal.Intervention = (
+            replace(inducing, direction=control)
+            if isinstance(inducing, causal.Addition)
+            else replace(inducing, directions=control)
+        )
+        n = self.settings.n_intervened
         harmful, harmless = (
-            _questions(name, chosen.take(self.settings.n_intervened))
+            _questions(name, chosen.take(n))
             for name, chosen in (
                 ("evaluation_harmful", self.asked.harmful),
                 ("evaluation_harmless", self.asked.harmless),
             )
         )
-        under: dict[str, tuple[Callable, pd.DataFrame]] = {
-            "ablate": (lambda: causal.ablate(self.model, direction), harmful),
-            "ablate_random": (lambda: causal.ablate(self.model, control), harmful),
-            "add": (lambda: causal.add(self.model, direction, layer=layer), harmless),
-            "add_random": (lambda: causal.add(self.model, control, layer=layer), harmless),
+        under: dict[str, tuple[causal.Intervention, pd.DataFrame]] = {
+            "ablate": (ablation, pd.concat([harmful, harmless], ignore_index=True)),
+            "ablate_random": (replace(ablation, directions=control), harmful),
+            "induce": (inducing, harmless),
+            "induce_random": (of_control, harmless),
         }
         for name, (intervention, questions) in under.items():
-            with intervention():
+            with causal.intervened(self.model, intervention):
                 answers = complete(
                     self.model,
                     questions["prompt"].tolist(),

@@ -16,7 +16,7 @@ CHECKPOINT = ("arm", "step", "weights")
 PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a completion. `set`: evaluation_harmful, evaluation_harmless, overrefusal, contrast, utility,
     # direction_harmful, direction_harmless. `attack`: none, or the method that made the case.
-    # `intervention`: none, ablate, add, ablate_random, add_random.
+    # `intervention`: none, ablate, induce, ablate_random, induce_random (to the recipe's reference; see `carrier`).
     "generations": (
         "set", "prompt_id", "category", "prompt", "attack", "intervention", "completion", "refused", "degenerate",
     ),
@@ -35,13 +35,18 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "scores": ("set", "prompt_id", "score", "rd_score", "refused"),
     # One row a (position, layer). `position` is negative, counted from the end of the prompt; `token` stands there.
     # `selection`: "kept by score", or "all prompts" where too few were kept.
-    "directions": ("position", "token", "layer", "norm", "split_half_cosine", "n_harmful", "n_harmless", "selection"),
+    # `zero_distance`: where zero lies along the direction, 0 being the harmless mean and 1 the harmful one.
+    "directions": (
+        "position", "token", "layer", "norm", "split_half_cosine", "zero_distance", "n_harmful", "n_harmless",
+        "selection",
+    ),
     # One row a scored candidate. `exact`: scored in float32 on every prompt; False where a screen put it out of the
     # running. `win_frequency`: share of bootstraps over the validation prompts in which it is the carrier. `half_wins`:
-    # by how many of two halves of the direction prompts it is (0 to 2), NaN where it was no contender.
+    # by how many of two halves of the direction prompts it is (0 to 2), NaN where it was no contender. `*_zero`: the
+    # same candidate ablated to zero and added, as Arditi et al. publish; NaN where that was not scored.
     "carriers": (
         "position", "layer", "bypass", "induce", "kl", "exact", "admissible", "rejected_because", "winner",
-        "win_frequency", "half_wins",
+        "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
     ),
     # One row an exactly scored candidate, measure (bypass, induce, kl) and validation prompt.
     "candidate_scores": ("position", "layer", "measure", "prompt_id", "value"),
@@ -51,13 +56,21 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # winning layer). `layer_half_low`, `layer_half_high`: the layers that two halves of the direction prompts choose,
     # NaN unless both of them do; `n_halves`: how many do.
     # `reference_*`: the candidate that the later measures look at: the carrier, or where there is none the one with
-    # the lowest bypass (`reference_kind`: carrier, best candidate, none).
+    # the lowest bypass (`reference_kind`: carrier, best candidate, none). `ablated_to`: what bypass, induce and kl were
+    # taken with: harmless (mean), or zero. `*_zero`: of the reference candidate, ablated to zero and added.
+    # `n_admissible_zero`: NaN unless all candidates were scored so. `zero_distance`: where zero lies along it, 0 being
+    # the harmless mean and 1 the harmful one.
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
         "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
-        "reference_kind", "reference_position", "reference_layer",
+        "reference_kind", "reference_position", "reference_layer", "ablated_to", "bypass_zero", "induce_zero",
+        "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance",
     ),
+    # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
+    # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
+    # Wilson interval, `threshold` that it must reach.
+    "gate": ("criterion", "value", "low", "high", "n", "threshold", "passed", "judge"),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
     # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts; what is
@@ -274,11 +287,15 @@ ADDED: dict[str, tuple[str, ...]] = {
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
     "openings": ("auc_held_out", "token_ids"),
-    "carriers": ("exact", "win_frequency", "half_wins"),
+    "directions": ("zero_distance",),
+    "carriers": (
+        "exact", "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
+    ),
     "carrier": (
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
-        "reference_layer",
+        "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
+        "n_admissible_zero", "zero_distance",
     ),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
@@ -10,7 +11,7 @@ from mechrefusal.study import tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
-VERSION = 3
+VERSION = 4
 """Counted up where the numbers would change."""
 
 
@@ -27,7 +28,7 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked) -> pd.DataF
     found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
     kinds = {checkpoint.id: kind for checkpoint, (kind, one) in sources.items() if one is not None}
     validation = asked.validation.take(run.recipe.geometry.n_transferred)
-    stamp = _stamp(checkpoints, found, validation)
+    stamp = _stamp(checkpoints, found, validation, run.recipe.measuring.reference)
     done = run.manifest.get("transferred", {})
     arms = {checkpoint.id: (checkpoint.arm, checkpoint.step) for checkpoint in checkpoints}
     parts: list[pd.DataFrame] = []
@@ -40,7 +41,12 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked) -> pd.DataF
             continue
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
         with run.timed(f"transfer to {target.id}"):
-            rows = transfer(load_hooked(target), found, validation, metric, description=f"{target.id}: transfer")
+            own = None
+            if run.recipe.measuring.reference == HARMLESS:
+                own = Directions.load(run.directions(target), weights=target.weights)
+            rows = transfer(
+                load_hooked(target), found, validation, metric, own=own, description=f"{target.id}: transfer"
+            )
         names = rows.pop("source")
         rows = rows.assign(
             arm_source=[arms[name][0] for name in names],
@@ -71,10 +77,11 @@ def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
     return str(row["reference_kind"]), Found(direction, position, layer, halves)
 
 
-def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split) -> str:
+def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split, reference: str) -> str:
     """Fingerprint of everything that the numbers of a target hang on, besides its own weights and metric."""
     told = {
         "version": VERSION,
+        "reference": reference,
         "weights": {checkpoint.id: checkpoint.weights for checkpoint in checkpoints},
         "places": {name: [one.position, one.layer, one.direction.sum().item()] for name, one in found.items()},
         "halves": {name: one.halves.sum(1).tolist() for name, one in found.items() if one.halves is not None},
