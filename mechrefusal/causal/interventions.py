@@ -13,6 +13,7 @@ several act at one site, they do so in the order of the list, and an outer conte
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -108,7 +109,12 @@ def patch(
 
 
 @contextmanager
-def intervened(model, intervention: Intervention | Sequence[Intervention] | None) -> Iterator[None]:
+def intervened(
+    model,
+    intervention: Intervention | Sequence[Intervention] | None,
+    *,
+    after_prompt: Sequence[int] | None = None,
+) -> Iterator[None]:
     """Every pass of a model under one intervention, or several in their order, while open.
 
     Args:
@@ -116,6 +122,8 @@ def intervened(model, intervention: Intervention | Sequence[Intervention] | None
             runs under the intervention too. A plain model has no sites inside attention and MLP (z, mlp_post). Where
             its norms are LayerNorms the mean is taken out of what is written to its residual stream, as in the hooked
             transformer; that changes no probability.
+        after_prompt: how many tokens each row of a pass holds after its prompt, where prompts are run together with
+            their answers; None: a pass over more than one token ends with the prompt.
 
     Raises:
         MechrefusalError: what the interventions' `check` raises; a model without a residual stream that can be found;
@@ -128,13 +136,28 @@ def intervened(model, intervention: Intervention | Sequence[Intervention] | None
     hooked = hasattr(model, "hook_dict")
     place = model if hooked else PlainModel.of(model)
     both.check(place)
-    passing = Pass()
+    passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
     edits = both.edits(place, passing)
     with ExitStack() as stack:
-        if any(one.positions is not None or isinstance(one, Patch) for one in both.flat):
+        if any(one.positions is not None or isinstance(one, Patch) or is_held(one) for one in both.flat):
             stack.enter_context(passing.following(_backbone(place), both.positions))
         stack.enter_context(model.hooks(fwd_hooks=bridge_hooks(edits)) if hooked else place.edited(edits))
         yield
+
+
+def is_held(intervention: Intervention) -> bool:
+    """Whether it sets activations to a reference, and so must know which token is which."""
+    flat = intervention.flat if isinstance(intervention, Chain) else [intervention]
+    return any(isinstance(one, Ablation) and one.reference is not None for one in flat)
+
+
+def tail_of(intervention: Intervention | None) -> int:
+    """Tokens at the end of a prompt that must come in one pass for an intervention to know them."""
+    if intervention is None:
+        return 0
+    flat = intervention.flat if isinstance(intervention, Chain) else [intervention]
+    references = [one.reference for one in flat if isinstance(one, Ablation) and one.reference is not None]
+    return max((reference.classes.n_after for reference in references), default=0)
 
 
 def _backbone(place):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrefusal.causal.layout import Layout
 from mechrefusal.causal.positions import Pass, Positions, at_positions, check_positions, required
 from mechrefusal.causal.reference import Reference
 from mechrefusal.errors import MechrefusalError
@@ -19,6 +20,8 @@ from mechrefusal.models import require_direction, require_layers
 from mechrefusal.models.twin import Edit, Site
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+Passing = Pass | Layout | None
+"""What tells an intervention of the pass under way; some need to know nothing."""
 STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 SITES: tuple[Site, ...] = (*STREAM_SITES, "z", "mlp_post")
 
@@ -60,12 +63,13 @@ class Ablation:
         if self.reference is not None:
             self.reference.check(model)
 
-    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+    def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         basis = orthonormal(self.directions).to(model.cfg.device)
         dose = self.dose
         if self.reference is not None:
-            held = self.reference.held(basis, dose=dose)
+            layout = passing if passing is not None else required(passing)
+            held = self.reference.edits(basis, dose=dose, layout=layout)
             return [(layer, "resid_pre", at_positions(edit, self.positions, passing)) for layer, edit in held]
 
         def project_out(activation: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ class Addition:
         _require_finite("coefficient of an addition", self.coefficient)
         check_positions(self.positions)
 
-    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+    def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         step = self.coefficient * self.direction
         edit = at_positions(lambda activation: activation + step.to(activation), self.positions, passing)
@@ -145,7 +149,7 @@ class Clamp:
         _require_finite("value of a clamp", self.value)
         check_positions(self.positions)
 
-    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+    def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         unit = orthonormal(self.direction)[:, 0].to(model.cfg.device)
         value = self.value
@@ -209,7 +213,7 @@ class Patch:
                 f"activation to patch has {shape[extra - 1]} tokens for {n} positions; give one each"
             )
 
-    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+    def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         place = self._site_shape(model)
         extra = self.activation.ndim - len(place)
@@ -276,7 +280,7 @@ class Chain:
         for each in self.interventions:
             each.check(model)
 
-    def edits(self, model, passing: Pass | None = None) -> list[Edit]:
+    def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         return [edit for each in self.interventions for edit in each.edits(model, passing)]
 

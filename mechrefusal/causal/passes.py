@@ -8,6 +8,7 @@ transformer's twin, or by the hooked transformer itself where it has none and wh
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from weakref import WeakKeyDictionary, ref
 
@@ -16,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechrefusal.causal.interventions import Chain, Intervention, intervened
+from mechrefusal.causal.interventions import Chain, Intervention, intervened, is_held, tail_of
+from mechrefusal.causal.layout import TreeLayout
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import TokenBatch, last_logits
 from mechrefusal.models.forward import contiguous_head, exact_length, that_fit
 from mechrefusal.models.low_precision import bfloat16_forward
-from mechrefusal.models.tree import Branch
+from mechrefusal.models.tree import Branch, Tree
 from mechrefusal.models.tree_forward import TreeForward
 from mechrefusal.models.twin import Twin, twin
 
@@ -67,8 +69,10 @@ class _Passes:
     def _group_logits(self, group: "_Group", intervention: Intervention | None) -> Sequence[Tensor]:
         if self.twin is None or self._forward is None or twin(self.model) is None:
             return self._plain(group, intervention)
+        if intervention is not None and is_held(intervention) and not self._forward.shares:
+            return self._plain(group, intervention)  # rows that are padded have no layout of a tree
         start = 0 if intervention is None else intervention.first_layer
-        edits = [] if intervention is None else intervention.edits(self.model)
+        edits = [] if intervention is None else intervention.edits(self.model, group.layout)
         branches = group.branches
         if start == 0:
             with self.twin.edited(edits):
@@ -93,7 +97,8 @@ class _Passes:
         rows = [branch.tokens for branch in group.branches]
         keep = max(len(branch.keep) for branch in group.branches)
         check_length(self.model, max(map(len, rows)), padded=True)
-        with intervened(self.model, intervention):
+        after = [len(branch.keep) - 1 for branch in group.branches]
+        with intervened(self.model, intervention, after_prompt=after):
             if _wants_gradients(intervention) or keep > min(map(len, rows)):
                 whole = TokenBatch.of(rows, pad=pad, device=device, keep=max(map(len, rows)))
                 with contiguous_head(self.model):
@@ -102,7 +107,8 @@ class _Passes:
                     )
                 found = logits[:, -keep:]
             else:
-                found = last_logits(self.model, TokenBatch.of(rows, pad=pad, device=device, keep=keep), keep=keep)
+                batch = TokenBatch.of(rows, pad=pad, device=device, keep=keep + tail_of(intervention))
+                found = last_logits(self.model, batch, keep=keep, chunk=len(rows))
         return [logits[keep - len(b.keep) :].float() for logits, b in zip(found, group.branches, strict=True)]
 
     def _split(self, asked: Sequence["_Asked"]) -> list[list["_Asked"]]:
@@ -195,6 +201,12 @@ class _Group:
             for one in asked
             for run in one.runs
         ]
+
+    @cached_property
+    def layout(self) -> TreeLayout:
+        """Where the packed tokens of the branches stand."""
+        prompts = [len(branch.tokens) - len(branch.keep) + 1 for branch in self.branches]
+        return TreeLayout.of(Tree.of(self.branches).places, prompts)
 
 
 _LOW_PRECISION: "WeakKeyDictionary[PreTrainedModel, ref[TreeForward]]" = WeakKeyDictionary()

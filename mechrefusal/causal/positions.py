@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from mechrefusal.causal.layout import FAR, Layout
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.forward import IN_HEAD
 
 Positions = Sequence[int] | Literal["prompt"]
 """Token positions: from 0 counted from the beginning of the row, negative ones from the end of the prompt (−1 is its
@@ -24,6 +27,11 @@ class Pass:
     n_past: int = 0
     padded: bool = False
     n_passes: int = 0
+    after_prompt: Tensor | None = None
+    """Tokens that stand after the prompt, row by row, in the passes over prompts; None: none do."""
+    is_head: bool = False
+    """Whether the pass is over what prompts begin with, their ends being in a later one."""
+    mask: Tensor | None = None
     met: set[int] = field(default_factory=set)
     """Positions that stood in some pass."""
 
@@ -40,6 +48,23 @@ class Pass:
         here = {i: column for i, column in found.items() if column is not None}
         self.met |= {positions[i] for i in here}
         return here
+
+    def places(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Index and distance from the prompt's end of each token of the pass (see `layout.TokenClasses.of`).
+
+        A pass of one token after others is a generated one; any other pass over more ends with the prompt, or
+        `after_prompt` tokens after it.
+        """
+        columns = torch.arange(n_tokens)[None]
+        index = self.n_past + columns
+        if self.mask is not None and self.mask.shape[1] == self.n_past + n_tokens:
+            index = (self.mask.cumsum(1) - 1)[:, self.n_past :].cpu()
+        if self.is_head:
+            return index, torch.full_like(index, FAR)
+        if self.after_prompt is None and self.n_past > 0 and n_tokens == 1:
+            return index, torch.zeros_like(index)
+        distance = n_tokens - columns
+        return index, distance if self.after_prompt is None else distance - self.after_prompt[:, None]
 
     def _column(self, position: int, n_tokens: int) -> int | None:
         if position >= 0:
@@ -75,7 +100,9 @@ class Pass:
             caches = [value for value in chain(args, kwargs.values()) if isinstance(value, Cache)]
             self.n_past = int(caches[0].get_seq_length()) if caches else 0
             mask = kwargs.get("attention_mask")
-            self.padded = isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask == 0).any())
+            self.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            self.padded = self.mask is not None and bool((self.mask == 0).any())
+            self.is_head = IN_HEAD.get()
             self.n_passes += 1
 
         handle = backbone.register_forward_pre_hook(note, with_kwargs=True)
@@ -102,7 +129,7 @@ def check_positions(positions: Positions | None) -> None:
 
 
 def at_positions(
-    edit: Callable[[Tensor], Tensor], positions: Positions | None, passing: Pass | None
+    edit: Callable[[Tensor], Tensor], positions: Positions | None, passing: Pass | Layout | None
 ) -> Callable[[Tensor], Tensor]:
     """`edit` at some positions only; the rest stays as it is."""
     if positions is None:
@@ -114,15 +141,15 @@ def at_positions(
         if not columns:
             return activation
         edited = activation.clone()
-        edited[:, columns] = edit(activation[:, columns])
+        edited[:, columns] = edit(activation)[:, columns]
         return edited
 
     return there
 
 
-def required(passing: Pass | None) -> Pass:
+def required(passing: Pass | Layout | None) -> Pass:
     """The pass; MechrefusalError where passes are not followed."""
-    if passing is None:
+    if not isinstance(passing, Pass):
         raise MechrefusalError(
             "an intervention at some positions is followed pass by pass: open it with causal.intervened and run the "
             "model; passes over token trees take interventions at all positions only"

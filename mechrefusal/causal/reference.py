@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrefusal.causal.layout import Layout, TokenClasses
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_layers
 
@@ -19,64 +20,78 @@ HARMLESS, ZERO = "harmless", "zero"
 
 @dataclass(frozen=True)
 class Reference:
-    """Where along its directions an ablation leaves the residual stream, layer by layer.
+    """Where along its directions an ablation leaves the residual stream, layer by layer and kind of token by kind.
 
-    Affine concept editing (Marshall et al., 2411.09003): x − proj_Q(x) + proj_Q(r⁻), Q the directions, r⁻ the
-    mean of harmless prompts. Here at the block input (resid_pre) of every layer from `first_layer` on. r⁻ is that of
-    the layer itself and of one position of the chat template, the one that the direction was found at; the same
-    number serves every token of the pass: the template's head, the instruction, the template's end and what is
-    generated. With r⁻ the mean of harmful prompts the same formula induces refusal.
+    Affine concept editing (Marshall et al., 2411.09003): x − proj_Q(x) + proj_Q(r⁻), Q the directions, r⁻ the mean of
+    harmless prompts; here at the block input (resid_pre) of every layer from `first_layer` on. r⁻ is that of the same
+    layer and class of tokens: each token of the chat template after the instruction has its own mean, tokens of the
+    instruction share one over all instruction tokens, and generated tokens get that of the template's last token, from
+    which the answer starts. Tokens before the instruction are the same in every prompt, so that their mean is what they
+    have: they stay. With r⁻ the mean of harmful prompts the same formula induces refusal.
 
     An ablation without a reference is that of Arditi et al. (2406.11717, eq. 4), r⁻ = 0, at their sites. The two are
     the same where the harmless mean is zero along the directions, which in trained chat models it is not.
 
     Fields:
         name: for tables and errors ("harmless mean", "harmful mean").
-        means: r⁻ of every layer, of which the part along the directions is used.
+        means: r⁻ of every layer and class (see `layout.TokenClasses`), of which the part along the directions is used.
+        classes: the chat template's.
+        held: whether tokens of a class are set; others stay.
         first_layer: layers below it are left as they are.
     """
 
     name: str
-    means: Float[Tensor, "layer d_model"]
+    means: Float[Tensor, "layer class d_model"]
+    classes: TokenClasses
+    held: tuple[bool, ...]
     first_layer: int = 0
 
     def __post_init__(self) -> None:
-        assert self.means.ndim == 2
+        assert self.means.ndim == 3
+        assert self.means.shape[1] == len(self.classes) == len(self.held)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for means of another shape than the model's, not finite, or a layer that is not."""
-        wanted = (model.cfg.n_layers, model.cfg.d_model)
-        if tuple(self.means.shape) != wanted:
+        wanted, given = (model.cfg.n_layers, model.cfg.d_model), (len(self.means), self.means.shape[2])
+        if given != wanted:
             raise MechrefusalError(
-                f"the reference '{self.name}' has means of shape {tuple(self.means.shape)}; this model needs {wanted} "
-                "(layer, d_model): take it from this model"
+                f"the reference '{self.name}' has means of {given[0]} layers of width {given[1]}; this model has "
+                f"{wanted[0]} of {wanted[1]}: take it from this model"
             )
         require_layers(model, [self.first_layer])
-        if not torch.isfinite(self.means[self.first_layer :]).all():
+        if not torch.isfinite(self.means[self.first_layer :, list(self.held)]).all():
             raise MechrefusalError(
                 f"the reference '{self.name}' is not finite: no prompt was averaged, or the weights are not finite"
             )
 
-    def held(self, basis: Float[Tensor, "d_model k"], *, dose: float) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
+    def edits(
+        self, basis: Float[Tensor, "d_model k"], *, dose: float, layout: Layout
+    ) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
         """Edits of the block inputs that leave 1 − `dose` of every deviation from the reference along `basis`.
 
         At dose 1 the projection is the reference's at every layer. At any other dose what a block writes counts once,
         not again at every layer above it: an edit remembers what it left, so that the next one knows what was written.
+
+        Args:
+            layout: of the pass under way.
         """
         targets = (self.means.double() @ basis.double().to(self.means.device)).to(torch.float32)
+        held = torch.tensor(self.held)
         left: dict[str, Tensor] = {}
 
         def at(layer: int) -> Callable[[Tensor], Tensor]:
             def hold(activation: Tensor) -> Tensor:
-                q, target = basis.to(activation), targets[layer].to(activation)
-                now = activation @ q
-                if dose == 1:
-                    wanted = target.expand_as(now)
-                elif layer == self.first_layer:
-                    wanted = target + (1 - dose) * (now - target)
-                else:
-                    step = target - targets[layer - 1].to(activation)
-                    wanted = left["projection"] + (1 - dose) * (now - left["projection"]) + dose * step
+                kinds = self.classes.of(*layout.places(activation.shape[1])).to(activation.device)
+                q, target = basis.to(activation), targets.to(activation)
+                now, wanted = activation @ q, target[layer][kinds]
+                if dose != 1:
+                    before = left.get("projection")
+                    if layer == self.first_layer or before is None:
+                        wanted = wanted + (1 - dose) * (now - wanted)
+                    else:
+                        step = wanted - target[layer - 1][kinds]
+                        wanted = before + (1 - dose) * (now - before) + dose * step
+                wanted = torch.where(held.to(activation.device)[kinds][..., None], wanted, now)
                 left["projection"] = wanted
                 return activation + (wanted - now) @ q.T
 

@@ -48,14 +48,17 @@ def complete(
     """
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     attacks = suffixes if suffixes is not None else [""] * len(texts)
-    ids = [
-        prompts.segments(tokenizer, text, attack=attack).prompt_ids for text, attack in zip(texts, attacks, strict=True)
-    ]
+    parts = [prompts.segments(tokenizer, text, attack=attack) for text, attack in zip(texts, attacks, strict=True)]
+    ids = [part.prompt_ids for part in parts]
+    # The end of the template comes in one pass, so that interventions can tell its tokens from the instruction's.
+    tail = max((len(part.after) for part in parts), default=0)
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
     answers: dict[int, list[int]] = {}
     with bar(description, total=len(ids)) as progress:
         for rows in _batches([len(prompt) for prompt in ids], chunk):
-            batch = TokenBatch.of([ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device)
+            batch = TokenBatch.of(
+                [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
+            )
             found = continue_greedily(model, batch, max_new_tokens=max_new_tokens, end=end_tokens(model, tokenizer))
             answers.update(zip(rows, found, strict=True))
             if on_batch is not None:

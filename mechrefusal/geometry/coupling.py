@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechrefusal import intervals, prompts
 from mechrefusal.causal import Ablation, Addition, Intervention, Passes, random_like
-from mechrefusal.causal.reference import HARMLESS, require_reference
+from mechrefusal.causal.reference import References
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
@@ -43,7 +43,7 @@ def harmfulness_refusal_coupling(
     position: int = -1,
     n_prompts: int = 32,
     readings: Readings | None = None,
-    reference: str = HARMLESS,
+    references: References | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How the harmfulness direction and the refusal direction hang together, at every layer and in what they do.
@@ -57,10 +57,10 @@ def harmfulness_refusal_coupling(
     bootstrap as well, so that its interval holds the spread but not this pull.
 
     In behaviour (layer −1), with the directions of `layer`:
-    `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation to the harmless
-    mean from `layer` on, each direction's at the position where it is taken (`reference` "zero": to zero everywhere).
-    `add_…_on_refusal`: the same on harmless prompts set to the harmful mean ("zero": with +1 · direction added at
-    `layer`).
+    `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation: to the harmless
+    mean of `references` from their layer on, or to zero everywhere.
+    `add_…_on_refusal`: the same on harmless prompts set to the harmful mean; without references, with +1 · direction
+    added at `layer`.
     `ablate_…_on_harmfulness`: change of how far harmful and harmless prompts lie apart along the harmfulness direction
     of a later layer (halfway to the last one), at the last instruction token, in pooled standard deviations. These
     units do not saturate as an AUC does, and do not shrink because the ablated direction has a part along the read one.
@@ -73,7 +73,7 @@ def harmfulness_refusal_coupling(
         layer: layer of the directions that are ablated and added.
         n_prompts: harmful and harmless validation prompts used at most.
         readings: activations of `contrast` at the same `position`, where they were taken already.
-        reference: what is ablated to, "harmless" or "zero" (see `causal.Reference`).
+        references: as `Directions.references` gives them at `layer`; None: zero, and addition.
 
     Returns:
         One row a measure and layer, in the columns of the table `coupling`. `low`, `high`: 95% interval over
@@ -102,16 +102,13 @@ def harmfulness_refusal_coupling(
         prompts.prompt_ids(model.tokenizer, list(texts)[:n_prompts])
         for texts in (validation.harmful, validation.harmless)
     ]
-    require_reference(reference)
-    ends = [found.references(place, layer) if reference == HARMLESS else None for place in range(2)]
     controls = [random_like(one, seed=seed) for one in directions]
     ablated = [
-        Ablation(one, reference=end.harmless if end else None)
-        for one, end in zip((*directions, controls[0]), (*ends, ends[0]), strict=True)
+        Ablation(one, reference=references.harmless if references else None) for one in (*directions, controls[0])
     ]
     added: list[Intervention] = [
-        Addition(one, layer) if end is None else Ablation(one, reference=end.harmful)
-        for one, end in zip((*directions, *controls), (*ends, *ends), strict=True)
+        Addition(one, layer) if references is None else Ablation(one, reference=references.harmful)
+        for one in (*directions, *controls)
     ]
     read = (found.positions[0], later), found.directions(later)[0]
     effects = [

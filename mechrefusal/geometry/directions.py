@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechrefusal import prompts
+from mechrefusal.causal.layout import ANSWER, INSTRUCTION, TokenClasses
 from mechrefusal.causal.reference import HARMLESS, Reference, References, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
@@ -63,6 +64,10 @@ class Directions:
     `paired`: the prompts are twins, the same topic in a harmful and a harmless form, and twins are in the same fold.
     What twins share cancels in r, so it must do so in every part of the prompts too: weights of the folds are then the
     same for both classes.
+
+    `instruction`: means over all instruction tokens of harmful (0) and of harmless prompts (1); `classes`: how many tokens
+    the chat template has before and after them. References need both beside the directions; None where they were not
+    taken.
     """
 
     values: Float[Tensor, "position layer d_model"]
@@ -74,6 +79,8 @@ class Directions:
     sums: Float[Tensor, "two fold position layer d_model"]
     counts: Int[Tensor, "two fold"]
     paired: bool = False
+    instruction: Float[Tensor, "two layer d_model"] | None = None
+    classes: TokenClasses | None = None
 
     def __post_init__(self) -> None:
         assert self.values.ndim == 3
@@ -131,32 +138,63 @@ class Directions:
         r = self.values.double()
         return -(self.mean("harmless") * r).sum(-1) / r.square().sum(-1)
 
+    def class_means(self, side: Literal["harmful", "harmless"]) -> Float[Tensor, "layer class d_model"]:
+        """Means over the prompts of one side by class of tokens, float64, as a `Reference` takes them.
+
+        Generated tokens stand in for by the last token of the template; classes without a mean are zero and not held.
+        """
+        classes = self._known_classes()
+        found = torch.zeros((self.values.shape[1], len(classes), self.values.shape[2]), dtype=torch.float64)
+        means = self.mean(side)
+        for row, position in enumerate(self.positions):
+            if -classes.n_after <= position < 0:
+                found[:, classes.at(position)] = means[row]
+        if self.instruction is not None:
+            found[:, INSTRUCTION] = self.instruction[SIDES.index(side)].double()
+        found[:, ANSWER] = means[self.positions.index(max(self.positions))]
+        return found
+
     def reference(self, candidate, name: str = HARMLESS, *, coefficient: float | None = None) -> Reference | None:
         """What ablating the direction at `candidate` (a row with `position` and `layer`) leaves, from its layer on.
 
+        The means are those of all directions alike, layer by layer and class of tokens by class; the candidate says
+        from which layer on they hold.
+
         Args:
-            name: "harmless", the mean of the harmless prompts at that position, layer by layer; or "zero": None, which
-                is how an ablation is told zero.
-            coefficient: how far from the harmless mean (0) towards the harmful one (1): r⁻ + coefficient · r of every
-                layer. 0 takes refusal out, 1 puts it in.
+            name: "harmless", the mean of the harmless prompts; or "zero": None, which is how an ablation is told zero.
+            coefficient: how far from the harmless mean (0) towards the harmful one (1): r⁻ + coefficient · (r⁺ − r⁻). 0
+                takes refusal out, 1 puts it in.
 
         Raises:
-            MechrefusalError: another name; a position that was not measured; a coefficient of zero's.
+            MechrefusalError: another name; a position that was not measured; a coefficient of zero's; directions that
+                were saved without their references.
         """
         require_reference(name)
+        self.row(int(candidate["position"]))
         if name != HARMLESS:
             if coefficient is not None:
-                raise MechrefusalError(
-                    f"a coefficient of {coefficient:g} needs the reference '{HARMLESS}', not '{name}'"
-                )
+                raise MechrefusalError(f"coefficient {coefficient:g} needs the reference '{HARMLESS}', not '{name}'")
             return None
-        row, layer = self.row(int(candidate["position"])), int(candidate["layer"])
-        means, share = self.mean("harmless")[row], coefficient or 0.0
+        share, classes = coefficient or 0.0, self._known_classes()
+        means = self.class_means("harmless")
         if share:
-            means = means + share * self.values[row].double()
+            means = means + share * (self.class_means("harmful") - means)
+        held = [False] * len(classes)
+        for position in self.positions:
+            if -classes.n_after <= position < 0:
+                held[classes.at(position)] = True
+        held[ANSWER], held[INSTRUCTION] = True, self.instruction is not None
         words = {0.0: "harmless mean", 1.0: "harmful mean"}
         said = words.get(share, f"harmless mean + {share:g} of the way to the harmful one")
-        return Reference(said, means, layer)
+        return Reference(said, means, classes, tuple(held), int(candidate["layer"]))
+
+    def _known_classes(self) -> TokenClasses:
+        if self.classes is None:
+            raise MechrefusalError(
+                "these directions were saved without the means that references need (by an earlier version, or made "
+                "by hand): measure the checkpoint again, or ablate to reference 'zero'"
+            )
+        return self.classes
 
     def references(self, candidate, name: str = HARMLESS) -> References | None:
         """Both ends of the direction at `candidate` (see `reference`); None for "zero"."""
@@ -201,6 +239,10 @@ class Directions:
             "paired": json.dumps(self.paired),
         }
         tensors = {name: getattr(self, name).contiguous() for name in ("values", "sums", "counts")}
+        if self.instruction is not None:
+            tensors["instruction"] = self.instruction.contiguous()
+        if self.classes is not None:
+            notes["classes"] = json.dumps([self.classes.n_before, self.classes.n_after])
         with whole_file(path) as draft:
             save_file(tensors, draft, metadata=notes)
         return Path(path)
@@ -243,6 +285,8 @@ class Directions:
             sums=tensors["sums"],
             counts=tensors["counts"],
             paired=json.loads(notes.get("paired", "false")),
+            instruction=tensors.get("instruction"),
+            classes=TokenClasses(*json.loads(notes["classes"])) if "classes" in notes else None,
         )
 
 
@@ -281,10 +325,13 @@ def difference_in_means(
         )
     dealt, paired = _dealt(contrast, (n_harmful, n_harmless))
     sums = torch.zeros((2, FOLDS, len(wanted), model.cfg.n_layers, model.cfg.d_model))
-    means = [
-        _fold_sums(model, ids, each, wanted, chunk, into=part) / len(ids)
-        for ids, each, part in zip(prompt_ids, dealt, sums, strict=True)
+    spans = [[(len(s.before), len(s.prompt_ids) - len(s.after)) for s in each] for each in classes]
+    totals = [
+        _fold_sums(model, ids, each, wanted, chunk, span, into=part)
+        for ids, each, span, part in zip(prompt_ids, dealt, spans, sums, strict=True)
     ]
+    means = [total[:-1] / len(ids) for total, ids in zip(totals, prompt_ids, strict=True)]
+    n_tokens = [sum(stop - start for start, stop in span) for span in spans]
     return Directions(
         values=means[0] - means[1],
         positions=wanted,
@@ -295,7 +342,17 @@ def difference_in_means(
         sums=sums,
         counts=torch.stack([torch.bincount(torch.tensor(each), minlength=FOLDS) for each in dealt]),
         paired=paired,
+        instruction=torch.stack([total[-1] / n for total, n in zip(totals, n_tokens, strict=True)]).float()
+        if all(n_tokens)
+        else None,
+        classes=TokenClasses(*(min(len(part) for part in sides) for sides in _frames(chain(*classes)))),
     )
+
+
+def _frames(found: Iterable[prompts.Segments]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The tokens of the template before and after the instruction of every prompt."""
+    befores, afters = zip(*((each.before, each.after) for each in found), strict=True)
+    return list(befores), list(afters)
 
 
 def post_instruction_positions(tokenizer, texts: Texts) -> tuple[int, ...]:
@@ -371,19 +428,29 @@ def _fold_sums(
     dealt: list[int],
     positions: tuple[int, ...],
     chunk: int,
+    spans: list[tuple[int, int]],
     *,
     into: Tensor,
 ) -> Float[Tensor, "position layer d_model"]:
-    """Put the sums of resid_pre by fold into `into` (fold, position, layer, d_model); returns their total, float64."""
-    total = torch.zeros(into.shape[1:], dtype=torch.float64)
+    """Put the sums of resid_pre by fold into `into` (fold, position, layer, d_model); returns their total, float64.
+
+    After the positions the total holds the sum over the tokens in `spans`.
+    """
+    total = torch.zeros((into.shape[1] + 1, *into.shape[2:]), dtype=torch.float64)
     # Fold after fold, so that only one sum at a time has to be held in float64.
     order = sorted(range(len(prompt_ids)), key=dealt.__getitem__)
-    activations = stream(model, [prompt_ids[index] for index in order], positions=positions, chunk=chunk)
+    activations = stream(
+        model,
+        [prompt_ids[index] for index in order],
+        positions=positions,
+        chunk=chunk,
+        spans=[spans[index] for index in order],
+    )
     numbered = zip((dealt[index] for index in order), chain.from_iterable(activations), strict=True)
     for fold, group in groupby(numbered, key=itemgetter(0)):
         running = torch.zeros_like(total)
         for _, activation in group:
             running += activation
-        into[fold] = running
+        into[fold] = running[:-1]
         total += running
     return total

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.reference import Reference, References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.activations import stream
 from mechrefusal.geometry.directions import Contrast, last_instruction_position, twin_names
@@ -38,11 +37,6 @@ class Readings:
         """The harmfulness and the refusal direction: means of harmful minus harmless prompts, taken in float64."""
         harmful, harmless = (found[:, :, layer].double().mean(dim=0) for found in (self.harmful, self.harmless))
         return (harmful - harmless).float()
-
-    def references(self, place: int, layer: int) -> References:
-        """What the direction of `place` is ablated to (harmless mean) and set to (harmful mean), from `layer` on."""
-        harmful, harmless = (found[:, place].double().mean(dim=0) for found in (self.harmful, self.harmless))
-        return References(Reference("harmless mean", harmless, layer), Reference("harmful mean", harmful, layer))
 
     @classmethod
     def of(cls, model, contrast: Contrast, *, position: int = -1) -> "Readings":

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
+
+IN_HEAD: ContextVar[bool] = ContextVar("mechrefusal_in_head", default=False)
+"""Whether the pass under way is over a common head: what looks at it cannot tell where the prompts end."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ def head_cache(model, batch: TokenBatch) -> DynamicCache | None:
     """Key/value cache of the common head under the hooks that are active now; None without a head."""
     if len(batch.head) == 0:
         return None
-    _, cache = _step(model, batch.head[None], None, None, keep=1)
+    token = IN_HEAD.set(True)
+    try:
+        _, cache = _step(model, batch.head[None], None, None, keep=1)
+    finally:
+        IN_HEAD.reset(token)
     return cache
 
 

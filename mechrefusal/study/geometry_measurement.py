@@ -313,7 +313,7 @@ class GeometryMeasurement:
                 layer=layer,
                 position=last,
                 readings=readings,
-                reference=self.settings.reference,
+                references=self.locked.references({"position": last, "layer": layer}, self.settings.reference),
             ),
         )
         asked = generations[(generations["set"] == "direction_harmful") & (generations["intervention"] == "none")]
