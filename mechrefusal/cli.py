@@ -129,7 +129,7 @@ def ablate(options) -> None:
     if options.out:
         require_suffix(options.out)
     asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
-    settings = ("direction", "add", "dose", "layer", "position", "seed", "max_new_tokens")
+    settings = ("direction", "add", "dose", "induce", "reference", "layer", "position", "seed", "max_new_tokens")
     found = study.ablated(options.checkpoint, asked, **{name: getattr(options, name) for name in settings})
     _print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
     if options.out:
@@ -269,6 +269,17 @@ def _ablate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--add", type=float | None, help="coefficient: add the direction instead of ablating it")
     parser.add_argument("--dose", type=float | None, help="of the ablation (default: 1, all of it)")
     parser.add_argument(
+        "--reference",
+        type=str | None,
+        help="what is ablated to: harmless (the mean of harmless prompts) or zero (as Arditi et al. publish); default: "
+        "what the direction was chosen with, zero for a file with one tensor",
+    )
+    parser.add_argument(
+        "--induce",
+        type=float | None,
+        help="set the direction's part this far from the harmless mean (0) to the harmful one (1), instead of ablating",
+    )
+    parser.add_argument(
         "--layer",
         type=int | None,
         help="where to add (default: the direction's own), and which of a file of directions",
@@ -307,8 +318,8 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         type=str,
         action="append",
         default=[],
-        help="also answer under ablate:DIRECTION or add:DIRECTION:COEFFICIENT; DIRECTION: carrier, best, random, "
-        "a file, or FILE@position=-1,layer=14",
+        help="also answer under ablate:DIRECTION[:zero], induce:DIRECTION or add:DIRECTION:COEFFICIENT; "
+        "DIRECTION: carrier, best, random, a file, or FILE@position=-1,layer=14",
     )
     parser.add_argument(
         "--attack",

@@ -65,9 +65,8 @@ class Directions:
     What twins share cancels in r, so it must do so in every part of the prompts too: weights of the folds are then the
     same for both classes.
 
-    `instruction`: means over all instruction tokens of harmful (0) and of harmless prompts (1); `classes`: how many tokens
-    the chat template has before and after them. References need both beside the directions; None where they were not
-    taken.
+    `instruction`: means over all instruction tokens of harmful (0) and of harmless prompts (1). `classes`: how many
+    tokens the chat template has before and after them. References need both; None where they were not taken.
     """
 
     values: Float[Tensor, "position layer d_model"]

@@ -20,6 +20,7 @@ import pandas as pd
 from torch import Tensor
 
 from mechrefusal import causal, intervals, prompts
+from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
 from mechrefusal.files import whole_file
@@ -69,6 +70,8 @@ def ablated(
     direction: str | Path | Tensor = "carrier",
     add: float | None = None,
     dose: float | None = None,
+    induce: float | None = None,
+    reference: str | None = None,
     layer: int | None = None,
     position: int | None = None,
     seed: int = 0,
@@ -83,6 +86,10 @@ def ablated(
             (d_model, or k × d_model: a subspace); or such a tensor.
         add: coefficient: the direction is added at `layer` (by default its own) instead of ablated everywhere.
         dose: of the ablation, by default 1.
+        induce: how far from the mean of harmless prompts (0) to that of harmful ones (1) the direction's part is set,
+            in place of an ablation.
+        reference: what is ablated to: "harmless", the mean of harmless prompts, or "zero" (see `causal.Reference`). By
+            default what the direction was chosen with; zero for a file with one tensor, or a tensor.
         layer, position: which of a file of directions. `layer` is also where to add.
         seed: of the random direction. It has the norm of "best" where it is added in a run, else norm 1.
         max_new_tokens: longest answer.
@@ -91,12 +98,12 @@ def ablated(
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other.
     """
-    _check(asked, add=add, dose=dose, max_new_tokens=max_new_tokens)
+    _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
     run, checkpoint = chosen_direction.located(source)
     if isinstance(direction, Tensor):
         chosen = Chosen(direction, "given direction")
     elif str(direction) == "random":
-        chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None)
+        chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None or induce is not None)
     elif str(direction) in chosen_direction.NAMES:
         chosen = chosen_direction.of_run(run, checkpoint, best=direction == "best")
     else:
@@ -106,7 +113,9 @@ def ablated(
         raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
     if position is not None and (isinstance(direction, Tensor) or str(direction) in chosen_direction.NAMES):
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
-    intervention, words = _intervention(chosen, add=add, dose=1.0 if dose is None else dose, layer=layer)
+    intervention, words = _intervention(
+        chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
+    )
     model, tokenizer = load_causal_lm(checkpoint)
     with causal.intervened(model, intervention):
         pass  # what does not fit the model is said before anything is generated
@@ -165,23 +174,46 @@ def require_suffix(path: Path | str) -> Path:
     return path
 
 
-def _check(asked: PromptSet, *, add: float | None, dose: float | None, max_new_tokens: int) -> None:
+def _check(
+    asked: PromptSet,
+    *,
+    add: float | None,
+    dose: float | None,
+    induce: float | None,
+    reference: str | None,
+    max_new_tokens: int,
+) -> None:
     if len(asked) == 0:
         raise MechrefusalError("there is no prompt to ask; give one at least")
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
-    if add is not None and dose is not None:
-        raise MechrefusalError("a dose belongs to an ablation, a coefficient to an addition: give one of dose and add")
-    for name, value in (("add", add), ("dose", dose)):
+    if sum(value is not None for value in (add, dose, induce)) > 1:
+        raise MechrefusalError(
+            "a dose belongs to an ablation, add is the coefficient of an addition, and induce sets the part to a mean: "
+            "give one of dose, add and induce"
+        )
+    if reference is not None:
+        require_reference(reference)
+        if add is not None or induce is not None:
+            raise MechrefusalError(
+                f"reference '{reference}' says what an ablation leaves: leave it out, or leave out add and induce"
+            )
+    for name, value in (("add", add), ("dose", dose), ("induce", induce)):
         if value is not None and not isfinite(value):
             raise MechrefusalError(f"{name} is {value}; give a finite number")
 
 
 def _intervention(
-    chosen: Chosen, *, add: float | None, dose: float, layer: int | None
+    chosen: Chosen, *, add: float | None, dose: float, induce: float | None, reference: str | None, layer: int | None
 ) -> tuple[causal.Intervention, str]:
+    if induce is not None:
+        setting = chosen.reference(HARMLESS, coefficient=induce)
+        assert setting is not None
+        return causal.Ablation(chosen.direction, reference=setting), f"set {chosen.name} to the {setting.name}"
     if add is None:
-        return causal.Ablation(chosen.direction, dose), f"ablate {chosen.name}" + (
+        left = chosen.reference(reference)
+        words = f"ablate {chosen.name} to {'zero' if left is None else f'the {left.name}'}"
+        return causal.Ablation(chosen.direction, dose, reference=left), words + (
             f", dose {dose:g}" if dose != 1 else ""
         )
     at = layer if layer is not None else chosen.layer

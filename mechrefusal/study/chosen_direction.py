@@ -1,6 +1,6 @@
 """Which direction a checkpoint is intervened on with: of its run, of a file, or a random one as the control."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechrefusal import causal
+from mechrefusal.causal.reference import HARMLESS, ZERO, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, fetch
@@ -20,11 +21,42 @@ NAMES = ("carrier", "best", "random")
 
 @dataclass(frozen=True)
 class Chosen:
-    """A direction (d_model), or a subspace (k × d_model); `layer`: where it was taken, None where nothing says."""
+    """A direction (d_model), or a subspace (k × d_model).
+
+    Fields:
+        layer: where it was taken, None where nothing says.
+        own: the directions that hold the means of its references, and `position`, where it was taken; None without.
+        ablated_to: the reference that it was chosen with.
+    """
 
     direction: Tensor
     name: str
     layer: int | None = None
+    own: Directions | None = None
+    position: int = -1
+    ablated_to: str = ZERO
+
+    def reference(self, wanted: str | None, *, coefficient: float | None = None) -> causal.Reference | None:
+        """What an ablation leaves of it: None for zero.
+
+        Args:
+            wanted: "harmless" or "zero"; None: what it was chosen with.
+            coefficient: how far from the harmless mean to the harmful one; see `Directions.reference`.
+
+        Raises:
+            MechrefusalError: nothing says what the mean of harmless prompts is.
+        """
+        name = self.ablated_to if wanted is None else wanted
+        require_reference(name)
+        if name == ZERO and coefficient is None:
+            return None
+        if self.own is None or self.layer is None:
+            raise MechrefusalError(
+                f"nothing says what harmless prompts have along the {self.name}: give one of a measured run, or a file "
+                f"that Directions.save wrote; or take reference '{ZERO}'"
+            )
+        place = {"position": self.position, "layer": self.layer}
+        return self.own.reference(place, HARMLESS, coefficient=coefficient)
 
 
 def located(source: Checkpoint | Path | str) -> tuple[Run | None, Checkpoint]:
@@ -85,7 +117,8 @@ def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:
     place = {"position": int(position), "layer": int(layer)}
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
     name = f"{kind} of {checkpoint.id} (position {place['position']}, layer {place['layer']})"
-    return Chosen(directions.at(place), name, place["layer"])
+    ablated_to = row["ablated_to"] if isinstance(row["ablated_to"], str) else ZERO  # runs of an earlier version
+    return Chosen(directions.at(place), name, place["layer"], directions, place["position"], ablated_to)
 
 
 def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: int | None) -> Chosen:
@@ -120,15 +153,24 @@ def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: 
     if not 0 <= layer < n_layers:
         raise MechrefusalError(f"layer {layer} is not in '{path}'; it has layers 0 to {n_layers - 1}")
     name = f"direction of {path.name} (position {position}, layer {layer})"
-    return Chosen(found.at({"position": position, "layer": layer}), name, layer)
+    ablated_to = HARMLESS if found.classes is not None else ZERO
+    return Chosen(found.at({"position": position, "layer": layer}), name, layer, found, position, ablated_to)
 
 
 def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -> Chosen:
-    """A random direction: of the norm of the run's own where it is added (an ablation does not ask for the norm)."""
-    if run is not None and added:
-        like = of_run(run, checkpoint, best=True)
-        name = f"random direction (seed {seed}, norm of the {like.name})"
-        return Chosen(causal.random_like(like.direction, seed=seed), name, like.layer)
+    """A random direction: with the norm and the references of the run's own; without a run of norm 1.
+
+    Where there is no such direction in the run, an ablation to zero can do without: it does not ask for the norm.
+    """
+    if run is not None:
+        try:
+            like = of_run(run, checkpoint, best=True)
+        except MechrefusalError:
+            if added:
+                raise
+        else:
+            name = f"random direction (seed {seed}, norm of the {like.name})"
+            return replace(like, direction=causal.random_like(like.direction, seed=seed), name=name)
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)

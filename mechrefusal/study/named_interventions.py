@@ -1,10 +1,11 @@
-"""Interventions by name, as a command line gives them: `ablate:carrier`, `add:best:1`."""
+"""Interventions by name, as a command line gives them: `ablate:carrier`, `induce:carrier`, `add:best:1`."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mechrefusal import causal
+from mechrefusal.causal.reference import HARMLESS, REFERENCES
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import chosen_direction
@@ -15,7 +16,10 @@ _PLACE = re.compile(r"(?P<file>.+)@(?P<place>(?:position|layer)=-?\d+(?:,(?:posi
 
 @dataclass(frozen=True)
 class NamedIntervention:
-    """`ablate:DIRECTION`, or `add:DIRECTION:COEFFICIENT` at the direction's layer.
+    """`ablate:DIRECTION[:REFERENCE]`, `induce:DIRECTION`, or `add:DIRECTION:COEFFICIENT` at the direction's layer.
+
+    `ablate` sets the direction's part to what it was chosen with, or to REFERENCE: harmless (the mean of harmless
+    prompts) or zero (as Arditi et al. publish). `induce` sets it to the mean of harmful prompts; `add` adds it.
 
     DIRECTION: carrier, best (the best candidate where there is no carrier), random, or a safetensors file. A file that
     holds directions at many places needs `FILE@position=-1,layer=14`; one with a single tensor takes `FILE@layer=14`,
@@ -28,6 +32,7 @@ class NamedIntervention:
     coefficient: float
     position: int | None = None
     layer: int | None = None
+    reference: str | None = None
 
     @classmethod
     def parse(cls, spec: str) -> "NamedIntervention":
@@ -38,21 +43,24 @@ class NamedIntervention:
         """
         kind, _, rest = spec.partition(":")
         direction, _, given = rest.rpartition(":") if kind == "add" else (rest, "", "1")
+        reference = None
+        if kind == "ablate" and (last := rest.rpartition(":"))[2] in REFERENCES:
+            direction, _, reference = last
         try:
             coefficient = float(given)
         except ValueError:
             coefficient = float("nan")
-        if kind not in ("ablate", "add") or not direction or coefficient - coefficient != 0:
+        if kind not in ("ablate", "induce", "add") or not direction or coefficient - coefficient != 0:
             raise MechrefusalError(
-                f"unknown intervention '{spec}': give ablate:DIRECTION or add:DIRECTION:COEFFICIENT, with carrier, "
-                "best, random or a safetensors file as direction (ablate:carrier, add:best:1, "
-                "ablate:FILE@position=-1,layer=14)"
+                f"unknown intervention '{spec}': give ablate:DIRECTION, ablate:DIRECTION:zero, induce:DIRECTION or "
+                "add:DIRECTION:COEFFICIENT, with carrier, best, random or a safetensors file as direction "
+                "(ablate:carrier, add:best:1, ablate:FILE@position=-1,layer=14)"
             )
         place: dict[str, int] = {}
         if direction not in chosen_direction.NAMES and (found := _PLACE.fullmatch(direction)):
             direction = found["file"]
             place = {name: int(value) for name, value in (part.split("=") for part in found["place"].split(","))}
-        named = cls(spec, kind, direction, coefficient, **place)
+        named = cls(spec, kind, direction, coefficient, **place, reference=reference)
         named._require_file()
         return named
 
@@ -77,7 +85,7 @@ class NamedIntervention:
             MechrefusalError: the checkpoint has no such direction, or it cannot be added.
         """
         if self.direction == "random":
-            found = chosen_direction.random(run, checkpoint, seed=seed, added=self.kind == "add")
+            found = chosen_direction.random(run, checkpoint, seed=seed, added=self.kind != "ablate")
         elif self.direction in chosen_direction.NAMES:
             found = chosen_direction.of_run(run, checkpoint, best=self.direction == "best")
         else:
@@ -89,7 +97,9 @@ class NamedIntervention:
                     f"intervention '{self.spec}': layer {self.layer} says nothing to the ablation of a file's only "
                     "direction, which is done at every layer: leave it out"
                 )
-            return causal.Ablation(found.direction)
+            return causal.Ablation(found.direction, reference=found.reference(self.reference))
+        if self.kind == "induce":
+            return causal.Ablation(found.direction, reference=found.reference(HARMLESS, coefficient=1))
         layer = found.layer if self.layer is None else self.layer
         if layer is None or found.direction.ndim != 1:
             raise MechrefusalError(

@@ -29,9 +29,6 @@ from mechrefusal.training import WARM_UP, TrainingSettings
 RULES = 7
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
-ANSWER_TOKENS = 32
-"""Longest of the base model's own answers that serve as utility conversations."""
-
 
 def check(recipe: Recipe) -> Asked:
     """Everything that can be wrong with a recipe, before anything is written: prompts, model, chat template, lengths.
@@ -271,7 +268,8 @@ def _base(run: Run) -> Checkpoint:
 def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conversation]:
     if chosen.conversations is not None:
         return chosen.conversations
-    return own_answers(base, chosen.instructions.take(recipe.prompts.n_conversations), max_new_tokens=ANSWER_TOKENS)
+    wanted = recipe.prompts
+    return own_answers(base, chosen.instructions.take(wanted.n_conversations), max_new_tokens=wanted.answer_tokens)
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:

@@ -44,6 +44,7 @@ class PromptSources:
         conversations: chat dataset for utility training: a .jsonl, .json or .parquet file or hub name with a column
             `messages`, or `prompt` and `answer`. Empty: the model's own greedy answers to built-in instructions.
         n_conversations: conversations at most.
+        answer_tokens: longest of the model's own answers.
         harmful: held-out harmful requests; built-in: the split `evaluation`.
         harmless: held-out harmless requests; built-in: the split `evaluation`.
         overrefusal: safe prompts that look unsafe, and unsafe contrasts.
@@ -52,9 +53,15 @@ class PromptSources:
     behaviours: Source = field(default_factory=Source)
     conversations: str = ""
     n_conversations: int = 400
+    answer_tokens: int = 32
     harmful: Source = field(default_factory=Source)
     harmless: Source = field(default_factory=Source)
     overrefusal: Source = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        for name in ("n_conversations", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise MechrefusalError(f"prompts {name} is {getattr(self, name)}: give at least 1")
 
 
 @dataclass(frozen=True)
