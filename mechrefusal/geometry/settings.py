@@ -21,6 +21,8 @@ class GeometrySettings:
         cone_steps: optimiser steps of the learned cone; 0 for none.
         cone_addition: weight of making harmless prompts refused when the cone is learned (ablation has weight 1).
         cone_retain: weight of leaving the harmless prompts' next token as it is.
+        n_coupled: validation prompts for the coupling of harmfulness and refusal, which is taken with linear probes; 0
+            for neither.
         n_dosed: prompts for the dose-response of ablation and addition; 0 for none.
         doses: coefficients of the dose-response.
         n_transferred: validation prompts for carriers at other checkpoints; 0 for none.
@@ -34,6 +36,7 @@ class GeometrySettings:
     cone_steps: int = 16
     cone_addition: float = ConeSettings.addition
     cone_retain: float = ConeSettings.retain
+    n_coupled: int = 32
     n_dosed: int = 12
     doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     n_transferred: int = 32
@@ -42,7 +45,7 @@ class GeometrySettings:
         for name in ("n_bootstrap", "layer_step"):
             if getattr(self, name) < 1:
                 raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give at least 1")
-        for name in ("largest_subspace", "cone_steps", "n_dosed", "n_transferred"):
+        for name in ("largest_subspace", "cone_steps", "n_coupled", "n_dosed", "n_transferred"):
             if getattr(self, name) < 0:
                 raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give 0 or more")
         for name in ("cone_addition", "cone_retain"):

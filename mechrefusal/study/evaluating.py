@@ -247,7 +247,12 @@ def _told(under: causal.Intervention | None) -> Any:
         return NONE
     vectors = torch.as_tensor(getattr(under, "directions", getattr(under, "direction", None)))
     others = [getattr(under, name, None) for name in ("dose", "layer", "coefficient")]
-    return [type(under).__name__, [f"{value:.6g}" for value in vectors.flatten().tolist()], others]
+    told = [type(under).__name__, [f"{value:.6g}" for value in vectors.flatten().tolist()], others]
+    if (reference := getattr(under, "reference", None)) is not None:
+        rows = vectors.double().reshape(-1, vectors.shape[-1])
+        targets = reference.means.double() @ rows.T
+        told.append([reference.first_layer, reference.held, [f"{value:.6g}" for value in targets.flatten().tolist()]])
+    return told
 
 
 def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:

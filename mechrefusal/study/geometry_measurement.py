@@ -110,6 +110,7 @@ class GeometryMeasurement:
         for side, chosen in (("harmful", self.validation.harmful), ("harmless", self.validation.harmless)):
             same = (self.scores["set"] == f"validation_{side}") & self.scores["prompt_id"].isin(chosen.ids)
             row[f"baseline_{side}"] = self.scores.loc[same, "score"].mean()
+            row[f"n_{side}"] = len(chosen)
         row["reason"] = self._cannot_score()
         if row["reason"]:
             empty = pd.DataFrame(columns=[*tables.PER_CHECKPOINT["carriers"]])
@@ -300,6 +301,8 @@ class GeometryMeasurement:
 
         On all direction prompts: which of them are refused is what the probes of refusal tell apart.
         """
+        if self.wanted.n_coupled == 0:
+            return
         everything, last = self.asked.direction, self.post[-1]
         layer = self.reference.layer if self.reference is not None else self.model.cfg.n_layers // 2
         readings = geometry.Readings.of(self.model, everything, position=last)
@@ -312,6 +315,7 @@ class GeometryMeasurement:
                 self.metric,
                 layer=layer,
                 position=last,
+                n_prompts=self.wanted.n_coupled,
                 readings=readings,
                 references=self.locked.references({"position": last, "layer": layer}, self.settings.reference),
             ),

@@ -1,7 +1,7 @@
 """Whether refusal's place moved between two checkpoints: moved, not moved or cannot tell, by measure and overall."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from mechrefusal.geometry import Directions
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Turn, Verdict, depth_verdict, turn, verdict
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import tables
+from mechrefusal.study import deciding, tables
 from mechrefusal.study.across import layer_places, pairs
 
 DECIDING = ("carrier_layer", "transfer")
@@ -42,6 +42,13 @@ class _Found:
     low: float = NAN
     high: float = NAN
     floor: float = NAN
+    n_to_decide: float = NAN
+
+    def told(self) -> "_Found":
+        """With what would decide it in the reason, where it cannot be told."""
+        if self.verdict != "cannot tell":
+            return replace(self, n_to_decide=NAN)
+        return replace(self, reason=f"{self.reason}; {deciding.said(self.n_to_decide)}")
 
 
 def relocation(
@@ -76,6 +83,9 @@ def relocation(
     moved: the carrier's layer did not move, and the transfer does not say that it did. Otherwise, and where the two
     contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
 
+    Where it cannot be told, `n_to_decide` is how many prompts of each side would decide it if estimates stay and
+    intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border.
+
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint.
         carrier_rows: table `carrier` of each checkpoint (one row), by id.
@@ -93,6 +103,7 @@ def relocation(
             _transfer(a, b, transfers),
         ]
         found.append(_overall(found))
+        found = [each.told() for each in found]
         pair = {"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step}
         rows += [{**pair, **vars(each)} for each in found]
     return tables.frame("relocation", rows)
@@ -113,6 +124,8 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         reason = f"no admissible candidate in {' and '.join(often)} of the bootstraps over prompts; {reason}"
     if any(row["n_halves"] < 2 for row in (first, second)):  # NaN, where it was not measured, is not
         decided = "cannot tell"
+    places = float(first["layer"]), float(second["layer"])
+    n = pd.Series([row[name] for row in (first, second) for name in ("n_harmful", "n_harmless")]).min()
     return _Found(
         "carrier_layer",
         decided,
@@ -121,6 +134,7 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         low=ends[1][0] - ends[0][1],
         high=ends[1][1] - ends[0][0],
         floor=max(high - low for low, high in ends),
+        n_to_decide=deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n)),
     )
 
 
@@ -152,7 +166,8 @@ def _carrier_cosine(
         [(int(first["position"]), int(first["layer"]))],
         [(int(second["position"]), int(second["layer"]))],
     )
-    return _turned("carrier_cosine", turn(*both, places=places, measure="cosine"), "at the two carriers")
+    found = turn(*both, places=places, measure="cosine")
+    return _turned("carrier_cosine", found, "at the two carriers", _n_prompts(both))
 
 
 def _at_reference(both: tuple[Directions, Directions], first: pd.Series) -> list[_Found]:
@@ -164,20 +179,23 @@ def _at_reference(both: tuple[Directions, Directions], first: pd.Series) -> list
         line: list[Place] = [(last, layer) for layer in range(n_layers)]
         found = turn(*both, places=(line, line), measure="cosine")
         return [
-            _turned("direction_cosine", found, "mean over layers, as there is no reference layer"),
+            _turned("direction_cosine", found, "mean over layers, as there is no reference layer", _n_prompts(both)),
             _Found("principal_angle", "cannot tell", "no reference layer to take the span at"),
         ]
-    layer = int(first["reference_layer"])
-    span = layer_places(both[0], layer)
+    layer, n = int(first["reference_layer"]), _n_prompts(both)
+    span, where = layer_places(both[0], layer), f"at layer {layer}"
+    angle = turn(*both, places=(span, span), measure="principal_angle_mean")
     return [
-        _turned("direction_cosine", turn(*both, places=(span[-1:], span[-1:]), measure="cosine"), f"at layer {layer}"),
-        _turned(
-            "principal_angle", turn(*both, places=(span, span), measure="principal_angle_mean"), f"at layer {layer}"
-        ),
+        _turned("direction_cosine", turn(*both, places=(span[-1:], span[-1:]), measure="cosine"), where, n),
+        _turned("principal_angle", angle, where, n),
     ]
 
 
-def _turned(measure: str, found: Turn, where: str) -> _Found:
+def _n_prompts(both: tuple[Directions, Directions]) -> int:
+    return min(n for each in both for n in (each.n_harmful, each.n_harmless))
+
+
+def _turned(measure: str, found: Turn, where: str, n: int) -> _Found:
     decided, reason = verdict(found)
     return _Found(
         measure,
@@ -187,11 +205,12 @@ def _turned(measure: str, found: Turn, where: str) -> _Found:
         low=found.cross.low,
         high=found.cross.high,
         floor=found.expected,
+        n_to_decide=deciding.for_turn(found, n),
     )
 
 
 def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
-    effects = []
+    effects, n = [], NAN
     for source in (a, b):
         row = _transferred(transfers, source, b)
         if row is None:
@@ -203,13 +222,16 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
             why = f" ({row['reason']})" if row["reason"] else ""
             return _Found("transfer", "cannot tell", f"no effect with its interval of {source.id} at {b.id}{why}")
         effects.append(_Effect.of(row))
+        n = float(row["n_harmful"])
     moved, own = effects
     numbers = (
         f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
         f"{own.from_halves}"
     )
     if not own.clear:
-        return _Found("transfer", "cannot tell", f"{numbers}: its own is not clear of zero and of a random direction")
+        needed = deciding.prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
+        why = f"{numbers}: its own is not clear of zero and of a random direction"
+        return _Found("transfer", "cannot tell", why, n_to_decide=needed)
     share = moved.value / own.value
     decided: Verdict = "cannot tell"
     if share < LOST and moved.high < own.low:
@@ -225,8 +247,18 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
     ends = [end / other for end in (moved.low, moved.high) for other in (own.low, own.high)]
+    apart = ((own.value - own.low) + (moved.high - moved.value), own.value - moved.value if share < LOST else NAN)
+    clear = moved.value - np.nanmax([0.0, moved.random])
+    held = (moved.value - moved.low, clear if share >= HELD else NAN)
     return _Found(
-        "transfer", decided, numbers, value=share, low=min(ends), high=max(ends), floor=moved.random / own.value
+        "transfer",
+        decided,
+        numbers,
+        value=share,
+        low=min(ends),
+        high=max(ends),
+        floor=moved.random / own.value,
+        n_to_decide=deciding.prompts_needed(n, apart, held),
     )
 
 
@@ -280,20 +312,22 @@ def _transferred(transfers: pd.DataFrame, source: Checkpoint, target: Checkpoint
 
 
 def _overall(found: Sequence[_Found]) -> _Found:
-    deciding = [each for each in found if each.measure in DECIDING]
-    by_name = {each.measure: each.verdict for each in deciding}
+    asked = [each for each in found if each.measure in DECIDING]
+    by_name = {each.measure: each.verdict for each in asked}
     decided: Verdict = "cannot tell"
     contradicting = {"moved", "not moved"} <= set(by_name.values())
     if not contradicting and "moved" in by_name.values():
         decided = "moved"
-        deciding = [each for each in deciding if each.verdict == "moved"]
+        asked = [each for each in asked if each.verdict == "moved"]
     elif not contradicting and by_name["carrier_layer"] == "not moved":
         decided = "not moved"
-    reason = "; ".join(f"{each.measure} {_SAID[each.verdict]}: {each.reason}" for each in deciding)
+    reason = "; ".join(f"{each.measure} {_SAID[each.verdict]}: {each.reason}" for each in asked)
     if contradicting:
         reason = f"these two contradict each other: {reason}"
     beside = ", ".join(f"{each.measure} {_SAID[each.verdict]}" for each in found if each.measure not in DECIDING)
-    return _Found("overall", decided, f"{reason} (beside: {beside})")
+    open_ones = [each.n_to_decide for each in asked if each.verdict == "cannot tell" and not np.isnan(each.n_to_decide)]
+    needed = NAN if contradicting else min(open_ones, default=NAN)
+    return _Found("overall", decided, f"{reason} (beside: {beside})", n_to_decide=needed)
 
 
 _SAID: dict[Verdict, str] = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot tell"}

@@ -59,13 +59,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # the lowest bypass (`reference_kind`: carrier, best candidate, none). `ablated_to`: what bypass, induce and kl were
     # taken with: harmless (mean), or zero. `*_zero`: of the reference candidate, ablated to zero and added.
     # `n_admissible_zero`: NaN unless all candidates were scored so. `zero_distance`: where zero lies along it, 0 being
-    # the harmless mean and 1 the harmful one.
+    # the harmless mean and 1 the harmful one. `n_harmful`, `n_harmless`: validation prompts that it was chosen on.
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
         "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
         "reference_kind", "reference_position", "reference_layer", "ablated_to", "bypass_zero", "induce_zero",
-        "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance",
+        "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
     ),
     # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
     # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
@@ -223,9 +223,11 @@ ACROSS: dict[str, tuple[str, ...]] = {
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
     # tell. `value` with its interval (95% over prompts; that of `carrier_layer` widened to what two halves of the
-    # direction prompts choose) and `floor`, its noise: what the verdict rests on is in `reason`.
+    # direction prompts choose) and `floor`, its noise: what the verdict rests on is in `reason`. `n_to_decide`: prompts
+    # of each side that would decide what cannot be told, NaN where no number would.
     "relocation": (
         "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
+        "n_to_decide",
     ),
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
     # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
@@ -295,8 +297,9 @@ ADDED: dict[str, tuple[str, ...]] = {
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
-        "n_admissible_zero", "zero_distance",
+        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
     ),
+    "relocation": ("n_to_decide",),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),
