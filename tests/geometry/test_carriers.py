@@ -8,7 +8,7 @@ import torch
 from mechrefusal import MechrefusalError, geometry
 from mechrefusal.geometry import carriers
 from mechrefusal.models import RefusalMetric
-from mechrefusal.prompts import PromptSet, Split
+from mechrefusal.prompts import PromptSet, Split, segments
 
 NAN = float("nan")
 
@@ -116,14 +116,61 @@ HARMLESS = ["Tell me how to wash a car.", "Bake bread"]
 VALIDATION = Split(PromptSet.from_texts("harmful", HARMFUL), PromptSet.from_texts("harmless", HARMLESS))
 
 
+def plain_means(hf, tokenizer, texts):
+    """Means of block inputs by layer and kind of token, from one prompt at a time: instruction, template's end."""
+    sums, counts, n_end = [], 0, None
+    for text in texts:
+        parts = segments(tokenizer, text)
+        seen = []
+        handles = [
+            block.register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0][0].double()))
+            for block in hf.model.layers
+        ]
+        with torch.no_grad():
+            hf(torch.tensor([parts.prompt_ids]))
+        for handle in handles:
+            handle.remove()
+        x, n_end = torch.stack(seen), len(parts.after)
+        sums.append((x[:, len(parts.before) : -n_end].sum(1), x[:, -n_end:]))
+        counts += len(parts.instruction)
+    instruction = sum(each for each, _ in sums) / counts
+    return instruction, sum(end for _, end in sums) / len(texts), len(segments(tokenizer, texts[0]).before)
+
+
+def plain_setting(hf, means, unit, *, first, n_after):
+    """Hooks that set the projection on `unit` to the means from layer `first` on, token by token, in ten lines."""
+    instruction, end, n_before = means
+
+    def setting(layer):
+        def hook(_, args):
+            x = args[0].clone()
+            stop = x.shape[1] - n_after
+            wanted = x[0] @ unit
+            wanted[n_before : stop - end.shape[1]] = (instruction[layer] @ unit.double()).float()
+            wanted[stop - end.shape[1] : stop] = (end[layer] @ unit.double()).float()
+            wanted[stop:] = (end[layer, -1] @ unit.double()).float()
+            x[0] += (wanted - x[0] @ unit)[:, None] * unit
+            return (x, *args[1:])
+
+        return hook
+
+    return [
+        (block.register_forward_pre_hook, setting(layer))
+        for layer, block in enumerate(hf.model.layers)
+        if layer >= first
+    ]
+
+
+@pytest.mark.parametrize("reference", ["zero", "harmless"])
 @pytest.mark.parametrize("opening", [(), (40, 41)], ids=["", "opening"])
-def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening):
+def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening, reference):
     hf, tokenizer = tiny_hf
     metric = RefusalMetric(opening, (10, 11), (12, 13))
     directions = geometry.difference_in_means(tiny_hooked, VALIDATION)
     rows = [{"position": -1, "layer": 2}, {"position": -5, "layer": 1}, {"position": -3, "layer": 3}]
-    scores = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows)
+    scores = geometry.score(tiny_hooked, directions, VALIDATION, metric, rows=rows, reference=reference)
     found = scores.table.set_index(["position", "layer"])
+    means = {side: plain_means(hf, tokenizer, texts) for side, texts in (("no", HARMLESS), ("yes", HARMFUL))}
 
     def run(text, *, forced, hooks=()):
         messages = [{"role": "user", "content": text}]
@@ -151,10 +198,16 @@ def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening):
             ]
         block = hf.model.layers[row["layer"]]
         addition = [(block.register_forward_pre_hook, lambda _, a, r=r: (a[0] + r, *a[1:]))]
+        if reference == "harmless":
+            ablation, addition = (
+                plain_setting(hf, means[side], unit, first=row["layer"], n_after=len(opening)) for side in ("no", "yes")
+            )
         bypass = np.mean([refusal(run(text, forced=opening, hooks=ablation)) for text in HARMFUL])
         induce = np.mean([refusal(run(text, forced=opening, hooks=addition)) for text in HARMLESS])
         divergences = []
         for text in HARMLESS:
+            if reference == "harmless":
+                ablation = plain_setting(hf, means["no"], unit, first=row["layer"], n_after=0)
             p, q = run(text, forced=()), run(text, forced=(), hooks=ablation)
             divergences.append((p * ((p + 1e-6).log() - (q + 1e-6).log())).sum().item())
         scored = found.loc[(row["position"], row["layer"])]

@@ -130,7 +130,7 @@ def half_scored(monkeypatch, by_half, given, **settings):
     )
     asked = []
 
-    def exactly(scorer, half, row):
+    def exactly(scorer, half, row, reference):
         which = 0 if half.values[0, row["layer"], 0] == 2 else 1
         asked.append((which, row["layer"]))
         default = (0.0, -1.0, 0.0)

@@ -276,7 +276,9 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
 def test_what_two_families_share_is_run_once(tiny_hooked, monkeypatch):
     runs = []
     ablated = Scorer.ablated
-    monkeypatch.setattr(Scorer, "ablated", lambda self, basis: runs.append(len(basis)) or ablated(self, basis))
+    monkeypatch.setattr(
+        Scorer, "ablated", lambda self, basis, reference: runs.append(len(basis)) or ablated(self, basis)
+    )
     first = subspaces.random_subspace(3, 64).basis
     turned = torch.stack([first[0], first[2], -first[1]])  # the same at k = 1 and k = 3
     families = [Subspace("pca", first), Subspace("cone", turned)]
