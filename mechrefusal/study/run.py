@@ -17,6 +17,7 @@ import yaml
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.progress import console
 from mechrefusal.study import tables
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences
@@ -100,10 +101,12 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Record the wall time of a stage that ended well, in the manifest and in the table `stages`."""
+        """Say and record the wall time of a stage that ended well, in the manifest and in the table `stages`."""
         started = time.perf_counter()
         yield
-        self.update({"stages": {stage: round(time.perf_counter() - started, 2)}})
+        seconds = time.perf_counter() - started
+        console.print(f"{stage}: {seconds:.0f} s", highlight=False, soft_wrap=True)
+        self.update({"stages": {stage: round(seconds, 2)}})
         rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
         tables.write(tables.frame("stages", rows), "stages", self.measurements())
 

@@ -27,8 +27,8 @@ def both(request, tiny_hooked, asked):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(low_precision, "multiplies_bfloat16", lambda device: request.param == "bfloat16")
         directions = geometry.difference_in_means(tiny_hooked, asked[0])
-        exact = geometry.score(tiny_hooked, directions, asked[1], METRIC)
-        found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, **OPEN)
+        exact = geometry.score(tiny_hooked, directions, asked[1], METRIC, reference="zero")
+        found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, **OPEN, reference="zero")
     return exact, found
 
 
