@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mechrefusal import prompts
 from mechrefusal.models import TokenBatch, end_tokens
 from mechrefusal.models import generate as continue_greedily
+from mechrefusal.models.twin import twin
 from mechrefusal.progress import bar
 
 PADDED_TOKENS = 4096
@@ -39,6 +40,9 @@ def complete(
 ) -> Completions:
     """Answer every instruction greedily.
 
+    A hooked transformer's answers come from the plain model behind it (`models.twin`), where it has one and no hooks
+    stand at it: they are the same, in two thirds of the time.
+
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
         suffixes: an adversarial suffix for each instruction ("" for none).
@@ -53,13 +57,15 @@ def complete(
     # The end of the template comes in one pass, so that interventions can tell its tokens from the instruction's.
     tail = max((len(part.after) for part in parts), default=0)
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
+    end = end_tokens(model, tokenizer)
+    running = plain_model(model)
     answers: dict[int, list[int]] = {}
     with bar(description, total=len(ids)) as progress:
         for rows in _batches([len(prompt) for prompt in ids], chunk):
             batch = TokenBatch.of(
                 [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
             )
-            found = continue_greedily(model, batch, max_new_tokens=max_new_tokens, end=end_tokens(model, tokenizer))
+            found = continue_greedily(running, batch, max_new_tokens=max_new_tokens, end=end)
             answers.update(zip(rows, found, strict=True))
             if on_batch is not None:
                 on_batch(rows, tokenizer.batch_decode(found, skip_special_tokens=True), found)
@@ -67,6 +73,12 @@ def complete(
     in_order = [tuple(answers[row]) for row in range(len(ids))]
     decoded = tokenizer.batch_decode([list(row) for row in in_order], skip_special_tokens=True) if in_order else []
     return Completions(tuple(decoded), tuple(in_order))
+
+
+def plain_model(model):
+    """The plain model behind a hooked transformer, on which interventions can be opened as on any; else the model."""
+    found = twin(model) if hasattr(model, "hook_dict") else None
+    return model if found is None else found.model
 
 
 def _batches(lengths: Sequence[int], chunk: int) -> Iterator[list[int]]:

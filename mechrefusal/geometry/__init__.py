@@ -6,6 +6,7 @@ from mechrefusal.geometry.coupling import harmfulness_refusal_coupling
 from mechrefusal.geometry.directions import (
     Directions,
     difference_in_means,
+    difference_in_means_of_part,
     last_instruction_position,
     post_instruction_positions,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "cones",
     "cosine",
     "difference_in_means",
+    "difference_in_means_of_part",
     "dose_response",
     "drift",
     "effective_rank",

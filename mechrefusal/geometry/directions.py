@@ -1,10 +1,10 @@
 """Difference-in-means directions at every layer and post-instruction position (Arditi et al., 2406.11717, eq. 1, 2)."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count, groupby
-from operator import itemgetter
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,6 +20,7 @@ from mechrefusal.causal.reference import HARMLESS, Reference, References, requir
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.geometry.activations import stream
+from mechrefusal.prompts import Split
 
 FOLDS = 16
 """Prompt i of each class belongs to fold i % 16, or where prompts are twins, the i-th twins do (`Directions.paired`);
@@ -307,45 +308,132 @@ def difference_in_means(
     Raises:
         MechrefusalError: no harmful or no harmless prompts, or a position that is not in every prompt.
     """
+    return _taken(model, contrast, None, positions, chunk)[0]
+
+
+def difference_in_means_of_part(
+    model, contrast: Split, part: Split, *, positions: Sequence[int] | None = None, chunk: int = 4
+) -> tuple[Directions, Directions]:
+    """`difference_in_means` of `contrast` and of a `part` of its prompts, by their ids, from one pass over them.
+
+    Raises:
+        MechrefusalError: as there, for either; a prompt of the part that is not in the contrast.
+    """
+    whole, found = _taken(model, contrast, part, positions, chunk)
+    assert found is not None
+    return whole, found
+
+
+def _taken(
+    model, contrast: Contrast, part: Split | None, positions: Sequence[int] | None, chunk: int
+) -> tuple[Directions, Directions | None]:
     tokenizer = model.tokenizer
-    classes = _tokens(tokenizer, contrast.harmful), _tokens(tokenizer, contrast.harmless)
-    n_harmful, n_harmless = map(len, classes)
-    if not n_harmful or not n_harmless:
-        raise MechrefusalError(
-            f"directions need harmful and harmless prompts, got {n_harmful} and {n_harmless}: give one at least"
-        )
-    wanted = tuple(positions) if positions is not None else _after_all(classes[0])
-    prompt_ids = [[found.prompt_ids for found in each] for each in classes]
+    segments = _tokens(tokenizer, contrast.harmful), _tokens(tokenizer, contrast.harmless)
+    for chosen in (contrast, *([part] if part is not None else [])):
+        sizes = len(chosen.harmful), len(chosen.harmless)
+        if not all(sizes):
+            raise MechrefusalError(
+                f"directions need harmful and harmless prompts, got {sizes[0]} and {sizes[1]}: give one at least"
+            )
+    wanted = tuple(positions) if positions is not None else _after_all(segments[0])
+    prompt_ids = [[found.prompt_ids for found in each] for each in segments]
     shortest = min(map(len, chain(*prompt_ids)))
     # `stream` checks this too, but the second class only after the passes over the first.
     if not wanted or not all(-shortest <= position < 0 for position in wanted):
         raise MechrefusalError(
             f"positions {list(wanted)} do not lie in every prompt; count from the end, -1 to -{shortest} (the shortest)"
         )
-    dealt, paired = _dealt(contrast, (n_harmful, n_harmless))
-    sums = torch.zeros((2, FOLDS, len(wanted), model.cfg.n_layers, model.cfg.d_model))
-    spans = [[(len(s.before), len(s.prompt_ids) - len(s.after)) for s in each] for each in classes]
-    totals = [
-        _fold_sums(model, ids, each, wanted, chunk, span, into=part)
-        for ids, each, span, part in zip(prompt_ids, dealt, spans, sums, strict=True)
-    ]
-    means = [total[:-1] / len(ids) for total, ids in zip(totals, prompt_ids, strict=True)]
-    n_tokens = [sum(stop - start for start, stop in span) for span in spans]
-    return Directions(
-        values=means[0] - means[1],
-        positions=wanted,
-        tokens=tuple(_token(tokenizer, chain(*prompt_ids), position) for position in wanted),
-        n_harmful=n_harmful,
-        n_harmless=n_harmless,
-        weights=getattr(model, "weights", ""),
-        sums=sums,
-        counts=torch.stack([torch.bincount(torch.tensor(each), minlength=FOLDS) for each in dealt]),
-        paired=paired,
-        instruction=torch.stack([total[-1] / n for total, n in zip(totals, n_tokens, strict=True)]).float()
-        if all(n_tokens)
-        else None,
-        classes=TokenClasses(*(min(len(part) for part in sides) for sides in _frames(chain(*classes)))),
-    )
+    shape = (model.cfg.n_layers, model.cfg.d_model)
+    sums = [_Sums.of(contrast, contrast, (len(wanted), *shape))]
+    if part is not None:
+        sums.append(_Sums.of(part, contrast, (len(wanted), *shape)))
+    for side, (ids, each) in enumerate(zip(prompt_ids, segments, strict=True)):
+        spans = [(len(s.before), len(s.prompt_ids) - len(s.after)) for s in each]
+        # Fold after fold of the whole, so that only one of its sums at a time has to be held in float64.
+        order = sorted(range(len(ids)), key=sums[0].dealt[side].__getitem__)
+        activations = stream(
+            model,
+            [ids[index] for index in order],
+            positions=wanted,
+            chunk=chunk,
+            spans=[spans[index] for index in order],
+        )
+        for index, activation in zip(order, chain.from_iterable(activations), strict=True):
+            for one in sums:
+                one.take(side, index, activation, n_tokens=spans[index][1] - spans[index][0])
+    classes = TokenClasses(*(min(len(part) for part in sides) for sides in _frames(chain(*segments))))
+    tokens = tuple(_token(tokenizer, chain(*prompt_ids), position) for position in wanted)
+    found = [one.directions(wanted, tokens, getattr(model, "weights", ""), classes) for one in sums]
+    return found[0], found[1] if part is not None else None
+
+
+class _Sums:
+    """Sums over prompts under way: by fold in float32, of all prompts in float64.
+
+    `dealt`: the fold of every prompt of either side of the contrast that is streamed, −1 for those that are left out.
+    """
+
+    def __init__(self, dealt: list[list[int]], paired: bool, shape: tuple[int, int, int]) -> None:  # noqa: FBT001
+        self.dealt, self.paired = dealt, paired
+        self.folds = torch.zeros((2, FOLDS, *shape))
+        self.totals = torch.zeros((2, shape[0] + 1, *shape[1:]), dtype=torch.float64)
+        self.n_tokens = [0, 0]
+        self._running: dict[int, Tensor] = {}
+        self._left = [Counter(each) for each in dealt]
+
+    @classmethod
+    def of(cls, chosen: Contrast, streamed: Contrast, shape: tuple[int, int, int]) -> "_Sums":
+        sides = [(chosen.harmful, streamed.harmful), (chosen.harmless, streamed.harmless)]
+        dealt, paired = _dealt(chosen, (len(chosen.harmful), len(chosen.harmless)))
+        if chosen is streamed:
+            return cls(dealt, paired, shape)
+        placed = []
+        for folds, (part, whole) in zip(dealt, sides, strict=True):
+            assert isinstance(part, prompts.PromptSet)
+            assert isinstance(whole, prompts.PromptSet)
+            fold_of = dict(zip(part.ids, folds, strict=True))
+            if missing := [name for name in fold_of if name not in set(whole.ids)]:
+                raise MechrefusalError(f"prompt '{missing[0]}' of the part is not among the prompts it is a part of")
+            placed.append([fold_of.get(name, -1) for name in whole.ids])
+        return cls(placed, paired, shape)
+
+    def take(self, side: int, index: int, activation: Tensor, *, n_tokens: int) -> None:
+        """Add a prompt's activations, whose last place holds the sum over its `n_tokens` instruction tokens."""
+        fold = self.dealt[side][index]
+        if fold < 0:
+            return
+        self.totals[side] += activation
+        self.n_tokens[side] += n_tokens
+        if fold not in self._running:
+            self._running[fold] = torch.zeros(activation[:-1].shape, dtype=torch.float64)
+        self._running[fold] += activation[:-1]
+        self._left[side][fold] -= 1
+        if not self._left[side][fold]:  # a fold that is complete goes to float32
+            self.folds[side, fold] = self._running.pop(fold)
+
+    def directions(
+        self, positions: tuple[int, ...], tokens: tuple[str, ...], weights: str, classes: TokenClasses
+    ) -> Directions:
+        """What they give."""
+        folds = [torch.tensor([fold for fold in each if fold >= 0]) for each in self.dealt]
+        sizes = [len(each) for each in folds]
+        means = [total[:-1] / n for total, n in zip(self.totals, sizes, strict=True)]
+        instruction = None
+        if all(self.n_tokens):
+            instruction = torch.stack([t[-1] / n for t, n in zip(self.totals, self.n_tokens, strict=True)]).float()
+        return Directions(
+            values=means[0] - means[1],
+            positions=positions,
+            tokens=tokens,
+            n_harmful=sizes[0],
+            n_harmless=sizes[1],
+            weights=weights,
+            sums=self.folds,
+            counts=torch.stack([torch.bincount(each, minlength=FOLDS) for each in folds]),
+            paired=self.paired,
+            instruction=instruction,
+            classes=classes,
+        )
 
 
 def _frames(found: Iterable[prompts.Segments]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -419,37 +507,3 @@ def twin_names(texts: Texts) -> list[str | None] | None:
         return None
     column = texts.table["twin"]
     return [None if missing else str(name) for name, missing in zip(column, column.isna(), strict=True)]
-
-
-def _fold_sums(
-    model,
-    prompt_ids: list[tuple[int, ...]],
-    dealt: list[int],
-    positions: tuple[int, ...],
-    chunk: int,
-    spans: list[tuple[int, int]],
-    *,
-    into: Tensor,
-) -> Float[Tensor, "position layer d_model"]:
-    """Put the sums of resid_pre by fold into `into` (fold, position, layer, d_model); returns their total, float64.
-
-    After the positions the total holds the sum over the tokens in `spans`.
-    """
-    total = torch.zeros((into.shape[1] + 1, *into.shape[2:]), dtype=torch.float64)
-    # Fold after fold, so that only one sum at a time has to be held in float64.
-    order = sorted(range(len(prompt_ids)), key=dealt.__getitem__)
-    activations = stream(
-        model,
-        [prompt_ids[index] for index in order],
-        positions=positions,
-        chunk=chunk,
-        spans=[spans[index] for index in order],
-    )
-    numbered = zip((dealt[index] for index in order), chain.from_iterable(activations), strict=True)
-    for fold, group in groupby(numbered, key=itemgetter(0)):
-        running = torch.zeros_like(total)
-        for _, activation in group:
-            running += activation
-        into[fold] = running[:-1]
-        total += running
-    return total

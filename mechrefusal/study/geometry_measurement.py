@@ -67,17 +67,16 @@ class GeometryMeasurement:
         instruction: tuple[int, ...] = ()
         with suppress(MechrefusalError):  # a template without one; `take_coupling` then says why
             instruction = (geometry.last_instruction_position(tokenizer, texts),)
-        whole = geometry.difference_in_means(self.model, everything, positions=(*instruction, *self.post))
-        self.locked = whole.of_positions(self.post)
-        self.harmfulness = whole.of_positions(instruction) if instruction else None
-        enough = min(len(self.direction.harmful), len(self.direction.harmless)) >= self.settings.fewest_kept
+        wanted = (*instruction, *self.post)
+        sizes = [(len(each.harmful), len(each.harmless)) for each in (self.direction, everything)]
+        enough = min(sizes[0]) >= self.settings.fewest_kept
         selection = "kept by score" if enough else "all prompts"
-        every = (len(self.direction.harmful), len(self.direction.harmless)) == (whole.n_harmful, whole.n_harmless)
-        self.directions = (
-            geometry.difference_in_means(self.model, self.direction, positions=self.post)
-            if enough and not every
-            else self.locked
-        )
+        if enough and sizes[0] != sizes[1]:
+            whole, part = geometry.difference_in_means_of_part(self.model, everything, self.direction, positions=wanted)
+        else:
+            whole = part = geometry.difference_in_means(self.model, everything, positions=wanted)
+        self.locked, self.directions = whole.of_positions(self.post), part.of_positions(self.post)
+        self.harmfulness = whole.of_positions(instruction) if instruction else None
         norms, cosines = self.directions.values.norm(dim=-1), self.directions.split_half_cosine
         zeros = self.directions.zero_distance
         self.add(

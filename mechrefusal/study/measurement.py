@@ -20,6 +20,7 @@ from mechrefusal.evaluation import (
     judged,
     rates,
 )
+from mechrefusal.evaluation.generation import plain_model
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.scoring import inducing as inducing_at
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
@@ -237,11 +238,13 @@ class _Measurement:
             "induce": (inducing, harmless),
             "induce_random": (of_control, harmless),
         }
+        plain = plain_model(self.model)
         for name, (intervention, questions) in under.items():
-            with causal.intervened(self.model, intervention):
+            with causal.intervened(plain, intervention):
                 answers = complete(
-                    self.model,
+                    plain,
                     questions["prompt"].tolist(),
+                    tokenizer=self.model.tokenizer,
                     max_new_tokens=self.settings.max_new_tokens,
                     description=f"{self.checkpoint.id}: {name}",
                 )

@@ -397,3 +397,25 @@ def test_files_that_hold_no_directions(tmp_path, tiny):
     for path in (tmp_path / "nowhere", tmp_path / "text", tmp_path / "bare.safetensors", tiny / "model.safetensors"):
         with pytest.raises(MechrefusalError, match=path.name):
             Directions.load(path, weights=None)
+
+
+def test_a_part_of_the_prompts_in_the_same_pass(tiny_hooked):
+    """Both are what two calls give: folds, twins, instruction means and all."""
+    whole = prompts.builtin().direction.take(20)
+    part = prompts.Split(whole.harmful[[True, False] * 10], whole.harmless[[True] * 7 + [False] * 13])
+    both = geometry.difference_in_means_of_part(tiny_hooked, whole, part)
+    for found, contrast in zip(both, (whole, part), strict=True):
+        alone = geometry.difference_in_means(tiny_hooked, contrast)
+        for name in ("values", "sums", "counts", "instruction"):
+            torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
+        assert (found.n_harmful, found.n_harmless, found.paired) == (alone.n_harmful, alone.n_harmless, alone.paired)
+        assert (found.positions, found.tokens, found.classes) == (alone.positions, alone.tokens, alone.classes)
+
+
+def test_a_part_must_be_one(tiny_hooked):
+    whole = prompts.builtin().direction.take(4)
+    other = prompts.builtin().validation.take(4)
+    with pytest.raises(MechrefusalError, match="is not among the prompts"):
+        geometry.difference_in_means_of_part(tiny_hooked, whole, other)
+    with pytest.raises(MechrefusalError, match="got 0 and 4"):
+        geometry.difference_in_means_of_part(tiny_hooked, whole, prompts.Split(whole.harmful[:0], whole.harmless))
