@@ -1,4 +1,4 @@
-"""SmolLM2 end to end: a few steps of both arms, one checkpoint measured, the report written."""
+"""SmolLM2 end to end: a step of a warm-up and one of R2D2, every checkpoint measured, the report written."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from mechrefusal.study import tables
 
 
 @pytest.mark.slow
-def test_smollm2_through_both_arms(smollm2, tmp_path):
+def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path):
     demo = study.load_recipe("demo")
     r2d2 = dataclasses.replace(
         demo.training.r2d2, pool_size=2, cases_per_step=1, gcg=dataclasses.replace(demo.training.r2d2.gcg, width=4)
@@ -18,10 +18,13 @@ def test_smollm2_through_both_arms(smollm2, tmp_path):
     recipe = dataclasses.replace(
         demo,
         name="few steps",
+        arms=("r2d2",),
         model=str(smollm2),
         prompts=dataclasses.replace(demo.prompts, n_conversations=4),
         training=dataclasses.replace(
-            demo.training, steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, r2d2=r2d2
+            demo.training,
+            warm_up=1, warm_up_utility_per_step=2, warm_up_harmful_per_step=2,
+            steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, n_probe=2, probe_tokens=2, r2d2=r2d2,
         ),
         attack=dataclasses.replace(demo.attack, n_cases=0),
         measuring=dataclasses.replace(
@@ -40,7 +43,7 @@ def test_smollm2_through_both_arms(smollm2, tmp_path):
     )  # fmt: skip
     run = study.Run.create(tmp_path / "run", recipe)
     points = study.train(run)
-    assert [point.id for point in points] == ["base-step-00000", "sft-step-00002", "r2d2-step-00002"]
+    assert [point.id for point in points] == ["base-step-00000", "warm-up-step-00001", "r2d2-step-00002"]
     assert len({point.weights for point in points}) == 3
     study.measure(run)
     # SmolLM2 answers nearly everything before training: no carrier is a result, with its reason.
