@@ -51,6 +51,7 @@ def builtin() -> Builtin:
     """The prompts that come with the package."""
     twins = _rows("twins")
     by_split = {name: [row for row in twins if member(row["harmful"], TWINS) == name] for name in TWINS}
+    by_split["train"] += _rows("twins_train")  # added later, so that the other splits stay what they were
     utility = {
         name: [row for row in _rows("utility", text="prompt") if member(row["prompt"], UTILITY) == name]
         for name in UTILITY
