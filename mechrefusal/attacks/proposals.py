@@ -32,9 +32,9 @@ def draws(
 ) -> Iterator[Int[Tensor, "candidate position"]]:
     """Batches of suffixes that differ from `suffix` in one token, one of `tokens` at its position; none comes twice.
 
-    A batch is in order of the positions.
     The first batch is the proposals of a GCG step: positions share the `width` evenly, a random subset has one more.
-    Further ones are for those who can use none of them. They end when all tokens were drawn.
+    Further ones are for those who can use none of them. They end when all tokens were drawn. Each batch is in order of
+    the positions.
     """
     length = len(suffix)
     extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())

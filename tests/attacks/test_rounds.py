@@ -127,6 +127,38 @@ def test_the_same_seed_gives_the_same_suffix_whatever_the_company(tiny_hf):
     assert together[0].suffix_ids != optimised(tiny_hf, ROUNDS, stream="other", case=cases[0]).suffix_ids
 
 
+def test_proposals_that_a_later_suffix_does_not_keep_as_text_are_dropped(tiny_hf):
+    """Two letters that survive each for itself, and become one token beside each other."""
+    model, tokenizer = tiny_hf
+    case, vocab = first(tokenizer), tokenizer.get_vocab()
+    start, context = torch.tensor(case.suffix_ids), context_of(tokenizer, case)
+    pairs = [(vocab[w[0]], vocab[w[1]]) for w in sorted(vocab) if len(w) == 2 and w.isalpha() and {*w} <= vocab.keys()]
+    for one, other in pairs:
+        rows = start.repeat(3, 1)
+        rows[0, 2], rows[1, 3], rows[2, 2], rows[2, 3] = one, other, one, other
+        if context.surviving(rows).tolist() == [True, True, False]:
+            break
+    else:
+        raise AssertionError("no such pair")
+    proposals = torch.stack([rows[0], start])
+    proposals[1, 2] = next(i for i in range(300, 900) if context.surviving(with_token(rows[1], 2, i)[None]))
+    with Search.over(model, tokenizer, [case], SETTINGS, [gcg.random_stream(0, "a")]) as search:
+        [state] = search._states
+        assert torch.equal(search._standing(state, proposals, start), proposals)
+        state.move(tuple(rows[1].tolist()), 0.0)
+        expected = with_token(rows[1], 2, int(proposals[1, 2]))[None]
+        assert state.dropped == 0
+        assert torch.equal(search._standing(state, proposals, start), expected)
+        assert state.dropped == 1
+
+
+def with_token(suffix: torch.Tensor, place: int, token: int) -> torch.Tensor:
+    """The suffix with one token replaced."""
+    changed = suffix.clone()
+    changed[place] = token
+    return changed
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_losses_hold_after_a_move_to_any_suffix(family, name):
     """In whatever order positions are replaced: only the tokens that are still the same are shared."""
