@@ -203,6 +203,9 @@ def report(curves: dict[str, list[Curve]], *, difference: float, settings: dict[
             "ratios_published": {
                 mode: round(median(to_equal_loss(curves["published"], curves[mode])), 2) for mode in modes
             },
+            "ratios_published_processor": {
+                mode: round(median(to_equal_loss(curves["published"], curves[mode], clock=1)), 2) for mode in modes
+            },
             "ratios_a_step": {mode: round(steps[mode] / steps["rounds"], 2) for mode in modes},
             "ratios_a_step_published": {mode: round(steps[mode] / steps["published"], 2) for mode in modes},
             "seconds_a_step_and_case": {name: round(seconds, 3) for name, seconds in steps.items()},
