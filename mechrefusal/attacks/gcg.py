@@ -9,7 +9,8 @@ suffix is run once a call, and a candidate only from the token that it replaces 
 Deviations from the paper, each a fault of published implementations (HarmBench's among them) that is not repeated:
 the best suffix so far competes with the proposals, so it is never lost; candidates must come out of decoding and
 encoding *inside their prompt* unchanged; the suffix has no BOS and the context is that of training and evaluation;
-random draws come from a generator that the caller owns; within a step no candidate is proposed twice.
+random draws come from a generator that the caller owns; within a step no candidate is proposed twice. Two more are
+settings, and off by default: `screen` and `rounds` (see `GCGSettings`).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -33,7 +33,8 @@ def draws(
     """Batches of suffixes that differ from `suffix` in one token, one of `tokens` at its position; none comes twice.
 
     The first batch is the proposals of a GCG step: positions share the `width` evenly, a random subset has one more.
-    Further ones are for those who can use none of them. They end when all tokens were drawn.
+    Further ones are for those who can use none of them. They end when all tokens were drawn. Each batch is in order of
+    the positions.
     """
     length = len(suffix)
     extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())
@@ -53,6 +54,16 @@ def draws(
         for position, order in enumerate(orders):
             each[position] = min(len(order), room)
             room -= each[position]
+
+
+def in_rounds(proposals: Int[Tensor, "candidate position"], n: int) -> list[Int[Tensor, "candidate position"]]:
+    """Proposals in `n` parts of nearly equal size, from the last position of the suffix to the first.
+
+    In this order a round replaces no token before one that a later round replaces: what was run of the suffix before a
+    candidate's token holds in every round.
+    """
+    parts = [proposals[len(proposals) * k // n : len(proposals) * (k + 1) // n] for k in range(n)]
+    return parts[::-1]
 
 
 def propose(

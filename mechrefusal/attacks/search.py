@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.cases import AttackCase, whole_prompt
 from mechrefusal.attacks.context import AttackContext, replaceable_tokens, suffix_text
-from mechrefusal.attacks.proposals import draws, promising
+from mechrefusal.attacks.proposals import draws, in_rounds, promising
 from mechrefusal.attacks.screen import Screen, finalists
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses
@@ -38,7 +38,8 @@ class _State:
     best: TokenIds
     loss: float = math.nan
     promising: list[Int[Tensor, " token"]] = field(default_factory=list)
-    own: Bank = field(default_factory=Bank)  # keys and values of the best suffix
+    own: Bank = field(default_factory=Bank)  # keys and values of the suffix that the gradient was taken at,
+    held: int = 0  # whose first so many tokens are those of the best suffix still
     tokens: int = 0
     dropped: int = 0
     history: list[tuple[float, TokenIds, int]] = field(default_factory=list)
@@ -49,7 +50,9 @@ class _State:
         return not self.promising
 
     def move(self, suffix: TokenIds, loss: float) -> None:
-        self.best, self.loss, self.promising, self.own = suffix, loss, [], Bank()
+        changed = (old != new for old, new in zip(self.best, suffix, strict=True))
+        self.held = min(self.held, next((place for place, is_new in enumerate(changed) if is_new), len(suffix)))
+        self.best, self.loss, self.promising = suffix, loss, []
 
     def note(self) -> None:
         self.history.append((self.loss, self.best, self.tokens))
@@ -98,15 +101,21 @@ class Search:
             yield cls(model, tokenizer, cases, settings, generators)
 
     def step(self, step: int) -> None:
-        """One step of every case."""
+        """One step of every case: its proposals in rounds, each from the best suffix so far."""
         self._differentiate(step)
-        proposed = [self._candidates(state) for state in self._states]
-        losses = self.losses(proposed)
-        for state, candidates, found in zip(self._states, proposed, losses, strict=True):
+        starts = [torch.tensor(state.best) for state in self._states]
+        proposed = [in_rounds(self._candidates(state), self.settings.rounds) for state in self._states]
+        for parts in zip(*proposed, strict=True):
+            self._round([self._standing(*each) for each in zip(self._states, parts, starts, strict=True)], step)
+        for state in self._states:
+            state.note()
+
+    def _round(self, candidates: Sequence[Int[Tensor, "candidate position"]], step: int) -> None:
+        """Score the candidates of every case, and move to those that are better."""
+        for state, own, found in zip(self._states, candidates, self.losses(candidates), strict=True):
             scored = found if self._screen is None else found[~torch.isposinf(found)]
             _require_finite(float(scored.sum()), state.case, step)
-            self._choose(state, candidates, found)
-            state.note()
+            self._choose(state, own, found)
 
     def cases(self) -> list[AttackCase]:
         """The cases as they are now."""
@@ -116,8 +125,8 @@ class Search:
     def losses(self, candidates: Sequence[Int[Tensor, "candidate position"]]) -> list[Float[Tensor, " candidate"]]:
         """Loss of each candidate of each case; with a screen, infinite for those that do not pass it.
 
-        Gradients must have been taken: a candidate shares the best suffix's keys and values up to the token in which
-        they first differ, and is run from there.
+        Gradients must have been taken: a candidate shares the keys and values of the suffix that the gradient was taken
+        at up to the first token in which it or the best suffix differs from it, and is run from there.
         """
         bank = Bank.joined([self._before.bank, *(state.own for state in self._states)])
         branches: list[list[Branch]] = []
@@ -125,7 +134,7 @@ class Search:
         for state, proposals in zip(self._states, candidates, strict=True):
             base, own = torch.tensor(state.best), []
             for ids, same in zip(proposals.tolist(), (proposals == base).tolist(), strict=True):
-                first = same.index(False) if False in same else len(same) - 1
+                first = min(same.index(False) if False in same else len(same) - 1, state.held)
                 shared = (*state.before, *range(offset, offset + first))
                 own.append(Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared))
             branches.append(own)
@@ -194,7 +203,7 @@ class Search:
                 length = len(state.best)
                 one_hot = gradient[start : start + length].to(weight.dtype) @ weight.T
                 state.promising = promising(one_hot, state.best, self._replaceable, self.settings.top_k)
-                state.own = run.bank.at(places[:length])
+                state.own, state.held = run.bank.at(places[:length]), length
                 state.loss = _require_finite(loss, state.case, step) if math.isnan(state.loss) else state.loss
                 state.tokens += len(branch.tokens)
                 start += len(branch.tokens)
@@ -210,6 +219,16 @@ class Search:
             if survives.any():
                 return proposals[survives]
         return base[None][:0]
+
+    def _standing(self, state: _State, proposals: Tensor, start: Tensor) -> Int[Tensor, "candidate position"]:
+        """Proposals made of `start` as proposals of the best suffix: those that survive being text there, too."""
+        best = torch.tensor(state.best)
+        if torch.equal(best, start) or not len(proposals):
+            return proposals
+        moved = torch.where(proposals != start, proposals, best)
+        survives = state.context.surviving(moved)
+        state.dropped += int((~survives).sum())
+        return moved[survives]
 
     def _choose(self, state: _State, candidates: Tensor, losses: Tensor) -> None:
         """Move to the best candidate that is better than the best so far."""

@@ -16,6 +16,13 @@ class GCGSettings:
     With `screen`, a float32 model on a machine that multiplies bfloat16 scores candidates in bfloat16 first and only
     the best of them exactly (a deviation from the paper: of candidates that are nearly equally good, another one may be
     chosen). Losses are exact all the same. Elsewhere it changes nothing.
+
+    With `rounds` above 1 the proposals of a step are tried in so many rounds, from the last positions of the suffix to
+    the first, and each round goes on from the best suffix so far: a step replaces up to one token a round, where the
+    paper's replaces one. No more tokens are run for it, as nothing before a replaced token changes, but fewer at once
+    (a deviation from the paper: one gradient serves all rounds, as in its own batch; coordinates one after another are
+    those of ARCA, 2303.04381, several of them a step those of I-GCG, 2405.21018). Losses are exact. A screen chooses
+    among the candidates of a round.
     """
 
     steps: int = 250
@@ -25,9 +32,10 @@ class GCGSettings:
     initial: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !"
     batch_size: int | None = None
     screen: bool = False
+    rounds: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("width", 1), ("top_k", 1), ("suffix_length", 1)):
+        for name, least in (("steps", 0), ("width", 1), ("top_k", 1), ("suffix_length", 1), ("rounds", 1)):
             if getattr(self, name) < least:
                 raise MechrefusalError(f"gcg {name} is {getattr(self, name)}: give at least {least}")
         if self.batch_size is not None and self.batch_size < 1:

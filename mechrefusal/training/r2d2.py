@@ -56,6 +56,7 @@ class R2D2Config(SFTConfig):
     gcg_initial: str = field(default=GCGSettings.initial, metadata={"help": "Text that suffixes start from."})
     gcg_batch_size: int | None = field(default=None, metadata={"help": "GCG candidates run at once."})
     gcg_screen: bool = field(default=False, metadata={"help": "Score GCG candidates in bfloat16 first."})
+    gcg_rounds: int = field(default=1, metadata={"help": "Rounds of a GCG step: it replaces up to one token a round."})
 
     @property
     def gcg(self) -> GCGSettings:
@@ -68,6 +69,7 @@ class R2D2Config(SFTConfig):
             initial=self.gcg_initial,
             batch_size=self.gcg_batch_size,
             screen=self.gcg_screen,
+            rounds=self.gcg_rounds,
         )
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class R2D2Config(SFTConfig):
     def fields_of(settings: R2D2Settings) -> dict[str, Any]:
         """Settings as arguments of this config (all but the size of the pool, which the pool itself has)."""
         names = ("away_weight", "toward_weight", "away_floor", "cases_per_step", "reset_every", "reset_fraction")
-        of_gcg = ("steps", "width", "top_k", "suffix_length", "initial", "batch_size", "screen")
+        of_gcg = ("steps", "width", "top_k", "suffix_length", "initial", "batch_size", "screen", "rounds")
         return {name: getattr(settings, name) for name in names} | {
             f"gcg_{name}": getattr(settings.gcg, name) for name in of_gcg
         }

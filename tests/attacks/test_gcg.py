@@ -653,6 +653,7 @@ def test_make_cases_gives_each_behaviour_its_own_stream(tiny_hf):
         ({"suffix_length": 0}, "gcg suffix_length is 0"),
         ({"steps": -1}, "gcg steps is -1"),
         ({"batch_size": 0}, "gcg batch_size is 0"),
+        ({"rounds": 0}, "gcg rounds is 0"),
         ({"initial": "  "}, "gcg initial is empty"),
     ],
 )

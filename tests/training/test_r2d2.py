@@ -324,6 +324,16 @@ def test_a_config_that_cannot_be_is_named(tmp_path, changes):
         R2D2Config(**arguments(tmp_path), **changes)
 
 
+def test_every_setting_of_gcg_reaches_the_config(tmp_path):
+    other = GCGSettings(steps=3, width=7, top_k=9, suffix_length=5, initial="x y", batch_size=2, screen=True, rounds=4)
+    fields = dataclasses.fields(GCGSettings)
+    assert all(getattr(other, each.name) != each.default for each in fields)
+    config = R2D2Config(**arguments(tmp_path), **R2D2Config.fields_of(R2D2Settings(gcg=other)))
+    assert config.gcg == other
+    of_r2d2 = {"steps": R2D2Settings().gcg.steps}  # the only one whose default differs
+    assert R2D2Config(**arguments(tmp_path)).gcg == dataclasses.replace(GCGSettings(), **of_r2d2)
+
+
 def test_pools_and_configs_that_do_not_fit_are_named_before_the_first_step(tiny_hf, tmp_path):
     settings = R2D2Settings(pool_size=0, cases_per_step=1, gcg=dataclasses.replace(GCG, suffix_length=8))
     with pytest.raises(MechrefusalError, match="has 6 tokens, gcg suffix_length is 8"):
