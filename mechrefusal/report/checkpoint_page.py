@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import causal_section, circuits, figures, geometry_section, headline, wording
+from mechrefusal.report import causal_section, circuits, figures, gate, geometry_section, headline, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
@@ -25,6 +25,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
     return {
         "run": run,
         "checkpoint": checkpoint,
+        "gate": gate.of(checkpoint),
         "line": headline.headline(checkpoint, n_heads=6),
         "before": run.checkpoints[place - 1] if place else None,
         "after": run.checkpoints[place + 1] if place + 1 < len(run.checkpoints) else None,

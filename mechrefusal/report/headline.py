@@ -26,9 +26,7 @@ class Rate:
     @property
     def interval(self) -> str:
         """`0.60–0.82`, or words that say there is none."""
-        if wording.is_missing(self.low) or wording.is_missing(self.high):
-            return "no interval"
-        return f"{wording.rate(self.low)}–{wording.rate(self.high)}"
+        return wording.rate_interval(self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import crossing_section, figures, frontier_section, headline, movement_section, training_page
+from mechrefusal.report import (
+    crossing_section,
+    figures,
+    frontier_section,
+    gate,
+    headline,
+    movement_section,
+    training_page,
+)
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -21,6 +29,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
     panels, lines = Panels(), headline.headlines(run)
     return {
         "run": run,
+        "gate": gate.context(run),
         "lines": lines,
         "asked_sets": headline.ASKED_SETS,
         "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
