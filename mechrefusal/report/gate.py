@@ -92,11 +92,13 @@ def of(checkpoint: MeasuredCheckpoint) -> Gate:
     table = table.assign(**{name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in numbers})
     found = [
         Criterion(
-            wording.plain(row["criterion"]),
-            *(row[name] for name in ("value", "low", "high")),
-            0 if wording.is_missing(row["n"]) else int(row["n"]),
-            row["threshold"],
-            wording.is_true(row["passed"]),
+            name=wording.plain(row["criterion"]),
+            value=row["value"],
+            low=row["low"],
+            high=row["high"],
+            n=0 if wording.is_missing(row["n"]) else int(row["n"]),
+            threshold=row["threshold"],
+            passed=wording.is_true(row["passed"]),
         )
         for row in table.to_dict("records")
     ]

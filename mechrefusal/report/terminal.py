@@ -165,15 +165,13 @@ def behaviour(lines: list[headline.Headline]) -> Table:
 def carriers(lines: list[headline.Headline]) -> Table:
     """One row a checkpoint: where the carrier stands and what it does, or why there is none."""
     ranked = " and ".join(sorted({line.ranked_by for line in lines if line.ranked_by}))
-    table = _table(
-        "Carrier",
-        f"Top heads by {ranked}."
-        if ranked
-        else "Heads were not ranked: neither patching nor attribution was measured.",
-    )
+    heads_by = f"Top heads by {ranked}." if ranked else "Heads were not ranked: no patching, no attribution."
+    to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
+    zero = "To zero: the same direction (or the best candidate) ablated to zero; adm.: it would be admissible so."
+    table = _table("Carrier", f"Ablated to: {to}. {zero} {heads_by}")
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("carrier", ratio=1)
-    for name in ("bypass", "induce", "kl"):
+    for name in ("bypass", "induce", "kl", "to zero:\nbypass", "\nkl", "\nadm."):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("top heads", no_wrap=True)
     for line in lines:
@@ -183,7 +181,9 @@ def carriers(lines: list[headline.Headline]) -> Table:
         )
         found = line.carrier
         if found is None:
-            table.add_row(_name(line), Text(line.no_carrier, style="italic"), *[wording.MISSING] * 3, heads)
+            table.add_row(
+                _name(line), Text(line.no_carrier, style="italic"), *[wording.MISSING] * 3, *_under_zero(line), heads
+            )
             continue
         where = f"layer {found.layer}, position {wording.whole(found.position)} {wording.token(found.token)}"
         table.add_row(
@@ -192,9 +192,15 @@ def carriers(lines: list[headline.Headline]) -> Table:
             wording.number(found.bypass),
             wording.number(found.induce),
             wording.number(found.kl, 3),
+            *_under_zero(line),
             heads,
         )
     return table
+
+
+def _under_zero(line: headline.Headline) -> list[str]:
+    found = line.zero
+    return [wording.number(found.bypass), wording.number(found.kl, 3), found.answer] if found else [wording.MISSING] * 3
 
 
 def _table(title: str, caption: str) -> Table:
