@@ -105,8 +105,8 @@ def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
     would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
     n, of = found.n_admissible, wording.whole(row["n_candidates"])
     counted = "" if wording.is_missing(n) else f"; {wording.whole(n)} of {of} candidates would"
-    whose = "" if found.of == "carrier" else f" the {found.of}"
-    return f"{said} Ablated to zero instead, and added, as Arditi et al. publish,{whose} has {scores}{would}{counted}."
+    whose = "it" if found.of == "carrier" else f"the {found.of}"
+    return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
 
 
 def distance(value: float, *, of: str = "carrier") -> str:
@@ -114,7 +114,6 @@ def distance(value: float, *, of: str = "carrier") -> str:
     if wording.is_missing(value):
         return ""
     where = f"Along the {of} zero lies"
-    unit = "the distance from the harmless to the harmful mean"
     if abs(value) < AT:
         return f"{where} at the harmless mean: the two ablations agree there."
     if abs(value - 1) < AT:
@@ -122,8 +121,8 @@ def distance(value: float, *, of: str = "carrier") -> str:
     size = wording.number(abs(value))
     if value < 0:
         return (
-            f"{where} {size} times {unit} beyond the harmless mean, away from the harmful one: ablating to zero takes "
-            "away more than what tells the two apart."
+            f"{where} on the other side of the harmless mean, {size} times as far from it as the harmful mean: "
+            "ablating to zero takes away more than what tells the two apart."
         )
     if value < 1:
         return (
@@ -131,8 +130,8 @@ def distance(value: float, *, of: str = "carrier") -> str:
             "leaves that share of the difference in place."
         )
     return (
-        f"{where} {size} times {unit} from the harmless mean, beyond the harmful one: ablating to zero pushes harmless "
-        "and harmful prompts alike past the harmful mean."
+        f"{where} beyond the harmful mean, {size} times as far from the harmless mean as that: ablating to zero pushes "
+        "harmless and harmful prompts alike past the harmful mean."
     )
 
 
@@ -168,9 +167,9 @@ def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:
             for name, words in interventions.items()
             if (cell := found["cells"].get((kind, name)))
         ]
-        sentences += [f"of {kind} prompts {', '.join(parts)}"] if len(parts) > 1 else []
+        sentences += [f"of {kind} prompts: {', '.join(parts)}"] if len(parts) > 1 else []
     by = f" (judge {found['judge']})" if judged else ""
-    return f"By generation{by} it refuses {'; '.join(sentences)}." if sentences else ""
+    return f"Answers refused{by}, {'; '.join(sentences)}." if sentences else ""
 
 
 def _of(rows: pd.DataFrame, judge: str, kind: str, intervention: str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from mechrefusal.report import (
     headline,
     movement_section,
     training_page,
+    wording,
 )
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
@@ -32,6 +33,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "run": run,
         "gate": gate.context(run),
         "lines": lines,
+        "ablated_to": sorted({line.ablated_to for line in lines} - {wording.MISSING}),
         "asked_sets": headline.ASKED_SETS,
         "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
         "judges": headline.judges(lines),
