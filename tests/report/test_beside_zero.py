@@ -89,7 +89,10 @@ def test_zero_is_drawn_by_layer_at_the_carriers_position(run):
     assert list(lines["r2d2 250"].x) == list(own["layer"])
     stars = {trace.legendgroup: trace for trace in figure.data if trace.mode == "markers"}
     assert (stars["r2d2 250"].x[0], stars["r2d2 250"].marker.symbol) == (row["layer"], "star")
-    assert stars["base 0"].marker.symbol == "star-open"
+    assert "base 0" not in stars  # its best candidate is at layer 0, where zero has no place
+    elsewhere = figures.zero_distances(directions, carrier.assign(reference_layer=5))
+    stars = {trace.legendgroup: trace for trace in elsewhere.data if trace.mode == "markers"}
+    assert (stars["base 0"].x[0], stars["base 0"].marker.symbol) == (5, "star-open")
     assert sorted(shape.y0 for shape in figure.layout.shapes) == [0, 1]
     assert {note.text for note in figure.layout.annotations} == {"harmless mean", "harmful mean"}
     low, high = figure.layout.yaxis.range
