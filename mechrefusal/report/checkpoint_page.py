@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import causal_section, circuits, figures, geometry_section, headline, wording
+from mechrefusal.report import causal_section, circuits, figures, gate, geometry_section, headline, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
@@ -25,6 +25,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
     return {
         "run": run,
         "checkpoint": checkpoint,
+        "gate": gate.of(checkpoint),
         "line": headline.headline(checkpoint, n_heads=6),
         "before": run.checkpoints[place - 1] if place else None,
         "after": run.checkpoints[place + 1] if place + 1 < len(run.checkpoints) else None,
@@ -34,7 +35,10 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "carrier_row": tables["carrier"].to_dict("records")[0] if len(tables["carrier"]) else None,
         "carriers": geometry_section.carriers(checkpoint, panels),
         "wins": geometry_section.wins(checkpoint, panels),
+        "zero_maps": geometry_section.zero_maps(checkpoint, panels),
+        "zeros": geometry_section.zeros(checkpoint, panels),
         "certainty": geometry_section.certainty(checkpoint),
+        "beside": geometry_section.beside(checkpoint),
         "directions": _directions(checkpoint, panels),
         "selection": _selection(tables["directions"]),
         "geometry": geometry_section.context(checkpoint, panels),

@@ -8,6 +8,7 @@ import pandas as pd
 from mechrefusal.report import causal_findings, figures, findings, wording
 from mechrefusal.report.figures.cross_patching import PAIR, head_sites, of_set
 from mechrefusal.report.figures.screening import SITES
+from mechrefusal.report.order import arm_order
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -35,7 +36,7 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     limit = None if wording.is_missing(most) or most == 0 else float(most)
     groups = []
     between = [
-        tuple(sorted(ends, key=lambda arm: (arm != "base", arm)))
+        tuple(sorted(ends, key=arm_order))
         for ends in table[["arm_source", "arm_target"]].astype(str).itertuples(index=False, name=None)
     ]
     for one, other in dict.fromkeys(between):

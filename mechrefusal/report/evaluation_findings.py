@@ -9,6 +9,7 @@ import pandas as pd
 from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
 from mechrefusal.report.figures import suites
+from mechrefusal.report.order import checkpoint_order
 
 DISAGREEING, EACH_LABEL = 12, 4
 LEAKS_SHOWN = 5
@@ -89,7 +90,7 @@ def _suite(own: pd.DataFrame, kind: str, suite: str, side: str) -> dict[str, Any
 
 def _order(item: tuple[tuple[str, float, str, str], Any]) -> tuple:
     arm, step, attack, intervention = item[0]
-    place = suites.checkpoint_order((arm, float("inf") if np.isnan(step) else step))
+    place = checkpoint_order((arm, float("inf") if np.isnan(step) else step))
     return (*place, attack != "none", attack, intervention != "none", intervention)
 
 

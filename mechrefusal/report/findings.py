@@ -93,7 +93,10 @@ def utility_couplings(table: pd.DataFrame) -> list[str]:
 
 
 def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry a pair of checkpoints of table `relocation`: the overall verdict, and what each measure says."""
+    """One entry a pair of checkpoints of table `relocation`: the overall verdict, and what each measure says.
+
+    `to_decide`: how many prompts would decide what cannot be told, a dash where that is not known.
+    """
     pairs = []
     keys = ["arm_a", "step_a", "arm_b", "step_b"]
     for (arm_a, step_a, arm_b, step_b), rows in table.groupby(keys, sort=False):
@@ -103,6 +106,11 @@ def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
         pair = f"{wording.plain(arm_a)} {step_a} → {wording.plain(arm_b)} {step_b}"
         pairs.append({"pair": pair, **_verdict(first), "measures": found})
     return pairs
+
+
+def says_what_decides(table: pd.DataFrame) -> bool:
+    """Whether table `relocation` says of anything how many prompts would decide it; older runs do not."""
+    return "n_to_decide" in table and bool(pd.to_numeric(table["n_to_decide"], errors="coerce").notna().any())
 
 
 def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
@@ -124,7 +132,9 @@ def _measured(row: pd.Series) -> dict[str, Any]:
 def _verdict(row: pd.Series) -> dict[str, str]:
     said = wording.plain(row["verdict"]) or "not judged"
     sign, kind = VERDICTS.get(said, ("–", "unsure"))
-    return {"verdict": said, "sign": sign, "kind": kind, "reason": wording.plain(row["reason"])}
+    number = wording.grouped(pd.to_numeric(row.get("n_to_decide"), errors="coerce"))
+    reason = wording.plain(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
+    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, "to_decide": number}
 
 
 def _interval(row: Any, name: str, digits: int = 2) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import figures, findings, wording
+from mechrefusal.report import carrier_findings, figures, findings, wording
 from mechrefusal.report.figures.estimates import layered, single
 from mechrefusal.report.figures.heatmaps import position_tokens
 from mechrefusal.report.figures.linear_probes import TARGETS
@@ -54,6 +54,43 @@ def wins(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
     tokens = position_tokens(tables["directions"])
     draw = partial(figures.carrier_wins, tables["carriers"], tables["carrier"], tokens=tokens)
     return [panels.add(draw, title="How often a candidate wins")]
+
+
+def zero_maps(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
+    """The same scores under ablation to zero, where more than the reference candidate was scored so."""
+    tables = checkpoint.tables
+    table = tables["carriers"]
+    zero = {name: table[f"{name}_zero"] for name in (*figures.CARRIER_SCORES, "admissible")}
+    known = pd.to_numeric(table["bypass_zero"], errors="coerce").notna().sum()
+    if known < 2 or carrier_findings.ablated_to(tables["carrier"]) == "zero":
+        return []
+    table, tokens = table.assign(**zero, rejected_because=""), position_tokens(tables["directions"])
+    titles = {"bypass": "Bypass, to zero", "induce": "Induce, added", "kl": "Divergence, to zero"}
+    return [
+        panels.add(partial(figures.carriers, table, score=score, tokens=tokens, title=title), title=title)
+        for score, title in titles.items()
+    ]
+
+
+def zeros(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
+    """Where zero lies along the direction of each layer; nothing in older runs."""
+    table = checkpoint.tables["directions"]
+    if not pd.to_numeric(table["zero_distance"], errors="coerce").notna().any():
+        return []
+    name = {"arm": checkpoint.arm, "step": checkpoint.step}
+    draw = partial(figures.zero_distances, table.assign(**name), checkpoint.tables["carrier"].assign(**name))
+    return [panels.add(draw, title="Where zero lies along the direction")]
+
+
+def beside(checkpoint: MeasuredCheckpoint) -> list[str]:
+    """Sentences: what the carrier was ablated to and what zero does, where zero lies, what answers show."""
+    table = checkpoint.tables["carrier"]
+    zero = carrier_findings.zero(table)
+    said = [carrier_findings.beside_zero(table.iloc[0].to_dict(), zero)] if len(table) else []
+    said += [carrier_findings.distance(zero.distance, of=zero.of)] if zero else []
+    found = carrier_findings.effects(checkpoint.tables["rates"])
+    said += [carrier_findings.effect_words(one, judged=len(found) > 1) for one in found]
+    return [sentence for sentence in said if sentence]
 
 
 def certainty(checkpoint: MeasuredCheckpoint) -> dict[str, str]:

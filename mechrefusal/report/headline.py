@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechrefusal.report import wording
+from mechrefusal.report import carrier_findings, wording
+from mechrefusal.report.carrier_findings import Zero
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
 ASKED_SETS = ("evaluation_harmful", "evaluation_harmless", "overrefusal")
@@ -26,9 +27,7 @@ class Rate:
     @property
     def interval(self) -> str:
         """`0.60–0.82`, or words that say there is none."""
-        if wording.is_missing(self.low) or wording.is_missing(self.high):
-            return "no interval"
-        return f"{wording.rate(self.low)}–{wording.rate(self.high)}"
+        return wording.rate_interval(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ class Headline:
         refusals: rates by prompt set (`ASKED_SETS`); one entry a judge.
         attacks: attack success rates by (set, attack); one entry a judge.
         carrier: None where there is none; `no_carrier` then says why.
+        ablated_to: what its scores were taken with, in words; a dash in older runs.
+        zero: the same under ablation to zero, or the best candidate where there is no carrier.
         heads, ranked_by: top heads by absolute value, and what ranked them (`patching`, `attribution` or empty).
     """
 
@@ -86,6 +87,8 @@ class Headline:
     attacks: dict[tuple[str, str], list[Rate]]
     carrier: Carrier | None
     no_carrier: str
+    ablated_to: str
+    zero: Zero | None
     heads: list[Head]
     ranked_by: str
 
@@ -99,7 +102,9 @@ def headline(checkpoint: MeasuredCheckpoint, *, n_heads: int = 4) -> Headline:
     attacks = {(str(s), str(a)): _rates(rows) for (s, a), rows in attacked.groupby(["set", "attack"], sort=False)}
     carrier, why = _carrier(checkpoint.tables["carrier"])
     heads, ranked_by = top_heads(checkpoint, n_heads)
-    return Headline(checkpoint, refusals, attacks, carrier, why, heads, ranked_by)
+    table = checkpoint.tables["carrier"]
+    beside = carrier_findings.ablated_to(table), carrier_findings.zero(table)
+    return Headline(checkpoint, refusals, attacks, carrier, why, *beside, heads, ranked_by)
 
 
 def headlines(run: MeasuredRun) -> list[Headline]:

@@ -5,7 +5,17 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import crossing_section, figures, frontier_section, headline, movement_section, training_page
+from mechrefusal.report import (
+    carrier_findings,
+    crossing_section,
+    figures,
+    frontier_section,
+    gate,
+    headline,
+    movement_section,
+    training_page,
+    wording,
+)
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -21,13 +31,17 @@ def context(run: MeasuredRun) -> dict[str, Any]:
     panels, lines = Panels(), headline.headlines(run)
     return {
         "run": run,
+        "gate": gate.context(run),
         "lines": lines,
+        "ablated_to": sorted({line.ablated_to for line in lines} - {wording.MISSING}),
         "asked_sets": headline.ASKED_SETS,
         "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
         "judges": headline.judges(lines),
         "behaviour": _behaviour(run, panels, lines),
         "frontiers": frontier_section.of_run(run, panels),
         "carriers": _carriers(run, panels),
+        **_effects(run),
+        **_zero(run, lines, panels),
         **movement_section.context(run, panels),
         **crossing_section.context(run, panels),
         "training": training_page.total_loss(run, panels),
@@ -63,6 +77,42 @@ def _carriers(run: MeasuredRun, panels: Panels) -> list[Panel]:
                 panels.add(partial(figures.trajectory, table, value=column, title=title, unit=unit), title=title)
             )
     return drawn
+
+
+def _effects(run: MeasuredRun) -> dict[str, Any]:
+    """What interventions do to answers: one row a checkpoint and judge; only columns that hold something."""
+    rows = [
+        (f"{checkpoint.arm} {checkpoint.step}", found)
+        for checkpoint in run.checkpoints
+        for found in carrier_findings.effects(checkpoint.tables["rates"])
+    ]
+    known = {key for _, found in rows for key in found["cells"]}
+    columns = [
+        (kind, [(name, words) for name, words in names.items() if (kind, name) in known])
+        for kind, names in carrier_findings.EFFECTS.items()
+    ]
+    return {
+        "effects": rows,
+        "effect_columns": [(f"{kind} prompts", kind, names) for kind, names in columns if names],
+        "effect_judges": sorted({found["judge"] for _, found in rows}),
+    }
+
+
+def _zero(run: MeasuredRun, lines: list[headline.Headline], panels: Panels) -> dict[str, Any]:
+    """How far zero lies from the harmless mean: a sentence for the last checkpoint of each arm, and by layer."""
+    directions, carrier = run.together("directions"), run.together("carrier")
+    last = {checkpoint.id for checkpoint in run.last_of_each_arm}
+    words = [
+        (line.checkpoint.label, carrier_findings.distance(line.zero.distance, of=line.zero.of))
+        for line in lines
+        if line.zero and line.checkpoint.id in last
+    ]
+    known = pd.to_numeric(directions["zero_distance"], errors="coerce").notna().any()
+    draw = partial(figures.zero_distances, directions, carrier)
+    return {
+        "zero_words": [(label, said) for label, said in words if said],
+        "zeros": [panels.add(draw, title="Where zero lies along the direction")] if known else [],
+    }
 
 
 def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.report.order import BASE, WARM_UP, checkpoint_order
 from mechrefusal.study import tables
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
@@ -79,6 +80,18 @@ class MeasuredRun:
         """Whether any table of `mechrefusal evaluate` or `stress` has rows: the report then has a page about them."""
         return any(len(self.across[name]) for name in EVALUATION)
 
+    @property
+    def warm_up(self) -> int | None:
+        """Last step of the warm-up that all arms share, or None where there is none."""
+        return max((c.step for c in self.checkpoints if c.arm == WARM_UP), default=None)
+
+    @property
+    def last_of_each_arm(self) -> list[MeasuredCheckpoint]:
+        """The end of the warm-up and the last checkpoint of each arm; the base where nothing was trained."""
+        last = {c.arm: c for c in self.checkpoints}
+        trained = [c for c in last.values() if c.arm != BASE]
+        return trained or list(last.values())
+
     def together(self, name: str) -> pd.DataFrame:
         """Per-checkpoint table `name` of all checkpoints, in their order."""
         found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in self.checkpoints if len(c.tables[name])]
@@ -103,7 +116,7 @@ def read_run(folder: Path | str) -> MeasuredRun:
         if path.is_dir() and match and not path.name.startswith("."):
             read = {name: tables.read(name, path) for name in tables.PER_CHECKPOINT}
             checkpoints.append(MeasuredCheckpoint(path.name, match["arm"], int(match["step"]), read))
-    checkpoints.sort(key=lambda c: (c.arm != "base", c.arm, c.step))
+    checkpoints.sort(key=lambda c: checkpoint_order((c.arm, c.step)))
     across = {name: tables.read(name, measurements) for name in tables.ACROSS}
     return MeasuredRun(
         folder, tuple(checkpoints), across, _text(folder / "recipe.yaml"), _json_text(folder / "manifest.json")

@@ -8,25 +8,93 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import evaluation_findings, headline, wording
-from mechrefusal.report.reading import read_run
+from mechrefusal.report import evaluation_findings, gate, headline, wording
+from mechrefusal.report.reading import MeasuredRun, read_run
 
 
 def summary(run_folder: Path | str) -> Group:
-    """Behaviour and carrier of every checkpoint of a measured run.
+    """Gate, behaviour and carrier of every checkpoint of a measured run, and where its time went.
 
     Returns:
-        Two `rich` tables: refusal and attack success rates with n and 95% intervals; the carrier (or why there is none)
-        with its scores and the top heads; and one table a judge of suites, where there was an evaluation. Cells are
-        plain text: nothing in a token is read as markup.
+        `rich` tables: the gate, by how much it is missed; refusal and attack success rates with n and 95% intervals;
+        the carrier (or why there is none) with its scores and the top heads; one table a judge of suites, where there
+        was an evaluation; wall times. Cells are plain text: nothing in a token is read as markup.
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
     """
     run = read_run(run_folder)
     lines = headline.headlines(run)
-    found = [part for table in suites(run.across["suite_rates"]) for part in (Text(), table)]
-    return Group(behaviour(lines), Text(), carriers(lines), *found)
+    made = [gates(run), behaviour(lines), carriers(lines), *suites(run.across["suite_rates"]), *times(run)]
+    parts = [part for table in made for part in (Text(), table)]
+    return Group(*parts[1:])
+
+
+def gates(run: MeasuredRun) -> Table | Text:
+    """One row a checkpoint: every criterion of the gate, and by how much it is missed."""
+    found = gate.context(run)
+    if not found["measured"]:
+        return Text("The gate was not measured (no table 'gate': a run of an earlier version).", style="italic")
+    judges = ", ".join(found["judges"]) or "none"
+    said = f"{found['summary']}. Rate, n = answers, 95% interval. Unsure: the interval holds the threshold."
+    table = _table("Gate", f"{said} Judge: {judges}.")
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("gate", no_wrap=True)
+    for name, needs in found["names"]:
+        table.add_column(Text(f"{wording.token(name)}\n{needs}"))
+    for one in found["all"]:
+        cells = [one.named(name) for name, _ in found["names"]]
+        table.add_row(
+            Text(f"{wording.plain(one.checkpoint.arm)} {one.checkpoint.step}"),
+            Text(one.word, style="" if one.passed else "bold"),
+            *(Text(f"{wording.rate(c.value)} n={c.n}\n{c.interval}\n{c.state}" if c else "–") for c in cells),
+        )
+    return table
+
+
+def times(run: MeasuredRun) -> list[Table]:
+    """Wall times: of the run's stages (table `stages`), and of the steps of all measurements (table `timings`)."""
+    made = []
+    stages = run.across["stages"]
+    if len(stages):
+        seconds = pd.to_numeric(stages["seconds"], errors="coerce").astype(float)
+        table = _table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}.")
+        table.add_column("stage", overflow="fold")
+        for name in ("time", "share"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for stage, value in zip(stages["stage"], seconds, strict=True):
+            share = value / seconds.sum() if seconds.sum() else float("nan")
+            table.add_row(Text(wording.plain(stage)), wording.seconds(value), wording.percent(share))
+        made.append(table)
+    timings = run.together("timings")
+    if len(timings):
+        made.append(_measured(timings))
+    return made
+
+
+def _measured(timings: pd.DataFrame) -> Table:
+    """One row a step of the measurement, summed over checkpoints."""
+    timings = timings.assign(seconds=pd.to_numeric(timings["seconds"], errors="coerce").astype(float))
+    total, n = timings["seconds"].sum(), len(timings[["arm", "step"]].drop_duplicates())
+    said = f"All checkpoints ({n}), in all {wording.seconds(total)}. Skipped: what could not be taken there."
+    table = _table("Wall time of the measurements", said)
+    table.add_column("step", overflow="fold")
+    for name in ("time", "share", "longest", "at", "skipped"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage, rows in timings.groupby("stage", sort=False):
+        seconds = rows["seconds"].sum(min_count=1)
+        known = rows.dropna(subset=["seconds"])
+        at = known.loc[known["seconds"].idxmax()] if len(known) else None
+        skipped = sum(bool(wording.plain(note)) for note in rows["note"])
+        table.add_row(
+            Text(wording.plain(stage)),
+            wording.seconds(seconds),
+            wording.percent(seconds / total if total else float("nan")),
+            wording.seconds(None if at is None else at["seconds"]),
+            Text(wording.MISSING if at is None else f"{wording.shortened(at['arm'], 14)} {at['step']}"),
+            str(skipped) if skipped else wording.MISSING,
+        )
+    return table
 
 
 def suites(rates: pd.DataFrame) -> list[Table]:
@@ -97,15 +165,13 @@ def behaviour(lines: list[headline.Headline]) -> Table:
 def carriers(lines: list[headline.Headline]) -> Table:
     """One row a checkpoint: where the carrier stands and what it does, or why there is none."""
     ranked = " and ".join(sorted({line.ranked_by for line in lines if line.ranked_by}))
-    table = _table(
-        "Carrier",
-        f"Top heads by {ranked}."
-        if ranked
-        else "Heads were not ranked: neither patching nor attribution was measured.",
-    )
+    heads_by = f"Top heads by {ranked}." if ranked else "Heads were not ranked: no patching, no attribution."
+    to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
+    zero = "To zero: the same direction (or the best candidate) ablated to zero; adm.: it would be admissible so."
+    table = _table("Carrier", f"Ablated to: {to}. {zero} {heads_by}")
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("carrier", ratio=1)
-    for name in ("bypass", "induce", "kl"):
+    for name in ("bypass", "induce", "kl", "to zero:\nbypass", "\nkl", "\nadm."):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("top heads", no_wrap=True)
     for line in lines:
@@ -115,7 +181,9 @@ def carriers(lines: list[headline.Headline]) -> Table:
         )
         found = line.carrier
         if found is None:
-            table.add_row(_name(line), Text(line.no_carrier, style="italic"), *[wording.MISSING] * 3, heads)
+            table.add_row(
+                _name(line), Text(line.no_carrier, style="italic"), *[wording.MISSING] * 3, *_under_zero(line), heads
+            )
             continue
         where = f"layer {found.layer}, position {wording.whole(found.position)} {wording.token(found.token)}"
         table.add_row(
@@ -124,9 +192,15 @@ def carriers(lines: list[headline.Headline]) -> Table:
             wording.number(found.bypass),
             wording.number(found.induce),
             wording.number(found.kl, 3),
+            *_under_zero(line),
             heads,
         )
     return table
+
+
+def _under_zero(line: headline.Headline) -> list[str]:
+    found = line.zero
+    return [wording.number(found.bypass), wording.number(found.kl, 3), found.answer] if found else [wording.MISSING] * 3
 
 
 def _table(title: str, caption: str) -> Table:

@@ -8,6 +8,7 @@ import pandas as pd
 from mechrefusal.report import figures, wording
 from mechrefusal.report.figures.costs import PARTS
 from mechrefusal.report.figures.training import term_title
+from mechrefusal.report.order import arm_order
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -22,7 +23,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
     panels, training, refreshes = Panels(), run.across["training"], run.across["refreshes"]
     return {
         "run": run,
-        "arms": sorted({str(arm) for arm in training["arm"]}),
+        "arms": sorted({str(arm) for arm in training["arm"]}, key=arm_order),
         "losses": total_loss(run, panels) + _terms(run, panels),
         "no_terms": not len(run.across["terms"]),
         "attack_loss": _drawn(panels, training, [("Attack loss of the drawn cases", figures.attack_loss)]),

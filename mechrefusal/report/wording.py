@@ -57,6 +57,11 @@ def rate(value: Any) -> str:
     return MISSING if is_missing(value) else f"{float(value):.2f}".replace("-", "−")
 
 
+def rate_interval(low: Any, high: Any) -> str:
+    """`0.60–0.82`, or words that say there is none."""
+    return "no interval" if is_missing(low) or is_missing(high) else f"{rate(low)}–{rate(high)}"
+
+
 def percent(value: Any) -> str:
     """A share as a whole percentage, `38%`."""
     return MISSING if is_missing(value) else f"{float(value):.0%}".replace("-", "−")

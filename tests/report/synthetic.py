@@ -5,42 +5,43 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from synthetic_behaviour import HOSTILE, gate, generations, rates
+from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distance
 from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_evaluation import evaluation_tables
-from synthetic_geometry import LAYERS, POSITIONS, candidate_tables, geometry_tables, movement_tables
+from synthetic_geometry import geometry_tables, movement_tables
 from synthetic_training import training_tables
 
 from mechrefusal.study import tables
 
 ANCHORS, ARMS = (0, 50, 100, 250), ("sft", "r2d2")
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "</script><script>alert(2)</script>",
-    '"><img src=x onerror=alert(3)>',
-    "<img src='http://network.invalid/pixel.png'>",
-    "{{ 7 * 7 }} {% raw %} ${alert(4)} %{x}",
-    "emoji 🔐🧪 and ' quotes \" and & &lt;b&gt; and \u2028 separators \u2029",
-    "<a href='javascript:alert(5)'>link</a> <svg onload=alert(6)> <!-- comment",
-    "control \x1b[31mred\x07 and [bold]markup[/bold] [/nothing]",
-)
-LONG_COMPLETION = (
-    "Sure, here is a very long completion to a harmful request that must not be shown whole, secret ending"
-)
 
 
-def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int, ...] = ANCHORS, seed: int = 0) -> Path:
-    """Write a measured run below `folder` and return it. Step 0 is the shared base model, which has no carrier."""
+def write_run(
+    folder: Path,
+    *,
+    arms: tuple[str, ...] = ARMS,
+    anchors: tuple[int, ...] = ANCHORS,
+    warm_up: int = 0,
+    seed: int = 0,
+) -> Path:
+    """Write a measured run below `folder` and return it. Step 0 is the shared base model, which has no carrier.
+
+    With `warm_up` steps the arms start at the end of a warm-up; their anchors are those above it.
+    """
     rng = np.random.default_rng(seed)
-    ids = [("base", 0)] + [(arm, step) for arm in arms for step in anchors if step > 0]
+    shared = [("base", 0)] + [("warm-up", warm_up)] * (warm_up > 0)
+    ids = shared + [(arm, step) for arm in arms for step in anchors if step > warm_up]
     for arm, step in ids:
         out = folder / "measurements" / f"{arm}-step-{step:05d}"
         for name, rows in _checkpoint(rng, arm, step).items():
             tables.write(
                 pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
             )
-    across = movement_tables(rng, ids, arms, max(anchors)) | training_tables(arms, anchors, hostile=HOSTILE)
+    across = movement_tables(rng, ids, arms, max(anchors))
+    across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE)
-    across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids)}
+    across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
@@ -54,21 +55,14 @@ def write_run(folder: Path, *, arms: tuple[str, ...] = ARMS, anchors: tuple[int,
     return folder
 
 
-def _interval(value: float, n: int) -> dict:
-    centre, spread = (
-        (value + 1.92 / n) / (1 + 3.84 / n),
-        1.96 * np.sqrt(value * (1 - value) / n + 0.96 / n**2) / (1 + 3.84 / n),
-    )
-    return {"value": value, "n": n, "low": max(0.0, centre - spread), "high": min(1.0, centre + spread)}
-
-
 def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list[dict]]:
-    strength = {"base": 0.1, "sft": 0.55, "r2d2": 0.9}[arm] * (1 if step == 0 else min(1.0, 0.6 + step / 500))
+    strength = {"base": 0.1, "warm-up": 0.8, "sft": 0.55, "r2d2": 0.9}[arm]
+    strength *= 1 if step == 0 else min(1.0, 0.6 + step / 500)
     carries = step > 0
-    layer = {"sft": 18 - step // 25, "r2d2": 21 if step <= 100 else 9}.get(arm, 0)
+    layer = {"sft": 18 - step // 25, "r2d2": 21 if step <= 100 else 9, "warm-up": 17}.get(arm, 0)
     return {
-        "generations": _generations(rng, strength),
-        "rates": _rates(rng, strength, carries=carries),
+        "generations": generations(rng, strength),
+        "rates": rates(rng, strength, carries=carries),
         "openings": [
             {
                 **dict.fromkeys(tables.PER_CHECKPOINT["openings"]),
@@ -102,6 +96,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
                 "layer": lay,
                 "norm": float((1 + lay) * rng.uniform(0.8, 1.2)),
                 "split_half_cosine": float(np.clip(rng.normal(0.9, 0.1), -1, 1)),
+                "zero_distance": zero_distance(p, lay, strength),
                 "n_harmful": 96,
                 "n_harmless": 96,
                 "selection": "score",
@@ -109,7 +104,8 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
             for p, t in POSITIONS.items()
             for lay in range(LAYERS)
         ],
-        **candidate_tables(rng, layer, carries=carries),
+        **candidate_tables(rng, layer, carries=carries, strength=strength),
+        "gate": gate(strength),
         **geometry_tables(rng, strength, layer, carries=carries),
         "attribution": _attribution(rng, strength),
         "patching": _patching(rng),
@@ -120,70 +116,6 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
             for s in ("generate", "directions", "carriers", "attribution", "patching", HOSTILE[0])
         ],
     }
-
-
-def _generations(rng: np.random.Generator, strength: float) -> list[dict]:
-    rows = []
-    groups = [
-        (s, "none", "none") for s in ("evaluation_harmful", "evaluation_harmless", "overrefusal", "contrast", "utility")
-    ]
-    groups += [("evaluation_harmful", "gcg", "none")] + [
-        (s, "none", i) for s in ("evaluation_harmful", "evaluation_harmless") for i in ("ablate", "add")
-    ]
-    for name, attack, intervention in groups:
-        for i in range(64 if name == "utility" else 12):
-            refused = bool(rng.random() < (strength if "harmful" in name else 0.1))
-            completion = (
-                "I cannot help with that." if refused else LONG_COMPLETION if i % 2 else HOSTILE[i % len(HOSTILE)]
-            )
-            rows.append(
-                {
-                    "set": name,
-                    "prompt_id": f"{name}-{i}",
-                    "category": "weapons" if i % 3 else "",
-                    "prompt": f"Prompt {i}: {HOSTILE[i % len(HOSTILE)]}",
-                    "attack": attack,
-                    "intervention": intervention,
-                    "completion": completion,
-                    "refused": refused if i % 11 else None,
-                    "degenerate": i % 9 == 0,
-                }
-            )
-    return rows
-
-
-def _rates(rng: np.random.Generator, strength: float, *, carries: bool) -> list[dict]:
-    def row(name: str, metric: str, value: float, n: int, attack: str = "none", intervention: str = "none") -> dict:
-        return {
-            "set": name,
-            "attack": attack,
-            "intervention": intervention,
-            "metric": metric,
-            "judge": "refusal-phrases",
-            **_interval(float(np.clip(value, 0, 1)), n),
-        }
-
-    rows = [
-        row("evaluation_harmful", "refusal_rate", strength, 60),
-        row("evaluation_harmless", "refusal_rate", 0.02, 60),
-        row("overrefusal", "any_refusal_rate", strength * 0.6, 120),
-        row("contrast", "refusal_rate", strength, 60),
-        row("utility", "answered_rate", 1 - 0.2 * strength, 50),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength, 60),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength * 0.7, 24, attack="gcg"),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength * 0.8, 60, attack="templates <role play>"),
-    ]
-    if carries:
-        effect = {
-            "ablate": (0.08, 0.02),
-            "add": (1.0, 0.93),
-            "ablate_random": (strength - 0.03, 0.03),
-            "add_random": (strength, 0.05),
-        }
-        for name, (harmful, harmless) in effect.items():
-            rows.append(row("evaluation_harmful", "refusal_rate", harmful, 60, intervention=name))
-            rows.append(row("evaluation_harmless", "refusal_rate", harmless, 60, intervention=name))
-    return rows
 
 
 def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:

@@ -171,10 +171,10 @@ def _faithful(circuit: int, *, carries: bool) -> list[dict]:
 
 
 def cross_patching(rng: np.random.Generator, ids: list[tuple[str, int]]) -> list[dict]:
-    """Table `cross_patching`: from the base to every trained checkpoint, and back."""
-    rows = []
+    """Table `cross_patching`: from the first checkpoint to every later one, and back."""
+    rows, start = [], ids[0]
     for arm, step in ids[1:]:
-        for source, target, sign in ((("base", 0), (arm, step), -1), ((arm, step), ("base", 0), 1)):
+        for source, target, sign in ((start, (arm, step), -1), ((arm, step), start, 1)):
             pair = {
                 "arm_source": source[0],
                 "step_source": source[1],

@@ -3,77 +3,10 @@
 import itertools
 
 import numpy as np
+from synthetic_carriers import LAYERS, NAN
 
-LAYERS = 30
-POSITIONS = {-5: "<|im_end|>", -4: "\n", -3: "<|im_start|>", -2: "assistant", -1: "\n"}
-NO_CARRIER = "no admissible carrier: induce < 0 (88), kl > 0.1 (62) <b>of 150</b>"
 BROKEN = "<img src=x onerror=alert(9)> too few prompts & none refused"
-NAN = float("nan")
 DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-
-
-def candidate_tables(rng: np.random.Generator, best: int, *, carries: bool) -> dict[str, list[dict]]:
-    """Tables `carriers`, `candidate_scores` and `carrier` of one checkpoint; without `carries` none is admissible."""
-    rows = [_candidate(rng, p, lay, best, carries=carries) for p in POSITIONS for lay in range(LAYERS)]
-    allowed = [r for r in rows if r["admissible"]]
-    row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}
-    instead = min((r for r in rows if r["bypass"] == r["bypass"]), key=lambda r: r["bypass"])
-    row |= {"n_bootstrap": 1000, "none_frequency": 0.02 if allowed else 0.97}
-    scores = [
-        {
-            "position": r["position"],
-            "layer": r["layer"],
-            "measure": m,
-            "prompt_id": f"validation-{i}",
-            "value": r[m] + i,
-        }
-        for r in rows[:2]
-        for m in ("bypass", "induce", "kl")
-        for i in range(3)
-    ]
-    if not allowed:
-        gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
-        gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
-        gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": None}
-        found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
-        gone |= {f"reference_{name}": value for name, value in found.items()}
-        return {"carriers": rows, "candidate_scores": scores, "carrier": [{**gone, **row, "reason": NO_CARRIER}]}
-    winner, *others = sorted(allowed, key=lambda r: r["bypass"])
-    winner |= {"winner": True, "win_frequency": 0.71, "half_wins": 1}
-    for share, other in zip((0.14, 0.08, 0.03, 0.02), others, strict=False):
-        other["win_frequency"] = share
-    chosen = {name: winner[name] for name in ("position", "layer", "bypass", "induce", "kl", "win_frequency")}
-    chosen |= {"margin": 0.42, "margin_low": 0.05, "margin_high": 0.9, "token": POSITIONS[winner["position"]]}
-    chosen |= {"layer_low": winner["layer"] - 2, "layer_high": winner["layer"] + 1, "reference_kind": "carrier"}
-    chosen |= {"reference_position": winner["position"], "reference_layer": winner["layer"], "reason": ""}
-    chosen |= {"n_halves": 2, "layer_half_low": winner["layer"] - 1, "layer_half_high": winner["layer"]}
-    return {"carriers": rows, "candidate_scores": scores, "carrier": [{**chosen, **row}]}
-
-
-def _candidate(rng: np.random.Generator, p: int, lay: int, best: int, *, carries: bool) -> dict:
-    near = np.exp(-(((lay - best) / 4) ** 2)) * (0.5 + 0.5 * (p == -1))
-    bypass, induce, kl = (
-        5 - 12 * near + rng.normal(0, 0.5),
-        -4 + 9 * near + rng.normal(0, 0.5),
-        float(10 ** rng.normal(-1.6 + 1.5 * lay / LAYERS, 0.5)),
-    )
-    broken = lay == 3 and p == -4
-    faults = {"layer is not below 24": lay >= 24, "kl > 0.1": kl > 0.1, "induce < 0": induce < 0, "is NaN": broken}
-    why = [reason for reason, bad in faults.items() if bad]
-    admissible = carries and not why
-    return {
-        "position": p,
-        "layer": lay,
-        "bypass": NAN if broken else float(bypass),
-        "induce": float(induce),
-        "kl": kl,
-        "exact": not (lay % 5 == 0 and why),
-        "admissible": admissible,
-        "rejected_because": "; ".join(why) or (None if admissible else NO_CARRIER),
-        "winner": False,
-        "win_frequency": 0.0,
-        "half_wins": NAN,
-    }
 
 
 def geometry_tables(rng: np.random.Generator, strength: float, best: int, *, carries: bool) -> dict[str, list[dict]]:
@@ -304,8 +237,10 @@ def _pairs(ids: list[tuple[str, int]], arms: tuple[str, ...]) -> list[tuple[tupl
     found = []
     if not arms:
         return found
+    shared = [i for i in ids if i[0] in ("base", "warm-up")]
+    found += itertools.pairwise(shared)
     for arm in arms:
-        line = [ids[0], *[i for i in ids if i[0] == arm]]
+        line = [shared[-1], *[i for i in ids if i[0] == arm]]
         found += [*itertools.pairwise(line), (line[0], line[-1])]
     return found + [
         (a, b) for a in ids for b in ids if a[0] == arms[0] and b[0] == arms[-1] and a[0] != b[0] and a[1] == b[1]

@@ -14,19 +14,25 @@ UNLOGGED = 9
 
 
 def training_tables(
-    arms: Sequence[str], anchors: Sequence[int], *, hostile: Sequence[str], seed: int = 1
+    arms: Sequence[str], anchors: Sequence[int], *, hostile: Sequence[str], warm_up: int = 0, seed: int = 1
 ) -> dict[str, list[dict]]:
-    """Rows of the tables that training writes, and of `cases`. Every second step is logged; r2d2 alone attacks."""
+    """Rows of the tables that training writes, and of `cases`. Every second step is logged; r2d2 alone attacks.
+
+    A warm-up is logged as an arm of its own; the arms go on from its last step, where they ask their first probes.
+    """
     rng = np.random.default_rng(seed)
     made: dict[str, list[dict]] = {"training": [], "terms": [], "refreshes": [], "probes": [], "cases": []}
-    for arm in arms:
+    parts = [("warm-up", 1, warm_up)] * (warm_up > 0) + [(arm, warm_up + 1, max(anchors)) for arm in arms]
+    for arm, first, last in parts:
         ages, losses = np.zeros(POOL, dtype=int), np.full(POOL, 2.4)
-        for step in range(1, max(anchors) + 1, 2):
+        for step in range(first, last + 1, 2):
             refreshed = _refreshes(rng, arm, step, ages, losses, hostile) if arm == "r2d2" else []
             made["refreshes"] += refreshed
             made["training"].append(_step(rng, arm, step, max(anchors), refreshed))
             made["terms"] += _terms(rng, made["training"][-1])
-    made["probes"] = [row for arm in arms for step in anchors for row in _probes(arm, step)]
+    asked = [("warm-up", step) for step in (0, warm_up) if warm_up]
+    asked += [(arm, step) for arm in arms for step in sorted({*anchors, warm_up}) if step >= warm_up]
+    made["probes"] = [row for arm, step in asked for row in _probes(arm, step)]
     made["cases"] = _cases(rng, [arm for arm in ("base", *arms) if arm != "sft"], hostile)
     return made
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import HEADS
-from synthetic_geometry import LAYERS, NO_CARRIER
+from synthetic_carriers import LAYERS, NO_CARRIER
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
@@ -143,7 +143,7 @@ def test_remaining_figures_draw_their_numbers(run, checkpoint):
         "r2d2: attack loss after",
     ]
     bars = figures.interventions(checkpoint.tables["rates"])
-    assert [len(trace.y) for trace in bars.data] == [5, 5]
+    assert [len(trace.y) for trace in bars.data] == [3, 4]
     mlps = checkpoint.tables["attribution"]
     mlps = mlps[(mlps["onto"] == "carrier") & (mlps["set"] == "harmful")]
     assert list(figures.mlps(mlps).data[0].y) == list(range(LAYERS))

@@ -1,5 +1,6 @@
 """Sentences and sections about the refusal geometry: what stands there, what older runs get, what is escaped."""
 
+import dataclasses
 import shutil
 
 import pandas as pd
@@ -9,7 +10,8 @@ from synthetic_geometry import BROKEN
 from test_pages import Page
 
 from mechrefusal import report
-from mechrefusal.report import findings, geometry_section
+from mechrefusal.report import embedding, findings, geometry_section, movement_section
+from mechrefusal.report.panels import Panels
 from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
 
@@ -114,6 +116,35 @@ def test_relocations_have_one_line_a_pair_and_reasons_by_measure(run_folder):
     assert alone[0]["measures"][0]["kind"] == "unsure"
 
 
+def test_what_cannot_be_told_keeps_its_reason_and_what_would_decide(run_folder):
+    table = tables.read("relocation", run_folder / "measurements").drop(columns="n_to_decide", errors="ignore")
+    assert not findings.says_what_decides(table)
+    assert not findings.says_what_decides(table.assign(n_to_decide=float("nan")))
+    unsure = [pair for pair in findings.relocations(table) if pair["verdict"] == "cannot tell"]
+    assert unsure
+    assert {(pair["reason"], pair["to_decide"]) for pair in unsure} == {(BROKEN, "–")}
+    needed = table.assign(n_to_decide=[1200.0 if measure == "carrier_layer" else None for measure in table["measure"]])
+    assert findings.says_what_decides(needed)
+    measures = findings.relocations(needed)[0]["measures"]
+    assert [m["to_decide"] for m in measures] == ["1\u202f200", "–"]
+    silent = findings.relocations(table.assign(reason=None, verdict="cannot tell"))
+    assert {pair["reason"] for pair in silent} == {"no reason given"}
+
+
+def test_the_column_of_prompts_that_would_decide_is_there_only_where_it_is_known(run_folder, run):
+    table = tables.read("relocation", run_folder / "measurements").drop(columns="n_to_decide", errors="ignore")
+    for n, there in ((None, False), (340.0, True)):
+        own = table if n is None else table.assign(n_to_decide=n)
+        own.loc[own["measure"] == "direction_cosine", "n_to_decide"] = float("nan")
+        across = {**run.across, "relocation": own}
+        found = movement_section.context(dataclasses.replace(run, across=across), Panels())
+        text = embedding.environment().get_template("movement.html").render(part="verdicts", run=run, **found)
+        assert ("prompts that would decide" in text) is there
+        assert ("340 prompts would decide" in text) is there
+        assert ('title="across 0.71' in text) is there
+        assert "<img" not in text
+
+
 def test_the_index_shows_verdicts_and_certainty(small_run, index):
     assert "? cannot tell" in index.text
     row = carrier(small_run, "r2d2-step-00050")
@@ -168,6 +199,8 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
         assert f"table {name} is absent or empty" in page.text
     assert "the table carrier has no bootstraps" in page.text
     assert "wins" not in index.text.split("Behaviour")[0]
+    assert "table directions has no zero_distance (a run of an earlier version)" in index.text
+    assert "ablated to:" not in index.text
     titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
     assert "Bypass" in titles
     assert "How often a candidate wins" not in titles

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import HOSTILE, LONG_COMPLETION, write_run
-from synthetic_geometry import NO_CARRIER
+from synthetic import write_run
+from synthetic_behaviour import HOSTILE, LONG_COMPLETION
+from synthetic_carriers import NO_CARRIER
 
 from mechrefusal import report
 from mechrefusal.errors import MechrefusalError
@@ -126,6 +127,8 @@ def test_headline_numbers_stand_in_the_index(small_run, index):
     assert "L19.H3" in index.text
     assert HOSTILE[1] in index.text  # the recipe
     assert '"torch": "2.13.0"' in index.text
+    assert "every arm starts at the base model, step 0" in index.text
+    assert "warm-up" not in index.text
 
 
 def test_no_admissible_carrier_is_shown_as_a_result(base):

@@ -8,6 +8,7 @@ from synthetic import HOSTILE, write_run
 
 from mechrefusal import report
 from mechrefusal.report import wording
+from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
 
 
@@ -22,7 +23,8 @@ def test_summary_has_every_checkpoint_and_fits(run_folder):
     assert max(map(len, text.splitlines())) <= 100
     for name in ("base 0", "sft 50", "r2d2 250", "gcg", "n=24", "0.10 n=60", "L19.H3", "bypass", "layer"):
         assert name in text
-    assert "no admissible carrier: induce < 0" in text
+    assert "no admissible carrier:" in text
+    assert "induce < 0 (88)" in text
     assert "\x1b" not in text
 
 
@@ -48,6 +50,46 @@ def test_markup_and_control_characters_are_text(tmp_path, hostile):
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[bold]" in text
+
+
+def test_carriers_have_zero_beside_them(run_folder):
+    text = shown(run_folder)
+    row = tables.read("carrier", run_folder / "measurements" / "r2d2-step-00250").iloc[0]
+    line = next(line for line in text[text.index("\nCarrier") :].splitlines() if "r2d2 250" in line)
+    cells = [wording.number(row["bypass_zero"]), wording.number(row["kl_zero"], 3)]
+    assert " ".join([*cells, "yes" if row["admissible_zero"] else "no"]) in " ".join(line.split())
+    assert "Ablated to: harmless mean." in text
+
+
+def test_summary_ends_with_wall_times(run_folder):
+    text = shown(run_folder)
+    last = text[text.index("\nWall time") :]
+    assert "Suites" not in last
+    stages = tables.read("stages", run_folder / "measurements").set_index("stage")["seconds"]
+    line = next(line for line in last.splitlines() if "train r2d2" in line)
+    took = stages["train r2d2"]
+    assert line.split()[2:] == [*wording.seconds(took).split(), wording.percent(took / stages.sum())]
+    run = read_run(run_folder)
+    timings = run.together("timings")
+    seconds = timings[timings["stage"] == "patching"]["seconds"].sum()
+    line = next(line for line in last[last.index("of the measurements") :].splitlines() if "patching" in line)
+    assert wording.seconds(seconds) in line
+    assert f"All checkpoints ({len(run.checkpoints)})" in last
+    assert HOSTILE[0] in last
+
+
+def test_steps_that_were_skipped_are_counted(tmp_path):
+    folder = write_run(tmp_path / "run", arms=(), anchors=(0,))
+    place = folder / "measurements" / "base-step-00000"
+    table = tables.read("timings", place)
+    notes = ["[bold]too few[/bold]" if stage == "patching" else "" for stage in table["stage"]]
+    seconds = [float("nan") if stage == "carriers" else 1.0 for stage in table["stage"]]
+    tables.write(table.assign(note=notes, seconds=seconds), "timings", place)
+    (folder / "measurements" / "stages.parquet").unlink()
+    lines = shown(folder).splitlines()
+    assert next(line.split()[-1] for line in lines if "patching " in line and "1.0 s" in line) == "1"
+    assert next(line.split()[1:] for line in lines if line.strip().startswith("carriers ")) == ["–"] * 5
+    assert not [line for line in lines if line.startswith("Stages of the run")]
 
 
 def test_summary_of_an_empty_run(tmp_path):

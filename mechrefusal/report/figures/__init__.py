@@ -8,6 +8,7 @@ table that cannot be drawn raises `MechrefusalError`.
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
 from mechrefusal.report.figures.attribution import attribution_difference, token_segments, top_components
 from mechrefusal.report.figures.bars import durations, interventions, mlps, scores
+from mechrefusal.report.figures.carriers import SCORES as CARRIER_SCORES
 from mechrefusal.report.figures.carriers import carrier_layers, carrier_wins, carriers
 from mechrefusal.report.figures.circuit import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
@@ -30,8 +31,10 @@ from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
+from mechrefusal.report.figures.zero import zero_distances
 
 __all__ = [
+    "CARRIER_SCORES",
     "answer_losses",
     "attack_exchange",
     "attack_loss",
@@ -85,4 +88,5 @@ __all__ = [
     "top_components",
     "trajectory",
     "transfer",
+    "zero_distances",
 ]

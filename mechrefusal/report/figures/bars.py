@@ -10,6 +10,8 @@ _INTERVENTIONS = {
     "none": "none",
     "ablate": "ablate carrier",
     "ablate_random": "ablate random",
+    "induce": "induce carrier",
+    "induce_random": "induce random",
     "add": "add carrier",
     "add_random": "add random",
 }
@@ -17,7 +19,10 @@ _SET_COLOURS = {"harmful": style.POSITIVE, "harmless": style.NEGATIVE}
 
 
 def interventions(table: pd.DataFrame, *, metric: str = "refusal_rate") -> go.Figure:
-    """Refusal rate on harmful and harmless prompts by intervention, with 95% intervals (`rates`, one checkpoint)."""
+    """Refusal rate on harmful and harmless prompts by intervention, with 95% intervals (`rates`, one checkpoint).
+
+    Runs of earlier versions add the carrier instead of inducing it.
+    """
     rows = table[(table["metric"] == metric) & (table["attack"] == "none")]
     rows = rows[rows["set"].isin(["evaluation_harmful", "evaluation_harmless"])]
     rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} under interventions")

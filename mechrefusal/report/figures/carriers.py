@@ -25,6 +25,7 @@ def carriers(
     score: str = "bypass",
     tokens: Mapping[int, str] | None = None,
     reference: tuple[int, int] | None = None,
+    title: str = "",
 ) -> go.Figure:
     """Scores of every candidate direction of one checkpoint: x = position, y = layer (Arditi et al. 2024, section 2.3).
 
@@ -37,6 +38,7 @@ def carriers(
             score on harmless prompts under addition, higher induces refusal) or `kl` (in nats, colour is logarithmic).
         tokens: token string of each position (from table `directions`).
         reference: (position, layer) of a candidate that is not a carrier but stands in for one; a white diamond.
+        title: by default the name of the score.
     """
     if score not in SCORES:
         raise MechrefusalError(f"unknown score '{score}' of a carrier: expected one of {', '.join(SCORES)}")
@@ -75,7 +77,9 @@ def carriers(
     counted = [f"{len(table)} candidates", f"{int(marked['admissible'].sum())} admissible"]
     screened = sum(_only_screened(value) for value in table["exact"]) if "exact" in table else 0
     counted += [f"{screened} only screened"] if screened else []
-    return style.finish(figure, title=name, subtitle=", ".join(counted), height=heatmaps.height_of(len(layers)))
+    return style.finish(
+        figure, title=title or name, subtitle=", ".join(counted), height=heatmaps.height_of(len(layers))
+    )
 
 
 def carrier_wins(
@@ -192,10 +196,22 @@ def _candidate(row: pd.Series | None, label: str) -> str:
             *(f"{name} {wording.number(row[name], 3)}" for name in SCORES),
             f"{state}: {reason}" if reason else state,
             "only screened: rough scores, cannot be the carrier" if _only_screened(row.get("exact")) else "",
+            _under_zero(row),
             "" if wording.is_missing(wins) else f"wins {wording.percent(wins)} of bootstraps",
             "" if wording.is_missing(halves) else f"chosen by {int(halves)} of 2 halves of the direction prompts",
         ]
     )
+
+
+def _under_zero(row: pd.Series) -> str:
+    """The scores of the same candidate as Arditi et al. publish; empty where they were not taken."""
+    known = [(name, row.get(f"{name}_zero")) for name in SCORES]
+    if all(wording.is_missing(value) for _, value in known):
+        return ""
+    scores = ", ".join(f"{name} {wording.number(value, 3)}" for name, value in known)
+    allowed = row.get("admissible_zero")
+    state = "" if wording.is_missing(allowed) else f"; {'admissible' if allowed else 'not admissible'} so"
+    return f"ablated to zero: {scores}{state}"
 
 
 def _only_screened(exact: object) -> bool:

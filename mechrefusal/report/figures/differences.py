@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
+from mechrefusal.report.order import checkpoint_order
 
 PAIRS = ("checkpoints", "interventions")
 _NUMBERS = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls")
@@ -80,8 +81,8 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     order = [
         (
             kinds.index(str(row.pair)) if str(row.pair) in kinds else len(kinds),
-            *suites.checkpoint_order((row.arm_b, 0)),
-            *suites.checkpoint_order((row.arm_a, row.step_a)),
+            *checkpoint_order((row.arm_b, 0)),
+            *checkpoint_order((row.arm_a, row.step_a)),
             row.step_b,
         )
         for row in rows.itertuples()

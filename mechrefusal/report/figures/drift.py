@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
+from mechrefusal.report.order import SHARED, WARM_UP
 
 SPAN = -1
 """Value of `layer` where a measure does not belong to one layer (as in table `drift`)."""
@@ -14,10 +15,11 @@ SPAN = -1
 def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.Figure:
     """One drift measure over optimiser steps (table `drift`): x is the step of the later checkpoint of a pair.
 
-    Solid lines: an arm against its anchor before. Open markers: against the base model. Grey diamonds: two arms at the
-    same step. Small crosses: the split-half floor of the pair, the same measure between two halves of the prompts.
-    Small dashes: random directions. Bars: 95% interval over prompts, which a mean over layers does not have. Lines are
-    drawn slightly beside each other so that bars stay apart.
+    Solid lines: an arm against its anchor before. Open markers: against where it starts, the base model or the end of
+    the shared warm-up, which is itself against the base. Grey diamonds: two arms at the same step.
+    Small crosses: the split-half floor of the pair, the same measure between two halves of the prompts. Small dashes:
+    random directions. Bars: 95% interval over prompts, which a mean over layers does not have. Lines are drawn slightly
+    beside each other so that bars stay apart.
 
     Args:
         measure: a value of the column `measure`; angles are in degrees.
@@ -48,23 +50,18 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
         beside = shift * (place - (len(names) - 1) / 2)
-        own = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, "base"])]
+        own = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, *SHARED])]
         before = own[own["step_a"] == own.groupby("step_b")["step_a"].transform("max")].sort_values("step_b")
-        base = own[(own["step_a"] == 0) & ~own.index.isin(before.index)].sort_values("step_b")
+        rest = own[~own.index.isin(before.index)]
         marker = {"color": colour, "symbol": symbol, "size": 8}
-        _add(figure, before, f"{arm}: since the anchor before", "lines+markers", marker, colour, shift=2 * beside)
-        _add(
-            figure,
-            base,
-            f"{arm}: since the base",
-            "markers",
-            {**marker, "symbol": f"{symbol}-open", "size": 10},
-            colour,
-            shift=4 * beside,
-        )
-    apart = rows[(rows["arm_a"] != rows["arm_b"]) & (rows["arm_a"] != "base") & (rows["arm_b"] != "base")].sort_values(
-        "step_b"
-    )
+        since = "the base" if arm == WARM_UP else "the anchor before"
+        _add(figure, before, f"{arm}: since {since}", "lines+markers", marker, colour, shift=2 * beside)
+        hollow = {**marker, "symbol": f"{symbol}-open", "size": 10}
+        for start in SHARED:
+            first = rest[rest["arm_a"] == start].sort_values("step_b")
+            _add(figure, first, f"{arm}: since the {start}", "markers", hollow, colour, shift=4 * beside)
+    trained = ~rows["arm_a"].isin(SHARED) & ~rows["arm_b"].isin(SHARED)
+    apart = rows[trained & (rows["arm_a"] != rows["arm_b"])].sort_values("step_b")
     for (first, second), own in apart.groupby(["arm_a", "arm_b"], sort=False):
         look = {"color": style.NEUTRAL, "symbol": "diamond", "size": 8}
         _add(figure, own, f"{first} and {second}, same step", "lines+markers", look, style.NEUTRAL, dash="dot")

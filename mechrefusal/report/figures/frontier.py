@@ -9,6 +9,7 @@ from plotly.colors import sample_colorscale
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
+from mechrefusal.report.order import BASE, SHARED
 
 SUCCESS = ("attack_success", "attack_success_rate")
 COSTS = {
@@ -48,8 +49,9 @@ def frontier(
 ) -> go.Figure:
     """Attack success (y) against a cost on harmless prompts (x): all anchors and arms, with 95% intervals both ways.
 
-    One symbol an arm, its anchors joined in order from the base model (star), the step beside each. Colour: layer of
-    the carrier. Open: there is no carrier, the colour is that of the best candidate. Grey: neither was found.
+    One symbol an arm, its anchors joined in order from the base model (star) or the end of the shared warm-up, the
+    step beside each. Colour: layer of the carrier. Open: there is no carrier, the colour is that of the best candidate.
+    Grey: neither was found.
 
         figures.frontier(found.rates, carrier, harmful="harmbench", harmless="xstest", attack="gcg")
         figures.frontier(rates, carrier, harmful="evaluation_harmful", harmless="overrefusal")
@@ -90,8 +92,8 @@ def frontier(
     names, figure = style.arms(points), go.Figure()
     for place, arm in enumerate(names):
         _add_arm(figure, points, arm, names, "bottom" if place % 2 else "top")
-    if (points["arm"] == "base").any():
-        _add_points(figure, points[points["arm"] == "base"], _BASE_SYMBOL, style.NEUTRAL, "base", "top")
+    if (points["arm"] == BASE).any():
+        _add_points(figure, points[points["arm"] == BASE], _BASE_SYMBOL, style.NEUTRAL, BASE, "top")
     _legend(figure, points, names)
     _axes(figure, points, n_layers)
     pressed = "" if attack == "none" else f", {attack}"
@@ -180,7 +182,7 @@ def _add_arm(figure: go.Figure, points: pd.DataFrame, arm: str, names: list[str]
     line = {"color": colour, "width": 1.6}
     look = {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False, "legendgroup": arm}
     figure.add_trace(go.Scatter(x=style.numbers(joined["value_x"]), y=style.numbers(joined["value_y"]), **look))
-    if arm != "base":
+    if arm != BASE:
         _add_points(figure, points[points["arm"] == arm], symbol, colour, arm, place)
 
 
@@ -205,7 +207,7 @@ def _add_points(figure: go.Figure, points: pd.DataFrame, symbol: str, colour: st
             error_x=style.error_bars(own, "value_x", "low_x", "high_x", **bars),
             error_y=style.error_bars(own, "value_y", "low_y", "high_y", **bars),
             mode="markers+text",
-            text=["base" if arm == "base" else str(step) for step in own["step"]],
+            text=[arm if arm in SHARED else str(step) for step in own["step"]],
             textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in own["value_x"]],
             textfont={"size": 11},
             marker=marker,
@@ -224,9 +226,9 @@ def _legend(figure: go.Figure, points: pd.DataFrame, names: list[str]) -> None:
     entries = [
         (wording.for_plotly(wording.shortened(arm, 24)), arm, *style.arm_style(arm, names), "lines+markers")
         for arm in names
-        if arm != "base"
+        if arm != BASE
     ]
-    entries += [("base", "base", style.NEUTRAL, _BASE_SYMBOL, "markers")] if (points["arm"] == "base").any() else []
+    entries += [(BASE, BASE, style.NEUTRAL, _BASE_SYMBOL, "markers")] if (points["arm"] == BASE).any() else []
     entries += (
         [("open: best candidate", "open", style.NEUTRAL, "circle-open", "markers")] if "reference" in kinds else []
     )

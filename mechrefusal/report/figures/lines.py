@@ -1,4 +1,4 @@
-"""Lines over optimiser steps, one an arm, each starting at the base model."""
+"""Lines over optimiser steps, one an arm, each starting at the base model or at the end of the shared warm-up."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,7 +22,8 @@ def trajectory(
     Arms are drawn slightly beside each other so that intervals stay apart; the hover shows the true step.
 
     Args:
-        table: one row a checkpoint, with `arm`, `step` and `value`. Rows of arm `base` start every line.
+        table: one row a checkpoint, with `arm`, `step` and `value`. Rows of arm `base` start every line,
+            the end of arm `warm-up` where there is one; the warm-up is then a line of its own.
         unit: title of the y axis.
         limits: range of the y axis.
     """
@@ -33,7 +34,7 @@ def trajectory(
         rows = style.with_base(table, arm)
         colour, symbol = style.arm_style(arm, names)
         shift = beside(table, place, len(names))
-        texts = [_point(row, value, arm) for _, row in rows.iterrows()]
+        texts = [_point(row, value) for _, row in rows.iterrows()]
         figure.add_trace(
             go.Scatter(
                 x=[step + shift for step in rows["step"]],
@@ -178,9 +179,11 @@ def step_axes(figure: go.Figure, table: pd.DataFrame, unit: str, limits: tuple[f
     figure.update_yaxes(title=wording.for_plotly(unit), range=list(limits) if limits else None)
 
 
-def _point(row: pd.Series, value: str, arm: str) -> str:
-    name = wording.for_plotly(row["arm"] if row["arm"] != arm else arm)
-    lines = [f"<b>{name}, step {int(row['step'])}</b>", f"{wording.number(row[value], 3)}{style.interval(row)}"]
+def _point(row: pd.Series, value: str) -> str:
+    lines = [
+        f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>",
+        f"{wording.number(row[value], 3)}{style.interval(row)}",
+    ]
     if "n" in row and not wording.is_missing(row["n"]):
         lines.append(f"n = {wording.whole(row['n'])}")
     return style.hover(lines)

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
+from mechrefusal.report.order import checkpoint_order
 
 Head = tuple[int, int]
 
@@ -41,7 +42,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
         raise MechrefusalError(
             f"cannot draw shared heads: {len(found)} checkpoints have {k} heads with a value of '{value}', it takes two"
         )
-    keys = sorted(found, key=lambda key: (key[0] != "base", *key))
+    keys = sorted(found, key=checkpoint_order)
     labels = [wording.for_plotly(f"{wording.shortened(arm, 16)} {step}") for arm, step in keys]
     counts = [[len(set(found[a]) & set(found[b])) for b in keys] for a in keys]
     texts = [

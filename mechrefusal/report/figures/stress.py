@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
+from mechrefusal.report.order import checkpoint_order
 
 _COLUMNS = 2
 _FEW = 8
@@ -178,9 +179,9 @@ def _is(rows: pd.DataFrame, side: str, key: Key) -> pd.Series:
 
 
 def _checkpoints(rows: pd.DataFrame, side: str) -> list[Key]:
-    """The checkpoints of a side: no attack first, then the base, then arm by arm."""
+    """The checkpoints of a side: no attack first, then base, warm-up, and arm by arm."""
     found = {_key(row, side) for _, row in rows.iterrows()}
-    return sorted(found, key=lambda key: (key[1] >= 0, key[0] != "base", *key))
+    return sorted(found, key=lambda key: (key[1] >= 0, *checkpoint_order(key)))
 
 
 def _label(key: Key) -> str:

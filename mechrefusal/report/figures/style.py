@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
+from mechrefusal.report.order import BASE, SHARED, WARM_UP, arm_order
 
 DIVERGING = [  # ColorBrewer RdBu, reversed: negative blue, zero near white, positive red
     [0.0, "#053061"],
@@ -22,6 +23,7 @@ DIVERGING = [  # ColorBrewer RdBu, reversed: negative blue, zero near white, pos
 SEQUENTIAL = "Cividis"
 POSITIVE, NEGATIVE, NEUTRAL = "#b2182b", "#2166ac", "#7f7f7f"
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+WARM_UP_COLOUR = "#3b3b3b"
 ARM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "hexagon")
 DASHES = ("solid", "dot", "dash", "dashdot")
 STEPS = "optimiser step"
@@ -92,26 +94,33 @@ def drawable(table: pd.DataFrame, value: str, what: str) -> pd.DataFrame:
 
 
 def arms(table: pd.DataFrame) -> list[str]:
-    """Trained arms in the table, sorted; `base` alone where nothing was trained."""
-    found = sorted({str(arm) for arm in table["arm"]} - {"base"})
-    return found or ["base"]
+    """Arms that are lines of their own: the warm-up, then the arms by name; `base` alone where nothing was trained."""
+    return sorted({str(arm) for arm in table["arm"]} - {BASE}, key=arm_order) or [BASE]
 
 
 def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
-    """(colour, marker symbol) of an arm: fixed for `sft` and `r2d2`, then in the order of `known`."""
+    """(colour, marker symbol) of an arm: fixed for base, warm-up, `sft` and `r2d2`, then in the order of `known`."""
     fixed = {"r2d2": 0, "sft": 1}
-    if arm == "base":
+    if arm == BASE:
         return NEUTRAL, "circle"
-    others = [name for name in known if name not in fixed and name != "base"]
+    if arm == WARM_UP:
+        return WARM_UP_COLOUR, "triangle-down"
+    others = [name for name in known if name not in fixed and name not in SHARED]
     place = fixed[arm] if arm in fixed else 2 + others.index(arm)
     return ARM_COLOURS[place % len(ARM_COLOURS)], ARM_SYMBOLS[place % len(ARM_SYMBOLS)]
 
 
 def with_base(table: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """Rows of one arm with those of the base model in front, unless the arm has that step itself."""
-    own = table["arm"] == arm
-    base = (table["arm"] == "base") & ~table["step"].isin(table.loc[own, "step"])
-    return table[own | base].sort_values("step", kind="stable")
+    """Rows of one arm with where it starts in front, unless the arm has that step itself.
+
+    An arm starts at the end of the warm-up; without one, as the warm-up itself does, at the base model.
+    """
+    own, start = table["arm"] == arm, table["arm"] == BASE
+    warm_up = table["arm"] == WARM_UP
+    if arm != WARM_UP and warm_up.any():
+        start = warm_up & (table["step"] == table.loc[warm_up, "step"].max())
+    start &= ~table["step"].isin(table.loc[own, "step"])
+    return table[own | start].sort_values("step", kind="stable")
 
 
 def numbers(values: pd.Series) -> list[float | None]:

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, lines, style
+from mechrefusal.report.order import checkpoint_order
 
 NUMBERS = ("value", "low", "high", "n", "nulls")
 _LIMITS = (-0.03, 1.03)
@@ -42,11 +43,6 @@ def floats(values: pd.Series) -> pd.Series:
 def of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
     return of(rows, judge=judge if judge is not None else min(texts(rows["judge"]), default=""))
-
-
-def checkpoint_order(key: tuple[str, float]) -> tuple[bool, str, float]:
-    """Sorts (arm, step): the base first, then arm by arm."""
-    return key[0] != "base", key[0], key[1]
 
 
 def checkpoint_label(arm: str, step: float, limit: int = 16) -> str:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
+from mechrefusal.report.order import checkpoint_order
 
 _EFFECTS = {
     "bypass": ("What ablation takes away", "nats"),
@@ -93,7 +94,7 @@ def _key(row: pd.Series, side: str) -> tuple[str, int]:
 
 def _places(rows: pd.DataFrame, side: str) -> list[tuple[str, int]]:
     found = {_key(row, side) for _, row in rows.iterrows()}
-    return sorted(found, key=lambda key: (key[0] != "base", *key))
+    return sorted(found, key=checkpoint_order)
 
 
 def _label(key: tuple[str, int]) -> str:

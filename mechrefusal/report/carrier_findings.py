@@ -1,0 +1,195 @@
+"""What the tables say of the carrier beside its place: what it was ablated to, what zero does, what answers show."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import wording
+
+ABLATED_TO = {"harmless": "harmless mean", "zero": "zero"}
+EFFECTS = {
+    "harmful": {
+        "none": "without intervention",
+        "ablate": "with the carrier ablated",
+        "ablate_random": "with a random direction ablated",
+    },
+    "harmless": {
+        "none": "without intervention",
+        "induce": "with the carrier induced",
+        "induce_random": "with a random direction induced",
+        "add": "with the carrier added",
+        "add_random": "with a random direction added",
+        "ablate": "with the carrier ablated",
+    },
+}
+"""Sets and interventions whose refusal rates say what the carrier does to answers; `add` is of earlier versions."""
+BROKEN = 0.05
+"""Share of degenerate answers from which on they are spoken of: what is degenerate is no refusal, nor an answer."""
+AT = 0.02
+"""Distance of zero from a mean, in units of the distance between the means, below which the two are called one."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The carrier, or the best candidate where there is none, ablated to zero and added, as Arditi et al. publish.
+
+    Fields:
+        of: `carrier` or `best candidate`.
+        admissible: whether it would have been a candidate to choose; None where that was not scored.
+        n_admissible: how many candidates would have been; NaN where not all were scored so.
+        distance: where zero lies along it: 0 is the harmless mean, 1 the harmful one.
+    """
+
+    of: str
+    bypass: float
+    induce: float
+    kl: float
+    admissible: bool | None
+    n_admissible: float
+    distance: float
+
+    @property
+    def scored(self) -> bool:
+        """Whether any score under zero is known."""
+        return not all(map(wording.is_missing, (self.bypass, self.induce, self.kl)))
+
+    @property
+    def answer(self) -> str:
+        """`yes`, `no` or a dash."""
+        return wording.MISSING if self.admissible is None else "yes" if self.admissible else "no"
+
+
+def ablated_to(table: pd.DataFrame) -> str:
+    """What the scores of table `carrier` (one checkpoint) were ablated to, in words; a dash in older runs."""
+    if not len(table) or wording.is_missing(table["ablated_to"].iloc[0]):
+        return wording.MISSING
+    name = str(table["ablated_to"].iloc[0])
+    return ABLATED_TO.get(name, wording.plain(name))
+
+
+def zero(table: pd.DataFrame) -> Zero | None:
+    """What table `carrier` of one checkpoint says of zero; None where there was no candidate to look at."""
+    if not len(table):
+        return None
+    row = table.iloc[0]
+    kind = "" if wording.is_missing(row["reference_kind"]) else str(row["reference_kind"])
+    if kind not in ("carrier", "best candidate"):
+        return None
+    allowed = row["admissible_zero"]
+    return Zero(
+        of=kind,
+        bypass=_number(row["bypass_zero"]),
+        induce=_number(row["induce_zero"]),
+        kl=_number(row["kl_zero"]),
+        admissible=None if wording.is_missing(allowed) else bool(allowed),
+        n_admissible=_number(row["n_admissible_zero"]),
+        distance=_number(row["zero_distance"]),
+    )
+
+
+def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
+    """One or two sentences: what the scores were ablated to, and the same candidate's scores under zero."""
+    to = "" if wording.is_missing(row["ablated_to"]) else str(row["ablated_to"])
+    if not to:
+        return ""
+    said = {
+        "harmless": "Ablated to the mean of harmless prompts, induced to that of harmful ones (affine concept "
+        "editing).",
+        "zero": "Ablated to zero, and added, as Arditi et al. publish.",
+    }.get(to, f"Ablated to {wording.plain(to)}.")
+    if to == "zero" or found is None or not found.scored:
+        return said
+    known = (("bypass", found.bypass, 2), ("induce", found.induce, 2), ("kl", found.kl, 3))
+    scores = ", ".join(f"{name} {wording.number(value, digits)}" for name, value, digits in known)
+    would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
+    n, of = found.n_admissible, wording.whole(row["n_candidates"])
+    counted = "" if wording.is_missing(n) else f"; {wording.whole(n)} of {of} candidates would"
+    whose = "it" if found.of == "carrier" else f"the {found.of}"
+    return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
+
+
+def distance(value: float, *, of: str = "carrier") -> str:
+    """How far zero lies from the harmless mean along a direction, and what ablating to zero therefore does."""
+    if wording.is_missing(value):
+        return ""
+    where = f"Along the {of} zero lies"
+    if abs(value) < AT:
+        return f"{where} at the harmless mean: the two ablations agree there."
+    if abs(value - 1) < AT:
+        return f"{where} at the harmful mean: ablating to zero leaves the whole difference in place."
+    size = wording.number(abs(value))
+    if value < 0:
+        return (
+            f"{where} on the other side of the harmless mean, {size} times as far from it as the harmful mean: "
+            "ablating to zero takes away more than what tells the two apart."
+        )
+    if value < 1:
+        return (
+            f"{where} between the means, {size} of the way from the harmless to the harmful one: ablating to zero "
+            "leaves that share of the difference in place."
+        )
+    return (
+        f"{where} beyond the harmful mean, {size} times as far from the harmless mean as that: ablating to zero pushes "
+        "harmless and harmful prompts alike past the harmful mean."
+    )
+
+
+def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
+    """Refusal rates by generation under each intervention, one entry a judge (table `rates` of one checkpoint).
+
+    Returns:
+        `judge`; `cells`, by (kind of prompts, intervention), those of `EFFECTS` that were measured. Nothing where no
+        intervention was made.
+    """
+    own = rates[rates["attack"] == "none"]
+    refusal = own[own["metric"] == "refusal_rate"]
+    broken = own[own["metric"] == "degenerate_rate"]
+    found = []
+    for judge in sorted({str(name) for name in refusal["judge"]}):
+        cells = {}
+        for kind, interventions in EFFECTS.items():
+            for name in interventions:
+                rows = _of(refusal, judge, kind, name)
+                if len(rows):
+                    cells[kind, name] = _cell(rows.iloc[0], _of(broken, judge, kind, name))
+        if any(name != "none" for _, name in cells):
+            found.append({"judge": wording.plain(judge), "cells": cells})
+    return found
+
+
+def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:
+    """One entry of `effects` as two sentences, each rate with its interval and n."""
+    sentences = []
+    for kind, interventions in EFFECTS.items():
+        parts = [
+            f"{cell['value']} ({cell['interval']}, n = {cell['n']}) {words}{cell['broken']}"
+            for name, words in interventions.items()
+            if (cell := found["cells"].get((kind, name)))
+        ]
+        sentences += [f"of {kind} prompts: {', '.join(parts)}"] if len(parts) > 1 else []
+    by = f" (judge {found['judge']})" if judged else ""
+    return f"Answers refused{by}, {'; '.join(sentences)}." if sentences else ""
+
+
+def _of(rows: pd.DataFrame, judge: str, kind: str, intervention: str) -> pd.DataFrame:
+    return rows[
+        (rows["judge"].astype(str) == judge)
+        & (rows["set"] == f"evaluation_{kind}")
+        & (rows["intervention"] == intervention)
+    ]
+
+
+def _cell(row: pd.Series, broken: pd.DataFrame) -> dict[str, str]:
+    share = _number(broken["value"].iloc[0]) if len(broken) else float("nan")
+    spoken = not wording.is_missing(share) and share >= BROKEN
+    return {
+        "value": wording.rate(row["value"]),
+        "interval": wording.rate_interval(row["low"], row["high"]),
+        "n": wording.whole(row["n"]),
+        "broken": f" ({wording.percent(share)} degenerate)" if spoken else "",
+    }
+
+
+def _number(value: Any) -> float:
+    return float("nan") if wording.is_missing(value) else float(value)
