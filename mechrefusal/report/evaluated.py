@@ -74,9 +74,9 @@ def stress_control_tables(control: pd.DataFrame) -> Group:
         found = _framed(f"Is the request refused, or the suffix? {group['method']}", caption)
         found.add_column("checkpoint", no_wrap=True)
         for name in (*stress_findings.TWIN_RATES.values(), *stress_findings.SHARES.values(), "n", "nulls"):
-            found.add_column(name)
+            found.add_column(name, overflow="fold")
         for row in group["rows"]:
-            cells = [f"{cell['value']} ({cell['interval']})" if cell else wording.MISSING for cell in row["cells"]]
+            cells = [f"{cell['value']}\n({cell['interval']})" if cell else wording.MISSING for cell in row["cells"]]
             found.add_row(Text(f"{row['arm']} {row['step']}"), *cells, row["n"], row["nulls"])
         parts += [found, Text()]
     return Group(*parts)
