@@ -62,7 +62,7 @@ def differences(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry an attack and judge of success (table `stress_differences`), in it the pairs in the order of `KINDS`.
 
     Each row says kind, from, to, metric, the two means, the difference with its interval, p, how many cases have the
-    outcome at one alone, n and nulls; `clear` where the interval excludes 0.
+    outcome at one alone, n and nulls; `is_clear` where the interval excludes 0.
     """
     numbers = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls")
     rows = suites.readable(table, *numbers, arm="arm_a", step="step_a")
@@ -116,7 +116,7 @@ def _difference(row: dict[str, Any]) -> dict[str, Any]:
         "means": f"{wording.rate(row['mean_a'])} → {wording.rate(row['mean_b'])}",
         "difference": wording.number(row["difference"], signed=True),
         "interval": f"[{wording.number(row['low'])}, {wording.number(row['high'])}]" if known else "no interval",
-        "clear": known and (row["low"] > 0 or row["high"] < 0),
+        "is_clear": bool(known and (row["low"] > 0 or row["high"] < 0)),
         "p": wording.number(row["mcnemar_p"], 4),
         "only": f"{wording.whole(row['only_a'])} / {wording.whole(row['only_b'])}",
         "n": wording.whole(row["n"]),

@@ -83,7 +83,7 @@ def test_every_section_is_filled(shown):
         json.loads(text)
 
 
-def test_control_and_differences_of_attacks_are_the_tables(shown, made):
+def test_control_and_differences_of_attacks_are_the_tables(shown, made, evaluated):
     [group] = stress_findings.control(made["stress_control"])
     assert [(row["arm"], row["step"]) for row in group["rows"]] == [
         ("base", "0"),
@@ -110,13 +110,21 @@ def test_control_and_differences_of_attacks_are_the_tables(shown, made):
     [group] = stress_findings.differences(made["stress_differences"])
     kinds = [row["kind"] for row in group["rows"]]
     assert kinds == ["last of two arms"] * 6 + ["since the base"] * 9 + ["since the anchor before"] * 3
-    assert sum(row["clear"] for row in group["rows"]) == int(
+    assert sum(row["is_clear"] for row in group["rows"]) == int(
         ((made["stress_differences"]["low"] > 0) | (made["stress_differences"]["high"] < 0)).sum()
     )
     text = shown.text[shown.text.index("Which checkpoint is more robust?") :]
     row = group["rows"][0]
     for said in (row["from"], row["to"], row["means"], row["difference"], row["interval"], "1 / 7", row["p"]):
         assert said in text
+    html = embedding.page("evaluation.html", circuits=False, **shown_context(evaluated))
+    for row in group["rows"]:
+        bold = f"<b>{row['difference']}</b>" if row["is_clear"] else f">{row['difference']}"
+        assert f'{bold} <span class="detail">{row["interval"]}</span>' in html
+
+
+def shown_context(folder):
+    return evaluation_page.context(read_run(folder), show_completions=False)
 
 
 def test_headline_is_the_table_one_judge_at_a_time(made):

@@ -8,7 +8,7 @@ from mechrefusal.report.figures import style, suites
 
 _PARTS = {
     "robust": ("robust: fails, the twin with the suffix is answered", "#0072B2"),
-    "refuses_suffix": ("refuses the suffix: fails, so does the harmless twin", "#E69F00"),
+    "refuses_suffix": ("refuses the suffix: fails, the twin with it is refused too", "#E69F00"),
     "attack_success": ("attack succeeds", "#D55E00"),
 }
 _REST = ("fails, the twin's answer is degenerate", style.NEUTRAL)
@@ -52,7 +52,10 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
     figure.update_yaxes(tickvals=places, ticktext=labels, **look)
     height = 230 + 34 * len(points)
     figure.update_layout(
-        barmode="stack", bargap=0.3, showlegend=True, legend={"y": -70 / (height - 150), "yanchor": "top"}
+        barmode="stack",
+        bargap=0.3,
+        showlegend=True,
+        legend={"y": -70 / (height - 150), "yanchor": "top", "traceorder": "normal"},
     )
     said = (suites.judged(shares), wording.counts(shares["n"], "cases with a harmless twin"))
     title = f"What becomes of {wording.for_plotly(wording.shortened(suites.texts(rows['method']).iloc[0], 24))} attacks"
