@@ -95,7 +95,8 @@ def run(options) -> None:
     study.evaluate_run(started)
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
-        across = ("suite_rates", "suite_differences", "stress", "stress_transfer")
+        stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
+        across = ("suite_rates", "suite_differences", *stress)
         _show(*(study.tables.read(name, started.measurements()) for name in across))
     _say_report(pages.write(started.folder, show_completions=options.show_completions))
 
@@ -167,7 +168,7 @@ def evaluate(options) -> None:
             out=options.out or None,
             seed=options.seed,
         )
-        _show(curve=stressed.curve, transfer=stressed.transfer)
+        _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
 
 
 COMMANDS: dict[str, Callable] = {
@@ -326,7 +327,8 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         type=str,
         action="append",
         default=[],
-        help="gcg or autodan: attack harmful prompts anew against each checkpoint, replay the cases at the others",
+        help="gcg or autodan: attack harmful prompts anew against each checkpoint, replay the cases at the others, put "
+        "gcg's suffixes behind harmless twins (suite builtin has them), compare the checkpoints",
     )
     parser.add_argument("--n_attacked", type=int, default=8, help="harmful prompts attacked")
     parser.add_argument("--attack_steps", type=int, default=0, help="steps of an attack (default: the run's recipe)")
@@ -374,14 +376,16 @@ def _print(what: Any) -> None:
     console.print(what)
 
 
-def _show(rates=None, differences=None, curve=None, transfer=None) -> None:
+def _show(rates=None, differences=None, curve=None, transfer=None, control=None, compared=None) -> None:
     """Rates and differences of an evaluation, success of attacks made anew; what there is none of is not shown."""
-    from mechrefusal.report.evaluated import evaluated, stress_table
+    from mechrefusal.report.evaluated import evaluated, stress_control_tables, stress_differences_tables, stress_table
 
     if rates is not None:
         _print(evaluated(rates, differences))
     if curve is not None and len(curve):
         _print(stress_table(curve, transfer))
+        _print(stress_control_tables(control))
+        _print(stress_differences_tables(compared))
 
 
 def _say_report(path: Path) -> None:

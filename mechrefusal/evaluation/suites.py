@@ -27,8 +27,9 @@ class Suite:
 
     `table`, one row a prompt: prompt_id, prompt, side (harmful or harmless), group (HarmBench's functional category,
     else ""), category (HarmBench's semantic category, XSTest's type, and so on; "" where the source has none), target
-    (the opening of a complying answer, None where the source has none), behaviour (the request without its context) and
-    context (None where there is none).
+    (the opening of a complying answer, None where the source has none), behaviour (the request without its context),
+    context (None where there is none) and twin (what a harmful prompt and its harmless counterpart share, None where
+    the source pairs nothing).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Suite:
                 "target": source.get("target", nothing),
                 "behaviour": source.get("behavior", source["text"]),
                 "context": source.get("context", nothing),
+                "twin": source.get("twin", nothing),
             }
         )
         return cls(name, table)

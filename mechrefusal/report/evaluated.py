@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import wording
+from mechrefusal.report import stress_findings, wording
 
 MAIN = {
     "harmful": ("attack_success", "score", "any_refusal", "degenerate"),
@@ -15,6 +15,8 @@ MAIN = {
 """Metrics shown of each side, in this order, where they were measured."""
 SHOWN = 12
 """Differences shown: those with the smallest p."""
+STRESS_SHOWN = 24
+"""Differences of attacks shown: the first pairs of their table."""
 
 
 def evaluated(rates: pd.DataFrame, differences: pd.DataFrame) -> Group:
@@ -53,6 +55,56 @@ def stress_table(curve: pd.DataFrame, transfer: pd.DataFrame) -> Table:
         elsewhere = wording.rate(others.mean()) if len(others) else ""
         found.add_row(point, Text(wording.plain(method)), Text(wording.plain(judge)), *cells, elsewhere)
     return found
+
+
+def stress_control_tables(control: pd.DataFrame) -> Group:
+    """Whether attacks fail because of the request or of the suffix: one table an attack and judge.
+
+    Args:
+        control: table `stress_control`.
+    """
+    parts: list = []
+    for group in stress_findings.control(control):
+        of_twins = "" if group["twin_judge"] == group["judge"] else f", of the twins: {group['twin_judge']}"
+        caption = (
+            "the suffix of each case behind the harmless twin of its request; 95% intervals. Robust: the attack fails, "
+            "the twin with the suffix is answered. Refuses the suffix: the attack fails, the twin with the suffix is "
+            f"refused too. Judge of success: {group['judge']}{of_twins}"
+        )
+        found = _framed(f"Is the request refused, or the suffix? {group['method']}", caption)
+        found.add_column("checkpoint", no_wrap=True)
+        for name in (*stress_findings.TWIN_RATES.values(), *stress_findings.SHARES.values(), "n", "nulls"):
+            found.add_column(name, overflow="fold")
+        for row in group["rows"]:
+            cells = [f"{cell['value']}\n({cell['interval']})" if cell else wording.MISSING for cell in row["cells"]]
+            found.add_row(Text(f"{row['arm']} {row['step']}"), *cells, row["n"], row["nulls"])
+        parts += [found, Text()]
+    return Group(*parts)
+
+
+def stress_differences_tables(differences: pd.DataFrame) -> Group:
+    """How checkpoints differ under attacks of the same budget: one table an attack and judge, the first pairs of each.
+
+    Args:
+        differences: table `stress_differences`.
+    """
+    parts: list = []
+    for group in stress_findings.differences(differences):
+        rows = group["rows"]
+        caption = (
+            f"{min(STRESS_SHOWN, len(rows))} of {len(rows)} are shown; second minus first, paired, 95% bootstrap "
+            "interval over requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome "
+            f"at the first / second only. Judge of success: {group['judge']}"
+        )
+        found = _framed(f"Which checkpoint is more robust? {group['method']}", caption)
+        for name in ("pair", "from", "to", "outcome", "rates", "difference", "p", "alone", "n"):
+            found.add_column(name, overflow="fold")
+        for row in rows[:STRESS_SHOWN]:
+            told = [row[name] for name in ("kind", "from", "to", "metric", "means")]
+            told += [f"{row['difference']} {row['interval']}", *(row[name] for name in ("p", "only", "n"))]
+            found.add_row(*(Text(cell) for cell in told))
+        parts += [found, Text()]
+    return Group(*parts)
 
 
 def _framed(title: str, caption: str) -> Table:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import evaluation_findings, figures, frontier_section, wording
+from mechrefusal.report import evaluation_findings, figures, frontier_section, stress_findings, wording
 from mechrefusal.report.figures.suites import NUMBERS, of, readable, texts
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
 MAIN = {"harmful": ("attack_success", "any_refusal", "score"), "harmless": ("any_refusal", "answered")}
 """Rates that are drawn over steps."""
+MOST_DIFFERENCES = 60
+"""Rows of one table of differences of attacks that are shown; the pairs that matter most come first."""
 _BY_CATEGORY = {"harmful": ("attack_success", "score"), "harmless": ("any_refusal",)}
 
 
@@ -29,6 +31,11 @@ def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
         "losses": _losses(across["answer_losses"], panels),
         "stress": _stress(across["stress"], panels),
         "transfers": _transfers(across["stress_transfer"], panels),
+        "control": stress_findings.control(across["stress_control"]),
+        "control_names": [*stress_findings.TWIN_RATES.values(), *stress_findings.SHARES.values()],
+        "shares": _shares(across["stress_control"], panels),
+        "stress_differences": stress_findings.differences(across["stress_differences"]),
+        "most_differences": MOST_DIFFERENCES,
         "agreement": evaluation_findings.agreement(across["judge_agreement"]),
         "n_judges": texts(rates["judge"]).nunique(),
         "leaks": evaluation_findings.leaks(across["leaks"]),
@@ -128,6 +135,18 @@ def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
             title=f"Where {wording.shortened(method)} cases succeed",
         )
         for method, judge in attacks
+    ]
+
+
+def _shares(table: pd.DataFrame, panels: Panels) -> list[Panel]:
+    """One figure an attack and judge of success."""
+    shares = table[texts(table["metric"]).isin(list(stress_findings.SHARES))]
+    return [
+        panels.add(
+            partial(figures.stress_shares, _named(table), method=method, judge=judge),
+            title=f"What becomes of {wording.shortened(method)} attacks",
+        )
+        for method, judge in dict.fromkeys(zip(texts(shares["method"]), texts(shares["judge"]), strict=True))
     ]
 
 

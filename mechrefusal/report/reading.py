@@ -15,7 +15,7 @@ from mechrefusal.study import tables
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
 EVALUATION = (
     "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
-    "stress_transfer",
+    "stress_transfer", "stress_control", "stress_differences",
 )  # fmt: skip
 """Tables of suites and of attacks made anew."""
 

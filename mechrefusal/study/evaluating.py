@@ -25,7 +25,7 @@ from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
-from mechrefusal.evaluation.suites import COPYRIGHT, Suite, require_distinct
+from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
@@ -34,6 +34,7 @@ from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.stress import Stressed, stress
+from mechrefusal.study.stress_twins import attacked
 
 FOLDER = "evaluations"
 ATTACKS = ("gcg", "autodan")
@@ -123,6 +124,8 @@ def stressed(
 ) -> Stressed:
     """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
 
+    Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
+
     Args:
         source, judges, checkpoints, max_new_tokens, out: as in `evaluate`; without a run `out` is needed.
         methods: gcg, autodan, with the settings of the run's recipe.
@@ -136,15 +139,7 @@ def stressed(
         MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
     """
     run, chosen = _checkpoints(source, checkpoints)
-    harmful = [
-        suite.table[(suite.table["side"] == "harmful") & (suite.table["group"] != COPYRIGHT)] for suite in suites
-    ]
-    table = pd.concat(harmful, ignore_index=True)
-    if table.empty or n < 1:
-        raise MechrefusalError(f"there is nothing to attack: {len(table)} harmful prompts in the suites, n is {n}")
-    named = zip(suites, harmful, strict=True)
-    table["prompt_id"] = [f"{suite.name}-{one}" for suite, own in named for one in own["prompt_id"]]
-    asked = Suite("attacked", table).take(n).prompt_set()
+    asked, harmless = attacked(suites, n)
     attack = run.recipe.attack if run is not None else AttackSettings()
     known: dict[str, GCGSettings | AutoDANSettings] = dict(zip(ATTACKS, (attack.gcg, attack.autodan), strict=True))
     if unknown := [method for method in methods if method not in known]:
@@ -159,6 +154,7 @@ def stressed(
         asked,
         settings,
         judges,
+        harmless=harmless,
         seed=seed,
         max_new_tokens=max_new_tokens,
         folder=folder / "stress",

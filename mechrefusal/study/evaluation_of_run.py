@@ -10,7 +10,7 @@ from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run, fingerprint
 
-VERSION = 1
+VERSION = 2
 """Counted up where the same settings would give other numbers."""
 
 

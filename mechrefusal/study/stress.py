@@ -5,10 +5,12 @@ In a notebook:
     import mechrefusal as mr
     from mechrefusal.study.stress import stress
 
-    asked = mr.prompts.builtin().evaluation.harmful.take(16)
-    found = stress(mr.study.open("checkpoints/demo"), [], asked, {"gcg": mr.attacks.GCGSettings(steps=100)})
+    own, methods = mr.prompts.builtin().evaluation.take(24), {"gcg": mr.attacks.GCGSettings(steps=100)}
+    found = stress(mr.study.open("checkpoints/demo"), [], own.harmful, methods, harmless=own.harmless)
     mr.report.figures.stress_curves(found.curve)         # success by attack step, a line a checkpoint
     mr.report.figures.stress_matrix(found.transfer)      # whose attacks succeed where
+    mr.report.figures.stress_shares(found.control)       # attacks that fail: robust, or is the suffix refused?
+    found.differences                                    # of every two checkpoints, paired by behaviour
 
 It measures: nothing here changes or writes weights.
 """
@@ -26,9 +28,11 @@ from mechrefusal.evaluation import Judge, RefusalJudge, metrics
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
-from mechrefusal.study import tables
+from mechrefusal.study import stress_control, tables
 from mechrefusal.study.run import Run
 from mechrefusal.study.stress_answers import NO_STEP, NONE, Answered, Plan, Search, answered, curve_steps
+from mechrefusal.study.stress_twins import Twins
+from mechrefusal.study.stress_verdicts import Judged, judged
 
 FOLDER = "stress"
 
@@ -44,17 +48,21 @@ class Stressed:
         curve, transfer: tables `stress` and `stress_transfer` of the study (see `mechrefusal.study.tables`).
         costs: table `cases`, with the checkpoint's id as `source` and the method's name here as `method`.
         cases: the attack cases of each (checkpoint id, method), in the order of the behaviours.
+        control, differences: tables `stress_control` (empty without harmless twins) and `stress_differences`.
     """
 
     curve: pd.DataFrame
     transfer: pd.DataFrame
     costs: pd.DataFrame
     cases: Mapping[tuple[str, str], tuple[AttackCase, ...]]
+    control: pd.DataFrame
+    differences: pd.DataFrame
 
     def write(self, folder: Path | str) -> None:
-        """Write the tables `stress` and `stress_transfer` to `folder`, in place of those that stand there."""
-        tables.write(self.curve, "stress", Path(folder))
-        tables.write(self.transfer, "stress_transfer", Path(folder))
+        """Write the four tables `stress...` to `folder`, in place of those that stand there."""
+        own = {"": self.curve, "_transfer": self.transfer, "_control": self.control, "_differences": self.differences}
+        for name, table in own.items():
+            tables.write(table, f"stress{name}", Path(folder))
 
 
 def stress(
@@ -64,11 +72,16 @@ def stress(
     methods: Mapping[str, Search],
     judges: Sequence[Judge | ScoringJudge] = (),
     *,
+    harmless: PromptSet | None = None,
     seed: int = 0,
     max_new_tokens: int = 128,
     folder: Path | str | None = None,
 ) -> Stressed:
     """Attack every behaviour anew against each checkpoint, and replay what was found at all of them.
+
+    With `harmless`, the suffix of each case is put behind the harmless twin of its behaviour, and the checkpoint that
+    it was made against is asked the twin without and with it: a suffix that is refused as such is no robustness. See
+    `mechrefusal.study.stress_control` for what is counted.
 
     A case's success at an attack step is that of the prompt with the lowest loss by then, the one that the attack would
     hand over if it stopped there. It is not cumulative: a prompt that succeeded may give way to one that fails. The
@@ -86,26 +99,31 @@ def stress(
         methods: settings of each attack, by the name that it gets in tables and files.
         judges: by default the refusal judge. Judges of harm (`mechrefusal.evaluation.judges`) may stand beside it;
             one that publishes no threshold has no success: all its answers are nulls.
+        harmless: prompts whose column `twin` has the value of their behaviour's, as in the two sides of
+            `prompts.builtin().evaluation`; behaviours without a twin are attacked and have no control, nor have attacks
+            that add no suffix.
         seed: of the attacks.
         max_new_tokens: longest answer.
         folder: by default `stress` in that of the run.
 
     Raises:
-        MechrefusalError: no behaviour or method, an unknown checkpoint, a name twice, a prompt that leaves no room for
-            its answer; a case that cannot be made, named with its checkpoint. What was finished is kept.
+        MechrefusalError: no behaviour or method, an unknown checkpoint, a name twice, harmless prompts that are no
+            twins, a prompt that leaves no room for its answer; a case that cannot be made, named with its checkpoint.
+            What was finished is kept.
     """
     chosen = _chosen(run, checkpoints)
     asked = list(judges) or [RefusalJudge()]
     if folder is None and run is None:
         raise MechrefusalError("without a run nothing says where cases and answers are kept: give a folder")
     kept = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
-    plan = Plan(behaviours, dict(methods), seed, max_new_tokens, kept)
+    plan = Plan(behaviours, dict(methods), seed, max_new_tokens, kept, Twins.of(behaviours, harmless))
     if again := sorted({judge.name for judge in asked if [one.name for one in asked].count(judge.name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: their rates could not be told apart")
     found = answered(plan, chosen)
     on_curve, replayed = _curve_points(plan, chosen, found), _transfer_points(plan, chosen, found)
-    judged = pd.concat([points[["place", "completion"]] for points in (on_curve, replayed)]).drop_duplicates()
-    successes = {judge.name: _successes(judge, judged, plan.requests) for judge in asked}
+    answers, requests = pd.concat([on_curve, replayed])[["place", "completion"]], dict(enumerate(plan.requests))
+    successes = {judge.name: judged(judge, answers, requests) for judge in asked}
+    outcomes = stress_control.outcomes(plan, chosen, found, asked, successes)
     costs = [
         cost_table(made).assign(source=checkpoint_id, method=method)
         for (checkpoint_id, method), made in found.cases.items()
@@ -115,6 +133,8 @@ def stress(
         tables.frame("stress_transfer", list(_rates(replayed, _TRANSFER, successes))),
         tables.frame("cases", pd.concat(costs, ignore_index=True)),
         found.cases,
+        stress_control.control(outcomes),
+        stress_control.differences(outcomes),
     )
 
 
@@ -123,6 +143,11 @@ def _chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpo
         alone = [one for one in wanted if isinstance(one, Checkpoint)]
         if not alone or len(alone) < len(wanted):
             raise MechrefusalError("without a run there are no checkpoints by id: give Checkpoints to attack")
+        named = [one.id for one in alone]
+        if again := sorted({name for name in named if named.count(name) > 1}):
+            raise MechrefusalError(
+                f"checkpoint '{again[0]}' is given twice: give each once, or open them with another arm or step"
+            )
         return alone
     there = {point.id: point for point in run.checkpoints()}
     if not there:
@@ -181,39 +206,17 @@ def _transfer_points(plan: Plan, checkpoints: Sequence[Checkpoint], found: Answe
     return pd.DataFrame(rows)
 
 
-def _successes(
-    judge: Judge | ScoringJudge, answered: pd.DataFrame, requests: Sequence[str]
-) -> dict[tuple[int, str], float]:
-    """Whether each answer (place of the behaviour, completion) is a success, 0 or 1; those judged null are missing."""
-    found = judge.judge([requests[place] for place in answered["place"]], answered["completion"].tolist())
-    if len(found) != len(answered):
-        raise MechrefusalError(f"judge '{judge.name}' gave {len(found)} rows for {len(answered)} answers")
-    scores = "score" in found
-    verdicts = answered.assign(
-        side="harmful",
-        group="",
-        judge=judge.name,
-        kind=metrics.HARM if scores else metrics.REFUSAL,
-        label=found["label"].tolist(),
-        score=found["score"].tolist() if scores else float("nan"),
-    )
-    known = metrics.outcomes(verdicts)
-    known = known[known["metric"] == metrics.SUCCESS].dropna(subset="value")
-    return dict(zip(zip(known["place"], known["completion"], strict=True), known["value"], strict=True))
-
-
 def _rates(
     points: pd.DataFrame,
     by: list[str],
-    successes: Mapping[str, Mapping[tuple[int, str], float]],
+    successes: Mapping[str, Judged],
     *,
     means: Sequence[str] = (),
 ) -> Iterator[dict]:
     """Success of every group of points, judge by judge, and the means of columns."""
     for judge, known in successes.items():
-        places = zip(points["place"], points["completion"], strict=True)
-        judged = points.assign(success=[known.get(place, float("nan")) for place in places])
-        for keys, own in judged.groupby(by, sort=False):
+        with_success = points.assign(success=known.of(metrics.SUCCESS, points["place"], points["completion"]))
+        for keys, own in with_success.groupby(by, sort=False):
             values = own["success"].dropna()
             yield {
                 **dict(zip(by, keys, strict=True)),

@@ -1,7 +1,7 @@
 """The work of stress tests: attack cases made anew against each checkpoint, and what checkpoints answer to them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, require_room
 from mechrefusal.study.run import fingerprint
+from mechrefusal.study.stress_twins import Twins
 
 NONE, NO_STEP = "none", -1
 """Arm, method and step of the behaviours as they are, without an attack."""
@@ -56,10 +57,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Answered:
-    """The cases of each (source, method), and the answers of each (target, source, method); ids of checkpoints."""
+    """The cases of each (source, method), and the answers of each (target, source, method); ids of checkpoints.
+
+    `twins`: answers of each (checkpoint, method) to harmless twins with the suffixes of its own cases, and with method
+    `NONE` to the twins alone.
+    """
 
     cases: dict[tuple[str, str], tuple[AttackCase, ...]] = field(default_factory=dict)
     replies: dict[tuple[str, str, str], Replies] = field(default_factory=dict)
+    twins: dict[tuple[str, str], Replies] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Plan:
     seed: int
     max_new_tokens: int
     folder: Path
+    twins: Twins = field(default_factory=Twins)
 
     def __post_init__(self) -> None:
         if not len(self.behaviours):
@@ -129,18 +136,20 @@ class Plan:
         *,
         source: Checkpoint | None = None,
         method: str = NONE,
+        of_twins: bool = False,
     ) -> Replies:
         """Answers of the target to the prompts of a source's cases, each prompt once; those on disk are not given anew.
 
-        Without a source the prompts are the behaviours themselves.
+        Without a source the prompts are the behaviours themselves. With `of_twins` they are harmless twins, without a
+        suffix or (where the source is the target) with those of its cases.
         """
         model, tokenizer = held.of(target)
         unique = list(dict.fromkeys(texts))
         self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
-        path, described = self.folder / "answers" / target.id / f"{NONE}.parquet", f"{target.id}: no attack"
+        name = "twins" if of_twins else NONE if source is None else source.id
+        path = self.folder / "answers" / target.id / ("" if source is None else method) / f"{name}.parquet"
         told: list[Any] = [VERSION, target.weights, unique, self.max_new_tokens]
         if source is not None:
-            path, described = path.parent / method / f"{source.id}.parquet", f"{target.id}: {method} on {source.id}"
             told += [source.weights, method, asdict(self.methods[method]), self.seed]
         found = answers(
             model,
@@ -149,16 +158,34 @@ class Plan:
             stamp=fingerprint(told),
             tokenizer=tokenizer,
             max_new_tokens=self.max_new_tokens,
-            description=described,
+            description=_described(target, source, method, of_twins=of_twins),
         )
         return dict(zip(unique, found["completion"], strict=True))
+
+    def answer_twins(self, held: Held, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]) -> dict:
+        """Answers to the harmless twins, alone (`NONE`) and with the suffix of each method's cases, by (id, method)."""
+        asked = {method: self.twins.with_suffixes(own) for method, own in cases.items()}
+        alone = [self.twins.prompts[place] for place in sorted(set().union(*asked.values()))]
+        if not alone:
+            return {}
+        found = {(target.id, NONE): self.answer(held, target, alone, of_twins=True)}
+        for method, texts in asked.items():
+            if texts:
+                replies = self.answer(held, target, list(texts.values()), source=target, method=method, of_twins=True)
+                found[target.id, method] = replies
+        return found
 
 
 def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
     """Attack each checkpoint and ask it its own cases, by step; then ask all of them the others' final ones."""
     suffix = max((each.suffix_length for each in plan.methods.values() if isinstance(each, GCGSettings)), default=0)
+    asked = [plan.behaviours]
+    if plan.twins and suffix:
+        asked.append(PromptSet.from_texts(plan.twins.name, list(plan.twins.prompts.values())))
+        _say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
     for checkpoint in checkpoints:
-        plan.require_room(checkpoint, load_tokenizer(checkpoint.path), plan.behaviours, suffix=suffix)
+        for each in asked:
+            plan.require_room(checkpoint, load_tokenizer(checkpoint.path), each, suffix=suffix)
     held, found = Held(), Answered()
     for number, target in enumerate(checkpoints, start=1):
         _say(f"attacking {target.id} ({number} of {len(checkpoints)})")
@@ -169,6 +196,7 @@ def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
             texts = [case.history_prompts[step] for step in steps for case in own]
             replies = plan.answer(held, target, texts, source=target, method=method)
             found.replies[target.id, target.id, method] = replies
+        found.twins.update(plan.answer_twins(held, target, {m: found.cases[target.id, m] for m in plan.methods}))
     for number, target in enumerate(reversed(checkpoints), start=1):  # the last one is loaded still
         others = [source for source in checkpoints if source is not target]
         if others:
@@ -179,6 +207,12 @@ def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
                 replies = plan.answer(held, target, texts, source=source, method=method)
                 found.replies[target.id, source.id, method] = replies
     return found
+
+
+def _described(target: Checkpoint, source: Checkpoint | None, method: str, *, of_twins: bool) -> str:
+    if of_twins:
+        return f"{target.id}: harmless twins" + ("" if source is None else f", {method} suffixes")
+    return f"{target.id}: no attack" if source is None else f"{target.id}: {method} on {source.id}"
 
 
 def _say(line: str) -> None:

@@ -278,6 +278,22 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "arm_source", "step_source", "arm_target", "step_target", "method", "judge", "value", "low", "high", "n",
         "nulls",
     ),
+    # One row a checkpoint, attack made anew against it, and rate on the cases whose behaviour has a harmless twin.
+    # `suffix`: none, or attacked (behind the twin stands the final suffix of its own behaviour's case). `metric`:
+    # answered, refused (in full or in part) of the twins; and of the cases attack_success, robust (the attack fails,
+    # the twin with the suffix is answered), refuses_suffix (it fails, the twin with the suffix is refused); what is
+    # missing to 1 are degenerate answers to the twin. `judge`: of the success; `twin_judge`: of the twins' answers.
+    "stress_control": (
+        "arm", "step", "method", "suffix", "metric", "judge", "twin_judge", "value", "low", "high", "n", "nulls",
+    ),
+    # One row a pair of checkpoints, attack and metric (attack_success, robust, refuses_suffix) at the last step of
+    # attacks of the same budget on the same behaviours. `pair`: last (of two arms), start (the end of the warm-up, and
+    # one trained from there), base, same step, consecutive, other. `difference` is b minus a with its 95% bootstrap
+    # interval over behaviours, paired; `only_a`, `only_b`, `mcnemar_p`, `nulls` as in `suite_differences`.
+    "stress_differences": (
+        "pair", "arm_a", "step_a", "arm_b", "step_b", "method", "judge", "twin_judge", "metric", "difference", "low",
+        "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls",
+    ),
     # One row a stage of the run: wall time.
     "stages": ("stage", "seconds"),
 }  # fmt: skip

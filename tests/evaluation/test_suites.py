@@ -11,7 +11,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Suite, read_suite
 from mechrefusal.evaluation.suites import require_distinct
 
-COLUMNS = ["prompt_id", "prompt", "side", "group", "category", "target", "behaviour", "context"]
+COLUMNS = ["prompt_id", "prompt", "side", "group", "category", "target", "behaviour", "context", "twin"]
 
 FILES = {
     "harmbench": (
@@ -69,7 +69,7 @@ def rows(suite: Suite) -> list[dict]:
 
 
 def row(prompt_id, prompt, side, group="", category="", target=None, behaviour=None, context=None) -> dict:
-    values = [prompt_id, prompt, side, group, category, target, behaviour or prompt, context]
+    values = [prompt_id, prompt, side, group, category, target, behaviour or prompt, context, None]
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -167,6 +167,9 @@ def test_built_in_suites():
     utility = read_suite("builtin-utility").table
     assert utility["prompt"].tolist() == own.utility_evaluation.texts
     assert set(utility["side"]) == {"harmless"}
+    twins = {side: part["twin"].tolist() for side, part in both.table.groupby("side")}
+    assert twins["harmful"] == twins["harmless"] == own.evaluation.harmless.table["twin"].tolist()
+    assert xstest["twin"].isna().all()
     for table in (both.table, xstest, utility):
         assert list(table) == COLUMNS
         assert table["prompt_id"].is_unique

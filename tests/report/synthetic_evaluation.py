@@ -29,7 +29,7 @@ _RATES = {
 def evaluation_tables(
     checkpoints: Sequence[tuple[str, int]], *, hostile: Sequence[str], seed: int = 3, times: int = 1
 ) -> dict[str, list[dict] | pd.DataFrame]:
-    """Rows of the eight tables of suites and stress; `times` as many prompts of each suite."""
+    """Rows of the ten tables of suites and stress; `times` as many prompts of each suite."""
     rng = np.random.default_rng(seed)
     found = pd.DataFrame([row for point in checkpoints for row in _verdicts(rng, *point, hostile=hostile, times=times)])
     return {
@@ -65,6 +65,12 @@ def evaluation_tables(
             }
             for a, s in checkpoints
             for b, t in checkpoints
+        ],
+        "stress_control": [row for point in checkpoints for row in _control(*point)],
+        "stress_differences": [
+            _attacked_difference(one, other, metric)
+            for one, other in combinations(checkpoints, 2)
+            for metric in ("attack_success", "robust", "refuses_suffix")
         ],
     }
 
@@ -266,3 +272,57 @@ def _stress(arm: str, step: int) -> list[dict]:
         }
         for at in (0, 20, 40)
     ]
+
+
+def _control(arm: str, step: int) -> list[dict]:
+    """Counts out of 24: of the attacks that fail a half refuse the suffix, one case's twin is degenerate."""
+    succeed = round((1 - strength(arm, step)) * 20)
+    suffixed = (23 - succeed) // 2
+    counts = {
+        ("none", "answered"): 22,
+        ("none", "refused"): 2,
+        ("attacked", "answered"): 23 - suffixed,
+        ("attacked", "refused"): suffixed,
+        ("attacked", "attack_success"): succeed,
+        ("attacked", "robust"): 23 - succeed - suffixed,
+        ("attacked", "refuses_suffix"): suffixed,
+    }
+    return [
+        {
+            "arm": arm,
+            "step": step,
+            "method": "gcg",
+            "suffix": suffix,
+            "metric": metric,
+            "judge": JUDGE,
+            "twin_judge": JUDGE,
+            **vars(intervals.rate(count, 24)),
+            "nulls": 0,
+        }
+        for (suffix, metric), count in counts.items()
+    ]
+
+
+def _attacked_difference(one: tuple[str, int], other: tuple[str, int], metric: str) -> dict:
+    before, after = (1 - strength(*point) if metric == "attack_success" else strength(*point) for point in (one, other))
+    return {
+        "pair": "base" if one[0] == "base" else "consecutive" if one[0] == other[0] else "last",
+        "arm_a": one[0],
+        "step_a": one[1],
+        "arm_b": other[0],
+        "step_b": other[1],
+        "method": "gcg",
+        "judge": JUDGE,
+        "twin_judge": "" if metric == "attack_success" else JUDGE,
+        "metric": metric,
+        "difference": after - before,
+        "low": after - before - 0.2,
+        "high": after - before + 0.2,
+        "mcnemar_p": 0.0312,
+        "mean_a": before,
+        "mean_b": after,
+        "only_a": 1,
+        "only_b": 7,
+        "n": 24,
+        "nulls": 0,
+    }

@@ -8,7 +8,14 @@ import pytest
 from rich.console import Console
 from synthetic import HOSTILE
 
-from mechrefusal.report.evaluated import SHOWN, evaluated, stress_table
+from mechrefusal.report.evaluated import (
+    SHOWN,
+    STRESS_SHOWN,
+    evaluated,
+    stress_control_tables,
+    stress_differences_tables,
+    stress_table,
+)
 from mechrefusal.study import tables
 
 NAN = float("nan")
@@ -223,6 +230,70 @@ def test_stress_says_the_ends_of_the_curve_and_the_mean_elsewhere():
     assert "0.99" not in text
 
 
+def controlled(metric, value, *, suffix="attacked", judge="rules", **changes):
+    known = {"arm": "sft", "step": 3, "method": "gcg", "suffix": suffix, "metric": metric, "judge": judge}
+    known |= {"twin_judge": "rules", "value": value, "low": value - 0.05, "high": value + 0.05, "n": 8, "nulls": 0}
+    return known | changes
+
+
+def test_control_has_the_rates_of_twins_and_the_shares_of_every_checkpoint():
+    rows = [
+        controlled("refused", 0.125, suffix="none"),
+        controlled("answered", 0.875, suffix="none"),
+        controlled("refused", 0.375),
+        controlled("answered", 0.5),
+        controlled("robust", 0.25, judge="harm", n=7, nulls=1),
+        controlled("attack_success", 0.625, judge="harm", n=7, nulls=1),
+        controlled("robust", 0.75, judge="harm", arm="base", step=0),
+    ]
+    text = shown(stress_control_tables(tables.frame("stress_control", rows)))
+    [row] = lines(text, "sft 3")
+    assert row == "sft 3 0.88 0.50 0.12 0.38 0.62 0.25 – 8/7 0/1"
+    [row] = lines(text, "base 0")
+    assert row == "base 0 – – – – – 0.75 – 8 0"
+    assert "Judge of success: harm, of the twins: rules" in " ".join(text.split())
+    assert lines(text, "(0.45–0.55)")
+    silent = [controlled("robust", NAN, n=0, nulls=8)]
+    assert "nan" not in shown(stress_control_tables(tables.frame("stress_control", silent))).lower()
+
+
+def attacked(metric, value, **changes):
+    known = {"pair": "base", "arm_a": "base", "step_a": 0, "arm_b": "sft", "step_b": 3, "method": "gcg"}
+    known |= {"judge": "rules", "twin_judge": "rules", "metric": metric, "difference": value, "low": value - 0.25}
+    known |= {"high": value + 0.25, "mcnemar_p": 0.0625, "mean_a": 0.25, "mean_b": 0.25 + value}
+    return known | {"only_a": 1, "only_b": 6, "n": 24, "nulls": 0} | changes
+
+
+def test_differences_of_attacks_put_the_last_checkpoints_first():
+    rows = [
+        attacked("robust", 0.5),
+        attacked("robust", -0.125, pair="last", arm_a="sft", step_a=3, arm_b="r2d2"),
+        *(attacked("robust", 0.25, pair="other", step_b=step) for step in range(10, 40)),
+    ]
+    text = shown(stress_differences_tables(tables.frame("stress_differences", rows)))
+    first = lines(text, "robust 0.25 →")[:2]
+    assert first == [
+        "last of two arms sft 3 r2d2 3 robust 0.25 → 0.12 −0.12 [−0.38, 0.12] 0.0625 1 / 6 24",
+        "since the base base 0 sft 3 robust 0.25 → 0.75 +0.50 [0.25, 0.75] 0.0625 1 / 6 24",
+    ]
+    assert len(lines(text, "robust 0.25 →")) == STRESS_SHOWN
+    assert f"{STRESS_SHOWN} of 32 are shown" in text
+
+
+@pytest.mark.parametrize("name", ["[bold]own[/bold]", "[/nonsense]", *HOSTILE])
+def test_names_of_attacks_are_shown_and_not_obeyed(name):
+    own = {"method": name, "judge": name, "twin_judge": name}
+    for made in (
+        stress_control_tables(tables.frame("stress_control", [controlled("robust", 0.5, arm=name, **own)])),
+        stress_differences_tables(tables.frame("stress_differences", [attacked("robust", 0.5, arm_b=name, **own)])),
+    ):
+        text = shown(made)
+        assert not {character for character in text if unicodedata.category(character) == "Cc"} - {"\n"}
+        assert text.count(re.match(r"[^\x00-\x20]{1,9}", name)[0]) >= 3
+
+
 def test_empty_tables_are_no_error():
+    assert not shown(stress_control_tables(tables.frame("stress_control", []))).strip()
+    assert not shown(stress_differences_tables(tables.frame("stress_differences", []))).strip()
     assert "No difference" in shown(evaluated(tables.frame("suite_rates", []), tables.frame("suite_differences", [])))
     assert "Attacks" in shown(stress_table(tables.frame("stress", []), tables.frame("stress_transfer", [])))

@@ -10,7 +10,7 @@ from synthetic_evaluation import HARM_JUDGE, JUDGE, SECRET, evaluation_tables
 from test_pages import Page
 
 from mechrefusal import report
-from mechrefusal.report import embedding, evaluation_findings, evaluation_page, wording
+from mechrefusal.report import embedding, evaluation_findings, evaluation_page, stress_findings, wording
 from mechrefusal.report.reading import EVALUATION, read_run
 from mechrefusal.study import tables
 
@@ -71,6 +71,7 @@ def test_every_section_is_filled(shown):
         "Loss of the base model's answers: utility",
         "Success by attack step",
         "Where gcg cases succeed",
+        "What becomes of gcg attacks",
     ):
         assert title in drawn, title
     for tag, attributes in shown.elements:
@@ -80,6 +81,50 @@ def test_every_section_is_filled(shown):
     assert len(data) == len(drawn)
     for text in data:
         json.loads(text)
+
+
+def test_control_and_differences_of_attacks_are_the_tables(shown, made, evaluated):
+    [group] = stress_findings.control(made["stress_control"])
+    assert [(row["arm"], row["step"]) for row in group["rows"]] == [
+        ("base", "0"),
+        ("r2d2", "50"),
+        ("r2d2", "100"),
+        ("sft", "50"),
+    ]
+    own = made["stress_control"]
+    for row in group["rows"]:
+        at = own[(own["arm"] == row["arm"]) & (own["step"] == int(row["step"]))]
+        assert [cell["value"] for cell in row["cells"]] == [
+            wording.rate(at[(at["suffix"] == suffix) & (at["metric"] == metric)]["value"].iloc[0])
+            for suffix, metric in (
+                ("none", "answered"),
+                ("attacked", "answered"),
+                ("none", "refused"),
+                ("attacked", "refused"),
+                ("attacked", "attack_success"),
+                ("attacked", "robust"),
+                ("attacked", "refuses_suffix"),
+            )
+        ]
+        assert (row["n"], row["nulls"]) == ("24", "0")
+    [group] = stress_findings.differences(made["stress_differences"])
+    kinds = [row["kind"] for row in group["rows"]]
+    assert kinds == ["last of two arms"] * 6 + ["since the base"] * 9 + ["since the anchor before"] * 3
+    assert sum(row["is_clear"] for row in group["rows"]) == int(
+        ((made["stress_differences"]["low"] > 0) | (made["stress_differences"]["high"] < 0)).sum()
+    )
+    text = shown.text[shown.text.index("Which checkpoint is more robust?") :]
+    row = group["rows"][0]
+    for said in (row["from"], row["to"], row["means"], row["difference"], row["interval"], "1 / 7", row["p"]):
+        assert said in text
+    html = embedding.page("evaluation.html", circuits=False, **shown_context(evaluated))
+    for row in group["rows"]:
+        bold = f"<b>{row['difference']}</b>" if row["is_clear"] else f">{row['difference']}"
+        assert f'{bold} <span class="detail">{row["interval"]}</span>' in html
+
+
+def shown_context(folder):
+    return evaluation_page.context(read_run(folder), show_completions=False)
 
 
 def test_headline_is_the_table_one_judge_at_a_time(made):

@@ -67,6 +67,30 @@ def transfer() -> pd.DataFrame:
     return tables.frame("stress_transfer", rows)
 
 
+SHARES = ("robust", "refuses_suffix", "attack_success")
+
+
+@pytest.fixture
+def control() -> pd.DataFrame:
+    """Five checkpoints, two judges of success, one of twins; 1 to 5 of 20 cases have a degenerate twin."""
+    rows = []
+    for judge in JUDGES:
+        for place, (arm, step) in enumerate(POINTS):
+            counts = dict(zip(SHARES, (9 - place, 3, 7), strict=True))
+            known = {"arm": arm, "step": step, "method": "gcg", "twin_judge": "refusal_1", "nulls": 0}
+            rows += [
+                {**known, "suffix": "attacked", "metric": name, "judge": judge, **vars(intervals.rate(count, N))}
+                for name, count in counts.items()
+            ]
+            if judge == "refusal_1":
+                rows += [
+                    {**known, "suffix": suffix, "metric": metric, "judge": judge, **vars(intervals.rate(count, N))}
+                    for suffix, refused in (("none", 1), ("attacked", 5))
+                    for metric, count in (("refused", refused), ("answered", N - refused))
+                ]
+    return tables.frame("stress_control", rows)
+
+
 def lines(figure):
     """The lines of checkpoints, without bands: {(panel, name): trace}."""
     return {(trace.xaxis, trace.name): trace for trace in figure.data if trace.name}
@@ -87,7 +111,7 @@ def tags(figure) -> set[str]:
 
 
 def test_notebook_names_are_exported():
-    assert {"stress_curves", "stress_matrix"} <= set(report.figures.__all__)
+    assert {"stress_curves", "stress_matrix", "stress_shares"} <= set(report.figures.__all__)
 
 
 @pytest.mark.parametrize("judge", JUDGES)
@@ -192,8 +216,47 @@ def test_what_was_not_replayed_and_what_has_no_verdict(transfer):
     assert np.isnan([heat.z[0][3], heat.z[3][0]]).all()
 
 
+@pytest.mark.parametrize("judge", JUDGES)
+def test_shares_of_every_checkpoint_are_stacked_to_one(control, judge):
+    figure = figures.stress_shares(control, judge=judge)
+    assert list(figure.layout.yaxis.ticktext) == ["base 0", "r2d2 50", "r2d2 100", "sft 50", "sft 100"]
+    assert [bar.name.split(":")[0] for bar in figure.data] == [
+        "robust",
+        "refuses the suffix",
+        "attack succeeds",
+        "fails, the twin's answer is degenerate",
+    ]
+    assert figure.layout.barmode == "stack"
+    order = [0, 3, 4, 1, 2]
+    for bar, metric in zip(figure.data, SHARES, strict=False):
+        for x, text, place in zip(bar.x, bar.hovertext, order, strict=True):
+            arm, step = POINTS[place]
+            row = control[(control["arm"] == arm) & (control["step"] == step) & (control["metric"] == metric)]
+            row = row[row["judge"] == judge].iloc[0]
+            assert x == pytest.approx(row["value"])
+            assert f"[{row['low']:.3f}, {row['high']:.3f}]" in text
+            assert f"n = {N} cases" in text
+            assert "twins refused without → with the suffix: 0.05 → 0.25" in text
+    for values in zip(*(bar.x for bar in figure.data), strict=True):
+        assert sum(values) == pytest.approx(1)
+    assert f"judge: {judge}" in figure.layout.title.subtitle.text
+    assert "n = 20 cases with a harmless twin" in figure.layout.title.subtitle.text
+    assert figure.layout.title.text == "What becomes of gcg attacks"
+
+
+def test_a_checkpoint_without_a_verdict_has_no_bar(control):
+    gone = (control["arm"] == "sft") & (control["step"] == 50)
+    rows = control.assign(value=control["value"].where(~gone), n=control["n"].where(~gone, 0))
+    for bar in figures.stress_shares(rows).data:
+        assert bar.x[3] is None
+        assert all(x is not None for place, x in enumerate(bar.x) if place != 3)
+    whole = control[control["arm"] == "base"]
+    whole = whole.assign(value=whole["value"].where(whole["metric"] != "robust", 0.5))
+    assert len(figures.stress_shares(whole).data) == 3, "nothing is left over"
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_names_are_escaped_wherever_they_stand(curve, transfer, hostile):
+def test_names_are_escaped_wherever_they_stand(curve, transfer, control, hostile):
     names = {"method": hostile, "judge": hostile}
     attacked = transfer[transfer["arm_source"] != "none"].drop_duplicates(
         ["arm_source", "step_source", "arm_target", "step_target"]
@@ -201,13 +264,18 @@ def test_names_are_escaped_wherever_they_stand(curve, transfer, hostile):
     drawn = [
         figures.stress_curves(curve.assign(arm=hostile, **names)),
         figures.stress_matrix(attacked.assign(arm_source=hostile, arm_target=hostile, **names)),
+        figures.stress_shares(control.iloc[:7].assign(arm=hostile, twin_judge=hostile, **names)),
     ]
     for figure in drawn:
         assert tags(figure) <= {"b", "br"}
 
 
-def test_empty_missing_and_nullable_tables(curve, transfer):
-    for draw, table in ((figures.stress_curves, curve), (figures.stress_matrix, transfer)):
+def test_empty_missing_and_nullable_tables(curve, transfer, control):
+    for draw, table in (
+        (figures.stress_curves, curve),
+        (figures.stress_matrix, transfer),
+        (figures.stress_shares, control),
+    ):
         for undrawable in (table.iloc[:0], table.assign(value=float("nan")), table.assign(value=None)):
             with pytest.raises(MechrefusalError, match="cannot draw"):
                 draw(undrawable)

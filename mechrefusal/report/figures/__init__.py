@@ -27,6 +27,7 @@ from mechrefusal.report.figures.logit_lens import logit_lens
 from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.stress import stress_curves, stress_matrix
+from mechrefusal.report.figures.stress_control import stress_shares
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
 from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
 from mechrefusal.report.figures.training import logged, loss_term, losses
@@ -80,6 +81,7 @@ __all__ = [
     "step_time",
     "stress_curves",
     "stress_matrix",
+    "stress_shares",
     "subspaces",
     "suite_categories",
     "suite_differences",
