@@ -280,8 +280,8 @@ def test_layer_that_is_not_there(tiny_hooked, layer):
 
 
 @pytest.mark.slow
-def test_real_model(smollm2):
-    model = models.load_hooked(smollm2)
+def test_real_model(smollm2_hooked):
+    model = smollm2_hooked
     metric = RefusalMetric((), (57,), (2683,))
     table = attribution.refusal_logits(model, TEXTS[:2], metric)
     with torch.no_grad():

@@ -63,11 +63,6 @@ def llama(family):
     return family("llama").hooked
 
 
-@pytest.fixture(scope="module")
-def real(smollm2):
-    return models.load_hooked(smollm2)
-
-
 @pytest.fixture
 def fall_back(monkeypatch):
     """No model has a twin."""
@@ -195,7 +190,8 @@ def test_directions_of_any_precision(llama):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "ablation", "dose 0.5", "addition"])
-def test_the_real_model(real, name):
+def test_the_real_model(smollm2_hooked, name):
+    real = smollm2_hooked
     d_model, layer = real.cfg.d_model, real.cfg.n_layers // 2
     direction = random(d_model)
     intervention = {
