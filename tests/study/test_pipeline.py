@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+from tolerances import FORWARD
 
 from mechrefusal import causal, models, study
 from mechrefusal.errors import MechrefusalError
@@ -77,7 +78,7 @@ def test_training_changed_the_weights_and_kept_matched_arms(finished):
     assert sft[["away", "toward"]].isna().all().all()
     assert r2d2[["away", "toward", "attack_loss_before", "attack_loss_after"]].notna().all().all()
     # The same utility rows from the same weights: the first utility losses agree.
-    assert sft["utility"].iloc[0] == pytest.approx(r2d2["utility"].iloc[0], rel=1e-4)
+    assert sft["utility"].iloc[0] == pytest.approx(r2d2["utility"].iloc[0], rel=FORWARD)
 
 
 def test_both_arms_train_on_the_same_behaviours(finished):
