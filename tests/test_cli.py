@@ -281,12 +281,10 @@ def test_an_attack_needs_a_source_and_a_folder(capsys):
 @pytest.mark.slow
 def test_the_recipe_tiny_from_the_command_line(tmp_path, capsys):
     folder = tmp_path / "run with 'quotes' 😀"
-    options = ["--arms", "[sft]", "--training.steps", "3", "--training.anchors", "[0,1,2,3]"]
+    options = ["--arms", "[sft]", "--training.steps", "3", "--training.anchors", "[0,3]"]
     assert main(["train", "--recipe", "tiny", *options, "--out", str(folder)]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == [
-        "base-step-00000", "sft-step-00001", "sft-step-00002", "sft-step-00003",
-    ]  # fmt: skip
+    assert [line.split()[0] for line in listed] == ["base-step-00000", "sft-step-00003"]
     assert main(["measure", str(folder)]) == 0
     summary = capsys.readouterr().out
     assert "sft" in summary

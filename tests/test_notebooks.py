@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, on the tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def run(name: str, parameters: str, monkeypatch) -> list:
 
 
 @pytest.mark.slow
-def test_first_look_runs_on_the_tiny_model(tmp_path, monkeypatch):
+def test_first_look_runs_on_the_tiny_model(tmp_path, finished_run, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "run")  # what is there is not trained and measured again
     cells = run(
         "01_first_look.ipynb", f"recipe_name, folder, step = 'tiny', {str(tmp_path / 'run')!r}, 12", monkeypatch
     )

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.attacks import AttackCase, autodan, autodan_texts, random_stream
@@ -210,7 +211,7 @@ def test_losses_are_those_of_plain_forward_passes_and_only_new_texts_cost(tiny_h
     losses = generations[-1][1]
     filled = {text: text.replace("{behaviour}", BEHAVIOUR) for text in losses}
     for text, prompt in filled.items():
-        assert losses[text] == pytest.approx(plain_loss(model, tokenizer, prompt), abs=1e-4)
+        assert losses[text] == pytest.approx(plain_loss(model, tokenizer, prompt), abs=FORWARD)
     assert case.loss == min(losses.values()) == case.history[-1]
     assert losses[case.prompt.replace(BEHAVIOUR, "{behaviour}")] == case.loss
     rows = [len(prompts.segments(tokenizer, p, target=TARGET, end_of_turn=False).ids) - 1 for p in filled.values()]
@@ -243,7 +244,7 @@ def test_the_best_is_kept_even_if_a_generation_loses_it(tiny_hf, monkeypatch):
     monkeypatch.setattr(autodan, "paragraph_level", forgetful)
     case = run(tiny_hf)
     assert case.history == (case.loss,) * 5
-    assert case.loss == pytest.approx(plain_loss(*tiny_hf, case.prompt), abs=1e-4)
+    assert case.loss == pytest.approx(plain_loss(*tiny_hf, case.prompt), abs=FORWARD)
 
 
 def test_every_individual_is_readable_and_holds_the_behaviour_once(tiny_hf, generations):
@@ -313,7 +314,7 @@ def test_cases_together_are_as_they_are_alone(tiny_hf):
     assert steps[-1] == found
     alone = autodan.optimise(model, tokenizer, cases[1], SETTINGS, generator=random_stream(0, behaviours.ids[1]))
     assert alone.prompt == found[1].prompt
-    assert alone.history == pytest.approx(found[1].history, abs=1e-5)
+    assert alone.history == pytest.approx(found[1].history, abs=REORDERED)
     assert alone.history_tokens == found[1].history_tokens
     assert autodan.optimise_all(model, tokenizer, [], SETTINGS, generators=[]) == []
 
@@ -336,7 +337,7 @@ def test_hostile_behaviours_stay_as_they_are(tiny_hf, behaviour):
     for stream in ("a", "b"):  # the second takes up the prompt of the first
         case = run(tiny_hf, replace(SETTINGS, steps=2, population=4), stream=stream, case=case)
         assert f'"{behaviour}"' in case.prompt
-        assert case.loss == pytest.approx(plain_loss(model, tokenizer, case.prompt), abs=1e-4)
+        assert case.loss == pytest.approx(plain_loss(model, tokenizer, case.prompt), abs=FORWARD)
 
 
 def test_the_model_is_left_as_it_was(tiny_hf, monkeypatch):

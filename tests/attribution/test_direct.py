@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import FAMILIES
 from scipy import stats
+from tolerances import COMPOUND, FORWARD, REORDERED
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from mechrefusal import MechrefusalError, attribution, models
@@ -72,13 +73,15 @@ def test_every_part_of_a_llama_by_hand(tiny_hf, tiny_hooked):
     for (component, layer, head), _ in values[0].items():
         expected = np.array([value[component, layer, head] for value in values])
         row = one(table, component, layer, head)
-        assert row["value"] == pytest.approx(expected.mean(), abs=1e-4)
+        assert row["value"] == pytest.approx(expected.mean(), abs=FORWARD)
         half = stats.t.ppf(0.975, 2) * expected.std(ddof=1) / np.sqrt(3)
-        assert (row["low"], row["high"]) == pytest.approx((expected.mean() - half, expected.mean() + half), abs=1e-3)
+        assert (row["low"], row["high"]) == pytest.approx(
+            (expected.mean() - half, expected.mean() + half), abs=COMPOUND
+        )
         assert row["n"] == 3
-    assert one(table, "bias")["value"] == pytest.approx(0, abs=1e-5)
-    assert one(table, "total")["value"] == pytest.approx(np.mean(totals), abs=1e-4)
-    assert parts(table) == pytest.approx(np.mean(totals), abs=1e-4)
+    assert one(table, "bias")["value"] == pytest.approx(0, abs=REORDERED)
+    assert one(table, "total")["value"] == pytest.approx(np.mean(totals), abs=FORWARD)
+    assert parts(table) == pytest.approx(np.mean(totals), abs=FORWARD)
 
 
 @pytest.mark.parametrize("metric", [METRIC, RefusalMetric((50, 51), (10,), (12, 13))], ids=["", "opening"])
@@ -95,8 +98,8 @@ def test_parts_sum_to_the_total(family, name, metric):
             (logits[list(metric.refusal_tokens)].mean() - logits[list(metric.compliance_tokens)].mean()).item()
         )
     table = attribution.refusal_logits(chosen.hooked, TEXTS, metric)
-    assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=2e-3)
-    assert parts(table) == pytest.approx(np.mean(expected), abs=2e-3)
+    assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=2 * COMPOUND)
+    assert parts(table) == pytest.approx(np.mean(expected), abs=2 * COMPOUND)
     assert len(table[table["component"] == "head"]) == 16
     assert len(table[table["component"] == "mlp"]) == 4
 
@@ -112,19 +115,19 @@ def test_equals_transformer_lens(family, name):
     for label, value in zip(heads.labels, heads.attribution[:, 0].tolist(), strict=True):
         if label.startswith("L"):
             layer, head = label[1:].split("H")
-            assert one(table, "head", int(layer), int(head))["value"] == pytest.approx(value, abs=1e-4), label
+            assert one(table, "head", int(layer), int(head))["value"] == pytest.approx(value, abs=FORWARD), label
     found = direct_logit_attribution(model, tokens, **asked, unit="component")
     components = dict(zip(found.labels, found.attribution[:, 0].tolist(), strict=True))
-    assert one(table, "embed")["value"] == pytest.approx(components["embed"], abs=1e-4)
+    assert one(table, "embed")["value"] == pytest.approx(components["embed"], abs=FORWARD)
     if name == "gpt2":
-        assert one(table, "pos_embed")["value"] == pytest.approx(components["pos_embed"], abs=1e-4)
+        assert one(table, "pos_embed")["value"] == pytest.approx(components["pos_embed"], abs=FORWARD)
     if name.startswith("llama"):
         for layer in range(4):
-            assert one(table, "mlp", layer)["value"] == pytest.approx(components[f"{layer}_mlp_out"], abs=1e-4)
+            assert one(table, "mlp", layer)["value"] == pytest.approx(components[f"{layer}_mlp_out"], abs=FORWARD)
             written = sum(one(table, "head", layer, head)["value"] for head in range(4))
-            assert written == pytest.approx(components[f"{layer}_attn_out"], abs=1e-4)
+            assert written == pytest.approx(components[f"{layer}_attn_out"], abs=FORWARD)
     unembedding = (model.b_U[10] - model.b_U[12]).item()
-    assert parts(table) == pytest.approx(sum(components.values()) + unembedding, abs=1e-3)
+    assert parts(table) == pytest.approx(sum(components.values()) + unembedding, abs=COMPOUND)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -143,12 +146,12 @@ def test_what_writes_a_direction(tiny_hf, tiny_hooked, layer, position):
         written, _, _ = plain_parts(hf, tokens[:, : tokens.shape[1] + position + 1])
         heads.append({key: (part @ unit).item() for key, part in written.items()})
     table = attribution.onto_direction(tiny_hooked, TEXTS, direction, layer=layer, position=position)
-    assert one(table, "total")["value"] == pytest.approx(np.mean(projections), abs=1e-4)
-    assert parts(table) == pytest.approx(np.mean(projections), abs=1e-4)
+    assert one(table, "total")["value"] == pytest.approx(np.mean(projections), abs=FORWARD)
+    assert parts(table) == pytest.approx(np.mean(projections), abs=FORWARD)
     assert set(table[table["layer"] >= 0]["layer"]) == set(range(layer)), "what is above has not written yet"
     for key in heads[0]:
         if key[1] < layer:
-            assert one(table, *key)["value"] == pytest.approx(np.mean([found[key] for found in heads]), abs=1e-4)
+            assert one(table, *key)["value"] == pytest.approx(np.mean([found[key] for found in heads]), abs=FORWARD)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -165,8 +168,8 @@ def test_what_writes_a_direction_sums(family, name):
             model(chat(model.tokenizer, text))
         expected.append((kept[0][0, -2].double() @ direction.double() / direction.double().norm()).item())
     table = attribution.onto_direction(model, TEXTS, direction, layer=3, position=-2)
-    assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=1e-3)
-    assert parts(table) == pytest.approx(np.mean(expected), abs=1e-3)
+    assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=COMPOUND)
+    assert parts(table) == pytest.approx(np.mean(expected), abs=COMPOUND)
 
 
 def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
@@ -183,7 +186,7 @@ def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
         without = attribution.refusal_logits(tiny_hooked, TEXTS[:1], SINGLE)
     assert abs(one(table, "head", 3, 2)["value"]) > 1e-3
     assert one(without, "head", 3, 2)["value"] == 0
-    assert parts(without) == pytest.approx(one(without, "total")["value"], abs=1e-4)
+    assert parts(without) == pytest.approx(one(without, "total")["value"], abs=FORWARD)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -195,16 +198,16 @@ def test_every_prompt_of_a_batch_is_what_it_is_alone_without_a_twin(family, name
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
         alone = [attribute(model, [text], readout) for text in TEXTS]
     assert all(one.components == found.components for one in alone)
-    torch.testing.assert_close(found.values, torch.cat([one.values for one in alone]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.total, torch.cat([one.total for one in alone]), atol=2e-3, rtol=0)
-    torch.testing.assert_close(found.values.sum(1), found.total, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.values, torch.cat([one.values for one in alone]), atol=FORWARD, rtol=0)
+    torch.testing.assert_close(found.total, torch.cat([one.total for one in alone]), atol=2 * COMPOUND, rtol=0)
+    torch.testing.assert_close(found.values.sum(1), found.total, atol=2 * COMPOUND, rtol=0)
 
 
 def test_many_groups_give_what_one_gives(tiny_hooked, monkeypatch):
     whole = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
     monkeypatch.setattr(writes, "TOKENS_AT_ONCE", 1)
     parts = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
-    torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.values, whole.values, atol=REORDERED, rtol=0)
 
 
 def test_values_by_prompt_are_those_of_the_table(tiny_hooked):
@@ -280,12 +283,12 @@ def test_layer_that_is_not_there(tiny_hooked, layer):
 
 
 @pytest.mark.slow
-def test_real_model(smollm2):
-    model = models.load_hooked(smollm2)
+def test_real_model(smollm2_hooked):
+    model = smollm2_hooked
     metric = RefusalMetric((), (57,), (2683,))
     table = attribution.refusal_logits(model, TEXTS[:2], metric)
     with torch.no_grad():
         logits = [model(chat(model.tokenizer, text))[0, -1].double() for text in TEXTS[:2]]
     expected = np.mean([(row[57] - row[2683]).item() for row in logits])
-    assert parts(table) == pytest.approx(expected, abs=2e-3)
+    assert parts(table) == pytest.approx(expected, abs=2 * COMPOUND)
     assert len(table[table["component"] == "head"]) == 30 * 9

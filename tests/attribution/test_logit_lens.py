@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import FAMILIES
+from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError
 from mechrefusal.attribution import compare_lenses, lens, logit_lens
@@ -19,7 +20,7 @@ def ids_of(model, text):
     return torch.tensor([[*segments(model.tokenizer, text).prompt_ids, 50]])
 
 
-def same(found, prompt, likely, atol=1e-4):
+def same(found, prompt, likely, atol=FORWARD):
     """A prompt's lens is that of log-probabilities [layer, vocab]."""
     refusal, compliance = (likely[:, ids].logsumexp(-1) for ids in (REFUSAL, COMPLIANCE))
     torch.testing.assert_close(found.refusal[:, prompt].float(), refusal, atol=atol, rtol=0)
@@ -42,8 +43,8 @@ def test_every_layer_is_that_of_the_accumulated_stream(family, name):
         each = cap * torch.tanh(each / cap) if cap else each
         same(found, prompt, each.log_softmax(-1))
         own = logits[0, -1].log_softmax(-1)
-        assert found.refusal[-1, prompt].item() == pytest.approx(own[REFUSAL].logsumexp(0).item(), abs=1e-4)
-        assert found.score[-1, prompt].item() == pytest.approx(METRIC.of(logits[0, -1]).item(), abs=1e-4)
+        assert found.refusal[-1, prompt].item() == pytest.approx(own[REFUSAL].logsumexp(0).item(), abs=FORWARD)
+        assert found.score[-1, prompt].item() == pytest.approx(METRIC.of(logits[0, -1]).item(), abs=FORWARD)
 
 
 def test_every_layer_is_that_of_the_plain_model(family):

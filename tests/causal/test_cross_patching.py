@@ -12,6 +12,7 @@ import pytest
 import torch
 from architectures import build
 from scipy import stats
+from tolerances import COMPOUND, FORWARD, REORDERED
 from transformers import AutoModelForCausalLM
 
 from mechrefusal import MechrefusalError, models, prompts
@@ -124,14 +125,14 @@ class Loop:
 
 def check(table, loop, rows):
     source, target = loop.scores(loop.source), loop.scores(loop.target)
-    assert np.allclose([table.source_score[0], table.target_score[0]], [source.mean(), target.mean()], atol=1e-4)
+    assert np.allclose([table.source_score[0], table.target_score[0]], [source.mean(), target.mean()], atol=FORWARD)
     for row in rows:
         raw = loop.change(row.site, row.layer, row.head)
         interval = stats.ttest_1samp(raw, 0).confidence_interval()
-        assert row.raw == pytest.approx(raw.mean(), abs=1e-4), row
-        assert (row.low, row.high) == pytest.approx(tuple(interval), abs=2e-4)
-        assert row.effect == pytest.approx(raw.mean() / (source - target).mean(), abs=3e-3)
-        assert row.control == pytest.approx(loop.change(row.site, row.layer, row.head, control=0).mean(), abs=1e-4)
+        assert row.raw == pytest.approx(raw.mean(), abs=FORWARD), row
+        assert (row.low, row.high) == pytest.approx(tuple(interval), abs=2 * FORWARD)
+        assert row.effect == pytest.approx(raw.mean() / (source - target).mean(), abs=3 * COMPOUND)
+        assert row.control == pytest.approx(loop.change(row.site, row.layer, row.head, control=0).mean(), abs=FORWARD)
         assert row.n == len(TEXTS)
         assert row.reason == ""
         assert np.abs(raw).max() > 1e-3, "a patch that does nothing shows nothing"
@@ -189,7 +190,7 @@ def test_a_checkpoint_in_itself_changes_nothing(family, name):
     assert known["effect"].isna().all()
     assert known["reason"].str.contains("differ by 0 nats, less than 0.05").all()
     last = cross_patching.patch_across(model, model, TEXTS, FORCED, sites=("resid_pre",), positions="last")
-    assert last["raw"].abs().max() < 1e-4
+    assert last["raw"].abs().max() < FORWARD
 
 
 def test_layer_0_carries_the_embeddings_and_all_layers_carry_the_rest(family, tmp_path):
@@ -203,10 +204,10 @@ def test_layer_0_carries_the_embeddings_and_all_layers_carry_the_rest(family, tm
     every = together[together["k"] == 4]
     gap = (table.source_score - table.target_score)[0]
     assert abs(gap) > 0.05
-    assert np.allclose(every["raw"], gap, atol=1e-4), "with everything in, it is the source"
-    assert np.allclose(every[["effect", "effect_low", "effect_high"]], 1, atol=2e-3)
+    assert np.allclose(every["raw"], gap, atol=FORWARD), "with everything in, it is the source"
+    assert np.allclose(every[["effect", "effect_low", "effect_high"]], 1, atol=2 * COMPOUND)
     first = together[together["order"] == "first"]["raw"].to_numpy()
-    assert np.allclose(first[:3], table["raw"][1:], atol=1e-4), "what k layers wrote is what layer k reads"
+    assert np.allclose(first[:3], table["raw"][1:], atol=FORWARD), "what k layers wrote is what layer k reads"
 
 
 def test_cumulative_is_plain_hooks(both):
@@ -223,8 +224,8 @@ def test_cumulative_is_plain_hooks(both):
         return np.mean(scores - loop.scores(target))
 
     with torch.no_grad():
-        assert table.raw["first", 2] == pytest.approx(change([0, 1]), abs=1e-4)
-        assert table.raw["last", 3] == pytest.approx(change([1, 2, 3]), abs=1e-4)
+        assert table.raw["first", 2] == pytest.approx(change([0, 1]), abs=FORWARD)
+        assert table.raw["last", 3] == pytest.approx(change([1, 2, 3]), abs=FORWARD)
 
 
 # What is compared
@@ -267,18 +268,18 @@ def test_activations_are_those_of_the_hugging_face_model(family, name):
     centred = name in ("gpt2", "gpt-neox")
     for site in ("resid_pre", "attn_out", "mlp_out"):
         expected = seen[site] - seen[site].mean(-1, keepdim=True) if centred else seen[site]
-        torch.testing.assert_close(taken.values[layer, site][own], expected, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(taken.values[layer, site][own], expected, atol=2 * FORWARD, rtol=COMPOUND)
     off = seen["z"] - taken.values[layer, "z"][own].flatten(1)
     if name in ("qwen2", "gpt2", "gpt-neox"):  # the same at every token
         assert off.abs().max() > 0.01
     else:
-        assert off.abs().max() < 1e-4
-    assert (off - off[:1]).abs().max() < 1e-4
+        assert off.abs().max() < FORWARD
+    assert (off - off[:1]).abs().max() < FORWARD
 
 
 def test_rotations_keep_lengths_and_angles():
     q = rotation(16, 0, 0).double()
-    assert torch.allclose(q @ q.T, torch.eye(16, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(q @ q.T, torch.eye(16, dtype=torch.float64), atol=REORDERED)
     assert not torch.allclose(q, rotation(16, 1, 0).double(), atol=0.1)
     assert not torch.allclose(q, rotation(16, 0, 1).double(), atol=0.1)
 
@@ -297,8 +298,8 @@ def test_draws_of_the_control(both):
     assert one.raw == three.raw == none.raw
     loop = Loop(*both("llama"), PLAIN)
     means = [loop.change("mlp_out", 2, -1, control=draw).mean() for draw in range(3)]
-    assert three.control == pytest.approx(np.mean(means), abs=1e-4)
-    assert three.control_size == pytest.approx(np.sqrt(np.mean(np.square(means))), abs=1e-4)
+    assert three.control == pytest.approx(np.mean(means), abs=FORWARD)
+    assert three.control_size == pytest.approx(np.sqrt(np.mean(np.square(means))), abs=FORWARD)
 
 
 # A planted head
@@ -356,7 +357,7 @@ def test_z_carries_what_a_head_reads(planted, tmp_path):
 
 
 def same(found, expected):
-    pd.testing.assert_frame_equal(found, expected, atol=1e-4, rtol=1e-3)
+    pd.testing.assert_frame_equal(found, expected, atol=FORWARD, rtol=COMPOUND)
 
 
 def test_taken_activations_need_no_source_and_give_the_same(both, family, tmp_path):

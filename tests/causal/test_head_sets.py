@@ -4,6 +4,7 @@ import numpy as np
 import one_head
 import pytest
 from one_head import HARMFUL, HARMLESS, METRIC
+from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError
 from mechrefusal.causal import knockout
@@ -47,8 +48,8 @@ def test_two_heads_are_found_together(two):
     assert sorted(found.heads) == [(1, 3), (3, 0)]
     assert found.curve["share"].iloc[0] < 0.9 <= found.curve["share"].iloc[1]
     single = knockout.knock_out(two, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"]).top(1)
-    np.testing.assert_allclose(found.curve["refusal"].iloc[0], single["refusal"].iloc[0], atol=1e-5)
-    np.testing.assert_allclose(found.curve["kl"].iloc[0], single["kl"].iloc[0], atol=1e-6)
+    np.testing.assert_allclose(found.curve["refusal"].iloc[0], single["refusal"].iloc[0], atol=FORWARD)
+    np.testing.assert_allclose(found.curve["kl"].iloc[0], single["kl"].iloc[0], atol=REORDERED)
 
 
 def test_random_sets_are_those_of_the_seed(one):
@@ -68,10 +69,10 @@ def test_random_sets_are_plain_knock_outs(one):
     table = knockout.knock_out(one, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"]).table
     drawn = [np.random.default_rng([4, number]).permutation(len(table))[0] for number in range(5)]
     effects = table.iloc[drawn]  # the table is in the order of layers and heads
-    assert found["random_refusal"] == pytest.approx(effects["refusal"].mean(), abs=1e-5)
-    assert found["random_refusal_least"] == pytest.approx(effects["refusal"].min(), abs=1e-5)
-    assert found["random_refusal_most"] == pytest.approx(effects["refusal"].max(), abs=1e-5)
-    assert found["random_kl"] == pytest.approx(effects["kl"].mean(), abs=1e-6)
+    assert found["random_refusal"] == pytest.approx(effects["refusal"].mean(), abs=FORWARD)
+    assert found["random_refusal_least"] == pytest.approx(effects["refusal"].min(), abs=FORWARD)
+    assert found["random_refusal_most"] == pytest.approx(effects["refusal"].max(), abs=FORWARD)
+    assert found["random_kl"] == pytest.approx(effects["kl"].mean(), abs=REORDERED)
 
 
 UNSEEN = ["Find a bomb", "Keep one bomb of ice"], ["Find a cake", "Keep one cake of ice"]
@@ -86,9 +87,9 @@ def test_the_set_is_measured_on_prompts_that_the_search_did_not_see(two, how):
     row = alone.table.set_index(["layer", "head"]).loc[(layer, head)]
     first = found.curve.iloc[0]
     for name, column in (("refusal", "refusal"), ("low", "low"), ("high", "high"), ("kl", "kl")):
-        assert first[f"held_out_{name}"] == pytest.approx(row[column], abs=1e-5)
+        assert first[f"held_out_{name}"] == pytest.approx(row[column], abs=FORWARD)
     gap = alone.harmful.mean() - alone.harmless.mean()
-    assert first["held_out_share"] == pytest.approx(-row["refusal"] / gap.item(), abs=1e-5)
+    assert first["held_out_share"] == pytest.approx(-row["refusal"] / gap.item(), abs=REORDERED)
     assert first["n_held_out"] == 2
     assert found.curve["held_out_share"].iloc[-1] > 0.7
 
@@ -141,7 +142,7 @@ def test_no_head_helps(one):
     found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given)
     assert not found.reached
     assert found.heads[0] == (2, 1)
-    assert (found.curve["refusal"].diff().dropna() < 1e-6).all()
+    assert (found.curve["refusal"].diff().dropna() < FORWARD).all()
     found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **{**given, "candidates": rising[:1]})
     assert not found.reached
     assert found.heads == ()

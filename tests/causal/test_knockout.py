@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import FAMILIES
 from scipy import stats
+from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Addition, add, component_passes, knockout
@@ -136,8 +137,8 @@ def same_as_loop(table, loop, some=slice(None)):
             (harmless, (row.harmless, row.harmless_low, row.harmless_high)),
             (kl, (row.kl, row.kl_low, row.kl_high)),
         ):
-            np.testing.assert_allclose(found[0], np.mean(values), atol=1e-4, err_msg=name)
-            np.testing.assert_allclose(found, interval(values), atol=2e-3, err_msg=name)
+            np.testing.assert_allclose(found[0], np.mean(values), atol=FORWARD, err_msg=name)
+            np.testing.assert_allclose(found, interval(values), atol=2 * COMPOUND, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def components_as_in_a_plain_loop(family, architecture, how, some=slice(None)):
     assert (found.table["refusal"].abs() > 1e-3).any()
     loop = looped(model, PLAIN, how)
     same_as_loop(found.table, loop, some)
-    np.testing.assert_allclose(found.harmful, [loop.read([], text)[0] for text in HARMFUL], atol=1e-4)
+    np.testing.assert_allclose(found.harmful, [loop.read([], text)[0] for text in HARMFUL], atol=FORWARD)
     assert list(found.table["n_harmful"].unique()) == [3]
     assert list(found.table["n_harmless"].unique()) == [2]
 
@@ -216,16 +217,16 @@ def test_the_fallback_gives_the_same_numbers(family, fall_back, monkeypatch, arc
     quick = knock_out(model, how, metric, layers=[1], components=["mlp"]).table
     assert list(plain["component"]) == list(quick["component"])
     numbers = quick.select_dtypes("number").columns
-    np.testing.assert_allclose(plain[numbers], quick[numbers], atol=1e-3)
+    np.testing.assert_allclose(plain[numbers], quick[numbers], atol=COMPOUND)
     for name in ("refusal", "harmless", "kl"):
-        np.testing.assert_allclose(plain[name], quick[name], atol=1e-4)
+        np.testing.assert_allclose(plain[name], quick[name], atol=FORWARD)
 
 
 def test_a_twin_that_runs_no_trees(llama, monkeypatch):
     expected = knock_out(llama, "mean", layers=[1], components=["mlp"]).table
     monkeypatch.setattr(tree_forward, "shares", lambda model: False)
     found = knock_out(llama, "mean", layers=[1], components=["mlp"]).table
-    np.testing.assert_allclose(found["refusal"], expected["refusal"], atol=1e-4)
+    np.testing.assert_allclose(found["refusal"], expected["refusal"], atol=FORWARD)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -262,7 +263,7 @@ def test_several_at_once_and_nothing(llama, how):
                     ):
                         scores[numbers] += PLAIN.of_runs(logits) / made.draws
                 expected = [loop.read(chosen, text)[0] for text in HARMFUL + HARMLESS]
-                np.testing.assert_allclose(scores, expected, atol=1e-4)
+                np.testing.assert_allclose(scores, expected, atol=FORWARD)
 
 
 def test_many_groups_give_what_one_gives(llama, monkeypatch):
@@ -272,7 +273,7 @@ def test_many_groups_give_what_one_gives(llama, monkeypatch):
             patch.setattr(component_passes, "CPU_TOKENS", 60)
             found = knock_out(llama, how, layers=[1], components=["attention"]).table
         for name in ("refusal", "harmless", "kl"):
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+            np.testing.assert_allclose(found[name], expected[name], atol=REORDERED)
 
 
 def test_the_draws_are_those_of_the_seed(llama):
@@ -285,7 +286,7 @@ def test_the_draws_are_those_of_the_seed(llama):
     assert np.abs(table(3) - table(5)).max() > 1e-3
     # Every other prompt once: no seed matters.
     alike = [table(seed, draws=20) for seed in (3, 5)]
-    np.testing.assert_allclose(*alike, atol=1e-5)
+    np.testing.assert_allclose(*alike, atol=REORDERED)
 
 
 def test_layers_below_are_not_run_again(llama, monkeypatch):
@@ -328,7 +329,7 @@ def test_estimates_are_the_slope_of_the_replacement(llama, fall_back, monkeypatc
     plain = knockout.neurons(llama, HARMFUL, HARMLESS, metric, layers=[2], top=1, how=how, reference=REFERENCE)
     monkeypatch.undo()
     quick = knockout.neurons(llama, HARMFUL, HARMLESS, metric, layers=[2], top=1, how=how, reference=REFERENCE)
-    np.testing.assert_allclose(plain.estimates, quick.estimates, atol=1e-5)
+    np.testing.assert_allclose(plain.estimates, quick.estimates, atol=REORDERED)
     loop, name, scale = Loop(llama, metric, how, REFERENCE), "blocks.2.mlp.hook_post", 1e-2
     expected = 0.0
     neuron = int(quick.table["neuron"][0])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from architectures import FAMILIES, build
+from tolerances import COMPOUND, FORWARD, REORDERED
 from torch.nn.functional import cross_entropy
 
 from mechrefusal import MechrefusalError, models
@@ -63,11 +64,6 @@ def llama(family):
     return family("llama").hooked
 
 
-@pytest.fixture(scope="module")
-def real(smollm2):
-    return models.load_hooked(smollm2)
-
-
 @pytest.fixture
 def fall_back(monkeypatch):
     """No model has a twin."""
@@ -93,7 +89,7 @@ def opened(model, intervention):
     return intervened(model, None)
 
 
-def same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], atol: float = 1e-4) -> None:
+def same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], atol: float = FORWARD) -> None:
     """Within `atol` in log-probabilities, and in logits of the size of one."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -143,7 +139,7 @@ def test_the_order_of_prompts_and_runs_is_that_of_the_logits(llama):
         expected = Passes(llama, PROMPTS, RUNS["several"]).logits()
         order = [4, 0, 3, 2, 5, 1]
         shuffled = Passes(llama, [PROMPTS[i] for i in order], RUNS["several"][::-1]).logits()
-    same(shuffled, [logits[order] for logits in expected[::-1]], atol=1e-5)
+    same(shuffled, [logits[order] for logits in expected[::-1]], atol=REORDERED)
 
 
 @pytest.mark.parametrize("name", ["none", "ablation", "addition in the middle"])
@@ -195,7 +191,8 @@ def test_directions_of_any_precision(llama):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "ablation", "dose 0.5", "addition"])
-def test_the_real_model(real, name):
+def test_the_real_model(smollm2_hooked, name):
+    real = smollm2_hooked
     d_model, layer = real.cfg.d_model, real.cfg.n_layers // 2
     direction = random(d_model)
     intervention = {
@@ -211,7 +208,7 @@ def test_the_real_model(real, name):
     with torch.no_grad():
         made = Passes(real, prompts, RUNS["an opening"])
         assert made.twin is not None
-        same(made.logits(intervention), one_by_one(real, prompts, made.runs, intervention), atol=1e-3)
+        same(made.logits(intervention), one_by_one(real, prompts, made.runs, intervention), atol=COMPOUND)
 
 
 # Planted
@@ -242,7 +239,7 @@ def test_what_an_ablation_leaves_in_the_twin(family, architecture, dose):
         torch.testing.assert_close(after[layer, "resid_pre"] @ basis, (1 - dose) * part, atol=bound, rtol=0)
         for site in ("attn_out", "mlp_out"):
             write = before[layer, site]
-            bound = 2e-5 * max(1.0, float(write.abs().max()))
+            bound = 2 * REORDERED * max(1.0, float(write.abs().max()))
             torch.testing.assert_close(after[layer, site] @ basis, (1 - dose) * write @ basis, atol=bound, rtol=0)
             written = written + write
 
@@ -283,7 +280,7 @@ def test_losses_of_answers_are_their_cross_entropy(family, architecture, name):
         found = AnswerPasses(model, PROMPTS, ANSWERS).losses(intervention)
         expected = plain_losses(model, PROMPTS, ANSWERS, intervention)
     assert found.shape == (6,)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=FORWARD, rtol=REORDERED)
 
 
 def test_losses_of_answers_in_many_groups(llama, monkeypatch):
@@ -294,7 +291,7 @@ def test_losses_of_answers_in_many_groups(llama, monkeypatch):
         for name in FEW:
             found = made.losses(INTERVENTIONS[name]())
             expected = plain_losses(llama, PROMPTS, ANSWERS, INTERVENTIONS[name]())
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found, expected, atol=FORWARD, rtol=0)
 
 
 def test_an_answer_has_tokens_and_a_prompt_of_its_own(llama):
@@ -339,7 +336,7 @@ def gradient(run, of, directions: torch.Tensor) -> torch.Tensor:
 
 def alike(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert expected.abs().max() > 1e-3, "nothing to compare"
-    torch.testing.assert_close(found, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(found, expected, atol=2 * FORWARD * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", LEARNT)
@@ -410,7 +407,7 @@ def test_the_fallback_with_prompts_shorter_than_what_follows_them(llama, fall_ba
     with torch.no_grad():
         found = AnswerPasses(llama, PROMPTS, ANSWERS).losses(INTERVENTIONS[name]())
         expected = plain_losses(llama, PROMPTS, ANSWERS, INTERVENTIONS[name]())
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=FORWARD, rtol=0)
 
 
 @pytest.mark.parametrize("name", LEARNT)
@@ -462,7 +459,7 @@ def test_interventions_that_the_caller_has_open_act_too(llama, name):
             inside = Passes(llama, PROMPTS)
             same(inside.logits(INTERVENTIONS[name]()), expected)
         assert (alone[0] - expected[0]).abs().max() > 0.05
-        same(made.logits(INTERVENTIONS[name]()), alone, atol=1e-6)
+        same(made.logits(INTERVENTIONS[name]()), alone, atol=REORDERED)
         same(inside.logits(INTERVENTIONS[name]()), alone)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tolerances import COMPOUND, FORWARD, REORDERED
 from transformer_lens import patching as reference
 
 from mechrefusal import MechrefusalError, models
@@ -65,9 +66,11 @@ class TestAgainstTransformerLens:
         first = int((source != target)[0].nonzero()[0])
         assert sorted(set(table["position"])) == list(range(first - n, 0))
         assert len(table) == 4 * (n - first)
-        assert (expected[:, :first].abs() < 1e-4).all(), "before the first difference there is no effect to leave out"
+        assert (expected[:, :first].abs() < FORWARD).all(), (
+            "before the first difference there is no effect to leave out"
+        )
         for row in table.itertuples():
-            assert row.raw == pytest.approx(expected[row.layer, row.position + n].item(), abs=1e-4)
+            assert row.raw == pytest.approx(expected[row.layer, row.position + n].item(), abs=FORWARD)
             assert row.token == model.tokenizer.decode([harmful[0, row.position + n]])
         assert expected.abs().max() > 0.02
 
@@ -82,7 +85,7 @@ class TestAgainstTransformerLens:
         found = patching.heads(model, SHORT, metric, mode=mode)
         raw = found.table.pivot(index="layer", columns="head", values="raw").to_numpy()
         assert raw.shape == (4, 4)
-        np.testing.assert_allclose(raw, expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(raw, expected.numpy(), atol=FORWARD)
         assert np.abs(raw).max() > 1e-2
         order = sorted(((layer, head) for layer in range(4) for head in range(4)), key=lambda at: -abs(raw[at]))
         assert found.top(5) == order[:5]
@@ -108,7 +111,7 @@ def test_residual_equals_hooks_on_the_plain_model(tiny_hf, tiny_hooked):
             with torch.no_grad():
                 expected = score(hf(corrupted).logits) - base
             handle.remove()
-            assert table.loc[(layer, position), "raw"] == pytest.approx(expected.item(), abs=1e-4)
+            assert table.loc[(layer, position), "raw"] == pytest.approx(expected.item(), abs=FORWARD)
 
 
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
@@ -120,14 +123,14 @@ def test_patching_everything_and_nothing(tiny_hf, tiny_hooked, mode):
     with torch.no_grad():
         first, second = score(tiny_hf[0](clean).logits).item(), score(tiny_hf[0](corrupted).logits).item()
     found = patching.residual(tiny_hooked, SHORT, METRIC, mode=mode)
-    assert found.clean.tolist() == pytest.approx([first], abs=1e-4)
-    assert found.corrupted.tolist() == pytest.approx([second], abs=1e-4)
+    assert found.clean.tolist() == pytest.approx([first], abs=FORWARD)
+    assert found.corrupted.tolist() == pytest.approx([second], abs=FORWARD)
     start, end = (0.0, 1.0) if mode == "denoising" else (1.0, 0.0)
     total = (first - second) * (1 if mode == "denoising" else -1)
     for row in found.table[found.table["layer"] == 0].itertuples():
         everything = row.position == differing.item()
-        assert row.raw == pytest.approx(total if everything else 0.0, abs=1e-4)
-        assert row.effect == pytest.approx(end if everything else start, abs=1e-3)
+        assert row.raw == pytest.approx(total if everything else 0.0, abs=FORWARD)
+        assert row.effect == pytest.approx(end if everything else start, abs=COMPOUND)
 
 
 def test_at_the_last_layer_only_the_last_position_counts_in_layers_above(tiny_hooked):
@@ -143,13 +146,13 @@ def test_noising_is_denoising_of_the_swapped_pair(tiny_hooked):
     for patch in (patching.residual, patching.heads):
         noising = patch(tiny_hooked, PAIRS, METRIC, mode="noising")
         denoising = patch(tiny_hooked, swapped, METRIC)
-        assert noising.clean.tolist() == pytest.approx(denoising.corrupted.tolist(), abs=1e-5)
+        assert noising.clean.tolist() == pytest.approx(denoising.corrupted.tolist(), abs=REORDERED)
         both = noising.table.merge(denoising.table, on=keys, suffixes=("_noising", "_denoising"))
         assert len(both) == len(noising.table) == len(denoising.table)
-        np.testing.assert_allclose(both["raw_noising"], both["raw_denoising"], atol=1e-5)
+        np.testing.assert_allclose(both["raw_noising"], both["raw_denoising"], atol=REORDERED)
         # 1 + raw / total against raw / −total.
-        np.testing.assert_allclose(both["effect_noising"], 1 - both["effect_denoising"], atol=1e-4)
-        np.testing.assert_allclose(both["low_noising"], 1 - both["high_denoising"], atol=1e-3)
+        np.testing.assert_allclose(both["effect_noising"], 1 - both["effect_denoising"], atol=FORWARD)
+        np.testing.assert_allclose(both["low_noising"], 1 - both["high_denoising"], atol=COMPOUND)
         assert set(noising.table["mode"]) == {"noising"}
 
 
@@ -158,8 +161,8 @@ def test_heads_of_several_pairs_are_averaged_with_the_denominator_held(tiny_hook
     together = patching.heads(tiny_hooked, PAIRS, METRIC)
     raw = np.stack([single.table["raw"].to_numpy() for single in singles])
     total = np.mean([(single.clean - single.corrupted).item() for single in singles])
-    assert together.clean.tolist() == pytest.approx([single.clean.item() for single in singles], abs=1e-5)
-    np.testing.assert_allclose(together.table["raw"], raw.mean(0), atol=1e-5)
+    assert together.clean.tolist() == pytest.approx([single.clean.item() for single in singles], abs=REORDERED)
+    np.testing.assert_allclose(together.table["raw"], raw.mean(0), atol=REORDERED)
     np.testing.assert_allclose(together.table["effect"], raw.mean(0) / total, rtol=1e-3, atol=1e-5)
     half = stats.t.ppf(0.975, 2) * stats.sem(raw, axis=0)
     bounds = np.sort(np.stack([raw.mean(0) - half, raw.mean(0) + half]) / total, axis=0)
@@ -188,7 +191,7 @@ def test_a_position_before_a_pairs_first_difference_counts_as_its_zero_effect(ti
         for position in between:
             row = table.loc[(layer, position)]
             expected = alone.loc[(layer, position)] / 2
-            assert row["raw"] == pytest.approx(expected, abs=1e-5)
+            assert row["raw"] == pytest.approx(expected, abs=REORDERED)
             assert row["effect"] == pytest.approx(expected / total, rel=1e-3, abs=1e-5)
             assert row["n"] == 2
 
@@ -196,14 +199,14 @@ def test_a_position_before_a_pairs_first_difference_counts_as_its_zero_effect(ti
 def test_heads_come_first_on_a_fresh_model(tiny, tiny_hooked):
     fresh = models.load_hooked(tiny)
     found = patching.heads(fresh, SHORT, METRIC).table["raw"]
-    np.testing.assert_allclose(found, patching.heads(tiny_hooked, SHORT, METRIC).table["raw"], atol=1e-5)
+    np.testing.assert_allclose(found, patching.heads(tiny_hooked, SHORT, METRIC).table["raw"], atol=REORDERED)
 
 
 def test_layers_can_be_chosen(tiny_hooked):
     every = patching.heads(tiny_hooked, PAIRS, METRIC).table.set_index(["layer", "head"])["raw"]
     some = patching.heads(tiny_hooked, PAIRS, METRIC, layers=[3, 1]).table.set_index(["layer", "head"])["raw"]
     assert sorted({layer for layer, _ in some.index}) == [1, 3]
-    np.testing.assert_allclose(some, every.loc[some.index], atol=1e-5)
+    np.testing.assert_allclose(some, every.loc[some.index], atol=REORDERED)
 
 
 def test_pairs_of_unequal_length_are_left_out(tiny_hooked):
@@ -211,7 +214,7 @@ def test_pairs_of_unequal_length_are_left_out(tiny_hooked):
     found = patching.heads(tiny_hooked, PairSet((PAIRS[0], unequal, PAIRS[1])), METRIC)
     expected = patching.heads(tiny_hooked, PAIRS[:2], METRIC)
     assert found.clean.tolist() == expected.clean.tolist()
-    np.testing.assert_allclose(found.table["raw"], expected.table["raw"], atol=1e-6)
+    np.testing.assert_allclose(found.table["raw"], expected.table["raw"], atol=REORDERED)
     with pytest.raises(MechrefusalError, match="equal token length"):
         patching.heads(tiny_hooked, PairSet((unequal,)), METRIC)
     with pytest.raises(MechrefusalError, match="equal token length"):
@@ -256,4 +259,4 @@ def test_under_an_ablation_patching_sees_the_ablated_model(tiny_hooked, tiny_hf)
         base = score(tiny_hooked(corrupted))
         expected = reference.get_act_patch_attn_head_out_all_pos(tiny_hooked, corrupted, cache, score) - base
         found = patching.heads(tiny_hooked, PAIRS[:1], METRIC).table
-    np.testing.assert_allclose(found["raw"].to_numpy().reshape(4, 4), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found["raw"].to_numpy().reshape(4, 4), expected.numpy(), atol=FORWARD)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import COMPOUND
 
 from mechrefusal import MechrefusalError, evaluation, models
 from mechrefusal.evaluation import Completions
@@ -254,7 +255,7 @@ def test_the_same_first_tokens_need_forced_openings(says_we):
     prompt_ids = [says_we.tokenizer.apply_chat_template([{"role": "user", "content": text}],
                   add_generation_prompt=True, return_dict=False) for text in [*HARMFUL, *ANSWERED]]  # fmt: skip
     scored = metric.score(says_we, metric.batch(prompt_ids, pad=0))
-    np.testing.assert_allclose(scored.numpy(), found, atol=1e-3)
+    np.testing.assert_allclose(scored.numpy(), found, atol=COMPOUND)
     # The token sets, for what looks at one position, are those of the fallback.
     assert metric.refusal_tokens == ids_of(says_we, SORRY)[:1]
     assert metric.compliance_tokens == answer[:1]

@@ -72,13 +72,12 @@ def test_a_suffix_for_each(tiny_hooked):
 
 
 @pytest.mark.slow
-def test_real_model_answers(smollm2):
+def test_real_model_answers(smollm2, smollm2_hooked):
     from mechrefusal import models
 
     hf, tokenizer = models.load_causal_lm(smollm2)
-    hooked = models.load_hooked(smollm2)
     question = ["What is the capital of France?"]
-    found = complete(hooked, question, max_new_tokens=12)
+    found = complete(smollm2_hooked, question, max_new_tokens=12)
     assert "Paris" in found.texts[0]
     assert found.token_ids == (greedy(hf, tokenizer, question[0], 12),)
 

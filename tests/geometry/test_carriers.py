@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tolerances import FORWARD, ROUNDED
 
 from mechrefusal import MechrefusalError, geometry
 from mechrefusal.geometry import carriers
@@ -105,7 +106,7 @@ class TestSelect:
 def test_kl_by_hand():
     p, q = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]), torch.tensor([[0.25, 0.5, 0.25], [0.0, 1.0, 0.0]])
     expected = (p * (np.log(p + 1e-6) - np.log(q + 1e-6))).sum(1)
-    np.testing.assert_allclose(geometry.kl_divergence(p.log(), q.log()).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(geometry.kl_divergence(p.log(), q.log()).numpy(), expected, rtol=ROUNDED)
     assert geometry.kl_divergence(p.log(), p.log()).abs().max() == 0
     # 0.5 log 2 − 0.25 log 2, and log(1 / 1e-6).
     np.testing.assert_allclose(expected, [0.25 * np.log(2), np.log(1e6)], rtol=1e-4)
@@ -211,9 +212,9 @@ def test_scores_equal_a_plain_loop(tiny_hf, tiny_hooked, opening, reference):
             p, q = run(text, forced=()), run(text, forced=(), hooks=ablation)
             divergences.append((p * ((p + 1e-6).log() - (q + 1e-6).log())).sum().item())
         scored = found.loc[(row["position"], row["layer"])]
-        assert scored["bypass"] == pytest.approx(bypass, abs=1e-4)
-        assert scored["induce"] == pytest.approx(induce, abs=1e-4)
-        assert scored["kl"] == pytest.approx(np.mean(divergences), abs=1e-4)
+        assert scored["bypass"] == pytest.approx(bypass, abs=FORWARD)
+        assert scored["induce"] == pytest.approx(induce, abs=FORWARD)
+        assert scored["kl"] == pytest.approx(np.mean(divergences), abs=FORWARD)
     assert found["bypass"].std() > 1e-2
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import FORWARD, REORDERED, ROUNDED
 
 from mechrefusal import MechrefusalError, causal, geometry, prompts
 from mechrefusal.geometry import Readings, coupling, resampling
@@ -54,7 +55,7 @@ class TestReadings:
         assert readings.positions == (place, -1)
         expected = geometry.difference_in_means(tiny_hooked, CONTRAST, positions=(place, -1)).values
         for layer in range(tiny_hooked.cfg.n_layers):
-            assert torch.allclose(readings.directions(layer), expected[:, layer].float(), atol=1e-5)
+            assert torch.allclose(readings.directions(layer), expected[:, layer].float(), atol=REORDERED)
 
     def test_errors(self, tiny_hooked):
         with pytest.raises(MechrefusalError, match="got 8 and 0"):
@@ -68,7 +69,7 @@ class TestCosines:
         x, y = noise(20, D), noise(20, D, seed=2)
         found = at_layer(readings_of(x, y, 12))["cosine"]
         h, r = (each[:12].mean(0) - each[12:].mean(0) for each in (x, y))
-        assert found["value"] == pytest.approx(geometry.cosine(h.numpy(), r.numpy()), abs=1e-6)
+        assert found["value"] == pytest.approx(geometry.cosine(h.numpy(), r.numpy()), abs=ROUNDED)
         assert found["n"] == 20
         assert found["floor_low"] < found["value"] < found["floor_high"]
 
@@ -168,7 +169,7 @@ class TestSeparation:
             return (x[:20].mean() - x[20:].mean()) / np.sqrt((x[:20].var() + x[20:].var()) / 2)
 
         found = self.apart(base, other)
-        assert found["value"] == pytest.approx(d_prime(other) - d_prime(base), rel=1e-5)
+        assert found["value"] == pytest.approx(d_prime(other) - d_prime(base), rel=REORDERED)
         assert found["low"] < found["value"] < found["high"] < 0
         assert found["value"] < found["floor_low"]
         assert found["random"] == pytest.approx(0, abs=1e-12)
@@ -217,12 +218,12 @@ class TestEffects:
         with causal.ablate(tiny_hooked, direction):
             ablated = self.score(tiny_hooked, harmful)
         expected = (ablated - self.score(tiny_hooked, harmful)).mean().item()
-        assert self.value(table, f"ablate_{name}_on_refusal") == pytest.approx(expected, abs=1e-4)
+        assert self.value(table, f"ablate_{name}_on_refusal") == pytest.approx(expected, abs=FORWARD)
         with causal.add(tiny_hooked, direction, layer=LAYER):
             added = self.score(tiny_hooked, harmless)
         expected = (added - self.score(tiny_hooked, harmless)).mean().item()
         assert abs(expected) > 1e-3
-        assert self.value(table, f"add_{name}_on_refusal") == pytest.approx(expected, abs=1e-4)
+        assert self.value(table, f"add_{name}_on_refusal") == pytest.approx(expected, abs=FORWARD)
         assert self.value(table, f"add_{name}_on_refusal", "n") == len(harmless)
         control = causal.random_like(direction, seed=0)
         with causal.add(tiny_hooked, control, layer=LAYER):
@@ -230,7 +231,7 @@ class TestEffects:
             moved = self.score(tiny_hooked, harmless)
         assert expected == 0
         moved = (moved - self.score(tiny_hooked, harmless)).mean().item()
-        assert self.value(table, f"add_{name}_on_refusal", "random") == pytest.approx(moved, abs=1e-4)
+        assert self.value(table, f"add_{name}_on_refusal", "random") == pytest.approx(moved, abs=FORWARD)
 
     @pytest.mark.parametrize(("name", "place"), [("harmfulness", 0), ("refusal", 1)])
     def test_harmfulness_is_read_later(self, tiny_hooked, readings, table, name, place):
@@ -260,7 +261,7 @@ class TestEffects:
         with causal.add(tiny_hooked, readings.directions(LAYER)[1], layer=LAYER):
             added = self.score(tiny_hooked, VALIDATION.harmless.texts[:3])
         expected = (added - self.score(tiny_hooked, VALIDATION.harmless.texts[:3])).mean().item()
-        assert self.value(found, "add_refusal_on_refusal") == pytest.approx(expected, abs=1e-4)
+        assert self.value(found, "add_refusal_on_refusal") == pytest.approx(expected, abs=FORWARD)
 
     def test_same_seed_same_table(self, tiny_hooked, readings, table):
         again = geometry.harmfulness_refusal_coupling(

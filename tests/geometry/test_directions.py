@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, geometry, models, prompts
 from mechrefusal.geometry import Directions, directions
@@ -60,7 +61,7 @@ def test_equals_means_of_plain_hidden_states(tiny_hf, found):
     expected = means(*tiny_hf, ASKED.harmful, positions) - means(*tiny_hf, ASKED.harmless, positions)
     assert found.values.shape == (5, 4, 64)
     assert found.values.dtype == torch.float64
-    np.testing.assert_allclose(found.values.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(found.values.numpy(), expected, atol=REORDERED)
     assert np.abs(expected[:, 1:]).max() > 0.1
 
 
@@ -73,7 +74,7 @@ def test_positions_are_the_template_after_the_instruction(found, tiny, tiny_hook
 
 
 def test_the_template_is_the_same_at_layer_0(found):
-    assert found.values[:, 0].abs().max() < 1e-6
+    assert found.values[:, 0].abs().max() < REORDERED
 
 
 def test_halves_are_even_and_odd_prompts(tiny_hf, found):
@@ -81,7 +82,7 @@ def test_halves_are_even_and_odd_prompts(tiny_hf, found):
     for half in (0, 1):
         harmful, harmless = ASKED.harmful[half::2], ASKED.harmless[half::2]
         expected = means(*tiny_hf, harmful, positions) - means(*tiny_hf, harmless, positions)
-        np.testing.assert_allclose(found.halves[half].numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(found.halves[half].numpy(), expected, atol=REORDERED)
     a, b = found.halves[:, :, 1:].numpy()
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(found.split_half_cosine[:, 1:].numpy(), cosines, atol=1e-6)
@@ -90,8 +91,8 @@ def test_halves_are_even_and_odd_prompts(tiny_hf, found):
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_chunks_do_not_matter(tiny_hooked, found, chunk):
     again = geometry.difference_in_means(tiny_hooked, ASKED, chunk=chunk)
-    np.testing.assert_allclose(again.values.numpy(), found.values.numpy(), atol=1e-5)
-    np.testing.assert_allclose(again.halves.numpy(), found.halves.numpy(), atol=1e-5)
+    np.testing.assert_allclose(again.values.numpy(), found.values.numpy(), atol=REORDERED)
+    np.testing.assert_allclose(again.halves.numpy(), found.halves.numpy(), atol=REORDERED)
 
 
 @pytest.mark.parametrize("positions", [(-1,), (-12, -2), (-2, -7)])
@@ -99,7 +100,7 @@ def test_other_positions(tiny_hf, tiny_hooked, positions):
     asked = Contrast(ASKED.harmful[:3], ASKED.harmless[:2])
     again = geometry.difference_in_means(tiny_hooked, asked, positions=positions)
     expected = means(*tiny_hf, asked.harmful, list(positions)) - means(*tiny_hf, asked.harmless, list(positions))
-    np.testing.assert_allclose(again.values.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(again.values.numpy(), expected, atol=REORDERED)
     assert again.positions == positions
 
 
@@ -117,7 +118,7 @@ def test_one_prompt_on_each_side(tiny_hf, tiny_hooked):
     again = geometry.difference_in_means(tiny_hooked, asked)
     positions = list(again.positions)
     expected = means(*tiny_hf, asked.harmful, positions) - means(*tiny_hf, asked.harmless, positions)
-    np.testing.assert_allclose(again.values.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(again.values.numpy(), expected, atol=REORDERED)
     assert torch.isnan(again.halves[1]).all()
 
 
@@ -156,7 +157,7 @@ def test_prompt_i_is_in_fold_i_modulo_16(tiny_hf, many):
         for fold in (0, 3, 15):
             chosen = texts[fold::16]
             expected = means(*tiny_hf, chosen, [-2, -1]) * len(chosen)
-            np.testing.assert_allclose(many.sums[which, fold].numpy(), expected, atol=1e-4)
+            np.testing.assert_allclose(many.sums[which, fold].numpy(), expected, atol=FORWARD)
     assert many.sums.dtype == torch.float32
     assert many.values.dtype == torch.float64
 
@@ -186,7 +187,7 @@ def test_twins_are_in_the_same_fold_whatever_the_leak_audit_dropped(tiny_hf, tin
         for fold in (0, 2, 4, 5, 6, 15):
             texts = [f"{verb} {k} cars" for k in dealt[fold::16]]
             expected = means(*tiny_hf, texts, [-2, -1]) * len(texts)
-            np.testing.assert_allclose(found.sums[which, fold].numpy(), expected, atol=1e-4)
+            np.testing.assert_allclose(found.sums[which, fold].numpy(), expected, atol=FORWARD)
     assert found.values.isfinite().all()
 
 
@@ -214,9 +215,9 @@ def test_folds_weighted(tiny_hf, many):
     harmful[[0, 7]], harmless[2] = torch.tensor([2.0, 1.0]), 5.0
     texts = MANY.harmful[0::16] * 2 + MANY.harmful[7::16]
     expected = means(*tiny_hf, texts, [-2, -1]) - means(*tiny_hf, MANY.harmless[2::16], [-2, -1])
-    np.testing.assert_allclose(many.resampled(harmful, harmless).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(many.resampled(harmful, harmless).numpy(), expected, atol=REORDERED)
     ones = torch.ones(16)
-    np.testing.assert_allclose(many.resampled(ones, ones).numpy(), many.values.numpy(), atol=1e-5)
+    np.testing.assert_allclose(many.resampled(ones, ones).numpy(), many.values.numpy(), atol=REORDERED)
     assert many.resampled(ones, torch.zeros(16)).isnan().all()
     with pytest.raises(MechrefusalError, match="give 16 numbers"):
         many.resampled(torch.ones(2), ones)
@@ -228,7 +229,7 @@ def test_some_of_the_positions(tiny_hooked, found):
     assert (part.positions, part.tokens) == (again.positions, again.tokens) == ((-1, -4), ("\n", "\n"))
     for name in ("values", "sums", "halves"):
         a, b = (getattr(each, name).numpy() for each in (part, again))
-        np.testing.assert_allclose(a[..., 1:, :], b[..., 1:, :], atol=1e-5)
+        np.testing.assert_allclose(a[..., 1:, :], b[..., 1:, :], atol=REORDERED)
     with pytest.raises(MechrefusalError, match="position -7"):
         found.of_positions((-1, -7))
 
@@ -241,9 +242,9 @@ def test_harmfulness_and_refusal_from_one_pass(tiny_hf, tiny_hooked, found):
     assert ids.prompt_ids[last] == ids.instruction[-1]
     both = geometry.difference_in_means(tiny_hooked, ASKED, positions=(last, *found.positions))
     assert both.tokens == ("…", *found.tokens)
-    np.testing.assert_allclose(both.of_positions(found.positions).values.numpy(), found.values.numpy(), atol=1e-5)
+    np.testing.assert_allclose(both.of_positions(found.positions).values.numpy(), found.values.numpy(), atol=REORDERED)
     expected = means(*tiny_hf, ASKED.harmful, [last]) - means(*tiny_hf, ASKED.harmless, [last])
-    np.testing.assert_allclose(both.of_positions((last,)).values.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(both.of_positions((last,)).values.numpy(), expected, atol=REORDERED)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import integrate
+from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
 from mechrefusal import MechrefusalError, causal, geometry, models, prompts
@@ -87,14 +88,14 @@ class TestDoses:
         for layer in range(1, tiny_hooked.cfg.n_layers):
             written = written + seen[layer - 1, "attn_out"] + seen[layer - 1, "mlp_out"]
             assert written.abs().max() > 1e-2
-            assert torch.allclose(seen[layer, "resid_pre"], (1 - dose) * written, atol=1e-5)
+            assert torch.allclose(seen[layer, "resid_pre"], (1 - dose) * written, atol=REORDERED)
 
     def test_the_planted_component_is_scaled(self, planted, direction):
         ids = prompts.prompt_ids(planted.tokenizer, HARMFUL)
         for dose in (-1.0, 0.5, 2.0):
             with causal.ablate(planted, direction, dose=dose):
                 left = geometry.activations.collect(planted, ids, [(-1, layer) for layer in range(N_LAYERS)])[..., U]
-            assert left.numpy() == pytest.approx(0.2 * (1 - dose), abs=1e-5)
+            assert left.numpy() == pytest.approx(0.2 * (1 - dose), abs=REORDERED)
 
 
 class TestCurves:
@@ -109,7 +110,7 @@ class TestCurves:
     def test_ablating_refusal_answers_by_degrees(self, found):
         falling = curve(found, "ablate", "refusal_harmful")
         assert (np.diff(falling) < -0.05).all()
-        assert falling[1] == pytest.approx(0, abs=1e-4), "nothing is left for the refusal token to read"
+        assert falling[1] == pytest.approx(0, abs=FORWARD), "nothing is left for the refusal token to read"
 
     def test_random_directions_do_little(self, found):
         for name in ("ablate", "add"):
@@ -125,19 +126,23 @@ class TestCurves:
         }
         for name in ("ablate", "add", "ablate_random", "add_random"):
             for measure, value in expected.items():
-                assert curve(found, name, measure)[0] == pytest.approx(value, abs=1e-4)
+                assert curve(found, name, measure)[0] == pytest.approx(value, abs=FORWARD)
             assert curve(found, name, "loss_harmless")[0] == curve(found, "ablate", "loss_harmless")[0]
 
     @pytest.mark.parametrize("coefficient", [-2, 0.5, 1])
     def test_values_against_plain_hooks(self, planted, direction, found, coefficient):
         with causal.add(planted, direction, layer=LAYER, coefficient=coefficient):
             harmful, harmless = scores(planted, HARMFUL), scores(planted, HARMLESS)
-        assert curve(found, "add", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=1e-4)
-        assert curve(found, "add", "refusal_harmless")[coefficient] == pytest.approx(harmless.mean().item(), abs=1e-4)
+        assert curve(found, "add", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=FORWARD)
+        assert curve(found, "add", "refusal_harmless")[coefficient] == pytest.approx(
+            harmless.mean().item(), abs=FORWARD
+        )
         assert curve(found, "add", "refused_harmless")[coefficient] == (harmless > 0).double().mean().item()
         with causal.ablate(planted, direction, dose=coefficient):
             harmful = scores(planted, HARMFUL)
-        assert curve(found, "ablate", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=1e-4)
+        assert curve(found, "ablate", "refusal_harmful")[coefficient] == pytest.approx(
+            harmful.mean().item(), abs=FORWARD
+        )
 
     def test_loss_and_kl_against_plain_hooks(self, planted, direction):
         text, answer = "Bake a cake", [300, 301, 302]
@@ -151,7 +156,7 @@ class TestCurves:
             changed = planted(whole).log_softmax(-1)[0, len(ids) - 1 : -1]
         for coefficient, likely in ((0, plain), (1, changed)):
             expected = -likely[torch.arange(3), torch.tensor(answer)].mean().item()
-            assert curve(found, "add", "loss_harmless")[coefficient] == pytest.approx(expected, abs=1e-4)
+            assert curve(found, "add", "loss_harmless")[coefficient] == pytest.approx(expected, abs=FORWARD)
         expected = (plain[0].exp() * (plain[0] - changed[0])).sum().item()
         assert expected > 1e-3
         assert curve(found, "add", "kl_harmless")[1] == pytest.approx(expected, rel=0.05)

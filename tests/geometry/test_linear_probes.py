@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError, geometry, prompts
 from mechrefusal.geometry import probes, resampling
@@ -245,7 +246,7 @@ class TestOnAModel:
         found = probes.linear_probe(*(collect(tiny_hooked, each, [(-1, 3)])[:, 0] for each in ids))
         row = table[(table["target"] == "harmful") & (table["position"] == -1) & (table["layer"] == 3)].iloc[0]
         assert row["auc"] == pytest.approx(found.auc)
-        assert row["cosine"] == pytest.approx(found.cosine, abs=1e-4)
+        assert row["cosine"] == pytest.approx(found.cosine, abs=FORWARD)
 
     def test_builtin_twins_are_known(self, tiny_hooked):
         contrast = prompts.builtin().direction.take(6)

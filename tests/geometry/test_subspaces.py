@@ -7,6 +7,7 @@ import planted_model
 import pytest
 import torch
 from scipy import stats
+from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
@@ -249,7 +250,7 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
 
     harmful, harmless = VALIDATION.harmful.texts, VALIDATION.harmless.texts
     base = run(harmless)[1]
-    assert found.baseline.value == pytest.approx(run(harmful)[0].mean(), abs=1e-4)
+    assert found.baseline.value == pytest.approx(run(harmful)[0].mean(), abs=FORWARD)
     for k in (1, 2, 3):
         row = found.table.iloc[k - 1]
         with causal.ablate(tiny_hooked, family.basis[:k]):
@@ -262,11 +263,11 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
         with causal.add(tiny_hooked, part.float(), layer=2):
             induce = run(harmless)[0].mean()
         expected = [bypass.mean(), induce, kl.mean()]
-        np.testing.assert_allclose(row[["bypass", "induce", "kl"]].astype(float), expected, atol=1e-4)
+        np.testing.assert_allclose(row[["bypass", "induce", "kl"]].astype(float), expected, atol=FORWARD)
         for values, name in ((bypass, "bypass"), (kl, "kl")):
             interval = stats.ttest_1samp(values, 0).confidence_interval()
-            assert row[f"{name}_low"] == pytest.approx(interval.low, abs=1e-4)
-            assert row[f"{name}_high"] == pytest.approx(interval.high, abs=1e-4)
+            assert row[f"{name}_low"] == pytest.approx(interval.low, abs=FORWARD)
+            assert row[f"{name}_high"] == pytest.approx(interval.high, abs=FORWARD)
         assert (row["position"], row["layer"], row["n"], row["k"]) == (-2, 2, 3, k)
     assert found.table["bypass"].std() > 1e-3
     rows = found.table.assign(arm="base", step=0, weights="")

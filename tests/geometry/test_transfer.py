@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
@@ -38,12 +39,12 @@ def test_rows_are_plain_interventions(tiny_hooked, validation):
         row, control = found.loc[name], causal.random_like(one.direction, seed=CONTROL_SEED)
         ablated = mean(tiny_hooked, validation.harmful, causal.ablate(tiny_hooked, one.direction))
         induced = mean(tiny_hooked, validation.harmless, causal.add(tiny_hooked, one.direction, layer=one.layer))
-        assert row["bypass"] == pytest.approx(ablated.mean(), abs=1e-4)
-        assert row["induce"] == pytest.approx(induced.mean(), abs=1e-4)
+        assert row["bypass"] == pytest.approx(ablated.mean(), abs=FORWARD)
+        assert row["induce"] == pytest.approx(induced.mean(), abs=FORWARD)
         half = 2.5706 * ablated.std(ddof=1) / np.sqrt(6)  # t with 5 degrees of freedom
-        assert row["bypass_high"] - row["bypass_low"] == pytest.approx(2 * half, rel=1e-3)
+        assert row["bypass_high"] - row["bypass_low"] == pytest.approx(2 * half, rel=COMPOUND)
         random_induce = mean(tiny_hooked, validation.harmless, causal.add(tiny_hooked, control, layer=one.layer))
-        assert row["random_induce"] == pytest.approx(random_induce.mean(), abs=1e-4)
+        assert row["random_induce"] == pytest.approx(random_induce.mean(), abs=FORWARD)
         random_bypass = mean(tiny_hooked, validation.harmful, causal.ablate(tiny_hooked, control))
         assert row["random_bypass"] == pytest.approx(random_bypass.mean(), abs=0.05)
         assert (row["position"], row["layer"], row["n_harmful"], row["reason"]) == (-1, one.layer, 6, "")
@@ -60,7 +61,7 @@ def test_what_an_intervention_changes_is_taken_prompt_by_prompt(tiny_hooked, val
         half = 2.5706 * changes.std(ddof=1) / np.sqrt(6)
         expected = [changes.mean(), changes.mean() - half, changes.mean() + half]
         got = row[[name, f"{name}_low", f"{name}_high"]].astype(float)
-        np.testing.assert_allclose(got, expected, atol=1e-4)
+        np.testing.assert_allclose(got, expected, atol=FORWARD)
     assert row["random_decrease"] == pytest.approx(row["baseline_harmful"] - row["random_bypass"])
 
 
@@ -83,15 +84,15 @@ def test_halves_lower_what_their_directions_do_by_themselves(tiny_hooked, valida
     )  # fmt: skip
     assert set(np.sign(first - second)) == {-1, 1}, "either half is the lesser somewhere"
     assert abs(first - second).min() > 0.01
-    np.testing.assert_allclose(together[HALF[0]], np.minimum(first, second), atol=1e-4)
-    np.testing.assert_allclose(together[HALF[1]], np.maximum(first, second), atol=1e-4)
+    np.testing.assert_allclose(together[HALF[0]], np.minimum(first, second), atol=FORWARD)
+    np.testing.assert_allclose(together[HALF[1]], np.maximum(first, second), atol=FORWARD)
 
 
 def test_the_length_of_halves_does_not_matter(tiny_hooked, validation):
     one = planted(tiny_hooked, 0)
     scaled = dataclasses.replace(one, halves=one.halves * torch.tensor([[0.01], [-50.0]]))
     rows = transfer(tiny_hooked, {"as it is": one, "scaled": scaled}, validation, METRIC)
-    np.testing.assert_allclose(rows[HALF].iloc[0].astype(float), rows[HALF].iloc[1].astype(float), atol=1e-4)
+    np.testing.assert_allclose(rows[HALF].iloc[0].astype(float), rows[HALF].iloc[1].astype(float), atol=FORWARD)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, 1e-200, 1e200, None])
@@ -107,7 +108,7 @@ def test_without_both_halves_the_rest_of_the_row_stands(tiny_hooked, validation,
     assert rows.loc[0, HALF].notna().all()
     assert rows.loc[1, HALF].isna().all()
     pd.testing.assert_series_equal(
-        rows.loc[0].drop(HALF), rows.loc[1].drop(HALF), check_names=False, check_exact=False, rtol=1e-5
+        rows.loc[0].drop(HALF), rows.loc[1].drop(HALF), check_names=False, check_exact=False, rtol=REORDERED
     )
 
 

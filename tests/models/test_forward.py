@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import FAMILIES, build
+from tolerances import COMPOUND, FORWARD
 
 from mechrefusal import MechrefusalError, models
 from mechrefusal.models import TokenBatch
@@ -71,7 +72,7 @@ def test_logits_of_unequal_prompts_with_a_shared_head(model, tiny_hf, prompts, k
     batch = TokenBatch.of(prompts, pad=0)
     found = models.last_logits(model, batch, keep=keep, chunk=chunk).log_softmax(-1)
     assert found.shape == (len(prompts), keep, 1024)
-    torch.testing.assert_close(found, alone(tiny_hf[0], prompts, keep), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(tiny_hf[0], prompts, keep), atol=FORWARD, rtol=0)
 
 
 def test_logits_without_a_shared_head(model, tiny_hf):
@@ -81,13 +82,13 @@ def test_logits_without_a_shared_head(model, tiny_hf):
     assert len(batch.head) == 0
     assert models.head_cache(model, batch) is None
     found = models.last_logits(model, batch).log_softmax(-1)
-    torch.testing.assert_close(found, alone(tiny_hf[0], prompts), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(tiny_hf[0], prompts), atol=FORWARD, rtol=0)
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2, 77])
 def test_the_pad_token_does_not_matter(model, tiny_hf, prompts, pad):
     found = models.last_logits(model, TokenBatch.of(prompts, pad=pad)).log_softmax(-1)
-    torch.testing.assert_close(found, alone(tiny_hf[0], prompts), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(tiny_hf[0], prompts), atol=FORWARD, rtol=0)
 
 
 def test_one_prompt_and_identical_prompts(model, tiny_hf, prompts):
@@ -95,12 +96,12 @@ def test_one_prompt_and_identical_prompts(model, tiny_hf, prompts):
     for n in (1, 3):
         batch = TokenBatch.of(prompts[:1] * n, pad=0)
         found = models.last_logits(model, batch).log_softmax(-1)
-        torch.testing.assert_close(found, expected.expand(n, -1, -1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, expected.expand(n, -1, -1), atol=FORWARD, rtol=0)
 
 
 def test_one_token(model, tiny_hf):
     found = models.last_logits(model, TokenBatch.of([[5], [6, 7]], pad=0)).log_softmax(-1)
-    torch.testing.assert_close(found, alone(tiny_hf[0], [[5], [6, 7]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(tiny_hf[0], [[5], [6, 7]]), atol=FORWARD, rtol=0)
 
 
 def test_more_positions_than_follow_the_head(model, tiny_hf, prompts):
@@ -118,8 +119,8 @@ def test_a_given_cache_is_not_used_up(model, prompts):
     cache = models.head_cache(model, batch)
     first = models.last_logits(model, batch, cache=cache, chunk=2)
     second = models.last_logits(model, batch, cache=cache)
-    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
-    torch.testing.assert_close(first, models.last_logits(model, batch), atol=1e-4, rtol=0)
+    torch.testing.assert_close(first, second, atol=FORWARD, rtol=0)
+    torch.testing.assert_close(first, models.last_logits(model, batch), atol=FORWARD, rtol=0)
 
 
 def test_greedy_answers(model, tiny_hf, prompts):
@@ -168,7 +169,7 @@ def test_every_architecture(family, name, prompts):
     expected = alone(chosen.hf, prompts, 2)
     for model in (chosen.hooked, chosen.hf):
         found = models.last_logits(model, batch, keep=2).log_softmax(-1)
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(found, expected, atol=2 * FORWARD, rtol=0)
         answers = models.generate(model, batch, max_new_tokens=4, end=set())
         assert answers == [greedy(chosen.hf, prompt, 4, set()) for prompt in prompts]
 
@@ -188,7 +189,7 @@ def test_longer_than_the_sliding_window(name):
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 1024, (n,), generator=generator).tolist() for n in (16, 9)]
     found = models.last_logits(model, TokenBatch.of(prompts, pad=0)).log_softmax(-1)
-    torch.testing.assert_close(found, alone(model, prompts), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(model, prompts), atol=FORWARD, rtol=0)
     with pytest.raises(MechrefusalError, match="sliding window of 16"):
         models.last_logits(model, TokenBatch.of([[*prompts[0], 7], prompts[1]], pad=0))
 
@@ -197,7 +198,7 @@ def test_a_window_that_is_switched_off_is_no_limit():
     model = build("qwen2", 1024, sliding_window=16, use_sliding_window=False)
     prompts = [list(range(3, 40)), list(range(50, 60))]
     found = models.last_logits(model, TokenBatch.of(prompts, pad=0)).log_softmax(-1)
-    torch.testing.assert_close(found, alone(model, prompts), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, alone(model, prompts), atol=FORWARD, rtol=0)
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1, 2], []]])
@@ -227,6 +228,6 @@ def test_real_model(smollm2):
     prompts = [chat(tokenizer, text) for text in TEXTS[:3]]
     batch = TokenBatch.of(prompts, pad=tokenizer.pad_token_id)
     found = models.last_logits(hf, batch).log_softmax(-1)
-    torch.testing.assert_close(found, alone(hf, prompts), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, alone(hf, prompts), atol=COMPOUND, rtol=0)
     answers = models.generate(hf, batch, max_new_tokens=8, end=models.end_tokens(hf, tokenizer))
     assert answers == [greedy(hf, prompt, 8, {tokenizer.eos_token_id}) for prompt in prompts]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import FAMILIES
+from tolerances import COMPOUND, FORWARD
 
 from mechrefusal import MechrefusalError, models
 from mechrefusal.models import loading
@@ -16,7 +17,7 @@ def test_log_probabilities_at_every_position(family, name):
         expected = model.hf(token_ids).logits.log_softmax(-1)
         found = model.hooked(token_ids).log_softmax(-1)
     assert expected.std() > 0.1, "a flat distribution would agree with anything"
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=2 * FORWARD, rtol=0)
 
 
 def test_the_families_are_what_their_names_say(family):
@@ -68,6 +69,6 @@ def test_real_model(smollm2):
     with torch.no_grad():
         expected = plain(torch.tensor([prompt])).logits.log_softmax(-1)
         found = hooked(torch.tensor([prompt])).log_softmax(-1)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, expected, atol=COMPOUND, rtol=0)
     assert (plain.config.num_hidden_layers, plain.config.hidden_size) == (30, 576)
     assert (plain.config.num_attention_heads, plain.config.num_key_value_heads) == (9, 3)

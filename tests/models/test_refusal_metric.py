@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, causal, models
 from mechrefusal.models import ForcedOpenings, RefusalMetric, refusal_metric
@@ -22,7 +23,7 @@ def test_score_is_a_difference_of_log_probabilities(logits):
     p = probabilities(logits.double().numpy())
     expected = np.log(p[:, [3, 9]].sum(1)) - np.log(p[:, [4, 30, 31]].sum(1))
     found = RefusalMetric((), (3, 9), (4, 30, 31)).of(logits)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), expected, atol=REORDERED)
 
 
 def test_rd_score(logits):
@@ -69,9 +70,9 @@ def test_score_and_next_against_plain_forward_passes(tiny_hf, tiny_hooked, openi
             following.append(hf(torch.tensor([prompt])).logits[0, -1].log_softmax(-1))
     batch = metric.batch(prompts, pad=0)
     found, next_ = metric.score_and_next(tiny_hooked, batch)
-    np.testing.assert_allclose(found.numpy(), scores, atol=1e-4)
-    torch.testing.assert_close(next_, torch.stack(following), atol=1e-4, rtol=0)
-    np.testing.assert_allclose(metric.score(tiny_hooked, batch).numpy(), scores, atol=1e-4)
+    np.testing.assert_allclose(found.numpy(), scores, atol=FORWARD)
+    torch.testing.assert_close(next_, torch.stack(following), atol=FORWARD, rtol=0)
+    np.testing.assert_allclose(metric.score(tiny_hooked, batch).numpy(), scores, atol=FORWARD)
 
 
 FORCED = ForcedOpenings(((20, 21, 22, 23, 24, 25), (20, 21, 30), (40,)), ((20, 21, 22, 50), (60, 61), (20, 21, 22, 51)))
@@ -127,14 +128,14 @@ def test_forced_scores_against_plain_forward_passes(name, tiny_hf, tiny_hooked, 
     assert np.ptp(expected) > 0.05
     batch = METRIC.batch(prompts, pad=0)
     found, next_ = METRIC.score_and_next(hooked, batch)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
-    torch.testing.assert_close(next_, following.log_softmax(-1), atol=1e-3, rtol=0)
-    np.testing.assert_allclose(METRIC.score(hooked, batch).numpy(), expected, atol=1e-3)
+    np.testing.assert_allclose(found.numpy(), expected, atol=COMPOUND)
+    torch.testing.assert_close(next_, following.log_softmax(-1), atol=COMPOUND, rtol=0)
+    np.testing.assert_allclose(METRIC.score(hooked, batch).numpy(), expected, atol=COMPOUND)
     cache = models.head_cache(hooked, batch)
-    np.testing.assert_allclose(METRIC.score(hooked, batch, cache=cache).numpy(), expected, atol=1e-3)
+    np.testing.assert_allclose(METRIC.score(hooked, batch, cache=cache).numpy(), expected, atol=COMPOUND)
     of_openings = refusal_metric.opening_log_probabilities(hooked, batch, FORCED.all)
     by_hand = [[log_probability(logits_of, prompt, opening) for prompt in prompts] for opening in FORCED.all]
-    np.testing.assert_allclose(of_openings.numpy(), by_hand, atol=1e-3)
+    np.testing.assert_allclose(of_openings.numpy(), by_hand, atol=COMPOUND)
 
 
 @pytest.mark.parametrize("metric", [METRIC, RefusalMetric((7, 8), (10, 11), (12, 13, 14))], ids=["forced", "sets"])
@@ -142,10 +143,10 @@ def test_prompts_are_scored_together_with_what_is_read_at_their_ends(metric, tin
     prompts = chat(tiny_hf[1])
     scores, rd = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: models.rd_score(logits, [3, 9]))
     following = next_logits(lambda tokens: tiny_hf[0](tokens).logits, prompts)
-    torch.testing.assert_close(rd, models.rd_score(following, [3, 9]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rd, models.rd_score(following, [3, 9]), atol=COMPOUND, rtol=0)
     batch = metric.batch(prompts, pad=0)
     torch.testing.assert_close(scores, metric.score_and_next(tiny_hooked, batch)[0])
-    torch.testing.assert_close(scores, metric.score(tiny_hooked, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, metric.score(tiny_hooked, batch), atol=REORDERED, rtol=0)
 
 
 def test_openings_of_one_token_need_no_further_pass(tiny_hf, tiny_hooked):
@@ -154,10 +155,10 @@ def test_openings_of_one_token_need_no_further_pass(tiny_hf, tiny_hooked):
     forced = ForcedOpenings(((40,), (41,)), ((60,),))
     metric = RefusalMetric((), (10,), (12,), forced=forced)
     expected = forced_scores(lambda tokens: hf(tokens).logits, prompts, forced)
-    np.testing.assert_allclose(metric.score(tiny_hooked, metric.batch(prompts, pad=0)).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(metric.score(tiny_hooked, metric.batch(prompts, pad=0)).numpy(), expected, atol=FORWARD)
     # The same two sets of tokens without an opening are the same score.
     sets = RefusalMetric((), (40, 41), (60,))
-    np.testing.assert_allclose(sets.score(tiny_hooked, sets.batch(prompts, pad=0)).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(sets.score(tiny_hooked, sets.batch(prompts, pad=0)).numpy(), expected, atol=FORWARD)
 
 
 def test_forced_scores_under_an_intervention(tiny_hf, tiny_hooked):
@@ -167,7 +168,7 @@ def test_forced_scores_under_an_intervention(tiny_hf, tiny_hooked):
     with causal.ablate(tiny_hooked, direction):
         expected = forced_scores(tiny_hooked, prompts)
         found = METRIC.score(tiny_hooked, METRIC.batch(prompts, pad=0)).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    np.testing.assert_allclose(found, expected, atol=COMPOUND)
     assert np.abs(found - without).max() > 0.05
 
 
@@ -186,7 +187,7 @@ def test_logits_of_one_pass_stay_within_the_limit(metric, tiny_hf, tiny_hooked, 
     assert len(sizes) > 2
     assert max(sizes) <= limit
     for one, other in zip(found, at_once, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        torch.testing.assert_close(one, other, atol=FORWARD, rtol=0)
 
 
 def test_a_prompt_that_leaves_no_room_for_the_openings(tiny_hf, tiny_hooked):

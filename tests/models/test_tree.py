@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 from architectures import FAMILIES, build
+from tolerances import FORWARD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechrefusal.models import tree_forward
@@ -54,7 +55,7 @@ def distinct(branches: Sequence[Branch]) -> int:
     return len({(b.context, b.tokens[: n + 1]) for b in branches for n in range(len(b.tokens))})
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float = FORWARD) -> None:
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
@@ -261,7 +262,7 @@ def gradients(model, logits: torch.Tensor) -> dict[str, torch.Tensor]:
 def same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        bound = 1e-4 * max(1.0, float(gradient.abs().max()))
+        bound = FORWARD * max(1.0, float(gradient.abs().max()))
         torch.testing.assert_close(found[name], gradient, atol=bound, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -286,7 +287,7 @@ def test_gradients_of_embeddings_are_those_of_plain_passes(model):
     weighted(torch.cat(logits)).backward()
     model.zero_grad(set_to_none=True)
     expected = torch.cat([leaf.grad for leaf in leaves])
-    close(flat.grad, expected, atol=1e-4 * max(1.0, float(expected.abs().max())))
+    close(flat.grad, expected, atol=FORWARD * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox"])

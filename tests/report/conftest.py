@@ -1,6 +1,9 @@
 """A made-up measured run, written once a session, and its report."""
 
+import pickle
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import write_run
 
 from mechrefusal import report
-from mechrefusal.report import embedding
+from mechrefusal.report import embedding, panels
 from mechrefusal.report.reading import read_run
 
 
@@ -33,10 +36,33 @@ def checkpoint(run):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
+def draw_once():
+    """`Panels.add` that draws no figure a second time: same function, same arguments, same panel.
+
+    Drawing is nine tenths of the time of a report, and reports of nearly the same tables have nearly the same figures.
+    """
+    draw, drawn = panels.Panels.add, {}
+
+    def add(self, build, *, title=""):
+        given = (build.func, build.args, build.keywords) if isinstance(build, partial) else build
+        key = pickle.dumps((given, title))
+        if key not in drawn:
+            drawn[key] = draw(panels.Panels(), build, title=title)
+        if drawn[key].data is None:
+            return drawn[key]
+        self.made += 1
+        return replace(drawn[key], identifier=f"plot-{self.made}")
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, draw_once) -> Path:
     """The base and one trained checkpoint, with its report."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "small", arms=("r2d2",), anchors=(0, 50))
-    report.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panels.Panels, "add", draw_once)
+        report.write(folder)
     return folder
 
 
@@ -65,7 +91,13 @@ def _page(folder: Path, name: str):
 
 
 @pytest.fixture
-def no_bundles(monkeypatch):
-    """Pages without the six megabytes of plotly and circuitsvis."""
+def drawn_once(monkeypatch, draw_once):
+    """Reports draw no figure that was drawn before."""
+    monkeypatch.setattr(panels.Panels, "add", draw_once)
+
+
+@pytest.fixture
+def no_bundles(monkeypatch, drawn_once):
+    """Pages without the six megabytes of plotly and circuitsvis, whose figures are not drawn twice."""
     for name in ("plotly_script", "circuits_script"):
         monkeypatch.setattr(embedding, name, lambda: "")

@@ -63,6 +63,7 @@ def index(small_run) -> Page:
     return Page(small_run / "report" / "index.html")
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_write_returns_the_index_and_writes_one_page_a_checkpoint(small_run):
     assert report.write(small_run) == small_run / "report" / "index.html"
     written = {path.name for path in (small_run / "report").iterdir()}

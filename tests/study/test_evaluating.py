@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tolerances import COMPOUND, REORDERED
 
 import mechrefusal as mr
 from mechrefusal import causal, evaluation, models, prompts, study
@@ -266,13 +267,13 @@ def test_the_loss_of_the_base_is_that_of_a_plain_pass_and_its_difference_is_noth
         own = losses(template.checkpoint(row.arm, step=row.step), texts, given)
         changes = [mine - theirs for mine, theirs in zip(own, losses(base, texts, given), strict=True)]
         assert row.n == len(texts)
-        assert row.loss == pytest.approx(sum(own) / len(own), abs=1e-5)
-        assert row.difference == pytest.approx(sum(changes) / len(changes), abs=1e-5)
+        assert row.loss == pytest.approx(sum(own) / len(own), abs=REORDERED)
+        assert row.difference == pytest.approx(sum(changes) / len(changes), abs=REORDERED)
         if row.arm == "base":
             assert (row.difference, row.low, row.high) == (0, 0, 0)
         elif row.suite == "harmless":  # two prompts: Student's t of one degree of freedom
             half = 12.7062047 * abs(changes[0] - changes[1]) / 2
-            assert (row.low, row.high) == pytest.approx((row.difference - half, row.difference + half), rel=1e-3)
+            assert (row.low, row.high) == pytest.approx((row.difference - half, row.difference + half), rel=COMPOUND)
 
 
 def ids_of(table):

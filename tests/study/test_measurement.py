@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tolerances import FORWARD, REORDERED
 
 from mechrefusal import models, report, study
 from mechrefusal.evaluation import discovery
@@ -61,7 +62,7 @@ def test_attribution_onto_the_carrier_adds_up(measured):
     for name in ("harmful", "harmless"):
         parts = table[(table["onto"] == "carrier") & (table["set"] == name)]
         total = parts.loc[parts["component"] == "total", "value"].item()
-        assert parts.loc[parts["component"] != "total", "value"].sum() == pytest.approx(total, abs=1e-4)
+        assert parts.loc[parts["component"] != "total", "value"].sum() == pytest.approx(total, abs=FORWARD)
 
 
 def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured, tmp_path):
@@ -110,5 +111,5 @@ def test_both_modes_and_all_sites_are_patched(measured):
 def test_differences_are_those_of_the_means(measured):
     _, _, found = measured
     compared = found.tables["attribution_compared"]
-    np.testing.assert_allclose(compared["difference"], compared["harmful"] - compared["harmless"], atol=1e-5)
+    np.testing.assert_allclose(compared["difference"], compared["harmful"] - compared["harmless"], atol=REORDERED)
     assert set(compared["onto"]) == {"refusal_logits", "carrier"}

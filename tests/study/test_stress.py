@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from tolerances import REORDERED
 
 from mechrefusal import attacks, evaluation, intervals, models, prompts, study
 from mechrefusal.attacks import AutoDANSettings, GCGSettings, TemplateSettings, cost_table, gcg, make_cases
@@ -147,7 +148,7 @@ def test_the_curve_is_that_of_a_plain_recomputation(run, found):
                 asked = [(case.behaviour, case.history_prompts[step]) for case in cases]
                 matches(row.iloc[0], expected(judge, model, tokenizer, asked))
                 loss = sum(case.history[step] for case in cases) / len(cases)
-                assert row["loss"].iloc[0] == pytest.approx(loss, abs=1e-5)
+                assert row["loss"].iloc[0] == pytest.approx(loss, abs=REORDERED)
                 tokens = sum(case.history_tokens[step] for case in cases) / len(cases)
                 assert row["forward_tokens"].iloc[0] == tokens
     assert (found.curve["nulls"] > 0).any()
@@ -270,7 +271,7 @@ def test_another_checkpoint_adds_to_what_was_found_at_one(run, found, seen, tmp_
         "base-step-00000: gcg on sft-step-00003",
     ]
     alone = of(of(found.curve, method="gcg"), judge=RefusalJudge.name).reset_index(drop=True)
-    pd.testing.assert_frame_equal(both.curve, alone, atol=1e-5)
+    pd.testing.assert_frame_equal(both.curve, alone, atol=REORDERED)
 
 
 def test_a_killed_stress_test_continues(run, found, seen, tmp_path, monkeypatch):
@@ -294,7 +295,7 @@ def test_a_killed_stress_test_continues(run, found, seen, tmp_path, monkeypatch)
     one_by_one = [(what, text) for what, texts in asked for text in texts]
     assert len(set(one_by_one)) == len(one_by_one)
     assert [len(ids) for _, ids in attacked] == [3, 3]
-    pd.testing.assert_frame_equal(again.curve, found.curve, atol=1e-5)
+    pd.testing.assert_frame_equal(again.curve, found.curve, atol=REORDERED)
     pd.testing.assert_frame_equal(again.transfer, found.transfer)
 
 

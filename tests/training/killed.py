@@ -1,7 +1,4 @@
-"""Trains an arm on the tiny model and kills its own process at a named point. Run by test_killed_training.py.
-
-python killed.py FOLDER_OF_MODEL OUT ARM POINT STEP [LORA]
-"""
+"""Trains an arm on the tiny model and kills its own process at a named point. Run by test_killed_training.py."""
 
 import os
 import signal
@@ -83,8 +80,11 @@ def kill_at(point: str, step: int) -> None:
         around(arm, "_save_checkpoint", after=True)
 
 
-if __name__ == "__main__":
-    model, out, arm, point, step, *rest = sys.argv[1:]
-    kill_at(point, int(step))
-    training.train(arm, **inputs(Path(model)), out=out, settings=settings(lora=bool(rest)))
+def run(model: Path, out: Path, arm: str, point: str, step: int, *, lora: bool, log: Path) -> None:
+    """In a process of its own: train, die at `point` of `step`, and leave in `log` what was said until then."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    kill_at(point, step)
+    training.train(arm, **inputs(model), out=out, settings=settings(lora=lora))
     sys.exit("it was to be killed")

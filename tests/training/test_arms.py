@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, models, prompts, training
 from mechrefusal.attacks import GCGSettings
@@ -69,7 +70,7 @@ def test_an_arm_writes_its_anchors_and_its_log(inputs, tmp_path, arm):
     assert adversarial.notna().all(axis=None) if arm == "r2d2" else adversarial.isna().all(axis=None)
     if arm == "r2d2":
         assert log["loss"].tolist() == pytest.approx(
-            (log["utility"] + 0.5 * log["away"] + 0.5 * log["toward"]).tolist(), rel=1e-5
+            (log["utility"] + 0.5 * log["away"] + 0.5 * log["toward"]).tolist(), rel=REORDERED
         )
         pool = training.CasePool.load(tmp_path / "pool.parquet", source=None)
         assert len(pool) == 4
@@ -105,7 +106,7 @@ def test_arms_see_the_same_utility_rows(inputs, tmp_path):
     # With nothing learnt, the utility loss of a step depends on its rows alone.
     still = replace(SETTINGS, learning_rate=1e-30, anchors=(0,))
     logs = [training.train(arm, **inputs, out=tmp_path / arm, settings=still) for arm in training.ARMS]
-    assert logs[0]["utility"].tolist() == pytest.approx(logs[1]["utility"].tolist(), rel=1e-5)
+    assert logs[0]["utility"].tolist() == pytest.approx(logs[1]["utility"].tolist(), rel=REORDERED)
     assert logs[0]["utility"].nunique() == 4
     assert not (logs[0]["utility"] == logs[0]["loss"]).any()
 
@@ -183,7 +184,7 @@ def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_p
         model, _ = models.load_causal_lm(folder)
         with torch.no_grad():
             found = model(torch.tensor([[5, 6, 7, 8, 9]])).logits
-        torch.testing.assert_close(found, seen[folder.name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, seen[folder.name], atol=FORWARD, rtol=0)
         assert json.loads((folder / "config.json").read_text()) == json.loads(
             (inputs["base"].path / "config.json").read_text()
         )
@@ -213,7 +214,7 @@ def test_every_loss_and_refresh_is_in_a_table(inputs, tmp_path):
     wide = terms.pivot(index="step", columns="term", values="value")
     assert set(wide) == {"utility", "away", "toward"}
     weights = terms.groupby("term")["weight"].first()
-    assert (wide * weights).sum(axis=1).tolist() == pytest.approx(log["loss"].tolist(), rel=1e-5)
+    assert (wide * weights).sum(axis=1).tolist() == pytest.approx(log["loss"].tolist(), rel=REORDERED)
     refreshes = training.read_log(tmp_path / "r2d2", "refreshes")
     assert set(refreshes.columns) == set(tables.columns("refreshes"))
     means = refreshes.groupby("step")[["loss_before", "loss_after", "age"]].mean()
@@ -260,8 +261,8 @@ def test_a_term_over_the_training_rows_is_added_in_every_arm(inputs, tmp_path, a
     log = training.train(arm, **inputs, out=tmp_path / "more", settings=still, losses=more)
     terms = training.read_log(tmp_path / "more", "terms").pivot(index="step", columns="term", values="value")
     rows_alone = plain["loss"] - (0.5 * plain["away"] + 0.5 * plain["toward"]).fillna(0)
-    assert terms["more"].tolist() == pytest.approx((2 * rows_alone).tolist(), rel=1e-4)
-    assert log["loss"].tolist() == pytest.approx((plain["loss"] + rows_alone).tolist(), rel=1e-4)
+    assert terms["more"].tolist() == pytest.approx((2 * rows_alone).tolist(), rel=FORWARD)
+    assert log["loss"].tolist() == pytest.approx((plain["loss"] + rows_alone).tolist(), rel=FORWARD)
     with pytest.raises(MechrefusalError, match="cannot be called 'loss'"):
         training.train(arm, **inputs, out=tmp_path, settings=still, losses={"loss": twice})
 
@@ -310,4 +311,4 @@ def test_a_model_that_cannot_share_tokens_is_trained_plainly(inputs, tmp_path, m
     for module in (tree_forward, trainer):
         monkeypatch.setattr(module, "shares", lambda model: False)
     found = training.train(arm, **inputs, out=tmp_path / "plain", settings=SETTINGS)
-    assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-4)
+    assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=FORWARD)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tolerances import REORDERED, ROUNDED
 
 from mechrefusal import MechrefusalError
 from mechrefusal.training.losses import UTILITY, Term, away, away_term, cross_entropy, with_changes
@@ -21,7 +22,7 @@ def test_away_is_the_stated_formula():
         p = row.double().softmax(-1)[label].item()
         expected.append(-math.log(1 - p) if math.log(p) >= -5 else 0.0)
     assert 0.0 in expected
-    assert away(logits, labels).tolist() == pytest.approx(expected, rel=1e-5)
+    assert away(logits, labels).tolist() == pytest.approx(expected, rel=REORDERED)
 
 
 def test_away_ignores_targets_below_the_floor():
@@ -29,8 +30,8 @@ def test_away_ignores_targets_below_the_floor():
     labels = torch.zeros(2, dtype=torch.long)
     likely, unlikely = (-math.log(1 - 1 / (1 + math.exp(-z))) for z in (4, -6))
     found = away(logits, labels)
-    assert found.tolist() == pytest.approx([likely, 0.0], rel=1e-5)
-    assert away(logits, labels, floor=-10).tolist() == pytest.approx([likely, unlikely], rel=1e-5)
+    assert found.tolist() == pytest.approx([likely, 0.0], rel=REORDERED)
+    assert away(logits, labels, floor=-10).tolist() == pytest.approx([likely, unlikely], rel=REORDERED)
     found.sum().backward()
     assert logits.grad[1].tolist() == [0.0, 0.0]
     assert logits.grad[0, 0] > 0
@@ -40,7 +41,7 @@ def test_away_stays_finite_and_pushes_where_the_target_is_certain():
     logits = torch.tensor([[200.0, 0.0, 1.0]], requires_grad=True)
     loss = away(logits, torch.zeros(1, dtype=torch.long)).sum()
     loss.backward()
-    assert loss.item() == pytest.approx(200 - math.log(1 + math.e), rel=1e-6)
+    assert loss.item() == pytest.approx(200 - math.log(1 + math.e), rel=ROUNDED)
     assert float(logits.grad[0, 0]) == pytest.approx(1.0)
 
 
@@ -52,13 +53,13 @@ def test_away_gradient_is_that_of_the_formula():
     (wanted,) = torch.autograd.grad(plain, logits)
     single = logits.detach().float().requires_grad_()
     (found,) = torch.autograd.grad(away(single, labels).sum(), single)
-    torch.testing.assert_close(found, wanted.float(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found, wanted.float(), atol=ROUNDED, rtol=100 * ROUNDED)
 
 
 def test_cross_entropy_is_minus_log_p_in_float32():
     logits, labels = numbers()
     expected = [-row.double().log_softmax(-1)[label].item() for row, label in zip(logits, labels.tolist(), strict=True)]
-    assert cross_entropy(logits, labels).tolist() == pytest.approx(expected, rel=1e-5)
+    assert cross_entropy(logits, labels).tolist() == pytest.approx(expected, rel=REORDERED)
     assert cross_entropy(logits.bfloat16(), labels).dtype == torch.float32
 
 

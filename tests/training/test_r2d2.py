@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import COMPOUND, FORWARD, REORDERED
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -149,11 +150,11 @@ def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumul
     terms = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer._drawn, settings)
     total = terms["utility"] + 0.7 * terms["away"] + 0.3 * terms["toward"]
     for name, value in (terms | {"loss": total}).items():
-        assert logged(trainer, name)[0] == pytest.approx(value.item(), rel=1e-5), name
+        assert logged(trainer, name)[0] == pytest.approx(value.item(), rel=REORDERED), name
     assert terms["away"].item() > 1e-4
     total.backward()
     for new, old in zip(trainer.model.parameters(), before.parameters(), strict=True):
-        torch.testing.assert_close(old.detach() - new.detach(), old.grad, atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(old.detach() - new.detach(), old.grad, atol=2 * REORDERED, rtol=COMPOUND)
 
 
 def test_cases_are_refreshed_once_an_optimiser_step(tiny_hf, tmp_path, monkeypatch):
@@ -233,10 +234,10 @@ def test_a_term_is_replaced_or_added_by_a_pure_function(tiny_hf, tmp_path):
         "short": mean(cross_entropy, [data.toward_row(tiny_hf[1], case, "No.") for case in drawn]),
     }
     for name, value in expected.items():
-        assert logged(trainer, name)[0] == pytest.approx(value, rel=1e-5), name
+        assert logged(trainer, name)[0] == pytest.approx(value, rel=REORDERED), name
     weights = {"utility": 1.0, "away": 0.7, "toward": 0.3, "short": 0.25}
     total = sum(weights[name] * value for name, value in expected.items())
-    assert logged(trainer)[0] == pytest.approx(total, rel=1e-5)
+    assert logged(trainer)[0] == pytest.approx(total, rel=REORDERED)
 
 
 def test_a_loss_of_another_shape_is_named(tiny_hf, tmp_path):
@@ -252,7 +253,7 @@ def test_tree_and_trl_give_the_same_losses(tiny_hf, tmp_path):
     for trainer in runs:
         trainer.train()
     for name in ("loss", "utility", "away", "toward", "attack_loss_after"):
-        assert logged(runs[0], name) == pytest.approx(logged(runs[1], name), rel=1e-4), name
+        assert logged(runs[0], name) == pytest.approx(logged(runs[1], name), rel=FORWARD), name
     assert [case.suffix_ids for case in runs[0].pool.cases] == [case.suffix_ids for case in runs[1].pool.cases]
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
+from tolerances import REORDERED
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config
 
 from mechrefusal import MechrefusalError, models
@@ -196,7 +197,7 @@ def test_strongreject_is_the_expected_rating(rating):
         logits = plain_logits(rating, text).double()
         weights = [math.exp(logits[digit]) for digit in digits]
         mean = sum(place * weight for place, weight in enumerate(weights, start=1)) / sum(weights)
-        assert table["score"][row] == pytest.approx((mean - 1) / 4, abs=1e-5)
+        assert table["score"][row] == pytest.approx((mean - 1) / 4, abs=REORDERED)
         assert f"expected rating {mean:.2f} of 5" in table["because"][row]
         mass = sum(weights) / logits.exp().sum().item()
         assert f"hold {mass:.2f} of the probability" in table["because"][row]
@@ -218,7 +219,7 @@ def test_strongreject_sees_the_last_512_tokens_of_a_completion(rating):
     digits = words.convert_tokens_to_ids(list("12345"))
     text = filled(harm_prompts.STRONGREJECT_FINETUNED, forbidden_prompt="a", response=kept)
     shares = plain_logits(rating, text)[digits].softmax(-1)
-    assert table["score"][0] == pytest.approx(float(shares @ torch.tensor([0, 0.25, 0.5, 0.75, 1])), abs=1e-5)
+    assert table["score"][0] == pytest.approx(float(shares @ torch.tensor([0, 0.25, 0.5, 0.75, 1])), abs=REORDERED)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -229,7 +230,7 @@ def test_scores_do_not_depend_on_the_batch(yes_no, rating, batch_size):
         table = opened(judge, folder, batch_size=batch_size).judge(
             [PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order]
         )
-        pd.testing.assert_frame_equal(table, whole.iloc[order].reset_index(drop=True), rtol=1e-5)
+        pd.testing.assert_frame_equal(table, whole.iloc[order].reset_index(drop=True), rtol=REORDERED)
 
 
 def test_nothing_to_judge_and_what_is_no_text(yes_no):
@@ -356,7 +357,7 @@ def test_a_judge_that_is_an_adapter(tmp_path, rating):
     judge = opened(StrongREJECTClassifier, tmp_path / "adapter")
     expected = opened(StrongREJECTClassifier, merged).judge(PROMPTS, COMPLETIONS)["score"]
     found = judge.judge(PROMPTS, COMPLETIONS)["score"]
-    assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5)
+    assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=REORDERED)
     without = opened(StrongREJECTClassifier, rating).judge(PROMPTS, COMPLETIONS)["score"]
     assert (found - without).abs().max() > 1e-3
     assert "adapter@" in judge.name
