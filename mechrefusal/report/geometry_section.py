@@ -39,6 +39,8 @@ def carriers(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
     if not len(table):
         return []
     instead = instead_of_carrier(tables["carrier"])
+    if _all_scored_under_zero(checkpoint):  # they have maps of their own: twice would make the page large
+        table = table.drop(columns=[name for name in table if name.endswith("_zero")])
     titles = {"bypass": "Bypass", "induce": "Induce", "kl": "Divergence"}
     return [
         panels.add(partial(figures.carriers, table, score=score, tokens=tokens, reference=instead), title=title)
@@ -61,15 +63,21 @@ def zero_maps(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
     tables = checkpoint.tables
     table = tables["carriers"]
     zero = {name: table[f"{name}_zero"] for name in (*figures.CARRIER_SCORES, "admissible")}
-    known = pd.to_numeric(table["bypass_zero"], errors="coerce").notna().sum()
-    if known < 2 or carrier_findings.ablated_to(tables["carrier"]) == "zero":
+    if not _all_scored_under_zero(checkpoint):
         return []
-    table, tokens = table.assign(**zero, rejected_because=""), position_tokens(tables["directions"])
-    titles = {"bypass": "Bypass, to zero", "induce": "Induce, added", "kl": "Divergence, to zero"}
+    kept = ["position", "layer", *figures.CARRIER_SCORES, "admissible", "winner"]
+    table, tokens = table.assign(**zero)[kept], position_tokens(tables["directions"])
+    titles = {"bypass": "Bypass, to zero", "kl": "Divergence, to zero"}
     return [
         panels.add(partial(figures.carriers, table, score=score, tokens=tokens, title=title), title=title)
         for score, title in titles.items()
     ]
+
+
+def _all_scored_under_zero(checkpoint: MeasuredCheckpoint) -> bool:
+    """Whether candidates have scores under zero beside others that are not: more than the reference candidate alone."""
+    known = pd.to_numeric(checkpoint.tables["carriers"]["bypass_zero"], errors="coerce").notna().sum()
+    return bool(known > 1) and carrier_findings.ablated_to(checkpoint.tables["carrier"]) != "zero"
 
 
 def zeros(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:

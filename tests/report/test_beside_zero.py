@@ -1,5 +1,7 @@
 """What the carrier was ablated to, what zero does instead, where zero lies, and what answers show."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,13 +123,19 @@ def test_candidates_say_what_zero_does(checkpoint):
     table = checkpoint.tables["carriers"]
     row = table[table["winner"]].iloc[0]
     texts = str(figures.carriers(table).data[0].text)
-    assert f"ablated to zero: bypass {wording.number(row['bypass_zero'], 3)}" in texts
+    assert f"to zero: bypass {wording.number(row['bypass_zero'], 3)}" in texts
     gone = dict.fromkeys(("bypass_zero", "induce_zero", "kl_zero", "admissible_zero"), NAN)
-    assert "ablated to zero" not in str(figures.carriers(table.assign(**gone)).data[0].text)
+    assert "to zero" not in str(figures.carriers(table.assign(**gone)).data[0].text)
     maps = geometry_section.zero_maps(checkpoint, Panels())
-    assert [panel.title for panel in maps] == ["Bypass, to zero", "Induce, added", "Divergence, to zero"]
+    assert [panel.title for panel in maps] == ["Bypass, to zero", "Divergence, to zero"]
     n = int(table["admissible_zero"].sum())
     assert f"150 candidates, {n} admissible" in maps[0].subtitle
+    own = geometry_section.carriers(checkpoint, Panels())
+    assert "to zero:" not in own[0].data  # the maps have it
+    one = table.assign(bypass_zero=table["bypass_zero"].where(table["winner"]))
+    one = dataclasses.replace(checkpoint, tables={**checkpoint.tables, "carriers": one})
+    assert geometry_section.zero_maps(one, Panels()) == []
+    assert "to zero:" in geometry_section.carriers(one, Panels())[0].data
 
 
 def test_answers_are_told_with_their_random_control(checkpoint):

@@ -211,7 +211,7 @@ def _under_zero(row: pd.Series) -> str:
     scores = ", ".join(f"{name} {wording.number(value, 3)}" for name, value in known)
     allowed = row.get("admissible_zero")
     state = "" if wording.is_missing(allowed) else f"; {'admissible' if allowed else 'not admissible'} so"
-    return f"ablated to zero: {scores}{state}"
+    return f"to zero: {scores}{state}"
 
 
 def _only_screened(exact: object) -> bool:
