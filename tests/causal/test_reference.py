@@ -92,9 +92,9 @@ def stream(hf, intervention, prompt):
     def edits(when):
         return [(layer, "resid_pre", keep(when, layer)) for layer in range(LAYERS)]
 
-    with torch.no_grad(), PlainModel.of(hf).edited(edits("before")), causal.intervened(hf, intervention):
-        with PlainModel.of(hf).edited(edits("after")):
-            hf(torch.tensor([prompt]))
+    place = PlainModel.of(hf)
+    with place.edited(edits("before")), causal.intervened(hf, intervention), place.edited(edits("after")):
+        hf(torch.tensor([prompt]))
     return [torch.stack([seen[when][layer] for layer in range(LAYERS)]) for when in ("before", "after")]
 
 
@@ -148,9 +148,9 @@ def test_generated_tokens_have_their_own_mean(family):
     hf, q = family("llama").hf, basis(ROWS)
     prompt, run, seen = PROMPTS[0], RUNS["one"][0], {}
     keep = [(2, "resid_pre", lambda x: seen.update(x=x[0].clone()) or x)]
-    with causal.intervened(hf, Ablation(ROWS, reference=REFERENCE), after_prompt=[len(run)]):
-        with PlainModel.of(hf).edited(keep):
-            hf(torch.tensor([[*prompt, *run]]))
+    held = causal.intervened(hf, Ablation(ROWS, reference=REFERENCE), after_prompt=[len(run)])
+    with held, PlainModel.of(hf).edited(keep):
+        hf(torch.tensor([[*prompt, *run]]))
     wanted = MEANS[2][ANSWER] @ q
     torch.testing.assert_close(seen["x"][-3:] @ q, wanted.expand(3, -1), atol=2e-5, rtol=1e-5)
 

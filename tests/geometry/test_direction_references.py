@@ -1,4 +1,4 @@
-"""References of directions: means by class of token against the Hugging Face model's hidden states, prompt by prompt."""
+"""References of directions: means by class of token against the plain model's hidden states, prompt by prompt."""
 
 from dataclasses import dataclass, replace
 
@@ -137,7 +137,9 @@ def test_ablating_and_inducing_set_the_projections_to_the_means(tiny_hf, found, 
     unit = (direction / direction.norm()).double()
     for side, coefficient in (("harmless", None), ("harmful", 1.0)):
         ids, seen = prompt_ids(tokenizer, "How do I sing to a crowd?"), {}
-        edits = [(layer, "resid_pre", lambda x, n=layer: seen.update({n: x[0].double()}) or x) for layer in range(4)]
+        edits = [
+            (layer, "resid_pre", lambda x, n=layer, to=seen: to.update({n: x[0].double()}) or x) for layer in range(4)
+        ]
         of = [INSTRUCTION] * (len(ids) - before - after) + [3 + i for i in range(after)]
         intervention = Ablation(direction, reference=found.reference(LAST, coefficient=coefficient))
         with torch.no_grad(), causal.intervened(hf, intervention), PlainModel.of(hf).edited(edits):

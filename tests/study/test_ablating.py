@@ -160,8 +160,8 @@ def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
     for options in ({"reference": "harmless"}, {"induce": 1.0}):
         with pytest.raises(
             MechrefusalError,
-            match="nothing says what harmless prompts have along the tensor of one.safetensors: give one of a measured "
-            "run, or a file that Directions.save wrote; or take reference 'zero'",
+            match=r"nothing says what harmless prompts have along the tensor of one\.safetensors: give one of a "
+            r"measured run, or a file that Directions\.save wrote; or take reference 'zero'",
         ):
             study.ablated(checkpoint, ASKED[:1], direction=path, **options)
 

@@ -12,7 +12,12 @@ SETTINGS = TrainingSettings(
     steps=1, anchors=(0, 1), learning_rate=1e-3, utility_per_step=4, harmful_per_step=2, max_length=256, n_probe=0,
     max_grad_norm=0,
 )  # fmt: skip
-ANSWERS = ["Of course.", "Here is a much longer answer than the others are, word for word.", "Yes", "So it is, I think."]
+ANSWERS = [
+    "Of course.",
+    "Here is a much longer answer than the others are, word for word.",
+    "Yes",
+    "So it is, I think.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,9 @@ def test_the_loss_is_that_by_hand(tiny, inputs, tmp_path, weight, parts):
     table = training.read_log(tmp_path, "terms").set_index("term")
     assert table["value"].to_dict() == pytest.approx(terms, rel=1e-4)
     weights = table["weight"].to_dict()
-    assert weights == pytest.approx({"utility": 1.0, "refusal": float("nan") if weight is None else weight}, nan_ok=True)
+    assert weights == pytest.approx(
+        {"utility": 1.0, "refusal": float("nan") if weight is None else weight}, nan_ok=True
+    )
 
 
 def test_weights_differ(tiny, inputs):
