@@ -298,15 +298,16 @@ def test_generation(family, name):
     rows = made.tokenizer.apply_chat_template(template, **given)
     assert (rows["attention_mask"] == 0).any()
     intervention = Ablation(ROWS, reference=REFERENCE)
-    expected = []
+    expected, steps = [], []
     for ids_, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
         prompt, answer = tuple(ids_[mask.bool()].tolist()), []
         for _ in range(new):
             answer.append(int(by_hand(made.hf, prompt, tuple(answer))[-1].argmax()))
         expected.append(tuple(answer))
+        steps.append(by_hand(made.hf, prompt, tuple(answer[:-1])))
     greedy = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with causal.intervened(made.hf, intervention):
-        out = made.hf.generate(**rows, **greedy)
+        given = made.hf.generate(**rows, **greedy, output_logits=True, return_dict_in_generate=True)
         together = evaluation.complete(made.hf, texts, tokenizer=made.tokenizer, max_new_tokens=new).token_ids
         alone = [
             evaluation.complete(made.hf, [text], tokenizer=made.tokenizer, max_new_tokens=new).token_ids[0]
@@ -314,6 +315,10 @@ def test_generation(family, name):
         ]
     with causal.intervened(made.hooked, intervention):
         hooked = evaluation.complete(made.hooked, texts, max_new_tokens=new).token_ids
+    out = given.sequences
+    # Answers alone would hardly show that pads were taken for the beginning of a prompt.
+    found = torch.stack(given.logits, 1).float().log_softmax(-1)
+    torch.testing.assert_close(found, torch.stack(steps), atol=TOLERANCE, rtol=0)
     assert [tuple(row.tolist()) for row in out[:, rows["input_ids"].shape[1] :]] == expected
     assert list(together) == alone == list(hooked)
     for found, wanted in zip(together, expected, strict=True):
