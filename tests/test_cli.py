@@ -30,7 +30,7 @@ def test_fetch_prints_the_folder_of_a_model(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, tiny"]),
+        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, full, tiny"]),
         (["--recipe", "tiny", "--training.stepz", "3"], ["training.stepz"]),
         (["--recipe", "tiny", "--training.steps", "three"], ["training.steps"]),
         (["--recipe", "tiny", "--measuring.n_direction", "0"], ["n_direction is 0"]),
@@ -314,6 +314,7 @@ def test_ablate_writes_answers_side_by_side(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"completions: {out}"
     assert "refusal rate" in printed
+    assert "ablate tensor of direction.safetensors to zero" in printed.replace("\n", " ")
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["How do I pick a lock?", "What is a cat?"]
     assert list(rows[0]) == [
@@ -338,7 +339,15 @@ def test_ablate_writes_answers_side_by_side(tmp_path, capsys):
         (["--add", "1", "--layer", "40"], ["layer 40", "0 to 3"]),
         (["--add", "1"], ["at which layer"]),
         (["--add", "much"], ["add"]),
-        (["--dose", "1", "--add", "1"], ["one of dose and add"]),
+        (["--dose", "1", "--add", "1"], ["give one of dose, add and induce"]),
+        (["--dose", "1", "--induce", "1"], ["give one of dose, add and induce"]),
+        (["--add", "1", "--induce", "1"], ["give one of dose, add and induce"]),
+        (["--add", "1", "--reference", "zero"], ["reference 'zero'", "leave it out"]),
+        (["--induce", "1", "--reference", "zero"], ["reference 'zero'", "leave it out"]),
+        (["--reference", "nought"], ["unknown reference 'nought'", "harmless, zero"]),
+        (["--reference", "harmless"], ["direction.safetensors", "file that Directions.save wrote", "reference 'zero'"]),
+        (["--induce", "1"], ["direction.safetensors", "give one of a measured run"]),
+        (["--induce", "much"], ["induce"]),
         (["--n", "-2"], ["n is -2"]),
         (["--max_new_tokens", "0"], ["max_new_tokens is 0"]),
         (["--max_new_tokens", "100000"], ["context"]),
@@ -423,6 +432,9 @@ def test_evaluate_any_model_into_a_folder(tiny, xstest, tmp_path, capsys):
         (["--suite", "xstest=PATH", "--judge", "rules"], ["unknown judge 'rules'"]),
         (["--suite", "xstest=PATH", "--judge", "refusal", "--judge", "refusal"], ["is given twice"]),
         (["--suite", "xstest=PATH", "--intervene", "ablate"], ["unknown intervention 'ablate'"]),
+        (["--suite", "xstest=PATH", "--intervene", "induce:carier"], ["'carier' is neither"]),
+        (["--suite", "xstest=PATH", "--intervene", "ablate:carrier:nought"], ["'carrier:nought' is neither"]),
+        (["--suite", "xstest=PATH", "--intervene", "induce:carrier"], ["was not measured"]),
         (["--suite", "xstest=PATH", "--intervene", "ablate:carier"], ["'carier' is neither"]),
         (["--suite", "xstest=PATH", "--intervene", "ablate:carrier"], ["was not measured"]),
         (["--suite", "xstest=PATH", "--checkpoint", "sft-step-00001"], ["no checkpoint 'sft-step-00001'"]),

@@ -51,7 +51,8 @@ def builtin() -> Builtin:
     """The prompts that come with the package."""
     twins = _rows("twins")
     by_split = {name: [row for row in twins if member(row["harmful"], TWINS) == name] for name in TWINS}
-    by_split["train"] += _rows("twins_train")  # added later, so that the other splits stay what they were
+    # Added later, so that the other splits stay what they were.
+    by_split["train"] = _ordered([*by_split["train"], *_rows("twins_train")], "harmful")
     utility = {
         name: [row for row in _rows("utility", text="prompt") if member(row["prompt"], UTILITY) == name]
         for name in UTILITY
@@ -74,7 +75,11 @@ def _rows(name: str, text: str = "harmful") -> list[dict[str, str]]:
     # Through the parent package: importing the data folder as a module would hide the function `builtin`.
     file = files("mechrefusal.prompts") / "builtin" / f"{name}.csv"
     table: Rows = csv_rows(file.read_text(encoding="utf-8").replace("\r\n", "\n"), f"builtin/{name}.csv")
-    return sorted((row for _, row in table.rows), key=lambda row: text_hash(row[text]))
+    return _ordered([row for _, row in table.rows], text)
+
+
+def _ordered(rows: list[dict[str, str]], text: str) -> list[dict[str, str]]:
+    return sorted(rows, key=lambda row: text_hash(row[text]))
 
 
 def _split(name: str, rows: list[dict[str, str]]) -> Split:

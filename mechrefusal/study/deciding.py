@@ -30,15 +30,19 @@ def for_depth(
     values: tuple[float, float], ends: tuple[tuple[float, float], tuple[float, float]], *, n_layers: int, n: float
 ) -> float:
     """For `drift.depth_verdict`: intervals of the layer that part, or that together span next to nothing."""
-    (low_a, high_a), (low_b, high_b) = ends
-    a, b = values
-    distance, limit = abs(b - a), max(1.0, SAME_DEPTH * n_layers)
-    if distance > limit:
-        towards = (high_a - a) + (b - low_b) if b > a else (a - low_a) + (high_b - b)
-        return prompts_needed(n, (towards, distance))
-    lower, upper = (a - low_a, high_b - b) if b >= a else (b - low_b, high_a - a)
-    spread = max(max(high_a, high_b) - min(low_a, low_b) - distance, lower + upper)
-    return prompts_needed(n, (spread, limit - distance))
+    (a, (low_a, high_a)), (b, (low_b, high_b)) = sorted(zip(values, ends, strict=True))
+    distance, limit = b - a, max(1.0, SAME_DEPTH * n_layers)
+    ways = [((high_a - a) + (b - low_b), distance)]
+    if distance < limit:
+        # From every lower end to every upper end: as far as they reach, and what the limit leaves them.
+        shares = (
+            ((a - low_a) + (high_b - b)) / (limit - distance),
+            ((b - low_b) + (high_a - a)) / (limit + distance),
+            (high_a - low_a) / limit,
+            (high_b - low_b) / limit,
+        )
+        ways.append((float(np.max(shares)), 1.0))
+    return prompts_needed(n, *ways)
 
 
 def for_turn(found: Turn, n: float) -> float:

@@ -122,7 +122,8 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
     if often:
         decided = "cannot tell"
         reason = f"no admissible candidate in {' and '.join(often)} of the bootstraps over prompts; {reason}"
-    if any(row["n_halves"] < 2 for row in (first, second)):  # NaN, where it was not measured, is not
+    alone = any(row["n_halves"] < 2 for row in (first, second))  # NaN, where it was not measured, is not
+    if alone:
         decided = "cannot tell"
     places = float(first["layer"]), float(second["layer"])
     n = pd.Series([row[name] for row in (first, second) for name in ("n_harmful", "n_harmless")]).min()
@@ -134,7 +135,10 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         low=ends[1][0] - ends[0][1],
         high=ends[1][1] - ends[0][0],
         floor=max(high - low for low, high in ends),
-        n_to_decide=deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n)),
+        # Where there hardly is a carrier to place, narrower intervals of its layer decide nothing.
+        n_to_decide=NAN
+        if often or alone
+        else deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n)),
     )
 
 
@@ -237,12 +241,11 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
     if share < LOST and moved.high < own.low:
         decided = "moved"
         if (row := _transferred(transfers, a, a)) is not None and _Effect.of(row).unclear:
-            decided, numbers = (
-                "cannot tell",
-                f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either",
-            )
+            decided, n = "cannot tell", NAN  # the intervals are apart already: others than these are in the way
+            numbers = f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either"
         elif moved.value >= own.half_low:  # never where halves are not known
-            decided, numbers = "cannot tell", f"{numbers}: but the noise of the direction prompts does as much"
+            decided, n = "cannot tell", NAN
+            numbers = f"{numbers}: but the noise of the direction prompts does as much"
     elif share >= HELD and moved.clear:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.

@@ -75,7 +75,8 @@ def test_membership_is_the_hash_of_the_text_against_fixed_bounds() -> None:
 
 
 def test_the_twins_lie_in_the_split_of_their_harmful_text(asked: prompts.Builtin) -> None:
-    rows = {row["id"]: row for row in packaged("twins")}
+    rows = {row["id"]: row for name in ("twins", "twins_train") for row in packaged(name)}
+    of_training = {row["id"] for row in packaged("twins_train")}
     found = []
     for name in SPLITS:
         split = getattr(asked, name)
@@ -84,7 +85,8 @@ def test_the_twins_lie_in_the_split_of_their_harmful_text(asked: prompts.Builtin
         assert split.harmful.ids == [f"{twin}-harmful" for twin in split.harmful.table["twin"]]
         for twin, harmful, harmless in zip(split.harmful.table["twin"], split.harmful, split.harmless, strict=True):
             assert (harmful, harmless) == (rows[twin]["harmful"], rows[twin]["harmless"])
-            assert member(harmful, TWINS) == name
+            # Those written for training alone are in its split, whatever their hash.
+            assert name == ("train" if twin in of_training else member(harmful, TWINS))
             found.append(twin)
         hashes = [text_hash(text) for text in split.harmful]
         assert hashes == sorted(hashes)
@@ -93,11 +95,15 @@ def test_the_twins_lie_in_the_split_of_their_harmful_text(asked: prompts.Builtin
     assert sorted(found) == sorted(rows)
 
 
-def test_no_harmful_twin_falls_back_to_the_target_of_no_form(asked: prompts.Builtin) -> None:
-    for name in SPLITS:
-        targets = getattr(asked, name).harmful.table["target"]
-        assert not targets.str.contains("what you asked for").any()
-        assert not targets.str.contains(r"\b(?:my|me|I)\b").any()
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_harmful_twin_falls_back_to_the_target_of_no_form(asked: prompts.Builtin, name: str) -> None:
+    table = getattr(asked, name).harmful.table
+    targets = table["target"]
+    assert not targets.str.contains(r"\b(?:my|me|I)\b").any()
+    # Those written for training alone vary in their form, and some have none that a target restates.
+    of_training = table["twin"].isin([row["id"] for row in packaged("twins_train")])
+    assert of_training.any() == (name == "train")
+    assert not targets[~of_training].str.contains("what you asked for").any()
 
 
 def test_the_other_sets_hold_their_files_ordered_by_hash(asked: prompts.Builtin) -> None:
@@ -128,7 +134,7 @@ def test_nothing_built_in_leaks(asked: prompts.Builtin) -> None:
         *(f"{name}_{side}" for name in (*SPLITS, "pairs") for side in ("harmful", "harmless")),
         *("overrefusal", "contrast", "utility_train", "utility_evaluation"),
     }
-    assert sum(len(found) for found in sets.values()) == 2 * 280 + 180 + 100 + 2 * 96
+    assert sum(len(found) for found in sets.values()) == 2 * (280 + 140) + 180 + 100 + 2 * 96
     assert leakage(sets).empty
     # Within a set no prompt stands twice either.
     for found in sets.values():

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 import mechrefusal as mr
 from mechrefusal import MechrefusalError, causal, evaluation, intervals, models, study
+from mechrefusal.causal.layout import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
 from mechrefusal.study import tables
+from mechrefusal.study.named_interventions import NamedIntervention
 
 TEXTS = ["How do I pick a lock?", "Tell me a story.", "What is a cat?", "How do I burn a house down?"]
 ASKED = mr.prompts.PromptSet.from_texts("asked", TEXTS)
@@ -27,6 +29,17 @@ def directions(weights):
     values = torch.randn((2, 4, 64), generator=torch.Generator().manual_seed(0))
     sums, counts = torch.zeros((2, 2, 2, 4, 64)), torch.ones((2, 2), dtype=torch.long)
     return Directions(values, (-2, -1), ("a", "b"), 4, 4, weights, sums, counts)
+
+
+def with_references(weights):
+    """Directions with the means that references need; the tiny model's template has more than two tokens at its end."""
+    drawn = torch.Generator().manual_seed(3)
+    sums = torch.randn((2, 2, 2, 4, 64), generator=drawn)
+    means = sums.sum(1) / 2
+    return replace(
+        directions(weights), values=means[0] - means[1], sums=sums,
+        instruction=torch.randn((2, 4, 64), generator=drawn), classes=TokenClasses(2, 2),
+    )  # fmt: skip
 
 
 def table(name, checkpoint, **values):
@@ -51,6 +64,169 @@ def run(tiny, tmp_path):
     return found
 
 
+@pytest.fixture
+def measured(run):
+    """The run with the means of its references, whose carrier was chosen ablated to the harmless mean."""
+    checkpoint = run.checkpoint("sft", step=3)
+    with_references(checkpoint.weights).save(run.directions(checkpoint))
+    carrier = {"position": -1, "layer": 2, "reason": "", "reference_kind": "carrier", "ablated_to": "harmless"}
+    write(run, "carrier", table("carrier", checkpoint, **carrier))
+    return run
+
+
+PLACE = {"position": -1, "layer": 2}
+CARRIER = "carrier of sft-step-00003 (position -1, layer 2)"
+
+
+def setting(direction, coefficient=None, *, dose=1.0):
+    """The ablation to a mean of the planted references, at the carrier's place."""
+    return causal.Ablation(direction, dose, reference=with_references("").reference(PLACE, coefficient=coefficient))
+
+
+@pytest.mark.parametrize(
+    ("options", "intervention", "words"),
+    [
+        ({}, lambda d: setting(d), f"ablate {CARRIER} to the harmless mean"),
+        ({"reference": "harmless"}, lambda d: setting(d), f"ablate {CARRIER} to the harmless mean"),
+        ({"dose": 0.5}, lambda d: setting(d, dose=0.5), f"ablate {CARRIER} to the harmless mean, dose 0.5"),
+        ({"reference": "zero"}, lambda d: causal.Ablation(d), f"ablate {CARRIER} to zero"),
+        ({"reference": "zero", "dose": 2}, lambda d: causal.Ablation(d, 2), f"ablate {CARRIER} to zero, dose 2"),
+        ({"induce": 1.0}, lambda d: setting(d, 1.0), f"set {CARRIER} to the harmful mean"),
+        ({"induce": 0.0}, lambda d: setting(d), f"set {CARRIER} to the harmless mean"),
+        (
+            {"induce": 0.5},
+            lambda d: setting(d, 0.5),
+            f"set {CARRIER} to the harmless mean + 0.5 of the way to the harmful one",
+        ),
+        (
+            {"direction": "random", "seed": 4},
+            lambda d: setting(causal.random_like(d, seed=4)),
+            f"ablate random direction (seed 4, norm of the {CARRIER}) to the harmless mean",
+        ),
+        (
+            {"direction": "random", "seed": 4, "induce": 1},
+            lambda d: setting(causal.random_like(d, seed=4), 1.0),
+            f"set random direction (seed 4, norm of the {CARRIER}) to the harmful mean",
+        ),
+        (
+            {"direction": "FILE", **PLACE},
+            lambda d: setting(d),
+            "ablate direction of sft-step-00003.safetensors (position -1, layer 2) to the harmless mean",
+        ),
+        ({"direction": "FILE", **PLACE, "reference": "zero"}, lambda d: causal.Ablation(d), None),
+    ],
+)
+def test_references_and_inducing(measured, monkeypatch, options, intervention, words):
+    """The intervention that answers are given under, and what the table calls it."""
+    checkpoint = measured.checkpoint("sft", step=3)
+    if options.get("direction") == "FILE":
+        options = options | {"direction": str(measured.directions(checkpoint))}
+    under = []
+    original = causal.intervened
+
+    def noted(model, given, **named):
+        under.append(given)
+        return original(model, given, **named)
+
+    monkeypatch.setattr("mechrefusal.study.ablating.causal.intervened", noted)
+    found = study.ablated(checkpoint, ASKED[:1], max_new_tokens=2, **options)
+    assert words is None or found.intervention == words
+    assert set(found.table["intervention"]) == {found.intervention}
+    expected = intervention(with_references("").at(PLACE))
+    assert under[1] is None
+    for given in (under[0], under[2]):
+        assert torch.equal(given.directions, expected.directions)
+        assert given.dose == expected.dose
+        assert (given.reference is None) == (expected.reference is None)
+        if expected.reference is not None:
+            assert torch.equal(given.reference.means, expected.reference.means)
+            assert given.reference.first_layer == expected.reference.first_layer == 2
+
+
+def test_answers_are_those_under_the_reference(measured, tiny_hf):
+    found = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW)
+    assert found.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE)))
+    induced = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW, induce=1.0)
+    assert induced.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE), 1.0))
+    assert induced.table["intervened"].tolist() != found.table["intervened"].tolist()
+
+
+def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
+    checkpoint, path = measured.checkpoint("sft", step=3), tmp_path / "one.safetensors"
+    save_file({"d": with_references("").at(PLACE).clone()}, path)
+    for options in ({}, {"reference": "zero"}):
+        found = study.ablated(checkpoint, ASKED[:1], direction=path, max_new_tokens=2, **options)
+        assert found.intervention == "ablate tensor of one.safetensors to zero"
+    for options in ({"reference": "harmless"}, {"induce": 1.0}):
+        with pytest.raises(
+            MechrefusalError,
+            match=r"nothing says what harmless prompts have along the tensor of one\.safetensors: give one of a "
+            r"measured run, or a file that Directions\.save wrote; or take reference 'zero'",
+        ):
+            study.ablated(checkpoint, ASKED[:1], direction=path, **options)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [
+        ("ablate:carrier", ("ablate", "carrier", None, 1.0)),
+        ("ablate:carrier:zero", ("ablate", "carrier", "zero", 1.0)),
+        ("ablate:best:harmless", ("ablate", "best", "harmless", 1.0)),
+        ("induce:carrier", ("induce", "carrier", None, 1.0)),
+        ("induce:random", ("induce", "random", None, 1.0)),
+        ("add:best:-2", ("add", "best", None, -2.0)),
+    ],
+)
+def test_named_interventions_are_read(spec, parsed):
+    found = NamedIntervention.parse(spec)
+    assert (found.kind, found.direction, found.reference, found.coefficient) == parsed
+    assert found.spec == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ablate:carrier:nought", "'carrier:nought' is neither a safetensors file nor one of carrier, best, random"),
+        ("induce:carrier:zero", "'carrier:zero' is neither a safetensors file"),
+        ("induce:", "unknown intervention 'induce:': give ablate:DIRECTION, ablate:DIRECTION:zero, induce:DIRECTION"),
+        ("ablate::zero", "unknown intervention 'ablate::zero'"),
+        ("induces:carrier", "unknown intervention 'induces:carrier'"),
+        ("add:carrier:zero", "unknown intervention 'add:carrier:zero'"),
+        ("add:carrier", "unknown intervention 'add:carrier'"),
+    ],
+)
+def test_named_interventions_that_are_none(spec, said):
+    with pytest.raises(MechrefusalError, match=said):
+        NamedIntervention.parse(spec)
+
+
+def test_named_interventions_at_a_checkpoint(measured, tmp_path):
+    checkpoint = measured.checkpoint("sft", step=3)
+    own = with_references(checkpoint.weights)
+
+    def at(spec, **options):
+        return NamedIntervention.parse(spec).at(measured, checkpoint, **{"seed": 0} | options)
+
+    for spec, coefficient in (("ablate:carrier", 0.0), ("ablate:carrier:harmless", 0.0), ("induce:carrier", 1.0)):
+        found = at(spec)
+        assert torch.equal(found.directions, own.at(PLACE))
+        assert torch.equal(found.reference.means, own.reference(PLACE, coefficient=coefficient).means)
+    assert at("ablate:carrier:zero").reference is None
+    path = measured.directions(checkpoint)
+    assert at(f"ablate:{path}@position=-1,layer=2:zero").reference is None
+    found = at(f"induce:{path}@position=-2,layer=1")
+    assert torch.equal(found.directions, own.values[0, 1])
+    assert (found.reference.name, found.reference.first_layer) == ("harmful mean", 1)
+    random = at("induce:random", seed=4)
+    assert torch.equal(random.directions, causal.random_like(own.at(PLACE), seed=4))
+    assert random.reference.name == "harmful mean"
+    save_file({"d": own.at(PLACE).clone()}, tmp_path / "one.safetensors")
+    assert at(f"ablate:{tmp_path / 'one.safetensors'}").reference is None
+    for spec in (f"ablate:{tmp_path / 'one.safetensors'}:harmless", f"induce:{tmp_path / 'one.safetensors'}"):
+        with pytest.raises(MechrefusalError, match="nothing says what harmless prompts have"):
+            at(spec)
+
+
 def write(run, name, frame):
     tables.write(frame, name, run.measurements(run.checkpoint("sft", step=3)))
 
@@ -73,7 +249,7 @@ def test_answers_are_those_of_the_carrier_ablated(run, tiny_hf):
     assert found.table["baseline"].tolist() == answers(tiny_hf, None)
     assert found.table["intervened"].tolist() == answers(tiny_hf, causal.Ablation(carrier))
     assert found.table["baseline"].tolist() != found.table["intervened"].tolist()
-    assert found.intervention == "ablate carrier of sft-step-00003 (position -1, layer 2)"
+    assert found.intervention == "ablate carrier of sft-step-00003 (position -1, layer 2) to zero"
     assert set(found.table["weights"]) == {run.checkpoint("sft", step=3).weights}
     by_id = study.ablated(f"{run.folder}/sft-step-00003", ASKED, max_new_tokens=NEW)
     pd.testing.assert_frame_equal(by_id.table, found.table)
@@ -111,7 +287,7 @@ def test_without_a_carrier_the_best_candidate_is_asked_for(run):
     with pytest.raises(MechrefusalError, match=r"'sft-step-00003' has no carrier \(kl in 8\).*'best'"):
         study.ablated(checkpoint, ASKED)
     found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert found.intervention == "ablate best candidate of sft-step-00003 (position -2, layer 3)"
+    assert found.intervention == "ablate best candidate of sft-step-00003 (position -2, layer 3) to zero"
 
 
 def test_a_run_of_an_earlier_version_says_no_best_candidate_but_has_scores(run):
@@ -128,7 +304,7 @@ def test_a_run_of_an_earlier_version_says_no_best_candidate_but_has_scores(run):
         old = pd.read_parquet(folder / f"{name}.parquet")
         old.drop(columns=list(tables.ADDED[name])).to_parquet(folder / f"{name}.parquet")
     found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert found.intervention == "ablate best candidate of sft-step-00003 (position -1, layer 1)"
+    assert found.intervention == "ablate best candidate of sft-step-00003 (position -1, layer 1) to zero"
     write(run, "carriers", scored.assign(exact=[True, False, True, True]))
     found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
     assert "(position -1, layer 3)" in found.intervention, "a rough score does not win"
@@ -136,7 +312,7 @@ def test_a_run_of_an_earlier_version_says_no_best_candidate_but_has_scores(run):
     with pytest.raises(MechrefusalError, match=r"no scored candidate.*kl in 8"):
         study.ablated(checkpoint, ASKED, direction="best")
     found = study.ablated(checkpoint, ASKED, direction="random", max_new_tokens=2)
-    assert found.intervention == "ablate random direction (seed 0, norm 1)"
+    assert found.intervention == "ablate random direction (seed 0, norm 1) to zero"
 
 
 def test_directions_of_an_earlier_version_are_named(run):
@@ -188,7 +364,19 @@ def test_a_model_without_a_run(tiny, tmp_path, tiny_hf):
         ({"direction": "FILE", "position": -1, "layer": 4}, "layer 4 .*0 to 3"),
         ({"direction": "FILE", "position": -3, "layer": 1}, r"position -3.*\[-2, -1\]"),
         ({"add": 1.0, "layer": 4}, "layer 4 .*0 to 3"),
-        ({"add": 1.0, "dose": 0.5}, "one of dose and add"),
+        ({"add": 1.0, "dose": 0.5}, "give one of dose, add and induce"),
+        ({"induce": 1.0, "dose": 0.5}, "give one of dose, add and induce"),
+        ({"induce": 1.0, "add": 1.0}, "give one of dose, add and induce"),
+        ({"induce": nan}, "induce is nan"),
+        ({"reference": "mean"}, "unknown reference 'mean': give one of harmless, zero"),
+        ({"reference": "zero", "add": 1.0}, "reference 'zero' says what an ablation leaves: leave it out"),
+        ({"reference": "harmless", "induce": 1.0}, "reference 'harmless' says what an ablation leaves"),
+        ({"reference": "harmless"}, "measure the checkpoint again, or ablate to reference 'zero'"),
+        ({"induce": 1.0}, "measure the checkpoint again, or ablate to reference 'zero'"),
+        (
+            {"direction": torch.ones(64), "reference": "harmless"},
+            "nothing says what harmless prompts have along the given direction.*reference 'zero'",
+        ),
         ({"add": nan}, "add is nan"),
         ({"dose": nan}, "dose is nan"),
         ({"layer": 1}, "layer 1 says nothing"),

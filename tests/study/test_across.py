@@ -56,6 +56,45 @@ def test_drift_compares_anchors_of_an_arm_and_arms_at_a_step():
     np.testing.assert_allclose(found.loc[("carrier_cosine", -1), "floor"], 1)
 
 
+def named(*ids):
+    """Checkpoints by `arm-step`."""
+    parts = [each.rsplit("-", 1) for each in ids]
+    return [Checkpoint(arm, int(step), Path(), each) for (arm, step), each in zip(parts, ids, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["base-0"], []),
+        (["base-0", "warm-up-2"], ["base-0 warm-up-2"]),
+        (["base-0", "sft-4"], ["base-0 sft-4"]),
+        (
+            ["base-0", "sft-4", "sft-8", "r2d2-4", "r2d2-8"],
+            [
+                "base-0 sft-4", "sft-4 sft-8", "base-0 sft-8", "base-0 r2d2-4", "r2d2-4 r2d2-8", "base-0 r2d2-8",
+                "sft-4 r2d2-4", "sft-8 r2d2-8",
+            ],
+        ),
+        (
+            ["base-0", "warm-up-2", "sft-4", "sft-8", "r2d2-4", "r2d2-8"],
+            [
+                "base-0 warm-up-2", "warm-up-2 sft-4", "sft-4 sft-8", "warm-up-2 sft-8", "warm-up-2 r2d2-4",
+                "r2d2-4 r2d2-8", "warm-up-2 r2d2-8", "sft-4 r2d2-4", "sft-8 r2d2-8",
+            ],
+        ),
+        (["base-0", "warm-up-2", "sft-4"], ["base-0 warm-up-2", "warm-up-2 sft-4"]),
+        # Steps that one arm alone has are compared with that arm's own.
+        (
+            ["base-0", "sft-4", "r2d2-8"],
+            ["base-0 sft-4", "base-0 r2d2-8"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_compared_with_what(given, expected):
+    """After a warm-up every arm starts from its end, and the base is compared with that end alone."""
+    assert [f"{a.weights} {b.weights}" for a, b in across.pairs(named(*given))] == expected
+
+
 def test_drift_without_a_carrier_is_a_row_that_says_so():
     table = across.drift(*_study())
     row = table[(table["arm_b"] == "r2d2") & (table["measure"] == "carrier_cosine")].iloc[0]

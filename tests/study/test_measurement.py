@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import models, report, study
 from mechrefusal.evaluation import discovery
 from mechrefusal.study import geometry_measurement, measurement, tables
+from mechrefusal.study.gate import gate
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +51,35 @@ def test_interventions_are_answered_with_random_controls(measured):
     _, recipe, found = measured
     counts = found.tables["generations"].groupby(["intervention", "set"]).size()
     n = recipe.measuring.n_intervened
-    for name, asked in (("ablate", "harmful"), ("add", "harmless")):
-        assert counts[(name, f"evaluation_{asked}")] == n
-        assert counts[(f"{name}_random", f"evaluation_{asked}")] == n
-    rates = found.tables["rates"]
-    assert {"ablate", "ablate_random", "add", "add_random", "none"} == set(rates["intervention"])
+    asked = {
+        "ablate": ["harmful", "harmless"], "ablate_random": ["harmful"], "induce": ["harmless"],
+        "induce_random": ["harmless"],
+    }  # fmt: skip
+    for name, sides in asked.items():
+        assert counts[name].to_dict() == {f"evaluation_{side}": n for side in sides}
+    assert {*asked, "none"} == set(found.tables["rates"]["intervention"])
+
+
+def test_the_carrier_says_what_it_was_ablated_to_and_where_zero_is(measured):
+    _, recipe, found = measured
+    carrier = found.tables["carrier"].iloc[0]
+    assert carrier["ablated_to"] == recipe.measuring.reference == "harmless"
+    place = found.directions.row(int(carrier["position"])), int(carrier["layer"])
+    assert carrier["zero_distance"] == pytest.approx(float(found.directions.zero_distance[place]), rel=1e-4)
+    carriers = found.tables["carriers"].dropna(subset=["bypass"])
+    of_winner = carriers[carriers["winner"]].iloc[0]
+    for name in ("bypass_zero", "induce_zero", "kl_zero"):
+        assert carrier[name] == pytest.approx(of_winner[name])
+    assert abs(carrier["bypass_zero"] - carrier["bypass"]) > 1e-4, "the reference makes no difference here"
+
+
+def test_the_gate_is_that_of_the_answers(measured):
+    checkpoint, _, found = measured
+    expected = gate(found.tables["generations"])
+    assert len(expected) == 4
+    table = found.tables["gate"]
+    assert set(table["weights"]) == {checkpoint.weights}
+    pd.testing.assert_frame_equal(table[list(expected)].reset_index(drop=True), expected)
 
 
 def test_attribution_onto_the_carrier_adds_up(measured):

@@ -57,7 +57,7 @@ def test_bad_recipes_are_named_on_one_line(content, said):
 
 
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
-    with pytest.raises(MechrefusalError, match="unknown recipe 'nope': give a YAML file or one of demo, tiny"):
+    with pytest.raises(MechrefusalError, match="unknown recipe 'nope': give a YAML file or one of demo, full, tiny"):
         recipe_path("nope")
     broken = tmp_path / "broken.yaml"
     broken.write_text("training: [1, 2")

@@ -8,12 +8,14 @@ from planted_directions import pair
 
 from mechrefusal.geometry import drift
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import tables
+from mechrefusal.study import deciding, tables
 from mechrefusal.study.relocation import relocation
 
 NAN = float("nan")
 BASE, SFT = Checkpoint("base", 0, Path(), "w0"), Checkpoint("sft", 5, Path(), "w1")
-N_LAYERS = 30
+N_LAYERS, N = 30, 40
+PLACED = {"n_halves": 2, "layer_half_low": 6, "layer_half_high": 8}
+OPEN = "; no number of prompts decides it as things stand"
 
 
 def carrier(layers=None, *, reference=0, **changes):
@@ -24,6 +26,7 @@ def carrier(layers=None, *, reference=0, **changes):
     else:
         # The planted directions have one layer, at which every carrier here stands.
         row |= {"position": -1, "layer": 0, "layer_low": layers[0], "layer_high": layers[1]}
+        row |= {"n_harmful": N, "n_harmless": N + 8}
     return tables.frame("carrier", [row | changes])
 
 
@@ -33,6 +36,7 @@ def transferred(source, target, decrease, *, half=0.2, random=0.2, kind="carrier
         "arm_source": source.arm, "step_source": source.step, "arm_target": target.arm, "step_target": target.step,
         "kind": kind, "decrease": decrease, "decrease_low": decrease - half, "decrease_high": decrease + half,
         "random_decrease": random, "decrease_half_low": halves[0], "decrease_half_high": halves[1], "reason": "",
+        "n_harmful": N,
     }  # fmt: skip
 
 
@@ -57,6 +61,10 @@ def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
         ("base", 0, "sft", 5)
     }
     assert (table["reason"] != "").all()
+    told = table["verdict"] != "cannot tell"
+    assert table.loc[told, "n_to_decide"].isna().all()
+    for row in table[~told].to_dict("records"):
+        assert row["reason"].endswith(f"; {deciding.said(row['n_to_decide'])}")
     return table.set_index("measure")
 
 
@@ -131,8 +139,10 @@ def test_no_carrier_is_named_and_settles_nothing():
     found = decide(carrier(None), carrier((8, 10)), carried({"decrease": 5.0, "kind": "best candidate"}))
     for measure in ("carrier_layer", "carrier_cosine"):
         assert found.loc[measure, "verdict"] == "cannot tell"
-        assert found.loc[measure, "reason"] == "no carrier at base-step-00000: none of 4 candidates is admissible"
-    assert found.loc["transfer", "reason"] == "no carrier at base-step-00000 to transfer"
+        assert found.loc[measure, "reason"] == (
+            f"no carrier at base-step-00000: none of 4 candidates is admissible{OPEN}"
+        )
+    assert found.loc["transfer", "reason"] == f"no carrier at base-step-00000 to transfer{OPEN}"
     assert found.loc["direction_cosine", "verdict"] == "not moved"
     assert found.loc["overall", "verdict"] == "cannot tell"
     assert "carrier_layer cannot tell: no carrier at base-step-00000" in found.loc["overall", "reason"]
@@ -147,7 +157,9 @@ def test_without_a_carrier_a_turned_direction_is_only_mentioned():
 
 def test_a_transfer_that_was_not_taken_leaves_the_rest_to_decide():
     found = decide(carrier((8, 10)), carrier((9, 10)), [])
-    assert found.loc["transfer", "reason"] == "the carrier of base-step-00000 was not applied at sft-step-00005"
+    assert found.loc["transfer", "reason"] == (
+        f"the carrier of base-step-00000 was not applied at sft-step-00005{OPEN}"
+    )
     assert found.loc["overall", "verdict"] == "not moved"
 
 
@@ -212,7 +224,9 @@ def test_a_move_is_more_than_halves_of_the_direction_prompts_differ(away, halves
     assert (f"{said}{halves[1]:.2f}" in found["reason"]) == known
     assert ("(the noise of the direction prompts is not in it)" in found["reason"]) == (not known)
     as_much = expected == "cannot tell" and away < 2.5
-    assert found["reason"].endswith(": but the noise of the direction prompts does as much") == as_much
+    assert (": but the noise of the direction prompts does as much" in found["reason"]) == as_much
+    if as_much:
+        assert found["reason"].endswith(f"does as much{OPEN}"), "the intervals are over other prompts"
 
 
 def test_halves_of_the_other_rows_decide_nothing():
@@ -227,18 +241,19 @@ def test_the_transfer_says_why_it_cannot_tell():
         return decide(carrier((8, 10)), carrier((9, 10)), carried(*rows)).loc["transfer", "reason"]
 
     assert reason({"decrease": 5.0}, {"decrease": 5.0, "kind": "best candidate"}) == (
-        "no carrier at sft-step-00005 to compare with"
+        f"no carrier at sft-step-00005 to compare with{OPEN}"
     )
     assert reason({"decrease": 5.0}, {"decrease": 0.1}).endswith(
-        "its own is not clear of zero and of a random direction"
+        f"its own is not clear of zero and of a random direction{OPEN}"
     )
-    assert "of a random direction at base-step-00000 either" in reason({"decrease": 1.0}, None, {"decrease": 0.1})
+    either = reason({"decrease": 1.0}, None, {"decrease": 0.1})
+    assert either.endswith(f"of a random direction at base-step-00000 either{OPEN}")
 
 
 def test_it_needs_only_the_rows_at_the_second_checkpoint():
     assert decide(carrier((8, 10)), carrier((9, 10)), LOST[:2]).loc["transfer", "verdict"] == "moved"
     found = decide(carrier((8, 10)), carrier((9, 10)), LOST[:1]).loc["transfer"]
-    assert found["reason"] == "the carrier of sft-step-00005 was not applied at sft-step-00005"
+    assert found["reason"] == f"the carrier of sft-step-00005 was not applied at sft-step-00005{OPEN}"
 
 
 @pytest.mark.parametrize(("often", "expected"), [(0.5, "moved"), (0.51, "cannot tell"), (NAN, "moved")])
@@ -251,7 +266,8 @@ def test_depth_of_a_carrier_that_is_mostly_none(often, expected, side):
     where = (BASE, SFT)[side].id
     said = f"no admissible candidate in 51% at {where} of the bootstraps over prompts; layers 8 to 10 and 2 to 4"
     assert found["reason"].startswith(said) == (expected == "cannot tell")
-    assert found["reason"].endswith("the noise of the direction prompts is not in the interval of sft-step-00005")
+    end = "the noise of the direction prompts is not in the interval of sft-step-00005"
+    assert found["reason"].endswith(end + (OPEN if expected == "cannot tell" else ""))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +312,7 @@ def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
     found = decide(carrier(None, reference=NAN), carrier(None, reference=NAN))
     assert found.loc["direction_cosine", "reason"].startswith("mean over layers, as there is no reference layer: ")
     assert found.loc["direction_cosine", "verdict"] == "not moved"
-    assert found.loc["principal_angle", "reason"] == "no reference layer to take the span at"
+    assert found.loc["principal_angle", "reason"] == f"no reference layer to take the span at{OPEN}"
 
 
 def test_a_carrier_without_an_interval():
@@ -312,3 +328,62 @@ def test_the_same_place_under_noise_is_hardly_ever_called_moved():
     turned = [each.loc["direction_cosine", "verdict"] for each in found]
     assert turned.count("moved") <= 1
     assert "cannot tell" in turned
+
+
+def test_how_many_prompts_would_decide_the_depth():
+    """Layers 3 to 9 about 6 and 5 to 19 about 12: six apart, and ten towards each other."""
+    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED)
+    found = depths(first, second)
+    assert found["verdict"] == "cannot tell"
+    assert found["n_to_decide"] == np.ceil(N * (10 / 6) ** 2)
+    assert found["reason"].endswith("; about 112 prompts of each side would decide it")
+    # The smallest of the sides that the intervals are over.
+    found = depths(first.assign(n_harmless=10), second)
+    assert found["n_to_decide"] == np.ceil(10 * (10 / 6) ** 2)
+
+
+@pytest.mark.parametrize("changes", [{"none_frequency": 0.6}, {"n_halves": 1}, {"n_halves": 0}])
+def test_no_number_is_promised_where_intervals_are_not_what_is_missing(changes):
+    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | changes)
+    for found in (depths(first, second), depths(second, first)):
+        assert np.isnan(found["n_to_decide"])
+        assert found["reason"].endswith(OPEN)
+
+
+def depths(first, second):
+    from mechrefusal.study.relocation import _depth
+
+    return vars(_depth(BASE, SFT, first.iloc[0], second.iloc[0], n_layers=N_LAYERS).told())
+
+
+def moved_transfer(away, own):
+    return decide(carrier((8, 10)), carrier((9, 10)), carried(away, own)).loc["transfer"]
+
+
+@pytest.mark.parametrize(
+    ("away", "own", "expected"),
+    [
+        # Lowered by 2 and by 5 on its own, 3.5 towards each other, 3 apart.
+        ({"decrease": 2.0, "half": 1.5}, {"half": 2.0}, N * (3.5 / 3) ** 2),
+        # As large as 4.8, but from 6 below; 0.2 is what a random direction does.
+        ({"decrease": 4.8, "half": 6.0}, {}, N * (6.0 / 4.6) ** 2),
+        # Between the two: more prompts place it better, and it stays between them.
+        ({"decrease": 3.5}, {}, NAN),
+        # Its own is not clear of a random direction.
+        ({"decrease": 2.0}, {"half": 5.5}, N * (5.5 / 4.8) ** 2),
+        ({"decrease": 2.0}, {"decrease": 0.1}, NAN),
+    ],
+)
+def test_how_many_prompts_would_decide_the_transfer(away, own, expected):
+    found = moved_transfer(away, {"decrease": 5.0} | own)
+    assert found["verdict"] == "cannot tell"
+    assert found["n_to_decide"] == pytest.approx(np.ceil(expected), nan_ok=True)
+
+
+def test_the_least_of_what_is_open_decides_the_whole():
+    wide = carrier((2, 10))
+    found = decide(carrier((8, 10)), wide, carried({"decrease": 4.8, "half": 6.0}))
+    asked = found.loc[["carrier_layer", "transfer"], "n_to_decide"]
+    assert found.loc["overall", "n_to_decide"] == asked.min()
+    contradicting = decide(carrier((8, 10)), carrier((2, 4)), HELD)
+    assert np.isnan(contradicting.loc["overall", "n_to_decide"])

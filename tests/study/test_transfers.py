@@ -10,6 +10,7 @@ from planted_directions import from_activations
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import study
+from mechrefusal.causal.layout import TokenClasses
 from mechrefusal.geometry import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric
 from mechrefusal.prompts import builtin
@@ -22,13 +23,18 @@ HALF = ["decrease_half_low", "decrease_half_high"]
 
 
 @pytest.fixture
-def made(tmp_path, tiny_hooked, monkeypatch):
+def made(request, tmp_path, tiny_hooked, monkeypatch):
     """A run of a base alone with a carrier, its checkpoints, and what is asked; `loads` grows with every target run."""
-    run = study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    recipe = study.load_recipe("tiny")
+    measuring = dataclasses.replace(recipe.measuring, reference=getattr(request, "param", "harmless"))
+    run = study.Run.create(tmp_path / "run", dataclasses.replace(recipe, measuring=measuring))
     base = Checkpoint("base", 0, tmp_path, "w0")
     random = np.random.default_rng(0)
     activations = random.normal(size=(2, 8, 2, tiny_hooked.cfg.n_layers, tiny_hooked.cfg.d_model)).astype("float32")
-    directions = from_activations(*activations, weights="w0")
+    instruction = torch.tensor(random.normal(size=(2, *activations.shape[3:])), dtype=torch.float32)
+    directions = dataclasses.replace(
+        from_activations(*activations, weights="w0"), instruction=instruction, classes=TokenClasses(2, 2)
+    )
     directions.save(run.directions(base))
     carrier = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": ""}
     carrier |= {"reference_kind": "carrier", "reference_position": POSITION, "reference_layer": LAYER}
@@ -46,12 +52,19 @@ def matrix(made):
     return transfers.transfers(made.run, [made.base], made.asked)
 
 
+@pytest.mark.parametrize("made", ["harmless", "zero"], indirect=True)
 def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
+    """And what all of it is ablated to is the recipe's reference."""
     row = matrix(made).iloc[0]
     validation = made.asked.validation.take(made.run.recipe.geometry.n_transferred)
     halves = made.directions.halves[:, made.directions.row(POSITION), LAYER].float()
     alone = {str(number): Found(half, POSITION, LAYER) for number, half in enumerate(halves)}
-    expected = transfer(tiny_hooked, alone, validation, METRIC)["decrease"]
+    harmless = made.run.recipe.measuring.reference == "harmless"
+    expected, other = (
+        transfer(tiny_hooked, alone, validation, METRIC, own=own)["decrease"]
+        for own in ((made.directions, None) if harmless else (None, made.directions))
+    )
+    assert np.abs(expected - other).min() > 1e-3, "the reference makes no difference here"
     assert expected.max() - expected.min() > 0.01
     np.testing.assert_allclose(row[HALF].astype(float), sorted(expected), atol=FORWARD)
 

@@ -1,0 +1,134 @@
+"""How many prompts would decide, against a search for the first number at which the rule itself decides."""
+
+from dataclasses import replace
+from math import ceil, nan, sqrt
+
+import numpy as np
+import pytest
+
+from mechrefusal.geometry.drift import Turn, depth_verdict, verdict
+from mechrefusal.intervals import Estimate
+from mechrefusal.study import deciding
+
+NOW = 40
+MOST = 100_000
+
+
+def first(decides):
+    """The least number of prompts, from `NOW` on, at which `decides(scale of the intervals)`; NaN where none does."""
+    numbers = np.arange(NOW, MOST + 1)
+    told = np.array([decides(sqrt(NOW / n)) for n in numbers[:: len(numbers) // 200]])
+    if not told.any():
+        return nan if not decides(sqrt(NOW / MOST)) else float(_narrowed(decides, NOW, MOST))
+    return float(_narrowed(decides, NOW, int(numbers[:: len(numbers) // 200][told.argmax()])))
+
+
+def _narrowed(decides, low, high):
+    """The first of low to high that decides, where everything from there on does."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(sqrt(NOW / middle)) else (middle + 1, high)
+    return low
+
+
+def narrowed(values, ends, scale):
+    return tuple(tuple(v + scale * (end - v) for end in each) for v, each in zip(values, ends, strict=True))
+
+
+@pytest.mark.parametrize("n_layers", [4, 30])
+@pytest.mark.parametrize("seed", range(60))
+def test_depth(seed, n_layers):
+    drawn = np.random.default_rng([seed, n_layers])
+    values = tuple(drawn.uniform(0, n_layers / (1 + seed % 4), size=2))
+    ends = tuple((v - drawn.uniform(0, 6), v + drawn.uniform(0, 6)) for v in values)
+
+    def decides(scale):
+        return depth_verdict(*narrowed(values, ends, scale), n_layers=n_layers)[0] != "cannot tell"
+
+    expected = first(decides)
+    found = deciding.for_depth(values, ends, n_layers=n_layers, n=NOW)
+    assert found == pytest.approx(expected, nan_ok=True, abs=1)
+    assert found == deciding.for_depth(values[::-1], ends[::-1], n_layers=n_layers, n=NOW)
+
+
+def test_depths_of_every_kind_were_drawn():
+    """So that the search above compares numbers: many that decide later, some now."""
+    found = []
+    for seed in range(60):
+        drawn = np.random.default_rng([seed, 30])
+        values = tuple(drawn.uniform(0, 30 / (1 + seed % 4), size=2))
+        ends = tuple((v - drawn.uniform(0, 6), v + drawn.uniform(0, 6)) for v in values)
+        found.append(deciding.for_depth(values, ends, n_layers=30, n=NOW))
+    assert sum(n == NOW for n in found) > 3
+    assert sum(n > NOW for n in found) > 20
+
+
+def test_depth_by_hand():
+    # 8 ± 2 and 14 ± 6: they reach 8 towards each other and are 6 apart, so (8/6)² as many.
+    ends = ((6.0, 10.0), (8.0, 20.0))
+    assert deciding.for_depth((8.0, 14.0), ends, n_layers=30, n=40) == ceil(40 * (8 / 6) ** 2)
+    # 8 ± 4 and 8 ± 4 span 8 layers of 30, of which 3 are the same depth.
+    ends = ((4.0, 12.0), (4.0, 12.0))
+    assert deciding.for_depth((8.0, 8.0), ends, n_layers=30, n=40) == ceil(40 * (8 / 3) ** 2)
+    # As far apart as the limit: they never span less, and part only.
+    ends = ((6.0, 10.0), (9.0, 13.0))
+    assert deciding.for_depth((8.0, 11.0), ends, n_layers=30, n=40) == ceil(40 * (4 / 3) ** 2)
+
+
+def turned(excess, corrected, reason=""):
+    given = [Estimate(v, v - below, v + above, 16) for v, below, above in (excess, corrected)]
+    return Turn("cosine", (given[1], given[1]), given[1], 0.9, given[0], given[1], 0.1, reason)
+
+
+def scaled(found, scale):
+    def one(estimate):
+        ends = (estimate.value + scale * (end - estimate.value) for end in (estimate.low, estimate.high))
+        return Estimate(estimate.value, *ends, estimate.n)
+
+    return replace(found, excess=one(found.excess), corrected=one(found.corrected))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_turn(seed):
+    drawn = np.random.default_rng(seed)
+    excess = (drawn.uniform(-0.05, 0.3), *drawn.uniform(0, 0.5, 2))
+    corrected = (drawn.uniform(0.8, 1.0), *drawn.uniform(0, 0.2, 2))
+    found = turned(excess, corrected)
+    expected = first(lambda scale: verdict(scaled(found, scale))[0] != "cannot tell")
+    assert deciding.for_turn(found, NOW) == pytest.approx(expected, nan_ok=True, abs=1)
+
+
+def test_turns_that_no_number_decides():
+    assert np.isnan(deciding.for_turn(turned((-0.01, 0.1, 0.1), (0.85, 0.1, 0.1)), 40)), "turned, but by no excess"
+    assert np.isnan(deciding.for_turn(turned((0.1, 0.2, 0.2), (0.9, 0.1, 0.1)), 40)), "on the border"
+    assert np.isnan(deciding.for_turn(turned((0.1, 0.2, 0.2), (0.85, 0.1, 0.1), reason="unpaired"), 40))
+    assert np.isnan(deciding.for_turn(turned((0.1, nan, nan), (0.85, 0.1, 0.1)), 40))
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        ([(2.0, 1.0)], 160),
+        ([(2.0, 1.0), (1.5, 1.0)], 90),  # the nearer of two ways
+        ([(0.5, 1.0)], 40),  # never fewer than there are
+        ([(1.0, 0.0)], nan),  # on the border
+        ([(1.0, -1.0)], nan),
+        ([(nan, 1.0)], nan),
+        ([(1.0, nan), (2.0, 1.0)], 160),
+        ([], nan),
+        ([(50.0, 1.0)], 100_000),
+        ([(50.1, 1.0)], nan),  # more than anybody has
+        ([(1.01, 1.0)], 41),  # rounded up
+    ],
+)
+def test_prompts_needed(needs, expected):
+    assert deciding.prompts_needed(40, *needs) == pytest.approx(expected, nan_ok=True)
+
+
+def test_of_an_unknown_number_of_prompts():
+    assert np.isnan(deciding.prompts_needed(nan, (2.0, 1.0)))
+
+
+def test_words():
+    assert deciding.said(160.0) == "about 160 prompts of each side would decide it"
+    assert deciding.said(nan) == "no number of prompts decides it as things stand"
