@@ -8,7 +8,7 @@ whole openings of several tokens are teacher-forced instead.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.generation import Completions, complete
 from mechrefusal.evaluation.judges import is_degenerate, is_refusal
 from mechrefusal.models import ForcedOpenings, RefusalMetric, TokenBatch, last_logits
+from mechrefusal.models.forward import _check_length
 from mechrefusal.models.refusal_metric import opening_log_probabilities
+from mechrefusal.models.tree import Branch
+from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.models.twin import twin
 
 GOOD_AUC = 0.9
 FEWEST = 3
@@ -29,6 +33,8 @@ FEWEST = 3
 ENOUGH_TO_HOLD_OUT = 8
 """Refusals, and answers, from which on half of the prompts is held out to measure AUC on."""
 LARGEST_SET = 20
+PROMPTS_AT_ONCE = 64
+"""Prompts in one pass over token trees."""
 FORCED_TOKENS = (6, 12)
 """Tokens of a teacher-forced opening; the second length where refusals and answers share all openings of the first."""
 MOST_REFUSALS, MOST_ANSWERS = 4, 8
@@ -167,8 +173,10 @@ class _Said:
 
 def _best_token_sets(model, said: _Said, longest_opening: int) -> Discovered | None:
     tried: list[Discovered] = []
-    for length in range(longest_opening + 1):
-        found = _try_opening(model, said, length)
+    openings = [_opening(said, length) for length in range(longest_opening + 1)]
+    known = [opening for opening in openings if opening is not None]
+    for opening, logits in zip(known, _logits(model, said.prompts, known), strict=True):
+        found = _try_opening(said, opening, logits)
         if found is not None:
             tried.append(found)
             if found.auc >= 0.99 and found.coverage >= 0.8:
@@ -176,13 +184,14 @@ def _best_token_sets(model, said: _Said, longest_opening: int) -> Discovered | N
     return max(tried, key=lambda m: (round(m.auc, 3), m.coverage, -len(m.opening)), default=None)
 
 
-def _try_opening(model, said: _Said, length: int) -> Discovered | None:
-    everywhere = torch.arange(len(said.prompts))
+def _opening(said: _Said, length: int) -> tuple[int, ...] | None:
+    """The commonest first `length` tokens of refusals that go on after them."""
     longer = [row for row in said.refused.nonzero()[:, 0].tolist() if len(said.answers[row]) > length]
-    if not longer:
-        return None
-    opening = Counter(said.answers[row][:length] for row in longer).most_common(1)[0][0]
-    logits = _logits(model, said.prompts, opening)
+    return Counter(said.answers[row][:length] for row in longer).most_common(1)[0][0] if longer else None
+
+
+def _try_opening(said: _Said, opening: tuple[int, ...], logits: Float[Tensor, "prompt vocab"]) -> Discovered | None:
+    everywhere = torch.arange(len(said.prompts))
     likeliest = logits.argmax(-1)
 
     def scores_by(rows: Tensor) -> Tensor | None:
@@ -302,7 +311,7 @@ def _fallback(model, said: _Said, refusal: str, why: str) -> Discovered:
     if not told:
         raise MechrefusalError(f"the fallback refusal {refusal!r} has no tokens; give the start of a refusal")
     token = told[0]
-    logits = _logits(model, said.prompts, ())
+    (logits,) = _logits(model, said.prompts, [()])
     logits[:, token] = -torch.inf
     n_refused, n_answered = said.counts()
     likeliest = Counter((logits[~said.refused] if n_answered else logits).argmax(-1).tolist())
@@ -330,8 +339,36 @@ def _told(auc: float, held_out: float) -> str:
     return f"AUC {auc:.3f}" + ("" if math.isnan(held_out) else f" ({held_out:.3f} held out)")
 
 
-def _logits(model, prompt_ids: Sequence[Sequence[int]], opening: Sequence[int]) -> Float[Tensor, "prompt vocab"]:
-    logits = last_logits(model, _batch(model, [[*prompt, *opening] for prompt in prompt_ids]))[:, -1].float().cpu()
+def _logits(
+    model, prompt_ids: Sequence[Sequence[int]], openings: Sequence[tuple[int, ...]]
+) -> Iterator[Float[Tensor, "prompt vocab"]]:
+    """Logits after every prompt and opening, opening by opening.
+
+    Where the model has a twin that runs token trees, a prompt is run once for all openings.
+    """
+    found = twin(model) if hasattr(model, "hook_dict") else None
+    forward = TreeForward(found.model) if found is not None else None
+    if forward is None or not forward.shares:
+        for opening in openings:
+            batch = _batch(model, [[*prompt, *opening] for prompt in prompt_ids])
+            yield _numbers(last_logits(model, batch)[:, -1])
+        return
+    _check_length(model, max(map(len, prompt_ids)) + max(map(len, openings)))
+    parts = []
+    for start in range(0, len(prompt_ids), PROMPTS_AT_ONCE):
+        branches = [
+            Branch((*prompt, *opening), (len(prompt) + len(opening) - 1,))
+            for opening in openings
+            for prompt in prompt_ids[start : start + PROMPTS_AT_ONCE]
+        ]
+        with torch.no_grad():
+            logits = forward.run(branches).logits.float().cpu()
+        parts.append(logits.unflatten(0, (len(openings), -1)))
+    yield from map(_numbers, torch.cat(parts, dim=1))
+
+
+def _numbers(logits: Tensor) -> Float[Tensor, "prompt vocab"]:
+    logits = logits.float().cpu()
     _require_numbers(logits.isnan().any(-1))
     return logits
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mechrefusal import prompts
 from mechrefusal.models import TokenBatch, end_tokens
 from mechrefusal.models import generate as continue_greedily
-from mechrefusal.models.twin import twin
+from mechrefusal.models.twin import plain_model
 from mechrefusal.progress import bar
 
 PADDED_TOKENS = 4096
@@ -73,12 +73,6 @@ def complete(
     in_order = [tuple(answers[row]) for row in range(len(ids))]
     decoded = tokenizer.batch_decode([list(row) for row in in_order], skip_special_tokens=True) if in_order else []
     return Completions(tuple(decoded), tuple(in_order))
-
-
-def plain_model(model):
-    """The plain model behind a hooked transformer, on which interventions can be opened as on any; else the model."""
-    found = twin(model) if hasattr(model, "hook_dict") else None
-    return model if found is None else found.model
 
 
 def _batches(lengths: Sequence[int], chunk: int) -> Iterator[list[int]]:

@@ -157,6 +157,7 @@ def score(
     *,
     rows: Sequence[dict] | None = None,
     reference: str = HARMLESS,
+    scorer: Scorer | None = None,
 ) -> CarrierScores:
     """Score candidate directions on validation prompts.
 
@@ -172,6 +173,7 @@ def score(
         model: a hooked transformer, of the weights that the directions are from.
         rows: (position, layer) pairs to score, from `carriers.candidates`; by default all that `select` could admit.
         reference: "harmless" or "zero".
+        scorer: of the same model, prompts and metric, where one was made already.
 
     Returns:
         One row a candidate. One that cannot be scored (a direction that is zero or not finite, as at layer 0 where
@@ -182,7 +184,7 @@ def score(
     """
     same_weights(model, directions)
     rows = candidate_rows(model, directions, rows)
-    scorer = Scorer(model, validation, metric)
+    scorer = scorer or Scorer(model, validation, metric)
     found = [exactly(scorer, directions, row, reference) for row in track(rows, "scoring carriers")]
     return gathered(rows, found, [True] * len(rows))
 

@@ -56,6 +56,7 @@ def screened(
     prune_layer_fraction: float = 0.2,
     share: float = 0.25,
     reference: str = HARMLESS,
+    scorer: Scorer | None = None,
 ) -> CarrierScores:
     """Scores for `carriers.select` with the same thresholds, exact only where a candidate could win.
 
@@ -69,6 +70,7 @@ def screened(
         rows: (position, layer) pairs, from `carriers.candidates`; by default all that `select` could admit.
         share: of the validation prompts that the screen runs, at least `FEWEST` of each side.
         reference: what a direction is ablated to, as in `score`.
+        scorer: for the exact scores, where one of the same model, prompts and metric was made already.
 
     Raises:
         MechrefusalError: directions of other weights, no prompts, an unknown reference, or a share not in (0, 1].
@@ -82,9 +84,9 @@ def screened(
     sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, places, strict=True)))
     rough = Scorer(model, sample, metric, low_precision=True)
     if [len(kept) for kept in places] == [len(each) for each in texts] and not rough.low_precision:
-        return score(model, directions, validation, metric, rows=wanted, reference=reference)
+        return score(model, directions, validation, metric, rows=wanted, reference=reference, scorer=scorer)
     screen = [exactly(rough, directions, row, reference) for row in track(wanted, "screening carriers")]
-    exact = Scorer(model, validation, metric)
+    exact = scorer or Scorer(model, validation, metric)
     pilots = {
         place: exactly(exact, directions, wanted[place], reference)
         for place in track(_pilots(screen, kl_threshold), "scoring pilots")

@@ -5,6 +5,7 @@ from math import inf, isfinite
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.cones import ConeSettings
+from mechrefusal.geometry.stability import CONTENDERS
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class GeometrySettings:
         score_zero: score every candidate ablated to zero too (as Arditi et al. publish), beside the recipe's reference;
             false: only the carrier, or the best candidate where there is none.
         layer_step: score candidates at every n-th layer.
+        n_contenders: candidates that halves of the direction prompts choose among.
         n_bootstrap: resamples of the validation prompts for the carrier's stability.
         largest_subspace: subspaces of 1 to this many directions; 0 for none.
         cone_steps: optimiser steps of the learned cone; 0 for none.
@@ -31,6 +33,7 @@ class GeometrySettings:
     screen: bool = True
     score_zero: bool = True
     layer_step: int = 1
+    n_contenders: int = CONTENDERS
     n_bootstrap: int = 1000
     largest_subspace: int = 5
     cone_steps: int = 16
@@ -42,7 +45,7 @@ class GeometrySettings:
     n_transferred: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("n_bootstrap", "layer_step"):
+        for name in ("n_bootstrap", "n_contenders", "layer_step"):
             if getattr(self, name) < 1:
                 raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give at least 1")
         for name in ("largest_subspace", "cone_steps", "n_coupled", "n_dosed", "n_transferred"):

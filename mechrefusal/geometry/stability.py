@@ -118,6 +118,7 @@ def split_half(
     *,
     contenders: int = CONTENDERS,
     reference: str = HARMLESS,
+    scorer: Scorer | None = None,
 ) -> SplitHalf:
     """Choose the carrier again by the directions of each half of the direction prompts.
 
@@ -129,6 +130,7 @@ def split_half(
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
         scores: from `score` or `screened`; drawn: their `bootstrap`; thresholds as in `carriers.select`.
+        scorer: that `scores` were taken with, if it is kept.
         reference: what `scores` were taken with. Its harmless mean is that of all direction prompts for either half.
 
     Raises:
@@ -148,7 +150,7 @@ def split_half(
     table.loc[places, "half_wins"] = 0.0
     if not rows:
         return SplitHalf(table, 0, float("nan"), float("nan"))
-    scorer = Scorer(model, validation, metric)
+    scorer = scorer or Scorer(model, validation, metric)
     layers: list[float] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for half in track(halves, "carriers of halves"):

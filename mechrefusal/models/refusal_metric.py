@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.forward import TokenBatch, _step, expanded, head_cache, last_logits
+from mechrefusal.models.twin import plain_model
 
 LOGIT_BYTES = 1 << 28
 """Logits of one pass, where one prompt does not need more: a vocabulary can have 256k tokens."""
@@ -155,7 +156,7 @@ class RefusalMetric:
             ValueError: no prompts.
         """
         batch = self.batch(prompts, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device))
-        return self._score_and_read(model, batch, read)
+        return self._score_and_read(plain_model(model), batch, read)
 
     def _score_and_read(self, model, batch: TokenBatch, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         cache, scores, told = head_cache(model, batch), [], []

@@ -134,6 +134,15 @@ def twin(model) -> Twin | None:
     return model.__dict__[_KEY]
 
 
+def plain_model(model):
+    """The plain model behind a hooked transformer, where it has a twin; else the model itself.
+
+    Interventions can be opened on it as on any model. It has neither the hooked transformer's tokenizer nor its config.
+    """
+    found = twin(model) if hasattr(model, "hook_dict") else None
+    return model if found is None else found.model
+
+
 def agree(seen: Tensor, expected: Tensor) -> bool:
     """Whether log-probabilities over the vocabulary (last axis) agree within `TOLERANCE`; never where some are not
     finite."""

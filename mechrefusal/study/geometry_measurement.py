@@ -51,6 +51,7 @@ class GeometryMeasurement:
     locked: Directions
     harmfulness: Directions | None
     carrier: pd.Series | None = None
+    _scorer: geometry.Scorer | None = None
     reference: Reference | None = None
 
     def __init__(self, model, metric: Discovered, asked: Asked, recipe: Recipe, scores: pd.DataFrame, add: Add) -> None:
@@ -169,7 +170,9 @@ class GeometryMeasurement:
                 scores,
                 stability,
                 **thresholds,
+                contenders=self.wanted.n_contenders,
                 reference=settings.reference,
+                scorer=self._scorer,
             )
             table["half_wins"] = halves.table["half_wins"]
             row |= {
@@ -188,15 +191,17 @@ class GeometryMeasurement:
             row |= {name: own[name] for name in (*ZERO_SCORES, "admissible_zero")}
             place = directions.row(self.reference.position), self.reference.layer
             row["zero_distance"] = directions.zero_distance[place].item()
+        self._scorer = None  # what it keeps of every layer is not needed any more
         if table["admissible_zero"].notna().all():
             row["n_admissible_zero"] = int(table["admissible_zero"].sum())
 
     def _scores(self, rows: list[dict], reference: str) -> geometry.CarrierScores:
         """Scores of candidates under ablation to a reference, screened where the recipe says so."""
         given = (self.model, self.directions, self.validation, self.metric)
+        scorer = self._scorer = self._scorer or geometry.Scorer(self.model, self.validation, self.metric)
         if self.wanted.screen and len(rows) > 1:
-            return geometry.screened(*given, rows=rows, **self._thresholds(), reference=reference)
-        return geometry.score(*given, rows=rows, reference=reference)
+            return geometry.screened(*given, rows=rows, **self._thresholds(), reference=reference, scorer=scorer)
+        return geometry.score(*given, rows=rows, reference=reference, scorer=scorer)
 
     def _with_zero(self, table: pd.DataFrame, rows: list[dict]) -> dict[str, pd.Series]:
         """Columns of the scores under ablation to zero and addition: of all candidates, or of the reference alone."""

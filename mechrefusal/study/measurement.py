@@ -20,10 +20,10 @@ from mechrefusal.evaluation import (
     judged,
     rates,
 )
-from mechrefusal.evaluation.generation import plain_model
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.scoring import inducing as inducing_at
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
+from mechrefusal.models.twin import plain_model
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.causal_measurement import CausalMeasurement
