@@ -346,6 +346,8 @@ def _logits(
 
     Where the model has a twin that runs token trees, a prompt is run once for all openings.
     """
+    if not openings:
+        return
     found = twin(model) if hasattr(model, "hook_dict") else None
     forward = TreeForward(found.model) if found is not None else None
     if forward is None or not forward.shares:

@@ -26,7 +26,7 @@ from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 from mechrefusal.training import WARM_UP, TrainingSettings
 
-RULES = 7
+RULES = 8
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 

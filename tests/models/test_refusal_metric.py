@@ -7,6 +7,7 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, causal, models
 from mechrefusal.models import ForcedOpenings, RefusalMetric, refusal_metric
+from mechrefusal.models.twin import plain_model
 
 
 def probabilities(logits):
@@ -179,7 +180,8 @@ def test_logits_of_one_pass_stay_within_the_limit(metric, tiny_hf, tiny_hooked, 
     sizes = []
     limit = 4 * tiny_hooked.cfg.d_vocab * 20
     monkeypatch.setattr(refusal_metric, "LOGIT_BYTES", limit)
-    hook = tiny_hooked.unembed.register_forward_hook(lambda _, inputs, output: sizes.append(4 * output.numel()))
+    head = plain_model(tiny_hooked).get_output_embeddings()  # where the passes are run
+    hook = head.register_forward_hook(lambda _, inputs, output: sizes.append(4 * output.numel()))
     try:
         found = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: logits)
     finally:

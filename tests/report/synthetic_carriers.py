@@ -59,7 +59,10 @@ def candidate_tables(
 
 
 def _zero(candidate: dict, strength: float) -> dict:
-    found = {name: candidate[name] for name in candidate if name.endswith("_zero")}
+    found = {name: candidate[name] for name in candidate if name.endswith("_zero")} | {
+        "n_harmful": 30,
+        "n_harmless": 31,
+    }
     return found | {"zero_distance": zero_distance(candidate["position"], candidate["layer"], strength)}
 
 

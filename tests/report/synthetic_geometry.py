@@ -182,7 +182,7 @@ def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) 
 
 
 def _relocation(a: tuple[str, int], b: tuple[str, int]) -> list[dict]:
-    pair = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
+    pair = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1], "n_to_decide": NAN}
     overall = "cannot tell" if a[0] == "base" else "moved" if b[0] == "r2d2" else "not moved"
     why = BROKEN if a[0] == "base" else "the layers' intervals do not overlap" if overall == "moved" else "at rest"
     depth = {"measure": "carrier_layer", "value": 3.0, "low": 1.0, "high": 5.0, "floor": 1.0}
