@@ -28,7 +28,8 @@ from mechrefusal.evaluation.judges.reading import read
 from mechrefusal.evaluation.judges.requests import Request, kind_of
 
 _ABOUT_DECLINING = re.compile(
-    r"\b(?:declin|refus|reject|turn(?:s|ed|ing)? down|cancel|apolog|excuse|sorry|say(?:s|ing)? no|can'?t|cannot|unable)",
+    r"\b(?:declin|refus|reject|turn(?:s|ed|ing)? down|cancel|apolog|excuse|sorry|say(?:s|ing)? no|can'?t|cannot|unable"
+    r"|translat|repeat|quote|rephras|paraphras)",
     re.IGNORECASE,
 )
 """Requests for a text that may itself be a refusal."""
