@@ -23,7 +23,7 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path):
         prompts=dataclasses.replace(demo.prompts, n_conversations=4),
         training=dataclasses.replace(
             demo.training,
-            warm_up=1, warm_up_utility_per_step=2, warm_up_harmful_per_step=2,
+            warmup_steps=0, warm_up=1, warm_up_utility_per_step=2, warm_up_harmful_per_step=2,
             steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, n_probe=2, probe_tokens=2, r2d2=r2d2,
         ),
         attack=dataclasses.replace(demo.attack, n_cases=0),
