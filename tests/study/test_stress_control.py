@@ -301,7 +301,8 @@ def test_differences_of_a_stress_test_are_those_of_its_cases(run, found, by_hand
 # On the command line
 
 
-def test_evaluate_prints_the_control_and_the_differences(run, capsys):
+def test_evaluate_prints_the_control_and_the_differences(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table breaks its cells
     words = ["--suite", "builtin", "--n", "2", "--attack", "gcg", "--n_attacked", "2", "--attack_steps", "1"]
     words += ["--checkpoint", "sft-step-00003", "--checkpoint", "r2d2-step-00003", "--max_new_tokens", "4"]
     assert cli.main(["evaluate", str(run.folder), *words]) == 0
