@@ -21,7 +21,9 @@ from mechrefusal.causal.interventions import (
     intervened,
     orthonormal,
     patch,
+    put_in,
     random_like,
+    taken_out,
 )
 from mechrefusal.causal.knockout import head_sets
 from mechrefusal.causal.passes import AnswerPasses, Passes
@@ -49,5 +51,7 @@ __all__ = [
     "orthonormal",
     "patch",
     "patching",
+    "put_in",
     "random_like",
+    "taken_out",
 ]

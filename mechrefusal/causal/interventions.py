@@ -25,7 +25,9 @@ from mechrefusal.causal.operations import (
     Intervention,
     Patch,
     orthonormal,
+    put_in,
     random_like,
+    taken_out,
 )
 from mechrefusal.causal.plain import PlainModel
 from mechrefusal.causal.positions import Pass, Positions
@@ -46,7 +48,9 @@ __all__ = [
     "intervened",
     "orthonormal",
     "patch",
+    "put_in",
     "random_like",
+    "taken_out",
 ]
 
 
@@ -147,17 +151,17 @@ def intervened(
 
 def is_held(intervention: Intervention) -> bool:
     """Whether it sets activations to a reference, and so must know which token is which."""
-    flat = intervention.flat if isinstance(intervention, Chain) else [intervention]
-    return any(isinstance(one, Ablation) and one.reference is not None for one in flat)
+    return bool(_references(intervention))
 
 
 def tail_of(intervention: Intervention | None) -> int:
     """Tokens at the end of a prompt that must come in one pass for an intervention to know them."""
-    if intervention is None:
-        return 0
+    return max((reference.classes.n_after for reference in _references(intervention)), default=0)
+
+
+def _references(intervention: Intervention | None) -> list[Reference]:
     flat = intervention.flat if isinstance(intervention, Chain) else [intervention]
-    references = [one.reference for one in flat if isinstance(one, Ablation) and one.reference is not None]
-    return max((reference.classes.n_after for reference in references), default=0)
+    return [one.reference for one in flat if isinstance(one, Ablation) and one.reference is not None]
 
 
 def _backbone(place):

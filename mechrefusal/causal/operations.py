@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechrefusal.causal.layout import Layout
 from mechrefusal.causal.positions import Pass, Positions, at_positions, check_positions, required
-from mechrefusal.causal.reference import Reference
+from mechrefusal.causal.reference import Reference, References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_direction, require_layers
 from mechrefusal.models.twin import Edit, Site
@@ -306,6 +306,28 @@ def _require_finite(what: str, value: float) -> None:
 def _require_site(site: str, known: Sequence[Site]) -> None:
     if site not in known:
         raise MechrefusalError(f"unknown site '{site}'; give one of {', '.join(known)}")
+
+
+def taken_out(
+    directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"],
+    references: References | None,
+    *,
+    dose: float = 1,
+) -> Ablation:
+    """What takes directions out: their part set to the harmless mean, or without references to zero."""
+    return Ablation(directions, dose, reference=references.harmless if references else None)
+
+
+def put_in(
+    direction: Float[Tensor, " d_model"], references: References | None, *, layer: int, dose: float = 1
+) -> "Ablation | Addition":
+    """What puts a direction in: its part set to the harmful mean, or without references the direction added at `layer`.
+
+    `dose`: how much of the way to that mean; the coefficient of an addition.
+    """
+    if references is None:
+        return Addition(direction, layer, dose)
+    return Ablation(direction, dose, reference=references.harmful)
 
 
 def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Tensor, " d_model"]:

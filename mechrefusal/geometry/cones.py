@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mechrefusal import prompts
-from mechrefusal.causal.interventions import Ablation, Addition
+from mechrefusal.causal.interventions import put_in, taken_out
 from mechrefusal.causal.passes import Passes
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
@@ -182,14 +182,8 @@ class _Losses:
             self.ready[number] = _Batch.of(self.model, *self.pairs[number], self.metric)
         batch, metric = self.ready[number], self.metric
         unit = direction / direction.norm()
-        ends = self.references
-        inducing = (
-            Addition((self.length * unit).float(), self.layer)
-            if ends is None
-            else Ablation(unit, reference=ends.harmful)
-        )
-        ablated = batch.both.logits(Ablation(unit, reference=ends.harmless if ends else None))
-        added = batch.harmless.logits(inducing)
+        ablated = batch.both.logits(taken_out(unit, self.references))
+        added = batch.harmless.logits(put_in((self.length * unit).float(), self.references, layer=self.layer))
         following = ablated[0][batch.n_harmful :, 0].log_softmax(-1)
         return {
             "ablation": softplus(metric.of_runs(ablated)[: batch.n_harmful]).mean(),

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal import Ablation, Addition, Intervention, Passes, random_like
+from mechrefusal.causal import Intervention, Passes, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
@@ -103,13 +103,8 @@ def harmfulness_refusal_coupling(
         for texts in (validation.harmful, validation.harmless)
     ]
     controls = [random_like(one, seed=seed) for one in directions]
-    ablated = [
-        Ablation(one, reference=references.harmless if references else None) for one in (*directions, controls[0])
-    ]
-    added: list[Intervention] = [
-        Addition(one, layer) if references is None else Ablation(one, reference=references.harmful)
-        for one in (*directions, *controls)
-    ]
+    ablated = [taken_out(one, references) for one in (*directions, controls[0])]
+    added = [put_in(one, references, layer=layer) for one in (*directions, *controls)]
     read = (found.positions[0], later), found.directions(later)[0]
     effects = [
         *_on_refusal(model, asked[0], asked[1], metric, ablated, added, random),

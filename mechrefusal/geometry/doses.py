@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals, prompts
-from mechrefusal.causal import Ablation, Addition, AnswerPasses, Intervention, random_like
+from mechrefusal.causal import AnswerPasses, Intervention, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import resampling
@@ -102,20 +102,11 @@ def dose_response(
     response = _Response(model, harmful, harmless, metric, answers)
     control = random_like(direction, seed=control_seed)
     coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
-
-    def ablation(given: Tensor, dose: float) -> Intervention:
-        return Ablation(given, dose, reference=references.harmless if references else None)
-
-    def addition(given: Tensor, dose: float) -> Intervention:
-        if references is None:
-            return Addition(given, layer, dose)
-        return Ablation(given, dose, reference=references.harmful)
-
     plans: dict[str, list[Intervention | None]] = {
-        "ablate": [ablation(direction, c) if c else None for c in grid],
-        "add": [addition(direction, c) if c else None for c in grid],
-        "ablate_random": [ablation(control, c) if c else None for c in coarse],
-        "add_random": [addition(control, c) if c else None for c in coarse],
+        "ablate": [taken_out(direction, references, dose=c) if c else None for c in grid],
+        "add": [put_in(direction, references, layer=layer, dose=c) if c else None for c in grid],
+        "ablate_random": [taken_out(control, references, dose=c) if c else None for c in coarse],
+        "add_random": [put_in(control, references, layer=layer, dose=c) if c else None for c in coarse],
     }
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     work = [(name, intervention) for name, plan in plans.items() for intervention in plan]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal import Ablation, Addition, Intervention, Passes, Reference
+from mechrefusal.causal import Ablation, Addition, Intervention, Passes, Reference, put_in, taken_out
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
@@ -203,17 +203,10 @@ def exactly(
     direction = directions.at(row)
     if not is_direction(direction):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
-    ablated = scorer.ablated(direction, reference=directions.reference(row, reference))
-    induced = scorer.on_harmless(inducing(directions, row, reference))
+    ends = directions.references(row, reference)
+    ablated = scorer.under(taken_out(direction, ends))
+    induced = scorer.on_harmless(put_in(direction, ends, layer=int(row["layer"])))
     return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
-
-
-def inducing(directions: Directions, row, reference: str = HARMLESS) -> Ablation | Addition:
-    """What puts the direction at `row` in: its part set to the harmful mean, or for reference "zero" +1 · r added."""
-    direction = directions.at(row)
-    if reference != HARMLESS:
-        return Addition(direction, int(row["layer"]))
-    return Ablation(direction, reference=directions.reference(row, reference, coefficient=1))
 
 
 def gathered(rows: Sequence[dict], found: Sequence[tuple], exact: Sequence[bool]) -> CarrierScores:

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import intervals
-from mechrefusal.causal import Ablation, Reference, random_like
-from mechrefusal.causal.reference import References
+from mechrefusal.causal import Reference, put_in, random_like
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import Scorer
@@ -104,20 +103,14 @@ def transfer(
         control = random_like(one.direction, seed=CONTROL_SEED)
         ends = None if own is None else own.references({"position": one.position, "layer": one.layer})
         reference = None if ends is None else ends.harmless
-
-        def induced_by(
-            direction: Tensor, layer: int = one.layer, ends: References | None = ends
-        ) -> Float[Tensor, " harmless"]:
-            if ends is None:
-                return scorer.induced(direction, layer=layer)
-            return scorer.on_harmless(Ablation(direction, reference=ends.harmful))
-
         ablated = scorer.ablated(one.direction, reference=reference)
         # Without a reference neither its length nor its place matters, so that one control serves all.
         place = (one.position, one.layer) if ends is not None else ()
         if place not in random_bypass:
             random_bypass[place] = scorer.bypassed(control, reference=reference).mean().item()
-        induced = induced_by(one.direction)
+        induced, by_chance = (
+            scorer.on_harmless(put_in(each, ends, layer=one.layer)) for each in (one.direction, control)
+        )
         rows.append(
             {
                 **row,
@@ -128,7 +121,7 @@ def transfer(
                 "kl": ablated.kl.mean().item(),
                 "random_bypass": random_bypass[place],
                 "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
-                "random_induce": induced_by(control).mean().item(),
+                "random_induce": by_chance.mean().item(),
                 **_by_half(scorer, one, reference),
                 "reason": "",
             }

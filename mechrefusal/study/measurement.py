@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,6 @@ from mechrefusal.evaluation import (
     rates,
 )
 from mechrefusal.geometry import Directions
-from mechrefusal.geometry.scoring import inducing as inducing_at
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
 from mechrefusal.models.twin import plain_model
 from mechrefusal.prompts import PromptSet, prompt_ids
@@ -216,14 +215,7 @@ class _Measurement:
         if carrier is None:
             return
         direction, ends = self.directions.at(carrier), geometry.references()
-        inducing = inducing_at(self.directions, carrier, self.settings.reference)
-        control = causal.random_like(direction, seed=CONTROL_SEED)
-        ablation = causal.Ablation(direction, reference=ends.harmless if ends else None)
-        of_control: causal.Intervention = (
-            replace(inducing, direction=control)
-            if isinstance(inducing, causal.Addition)
-            else replace(inducing, directions=control)
-        )
+        control, layer = causal.random_like(direction, seed=CONTROL_SEED), int(carrier["layer"])
         n = self.settings.n_intervened
         harmful, harmless = (
             _questions(name, chosen.take(n))
@@ -233,10 +225,10 @@ class _Measurement:
             )
         )
         under: dict[str, tuple[causal.Intervention, pd.DataFrame]] = {
-            "ablate": (ablation, pd.concat([harmful, harmless], ignore_index=True)),
-            "ablate_random": (replace(ablation, directions=control), harmful),
-            "induce": (inducing, harmless),
-            "induce_random": (of_control, harmless),
+            "ablate": (causal.taken_out(direction, ends), pd.concat([harmful, harmless], ignore_index=True)),
+            "ablate_random": (causal.taken_out(control, ends), harmful),
+            "induce": (causal.put_in(direction, ends, layer=layer), harmless),
+            "induce_random": (causal.put_in(control, ends, layer=layer), harmless),
         }
         plain = plain_model(self.model)
         for name, (intervention, questions) in under.items():

@@ -135,7 +135,7 @@ class Run:
         Raises:
             MechrefusalError: there is none.
         """
-        shared = {0: "base", self.recipe.training.warm_up: WARM_UP} | {0: "base"}
+        shared = {self.recipe.training.warm_up: WARM_UP, 0: "base"}  # no warm-up is one of 0 steps
         key = Checkpoint(shared.get(step, arm), step, Path(), "").id
         entry = self.manifest.get("checkpoints", {}).get(key)
         if entry is None:
