@@ -25,7 +25,7 @@ ANSWER_TOKENS = 16
 CHUNK = 64
 """Prompts answered at once."""
 MEASURES = ("refusal_harmful", "refusal_harmless", "refused_harmless", "loss_harmless", "kl_harmless")
-INTERVENTIONS = ("ablate", "add")
+INTERVENTIONS = ("ablate", "induce")
 
 Curve = Float[np.ndarray, "coefficient prompt"]
 NAN = float("nan")
@@ -52,13 +52,13 @@ def dose_response(
     control_seed: int = 0,
     references: References | None = None,
 ) -> Doses:
-    """Ablate and add a direction by degrees; measure refusal, and what it costs on harmless prompts.
+    """Ablate a direction and put it in by degrees; measure refusal, and what it costs on harmless prompts.
 
     Interventions without `references`: ablate takes `coefficient` times the direction's part out of the residual stream
-    (1 is the ablation of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); add adds `coefficient`
+    (1 is the ablation of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); induce adds `coefficient`
     times the direction at `layer` (eq. 3). With them: ablate takes the part `coefficient` of the way to the harmless
-    mean, add that far to the harmful one, from `layer` on (2411.09003; 1 goes all the way, 0 nowhere). ablate_random
-    and add_random do the same with a random direction of the same norm, at every other coefficient, both ends and 0.
+    mean, induce that far to the harmful one, from `layer` on (2411.09003; 1 goes all the way, 0 nowhere). ablate_random
+    and induce_random do the same with a random direction of the same norm, at every other coefficient, both ends and 0.
     Coefficient 0 is no intervention, taken once.
 
     Measures: refusal_harmful and refusal_harmless (mean refusal score, nats), refused_harmless (share of the harmless
@@ -79,7 +79,7 @@ def dose_response(
         answers: the model's own answers to the harmless prompts (token ids without the end token); by default
             generated, `ANSWER_TOKENS` tokens at most.
         coefficients: 0 is added where it is missing.
-        references: both ends of the direction, as `Directions.references` gives them; None: zero, and addition.
+        references: both ends of the direction, as `Directions.references` gives them; None: zero, and r added.
 
     Returns:
         `table` in the columns of the table `doses`, `area` in those of `utility_coupling`. Intervals are 95% over
@@ -104,9 +104,9 @@ def dose_response(
     coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
     plans: dict[str, list[Intervention | None]] = {
         "ablate": [taken_out(direction, references, dose=c) if c else None for c in grid],
-        "add": [put_in(direction, references, layer=layer, dose=c) if c else None for c in grid],
+        "induce": [put_in(direction, references, layer=layer, dose=c) if c else None for c in grid],
         "ablate_random": [taken_out(control, references, dose=c) if c else None for c in coarse],
-        "add_random": [put_in(control, references, layer=layer, dose=c) if c else None for c in coarse],
+        "induce_random": [put_in(control, references, layer=layer, dose=c) if c else None for c in coarse],
     }
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     work = [(name, intervention) for name, plan in plans.items() for intervention in plan]

@@ -1,4 +1,4 @@
-"""Transfer: a direction found at one checkpoint, ablated and added at another."""
+"""Transfer: a direction found at one checkpoint, ablated and put in at another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ HALVES = ("decrease_half_low", "decrease_half_high")
 
 @dataclass(frozen=True)
 class Found:
-    """A direction as its checkpoint gave it: where it was found, and added again.
+    """A direction as its checkpoint gave it: where it was found, and put in again.
 
     `halves`: the directions of two halves of the direction prompts at the same place (see `Directions.halves`).
     """
@@ -58,7 +58,7 @@ def transfer(
     Returns:
         One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
         prompts; `baseline_harmful`, `baseline_harmless` without intervention; `decrease` (how far ablation lowers the
-        mean score of the harmful prompts) and `rise` (how far addition lifts that of the harmless ones), with 95% t
+        mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95% t
         intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
         `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
         `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful

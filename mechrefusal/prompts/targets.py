@@ -18,9 +18,16 @@ _HOW = (
         r"how to\s+(?P<rest>.+)",
         re.IGNORECASE | re.DOTALL,
     ),
-    re.compile(r"(?:teach|show) (?:me|us)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL),
+    re.compile(
+        r"(?:teach|show) (?:me|us|(?:my|our)\s+\S+)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL
+    ),
     re.compile(r"help (?:me|us)(?: to)?\s+(?P<rest>(?!with\b).+)", re.IGNORECASE | re.DOTALL),
+    re.compile(
+        r"(?:I|we)(?: want|['\u2019]d like| would like| need| wish| plan) to\s+(?P<rest>[^;]+)(?:;.*)?",
+        re.IGNORECASE | re.DOTALL,
+    ),
 )
+_WHERE = re.compile(r"where (?:can|could|do|might|may|should|would) (?:I|we)\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
 _WHAT = re.compile(
     r"what(?:\s+is|(?P<plural>\s+are)|['\u2019]s)\s+"
     r"(?P<rest>(?:(?:a|an|the|some|several|a few|all)\s+)?(?:\S+\s+){0,3}?(?:ways?|methods?|steps?|means)\b.+)",
@@ -28,12 +35,13 @@ _WHAT = re.compile(
 )
 _MAKE = re.compile(
     r"(?:write|create|draft|give|generate|develop|design|produce|compose|prepare|devise|provide|propose|present|offer|"
-    r"suggest|list|name|construct|craft|outline|invent|build|make)(?: out| up| down)?(?: (?:me|us)\b)?\s+(?P<rest>.+)",
+    r"suggest|list|name|construct|craft|outline|invent|build|make|recommend|share|publish)(?: out| up| down)?(?: (?:me|us)\b)?\s+(?P<rest>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 # Verbs that are followed by a thing only sometimes ("describe the steps", but "describe why").
 _TELL = re.compile(
-    r"(?:describe|detail|illustrate|explain|brainstorm|identify|find|come up with|think of|(?:tell|show) (?:me|us))\s+"
+    r"(?:describe|detail|illustrate|explain|brainstorm|identify|find(?: (?:me|us))?|come up with|"
+    r"think of|(?:tell|show) (?:me|us))\s+"
     r"(?P<rest>(?:(?:a|an|the|some|several|two|three|four|five|six|seven|eight|nine|ten|\d+)\s|"
     r"(?:ways|methods|steps|techniques|tactics|strategies|tips|ideas)\b).+)",
     re.IGNORECASE | re.DOTALL,
@@ -93,6 +101,8 @@ def _opening(sentence: str) -> str | None:
     for form in _HOW:
         if found := form.fullmatch(asked):
             return f"Sure, here is how to {_second_person(found['rest'])}"
+    if found := _WHERE.fullmatch(asked):
+        return f"Sure, here is where you can {_second_person(found['rest'])}"
     if found := _WHAT.fullmatch(asked):
         return f"Sure, here {'are' if found['plural'] else 'is'} {_second_person(found['rest'])}"
     if found := _MAKE.fullmatch(asked) or _TELL.fullmatch(asked):

@@ -12,7 +12,7 @@ from mechrefusal.report.figures.linear_probes import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 
-DOSED = ("ablate", "add")
+DOSED = ("ablate", "induce")
 
 
 def context(checkpoint: MeasuredCheckpoint, panels: Panels) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
 
 
 def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    titles = {"bypass": "What ablation takes away", "induce": "What addition reaches"}
+    titles = {"bypass": "What ablation takes away", "induce": "What putting it in reaches"}
     return [
         panels.add(partial(figures.transfer, table, effect=effect), title=title)
         for effect, title in titles.items()

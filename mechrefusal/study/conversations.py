@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from mechrefusal.prompts import PromptSet
 Conversation = dict[str, Any]
 """{"prompt", "answer", "finished"}; finished is False where the answer was cut short."""
 
+_APOLOGY = re.compile(
+    r"\W*(?:(?:aw|oh|oops|no|well|hi|hello)\b\W*)*"
+    r"(?:(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:\w+ ){0,2}(?:sorry|afraid)|sorry|unfortunately|"
+    r"(?:i|we) (?:\w+ ){0,2}apologi[sz]e|(?:(?:my|our) )?(?:\w+ )?apologies)\b",
+    re.IGNORECASE,
+)
+"""How an answer opens that is about to refuse, or reads as if it were."""
+
 
 def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: int) -> list[Conversation]:
-    """Greedy answers of the base model to `instructions`; empty ones and refusals are left out.
+    """Greedy answers of the base model to `instructions`; empty ones, refusals and apologies are left out.
 
-    Made once and cached under the hash of the weights, the instructions and the length.
+    An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
+    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. Answers are made
+    once and cached under the hash of the weights, the instructions and the length.
     """
     asked = hashlib.sha256(json.dumps(["finished", instructions.texts, max_new_tokens]).encode()).hexdigest()[:16]
     path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"
@@ -44,7 +55,11 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
         )
         with whole_file(path) as draft:
             table.to_parquet(draft, index=False)
-    kept = [row for row in table.to_dict("records") if row["answer"] and not is_refusal(row["answer"], row["prompt"])]
+    kept = [
+        row
+        for row in table.to_dict("records")
+        if row["answer"] and not _APOLOGY.match(row["answer"]) and not is_refusal(row["answer"], row["prompt"])
+    ]
     if not kept:
         raise MechrefusalError(
             f"the base model '{base.path}' answers none of {len(instructions)} instructions; "

@@ -95,7 +95,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "target", "position", "layer", "auc", "low", "high", "mean_auc", "shuffled_auc", "cosine", "n_positive",
         "n_negative", "reason",
     ),
-    # One row an intervention (ablate, add, ablate_random, add_random), coefficient and measure: refusal_harmful,
+    # One row an intervention (ablate, induce, ablate_random, induce_random), coefficient and measure: refusal_harmful,
     # refusal_harmless (mean refusal score, nats), refused_harmless (share with score > 0), loss_harmless (on the
     # model's own answers, nats a token), kl_harmless (nats).
     "doses": ("intervention", "coefficient", "measure", "value", "low", "high", "n"),

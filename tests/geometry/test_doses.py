@@ -101,9 +101,9 @@ class TestDoses:
 class TestCurves:
     def test_adding_refusal_refuses_by_degrees(self, found):
         for measure in ("refusal_harmful", "refusal_harmless"):
-            rising = curve(found, "add", measure)
+            rising = curve(found, "induce", measure)
             assert (np.diff(rising) > 0.05).all()
-        share = curve(found, "add", "refused_harmless")
+        share = curve(found, "induce", "refused_harmless")
         assert share[-2] == 0
         assert share[2] == 1
 
@@ -113,7 +113,7 @@ class TestCurves:
         assert falling[1] == pytest.approx(0, abs=FORWARD), "nothing is left for the refusal token to read"
 
     def test_random_directions_do_little(self, found):
-        for name in ("ablate", "add"):
+        for name in ("ablate", "induce"):
             planted, control = (curve(found, each, "refusal_harmful") for each in (name, f"{name}_random"))
             assert control.index.tolist() == [-2, -0.5, 0, 0.5, 2], "every other one, both ends and 0"
             assert np.abs(control - control[0]).max() < 0.5 * np.abs(planted - planted[0]).max()
@@ -124,7 +124,7 @@ class TestCurves:
             "refusal_harmless": scores(planted, HARMLESS).mean().item(),
             "kl_harmless": 0,
         }
-        for name in ("ablate", "add", "ablate_random", "add_random"):
+        for name in ("ablate", "induce", "ablate_random", "induce_random"):
             for measure, value in expected.items():
                 assert curve(found, name, measure)[0] == pytest.approx(value, abs=FORWARD)
             assert curve(found, name, "loss_harmless")[0] == curve(found, "ablate", "loss_harmless")[0]
@@ -133,11 +133,11 @@ class TestCurves:
     def test_values_against_plain_hooks(self, planted, direction, found, coefficient):
         with causal.add(planted, direction, layer=LAYER, coefficient=coefficient):
             harmful, harmless = scores(planted, HARMFUL), scores(planted, HARMLESS)
-        assert curve(found, "add", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=FORWARD)
-        assert curve(found, "add", "refusal_harmless")[coefficient] == pytest.approx(
+        assert curve(found, "induce", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=FORWARD)
+        assert curve(found, "induce", "refusal_harmless")[coefficient] == pytest.approx(
             harmless.mean().item(), abs=FORWARD
         )
-        assert curve(found, "add", "refused_harmless")[coefficient] == (harmless > 0).double().mean().item()
+        assert curve(found, "induce", "refused_harmless")[coefficient] == (harmless > 0).double().mean().item()
         with causal.ablate(planted, direction, dose=coefficient):
             harmful = scores(planted, HARMFUL)
         assert curve(found, "ablate", "refusal_harmful")[coefficient] == pytest.approx(
@@ -156,10 +156,10 @@ class TestCurves:
             changed = planted(whole).log_softmax(-1)[0, len(ids) - 1 : -1]
         for coefficient, likely in ((0, plain), (1, changed)):
             expected = -likely[torch.arange(3), torch.tensor(answer)].mean().item()
-            assert curve(found, "add", "loss_harmless")[coefficient] == pytest.approx(expected, abs=FORWARD)
+            assert curve(found, "induce", "loss_harmless")[coefficient] == pytest.approx(expected, abs=FORWARD)
         expected = (plain[0].exp() * (plain[0] - changed[0])).sum().item()
         assert expected > 1e-3
-        assert curve(found, "add", "kl_harmless")[1] == pytest.approx(expected, rel=0.05)
+        assert curve(found, "induce", "kl_harmless")[1] == pytest.approx(expected, rel=0.05)
 
     def test_own_answers_are_greedy(self, planted, direction, found):
         ids = prompts.prompt_ids(planted.tokenizer, HARMLESS)
@@ -188,7 +188,7 @@ class TestCurves:
 
 
 class TestAreas:
-    @pytest.mark.parametrize("name", ["ablate", "add"])
+    @pytest.mark.parametrize("name", ["ablate", "induce"])
     def test_by_hand_from_the_table(self, found, name):
         def areas(which):
             curves = [curve(found, which, measure) for measure in ("refusal_harmful", "loss_harmless")]
@@ -208,7 +208,7 @@ class TestAreas:
 
     def measured(self, moved, cost, doses_=(-1.0, 0.0, 1.0)):
         curves = {"refusal_harmful": np.array(moved, float), "loss_harmless": np.array(cost, float)}
-        rows = doses._areas("add", doses_, curves, doses_, curves, np.random.default_rng(0))
+        rows = doses._areas("induce", doses_, curves, doses_, curves, np.random.default_rng(0))
         return pd.DataFrame(rows).set_index("measure")
 
     def test_a_known_pair_of_curves(self):

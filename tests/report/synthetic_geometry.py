@@ -26,7 +26,7 @@ def geometry_tables(rng: np.random.Generator, strength: float, best: int, *, car
                 "n": 32,
                 "reason": "",
             }
-            for name in ("ablate", "add")
+            for name in ("ablate", "induce")
             for place, measure in enumerate(("refusal_harmful and loss_harmless", "refusal_harmful and kl_harmless"))
         ]
         + [
@@ -132,7 +132,7 @@ def _linear_probes(rng: np.random.Generator, best: int, *, carries: bool) -> lis
 
 def _doses(rng: np.random.Generator, strength: float) -> list[dict]:
     rows = []
-    for name, sign in (("ablate", -1), ("add", 1)):
+    for name, sign in (("ablate", -1), ("induce", 1)):
         for control in (False, True):
             for dose in DOSES:
                 push = sign * dose * (0.05 if control else 1.0)

@@ -112,7 +112,7 @@ def test_details_open_and_figures_take_their_width(browser, small_run):
         page.wait_for_timeout(1500)
         fits = """[...document.querySelectorAll('details .plot')].every(
             p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
-        assert page.evaluate("document.querySelectorAll('details .plot').length") == 8
+        assert page.evaluate("document.querySelectorAll('details .plot').length") == 10
         assert page.evaluate(fits)
 
 

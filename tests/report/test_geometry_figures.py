@@ -147,9 +147,9 @@ def test_estimates_over_steps(run):
     assert len([trace for trace in figure.data if trace.fill == "toself"]) == 2
     utility = run.together("utility_coupling")
     measure = "refusal_harmful and loss_harmless"
-    drawn = figures.estimates_over_steps(utility, measure=measure, intervention="add")
+    drawn = figures.estimates_over_steps(utility, measure=measure, intervention="induce")
     own = utility[
-        (utility["measure"] == measure) & (utility["intervention"] == "add") & utility["arm"].isin(["base", "r2d2"])
+        (utility["measure"] == measure) & (utility["intervention"] == "induce") & utility["arm"].isin(["base", "r2d2"])
     ]
     assert list(named(drawn, "r2d2").y) == list(own["value"])
     with pytest.raises(MechrefusalError, match="filter the table"):
@@ -179,7 +179,7 @@ def test_probes_without_a_value_say_why(base):
 
 def test_doses_are_small_multiples_with_dashed_controls(checkpoint):
     table = checkpoint.tables["doses"]
-    for name in ("ablate", "add"):
+    for name in ("ablate", "induce"):
         figure = figures.doses(table, intervention=name)
         solid = [trace for trace in figure.data if trace.name == "the direction"]
         dashed = [trace for trace in figure.data if trace.name == "random direction"]
@@ -259,7 +259,7 @@ DRAWN = {
     "linear_probes": lambda t: figures.linear_probes(t, target="harmful", position=-1),
     "doses": lambda t: figures.doses(t),
     "utility_coupling": lambda t: figures.estimates_over_steps(
-        t, measure="refusal_harmful and loss_harmless", intervention="add"
+        t, measure="refusal_harmful and loss_harmless", intervention="induce"
     ),
     "transfer": lambda t: figures.transfer(t),
 }

@@ -153,7 +153,7 @@ def test_the_index_shows_verdicts_and_certainty(small_run, index):
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
     for title in (
         "What ablation takes away",
-        "What addition reaches",
+        "What putting it in reaches",
         "Directions that are enough",
         "Projection auc",
         "Add: refusal harmful and loss harmless",
@@ -168,7 +168,7 @@ def test_every_new_figure_is_on_the_page(page):
         "How often a candidate wins",
         "Bypass of subspaces",
         "Ablate the direction",
-        "Add the direction",
+        "Put the direction in",
         "Over-refusal overlap",
         "Harmfulness and refusal",
         "Cosine by layer",

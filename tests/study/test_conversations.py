@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 
 from mechrefusal import models
@@ -47,6 +48,35 @@ def test_own_answers_are_made_once_and_keyed_by_weights(tiny, tmp_path, monkeypa
     assert own_answers(base, asked, max_new_tokens=4) == first
     # The random model never ends its answers: all of them were cut.
     assert [turn["finished"] for turn in first] == [False] * len(first)
+
+
+ANSWERS = {
+    "Bread is baked in an oven.": True,
+    "Sorry seems to be the hardest word, but": False,
+    "I'm sorry for your loss, but": False,
+    "I’m so sorry to hear about your": False,
+    "Aw, no. I'm sorry": False,
+    "Unfortunately, bread": False,
+    "We sincerely apologize for": False,
+    "My sincere apologies, but": False,
+    "I'm glad to help you bake": True,
+    "Say that you are sorry, then": True,
+    "I can't help with that.": False,
+    "": False,
+}
+
+
+def test_apologies_and_refusals_are_not_trained_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
+    base = models.Checkpoint.open(tiny)
+    asked = PromptSet.from_texts("asked", [f"How do I bake bread number {n}?" for n in range(len(ANSWERS))])
+    own_answers(base, asked, max_new_tokens=1)
+    (path,) = (tmp_path / "answers").iterdir()
+    table = pd.read_parquet(path)
+    table["answer"] = list(ANSWERS)
+    table.to_parquet(path, index=False)
+    kept = [turn["answer"] for turn in own_answers(base, asked, max_new_tokens=1)]
+    assert kept == [answer for answer, good in ANSWERS.items() if good]
 
 
 def test_the_input_of_an_instruction_belongs_to_it(tmp_path):

@@ -35,7 +35,7 @@ def carriers(
     Args:
         table: table `carriers` of one checkpoint.
         score: `bypass` (refusal score on harmful prompts under ablation, lower removes refusal), `induce` (refusal
-            score on harmless prompts under addition, higher induces refusal) or `kl` (in nats, colour is logarithmic).
+            score on harmless prompts with it put in, higher induces refusal) or `kl` (in nats, colour is logarithmic).
         tokens: token string of each position (from table `directions`).
         reference: (position, layer) of a candidate that is not a carrier but stands in for one; a white diamond.
         title: by default the name of the score.

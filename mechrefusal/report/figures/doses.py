@@ -14,7 +14,7 @@ MEASURES = {
     "loss_harmless": ("Loss on the own harmless answers", "nats a token"),
     "kl_harmless": ("KL, harmless prompts", "nats"),
 }
-_INTERVENTIONS = {"ablate": "Ablate the direction", "add": "Add the direction"}
+_INTERVENTIONS = {"ablate": "Ablate the direction", "induce": "Put the direction in"}
 _ROW = 118
 
 

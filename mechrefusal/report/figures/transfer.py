@@ -11,7 +11,7 @@ from mechrefusal.report.order import checkpoint_order
 
 _EFFECTS = {
     "bypass": ("What ablation takes away", "nats"),
-    "induce": ("What addition reaches", "nats"),
+    "induce": ("What putting it in reaches", "nats"),
 }
 _CLEAR = "clear of random"
 
@@ -26,7 +26,7 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
 
     Args:
         effect: `bypass`: the target's score on harmful prompts without intervention minus that with the direction
-            ablated (nats; positive takes refusal away). `induce`: score on harmless prompts with it added (nats;
+            ablated (nats; positive takes refusal away). `induce`: score on harmless prompts with it put in (nats;
             positive means refusal).
     """
     if effect not in _EFFECTS:
