@@ -84,7 +84,7 @@ class TrainingSettings:
 
     `refusal_weight` is the weight of `sft`'s static refusals as a term of its own, the mean over their tokens, as
     `r2d2` weighs its refusals by `toward_weight`. Null, TRL's own loss: refusals share one mean over all tokens of the
-    step with utility, so that they count by their share of the tokens (a refusal is short).
+    step with utility, so that they count by their share of the tokens (a refusal is short); so they do in the warm-up.
     """
 
     steps: int = 500
@@ -182,7 +182,7 @@ class TrainingSettings:
         return tuple(anchor for anchor in self.anchors if anchor > self.warm_up)
 
     def of_warm_up(self) -> "TrainingSettings":
-        """How the warm-up trains: plain SFT whose only anchor is its end.
+        """How the warm-up trains: plain SFT whose only anchor is its end, by TRL's own loss whatever `refusal_weight`.
 
         Raises:
             MechrefusalError: there is none.
@@ -195,7 +195,7 @@ class TrainingSettings:
             "harmful_per_step": self.warm_up_harmful_per_step,
         }
         changed = {name: value for name, value in own.items() if value is not None}
-        return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, **changed)
+        return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, refusal_weight=None, **changed)
 
     def of_arm(self) -> "TrainingSettings":
         """How an arm trains after the warm-up: its own steps, counted from 0; see `start` of `training.train`."""

@@ -40,7 +40,7 @@ def test_every_table_is_there_for_every_checkpoint(finished):
     points = finished.checkpoints()
     assert [point.id for point in points] == [
         "base-step-00000",
-        *(f"{arm}-step-{step:05d}" for arm in ("sft", "r2d2") for step in (4, 8, 12)),
+        *(f"{arm}-step-{step:05d}" for arm in ("sft", "r2d2") for step in (6, 12)),
     ]
     for point in points:
         for name in tables.PER_CHECKPOINT:
@@ -66,7 +66,7 @@ def test_every_table_is_there_for_every_checkpoint(finished):
 
 def test_a_checkpoint_without_carrier_says_why(finished):
     carrier = tables.read("carrier", finished.measurements())
-    assert len(carrier) == 7
+    assert len(carrier) == 5
     for row in carrier.itertuples():
         assert pd.isna(row.layer) == bool(row.reason), row
 
@@ -95,7 +95,7 @@ def test_attack_cases_belong_to_the_base_model(finished):
 
 
 def test_directions_of_another_checkpoint_are_refused(finished):
-    base, other = finished.checkpoint("base", step=0), finished.checkpoint("sft", step=4)
+    base, other = finished.checkpoint("base", step=0), finished.checkpoint("sft", step=6)
     with pytest.raises(MechrefusalError, match="belong to weights"):
         Directions.load(finished.directions(base), weights=other.weights)
 
@@ -117,7 +117,7 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(_manifest(folder)["measured"]) < 7, "the run ended before it was killed"
+    assert len(_manifest(folder)["measured"]) < 5, "the run ended before it was killed"
     run = study.open(folder)
     study.train(run)
     study.measure(run)
@@ -130,7 +130,7 @@ def test_a_diverged_checkpoint_is_named_before_it_is_measured(finished, tmp_path
     import torch
     from safetensors.torch import load_file, save_file
 
-    source = finished.checkpoint("sft", step=4)
+    source = finished.checkpoint("sft", step=6)
     folder = tmp_path / "nan"
     model, tokenizer = models.load_causal_lm(source)
     model.save_pretrained(folder)

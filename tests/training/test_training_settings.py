@@ -56,8 +56,9 @@ def test_bad_r2d2_settings_are_named(changes, message):
 
 def test_a_warm_up_splits_the_settings_in_two():
     whole = TrainingSettings(
-        steps=100, anchors=(0, 20, 50, 100), warm_up=20, warm_up_learning_rate=1e-3, warm_up_harmful_per_step=4, seed=7
-    )
+        steps=100, anchors=(0, 20, 50, 100), warm_up=20, warm_up_learning_rate=1e-3, warm_up_harmful_per_step=4, seed=7,
+        refusal_weight=0.5,
+    )  # fmt: skip
     assert whole.arm_anchors == (50, 100)
     warm, arm = whole.of_warm_up(), whole.of_arm()
     assert warm == TrainingSettings(
@@ -66,6 +67,7 @@ def test_a_warm_up_splits_the_settings_in_two():
     )  # fmt: skip
     assert warm.utility_per_step == whole.utility_per_step, "null is as in the arms"
     assert (arm.steps, arm.anchors, arm.warm_up, arm.seed) == (80, (30, 80), 0, 7)
+    assert (warm.refusal_weight, arm.refusal_weight) == (None, 0.5), "the warm-up is plain SFT"
     assert (arm.learning_rate, arm.harmful_per_step) == (whole.learning_rate, whole.harmful_per_step)
 
 
