@@ -17,6 +17,9 @@ from mechrefusal.models import Checkpoint
 from mechrefusal.study import tables
 from mechrefusal.training import WARM_UP
 
+SHARED = ("base", WARM_UP)
+"""Arms whose checkpoints every other arm goes on from."""
+
 SPAN = -1
 """Value of `layer` in the table `drift` where a measure does not belong to one layer."""
 
@@ -106,7 +109,7 @@ def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Check
     Consecutive anchors of each arm from where it starts (the base, or the warm-up's end), its last against that start,
     and arms against each other at one step.
     """
-    start = [c for c in checkpoints if c.arm in ("base", WARM_UP)]
+    start = [c for c in checkpoints if c.arm in SHARED]
     arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c not in start}
     yield from pairwise(start)
     for found in arms.values():

@@ -9,9 +9,9 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.progress import console
 from mechrefusal.study import tables
+from mechrefusal.study.across import SHARED
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
-from mechrefusal.training import WARM_UP
 
 NAN = float("nan")
 RULES = 2
@@ -55,8 +55,8 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
 
 
 def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
-    start = [c for c in checkpoints if c.arm in ("base", WARM_UP)][-1]
-    trained = [c for c in checkpoints if c.arm not in ("base", WARM_UP)]
+    start = [c for c in checkpoints if c.arm in SHARED][-1]
+    trained = [c for c in checkpoints if c.arm not in SHARED]
     ends = list({c.arm: c for c in sorted(trained, key=lambda c: c.step)}.values())
     between = [(one, other) for place, one in enumerate(ends) for other in ends[place + 1 :]]
     return [(start, end) for end in ends] + between

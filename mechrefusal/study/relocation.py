@@ -328,7 +328,9 @@ def _overall(found: Sequence[_Found]) -> _Found:
     if contradicting:
         reason = f"these two contradict each other: {reason}"
     beside = ", ".join(f"{each.measure} {_SAID[each.verdict]}" for each in found if each.measure not in DECIDING)
-    open_ones = [each.n_to_decide for each in asked if each.verdict == "cannot tell" and not np.isnan(each.n_to_decide)]
+    # A transfer decides alone only where it would say that the carrier moved.
+    alone = [each for each in asked if each.measure == "carrier_layer" or each.value < LOST]
+    open_ones = [each.n_to_decide for each in alone if each.verdict == "cannot tell" and not np.isnan(each.n_to_decide)]
     needed = NAN if contradicting else min(open_ones, default=NAN)
     return _Found("overall", decided, f"{reason} (beside: {beside})", n_to_decide=needed)
 

@@ -380,10 +380,16 @@ def test_how_many_prompts_would_decide_the_transfer(away, own, expected):
     assert found["n_to_decide"] == pytest.approx(np.ceil(expected), nan_ok=True)
 
 
-def test_the_least_of_what_is_open_decides_the_whole():
+def test_the_least_of_what_would_decide_the_whole():
     wide = carrier((2, 10))
-    found = decide(carrier((8, 10)), wide, carried({"decrease": 4.8, "half": 6.0}))
+    lost = carried({"decrease": 2.0, "half": 1.5}, {"decrease": 5.0, "half": 2.0})
+    found = decide(carrier((8, 10)), wide, lost)
     asked = found.loc[["carrier_layer", "transfer"], "n_to_decide"]
+    assert asked.notna().all()
     assert found.loc["overall", "n_to_decide"] == asked.min()
+    # A carrier that holds elsewhere leaves the whole to the layer.
+    found = decide(carrier((8, 10)), wide, carried({"decrease": 4.8, "half": 6.0}))
+    assert found.loc["transfer", "n_to_decide"] < found.loc["carrier_layer", "n_to_decide"]
+    assert found.loc["overall", "n_to_decide"] == found.loc["carrier_layer", "n_to_decide"]
     contradicting = decide(carrier((8, 10)), carrier((2, 4)), HELD)
     assert np.isnan(contradicting.loc["overall", "n_to_decide"])
