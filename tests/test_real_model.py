@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mechrefusal import report, study
-from mechrefusal.study import tables
+from mechrefusal.study import pipeline, tables
 
 
 @pytest.mark.slow
-def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path):
+def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     demo = study.load_recipe("demo")
     r2d2 = dataclasses.replace(
         demo.training.r2d2, pool_size=2, cases_per_step=1, gcg=dataclasses.replace(demo.training.r2d2.gcg, width=4)
@@ -45,6 +45,14 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path):
     points = study.train(run)
     assert [point.id for point in points] == ["base-step-00000", "warm-up-step-00001", "r2d2-step-00002"]
     assert len({point.weights for point in points}) == 3
+    measure = pipeline.measure_checkpoint
+
+    def measured(checkpoint, asked, recipe, cases):
+        """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
+        wanted = recipe if checkpoint.id == points[2].id else dataclasses.replace(recipe, causal=demo.causal)
+        return measure(checkpoint, asked, wanted, cases)
+
+    monkeypatch.setattr(pipeline, "measure_checkpoint", measured)
     study.measure(run)
     # SmolLM2 answers nearly everything before training: no carrier is a result, with its reason.
     base = tables.read("carrier", run.measurements(points[0])).iloc[0]
@@ -57,6 +65,9 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path):
     assert len(parts[parts["component"] == "head"]) == 30 * 9
     patched = tables.read("patching", run.measurements(points[2]))
     assert np.isfinite(patched["raw"]).all()
+    assert len(tables.read("knockout", run.measurements(points[2]))) > 0
+    assert len(tables.read("circuit_nodes", run.measurements(points[2]))) > 0
+    assert tables.read("knockout", run.measurements(points[0])).empty
     page = report.write(run.folder)
     assert page.is_file()
     assert (page.parent / "r2d2-step-00002.html").is_file()

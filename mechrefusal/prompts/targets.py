@@ -18,9 +18,7 @@ _HOW = (
         r"how to\s+(?P<rest>.+)",
         re.IGNORECASE | re.DOTALL,
     ),
-    re.compile(
-        r"(?:teach|show) (?:me|us|(?:my|our)\s+\S+)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL
-    ),
+    re.compile(r"(?:teach|show) (?:me|us|(?:my|our)\s+\S+)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL),
     re.compile(r"help (?:me|us)(?: to)?\s+(?P<rest>(?!with\b).+)", re.IGNORECASE | re.DOTALL),
     re.compile(
         r"(?:I|we)(?: want|['\u2019]d like| would like| need| wish| plan) to\s+(?P<rest>[^;]+)(?:;.*)?",

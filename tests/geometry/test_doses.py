@@ -133,7 +133,9 @@ class TestCurves:
     def test_values_against_plain_hooks(self, planted, direction, found, coefficient):
         with causal.add(planted, direction, layer=LAYER, coefficient=coefficient):
             harmful, harmless = scores(planted, HARMFUL), scores(planted, HARMLESS)
-        assert curve(found, "induce", "refusal_harmful")[coefficient] == pytest.approx(harmful.mean().item(), abs=FORWARD)
+        assert curve(found, "induce", "refusal_harmful")[coefficient] == pytest.approx(
+            harmful.mean().item(), abs=FORWARD
+        )
         assert curve(found, "induce", "refusal_harmless")[coefficient] == pytest.approx(
             harmless.mean().item(), abs=FORWARD
         )

@@ -19,6 +19,8 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 WIDTHS = (1280, 800, 600, 400)
+SETTLED = 400
+"""Milliseconds in which figures take the width of a resized window."""
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +63,41 @@ def watched(browser, path, width=1280):
     assert faults == []
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("first", [WIDTHS[0], WIDTHS[-1]])
 @pytest.mark.parametrize("name", ["index", "training", "evaluation", "base-step-00000", "r2d2-step-00050"])
-def test_pages_draw_without_a_network(browser, small_run, name, width):
-    with watched(browser, small_run / "report" / f"{name}.html", width) as page:
+def test_pages_draw_without_a_network(browser, small_run, name, first):
+    """Opened on a wide and on a narrow screen, and resized to the widths between: a page takes seconds to load."""
+    with watched(browser, small_run / "report" / f"{name}.html", first) as page:
         assert (
             page.evaluate("document.querySelectorAll('.plot').length")
             == page.evaluate("document.querySelectorAll('.plot .main-svg:first-child').length")
             > 5
         )
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        clipped = "[...document.querySelectorAll('.panel h3')].filter(t => t.scrollWidth > t.clientWidth + 1).length"
-        assert page.evaluate(clipped) == 0
-        outside = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).flatMap(p => {
-            const box = p.getBoundingClientRect();
-            return [...p.querySelectorAll('.xtitle, .ytitle, .legendtext, .cbtitle, .xtick text, .ytick text')]
-                .map(t => [t.textContent, t.getBoundingClientRect()])
-                .filter(([, b]) => b.width)
-                .filter(([, b]) => b.left < box.left - 2 || b.right > box.right + 2 || b.bottom > box.bottom + 2)
-                .map(([text]) => p.id + ': ' + text)})"""
-        assert page.evaluate(outside) == []
-        unnamed = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).filter(p => {
-            const wanted = p.layout.xaxis && p.layout.xaxis.ticktext ? p.layout.xaxis.tickvals.length : 0;
-            const ticks = [...p.querySelectorAll('.xaxislayer-above .xtick text')];
-            return ticks.filter(t => t.style.opacity !== '0' && t.style.display !== 'none').length < wanted;
-            }).map(p => p.id)"""
-        assert page.evaluate(unnamed) == []
+        for width in [first, *WIDTHS[1:-1]]:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(SETTLED)
+            draws_at(page, width)
+
+
+def draws_at(page, width):
+    """Nothing is clipped, stands outside of its figure or scrolls sideways, and every named tick has its name."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    clipped = "[...document.querySelectorAll('.panel h3')].filter(t => t.scrollWidth > t.clientWidth + 1).length"
+    assert page.evaluate(clipped) == 0
+    outside = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).flatMap(p => {
+        const box = p.getBoundingClientRect();
+        return [...p.querySelectorAll('.xtitle, .ytitle, .legendtext, .cbtitle, .xtick text, .ytick text')]
+            .map(t => [t.textContent, t.getBoundingClientRect()])
+            .filter(([, b]) => b.width)
+            .filter(([, b]) => b.left < box.left - 2 || b.right > box.right + 2 || b.bottom > box.bottom + 2)
+            .map(([text]) => p.id + ': ' + text)})"""
+    assert page.evaluate(outside) == []
+    unnamed = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).filter(p => {
+        const wanted = p.layout.xaxis && p.layout.xaxis.ticktext ? p.layout.xaxis.tickvals.length : 0;
+        const ticks = [...p.querySelectorAll('.xaxislayer-above .xtick text')];
+        return ticks.filter(t => t.style.opacity !== '0' && t.style.display !== 'none').length < wanted;
+        }).map(p => p.id)"""
+    assert page.evaluate(unnamed) == []
 
 
 def test_circuits_draw(browser, small_run):

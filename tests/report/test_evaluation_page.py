@@ -14,7 +14,7 @@ from mechrefusal.report import embedding, evaluation_findings, evaluation_page, 
 from mechrefusal.report.reading import EVALUATION, read_run
 from mechrefusal.study import tables
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
 
 CHECKPOINTS = (("base", 0), ("sft", 50), ("r2d2", 50), ("r2d2", 100))
 

@@ -156,7 +156,7 @@ def test_the_index_shows_verdicts_and_certainty(small_run, index):
         "What putting it in reaches",
         "Directions that are enough",
         "Projection auc",
-        "Add: refusal harmful and loss harmless",
+        "Induce: refusal harmful and loss harmless",
     ):
         assert title in titles
     assert "Cosine" not in titles  # by layer: on the checkpoints' pages

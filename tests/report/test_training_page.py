@@ -7,14 +7,14 @@ from synthetic_training import OWN_TERM
 from test_pages import Page
 
 from mechrefusal import report
-from mechrefusal.report import embedding, wording
+from mechrefusal.report import embedding, pages, wording
 from mechrefusal.report.reading import read_run
 from mechrefusal.report.training_page import CASES_A_GROUP, case_groups
 from mechrefusal.study import tables
 
 TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 
-pytestmark = pytest.mark.slow  # each test writes a whole report
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_checkpoint_pages")]  # each test writes a report
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def written(run_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         for name in ("plotly_script", "circuits_script"):
             patched.setattr(embedding, name, lambda: "")
+        patched.setattr(pages, "track", lambda *_: [])  # no pages of checkpoints
         folder = tmp_path_factory.mktemp("training")
         (folder / "measurements").symlink_to(run_folder / "measurements")
         return Page(report.write(folder)), Page(folder / "report" / "training.html")
