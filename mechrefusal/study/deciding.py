@@ -45,6 +45,12 @@ def for_depth(
     return prompts_needed(n, *ways)
 
 
+def for_halves(n: float) -> float:
+    """For a half of the direction prompts that has no carrier, where all `n` of a side have one: of twice as many, each
+    half is as large as all are now."""
+    return prompts_needed(2 * n, (0.0, 1.0))
+
+
 def for_turn(found: Turn, n: float) -> float:
     """For `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
     if found.reason or not np.isfinite([found.excess.low, found.corrected.low]).all():

@@ -84,7 +84,8 @@ def relocation(
     contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
 
     Where it cannot be told, `n_to_decide` is how many prompts of each side would decide it if estimates stay and
-    intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border.
+    intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border. Where
+    it is for want of a half that has a carrier, twice the direction prompts, if the layer's interval asks for no more.
 
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint.
@@ -97,7 +98,7 @@ def relocation(
         carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
         both = directions[a.id], directions[b.id]
         found = [
-            _depth(a, b, *carriers, n_layers=n_layers),
+            _depth(a, b, *carriers, n_layers=n_layers, n_direction=_n_prompts(both)),
             _carrier_cosine(a, b, both, *carriers),
             *_at_reference(both, carriers[0]),
             _transfer(a, b, transfers),
@@ -109,7 +110,9 @@ def relocation(
     return tables.frame("relocation", rows)
 
 
-def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *, n_layers: int) -> _Found:
+def _depth(
+    a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *, n_layers: int, n_direction: int
+) -> _Found:
     if missing := _no_carrier(a, first) or _no_carrier(b, second):
         return _Found("carrier_layer", "cannot tell", missing)
     ends = [_layers(row) for row in (first, second)]
@@ -127,6 +130,9 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         decided = "cannot tell"
     places = float(first["layer"]), float(second["layer"])
     n = pd.Series([row[name] for row in (first, second) for name in ("n_harmful", "n_harmless")]).min()
+    needed = deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n))
+    if alone:
+        needed = float(np.max([needed, deciding.for_halves(n_direction)]))  # NaN, if either is
     return _Found(
         "carrier_layer",
         decided,
@@ -136,9 +142,7 @@ def _depth(a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *,
         high=ends[1][1] - ends[0][0],
         floor=max(high - low for low, high in ends),
         # Where there hardly is a carrier to place, narrower intervals of its layer decide nothing.
-        n_to_decide=NAN
-        if often or alone
-        else deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n)),
+        n_to_decide=NAN if often else needed,
     )
 
 
@@ -156,7 +160,10 @@ def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:
     n = int(row["n_halves"])
     if n < 2:
         which = "neither" if n == 0 else "only one"
-        return f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}"
+        return (
+            f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}, all of them together do "
+            "(of twice as many, a half is what all are now)"
+        )
     low, high = int(row["layer_half_low"]), int(row["layer_half_high"])
     return f"halves of the direction prompts choose layers {low} and {high} at {checkpoint.id}"
 

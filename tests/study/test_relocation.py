@@ -342,12 +342,26 @@ def test_how_many_prompts_would_decide_the_depth():
     assert found["n_to_decide"] == np.ceil(10 * (10 / 6) ** 2)
 
 
-@pytest.mark.parametrize("changes", [{"none_frequency": 0.6}, {"n_halves": 1}, {"n_halves": 0}])
-def test_no_number_is_promised_where_intervals_are_not_what_is_missing(changes):
-    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | changes)
+@pytest.mark.parametrize("more", [{}, {"n_halves": 1}])
+def test_no_number_is_promised_where_there_hardly_is_a_carrier(more):
+    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"none_frequency": 0.6})
+    second = second.assign(**more)
     for found in (depths(first, second), depths(second, first)):
         assert np.isnan(found["n_to_decide"])
         assert found["reason"].endswith(OPEN)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
+    """Of which a half is what all are now, and those have one; more, where the layer's interval asks for more."""
+    n_direction = min(pair(0, length=5.0)[0].n_harmful, pair(0, length=5.0)[0].n_harmless)
+    near = carrier((8, 10), layer=9, **PLACED), carrier((8, 10), layer=9, **PLACED | {"n_halves": n})
+    wide = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"n_halves": n})
+    for (first, second), expected in ((near, 2 * n_direction), (wide, max(2 * n_direction, np.ceil(N * (10 / 6) ** 2)))):
+        for found in (depths(first, second), depths(second, first)):
+            assert found["verdict"] == "cannot tell"
+            assert found["n_to_decide"] == expected
+            assert f"about {int(expected)} prompts of each side would decide it" in found["reason"]
 
 
 def depths(first, second):
