@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ DESCRIPTION = "Locate a chat model's refusal by layer and head, and follow it th
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, or 2 where the input is at fault (one line says what)."""
     _quiet_libraries()
+    _import_meanwhile(sys.argv[1:] if arguments is None else arguments)
     try:
         words = [_with_packaged_recipe(word, before) for before, word in _with_previous(arguments)]
         parser = _parser(with_recipe=bool({"train", "run"} & set(words)), with_attack="attack" in words)
@@ -71,7 +73,7 @@ def measure(options) -> None:
     from mechrefusal import study
 
     run = study.open(options.run)
-    study.measure(run)
+    study.measure(run, processes=options.processes)
     _summarise(run.folder)
 
 
@@ -91,7 +93,7 @@ def run(options) -> None:
 
     started = _started(options)
     study.train(started)
-    study.measure(started)
+    study.measure(started, processes=options.processes)
     study.evaluate_run(started)
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
@@ -171,6 +173,9 @@ def evaluate(options) -> None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
 
 
+OF_COMMANDS = ("recipe", "out", "show_completions", "processes")
+"""Options of commands that are no keys of a recipe."""
+
 COMMANDS: dict[str, Callable] = {
     "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "evaluate": evaluate,
     "report": report, "run": run,
@@ -194,6 +199,7 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
+    _add_processes(words)
     commands.add_subcommand("measure", words, help="measure every checkpoint of a run")
     commands.add_subcommand(
         "ablate", _ablate_parser(), help="answers without and with a direction ablated or added, side by side"
@@ -207,6 +213,7 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     commands.add_subcommand("report", words, help="write the HTML report of a run")
     words = _study_parser(with_recipe=with_recipe)
     _add_show_completions(words)
+    _add_processes(words)
     commands.add_subcommand("run", words, help="train, measure, evaluate and report: the whole study")
     return parser
 
@@ -349,11 +356,21 @@ def _add_show_completions(parser: jsonargparse.ArgumentParser) -> None:
     )
 
 
+def _add_processes(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        help="checkpoints measured at once, each in a process of its own with its share of the threads; 0: as many as "
+        "a CPU has threads and memory for",
+    )
+
+
 def _started(options):
     """The run of these options, made or continued; what is wrong with the recipe is said before anything is written."""
     from mechrefusal import study
 
-    given = {name: value for name, value in vars(options).items() if name not in ("recipe", "out", "show_completions")}
+    given = {name: value for name, value in vars(options).items() if name not in OF_COMMANDS}
     recipe = study.Recipe(**given)
     if not (Path(options.out) / "recipe.yaml").is_file():
         study.check(recipe)
@@ -413,6 +430,16 @@ def _version() -> str:
     from mechrefusal import __version__
 
     return __version__
+
+
+def _import_meanwhile(words: Sequence[str]) -> None:
+    """Have the processes that will measure import the libraries while this one does."""
+    alone = "--processes=1" in words or ("--processes", "1") in pairwise(words)
+    if words[:1] and words[0] in ("measure", "run") and not alone and not {"-h", "--help"} & set(words):
+        from mechrefusal import processes
+
+        if processes.n_threads() > 1:
+            processes.prepare()
 
 
 def _quiet_libraries() -> None:

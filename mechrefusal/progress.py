@@ -17,6 +17,12 @@ IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
 
 
+def be_silent() -> None:
+    """Show and say nothing in this process any more: another one speaks for it."""
+    global IS_FIRST_PROCESS
+    IS_FIRST_PROCESS, console.quiet = False, True
+
+
 @contextmanager
 def bar(description: str, total: int) -> Iterator["Bar"]:
     """A progress bar over `total` units of work; call `advance()` on what it yields."""

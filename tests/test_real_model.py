@@ -47,10 +47,10 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     assert len({point.weights for point in points}) == 3
     measure = pipeline.measure_checkpoint
 
-    def measured(checkpoint, asked, recipe, cases):
+    def measured(checkpoint, asked, recipe, cases, **around):
         """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
         wanted = recipe if checkpoint.id == points[2].id else dataclasses.replace(recipe, causal=demo.causal)
-        return measure(checkpoint, asked, wanted, cases)
+        return measure(checkpoint, asked, wanted, cases, **around)
 
     monkeypatch.setattr(pipeline, "measure_checkpoint", measured)
     study.measure(run)

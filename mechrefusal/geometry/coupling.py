@@ -197,7 +197,7 @@ def _on_refusal(
     added: Sequence[Intervention],
     random: np.random.Generator,
 ) -> list[dict]:
-    """Effects on the refusal score: of ablation on harmful prompts, of putting it in on harmless ones; controls last."""
+    """Effects on the refusal score: ablated on harmful prompts, put in on harmless ones; controls last."""
     found = _changes(model, harmful, metric, ablated)
     rows = [
         _effect(f"ablate_{name}_on_refusal", found, index, 2, "harmful", random) for index, name in enumerate(NAMES)

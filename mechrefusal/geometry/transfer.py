@@ -58,8 +58,8 @@ def transfer(
     Returns:
         One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
         prompts; `baseline_harmful`, `baseline_harmless` without intervention; `decrease` (how far ablation lowers the
-        mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95% t
-        intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
+        mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95%
+        t intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
         `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
         `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful
         prompts) with the direction of one half of the direction prompts ablated and with that of the other, which is

@@ -38,6 +38,11 @@ class Checkpoint:
         """Name of the checkpoint in files and tables, e.g. `sft-step-00050`."""
         return checkpoint_id(self.arm, self.step)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of its weights on disk."""
+        return sum(path.stat().st_size for path in weight_files(self.path))
+
 
 def weight_files(folder: Path | str) -> list[Path]:
     """The safetensors files of a Hugging Face folder, every one opened once to see that it is whole."""

@@ -33,7 +33,8 @@ _WHAT = re.compile(
 )
 _MAKE = re.compile(
     r"(?:write|create|draft|give|generate|develop|design|produce|compose|prepare|devise|provide|propose|present|offer|"
-    r"suggest|list|name|construct|craft|outline|invent|build|make|recommend|share|publish)(?: out| up| down)?(?: (?:me|us)\b)?\s+(?P<rest>.+)",
+    r"suggest|list|name|construct|craft|outline|invent|build|make|recommend|share|publish)(?: out| up| down)?"
+    r"(?: (?:me|us)\b)?\s+(?P<rest>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 # Verbs that are followed by a thing only sometimes ("describe the steps", but "describe why").

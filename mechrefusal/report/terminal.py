@@ -1,5 +1,6 @@
 """The headline of a run for a terminal, in tables that fit 100 columns."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,9 @@ def times(run: MeasuredRun) -> list[Table]:
     stages = run.across["stages"]
     if len(stages):
         seconds = pd.to_numeric(stages["seconds"], errors="coerce").astype(float)
-        table = _table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}.")
+        at_once = _at_once(run.manifest)
+        beside = f"; {at_once} checkpoints were measured at once" if at_once > 1 else ""
+        table = _table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}{beside}.")
         table.add_column("stage", overflow="fold")
         for name in ("time", "share"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -70,6 +73,14 @@ def times(run: MeasuredRun) -> list[Table]:
     if len(timings):
         made.append(_measured(timings))
     return made
+
+
+def _at_once(manifest: str | None) -> int:
+    """How many checkpoints were measured at once, so that their times do not add up to a wall time."""
+    try:
+        return int(json.loads(manifest or "{}").get("at_once", 1))
+    except (ValueError, AttributeError, TypeError):
+        return 1
 
 
 def _measured(timings: pd.DataFrame) -> Table:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from mechrefusal.evaluation import (
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
 from mechrefusal.models.twin import plain_model
+from mechrefusal.processes import LOADING, Around
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.causal_measurement import CausalMeasurement
@@ -32,6 +33,7 @@ from mechrefusal.study.recipe import MeasuringSettings, Recipe
 from mechrefusal.study.selection import Asked
 
 CONTROL_SEED = 0
+N_STAGES = 14
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,30 @@ class Measured:
     harmfulness: Directions | None
 
 
-def measure(checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> Measured:
-    """Measure one checkpoint: behaviour, refusal metric, directions, carrier, interventions, attribution, patching."""
-    return _Measurement(checkpoint, asked, recipe, cases).take()
+def measure(
+    checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], *, around: Around | None = None
+) -> Measured:
+    """Measure one checkpoint: behaviour, refusal metric, directions, carrier, interventions, attribution, patching.
+
+    `around` is entered around each of `N_STAGES` stages, by its name.
+    """
+    return _Measurement(checkpoint, asked, recipe, cases, around or (lambda _: nullcontext())).take()
 
 
 class _Measurement:
     """One measurement under way: the model, the settings and the tables so far."""
 
-    def __init__(self, checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase]) -> None:
-        self.checkpoint, self.asked, self.recipe, self.cases = checkpoint, asked, recipe, cases
+    def __init__(
+        self, checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], around: Around
+    ) -> None:
+        self.checkpoint, self.asked, self.recipe, self.cases, self.around = checkpoint, asked, recipe, cases, around
         self.settings: MeasuringSettings = recipe.measuring
         self.tables: dict[str, pd.DataFrame] = {}
         self.timings: list[dict[str, Any]] = []
         self.generations: list[pd.DataFrame] = []
 
     def take(self) -> Measured:
-        with self.stage("load"):
+        with self.stage(LOADING):
             self.model = load_hooked(self.checkpoint)
         with self.stage("answers"):
             completions = self.answer()
@@ -114,13 +123,14 @@ class _Measurement:
     @contextmanager
     def stage(self, name: str, *, optional: bool = False) -> Iterator[None]:
         """Time a step. An optional one that cannot be taken leaves its reason in `timings`, not a failed run."""
-        started, note = time.perf_counter(), ""
-        try:
-            yield
-        except MechrefusalError as error:
-            if not optional:
-                raise
-            note = str(error)
+        with self.around(name):
+            started, note = time.perf_counter(), ""
+            try:
+                yield
+            except MechrefusalError as error:
+                if not optional:
+                    raise
+                note = str(error)
         self.timings.append({"stage": name, "seconds": time.perf_counter() - started, "note": note})
 
     def add(self, name: str, rows: list[dict] | pd.DataFrame) -> None:

@@ -1,5 +1,6 @@
 """The stages of a study, each of which can be run again: what is done already is read from disk, not made anew."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
+from mechrefusal.processes import Around, Job, how_many
+from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.evaluation_of_run import require_evaluation
+from mechrefusal.study.measurement import N_STAGES
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
@@ -171,8 +175,16 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
     return made
 
 
-def measure(run: Run) -> None:
-    """Measure every checkpoint that has not been, then compare them."""
+def measure(run: Run, *, processes: int = 1) -> None:
+    """Measure every checkpoint that has not been, then compare them.
+
+    Args:
+        processes: that measure at once, each a checkpoint; 0: as many as are likely to be faster and fit into memory
+            (see `processes.how_many`). With more than one, a script must guard its start (`if __name__ == "__main__"`),
+            as Python's multiprocessing asks. What is measured does not hang on it but for rounding.
+    """
+    if processes < 0:
+        raise MechrefusalError(f"processes is {processes}; give how many measure at once, or 0 to have it chosen")
     chosen = check(run.recipe)
     sweep(run.folder)
     _lock(run, chosen)
@@ -180,21 +192,57 @@ def measure(run: Run) -> None:
     if not checkpoints:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
     made = _cases(run, checkpoints[0], chosen)  # the base comes first
-    for number, checkpoint in enumerate(checkpoints, start=1):
-        if _is_measured(run, checkpoint):
-            continue
-        console.print(f"measuring {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
-        with run.timed(f"measure {checkpoint.id}"):
-            found = measure_checkpoint(checkpoint, chosen, run.recipe, made)
-            with whole_folder(run.measurements(checkpoint)) as draft:
-                for name, table in found.tables.items():
-                    tables.write(table, name, draft)
-            found.directions.save(run.directions(checkpoint))
-            found.locked.save(run.locked_directions(checkpoint))
-            if found.harmfulness is not None:
-                found.harmfulness.save(run.harmfulness_directions(checkpoint))
-        run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}})
-    _compare(run, checkpoints, chosen)
+    left = [checkpoint for checkpoint in checkpoints if not _is_measured(run, checkpoint)]
+    at_once = _at_once(processes, left)
+    if at_once == 1:
+        for checkpoint in left:
+            number = f"({checkpoints.index(checkpoint) + 1} of {len(checkpoints)})"
+            console.print(f"measuring {checkpoint.id} {number}", highlight=False, soft_wrap=True)
+            _note_measured(run, checkpoint, _measured(run, checkpoint, chosen, made))
+    else:
+        by_id = {checkpoint.id: checkpoint for checkpoint in left}
+        jobs = [Job(name, _measured_apart, (run.folder, one), N_STAGES) for name, one in by_id.items()]
+        what = f"{len(left)} of {len(checkpoints)} checkpoints, {at_once} at once"
+        console.print(f"measuring {what}", highlight=False, soft_wrap=True)
+        for name, seconds in run_jobs(jobs, at_once=at_once, description="measuring"):
+            _note_measured(run, by_id[name], seconds)
+        run.update({"at_once": at_once})
+    _compare(run, checkpoints, chosen, processes)
+
+
+def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:
+    """Processes to measure these checkpoints in: what was asked for, or what is likely to be best."""
+    if len(targets) < 2:
+        return 1
+    return processes or how_many(len(targets), weights=max(one.n_bytes for one in targets))
+
+
+def _measured(
+    run: Run, checkpoint: Checkpoint, chosen: Asked, made: list[AttackCase], around: Around | None = None
+) -> float:
+    """Measure a checkpoint and write its tables and directions; the seconds it took."""
+    started = time.perf_counter()
+    found = measure_checkpoint(checkpoint, chosen, run.recipe, made, around=around)
+    with whole_folder(run.measurements(checkpoint)) as draft:
+        for name, table in found.tables.items():
+            tables.write(table, name, draft)
+    found.directions.save(run.directions(checkpoint))
+    found.locked.save(run.locked_directions(checkpoint))
+    if found.harmfulness is not None:
+        found.harmfulness.save(run.harmfulness_directions(checkpoint))
+    return time.perf_counter() - started
+
+
+def _measured_apart(folder: Path, checkpoint: Checkpoint, around: Around) -> float:
+    """`_measured` in a process of its own, with the prompts and attack cases that the run has by now."""
+    run = Run.open(folder)
+    chosen = asked(run.recipe)
+    return _measured(run, checkpoint, chosen, _cases(run, _base(run), chosen), around)
+
+
+def _note_measured(run: Run, checkpoint: Checkpoint, seconds: float) -> None:
+    run.took(f"measure {checkpoint.id}", seconds)
+    run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}})
 
 
 def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
@@ -209,7 +257,7 @@ def _stamp(run: Run, checkpoint: Checkpoint) -> str:
     return f"{checkpoint.weights}-{fingerprint(told)}"
 
 
-def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
+def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: int) -> None:
     locked = across.read_directions(checkpoints, run.locked_directions)
     carriers = {c.id: tables.read("carriers", run.measurements(c)) for c in checkpoints}
     tables.write(across.drift(checkpoints, locked, carriers), "drift", run.measurements())
@@ -218,7 +266,7 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked) -> None:
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
         if parts:
             tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
-    moved = transfers(run, checkpoints, chosen)
+    moved = transfers(run, checkpoints, chosen, at_once=_at_once(processes, checkpoints))
     rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
     n_layers = len(next(iter(locked.values())).values[0])
     relocated = relocation(checkpoints, locked, rows, moved, n_layers)

@@ -101,10 +101,13 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Say and record the wall time of a stage that ended well, in the manifest and in the table `stages`."""
+        """Say and record the wall time of a stage that ended well."""
         started = time.perf_counter()
         yield
-        seconds = time.perf_counter() - started
+        self.took(stage, time.perf_counter() - started)
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Say how long a stage took, and record it in the manifest and in the table `stages`."""
         console.print(f"{stage}: {seconds:.0f} s", highlight=False, soft_wrap=True)
         self.update({"stages": {stage: round(seconds, 2)}})
         rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]

@@ -1,68 +1,110 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pandas as pd
 
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
+from mechrefusal.processes import Around, Job
+from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
+from mechrefusal.study.selection import asked as select
 
 VERSION = 4
 """Counted up where the numbers would change."""
 
 
-def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked) -> pd.DataFrame:
+def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1) -> pd.DataFrame:
     """Table `transfer`, target by target; a target that was measured with the same sources is not run again.
 
     Sources are the carriers, or the best candidates where a checkpoint has no carrier (`kind`). All targets are asked
-    the same validation prompts, whatever their metric calls refused.
+    the same validation prompts, whatever their metric calls refused. `at_once`: targets, each in a process of its own.
     """
     known = tables.read("transfer", run.measurements())
     if run.recipe.geometry.n_transferred == 0:
         return tables.frame("transfer", [])
     sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
     found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
-    kinds = {checkpoint.id: kind for checkpoint, (kind, one) in sources.items() if one is not None}
-    validation = asked.validation.take(run.recipe.geometry.n_transferred)
-    stamp = _stamp(checkpoints, found, validation, run.recipe.measuring.reference)
+    stamp = _stamp(checkpoints, found, _validation(run, asked), run.recipe.measuring.reference)
     done = run.manifest.get("transferred", {})
-    arms = {checkpoint.id: (checkpoint.arm, checkpoint.step) for checkpoint in checkpoints}
-    parts: list[pd.DataFrame] = []
+    parts: dict[str, pd.DataFrame] = {}
     for target in checkpoints:
         before = known[(known["arm_target"] == target.arm) & (known["step_target"] == target.step)]
         if done.get(target.id) == stamp and len(before) == len(found):
-            parts.append(before)
-            continue
-        if not found:
-            continue
-        metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
-        with run.timed(f"transfer to {target.id}"):
-            own = None
-            if run.recipe.measuring.reference == HARMLESS:
-                own = Directions.load(run.directions(target), weights=target.weights)
-            rows = transfer(
-                load_hooked(target), found, validation, metric, own=own, description=f"{target.id}: transfer"
-            )
-        names = rows.pop("source")
-        rows = rows.assign(
-            arm_source=[arms[name][0] for name in names],
-            step_source=[arms[name][1] for name in names],
-            arm_target=target.arm,
-            step_target=target.step,
-            kind=[kinds[name] for name in names],
-        )
-        parts.append(tables.frame("transfer", rows))
-        others = known[~((known["arm_target"] == target.arm) & (known["step_target"] == target.step))]
-        known = pd.concat([part for part in (others, parts[-1]) if len(part)], ignore_index=True)
-        tables.write(known, "transfer", run.measurements())
-        run.update({"transferred": {target.id: stamp}})
-    table = pd.concat(parts, ignore_index=True) if parts else tables.frame("transfer", [])
+            parts[target.id] = before
+    left = {target.id: target for target in checkpoints if target.id not in parts} if found else {}
+    for name, (rows, seconds) in _to_targets(run, left, checkpoints, asked, at_once):
+        run.took(f"transfer to {name}", seconds)
+        parts[name] = tables.frame("transfer", rows)
+        kept = {(left[each].arm, left[each].step) for each in parts if each in left}
+        again = [place in kept for place in zip(known["arm_target"], known["step_target"], strict=True)]
+        others = known[[not each for each in again]]
+        made = [parts[each] for each in left if each in parts]
+        together = pd.concat([part for part in (others, *made) if len(part)], ignore_index=True)
+        tables.write(together, "transfer", run.measurements())
+        run.update({"transferred": {name: stamp}})
+    in_order = [parts[target.id] for target in checkpoints if target.id in parts]
+    table = pd.concat(in_order, ignore_index=True) if in_order else tables.frame("transfer", [])
     tables.write(table, "transfer", run.measurements())
     return table
+
+
+def _to_targets(
+    run: Run, targets: dict[str, Checkpoint], checkpoints: list[Checkpoint], asked: Asked, at_once: int
+) -> Iterator[tuple[str, tuple[pd.DataFrame, float]]]:
+    """Rows of each target and the seconds they took, as they are made."""
+    if min(at_once, len(targets)) <= 1:
+        for name, target in targets.items():
+            yield name, _to_target(run, target, checkpoints, asked)
+    else:
+        jobs = [Job(name, _to_target_apart, (run.folder, target, checkpoints)) for name, target in targets.items()]
+        yield from run_jobs(jobs, at_once=at_once, description="transfers")
+
+
+def _to_target(run: Run, target: Checkpoint, checkpoints: list[Checkpoint], asked: Asked) -> tuple[pd.DataFrame, float]:
+    """Rows of table `transfer` of one target, and the seconds they took."""
+    started = time.perf_counter()
+    sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
+    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
+    kinds = {checkpoint.id: kind for checkpoint, (kind, _) in sources.items()}
+    arms = {checkpoint.id: (checkpoint.arm, checkpoint.step) for checkpoint in checkpoints}
+    metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
+    own = None
+    if run.recipe.measuring.reference == HARMLESS:
+        own = Directions.load(run.directions(target), weights=target.weights)
+    rows = transfer(
+        load_hooked(target), found, _validation(run, asked), metric, own=own, description=f"{target.id}: transfer"
+    )
+    names = rows.pop("source")
+    rows = rows.assign(
+        arm_source=[arms[name][0] for name in names],
+        step_source=[arms[name][1] for name in names],
+        arm_target=target.arm,
+        step_target=target.step,
+        kind=[kinds[name] for name in names],
+    )
+    return rows, time.perf_counter() - started
+
+
+def _to_target_apart(
+    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], around: Around
+) -> tuple[pd.DataFrame, float]:
+    """`_to_target` in a process of its own."""
+    run = Run.open(folder)
+    with around("transfer"):
+        return _to_target(run, target, checkpoints, select(run.recipe))
+
+
+def _validation(run: Run, asked: Asked) -> Split:
+    return asked.validation.take(run.recipe.geometry.n_transferred)
 
 
 def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:

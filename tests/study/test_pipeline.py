@@ -15,6 +15,7 @@ from mechrefusal import causal, models, study
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
 from mechrefusal.study import tables
+from mechrefusal.study.measurement import N_STAGES
 
 WALL_TIMES = {"timings", "stages"}
 OF_EVALUATIONS = {
@@ -101,7 +102,7 @@ def test_directions_of_another_checkpoint_are_refused(finished):
 
 
 def test_measuring_again_does_nothing(finished, monkeypatch):
-    monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("mechrefusal.training.train", lambda *_, **__: pytest.fail("trained again"))
     study.train(finished)
     study.measure(finished)
@@ -124,6 +125,33 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
         pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
     assert not list(folder.rglob(".*")), "drafts of the killed process are left"
+
+
+def test_processes_measure_what_one_process_does(finished, tmp_path):
+    """Two checkpoints measured again, each in a process of its own, and what compares them."""
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    again = ["base-step-00000", "r2d2-step-00012"]
+    manifest = run.manifest
+    for name in again:
+        shutil.rmtree(run.folder / "measurements" / name)
+        manifest["measured"].pop(name)
+    (run.folder / "manifest.json").write_text(json.dumps(manifest | {"transferred": {}}))
+    study.measure(run, processes=2)
+    for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
+        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
+    assert run.manifest["measured"] == finished.manifest["measured"]
+    assert run.manifest["at_once"] == 2
+    assert not list(run.folder.rglob(".*"))
+
+
+def test_a_measurement_has_as_many_stages_as_it_says(finished):
+    timings = tables.read("timings", finished.measurements())
+    assert set(timings.groupby(["arm", "step"]).size()) == {N_STAGES}
+
+
+def test_a_negative_number_of_processes_is_an_error(finished):
+    with pytest.raises(MechrefusalError, match="processes is -1"):
+        study.measure(finished, processes=-1)
 
 
 def test_a_diverged_checkpoint_is_named_before_it_is_measured(finished, tmp_path):

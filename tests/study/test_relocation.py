@@ -357,7 +357,10 @@ def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
     n_direction = min(pair(0, length=5.0)[0].n_harmful, pair(0, length=5.0)[0].n_harmless)
     near = carrier((8, 10), layer=9, **PLACED), carrier((8, 10), layer=9, **PLACED | {"n_halves": n})
     wide = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"n_halves": n})
-    for (first, second), expected in ((near, 2 * n_direction), (wide, max(2 * n_direction, np.ceil(N * (10 / 6) ** 2)))):
+    for (first, second), expected in (
+        (near, 2 * n_direction),
+        (wide, max(2 * n_direction, np.ceil(N * (10 / 6) ** 2))),
+    ):
         for found in (depths(first, second), depths(second, first)):
             assert found["verdict"] == "cannot tell"
             assert found["n_to_decide"] == expected

@@ -1,0 +1,211 @@
+"""Jobs in processes of their own: results, errors, what is shared, and that nothing outlives who asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from mechrefusal import processes
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.processes import Job
+
+
+@pytest.fixture(autouse=True)
+def few_imports(monkeypatch):
+    """What is forked from imports no more than these jobs need."""
+    monkeypatch.setattr(processes, "IMPORTED", ("torch", "psutil"))
+
+
+def run(jobs, at_once=2):
+    return dict(processes.run(jobs, at_once=at_once, description="jobs"))
+
+
+def double(x, around):
+    with around("double"):
+        return os.getpid(), 2 * x
+
+
+def test_every_job_is_done_in_a_process_of_its_own():
+    found = run([Job(f"job {x}", double, (x,)) for x in range(3)])
+    assert {name: value for name, (_, value) in found.items()} == {"job 0": 0, "job 1": 2, "job 2": 4}
+    assert len({os.getpid(), *(process for process, _ in found.values())}) == 4
+
+
+def refuse(what, around):
+    raise MechrefusalError(what)
+
+
+def stumble(around):
+    return 1 // 0
+
+
+def die(around):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def touch(path, seconds, around):
+    time.sleep(seconds)
+    Path(path).touch()
+
+
+def test_a_failure_waits_for_what_runs_and_begins_nothing_more(tmp_path):
+    jobs = [
+        Job("bad", refuse, ("prompts 'x' are empty",)),
+        Job("running", touch, (tmp_path / "running", 1)),
+        Job("waiting", touch, (tmp_path / "waiting", 0)),
+    ]
+    done = []
+    with pytest.raises(MechrefusalError, match=r"^prompts 'x' are empty$"):
+        done.extend(name for name, _ in processes.run(jobs, at_once=2, description="jobs"))
+    assert done == ["running"]
+    assert [path.name for path in tmp_path.iterdir()] == ["running"]
+
+
+def test_other_errors_come_with_their_traceback():
+    with pytest.raises(RuntimeError, match=r"'stumbles' failed:\n(.*\n)*.*1 // 0\n(.*\n)*ZeroDivisionError"):
+        run([Job("stumbles", stumble, ())])
+
+
+def test_a_killed_process_is_named():
+    with pytest.raises(MechrefusalError, match=r"process of 'r2d2' ended with status -9.*--processes 1"):
+        run([Job("r2d2", die, ())])
+
+
+def meet(folder, name, others, around):
+    """Threads in a stage while `others` are here, and in one after they have gone."""
+    here = Path(folder) / name
+    here.touch()
+    while any(not (Path(folder) / other).exists() for other in (*others, "counted")):
+        time.sleep(0.01)
+    with around("together"):
+        together = torch.get_num_threads()
+    if others:
+        time.sleep(0.5)
+        with around("alone"):
+            return together, torch.get_num_threads()
+    return together, None
+
+
+def test_threads_are_shared_by_those_that_run(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    (tmp_path / "counted").touch()
+    try:
+        found = run([Job("a", meet, (tmp_path, "a", ())), Job("b", meet, (tmp_path, "b", ("a",)))])
+    finally:
+        torch.set_num_threads(before)
+    assert found["a"][0] in (2, 4)  # 4 where it began before the other
+    assert found["b"][1] == 4
+
+
+def load(path, around):
+    with around(processes.LOADING):
+        began = time.monotonic()
+        time.sleep(0.3)
+        return began, time.monotonic()
+
+
+def test_models_are_loaded_one_after_the_other(tmp_path):
+    (_, first), (second, _) = sorted(run([Job(name, load, (name,)) for name in "ab"]).values())
+    assert second >= first
+
+
+def wait_for_ever(path, around):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def _pid(path):
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+def _ends(pid):
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the process of the job goes on"
+        time.sleep(0.05)
+
+
+def test_breaking_off_ends_the_processes(tmp_path):
+    jobs = [Job("quick", double, (1,)), Job("slow", wait_for_ever, (tmp_path / "pid",))]
+    found = processes.run(jobs, at_once=2, description="jobs")
+    assert next(found)[0] == "quick"
+    pid = _pid(tmp_path / "pid")
+    found.close()
+    _ends(pid)
+
+
+def test_a_killed_first_process_takes_the_others_along(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, {here!r})\n"
+        "if __name__ == '__main__':\n"
+        "    import test_processes as t\n"
+        "    t.processes.IMPORTED = ('torch',)\n"
+        "    t.run([t.Job('slow', t.wait_for_ever, ({path!r},))])\n"
+    ).format(here=str(Path(__file__).parent), path=str(tmp_path / "pid"))
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    try:
+        pid = _pid(tmp_path / "pid")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _ends(pid)
+
+
+def three(around):
+    for name in ("one", "two", "three"):
+        with around(name):
+            pass
+
+
+def test_the_bar_counts_stages(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def bar(description, total):
+        yield SimpleNamespace(advance=lambda **shown: seen.append(shown["description"]))
+        seen.append((description, total))
+
+    monkeypatch.setattr(processes.progress, "bar", bar)
+    run([Job("sft", three, (), n_stages=3)])
+    assert seen == ["sft: one", "sft: two", "sft: three", ("jobs", 3)]
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "threads", "free", "weights", "expected"),
+    [
+        (4, 2, 24, 0.5, 2),
+        (4, 16, 64, 0.5, 4),
+        (1, 16, 64, 0.5, 1),
+        (4, 1, 64, 0.5, 1),
+        (4, 2, 4, 0.5, 1),  # two would need 6 GiB, and half is left to others
+        (4, 8, 64, 15, 1),
+        (4, 8, 200, 15, 1),
+        (4, 8, 250, 15, 2),
+    ],
+)
+def test_how_many(monkeypatch, n_jobs, threads, free, weights, expected):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * 2**30))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert processes.how_many(n_jobs, weights=int(weights * 2**30)) == expected
+
+
+def test_an_accelerator_is_not_shared(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert processes.how_many(4, weights=1) == 1
