@@ -13,7 +13,7 @@ from mechrefusal.study.relocation import relocation
 
 NAN = float("nan")
 BASE, SFT = Checkpoint("base", 0, Path(), "w0"), Checkpoint("sft", 5, Path(), "w1")
-N_LAYERS, N = 30, 40
+N_LAYERS, N, N_DIRECTION = 30, 40, 24
 PLACED = {"n_halves": 2, "layer_half_low": 6, "layer_half_high": 8}
 OPEN = "; no number of prompts decides it as things stand"
 
@@ -354,12 +354,11 @@ def test_no_number_is_promised_where_there_hardly_is_a_carrier(more):
 @pytest.mark.parametrize("n", [0, 1])
 def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
     """Of which a half is what all are now, and those have one; more, where the layer's interval asks for more."""
-    n_direction = min(pair(0, length=5.0)[0].n_harmful, pair(0, length=5.0)[0].n_harmless)
     near = carrier((8, 10), layer=9, **PLACED), carrier((8, 10), layer=9, **PLACED | {"n_halves": n})
     wide = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"n_halves": n})
     for (first, second), expected in (
-        (near, 2 * n_direction),
-        (wide, max(2 * n_direction, np.ceil(N * (10 / 6) ** 2))),
+        (near, 2 * N_DIRECTION),
+        (wide, max(2 * N_DIRECTION, np.ceil(N * (10 / 6) ** 2))),
     ):
         for found in (depths(first, second), depths(second, first)):
             assert found["verdict"] == "cannot tell"
@@ -370,7 +369,7 @@ def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
 def depths(first, second):
     from mechrefusal.study.relocation import _depth
 
-    return vars(_depth(BASE, SFT, first.iloc[0], second.iloc[0], n_layers=N_LAYERS).told())
+    return vars(_depth(BASE, SFT, first.iloc[0], second.iloc[0], n_layers=N_LAYERS, n_direction=N_DIRECTION).told())
 
 
 def moved_transfer(away, own):

@@ -1,9 +1,11 @@
 """The transfer matrix of a run whose carriers and directions are put in by hand."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from planted_directions import from_activations
@@ -92,3 +94,30 @@ def test_a_half_without_prompts_leaves_the_row(made):
     row = matrix(made).iloc[0]
     assert row[HALF].isna().all()
     assert np.isfinite(row["decrease"])
+
+
+def test_targets_at_once_give_the_same_rows(made, monkeypatch):
+    """Two targets as jobs, the second of which ends first, and one of them again where the other was done."""
+    other = Checkpoint("sft", 6, made.base.path, "w1")
+    dataclasses.replace(made.directions, weights="w1").save(made.run.directions(other))
+    for name in ("carrier", "openings"):
+        tables.write(tables.read(name, made.run.measurements(made.base)), name, made.run.measurements(other))
+    both, asked = [made.base, other], study.selection.asked(made.run.recipe)
+    expected = transfers.transfers(made.run, both, asked)
+    assert len(expected) == 4
+    ran = []
+
+    def run_jobs(jobs, *, at_once, description):
+        ran.append(([job.name for job in jobs], at_once))
+        for job in reversed(jobs):
+            yield job.name, job.work(*job.given, lambda _: nullcontext())
+
+    monkeypatch.setattr(transfers, "run_jobs", run_jobs)
+    made.run.update({"transferred": {made.base.id: "", other.id: ""}})
+    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
+    pd.testing.assert_frame_equal(tables.read("transfer", made.run.measurements()), expected)
+    assert ran == [([made.base.id, other.id], 2)]
+    made.run.update({"transferred": {other.id: ""}})
+    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
+    assert len(ran) == 1  # one alone is done here
+    assert made.loads == [made.base.id, other.id, other.id, made.base.id, other.id]
