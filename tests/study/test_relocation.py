@@ -354,7 +354,7 @@ def test_no_number_is_promised_where_there_hardly_is_a_carrier(more):
 @pytest.mark.parametrize("n", [0, 1])
 def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
     """Of which a half is what all are now, and those have one; more, where the layer's interval asks for more."""
-    near = carrier((8, 10), layer=9, **PLACED), carrier((8, 10), layer=9, **PLACED | {"n_halves": n})
+    near = carrier((8, 10), layer=9), carrier((8, 10), layer=9, n_halves=n)
     wide = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"n_halves": n})
     for (first, second), expected in (
         (near, 2 * N_DIRECTION),
