@@ -19,8 +19,10 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 WIDTHS = (1280, 800, 600, 400)
-SETTLED = 400
-"""Milliseconds in which figures take the width of a resized window."""
+SETTLED = """width => document.documentElement.scrollWidth <= width && [...document.querySelectorAll('.plot')]
+    .filter(plot => plot.offsetParent !== null)
+    .every(plot => Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) <= 2)"""
+"""Whether figures have taken the width of a resized window, which they do one after the other."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_pages_draw_without_a_network(browser, small_run, name, first):
         )
         for width in [first, *WIDTHS[1:-1]]:
             page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(SETTLED)
+            page.wait_for_function(SETTLED, arg=width)
             draws_at(page, width)
 
 

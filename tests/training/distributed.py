@@ -1,6 +1,6 @@
-"""Trains an arm on the tiny model in as many processes as it is started with. Run by test_processes.py.
+"""Trains arms on the tiny model in as many processes as it is started with. Run by test_several_processes.py.
 
-python -m torch.distributed.run --nproc-per-node 2 distributed.py FOLDER_OF_MODEL OUT ARM ACCUMULATION
+python -m torch.distributed.run --nproc-per-node 2 distributed.py FOLDER_OF_MODEL OUT ARM-ACCUMULATION [...]
 """
 
 import sys
@@ -25,5 +25,8 @@ def settings(accumulation: int) -> training.TrainingSettings:
 
 
 if __name__ == "__main__":
-    model, out, arm, accumulation = sys.argv[1:]
-    training.train(arm, **killed.inputs(Path(model)), out=out, settings=settings(int(accumulation)))
+    model, out, *wanted = sys.argv[1:]
+    for name in wanted:
+        arm, _, accumulation = name.partition("-")
+        inputs = killed.inputs(Path(model))
+        training.train(arm, **inputs, out=Path(out) / name, settings=settings(int(accumulation)))
