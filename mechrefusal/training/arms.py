@@ -27,6 +27,7 @@ from mechrefusal.training import data
 from mechrefusal.training.anchors import anchor_folder, require_mergeable
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
 from mechrefusal.training.losses import Term, TokenLoss
+from mechrefusal.training.memory import kept_memory
 from mechrefusal.training.pool import CasePool
 from mechrefusal.training.r2d2 import POOL, REFRESH_COLUMNS, REFRESHES, R2D2Config, R2D2Trainer
 from mechrefusal.training.settings import ARMS, TrainingSettings
@@ -124,7 +125,7 @@ def train(
         with whole_file(state / "of.json") as draft:
             draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
     # The bar is drawn on stderr, so only stdout is silenced from here on.
-    with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):
+    with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False), kept_memory():
         log.bar = bar
         trainer.train(resume_from_checkpoint=checkpoint)
     table = log.table(trainer.state.log_history, TABLE)

@@ -1,0 +1,41 @@
+"""Memory that a training step frees is kept for the next one, where the C library can be told so."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt` (malloc.h)."""
+KEPT, USUAL = 1 << 30, 32 << 20
+"""Bytes: blocks below this size come from memory that the process keeps. Usual: what glibc's own adaptation ends at."""
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep freed memory while open, and give it back at the end.
+
+    Gradients and activations are allocated anew at every step. By default glibc takes large blocks from the system and
+    returns them at once, and the system clears every page each time. Elsewhere than on glibc this does nothing.
+    """
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    library.mallopt(MMAP_THRESHOLD, KEPT)
+    library.mallopt(TRIM_THRESHOLD, KEPT)
+    try:
+        yield
+    finally:
+        library.mallopt(MMAP_THRESHOLD, USUAL)
+        library.mallopt(TRIM_THRESHOLD, USUAL)
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return (
+        library if all(hasattr(library, name) for name in ("mallopt", "malloc_trim", "gnu_get_libc_version")) else None
+    )
