@@ -3,11 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from jsonargparse.typing import NonNegativeInt
 
 from mechrefusal.errors import MechrefusalError
 
@@ -19,7 +19,6 @@ DESCRIPTION = "Locate a chat model's refusal by layer and head, and follow it th
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, or 2 where the input is at fault (one line says what)."""
     _quiet_libraries()
-    _import_meanwhile(sys.argv[1:] if arguments is None else arguments)
     try:
         words = [_with_packaged_recipe(word, before) for before, word in _with_previous(arguments)]
         parser = _parser(with_recipe=bool({"train", "run"} & set(words)), with_attack="attack" in words)
@@ -88,10 +87,12 @@ def report(options) -> None:
 
 def run(options) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
+    from mechrefusal import processes, study
     from mechrefusal import report as pages
-    from mechrefusal import study
 
     started = _started(options)
+    if options.processes != 1:
+        processes.prepare()
     study.train(started)
     study.measure(started, processes=options.processes)
     study.evaluate_run(started)
@@ -359,7 +360,7 @@ def _add_show_completions(parser: jsonargparse.ArgumentParser) -> None:
 def _add_processes(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
-        type=int,
+        type=NonNegativeInt,
         default=0,
         help="checkpoints measured at once, each in a process of its own with its share of the threads; 0: as many as "
         "a CPU has threads and memory for",
@@ -430,16 +431,6 @@ def _version() -> str:
     from mechrefusal import __version__
 
     return __version__
-
-
-def _import_meanwhile(words: Sequence[str]) -> None:
-    """Have the processes that will measure import the libraries while this one does."""
-    alone = "--processes=1" in words or ("--processes", "1") in pairwise(words)
-    if words[:1] and words[0] in ("measure", "run") and not alone and not {"-h", "--help"} & set(words):
-        from mechrefusal import processes
-
-        if processes.n_threads() > 1:
-            processes.prepare()
 
 
 def _quiet_libraries() -> None:

@@ -7,26 +7,33 @@ end sooner than one process of two threads does one thing after the other.
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection as connections
+from pathlib import Path
 from typing import Any
 
 from mechrefusal import progress
 from mechrefusal.errors import MechrefusalError
 
 IMPORTED = ("mechrefusal.study.pipeline",)
-"""What the processes of jobs find imported already, where they can be forked from one that has."""
+"""What the processes of jobs find imported already, where they are forked from one that has."""
+FORKED = sys.platform.startswith("linux")
+"""Whether they are; elsewhere each imports everything itself."""
 LOADING = "load"
 """Stage of which there is one at a time: while a model is loaded it is there several times over."""
 WHILE_LOADING = 4.0
 """Bytes in memory at most while a hooked transformer is loaded, for each byte of its weights."""
 BESIDE = 1 << 30
 """Bytes that a process takes besides: libraries, activations."""
+CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Files below `/sys/fs/cgroup` that say what a container may take and has: version 2, version 1."""
 
 Around = Callable[[str], AbstractContextManager[None]]
 """What a job enters around each of its stages, by the stage's name."""
@@ -46,51 +53,70 @@ class Job:
 
 
 def prepare() -> None:
-    """Begin, in the background, what jobs' processes need: the imports, once for all of them. Elsewhere than on Linux
-    and macOS, where a process imports everything itself, nothing."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    """Begin, in the background, what jobs' processes need: the imports, once for all of them."""
+    if FORKED and _likely():
+        _context()
         from multiprocessing import forkserver
 
-        multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
         forkserver.ensure_running()
 
 
-def n_threads() -> int:
-    """Threads that torch will have, without importing it."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+def _likely() -> bool:
+    import torch
+
+    return torch.get_num_threads() > 1 and not torch.cuda.is_available()
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver" if FORKED else "spawn")
+    if FORKED:
+        context.set_forkserver_preload(list(IMPORTED))
+    return context
 
 
 def how_many(n_jobs: int, *, weights: int) -> int:
     """Processes to run jobs in that each load a model of `weights` bytes: one a thread, as many as jobs, and as many
-    as fit into half of the memory that is free now. One where there is an accelerator, which they would share."""
-    import psutil
+    as fit into half of the memory that is free now. One where there is a GPU, which they would share."""
     import torch
 
-    if torch.accelerator.is_available():
+    if not _likely():
         return 1
-    fitting = int(psutil.virtual_memory().available / 2 / (WHILE_LOADING * weights + BESIDE))
+    fitting = int(_free_memory() / 2 / (WHILE_LOADING * weights + BESIDE))
     return max(1, min(n_jobs, torch.get_num_threads(), fitting))
 
 
-def run(jobs: Sequence[Job], *, at_once: int, description: str) -> Iterator[tuple[str, Any]]:
+def _free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this machine, or the container that this runs in, has left."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used in CGROUPS:
+        try:
+            free = min(free, max(0, int((cgroup / limit).read_text()) - int((cgroup / used).read_text())))
+        except (OSError, ValueError):  # not there, or no limit ("max")
+            continue
+    return free
+
+
+def run(jobs: Sequence[Job], *, at_once: int, description: str) -> Generator[tuple[str, Any]]:
     """Run jobs, `at_once` of them at a time; (name, what it returned) of each as it ends.
 
     Threads are shared evenly, from each stage on anew: what runs alone at the end has all of them. When a job fails, no
-    other is begun, those that run are waited for, and its error is raised. When the iteration is broken off, or this
-    process dies, theirs end.
+    other is begun, those that run are waited for, and its error is raised. When the iteration is closed
+    (`contextlib.closing`), or this process dies, theirs end.
 
     Raises:
-        MechrefusalError: what a job raised, or its process was killed.
+        MechrefusalError: a job raised one, or its process was killed.
+        OSError: a job met one, or could not write a safetensors file.
         RuntimeError: a job failed otherwise; with its traceback.
     """
     import torch
 
-    prepare()
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    n_threads = torch.get_num_threads()
-    share, loading = context.Value("i", max(1, n_threads // at_once)), context.Lock()
+    context, n_threads = _context(), torch.get_num_threads()
+    share = context.Value("i", max(1, n_threads // at_once))
+    # A lock of the file system: it ends with the process that holds it.
+    handle, loading = tempfile.mkstemp(prefix="mechrefusal-", suffix=".lock")
+    os.close(handle)
     waiting = deque(jobs)
     running: dict[Any, tuple[Job, Any]] = {}
     failed: Exception | None = None
@@ -100,7 +126,7 @@ def run(jobs: Sequence[Job], *, at_once: int, description: str) -> Iterator[tupl
                 while waiting and len(running) < at_once:
                     job = waiting.popleft()
                     ours, theirs = context.Pipe(duplex=False)
-                    process = context.Process(target=_work, args=(job, theirs, share, loading), name=job.name)
+                    process = context.Process(target=_work, args=(job, theirs, share, loading), daemon=True)
                     process.start()
                     theirs.close()  # so that its end is noticed
                     running[ours] = job, process
@@ -121,25 +147,35 @@ def run(jobs: Sequence[Job], *, at_once: int, description: str) -> Iterator[tupl
         finally:
             for _, process in running.values():
                 process.terminate()
+            for _, process in running.values():
                 process.join()
+            Path(loading).unlink(missing_ok=True)
     if failed is not None:
         raise failed
 
 
 def _received(ready: Any, job: Job, process: Any) -> tuple[str, Any]:
+    """What a job's process says: a stage that ended, ("done", result) or ("failed", error)."""
     try:
-        return ready.recv()
-    except EOFError:
+        kind, what = ready.recv()
+    except (EOFError, OSError):
         process.join()
-        return "failed", MechrefusalError(
-            f"the process of '{job.name}' ended with status {process.exitcode}, killed perhaps for want of memory; "
-            "what is finished is kept, go on with --processes 1"
-        )
+        if process.exitcode == -signal.SIGKILL:
+            why = "was killed, perhaps for want of memory; what is finished is kept, go on with --processes 1"
+        else:
+            why = (
+                f"ended with status {process.exitcode} before it could say why; a script that measures in several "
+                'processes guards its start (if __name__ == "__main__"), and --processes 1 needs none'
+            )
+        return "failed", MechrefusalError(f"the process of '{job.name}' {why}")
+    errors = {"input": MechrefusalError, "disk": OSError, "error": RuntimeError}
+    return ("failed", errors[kind](what)) if kind in errors else (kind, what)
 
 
-def _work(job: Job, told: Any, share: Any, loading: Any) -> None:
+def _work(job: Job, told: Any, share: Any, loading: str) -> None:
     """In the process of a job."""
     import torch
+    from filelock import FileLock
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
     threading.Thread(target=_end_with_the_first, daemon=True).start()
@@ -148,16 +184,19 @@ def _work(job: Job, told: Any, share: Any, loading: Any) -> None:
     @contextmanager
     def around(stage: str) -> Iterator[None]:
         torch.set_num_threads(share.value)
-        with loading if stage == LOADING else nullcontext():
+        with FileLock(loading) if stage == LOADING else nullcontext():
             yield
         told.send(("stage", stage))
 
     try:
         told.send(("done", job.work(*job.given, around)))
-    except (MechrefusalError, OSError) as error:
-        told.send(("failed", error))
-    except Exception:
-        told.send(("failed", RuntimeError(f"'{job.name}' failed:\n{traceback.format_exc()}")))
+    except MechrefusalError as error:
+        told.send(("input", str(error)))
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            told.send(("disk", str(error)))
+        else:
+            told.send(("error", f"'{job.name}' failed:\n{traceback.format_exc()}"))
 
 
 def _end_with_the_first() -> None:

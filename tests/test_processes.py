@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,35 +75,83 @@ def test_other_errors_come_with_their_traceback():
 
 
 def test_a_killed_process_is_named():
-    with pytest.raises(MechrefusalError, match=r"process of 'r2d2' ended with status -9.*--processes 1"):
+    with pytest.raises(
+        MechrefusalError, match=r"process of 'r2d2' was killed, perhaps for want of memory.*--processes 1"
+    ):
         run([Job("r2d2", die, ())])
 
 
-def meet(folder, name, others, around):
-    """Threads in a stage while `others` are here, and in one after they have gone."""
-    here = Path(folder) / name
-    here.touch()
-    while any(not (Path(folder) / other).exists() for other in (*others, "counted")):
+def die_loading(path, around):
+    with around(processes.LOADING):
+        Path(path).touch()
+        time.sleep(0.3)
+        die(around)
+
+
+def load_after(path, around):
+    while not Path(path).exists():
+        time.sleep(0.01)
+    with around(processes.LOADING):
+        return "loaded"
+
+
+def test_one_that_is_killed_while_it_loads_does_not_hold_up_the_others(tmp_path):
+    jobs = [Job("r2d2", die_loading, (tmp_path / "x",)), Job("sft", load_after, (tmp_path / "x",))]
+    done = []
+    with pytest.raises(MechrefusalError, match="process of 'r2d2' was killed"):
+        done.extend(processes.run(jobs, at_once=2, description="jobs"))
+    assert done == [("sft", "loaded")]
+
+
+def leave(around):
+    os._exit(3)
+
+
+def test_a_process_that_ends_without_a_word_is_named():
+    with pytest.raises(MechrefusalError, match="process of 'sft' ended with status 3 before it could say why"):
+        run([Job("sft", leave, ())])
+
+
+class SafetensorError(Exception):
+    """By name, as that of safetensors is told."""
+
+
+def fill_the_disk(kind, around):
+    raise SafetensorError("No space left on device") if kind else OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_full_disk_stays_one(kind):
+    with pytest.raises(OSError, match="No space left on device"):
+        run([Job("sft", fill_the_disk, (kind,))])
+
+
+def meet(folder, name, other, stays, around):
+    """Threads in a stage while the other one is here, and in those after it has gone (until they change)."""
+    (Path(folder) / name).touch()
+    while not (Path(folder) / other).exists():
         time.sleep(0.01)
     with around("together"):
-        together = torch.get_num_threads()
-    if others:
-        time.sleep(0.5)
+        found = [torch.get_num_threads()]
+    (Path(folder) / f"{name} counted").touch()
+    while not (Path(folder) / f"{other} counted").exists():
+        time.sleep(0.01)
+    deadline = time.monotonic() + 60
+    while stays and found[-1] == found[0] and time.monotonic() < deadline:
         with around("alone"):
-            return together, torch.get_num_threads()
-    return together, None
+            found.append(torch.get_num_threads())
+        time.sleep(0.02)
+    return found[0], found[-1]
 
 
 def test_threads_are_shared_by_those_that_run(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    (tmp_path / "counted").touch()
     try:
-        found = run([Job("a", meet, (tmp_path, "a", ())), Job("b", meet, (tmp_path, "b", ("a",)))])
+        found = run([Job("a", meet, (tmp_path, "a", "b", False)), Job("b", meet, (tmp_path, "b", "a", True))])
     finally:
         torch.set_num_threads(before)
-    assert found["a"][0] in (2, 4)  # 4 where it began before the other
-    assert found["b"][1] == 4
+    assert found == {"a": (2, 2), "b": (2, 4)}
 
 
 def load(path, around):
@@ -133,9 +181,10 @@ def _pid(path):
 
 def _ends(pid):
     deadline = time.monotonic() + 20
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the process of the job goes on"
-        time.sleep(0.05)
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the process of the job goes on"
+            time.sleep(0.05)
 
 
 def test_breaking_off_ends_the_processes(tmp_path):
@@ -199,13 +248,32 @@ def test_the_bar_counts_stages(monkeypatch):
     ],
 )
 def test_how_many(monkeypatch, n_jobs, threads, free, weights, expected):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * 2**30))
+    monkeypatch.setattr(processes, "_free_memory", lambda: free * 2**30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert processes.how_many(n_jobs, weights=int(weights * 2**30)) == expected
 
 
-def test_an_accelerator_is_not_shared(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+def test_a_gpu_is_not_shared(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert processes.how_many(4, weights=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 1000),
+        ({"memory.max": "max", "memory.current": "300"}, 1000),
+        ({"memory.max": "700", "memory.current": "300"}, 400),
+        ({"memory.max": "700", "memory.current": "800"}, 0),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "5"}, 1000),
+        ({"memory/memory.limit_in_bytes": "500", "memory/memory.usage_in_bytes": "50"}, 450),
+    ],
+)
+def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, files, expected):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert processes._free_memory(tmp_path) == expected

@@ -60,7 +60,7 @@ def times(run: MeasuredRun) -> list[Table]:
     if len(stages):
         seconds = pd.to_numeric(stages["seconds"], errors="coerce").astype(float)
         at_once = _at_once(run.manifest)
-        beside = f"; {at_once} checkpoints were measured at once" if at_once > 1 else ""
+        beside = f"; up to {at_once} checkpoints were measured at once" if at_once > 1 else ""
         table = _table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}{beside}.")
         table.add_column("stage", overflow="fold")
         for name in ("time", "share"):
@@ -78,7 +78,7 @@ def times(run: MeasuredRun) -> list[Table]:
 def _at_once(manifest: str | None) -> int:
     """How many checkpoints were measured at once, so that their times do not add up to a wall time."""
     try:
-        return int(json.loads(manifest or "{}").get("at_once", 1))
+        return max(json.loads(manifest or "{}").get("at_once", {}).values(), default=1)
     except (ValueError, AttributeError, TypeError):
         return 1
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,15 +199,15 @@ def measure(run: Run, *, processes: int = 1) -> None:
         for checkpoint in left:
             number = f"({checkpoints.index(checkpoint) + 1} of {len(checkpoints)})"
             console.print(f"measuring {checkpoint.id} {number}", highlight=False, soft_wrap=True)
-            _note_measured(run, checkpoint, _measured(run, checkpoint, chosen, made))
+            _note_measured(run, checkpoint, _measured(run, checkpoint, chosen, made), 1)
     else:
         by_id = {checkpoint.id: checkpoint for checkpoint in left}
         jobs = [Job(name, _measured_apart, (run.folder, one), N_STAGES) for name, one in by_id.items()]
         what = f"{len(left)} of {len(checkpoints)} checkpoints, {at_once} at once"
         console.print(f"measuring {what}", highlight=False, soft_wrap=True)
-        for name, seconds in run_jobs(jobs, at_once=at_once, description="measuring"):
-            _note_measured(run, by_id[name], seconds)
-        run.update({"at_once": at_once})
+        with closing(run_jobs(jobs, at_once=at_once, description="measuring")) as ended:
+            for name, seconds in ended:
+                _note_measured(run, by_id[name], seconds, at_once)
     _compare(run, checkpoints, chosen, processes)
 
 
@@ -214,7 +215,7 @@ def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:
     """Processes to measure these checkpoints in: what was asked for, or what is likely to be best."""
     if len(targets) < 2:
         return 1
-    return processes or how_many(len(targets), weights=max(one.n_bytes for one in targets))
+    return min(processes, len(targets)) or how_many(len(targets), weights=max(one.n_bytes for one in targets))
 
 
 def _measured(
@@ -240,9 +241,9 @@ def _measured_apart(folder: Path, checkpoint: Checkpoint, around: Around) -> flo
     return _measured(run, checkpoint, chosen, _cases(run, _base(run), chosen), around)
 
 
-def _note_measured(run: Run, checkpoint: Checkpoint, seconds: float) -> None:
+def _note_measured(run: Run, checkpoint: Checkpoint, seconds: float, at_once: int) -> None:
     run.took(f"measure {checkpoint.id}", seconds)
-    run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}})
+    run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}, "at_once": {checkpoint.id: at_once}})
 
 
 def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:

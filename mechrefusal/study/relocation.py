@@ -85,7 +85,8 @@ def relocation(
 
     Where it cannot be told, `n_to_decide` is how many prompts of each side would decide it if estimates stay and
     intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border. Where
-    it is for want of a half that has a carrier, twice the direction prompts, if the layer's interval asks for no more.
+    it is for want of a half that has a carrier, twice the direction prompts, or more validation prompts if the layer's
+    interval asks for more: both sets must then have as many.
 
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint.
@@ -136,7 +137,7 @@ def _depth(
     return _Found(
         "carrier_layer",
         decided,
-        "; ".join([reason, *(_from_halves(*each) for each in ((a, first), (b, second)))]),
+        "; ".join([reason, *(_from_halves(*each, n_direction) for each in ((a, first), (b, second)))]),
         value=float(second["layer"] - first["layer"]),
         low=ends[1][0] - ends[0][1],
         high=ends[1][1] - ends[0][0],
@@ -153,7 +154,7 @@ def _layers(row: pd.Series) -> tuple[float, float]:
     return float(np.min([row["layer_low"], *known])), float(np.max([row["layer_high"], *known]))
 
 
-def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:
+def _from_halves(checkpoint: Checkpoint, row: pd.Series, n_direction: int) -> str:
     """What is said of the noise of the direction prompts in a carrier's layer."""
     if pd.isna(row["n_halves"]):
         return f"the noise of the direction prompts is not in the interval of {checkpoint.id}"
@@ -162,7 +163,7 @@ def _from_halves(checkpoint: Checkpoint, row: pd.Series) -> str:
         which = "neither" if n == 0 else "only one"
         return (
             f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}, all of them together do "
-            "(of twice as many, a half is what all are now)"
+            f"(of {2 * n_direction} of each side, a half is what all are now)"
         )
     low, high = int(row["layer_half_low"]), int(row["layer_half_high"])
     return f"halves of the direction prompts choose layers {low} and {high} at {checkpoint.id}"

@@ -1,7 +1,8 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
-from mechrefusal.processes import Around, Job
+from mechrefusal.processes import LOADING, Around, Job
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import tables
@@ -41,16 +42,17 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
         if done.get(target.id) == stamp and len(before) == len(found):
             parts[target.id] = before
     left = {target.id: target for target in checkpoints if target.id not in parts} if found else {}
-    for name, (rows, seconds) in _to_targets(run, left, checkpoints, asked, at_once):
-        run.took(f"transfer to {name}", seconds)
-        parts[name] = tables.frame("transfer", rows)
-        kept = {(left[each].arm, left[each].step) for each in parts if each in left}
-        again = [place in kept for place in zip(known["arm_target"], known["step_target"], strict=True)]
-        others = known[[not each for each in again]]
-        made = [parts[each] for each in left if each in parts]
-        together = pd.concat([part for part in (others, *made) if len(part)], ignore_index=True)
-        tables.write(together, "transfer", run.measurements())
-        run.update({"transferred": {name: stamp}})
+    with closing(_to_targets(run, left, checkpoints, asked, at_once)) as ended:
+        for name, (rows, seconds) in ended:
+            run.took(f"transfer to {name}", seconds)
+            parts[name] = tables.frame("transfer", rows)
+            kept = {(left[each].arm, left[each].step) for each in parts if each in left}
+            again = [place in kept for place in zip(known["arm_target"], known["step_target"], strict=True)]
+            others = known[[not each for each in again]]
+            made = [parts[each] for each in left if each in parts]
+            together = pd.concat([part for part in (others, *made) if len(part)], ignore_index=True)
+            tables.write(together, "transfer", run.measurements())
+            run.update({"transferred": {name: stamp}})
     in_order = [parts[target.id] for target in checkpoints if target.id in parts]
     table = pd.concat(in_order, ignore_index=True) if in_order else tables.frame("transfer", [])
     tables.write(table, "transfer", run.measurements())
@@ -59,17 +61,19 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
 
 def _to_targets(
     run: Run, targets: dict[str, Checkpoint], checkpoints: list[Checkpoint], asked: Asked, at_once: int
-) -> Iterator[tuple[str, tuple[pd.DataFrame, float]]]:
+) -> Generator[tuple[str, tuple[pd.DataFrame, float]]]:
     """Rows of each target and the seconds they took, as they are made."""
     if min(at_once, len(targets)) <= 1:
         for name, target in targets.items():
-            yield name, _to_target(run, target, checkpoints, asked)
+            yield name, _to_target(run, target, checkpoints, asked, lambda _: nullcontext())
     else:
-        jobs = [Job(name, _to_target_apart, (run.folder, target, checkpoints)) for name, target in targets.items()]
+        jobs = [Job(name, _to_target_apart, (run.folder, each, checkpoints), 2) for name, each in targets.items()]
         yield from run_jobs(jobs, at_once=at_once, description="transfers")
 
 
-def _to_target(run: Run, target: Checkpoint, checkpoints: list[Checkpoint], asked: Asked) -> tuple[pd.DataFrame, float]:
+def _to_target(
+    run: Run, target: Checkpoint, checkpoints: list[Checkpoint], asked: Asked, around: Around
+) -> tuple[pd.DataFrame, float]:
     """Rows of table `transfer` of one target, and the seconds they took."""
     started = time.perf_counter()
     sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
@@ -80,9 +84,11 @@ def _to_target(run: Run, target: Checkpoint, checkpoints: list[Checkpoint], aske
     own = None
     if run.recipe.measuring.reference == HARMLESS:
         own = Directions.load(run.directions(target), weights=target.weights)
-    rows = transfer(
-        load_hooked(target), found, _validation(run, asked), metric, own=own, description=f"{target.id}: transfer"
-    )
+    with around(LOADING):
+        model = load_hooked(target)
+    with around("transfer"):
+        description = f"{target.id}: transfer"
+        rows = transfer(model, found, _validation(run, asked), metric, own=own, description=description)
     names = rows.pop("source")
     rows = rows.assign(
         arm_source=[arms[name][0] for name in names],
@@ -99,8 +105,7 @@ def _to_target_apart(
 ) -> tuple[pd.DataFrame, float]:
     """`_to_target` in a process of its own."""
     run = Run.open(folder)
-    with around("transfer"):
-        return _to_target(run, target, checkpoints, select(run.recipe))
+    return _to_target(run, target, checkpoints, select(run.recipe), around)
 
 
 def _validation(run: Run, asked: Asked) -> Split:

@@ -45,6 +45,7 @@ STATE, LOG, COMPLETE = "unfinished", "log", "complete.json"
 the note that the arm is complete."""
 
 
+@kept_memory()
 def train(
     arm: str,
     *,
@@ -125,7 +126,7 @@ def train(
         with whole_file(state / "of.json") as draft:
             draft.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
     # The bar is drawn on stderr, so only stdout is silenced from here on.
-    with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False), kept_memory():
+    with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):
         log.bar = bar
         trainer.train(resume_from_checkpoint=checkpoint)
     table = log.table(trainer.state.log_history, TABLE)

@@ -1,6 +1,7 @@
 """Memory that a training step frees is kept for the next one, where the C library can be told so."""
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,15 @@ def kept_memory() -> Iterator[None]:
     if library is None:
         yield
         return
-    library.mallopt(MMAP_THRESHOLD, KEPT)
+    if not library.mallopt(MMAP_THRESHOLD, KEPT):  # older versions take no more than the usual
+        library.mallopt(MMAP_THRESHOLD, USUAL)
     library.mallopt(TRIM_THRESHOLD, KEPT)
     try:
         yield
     finally:
         library.mallopt(MMAP_THRESHOLD, USUAL)
         library.mallopt(TRIM_THRESHOLD, USUAL)
+        gc.collect()
         library.malloc_trim(0)
 
 
