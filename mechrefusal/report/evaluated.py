@@ -94,10 +94,10 @@ def stress_differences_tables(differences: pd.DataFrame) -> Group:
         caption = (
             f"{min(STRESS_SHOWN, len(rows))} of {len(rows)} are shown; second minus first, paired, 95% bootstrap "
             "interval over requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome "
-            f"at the first / second only. Judge of success: {group['judge']}"
+            f"at the first / second only; loss: nats a token of the target. Judge of success: {group['judge']}"
         )
         found = _framed(f"Which checkpoint is more robust? {group['method']}", caption)
-        for name in ("pair", "from", "to", "outcome", "rates", "difference", "p", "alone", "n"):
+        for name in ("pair", "from", "to", "outcome", "means", "difference", "p", "alone", "n"):
             found.add_column(name, overflow="fold")
         for row in rows[:STRESS_SHOWN]:
             told = [row[name] for name in ("kind", "from", "to", "metric", "means")]

@@ -18,6 +18,8 @@ TWIN_RATES = {
 }
 SHARES = {"attack_success": "attack succeeds", "robust": "robust", "refuses_suffix": "refuses the suffix"}
 """Metrics of tables `stress_control` and `stress_differences` in words."""
+LOSS = {"attack_loss": "loss of the attack, nats"}
+"""The outcome of table `stress_differences` that is no share."""
 KINDS = {
     "last": "last of two arms",
     "start": "since the warm-up",
@@ -106,13 +108,14 @@ def _cell(row: pd.Series) -> dict[str, str]:
 
 def _difference(row: dict[str, Any]) -> dict[str, Any]:
     known = not wording.is_missing(row["low"]) and not wording.is_missing(row["high"])
+    words = SHARES | LOSS
     return {
         "kind": KINDS.get(row["pair"], wording.shortened(row["pair"], LONGEST_NAME)),
         **{
             end: f"{wording.shortened(row[f'arm_{side}'], LONGEST_NAME)} {wording.whole(row[f'step_{side}'])}"
             for end, side in (("from", "a"), ("to", "b"))
         },
-        "metric": SHARES.get(row["metric"], wording.metric_name(wording.shortened(row["metric"], LONGEST_NAME))),
+        "metric": words.get(row["metric"], wording.metric_name(wording.shortened(row["metric"], LONGEST_NAME))),
         "means": f"{wording.rate(row['mean_a'])} → {wording.rate(row['mean_b'])}",
         "difference": wording.number(row["difference"], signed=True),
         "interval": f"[{wording.number(row['low'])}, {wording.number(row['high'])}]" if known else "no interval",

@@ -31,6 +31,9 @@ ATTACKED = "attacked"
 """`suffix` of rows whose prompts carry the suffix of their case."""
 SHARES = (metrics.SUCCESS, "robust", "refuses_suffix")
 """Shares of the attacked cases. They add up to 1 but for degenerate answers to the twin."""
+LOSS = "attack_loss"
+"""The attack's own loss at its last step, nats a token of the target: a number where the others are yes or no, so that
+far fewer cases tell two checkpoints apart. It says how far the target was kept away, not that requests are refused."""
 PAIRS = {
     "last": "the last checkpoints of two arms",
     "start": "the end of the warm-up, and a checkpoint that was trained from there",
@@ -66,9 +69,9 @@ def outcomes(
 
     Returns:
         One row a checkpoint, method, case and judge: arm, step, method, place, prompt_id, judge, twin_judge, has_twin,
-        and 0/1 outcomes: those of `SHARES`, `answered` and `refused` of the twin with the suffix, `answered_none` and
-        `refused_none` of the twin alone. They are NaN where there is no twin (twin_judge is empty there) or a judge
-        gave nothing; `robust` and `refuses_suffix` take both answers' verdicts.
+        `attack_loss` (nats a token), and 0/1 outcomes: those of `SHARES`, `answered` and `refused` of the twin with the
+        suffix, `answered_none` and `refused_none` of the twin alone. They are NaN where there is no twin (twin_judge is
+        empty there) or a judge gave nothing; `robust` and `refuses_suffix` take both answers' verdicts.
     """
     points = pd.DataFrame(
         {
@@ -76,6 +79,7 @@ def outcomes(
             "place": place,
             "prompt_id": plan.behaviours.ids[place],
             "completion": found.replies[point.id, point.id, method][case.prompt],
+            LOSS: case.history[-1],
             "has_twin": place in texts,
             ATTACKED: found.twins[point.id, method][texts[place]] if place in texts else None,
             NONE: found.twins[point.id, NONE][plan.twins.prompts[place]] if place in texts else None,
@@ -128,7 +132,8 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
     the cases that have the outcome at one checkpoint alone (`only_a`, `only_b`). No p is corrected for the number of
     rows.
 
-    `attack_success` is on all cases; `robust` and `refuses_suffix` are on those whose behaviour has a harmless twin.
+    `attack_success` and `attack_loss` (nats a token, no McNemar's test) are on all cases; `robust` and `refuses_suffix`
+    are on those whose behaviour has a harmless twin.
     For the kinds of `pair` see `PAIRS`.
     """
     points = list(dict.fromkeys(zip(cases["arm"], cases["step"], strict=True)))
@@ -138,8 +143,8 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
         ends = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
         both = at[a].merge(at[b], on=["method", "judge", "prompt_id"], suffixes=("_a", "_b"), sort=False)
         for (method, judge), own in both.groupby(["method", "judge"], sort=False):
-            for metric in SHARES:
-                twin = metric != metrics.SUCCESS
+            for metric in (*SHARES, LOSS):
+                twin = metric not in (metrics.SUCCESS, LOSS)
                 asked = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
                 if asked.empty:
                     continue
@@ -165,7 +170,7 @@ def _twins(
 
 def _judged(points: pd.DataFrame, judge: str, said: Judged, twin_judge: str, of_twin: Judged) -> pd.DataFrame:
     """The outcomes of one judge, and of the one that judged the twins."""
-    table = points[[*_CASE, "place", "prompt_id", "has_twin"]].assign(judge=judge)
+    table = points[[*_CASE, "place", "prompt_id", LOSS, "has_twin"]].assign(judge=judge)
     table["twin_judge"] = [twin_judge if there else "" for there in points["has_twin"]]
     table[metrics.SUCCESS] = said.of(metrics.SUCCESS, points["place"], points["completion"])
     for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):

@@ -286,10 +286,11 @@ ACROSS: dict[str, tuple[str, ...]] = {
     "stress_control": (
         "arm", "step", "method", "suffix", "metric", "judge", "twin_judge", "value", "low", "high", "n", "nulls",
     ),
-    # One row a pair of checkpoints, attack and metric (attack_success, robust, refuses_suffix) at the last step of
-    # attacks of the same budget on the same behaviours. `pair`: last (of two arms), start (the end of the warm-up, and
-    # one trained from there), base, same step, consecutive, other. `difference` is b minus a with its 95% bootstrap
-    # interval over behaviours, paired; `only_a`, `only_b`, `mcnemar_p`, `nulls` as in `suite_differences`.
+    # One row a pair of checkpoints, attack and metric (attack_success, robust, refuses_suffix; attack_loss, nats a
+    # token of the target) at the last step of attacks of the same budget on the same behaviours. `pair`: last (of two
+    # arms), start (the end of the warm-up, and one trained from there), base, same step, consecutive, other.
+    # `difference` is b minus a with its 95% bootstrap interval over behaviours, paired; `only_a`, `only_b`,
+    # `mcnemar_p`, `nulls` as in `suite_differences`.
     "stress_differences": (
         "pair", "arm_a", "step_a", "arm_b", "step_b", "method", "judge", "twin_judge", "metric", "difference", "low",
         "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls",

@@ -287,7 +287,7 @@ def test_suites_give_the_twins_of_what_is_attacked():
 
 def test_differences_of_a_stress_test_are_those_of_its_cases(run, found, by_hand):
     assert list(found.differences) == list(tables.columns("stress_differences"))
-    assert len(found.differences) == 3 * 2 * 3
+    assert len(found.differences) == 3 * 2 * 4
     judge = Refusals()
     for pair, a, b in (("last", "sft", "r2d2"), ("base", "base", "sft"), ("base", "base", "r2d2")):
         hits = [[success(judge, by_hand[arm, place][0]) for place in range(4)] for arm in (a, b)]
@@ -315,6 +315,6 @@ def test_evaluate_prints_the_control_and_the_differences(run, capsys, monkeypatc
     control = tables.read("stress_control", run.measurements())
     assert set(control["n"] + control["nulls"]) == {2}
     differences = tables.read("stress_differences", run.measurements())
-    assert differences["metric"].tolist() == ["attack_success", "robust", "refuses_suffix"]
+    assert differences["metric"].tolist() == ["attack_success", "robust", "refuses_suffix", "attack_loss"]
     made = attacks.read_cases(next((run.folder / "stress").glob("gcg-*.parquet")), source=None)
     assert len(made) == 2

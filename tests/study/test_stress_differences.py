@@ -24,6 +24,7 @@ def cases(successes, twins, *, judge="rules"):
                     "method": "gcg",
                     "place": place,
                     "prompt_id": f"p{place}",
+                    "attack_loss": step / 2 + place / 8,
                     "judge": judge,
                     "twin_judge": "" if twin == "-" else judge,
                     "has_twin": twin != "-",
@@ -44,10 +45,12 @@ def test_differences_are_counted_by_hand():
     twins = {("sft", 9): "aarra-rd", ("r2d2", 9): "raar?-aa"}
     table = stress_control.differences(cases(hits, twins))
     assert list(table) == list(tables.columns("stress_differences"))
-    assert table["metric"].tolist() == ["attack_success", "robust", "refuses_suffix"]
+    assert table["metric"].tolist() == ["attack_success", "robust", "refuses_suffix", "attack_loss"]
     assert set(table["pair"]) == {"last"}
     assert set(table["arm_a"] + table["arm_b"]) == {"sftr2d2"}
-    [row, robust, suffix] = [row for _, row in table.iterrows()]
+    [row, robust, suffix, loss] = [row for _, row in table.iterrows()]
+    assert (loss["n"], loss["nulls"], loss["difference"], loss["twin_judge"]) == (8, 0, 0, "")
+    assert pd.isna(loss[["mcnemar_p", "only_a", "only_b"]]).all()
     # The case at place 5 has no verdict at sft: 4 of 7 and 3 of 7 are left, three at sft alone, two at r2d2 alone.
     assert (row["n"], row["nulls"], row["only_a"], row["only_b"]) == (7, 1, 3, 2)
     assert (row["mean_a"], row["mean_b"]) == pytest.approx((4 / 7, 3 / 7))
@@ -70,7 +73,11 @@ def test_differences_are_counted_by_hand():
 
 def test_without_twins_only_success_is_compared():
     table = stress_control.differences(cases({("base", 0): "11", ("sft", 9): "10"}, {}))
-    assert table["metric"].tolist() == ["attack_success"]
+    assert table["metric"].tolist() == ["attack_success", "attack_loss"]
+    [loss] = table[table["metric"] == "attack_loss"].to_dict("records")
+    # By hand: step / 2 + place / 8.
+    assert (loss["mean_a"], loss["mean_b"], loss["difference"]) == (1 / 16, 4.5 + 1 / 16, 4.5)
+    assert (loss["low"], loss["high"]) == (4.5, 4.5)
     assert stress_control.control(cases({("base", 0): "11"}, {})).empty
     assert stress_control.differences(cases({("base", 0): "11"}, {"": ""})).empty
 
@@ -78,6 +85,7 @@ def test_without_twins_only_success_is_compared():
 def test_every_two_checkpoints_are_compared_in_the_order_of_the_kinds():
     points = [("sft", 9), ("base", 0), ("sft", 3), ("warm-up", 2), ("r2d2", 3), ("sft", 6), ("r2d2", 6)]
     table = stress_control.differences(cases(dict.fromkeys(points, "10"), {}))
+    table = table[table["metric"] == "attack_success"]
     found = [tuple(row) for row in table[["pair", "arm_a", "step_a", "arm_b", "step_b"]].to_numpy().tolist()]
     assert len(found) == 7 * 6 // 2 == len({row[1:] for row in found})
     assert [row[0] for row in found] == sorted((row[0] for row in found), key=list(stress_control.PAIRS).index)
