@@ -39,6 +39,11 @@ Around = Callable[[str], AbstractContextManager[None]]
 """What a job enters around each of its stages, by the stage's name."""
 
 
+def alone(_: str) -> AbstractContextManager[None]:
+    """Around the stages of what runs in this process: nothing."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Job:
     """A call of `work(*given, around)` in a process of its own; `around` is to be entered around each stage.
@@ -55,8 +60,9 @@ class Job:
 def prepare() -> None:
     """Begin, in the background, what jobs' processes need: the imports, once for all of them."""
     if FORKED and _likely():
-        _context()
         from multiprocessing import forkserver
+
+        _context()  # which says what to import
 
         forkserver.ensure_running()
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from mechrefusal.evaluation import (
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
 from mechrefusal.models.twin import plain_model
-from mechrefusal.processes import LOADING, Around
+from mechrefusal.processes import LOADING, Around, alone
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.causal_measurement import CausalMeasurement
@@ -51,13 +51,13 @@ class Measured:
 
 
 def measure(
-    checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], *, around: Around | None = None
+    checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], *, around: Around = alone
 ) -> Measured:
     """Measure one checkpoint: behaviour, refusal metric, directions, carrier, interventions, attribution, patching.
 
     `around` is entered around each of `N_STAGES` stages, by its name.
     """
-    return _Measurement(checkpoint, asked, recipe, cases, around or (lambda _: nullcontext())).take()
+    return _Measurement(checkpoint, asked, recipe, cases, around).take()
 
 
 class _Measurement:

@@ -14,7 +14,7 @@ from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
-from mechrefusal.processes import Around, Job, how_many
+from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, require_room, segments
@@ -218,9 +218,7 @@ def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:
     return min(processes, len(targets)) or how_many(len(targets), weights=max(one.n_bytes for one in targets))
 
 
-def _measured(
-    run: Run, checkpoint: Checkpoint, chosen: Asked, made: list[AttackCase], around: Around | None = None
-) -> float:
+def _measured(run: Run, checkpoint: Checkpoint, chosen: Asked, made: list[AttackCase], around: Around = alone) -> float:
     """Measure a checkpoint and write its tables and directions; the seconds it took."""
     started = time.perf_counter()
     found = measure_checkpoint(checkpoint, chosen, run.recipe, made, around=around)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +11,7 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
-from mechrefusal.processes import LOADING, Around, Job
+from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import tables
@@ -21,6 +21,9 @@ from mechrefusal.study.selection import asked as select
 
 VERSION = 4
 """Counted up where the numbers would change."""
+
+_Sources = dict[Checkpoint, tuple[str, Found]]
+"""Kind and direction of each checkpoint that has one."""
 
 
 def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1) -> pd.DataFrame:
@@ -32,26 +35,23 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
     known = tables.read("transfer", run.measurements())
     if run.recipe.geometry.n_transferred == 0:
         return tables.frame("transfer", [])
-    sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
-    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
+    sources = _sources(run, checkpoints)
+    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
     stamp = _stamp(checkpoints, found, _validation(run, asked), run.recipe.measuring.reference)
     done = run.manifest.get("transferred", {})
     parts: dict[str, pd.DataFrame] = {}
     for target in checkpoints:
-        before = known[(known["arm_target"] == target.arm) & (known["step_target"] == target.step)]
+        before = known[_is_of(known, target)]
         if done.get(target.id) == stamp and len(before) == len(found):
             parts[target.id] = before
     left = {target.id: target for target in checkpoints if target.id not in parts} if found else {}
-    with closing(_to_targets(run, left, checkpoints, asked, at_once)) as ended:
+    with closing(_to_targets(run, left, sources, asked, at_once)) as ended:
         for name, (rows, seconds) in ended:
             run.took(f"transfer to {name}", seconds)
             parts[name] = tables.frame("transfer", rows)
-            kept = {(left[each].arm, left[each].step) for each in parts if each in left}
-            again = [place in kept for place in zip(known["arm_target"], known["step_target"], strict=True)]
-            others = known[[not each for each in again]]
-            made = [parts[each] for each in left if each in parts]
-            together = pd.concat([part for part in (others, *made) if len(part)], ignore_index=True)
-            tables.write(together, "transfer", run.measurements())
+            others = known[~_is_of(known, left[name])]
+            known = pd.concat([part for part in (others, parts[name]) if len(part)], ignore_index=True)
+            tables.write(known, "transfer", run.measurements())
             run.update({"transferred": {name: stamp}})
     in_order = [parts[target.id] for target in checkpoints if target.id in parts]
     table = pd.concat(in_order, ignore_index=True) if in_order else tables.frame("transfer", [])
@@ -60,26 +60,24 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
 
 
 def _to_targets(
-    run: Run, targets: dict[str, Checkpoint], checkpoints: list[Checkpoint], asked: Asked, at_once: int
+    run: Run, targets: dict[str, Checkpoint], sources: _Sources, asked: Asked, at_once: int
 ) -> Generator[tuple[str, tuple[pd.DataFrame, float]]]:
     """Rows of each target and the seconds they took, as they are made."""
     if min(at_once, len(targets)) <= 1:
         for name, target in targets.items():
-            yield name, _to_target(run, target, checkpoints, asked, lambda _: nullcontext())
+            yield name, _to_target(run, target, sources, asked)
     else:
-        jobs = [Job(name, _to_target_apart, (run.folder, each, checkpoints), 2) for name, each in targets.items()]
+        jobs = [Job(name, _to_target_apart, (run.folder, each, list(sources)), 2) for name, each in targets.items()]
         yield from run_jobs(jobs, at_once=at_once, description="transfers")
 
 
 def _to_target(
-    run: Run, target: Checkpoint, checkpoints: list[Checkpoint], asked: Asked, around: Around
+    run: Run, target: Checkpoint, sources: _Sources, asked: Asked, around: Around = alone
 ) -> tuple[pd.DataFrame, float]:
     """Rows of table `transfer` of one target, and the seconds they took."""
     started = time.perf_counter()
-    sources = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
-    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items() if one is not None}
-    kinds = {checkpoint.id: kind for checkpoint, (kind, _) in sources.items()}
-    arms = {checkpoint.id: (checkpoint.arm, checkpoint.step) for checkpoint in checkpoints}
+    by_id = {checkpoint.id: (checkpoint, kind) for checkpoint, (kind, _) in sources.items()}
+    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
     metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
     own = None
     if run.recipe.measuring.reference == HARMLESS:
@@ -91,11 +89,11 @@ def _to_target(
         rows = transfer(model, found, _validation(run, asked), metric, own=own, description=description)
     names = rows.pop("source")
     rows = rows.assign(
-        arm_source=[arms[name][0] for name in names],
-        step_source=[arms[name][1] for name in names],
+        arm_source=[by_id[name][0].arm for name in names],
+        step_source=[by_id[name][0].step for name in names],
         arm_target=target.arm,
         step_target=target.step,
-        kind=[kinds[name] for name in names],
+        kind=[by_id[name][1] for name in names],
     )
     return rows, time.perf_counter() - started
 
@@ -103,13 +101,23 @@ def _to_target(
 def _to_target_apart(
     folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], around: Around
 ) -> tuple[pd.DataFrame, float]:
-    """`_to_target` in a process of its own."""
+    """`_to_target` in a process of its own, with the directions that the run has by now."""
     run = Run.open(folder)
-    return _to_target(run, target, checkpoints, select(run.recipe), around)
+    return _to_target(run, target, _sources(run, checkpoints), select(run.recipe), around)
+
+
+def _is_of(known: pd.DataFrame, target: Checkpoint) -> pd.Series:
+    return (known["arm_target"] == target.arm) & (known["step_target"] == target.step)
 
 
 def _validation(run: Run, asked: Asked) -> Split:
     return asked.validation.take(run.recipe.geometry.n_transferred)
+
+
+def _sources(run: Run, checkpoints: list[Checkpoint]) -> _Sources:
+    """Kind and direction of each checkpoint that has one."""
+    found = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
+    return {checkpoint: (kind, one) for checkpoint, (kind, one) in found.items() if one is not None}
 
 
 def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:

@@ -31,15 +31,18 @@ def test_what_is_freed_is_kept_and_then_given_back():
     assert resident() < kept - 12 * MIB
 
 
-def diverge():
+def diverge(seen):
     with kept_memory():
         step()
+        seen.append(resident())
         raise ValueError("diverged")
 
 
-def test_an_error_goes_through():
+def test_an_error_goes_through_and_gives_it_back():
+    seen = []
     with pytest.raises(ValueError, match="diverged"):
-        diverge()
+        diverge(seen)
+    assert resident() < seen[0] - 12 * MIB
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):
