@@ -281,7 +281,9 @@ def test_an_attack_needs_a_source_and_a_folder(capsys):
 @pytest.mark.slow
 def test_the_recipe_tiny_from_the_command_line(tmp_path, capsys):
     folder = tmp_path / "run with 'quotes' 😀"
-    options = ["--arms", "[sft]", "--training.steps", "3", "--training.anchors", "[0,3]"]
+    options = ["--arms", "[sft]", "--training.steps", "3", "--training.anchors", "[0,3]", "--causal.n_crossed", "0"]
+    options += ["--causal.sites", "false", "--causal.n_nodes", "0", "--causal.n_knocked_out", "0"]
+    options += ["--geometry.n_coupled", "0", "--geometry.largest_subspace", "0"]
     assert main(["train", "--recipe", "tiny", *options, "--out", str(folder)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == ["base-step-00000", "sft-step-00003"]

@@ -1,7 +1,7 @@
 """Probes: a few answers of the model under training, at every anchor, to watch its refusal as it moves."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,10 +10,13 @@ from mechrefusal.attacks import AttackCase
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_refusal
 from mechrefusal.progress import console
 from mechrefusal.prompts import Split
-from mechrefusal.training import Probe, TrainingSettings
+from mechrefusal.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from mechrefusal.training import Probe
 
 
-def of(settings: TrainingSettings, asked: Split, arm: str) -> Probe:
+def of(settings: TrainingSettings, asked: Split, arm: str) -> "Probe":
     """A probe of `settings.n_probe` prompts a set: harmful and harmless ones, and the pool's cases with their suffixes.
 
     It gives rows of the table `probes` (without arm and step), and says the rates on the console.

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import write_run
 
 from mechrefusal import report
-from mechrefusal.report import embedding, pages, panels
+from mechrefusal.report import embedding, panels
 from mechrefusal.report.reading import read_run
 
 
@@ -94,12 +94,6 @@ def _page(folder: Path, name: str):
 def drawn_once(monkeypatch, draw_once):
     """Reports draw no figure that was drawn before."""
     monkeypatch.setattr(panels.Panels, "add", draw_once)
-
-
-@pytest.fixture
-def no_checkpoint_pages(monkeypatch):
-    """Reports without the pages of checkpoints, for what is in the others: most of the time goes into those."""
-    monkeypatch.setattr(pages, "track", lambda *_: [])
 
 
 @pytest.fixture

@@ -23,11 +23,13 @@ def write_run(
     arms: tuple[str, ...] = ARMS,
     anchors: tuple[int, ...] = ANCHORS,
     warm_up: int = 0,
+    evaluated: bool = True,
     seed: int = 0,
 ) -> Path:
     """Write a measured run below `folder` and return it. Step 0 is the shared base model, which has no carrier.
 
-    With `warm_up` steps the arms start at the end of a warm-up; their anchors are those above it.
+    With `warm_up` steps the arms start at the end of a warm-up; their anchors are those above it. `evaluated`: on suites
+    and under attack too.
     """
     rng = np.random.default_rng(seed)
     shared = [("base", 0)] + [("warm-up", warm_up)] * (warm_up > 0)
@@ -40,7 +42,7 @@ def write_run(
             )
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
-    across |= evaluation_tables(ids, hostile=HOSTILE)
+    across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")

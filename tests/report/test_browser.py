@@ -18,8 +18,9 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
+PAGE = "r2d2-step-00050"
 SETTLED = """width => document.documentElement.scrollWidth <= width && [...document.querySelectorAll('.plot')]
-    .filter(plot => plot.offsetParent !== null)
+    .filter(plot => plot.checkVisibility())
     .every(plot => Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) <= 2)"""
 """Whether figures have taken the width of a resized window, which they do one after the other."""
 
@@ -64,10 +65,15 @@ def watched(browser, path, width=1280):
     assert faults == []
 
 
-@pytest.mark.parametrize(("first", "then"), [(1280, 800), (400, 600)])
-@pytest.mark.parametrize("name", ["index", "training", "evaluation", "base-step-00000", "r2d2-step-00050"])
-def test_pages_draw_without_a_network(browser, small_run, name, first, then):
-    """Opened on a wide and on a narrow screen, and resized to another width: a page takes seconds to draw."""
+@pytest.mark.parametrize(
+    ("name", "first", "others"),
+    [
+        *((name, 1280, (800, 600, 400)) for name in ("index", "training", "evaluation", "base-step-00000", PAGE)),
+        *((name, 400, (600,)) for name in ("index", PAGE)),
+    ],
+)
+def test_pages_draw_without_a_network(browser, small_run, name, first, others):
+    """Opened on a wide screen and resized, which is quicker than opened again; some are opened on a narrow one too."""
     with watched(browser, small_run / "report" / f"{name}.html", first) as page:
         assert (
             page.evaluate("document.querySelectorAll('.plot').length")
@@ -75,9 +81,10 @@ def test_pages_draw_without_a_network(browser, small_run, name, first, then):
             > 5
         )
         draws_at(page, first)
-        page.set_viewport_size({"width": then, "height": 900})
-        page.wait_for_function(SETTLED, arg=then)
-        draws_at(page, then)
+        for width in others:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(SETTLED, arg=width)
+            draws_at(page, width)
 
 
 def draws_at(page, width):
@@ -85,7 +92,7 @@ def draws_at(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     clipped = "[...document.querySelectorAll('.panel h3')].filter(t => t.scrollWidth > t.clientWidth + 1).length"
     assert page.evaluate(clipped) == 0
-    outside = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).flatMap(p => {
+    outside = """[...document.querySelectorAll('.plot')].filter(p => p.checkVisibility()).flatMap(p => {
         const box = p.getBoundingClientRect();
         return [...p.querySelectorAll('.xtitle, .ytitle, .legendtext, .cbtitle, .xtick text, .ytick text')]
             .map(t => [t.textContent, t.getBoundingClientRect()])
@@ -93,7 +100,7 @@ def draws_at(page, width):
             .filter(([, b]) => b.left < box.left - 2 || b.right > box.right + 2 || b.bottom > box.bottom + 2)
             .map(([text]) => p.id + ': ' + text)})"""
     assert page.evaluate(outside) == []
-    unnamed = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent !== null).filter(p => {
+    unnamed = """[...document.querySelectorAll('.plot')].filter(p => p.checkVisibility()).filter(p => {
         const wanted = p.layout.xaxis && p.layout.xaxis.ticktext ? p.layout.xaxis.tickvals.length : 0;
         const ticks = [...p.querySelectorAll('.xaxislayer-above .xtick text')];
         return ticks.filter(t => t.style.opacity !== '0' && t.style.display !== 'none').length < wanted;
@@ -101,31 +108,50 @@ def draws_at(page, width):
     assert page.evaluate(unnamed) == []
 
 
-def test_circuits_draw(browser, small_run):
-    with watched(browser, small_run / "report" / "r2d2-step-00050.html") as page:
-        assert page.evaluate("document.querySelectorAll('.attention .circuit canvas').length") == 2 * 5
-        painted = """[...document.querySelectorAll('.attention .circuit canvas')].every(c =>
-            c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v !== 0))"""
-        assert page.evaluate(painted)
-        tokens = page.evaluate(
-            "[...document.querySelectorAll('.colored-tokens')].map(d => d.innerText.replaceAll('\\u2060', ''))"
-        )
-        assert len(tokens) == 2
-        assert "<script>alert(1)</script>" in tokens[0].replace("\xa0", " ")
-        assert "&lt;b&gt;" in tokens[0].replace("\xa0", " ")
-        assert page.evaluate("document.querySelectorAll('.circuit img, .circuit script, .circuit svg').length") == 0
-        page.hover(".colored-tokens span span >> nth=6")
-        page.wait_for_timeout(300)
+@pytest.fixture(scope="module")
+def opened(browser, small_run):
+    """The page of a checkpoint, opened once for what is looked at and clicked."""
+    with watched(browser, small_run / "report" / f"{PAGE}.html") as page:
+        yield page
 
 
-def test_details_open_and_figures_take_their_width(browser, small_run):
-    with watched(browser, small_run / "report" / "r2d2-step-00050.html") as page:
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        page.wait_for_timeout(1500)
-        fits = """[...document.querySelectorAll('details .plot')].every(
-            p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
-        assert page.evaluate("document.querySelectorAll('details .plot').length") == 10
-        assert page.evaluate(fits)
+def test_circuits_draw(opened):
+    page = opened
+    assert page.evaluate("document.querySelectorAll('.attention .circuit canvas').length") == 2 * 5
+    painted = """[...document.querySelectorAll('.attention .circuit canvas')].every(c =>
+        c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v !== 0))"""
+    assert page.evaluate(painted)
+    tokens = page.evaluate(
+        "[...document.querySelectorAll('.colored-tokens')].map(d => d.innerText.replaceAll('\\u2060', ''))"
+    )
+    assert len(tokens) == 2
+    assert "<script>alert(1)</script>" in tokens[0].replace("\xa0", " ")
+    assert "&lt;b&gt;" in tokens[0].replace("\xa0", " ")
+    assert page.evaluate("document.querySelectorAll('.circuit img, .circuit script, .circuit svg').length") == 0
+    page.hover(".colored-tokens span span >> nth=6")
+    page.wait_for_timeout(300)
+
+
+def test_hover_shows_hostile_tokens_as_text(opened):
+    page = opened
+    page.locator("#patching .plot").first.scroll_into_view_if_needed()
+    box = page.locator("#patching .plot").first.locator(".heatmaplayer image").bounding_box()
+    column, n_columns = 8, 16
+    page.mouse.move(box["x"] + box["width"] * (column + 0.5) / n_columns, box["y"] + box["height"] * 0.5)
+    page.wait_for_selector("#patching .hoverlayer .hovertext")
+    text = page.evaluate("document.querySelector('#patching .hoverlayer').textContent")
+    assert "−8 <script>alert" in text
+    assert "effect" in text
+
+
+def test_details_open_and_figures_take_their_width(opened):
+    page = opened
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.wait_for_timeout(1500)
+    fits = """[...document.querySelectorAll('details .plot')].every(
+        p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
+    assert page.evaluate("document.querySelectorAll('details .plot').length") == 10
+    assert page.evaluate(fits)
 
 
 def test_evaluation_opens_and_says_what_a_point_is(browser, small_run):
@@ -146,18 +172,6 @@ def test_evaluation_opens_and_says_what_a_point_is(browser, small_run):
         assert "layer" in text
         answers = page.evaluate("document.querySelector('#answers').innerText")
         assert "<script>alert(1)</script>" in answers
-
-
-def test_hover_shows_hostile_tokens_as_text(browser, small_run):
-    with watched(browser, small_run / "report" / "r2d2-step-00050.html") as page:
-        page.locator("#patching .plot").first.scroll_into_view_if_needed()
-        box = page.locator("#patching .plot").first.locator(".heatmaplayer image").bounding_box()
-        column, n_columns = 8, 16
-        page.mouse.move(box["x"] + box["width"] * (column + 0.5) / n_columns, box["y"] + box["height"] * 0.5)
-        page.wait_for_selector("#patching .hoverlayer .hovertext")
-        text = page.evaluate("document.querySelector('#patching .hoverlayer').textContent")
-        assert "−8 <script>alert" in text
-        assert "effect" in text
 
 
 def test_jupyter_frames_draw(browser, small_run, tmp_path):

@@ -93,7 +93,7 @@ def test_the_terminal_has_it_first(run_folder):
 
 @pytest.mark.usefixtures("no_bundles")
 def test_the_index_has_it_below_the_title_and_escapes_it(tmp_path):
-    folder = write_run(tmp_path / "run", arms=(), anchors=(0,))
+    folder = write_run(tmp_path / "run", arms=(), anchors=(0,), evaluated=False)
     place = folder / "measurements" / "base-step-00000"
     table = tables.read("gate", place)
     names = [HOSTILE[0], HOSTILE[2], *table["criterion"].iloc[2:]]

@@ -6,27 +6,31 @@ from synthetic import HOSTILE, write_run
 from synthetic_training import OWN_TERM
 from test_pages import Page
 
-from mechrefusal import report
-from mechrefusal.report import embedding, pages, wording
+from mechrefusal.report import embedding, index_page, training_page, wording
 from mechrefusal.report.reading import read_run
 from mechrefusal.report.training_page import CASES_A_GROUP, case_groups
 from mechrefusal.study import tables
 
 TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_checkpoint_pages")]  # each test writes a report
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_bundles")]
+
+
+def page_of(folder, name="training", context=training_page.context):
+    """One page of a run's report, the training page by default: the others take most of the time."""
+    path = folder / f"{name}.html"
+    path.write_text(embedding.page(f"{name}.html", circuits=False, **context(read_run(folder))), encoding="utf-8")
+    return Page(path)
 
 
 @pytest.fixture(scope="module")
 def written(run_folder, tmp_path_factory):
     """The index and the training page of the run with two arms."""
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("plotly_script", "circuits_script"):
-            patched.setattr(embedding, name, lambda: "")
-        patched.setattr(pages, "track", lambda *_: [])  # no pages of checkpoints
+        patched.setattr(embedding, "plotly_script", lambda: "")
         folder = tmp_path_factory.mktemp("training")
         (folder / "measurements").symlink_to(run_folder / "measurements")
-        return Page(report.write(folder)), Page(folder / "report" / "training.html")
+        return page_of(folder, "index", index_page.context), page_of(folder)
 
 
 def test_index_and_training_page_link_to_each_other(written):
@@ -101,11 +105,10 @@ def test_totals_stand_in_the_table(written, run_folder):
     assert f"{wording.grouped(own['peak_mib'].max())} MiB" in page.text
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_empty_tables_are_named(tmp_path):
     (tmp_path / "measurements" / "base-step-00000").mkdir(parents=True)
-    index = Page(report.write(tmp_path)).text
-    page = Page(tmp_path / "report" / "training.html").text
+    index = page_of(tmp_path, "index", index_page.context).text
+    page = page_of(tmp_path).text
     for name in ("training", "refreshes", "probes", "cases"):
         assert f"table {name} is absent or empty" in page
     assert "table training is absent or empty" in index
@@ -113,35 +116,29 @@ def test_empty_tables_are_named(tmp_path):
     assert "only an adversarial arm has them" in page
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_a_run_of_sft_alone(tmp_path):
-    report.write(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50)))
-    page = Page(tmp_path / "run" / "report" / "training.html").text
+    page = page_of(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50), evaluated=False)).text
     assert "No refreshed case was recorded: table refreshes is absent or empty" in page
     assert "Not drawn: cannot draw the attack loss before a refresh: every 'attack_loss_before' is missing" in page
     assert page.count("Not drawn") == 1
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_a_run_of_one_step(tmp_path):
-    report.write(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1)))
-    page = Page(tmp_path / "run" / "report" / "training.html")
+    page = page_of(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1), evaluated=False))
     reasons = page.text.count("Not drawn")
     assert reasons == 0
     assert "no case was refreshed again" in page.text
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_an_old_run_says_what_was_not_recorded(tmp_path):
     """Its `training` has the losses and `seconds` only; the reader fills the other columns with NaN."""
-    folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50))
+    folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50), evaluated=False)
     for name in ("terms", "refreshes", "probes", "cases"):
         (folder / "measurements" / f"{name}.parquet").unlink()
     old = tables.read("training", folder / "measurements")
     kept = ("arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds")
     tables.write(old.assign(**{c: float("nan") for c in old if c not in kept}), "training", folder / "measurements")
-    report.write(folder)
-    page = Page(folder / "report" / "training.html")
+    page = page_of(folder)
     titles = [a["aria-label"] for tag, a in page.elements if tag == "div" and "aria-label" in a]
     assert titles == [
         "Total loss",
@@ -156,12 +153,10 @@ def test_an_old_run_says_what_was_not_recorded(tmp_path):
     assert "table terms is absent or empty" in page.text
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_nullable_tables_are_read_like_any_other(tmp_path):
-    folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50))
+    folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50), evaluated=False)
     place = folder / "measurements"
     for name in TRAINING:
         tables.write(tables.read(name, place).convert_dtypes(), name, place)
     assert read_run(folder).across["training"]["attack_tokens"].dtype.name == "Int64"
-    report.write(folder)
-    assert "Not drawn" not in Page(folder / "report" / "training.html").text
+    assert "Not drawn" not in page_of(folder).text

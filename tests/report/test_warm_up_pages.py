@@ -143,7 +143,7 @@ def test_training_has_it_as_its_own_part(warmed):
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_bundles")
 def test_pages_say_where_arms_start(tmp_path):
-    folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), warm_up=40)
+    folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), warm_up=40, evaluated=False)
     index = Page(report.write(folder))
     assert "all arms share a warm-up of 40 steps from the base model, step 0" in index.text
     assert "every arm starts at the base model" not in index.text

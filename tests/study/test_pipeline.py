@@ -109,39 +109,31 @@ def test_measuring_again_does_nothing(finished, monkeypatch):
 
 
 def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
-    folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "mechrefusal", "run", "--recipe", "tiny", "--out", str(folder)]
-    # With the environment of this process: the same kernels and threads, so that the numbers can be the same.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(process, lambda: len(_manifest(folder).get("measured", {})) >= 2)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(_manifest(folder)["measured"]) < 5, "the run ended before it was killed"
-    run = study.open(folder)
-    study.train(run)
-    study.measure(run)
-    for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
-        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
-    assert not list(folder.rglob(".*")), "drafts of the killed process are left"
-
-
-def test_processes_measure_what_one_process_does(finished, tmp_path):
-    """Two checkpoints measured again, each in a process of its own, and what compares them."""
-    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
-    again = ["base-step-00000", "r2d2-step-00012"]
+    """Measured by two processes, which are killed with the first; the rest, and what compares them, by one."""
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "killed"))
+    again = {"base-step-00000", "sft-step-00006", "r2d2-step-00006", "r2d2-step-00012"}
     manifest = run.manifest
     for name in again:
         shutil.rmtree(run.folder / "measurements" / name)
         manifest["measured"].pop(name)
+    manifest["crossed"].pop("sft-step-00012 r2d2-step-00012")
     (run.folder / "manifest.json").write_text(json.dumps(manifest | {"transferred": {}}))
-    study.measure(run, processes=2)
+    command = [sys.executable, "-m", "mechrefusal", "measure", str(run.folder), "--processes", "2"]
+    # With the environment of this process: the same kernels and threads, so that the numbers can be the same.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(process, lambda: again & set(run.manifest["measured"]))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    apart = again & set(run.manifest["measured"])
+    assert 0 < len(apart) < len(again), "the run ended before it was killed"
+    study.measure(run)
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
         pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
     assert run.manifest["measured"] == finished.manifest["measured"]
-    assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(again, 2)
-    assert not list(run.folder.rglob(".*"))
+    assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(apart, 2)
+    assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
 
 
 def test_a_measurement_has_as_many_stages_as_it_says(finished):
@@ -185,11 +177,6 @@ def test_the_design_sketch_reads_as_written(finished):
     with causal.ablate(model, directions.at({"position": -1, "layer": 2})):
         assert len(evaluation.generate(model, asked.evaluation.harmful[:2], max_new_tokens=3)) == 2
     assert len(causal.patching.heads(model, asked.pairs[:1], metric).top(4)) == 4
-
-
-def _manifest(folder):
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _wait_for(process, reached, seconds=240):

@@ -2,13 +2,13 @@
 
 import json
 import math
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 
 import pytest
 
@@ -416,13 +416,16 @@ def test_what_numbers_an_answer_holds(text, found):
     assert ratings(text) == found
 
 
-def test_judges_of_harm_cost_nothing_until_they_are_used():
-    code = (
-        "import sys, mechrefusal.evaluation\n"
-        "before = set(sys.modules)\n"
-        "import mechrefusal.evaluation.judges.chat, mechrefusal.evaluation.judges.classifier\n"
-        "import mechrefusal.evaluation.judges.llama_guard\n"
-        "print(sorted(m for m in set(sys.modules) - before if m.split('.')[0] in ('requests', 'peft')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_judges_of_harm_cost_nothing_until_they_are_used(monkeypatch):
+    """Imported anew, as in a process that has imported neither."""
+    judges = import_module("mechrefusal.evaluation.judges")
+    for name in ("chat", "classifier", "llama_guard"):
+        import_module(f"{judges.__name__}.{name}")
+        monkeypatch.setattr(judges, name, getattr(judges, name))  # what is there now comes back
+        monkeypatch.delitem(sys.modules, f"{judges.__name__}.{name}")
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("requests", "peft"):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("chat", "classifier", "llama_guard"):
+        import_module(f"{judges.__name__}.{name}")
+    assert not {"requests", "peft"} & {name.split(".")[0] for name in sys.modules}
