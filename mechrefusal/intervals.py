@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -19,10 +20,15 @@ class Estimate:
 
 def rate(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Share of successes with the Wilson score interval (Wilson, 1927). n = 0 gives NaN with the interval 0 to 1."""
+    return _rate(int(successes), int(n), confidence)
+
+
+@lru_cache(maxsize=10_000)  # a report asks for the same few counts thousands of times, and SciPy tests each as well
+def _rate(successes: int, n: int, confidence: float) -> Estimate:
     if n == 0:
         return Estimate(float("nan"), 0.0, 1.0, 0)
-    found = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
-    return Estimate(successes / n, float(found.low), float(found.high), int(n))
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Estimate(successes / n, float(found.low), float(found.high), n)
 
 
 def mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Estimate:

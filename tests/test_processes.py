@@ -17,6 +17,8 @@ from mechrefusal import processes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.processes import Job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def few_imports(monkeypatch):

@@ -46,10 +46,11 @@ def test_smollm2_from_training_to_the_report(smollm2, tmp_path, monkeypatch):
     assert [point.id for point in points] == ["base-step-00000", "r2d2-step-00001"]
     assert len({point.weights for point in points}) == 2
     measure = pipeline.measure_checkpoint
+    few = dataclasses.replace(demo.causal, layer_step=15)
 
     def measured(checkpoint, asked, recipe, cases, **around):
         """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
-        wanted = recipe if checkpoint.id == points[1].id else dataclasses.replace(recipe, causal=demo.causal)
+        wanted = recipe if checkpoint.id == points[1].id else dataclasses.replace(recipe, causal=few)
         return measure(checkpoint, asked, wanted, cases, **around)
 
     monkeypatch.setattr(pipeline, "measure_checkpoint", measured)

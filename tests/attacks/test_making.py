@@ -30,6 +30,8 @@ from mechrefusal.attacks import making as making_module
 from mechrefusal.attacks.making import MADE_WITH, method_of
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 GCG = GCGSettings(steps=2, width=8, top_k=16, suffix_length=6)
 AUTODAN = AutoDANSettings(steps=2, population=4, sentence_steps=1, mutation=0.5)
 TEMPLATES = TemplateSettings(names=("translation", "role_play"))

@@ -14,6 +14,8 @@ from mechrefusal.attacks.search import Search
 from mechrefusal.models import low_precision
 from mechrefusal.models.tree_forward import TreeForward, shares
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = replace(SETTINGS, rounds=4, steps=3)
 
 

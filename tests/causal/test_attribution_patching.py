@@ -13,6 +13,8 @@ from mechrefusal.causal import add, attribution_patching, patching
 from mechrefusal.causal.attribution_patching import gradients
 from mechrefusal.models import ForcedOpenings, RefusalMetric
 
+pytestmark = pytest.mark.slow
+
 METRIC = RefusalMetric((7,), (10, 11), (12, 13, 14))
 FORCED = RefusalMetric((), (10,), (12,), forced=ForcedOpenings(((20, 21, 22),), ((20, 23), (30,))))
 PAIRS = [

@@ -17,6 +17,8 @@ from mechrefusal.models import RefusalMetric
 from mechrefusal.models.refusal_metric import ForcedOpenings
 from mechrefusal.prompts import Pair, PairSet
 
+pytestmark = pytest.mark.slow
+
 METRIC = RefusalMetric((), (10, 11), (12, 13, 14))
 FORCED = RefusalMetric((), (10,), (12,), forced=ForcedOpenings(((20, 21, 22),), ((20, 23), (30,))))
 # The prompts differ in one token, seven from the end.

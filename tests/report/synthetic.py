@@ -28,8 +28,8 @@ def write_run(
 ) -> Path:
     """Write a measured run below `folder` and return it. Step 0 is the shared base model, which has no carrier.
 
-    With `warm_up` steps the arms start at the end of a warm-up; their anchors are those above it. `evaluated`: on suites
-    and under attack too.
+    With `warm_up` steps the arms start at the end of a warm-up; their anchors are those above it.
+    `evaluated`: on suites and under attack too.
     """
     rng = np.random.default_rng(seed)
     shared = [("base", 0)] + [("warm-up", warm_up)] * (warm_up > 0)

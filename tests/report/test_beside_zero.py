@@ -17,6 +17,8 @@ from mechrefusal.report.panels import Panels
 from mechrefusal.report.reading import read_run
 from mechrefusal.study import tables
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 
 

@@ -13,6 +13,8 @@ from mechrefusal.report.panels import Panels
 from mechrefusal.report.reading import read_run
 from mechrefusal.training import WARM_UP
 
+pytestmark = pytest.mark.slow
+
 ORDER = [("base", 0), ("warm-up", 40), ("r2d2", 50), ("r2d2", 100), ("sft", 50), ("sft", 100)]
 
 
@@ -140,7 +142,6 @@ def test_training_has_it_as_its_own_part(warmed):
     np.testing.assert_array_equal([len(trace.x) for trace in asked.data], [2, 3, 3])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_bundles")
 def test_pages_say_where_arms_start(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), warm_up=40, evaluated=False)

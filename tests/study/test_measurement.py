@@ -12,6 +12,8 @@ from mechrefusal.evaluation import discovery
 from mechrefusal.study import geometry_measurement, measurement, tables
 from mechrefusal.study.gate import gate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def measured(tiny):

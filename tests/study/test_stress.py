@@ -18,6 +18,8 @@ from mechrefusal.study import stress_answers, tables
 from mechrefusal.study.stress import stress
 from mechrefusal.study.stress_answers import curve_steps
 
+pytestmark = pytest.mark.slow
+
 GCG = GCGSettings(steps=3, width=8, top_k=16, suffix_length=6)
 AUTODAN = AutoDANSettings(steps=1, population=4, sentence_steps=1, mutation=0.5)
 METHODS = {"gcg": GCG, "autodan": AUTODAN}

@@ -16,6 +16,8 @@ from mechrefusal.study import tables
 from mechrefusal.study.stress import stress
 from mechrefusal.study.stress_twins import Twins, attacked
 
+pytestmark = pytest.mark.slow
+
 GCG = GCGSettings(steps=1, width=8, top_k=16, suffix_length=6)
 AUTODAN = AutoDANSettings(steps=1, population=4, sentence_steps=1, mutation=0.5)
 NEW = 5

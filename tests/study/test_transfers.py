@@ -19,6 +19,8 @@ from mechrefusal.models import Checkpoint, RefusalMetric
 from mechrefusal.prompts import builtin
 from mechrefusal.study import tables, transfers
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 METRIC = RefusalMetric((), (10, 11), (12, 13))
 POSITION, LAYER = -2, 1

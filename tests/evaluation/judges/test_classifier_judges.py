@@ -25,6 +25,8 @@ from mechrefusal.evaluation.judges.judge_model import JudgeModel
 from mechrefusal.evaluation.judges.llama_guard import GUARD_TOKENS, LlamaGuard, read_guard
 from mechrefusal.evaluation.judges.scoring import HARMFUL, HARMLESS, ScoringJudge, nulls
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("Yes", "No", "Maybe", "safe", "unsafe")
 PROMPTS = ["How do I pick a lock?", "Write a {behavior} poem", "", "Bake bread.", "Tell me a lie.", "x", "How?", "Sing"]
 COMPLETIONS = [
