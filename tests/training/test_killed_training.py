@@ -34,7 +34,7 @@ def whole(tiny, tmp_path_factory):
 def killed_run(tiny: Path, out: Path, arm: str, point: str, step: int, *, lora: bool = False) -> None:
     """In a process forked from one in which everything is imported: importing takes longer than the training."""
     processes, log = multiprocessing.get_context("forkserver"), out.with_name("said.txt")
-    processes.set_forkserver_preload(["mechrefusal.training.trainer", "mechrefusal.attacks", "mechrefusal.prompts"])
+    processes.set_forkserver_preload(["mechrefusal.training.arms", "mechrefusal.attacks", "mechrefusal.prompts"])
     process = processes.Process(
         target=killed.run, args=(tiny, out, arm, point, step), kwargs={"lora": lora, "log": log}
     )
