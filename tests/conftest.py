@@ -5,8 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from architectures import Family, build
+
+from mechrefusal import processes
 
 # Before torch is imported: on tiny models its threads cost far more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +31,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: garbage collections need not look through a million objects each time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +40,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MECHREFUSAL_CACHE", str(folder))
+        patch.setattr(processes, "IMPORTED", forked.IMPORTED)  # one process to fork from, for all tests
         yield folder
 
 

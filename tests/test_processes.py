@@ -20,12 +20,6 @@ from mechrefusal.processes import Job
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def few_imports(monkeypatch):
-    """What is forked from imports no more than these jobs need."""
-    monkeypatch.setattr(processes, "IMPORTED", ("torch", "psutil"))
-
-
 def run(jobs, at_once=2):
     return dict(processes.run(jobs, at_once=at_once, description="jobs"))
 

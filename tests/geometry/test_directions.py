@@ -1,11 +1,14 @@
 """Difference in means against float64 means of the Hugging Face model's hidden states, one prompt at a time."""
 
+import ctypes
 import gc
-import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -316,40 +319,37 @@ def test_smollm2_takes_less_than_50_mb_beyond_the_model(tiny_hooked, monkeypatch
     assert expected_bytes(7, 30, 576, chunk=4) < 25e6
 
 
-PEAK = """
-import ctypes, gc, sys, threading, time
-from mechrefusal import geometry, models, prompts
+def peak_of_directions(folder, told):
+    """How much more memory than before is resident at most while directions are taken."""
 
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-model, asked = models.load_hooked(sys.argv[1]), prompts.builtin().direction
-geometry.difference_in_means(model, asked.take(2))  # what is loaded only when it is used
-gc.collect()
-ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory is used again unseen
-before, peak, done = resident(), 0, False
+    model, asked = models.load_hooked(folder), prompts.builtin().direction
+    geometry.difference_in_means(model, asked.take(2))  # what is loaded only when it is used
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory is used again unseen
+    before, seen, done = resident(), [0], threading.Event()
 
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(0.005)
+    def watch():
+        while not done.wait(0.005):
+            seen.append(resident())
 
-thread = threading.Thread(target=watch)
-thread.start()
-geometry.difference_in_means(model, asked.take(16))
-done = True
-thread.join()
-print("peak", peak - before)
-"""
+    thread = threading.Thread(target=watch)
+    thread.start()
+    geometry.difference_in_means(model, asked.take(16))
+    done.set()
+    thread.join()
+    told.write_text(str(max(seen) - before))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_resident_memory_on_smollm2(smollm2):
-    done = subprocess.run([sys.executable, "-c", PEAK, str(smollm2)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split("peak ")[1]) < 50e6
+def test_resident_memory_on_smollm2(smollm2, tmp_path):
+    process = forked.start(peak_of_directions, smollm2, tmp_path / "peak")
+    process.join()
+    assert process.exitcode == 0
+    assert int((tmp_path / "peak").read_text()) < 50e6
 
 
 def test_files_of_an_earlier_version(found, tmp_path):

@@ -1,5 +1,7 @@
 """A made-up measured run, written once a session, and its report."""
 
+import hashlib
+import os
 import pickle
 import sys
 from dataclasses import replace
@@ -7,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from synthetic import write_run
 
 from mechrefusal import report
+from mechrefusal.files import whole_file
 from mechrefusal.report import embedding, panels
 from mechrefusal.report.reading import read_run
 
@@ -36,18 +40,29 @@ def checkpoint(run):
 
 
 @pytest.fixture(scope="session")
-def draw_once():
+def shared(tmp_path_factory) -> Path:
+    """A folder of this session that all workers see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def draw_once(shared):
     """`Panels.add` that draws no figure a second time: same function, same arguments, same panel.
 
     Drawing is nine tenths of the time of a report, and reports of nearly the same tables have nearly the same figures.
     """
-    draw, drawn = panels.Panels.add, {}
+    draw, drawn, folder = panels.Panels.add, {}, shared / "drawn"
+    folder.mkdir(exist_ok=True)
 
     def add(self, build, *, title=""):
         given = (build.func, build.args, build.keywords) if isinstance(build, partial) else build
-        key = pickle.dumps((given, title))
+        key = hashlib.sha256(pickle.dumps((given, title))).hexdigest()
         if key not in drawn:
-            drawn[key] = draw(panels.Panels(), build, title=title)
+            if not (path := folder / key).is_file():
+                with whole_file(path) as draft:
+                    draft.write_bytes(pickle.dumps(draw(panels.Panels(), build, title=title)))
+            drawn[key] = pickle.loads(path.read_bytes())
         if drawn[key].data is None:
             return drawn[key]
         self.made += 1
@@ -57,13 +72,15 @@ def draw_once():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory, draw_once) -> Path:
-    """The base and one trained checkpoint, with its report."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "small", arms=("r2d2",), anchors=(0, 50))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(panels.Panels, "add", draw_once)
-        report.write(folder)
-    return folder
+def small_run(shared, draw_once) -> Path:
+    """The base and one trained checkpoint, with its report: made by the first worker that needs it."""
+    with FileLock(shared / "small_run.lock"):
+        if not (shared / "small_run" / "report").is_dir():
+            folder = write_run(shared / "small_run", arms=("r2d2",), anchors=(0, 50))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(panels.Panels, "add", draw_once)
+                report.write(folder)
+    return shared / "small_run"
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pandas as pd
-import psutil
 import pytest
 from tolerances import FORWARD
 
@@ -109,8 +106,12 @@ def test_measuring_again_does_nothing(finished, monkeypatch):
     study.measure(finished)
 
 
+def measure(folder):
+    study.measure(study.open(folder))
+
+
 def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
-    """Measured by two processes, which are killed with the first; the rest, and what compares them, by one."""
+    """Measured by a process that is killed; the rest, and what compares checkpoints, by two at once."""
     run = study.open(shutil.copytree(finished.folder, tmp_path / "killed"))
     again = {"base-step-00000", "sft-step-00006", "r2d2-step-00006", "r2d2-step-00012"}
     manifest = run.manifest
@@ -119,23 +120,19 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
         manifest["measured"].pop(name)
     manifest["crossed"].pop("sft-step-00012 r2d2-step-00012")
     (run.folder / "manifest.json").write_text(json.dumps(manifest | {"transferred": {}}))
-    command = [sys.executable, "-m", "mechrefusal", "measure", str(run.folder), "--processes", "2"]
-    # With the environment of this process: the same kernels and threads, so that the numbers can be the same.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.start(measure, run.folder)
     try:
         _wait_for(process, lambda: again & set(run.manifest["measured"]))
     finally:
-        others = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        psutil.wait_procs(others, timeout=60)  # they end with the first one, whose drafts go when all are gone
-    apart = again & set(run.manifest["measured"])
-    assert 0 < len(apart) < len(again), "the run ended before it was killed"
-    study.measure(run)
+        process.kill()
+        process.join()
+    alone = again & set(run.manifest["measured"])
+    assert 0 < len(alone) < len(again), "the run ended before it was killed"
+    study.measure(run, processes=2)
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
         pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
     assert run.manifest["measured"] == finished.manifest["measured"]
-    assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(apart, 2)
+    assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(again - alone, 2)
     assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
 
 
@@ -185,6 +182,6 @@ def test_the_design_sketch_reads_as_written(finished):
 def _wait_for(process, reached, seconds=240):
     deadline = time.monotonic() + seconds
     while not reached():
-        assert process.poll() is None, f"the run ended by itself with status {process.returncode}"
+        assert process.is_alive(), f"the run ended by itself with status {process.exitcode}"
         assert time.monotonic() < deadline, "the run did not get that far in time"
         time.sleep(0.05)

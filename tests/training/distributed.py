@@ -1,9 +1,9 @@
-"""Trains arms on the tiny model in as many processes as it is started with. Run by test_several_processes.py.
+"""Trains arms on the tiny model as one of two processes. Run by test_several_processes.py."""
 
-python -m torch.distributed.run --nproc-per-node 2 distributed.py FOLDER_OF_MODEL OUT ARM-ACCUMULATION [...]
-"""
-
-import sys
+import os
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,15 @@ def settings(accumulation: int) -> training.TrainingSettings:
     )
 
 
-if __name__ == "__main__":
-    model, out, *wanted = sys.argv[1:]
-    for name in wanted:
-        arm, _, accumulation = name.partition("-")
-        inputs = killed.inputs(Path(model))
-        training.train(arm, **inputs, out=Path(out) / name, settings=settings(int(accumulation)))
+def train(rank: int, port: int, model: Path, out: Path, wanted: Sequence[tuple[str, int]]) -> None:
+    """Train arms, by name and micro-batches of a step, as process `rank` of two; what it says is in `out`."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    with (out / f"said-{rank}.txt").open("w") as said, redirect_stderr(said), redirect_stdout(said):
+        try:
+            for arm, accumulation in wanted:
+                inputs, folder = killed.inputs(model), out / f"{arm}-{accumulation}"
+                training.train(arm, **inputs, out=folder, settings=settings(accumulation))
+        except BaseException:
+            traceback.print_exc(file=said)
+            raise

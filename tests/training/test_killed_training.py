@@ -1,9 +1,10 @@
 """A training that was killed and goes on ends in the weights, to the last bit, of one that was never killed."""
 
-import multiprocessing
 import signal
+from functools import partial
 from pathlib import Path
 
+import forked
 import killed
 import pandas as pd
 import pytest
@@ -32,13 +33,8 @@ def whole(tiny, tmp_path_factory):
 
 
 def killed_run(tiny: Path, out: Path, arm: str, point: str, step: int, *, lora: bool = False) -> None:
-    """In a process forked from one in which everything is imported: importing takes longer than the training."""
-    processes, log = multiprocessing.get_context("forkserver"), out.with_name("said.txt")
-    processes.set_forkserver_preload(["mechrefusal.training.arms", "mechrefusal.attacks", "mechrefusal.prompts"])
-    process = processes.Process(
-        target=killed.run, args=(tiny, out, arm, point, step), kwargs={"lora": lora, "log": log}
-    )
-    process.start()
+    log = out.with_name("said.txt")
+    process = forked.start(partial(killed.run, lora=lora, log=log), tiny, out, arm, point, step)
     process.join()
     assert process.exitcode == -signal.SIGKILL, log.read_text(errors="replace")
 

@@ -1,10 +1,9 @@
 """Two processes on a CPU (gloo) equal one process with the same global batch, up to the rounding of sums."""
 
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import distributed
+import forked
 import killed
 import pytest
 import torch
@@ -12,9 +11,6 @@ from safetensors.torch import load_file
 from tolerances import FORWARD, ROUNDED
 
 from mechrefusal import training
-
-SCRIPT = Path(distributed.__file__)
-
 
 WANTED = [("r2d2", 1), ("r2d2", 2), ("sft", 1)]
 """Arms and micro-batches of a step."""
@@ -24,16 +20,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def in_two(tiny, tmp_path_factory):
-    """Every arm trained in two processes, which start once for all of them: most of the time is theirs."""
+    """Every arm trained in two processes that are told of each other as `torchrun` does it."""
     out = tmp_path_factory.mktemp("two")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT), str(tiny), str(out)]
-    done = subprocess.run(
-        [sys.executable, *words, *(f"{arm}-{accumulation}" for arm, accumulation in WANTED)],
-        capture_output=True,
-        text=True,
-        timeout=480,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    both = [forked.start(distributed.train, rank, port, tiny, out, WANTED) for rank in range(2)]
+    for process in both:
+        process.join(480)
+    assert [process.exitcode for process in both] == [0, 0], (out / "said-0.txt").read_text()[-3000:]
     return out
 
 
