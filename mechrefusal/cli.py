@@ -10,6 +10,7 @@ import jsonargparse
 from jsonargparse.typing import NonNegativeInt
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import is_disk_trouble
 
 WIDE = 200
 """Columns of a table that no terminal shows."""
@@ -34,19 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mechrefusal: stopped; finished work is kept, the same command continues", file=sys.stderr)
         return 130
-    except OSError as error:
-        return _disk_trouble(error)
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # by name: importing it would load torch
+        if not is_disk_trouble(error):
             raise
-        return _disk_trouble(error)
+        reason = " ".join(str(error).split())
+        print(f"mechrefusal: {reason}; free the disk or fix the path, the same command continues", file=sys.stderr)
+        return 2
     return 0
-
-
-def _disk_trouble(error: Exception) -> int:
-    reason = " ".join(str(error).split())
-    print(f"mechrefusal: {reason}; free the disk or fix the path, the same command continues", file=sys.stderr)
-    return 2
 
 
 def fetch(options) -> None:

@@ -15,6 +15,11 @@ def checkpoint_id(arm: str, step: int) -> str:
     return f"{arm}-step-{step:05d}"
 
 
+def is_disk_trouble(error: Exception) -> bool:
+    """Whether a disk or a path is at fault: an OSError, or what safetensors makes of one when it writes."""
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"  # importing it would load torch
+
+
 def sweep(folder: Path | str) -> None:
     """Remove the drafts that killed processes left anywhere below `folder`; those of living processes stay."""
     for draft in sorted(Path(folder).rglob(f"{DRAFT}*")):

@@ -21,6 +21,7 @@ from typing import Any
 
 from mechrefusal import progress
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import is_disk_trouble
 
 IMPORTED = ("mechrefusal.study.pipeline",)
 """What the processes of jobs find imported already, where they are forked from one that has."""
@@ -199,7 +200,7 @@ def _work(job: Job, told: Any, share: Any, loading: str) -> None:
     except MechrefusalError as error:
         told.send(("input", str(error)))
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        if is_disk_trouble(error):
             told.send(("disk", str(error)))
         else:
             told.send(("error", f"'{job.name}' failed:\n{traceback.format_exc()}"))
