@@ -64,7 +64,6 @@ def prepare() -> None:
         from multiprocessing import forkserver
 
         _context()  # which says what to import
-
         forkserver.ensure_running()
 
 

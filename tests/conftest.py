@@ -106,15 +106,19 @@ def tiny_hf(tiny: Path):
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all workers see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared: Path) -> Path:
     """Folder of a run of the recipe `tiny`: made by the first worker that needs it. Copy it, do not write to it."""
     from filelock import FileLock
 
     from mechrefusal import study
 
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
     with FileLock(shared / "finished_run.lock"):
         run = study.Run.create(shared / "finished_run", study.load_recipe("tiny"))
         study.train(run)

@@ -1,4 +1,4 @@
-"""SmolLM2 end to end: a step of R2D2, both checkpoints measured, the report written."""
+"""SmolLM2 end to end: a step of a warm-up and one of R2D2, every checkpoint measured, the report written."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from mechrefusal.study import pipeline, tables
 
 
 @pytest.mark.slow
-def test_smollm2_from_training_to_the_report(smollm2, tmp_path, monkeypatch):
+def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     demo = study.load_recipe("demo")
     r2d2 = dataclasses.replace(
         demo.training.r2d2, pool_size=2, cases_per_step=1, gcg=dataclasses.replace(demo.training.r2d2.gcg, width=4)
@@ -23,8 +23,8 @@ def test_smollm2_from_training_to_the_report(smollm2, tmp_path, monkeypatch):
         prompts=dataclasses.replace(demo.prompts, n_conversations=4),
         training=dataclasses.replace(
             demo.training,
-            warmup_steps=0, warm_up=0, steps=1, anchors=(0, 1), utility_per_step=2, harmful_per_step=2,
-            n_probe=2, probe_tokens=2, r2d2=r2d2,
+            warmup_steps=0, warm_up=1, warm_up_utility_per_step=2, warm_up_harmful_per_step=2,
+            steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, n_probe=2, probe_tokens=2, r2d2=r2d2,
         ),
         attack=dataclasses.replace(demo.attack, n_cases=0),
         measuring=dataclasses.replace(
@@ -43,14 +43,14 @@ def test_smollm2_from_training_to_the_report(smollm2, tmp_path, monkeypatch):
     )  # fmt: skip
     run = study.Run.create(tmp_path / "run", recipe)
     points = study.train(run)
-    assert [point.id for point in points] == ["base-step-00000", "r2d2-step-00001"]
-    assert len({point.weights for point in points}) == 2
+    assert [point.id for point in points] == ["base-step-00000", "warm-up-step-00001", "r2d2-step-00002"]
+    assert len({point.weights for point in points}) == 3
     measure = pipeline.measure_checkpoint
     few = dataclasses.replace(demo.causal, layer_step=15)
 
     def measured(checkpoint, asked, recipe, cases, **around):
         """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
-        wanted = recipe if checkpoint.id == points[1].id else dataclasses.replace(recipe, causal=few)
+        wanted = recipe if checkpoint.id == points[2].id else dataclasses.replace(recipe, causal=few)
         return measure(checkpoint, asked, wanted, cases, **around)
 
     monkeypatch.setattr(pipeline, "measure_checkpoint", measured)
@@ -64,11 +64,11 @@ def test_smollm2_from_training_to_the_report(smollm2, tmp_path, monkeypatch):
     total = parts.loc[parts["component"] == "total", "value"].item()
     assert parts.loc[parts["component"] != "total", "value"].sum() == pytest.approx(total, abs=1e-3)
     assert len(parts[parts["component"] == "head"]) == 30 * 9
-    patched = tables.read("patching", run.measurements(points[1]))
+    patched = tables.read("patching", run.measurements(points[2]))
     assert np.isfinite(patched["raw"]).all()
-    assert len(tables.read("knockout", run.measurements(points[1]))) > 0
-    assert len(tables.read("circuit_nodes", run.measurements(points[1]))) > 0
+    assert len(tables.read("knockout", run.measurements(points[2]))) > 0
+    assert len(tables.read("circuit_nodes", run.measurements(points[2]))) > 0
     assert tables.read("knockout", run.measurements(points[0])).empty
     page = report.write(run.folder)
     assert page.is_file()
-    assert (page.parent / "r2d2-step-00001.html").is_file()
+    assert (page.parent / "r2d2-step-00002.html").is_file()

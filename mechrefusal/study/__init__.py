@@ -1,8 +1,8 @@
 """The whole protocol over every checkpoint: recipes, runs, stages and tables."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mechrefusal.lazy import on_first_use
 from mechrefusal.study import tables
 
 if TYPE_CHECKING:
@@ -37,30 +37,27 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Ablated": "ablating",
-    "ablated": "ablating",
-    "read_prompts": "ablating",
-    "Evaluated": "evaluating",
-    "evaluate": "evaluating",
-    "stressed": "evaluating",
-    "evaluate_run": "evaluation_of_run",
-    "Asked": "selection",
-    "asked": "selection",
-    "behaviours": "selection",
-    "load_recipe": "loader",
-    "cases": "pipeline",
-    "check": "pipeline",
-    "measure": "pipeline",
-    "train": "pipeline",
-    "Recipe": "recipe",
-    "Run": "run",
-    "open": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the report reads `study.tables` and must not wait for torch.
-    if name in _HOMES:
-        return getattr(import_module(f"mechrefusal.study.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mechrefusal.study' has no attribute '{name}'")
+# The report reads `study.tables` and must not wait for torch.
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Ablated": "ablating",
+        "ablated": "ablating",
+        "read_prompts": "ablating",
+        "Evaluated": "evaluating",
+        "evaluate": "evaluating",
+        "stressed": "evaluating",
+        "evaluate_run": "evaluation_of_run",
+        "Asked": "selection",
+        "asked": "selection",
+        "behaviours": "selection",
+        "load_recipe": "loader",
+        "cases": "pipeline",
+        "check": "pipeline",
+        "measure": "pipeline",
+        "train": "pipeline",
+        "Recipe": "recipe",
+        "Run": "run",
+        "open": "run",
+    },
+)

@@ -1,8 +1,8 @@
 """How a model changes: matched arms of fine-tuning that leave a checkpoint at every anchor."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mechrefusal.lazy import on_first_use
 from mechrefusal.training.settings import ARMS, WARM_UP, LoraSettings, R2D2Settings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -29,20 +29,17 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "ArmTrainer": "trainer",
-    "CasePool": "pool",
-    "Probe": "callbacks",
-    "R2D2Config": "r2d2",
-    "R2D2Trainer": "r2d2",
-    "Term": "losses",
-    "read_log": "arms",
-    "train": "arms",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: what measures knows the settings of training, and must not wait for TRL and PEFT.
-    if name in _HOMES:
-        return getattr(import_module(f"mechrefusal.training.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mechrefusal.training' has no attribute '{name}'")
+# What measures knows the settings of training, and must not wait for TRL and PEFT.
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "ArmTrainer": "trainer",
+        "CasePool": "pool",
+        "Probe": "callbacks",
+        "R2D2Config": "r2d2",
+        "R2D2Trainer": "r2d2",
+        "Term": "losses",
+        "read_log": "arms",
+        "train": "arms",
+    },
+)

@@ -81,7 +81,7 @@ def by_transformer_lens(model, pair, score, name: str, table: pd.DataFrame) -> n
 
 
 @pytest.mark.parametrize("name", SITES)
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neox", pytest.param("gemma2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neox", "gemma2"])
 def test_every_site_equals_transformer_lens(family, architecture, name):
     model = family(architecture).hooked
     found = SITES[name](model, [PAIR], METRIC, layers=LAYERS)
@@ -108,10 +108,7 @@ def test_a_sliding_window_shorter_than_the_prompts(tmp_path, name):
     assert table["raw"].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [name if name in ("llama", "gemma2") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_the_twin_gives_what_the_hooks_give(family, architecture, monkeypatch):
     """With forced openings: several runs after a prompt, which a patched row continues."""
     model = family(architecture).hooked

@@ -1,7 +1,6 @@
 """A made-up measured run, written once a session, and its report."""
 
 import hashlib
-import os
 import pickle
 import sys
 from dataclasses import replace
@@ -37,13 +36,6 @@ def run(run_folder):
 def checkpoint(run):
     """One of its trained checkpoints."""
     return next(c for c in run.checkpoints if c.id == "r2d2-step-00100")
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    """A folder of this session that all workers see."""
-    folder = tmp_path_factory.getbasetemp()
-    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

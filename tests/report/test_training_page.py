@@ -16,11 +16,14 @@ TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_bundles")]
 
 
-def page_of(folder, name="training", context=training_page.context):
-    """One page of a run's report, the training page by default: the others take most of the time."""
-    path = folder / f"{name}.html"
-    path.write_text(embedding.page(f"{name}.html", circuits=False, **context(read_run(folder))), encoding="utf-8")
-    return Page(path)
+def pages_of(folder):
+    """The index and the training page of a run: those of checkpoints and of an evaluation take most of the time."""
+    run, pages = read_run(folder), []
+    for name, page in (("index", index_page), ("training", training_page)):
+        path = folder / f"{name}.html"
+        path.write_text(embedding.page(f"{name}.html", circuits=False, **page.context(run)), encoding="utf-8")
+        pages.append(Page(path))
+    return pages
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def written(run_folder, tmp_path_factory):
         patched.setattr(embedding, "plotly_script", lambda: "")
         folder = tmp_path_factory.mktemp("training")
         (folder / "measurements").symlink_to(run_folder / "measurements")
-        return page_of(folder, "index", index_page.context), page_of(folder)
+        return pages_of(folder)
 
 
 def test_index_and_training_page_link_to_each_other(written):
@@ -107,8 +110,7 @@ def test_totals_stand_in_the_table(written, run_folder):
 
 def test_empty_tables_are_named(tmp_path):
     (tmp_path / "measurements" / "base-step-00000").mkdir(parents=True)
-    index = page_of(tmp_path, "index", index_page.context).text
-    page = page_of(tmp_path).text
+    index, page = (page.text for page in pages_of(tmp_path))
     for name in ("training", "refreshes", "probes", "cases"):
         assert f"table {name} is absent or empty" in page
     assert "table training is absent or empty" in index
@@ -117,14 +119,14 @@ def test_empty_tables_are_named(tmp_path):
 
 
 def test_a_run_of_sft_alone(tmp_path):
-    page = page_of(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50), evaluated=False)).text
+    page = pages_of(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50), evaluated=False))[1].text
     assert "No refreshed case was recorded: table refreshes is absent or empty" in page
     assert "Not drawn: cannot draw the attack loss before a refresh: every 'attack_loss_before' is missing" in page
     assert page.count("Not drawn") == 1
 
 
 def test_a_run_of_one_step(tmp_path):
-    page = page_of(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1), evaluated=False))
+    page = pages_of(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1), evaluated=False))[1]
     reasons = page.text.count("Not drawn")
     assert reasons == 0
     assert "no case was refreshed again" in page.text
@@ -138,7 +140,7 @@ def test_an_old_run_says_what_was_not_recorded(tmp_path):
     old = tables.read("training", folder / "measurements")
     kept = ("arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds")
     tables.write(old.assign(**{c: float("nan") for c in old if c not in kept}), "training", folder / "measurements")
-    page = page_of(folder)
+    page = pages_of(folder)[1]
     titles = [a["aria-label"] for tag, a in page.elements if tag == "div" and "aria-label" in a]
     assert titles == [
         "Total loss",
@@ -159,4 +161,4 @@ def test_nullable_tables_are_read_like_any_other(tmp_path):
     for name in TRAINING:
         tables.write(tables.read(name, place).convert_dtypes(), name, place)
     assert read_run(folder).across["training"]["attack_tokens"].dtype.name == "Int64"
-    assert "Not drawn" not in page_of(folder).text
+    assert "Not drawn" not in pages_of(folder)[1].text

@@ -127,7 +127,7 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
         process.kill()
         process.join()
     alone = again & set(run.manifest["measured"])
-    assert 0 < len(alone) < len(again), "the run ended before it was killed"
+    assert 0 < len(alone) < len(again) - 1, "too little is left for two processes"
     study.measure(run, processes=2)
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
         pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
