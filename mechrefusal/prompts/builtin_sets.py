@@ -1,7 +1,9 @@
 """The project's own prompts: named, disjoint splits, so that a study needs no download."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import pandas as pd
@@ -48,7 +50,12 @@ class Builtin:
 
 
 def builtin() -> Builtin:
-    """The prompts that come with the package."""
+    """The prompts that come with the package. Each call gives tables of its own, so that they may be changed."""
+    return deepcopy(_builtin())
+
+
+@cache
+def _builtin() -> Builtin:
     twins = _rows("twins")
     by_split = {name: [row for row in twins if member(row["harmful"], TWINS) == name] for name in TWINS}
     # Added later, so that the other splits stay what they were.

@@ -45,7 +45,8 @@ class PromptSet:
                 raise MechrefusalError(
                     f"prompt set '{self.name}' has no text in row {row} ({text!r}): drop the row or fill it"
                 )
-        table["id"] = table["id"].astype(str)
+        if not isinstance(table["id"].dtype, pd.StringDtype):  # as those of a part of another set are
+            table["id"] = table["id"].astype(str)
         repeated = table["id"][table["id"].duplicated()]
         if len(repeated):
             raise MechrefusalError(

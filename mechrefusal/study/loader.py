@@ -1,6 +1,8 @@
 """From YAML and dictionaries to a `Recipe`: jsonargparse checks types and refuses unknown keys."""
 
 import difflib
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,28 @@ def recipe_from_dict(content: Any, *, where: str = "recipe") -> Recipe:
             f"{where} holds no recipe; it must be a mapping with keys such as 'model' and 'training'"
         )
     _refuse_unknown(content, Recipe().as_dict(), where)
-    parser = recipe_parser()
     try:
-        return parser.instantiate(parser.parse_object({"recipe": content})).recipe
+        return _parsed(json.dumps(content)) if _is_json(content) else _parse(content)
     except jsonargparse.ArgumentError as error:
         raise MechrefusalError(f"{where}: {one_line(error)}") from error
+
+
+@lru_cache(maxsize=64)  # a run is opened again and again, and its recipe is a value
+def _parsed(content: str) -> Recipe:
+    return _parse(json.loads(content))
+
+
+def _parse(content: dict[str, Any]) -> Recipe:
+    parser = recipe_parser()
+    return parser.instantiate(parser.parse_object({"recipe": content})).recipe
+
+
+def _is_json(content: dict[str, Any]) -> bool:
+    """Whether JSON gives back what it is given: YAML knows dates, sets and keys that are no text."""
+    try:
+        return json.loads(json.dumps(content)) == content
+    except (TypeError, ValueError):
+        return False
 
 
 def recipe_parser() -> jsonargparse.ArgumentParser:

@@ -7,6 +7,7 @@ hash of the weights that were measured). Rates carry `n`, `low` and `high` (95% 
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
@@ -350,7 +351,7 @@ def frame(name: str, rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
         raise MechrefusalError(
             f"table '{name}' does not fit its schema: missing columns {missing}, extra columns {extra}"
         )
-    return table[wanted]
+    return table if list(table) == wanted else table[wanted]
 
 
 def write(table: pd.DataFrame, name: str, folder: Path) -> Path:
@@ -367,10 +368,11 @@ def read(name: str, folder: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns(name)))
     try:
-        table = pd.read_parquet(path)
+        with pq.ParquetFile(path) as file:  # what pandas' own reader asks beside takes twice as long
+            table = file.read(use_threads=False).to_pandas(use_threads=False)
     except Exception as error:
         raise MechrefusalError(
             f"{path} cannot be read as parquet ({error}); delete it and run 'mechrefusal measure' again"
         ) from error
     added = [column for column in ADDED.get(name, ()) if column not in table]
-    return frame(name, table.assign(**dict.fromkeys(added, float("nan"))))
+    return frame(name, table.assign(**dict.fromkeys(added, float("nan"))) if added else table)
