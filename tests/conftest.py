@@ -18,13 +18,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 
-# The first one makes `finished_run`, which the third one finds made.
-LONGEST = ("test_pipeline.py", "test_real_model.py", "test_notebooks.py", "test_pages.py", "test_cli.py")
+FORKING = (
+    "test_pipeline.py", "test_directions.py", "test_processes.py", "test_killed_training.py", "test_several_processes.py",
+)  # fmt: skip
+"""Files that need processes of their own go to one worker: what these are forked from takes half a minute to start."""
+
+# The first one makes `finished_run`, which the notebooks find made.
+FIRST = (*FORKING, "test_real_model.py", "test_notebooks.py", "test_pages.py", "test_cli.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that two workers end at the same time."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Files are dealt to the workers as `--dist loadscope` does it, those of `FORKING` as if they were one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = nodeid.split("::")[0]
+            return "forking" if Path(scope).name in FORKING else scope
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_collection_finish() -> None:
