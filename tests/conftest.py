@@ -19,8 +19,12 @@ NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 
 FORKING = (
-    "test_pipeline.py", "test_directions.py", "test_processes.py", "test_killed_training.py", "test_several_processes.py",
-)  # fmt: skip
+    "test_pipeline.py",
+    "test_directions.py",
+    "test_processes.py",
+    "test_killed_training.py",
+    "test_several_processes.py",
+)
 """Files that need processes of their own go to one worker: what these are forked from takes half a minute to start."""
 
 # The first one makes `finished_run`, which the notebooks find made.

@@ -164,3 +164,12 @@ def test_planted_leaks_are_found_with_both_places() -> None:
     assert len(found) == 5
     assert leakage({}).empty
     assert list(leakage({}).columns) == list(found.columns)
+
+
+def test_every_call_gives_tables_of_its_own():
+    first = prompts.builtin()
+    first.direction.harmful.table["text"] = "changed"
+    second = prompts.builtin()
+    assert "changed" not in second.direction.harmful.texts
+    assert second.direction.harmful.ids == first.direction.harmful.ids
+    assert list(second.pairs) == list(first.pairs)

@@ -74,3 +74,12 @@ def test_differences_name_nested_keys():
 
 def test_a_builtin_source_needs_no_path():
     assert Source() == Source("builtin", "", "")
+
+
+def test_what_is_alike_but_not_the_same_is_another_recipe():
+    for content, seed in (({"training": {"seed": 1}}, 1), ({"training": {"seed": 2}}, 2)):
+        assert recipe_from_dict(content).training.seed == seed
+    with pytest.raises(MechrefusalError, match="seed"):
+        recipe_from_dict({"training": {"seed": 1.5}})
+    with pytest.raises(MechrefusalError, match="unknown key '1'"):
+        recipe_from_dict({1: {}})
