@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING
 from mechrefusal.errors import MechrefusalError
 
 if TYPE_CHECKING:
-    from mechrefusal import attacks, attribution, causal, evaluation, geometry, models, prompts, report, study, training
+    from mechrefusal import (
+        attacks,
+        attribution,
+        causal,
+        evaluation,
+        geometry,
+        models,
+        prompts,
+        report,
+        statistics,
+        study,
+        training,
+    )
 
 try:
     __version__ = version("mechrefusal")
@@ -21,11 +33,12 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _ROOMS = (
-    "attacks", "attribution", "causal", "evaluation", "geometry", "models", "prompts", "report", "study", "training",
+    "attacks", "attribution", "causal", "evaluation", "geometry", "models", "prompts", "report", "statistics",
+    "study", "training",
 )  # fmt: skip
 
 __all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "geometry", "models", "prompts",
-           "report", "study", "training"]  # fmt: skip
+           "report", "statistics", "study", "training"]  # fmt: skip
 
 
 def __getattr__(name: str):

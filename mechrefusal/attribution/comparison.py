@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mechrefusal import intervals
 from mechrefusal.attribution.direct import Attribution, attribute
 from mechrefusal.attribution.readouts import Readout
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.statistics import intervals
 
 DRAWS = 500
 """Random labellings of the prompts from which the floor is taken."""

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals
 from mechrefusal.attribution.norms import HeldNorm
 from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
+from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3
 """Largest relative gap allowed between a decomposition's sum and what it decomposes."""

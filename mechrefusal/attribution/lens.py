@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.tools.analysis.logit_lens import logit_readout
 
-from mechrefusal import intervals
 from mechrefusal.attribution.readouts import require_tokens
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
+from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3
 """Largest difference allowed between the last row and the model's own log-probabilities, nats."""

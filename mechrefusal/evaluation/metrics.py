@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.evaluation.judges import DEGENERATE, FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL
 from mechrefusal.evaluation.suites import COPYRIGHT
+from mechrefusal.statistics import intervals
 
 KEYS = ("suite", "side", "attack", "intervention", "judge", "kind")
 RATES: dict[str, tuple[str, ...]] = {

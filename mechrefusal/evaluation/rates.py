@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.evaluation.judges import REFUSAL_JUDGE, is_degenerate, is_refusal
+from mechrefusal.statistics import intervals
 
 GROUP = ["set", "attack", "intervention"]
 HARMFUL_SETS = ("evaluation_harmful", "contrast")

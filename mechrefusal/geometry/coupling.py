@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import prompts
 from mechrefusal.causal import Intervention, Passes, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.readings import Readings
-from mechrefusal.intervals import Estimate
 from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.statistics import Estimate, intervals
 
 NO_LAYER = -1
 N_HALVES = 200

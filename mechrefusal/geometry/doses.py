@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import prompts
 from mechrefusal.causal import AnswerPasses, Intervention, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
@@ -19,6 +19,7 @@ from mechrefusal.geometry.directions import Texts
 from mechrefusal.geometry.scoring import Lists, Scorer
 from mechrefusal.models import RefusalMetric, TokenBatch, end_tokens, generate, require_direction, require_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import intervals
 
 COEFFICIENTS = tuple(float(c) for c in np.arange(-2, 2.5, 0.5))
 ANSWER_TOKENS = 16

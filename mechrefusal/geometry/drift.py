@@ -12,7 +12,7 @@ from mechrefusal.geometry import folds
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.geometry.folds import Measure
-from mechrefusal.intervals import Estimate
+from mechrefusal.statistics import Estimate
 
 Weight = Literal["sigma", "sigma_squared"]
 Scaling = Literal["raw", "unit"]

@@ -14,7 +14,7 @@ from scipy import stats
 
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.directions import Directions
-from mechrefusal.intervals import Estimate
+from mechrefusal.statistics import Estimate
 
 Measure = Literal["cosine", "principal_angle_mean", "principal_angle_max"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from mechrefusal.geometry import folds
-from mechrefusal.intervals import Estimate
+from mechrefusal.statistics import Estimate
 
 FEWEST = 3
 """Fewer prompts than this in a group say nothing about its noise."""

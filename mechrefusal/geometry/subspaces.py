@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals
 from mechrefusal.causal import Ablation
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
@@ -24,6 +23,7 @@ from mechrefusal.geometry.nullspace import separating_directions
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.models import RefusalMetric, require_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import intervals
 
 Activations = Float[Tensor, "prompt d_model"]
 

@@ -7,13 +7,13 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals
 from mechrefusal.causal import Reference, put_in, random_like
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.models import RefusalMetric, is_direction
 from mechrefusal.progress import track
+from mechrefusal.statistics import intervals
 
 CONTROL_SEED = 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from mechrefusal import causal, intervals, prompts
+from mechrefusal import causal, prompts
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
@@ -27,6 +27,7 @@ from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.prompts import PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
+from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
 from mechrefusal.study.chosen_direction import Chosen
 

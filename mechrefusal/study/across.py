@@ -12,8 +12,8 @@ from mechrefusal.geometry import Directions, effective_rank, folds
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Drift, Scaling, Weight, compare
 from mechrefusal.geometry.folds import Measure
-from mechrefusal.intervals import Estimate
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics import Estimate
 from mechrefusal.study import tables
 from mechrefusal.training import WARM_UP
 

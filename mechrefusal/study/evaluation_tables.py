@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
 from mechrefusal.evaluation.suites import Suite
 from mechrefusal.files import checkpoint_id
+from mechrefusal.statistics import intervals
 from mechrefusal.study import tables
 
 NONE = "none"

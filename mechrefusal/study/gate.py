@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.evaluation import REFUSAL_JUDGE
+from mechrefusal.statistics import intervals
 
 HARMFUL, HARMLESS, UTILITY = "evaluation_harmful", "evaluation_harmless", "utility"
 

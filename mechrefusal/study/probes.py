@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mechrefusal import intervals
 from mechrefusal.attacks import AttackCase
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_refusal
 from mechrefusal.progress import console
 from mechrefusal.prompts import Split
+from mechrefusal.statistics import intervals
 from mechrefusal.training import TrainingSettings
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.attacks import AttackCase, cost_table
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge, metrics
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
+from mechrefusal.statistics import intervals
 from mechrefusal.study import stress_control, tables
 from mechrefusal.study.run import Run
 from mechrefusal.study.stress_answers import NO_STEP, NONE, Answered, Plan, Search, answered, curve_steps

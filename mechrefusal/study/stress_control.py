@@ -17,11 +17,11 @@ from itertools import combinations
 
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.evaluation import Judge, RefusalJudge, metrics, paired_difference
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics import intervals
 from mechrefusal.study import tables
 from mechrefusal.study.stress_answers import NONE, Answered, Plan
 from mechrefusal.study.stress_verdicts import Judged, judged

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pandas as pd
 
-from mechrefusal import intervals
+from mechrefusal.statistics import intervals
 
 GONE = float("nan")
 JUDGE, HARM_JUDGE = "refusal-rules-1", "harm-classifier <i>own</i>"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechrefusal import intervals
+from mechrefusal.statistics import intervals
 
 GONE = float("nan")
 OWN_TERM = "margin<b>"

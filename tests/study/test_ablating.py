@@ -13,10 +13,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import mechrefusal as mr
-from mechrefusal import MechrefusalError, causal, evaluation, intervals, models, study
+from mechrefusal import MechrefusalError, causal, evaluation, models, study
 from mechrefusal.causal.layout import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
+from mechrefusal.statistics import intervals
 from mechrefusal.study import tables
 from mechrefusal.study.named_interventions import NamedIntervention
 

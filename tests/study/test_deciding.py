@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mechrefusal.geometry.drift import Turn, depth_verdict, verdict
-from mechrefusal.intervals import Estimate
+from mechrefusal.statistics import Estimate
 from mechrefusal.study import deciding
 
 NOW = 40

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from mechrefusal import intervals
 from mechrefusal.evaluation import REFUSAL_JUDGE
+from mechrefusal.statistics import intervals
 from mechrefusal.study import tables
 from mechrefusal.study.gate import gate
 

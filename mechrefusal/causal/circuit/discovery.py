@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import prompts
 from mechrefusal.causal.attribution_patching.gradients import estimates
 from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
 from mechrefusal.causal.circuit.faithfulness import COLUMNS, Faithfulness, require_metric
@@ -19,6 +19,7 @@ from mechrefusal.causal.patching.sites import Patch, Site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
+from mechrefusal.statistics import intervals
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")
 EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept")

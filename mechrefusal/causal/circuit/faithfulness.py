@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals
 from mechrefusal.causal.circuit.paths import Node
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import bar
+from mechrefusal.statistics import intervals
 
 COLUMNS = (
     "of", "size", "heads", "mlps", "node", "is_circuit", "kept", "kept_low", "kept_high", "lost", "lost_low",

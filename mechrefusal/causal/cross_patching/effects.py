@@ -6,8 +6,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from mechrefusal import intervals
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
+from mechrefusal.statistics import intervals
 
 
 class Scores:

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import prompts
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.knockout.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
+from mechrefusal.statistics import intervals
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import intervals, prompts
+from mechrefusal import prompts
 from mechrefusal.causal.patching.hooked import HookedPatching
 from mechrefusal.causal.patching.metric import Reading
 from mechrefusal.causal.patching.sites import PairRun, Patch, Site
@@ -15,6 +15,7 @@ from mechrefusal.causal.patching.tree import TreePatching
 from mechrefusal.causal.patching.twin import tree_patching
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.forward import common_length
+from mechrefusal.statistics import intervals
 
 Mode = Literal["denoising", "noising"]
 Pairs = prompts.PairSet | Sequence[tuple[str, str]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mechrefusal import intervals
+from mechrefusal.statistics import intervals
 
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
 
