@@ -13,16 +13,13 @@ from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.geometry.folds import Measure
 from mechrefusal.statistics import Estimate
+from mechrefusal.statistics.depth import Verdict
 
 Weight = Literal["sigma", "sigma_squared"]
 Scaling = Literal["raw", "unit"]
-Verdict = Literal["moved", "not moved", "cannot tell"]
 
 TURNED = 0.9
 """Ours: the noise-corrected cosine below which a turn is called a move (0.9 is an angle of 26 degrees)."""
-
-SAME_DEPTH = 0.1
-"""Ours: two intervals of the carrier's layer that together span at most this share of the layers say the same depth."""
 
 NO_DIRECTION = 1e-6
 """A direction shorter than this share of the mean activations that it is the difference of is rounding error."""
@@ -233,23 +230,6 @@ def verdict(found: Turn) -> tuple[Verdict, str]:
     if found.corrected.low >= TURNED:
         return "not moved", numbers
     return "cannot tell", numbers
-
-
-def depth_verdict(a: tuple[float, float], b: tuple[float, float], *, n_layers: int) -> tuple[Verdict, str]:
-    """Whether the carrier's depth moved, from the two intervals of its layer (95% of bootstraps, or wider).
-
-    Moved: the intervals do not overlap (the protocol's *relocated*). Not moved: together they span at most
-    `SAME_DEPTH` of the layers, or one layer. Otherwise cannot tell, as for an interval that is NaN.
-    """
-    numbers = f"layers {a[0]:g} to {a[1]:g} and {b[0]:g} to {b[1]:g}"
-    if not np.isfinite([*a, *b]).all():
-        return "cannot tell", "no interval of the carrier's layer at one of the two"
-    if max(a[0], b[0]) > min(a[1], b[1]):
-        return "moved", f"{numbers} do not overlap"
-    span, limit = max(a[1], b[1]) - min(a[0], b[0]), max(1.0, SAME_DEPTH * n_layers)
-    if span <= limit:
-        return "not moved", f"{numbers} span {span:g} of {n_layers} layers"
-    return "cannot tell", f"{numbers} overlap, and span {span:g} of {n_layers} layers (more than {limit:g})"
 
 
 def _with_direction(

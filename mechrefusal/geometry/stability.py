@@ -14,6 +14,8 @@ from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathere
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
+HALF_SCORES = ("position", "layer", "half", "bypass", "induce", "kl")
+
 CONTENDERS = 5
 """Candidates that halves of the direction prompts choose among: each costs two exact scores."""
 
@@ -45,10 +47,12 @@ class SplitHalf:
 
     `table`: position, layer and `half_wins`, row by row as the scores: how many of the two halves chose the candidate,
     NaN where it was no contender. `n_halves`: halves that chose one, 0 to 2. `layer_low`, `layer_high`: the lower and
-    the higher of the two layers, NaN unless both did.
+    the higher of the two layers, NaN unless both did. `scores`: position, layer, half (1, 2), bypass, induce and kl of
+    every contender with the directions of that half, means over the validation prompts.
     """
 
     table: pd.DataFrame
+    scores: pd.DataFrame
     n_halves: int
     layer_low: float
     layer_high: float
@@ -149,18 +153,23 @@ def split_half(
     rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
     table.loc[places, "half_wins"] = 0.0
     if not rows:
-        return SplitHalf(table, 0, float("nan"), float("nan"))
+        return SplitHalf(table, pd.DataFrame(columns=list(HALF_SCORES)), 0, float("nan"), float("nan"))
     scorer = scorer or Scorer(model, validation, metric)
     layers: list[float] = []
+    scored: list[pd.DataFrame] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
-    for half in track(halves, "carriers of halves"):
+    for number, half in enumerate(track(halves, "carriers of halves"), start=1):
         found = gathered(rows, [exactly(scorer, half, row, reference) for row in rows], [True] * len(rows))
+        scored.append(found.table.assign(half=number)[list(HALF_SCORES)])
         winner = select(found, n_layers, *thresholds).winner
         if winner is not None:
             table.loc[places[int(winner.name)], "half_wins"] += 1
             layers.append(float(winner["layer"]))
     both = len(layers) == len(halves)
-    return SplitHalf(table, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan"))))
+    scores_of_halves = pd.concat(scored, ignore_index=True)
+    return SplitHalf(
+        table, scores_of_halves, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan")))
+    )
 
 
 def _eligible(scores: CarrierScores, n_layers: int, prune_layer_fraction: float) -> ndarray:

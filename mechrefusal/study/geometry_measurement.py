@@ -116,6 +116,7 @@ class GeometryMeasurement:
             empty = pd.DataFrame(columns=[*tables.PER_CHECKPOINT["carriers"]])
             self.add("carriers", empty)
             self.add("candidate_scores", [])
+            self.add("half_scores", [])
         else:
             self._score(row)
         self.add("carrier", [row])
@@ -157,6 +158,7 @@ class GeometryMeasurement:
         }  # fmt: skip
         self.carrier = found.winner
         if found.winner is None:
+            self.add("half_scores", [])
             row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
         else:
             row |= {name: found.winner[name] for name in carriers.COLUMNS}
@@ -175,6 +177,7 @@ class GeometryMeasurement:
                 scorer=self._scorer,
             )
             table["half_wins"] = halves.table["half_wins"]
+            self.add("half_scores", halves.scores)
             row |= {
                 "n_halves": halves.n_halves,
                 "layer_half_low": halves.layer_low,

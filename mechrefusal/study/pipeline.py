@@ -21,6 +21,7 @@ from mechrefusal.prompts import PromptSet, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
+from mechrefusal.study.depths import profile, twins
 from mechrefusal.study.evaluation_of_run import require_evaluation
 from mechrefusal.study.measurement import N_STAGES
 from mechrefusal.study.measurement import measure as measure_checkpoint
@@ -31,7 +32,7 @@ from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 from mechrefusal.training import WARM_UP, TrainingSettings
 
-RULES = 8
+RULES = 9
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 
@@ -268,7 +269,13 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
     moved = transfers(run, checkpoints, chosen, at_once=_at_once(processes, checkpoints))
     rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
     n_layers = len(next(iter(locked.values())).values[0])
-    relocated = relocation(checkpoints, locked, rows, moved, n_layers)
+    units = twins(chosen.validation.harmful, chosen.validation.harmless)
+    profiles = {}
+    for c in checkpoints:
+        candidates, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
+        profiles[c.id] = profile(candidates, halves, units)
+    chosen_with = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
+    relocated = relocation(checkpoints, locked, rows, moved, n_layers, profiles, **chosen_with)
     tables.write(relocated, "relocation", run.measurements())
     crossing(run, checkpoints, chosen, n_layers)
 

@@ -1,6 +1,6 @@
 """Whether refusal's place moved between two checkpoints: moved, not moved or cannot tell, by measure and overall."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +8,17 @@ import pandas as pd
 
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.activations import Place
-from mechrefusal.geometry.drift import Turn, Verdict, depth_verdict, turn, verdict
+from mechrefusal.geometry.drift import Turn, turn, verdict
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics.depth import (
+    DepthDifference,
+    Profile,
+    Verdict,
+    depth_difference,
+    depth_needed,
+    depth_verdict,
+    same_depth,
+)
 from mechrefusal.study import deciding, tables
 from mechrefusal.study.across import layer_places, pairs
 
@@ -23,10 +32,6 @@ LOST = 0.5
 
 HELD = 0.8
 """Ours: one that lowers it by at least 80% of that still does."""
-
-NONE_OFTEN = 0.5
-"""Ours: where more than this share of the bootstraps over validation prompts has no admissible candidate, the interval
-of the carrier's layer is that of the few that have one, and says nothing."""
 
 NAN = float("nan")
 
@@ -57,14 +62,17 @@ def relocation(
     carrier_rows: dict[str, pd.DataFrame],
     transfers: pd.DataFrame,
     n_layers: int,
+    profiles: Mapping[str, Profile | None],
+    *,
+    kl_threshold: float = 0.1,
+    induce_threshold: float = 0.0,
 ) -> pd.DataFrame:
     """Table `relocation`: for each of `across.pairs`, a verdict by measure and one overall.
 
-    carrier_layer: value = layers from the carrier at a to that at b, with the interval that the two intervals of the
-    layer allow; floor = the wider of the two; rule: `geometry.drift.depth_verdict`. The intervals are those of the
-    bootstrap over validation prompts, widened to the layers that two halves of the direction prompts choose; where that
-    was not measured (earlier versions) the reason says so. Cannot tell where `none_frequency` exceeds `NONE_OFTEN` at
-    either, or a half has no admissible candidate.
+    carrier_layer: value = layers from the carrier at a to that at b, mean over bootstraps that choose both anew on the
+    same prompts and with directions of other direction prompts (`statistics.depth_difference`), with its 95% interval;
+    floor = what counts as the same depth; rule: `statistics.depth.depth_verdict`. Cannot tell where most bootstraps
+    have no admissible candidate at either.
     carrier_cosine (at the places of the two carriers), direction_cosine (last position, a's reference layer, or the
     mean over layers where there is none) and principal_angle (mean, degrees, between the spans of all positions at that
     layer): value = between a half of the prompts at one and the other half at the other; floor = what that would be had
@@ -84,22 +92,22 @@ def relocation(
     contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
 
     Where it cannot be told, `n_to_decide` is how many prompts of each side would decide it if estimates stay and
-    intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border. Where
-    it is for want of a half that has a carrier, twice the direction prompts, or more validation prompts if the layer's
-    interval asks for more: both sets must then have as many.
+    intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border.
 
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint.
         carrier_rows: table `carrier` of each checkpoint (one row), by id.
         transfers: table `transfer`, with the rows of each carrier at its own checkpoint.
         n_layers: layers of the model.
+        profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
+        kl_threshold, induce_threshold: what the carriers were chosen with.
     """
     rows: list[dict] = []
     for a, b in pairs(checkpoints):
         carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
         both = directions[a.id], directions[b.id]
         found = [
-            _depth(a, b, *carriers, n_layers=n_layers, n_direction=_n_prompts(both)),
+            _depth(a, b, *carriers, _between(profiles, a, b, kl_threshold, induce_threshold), n_layers=n_layers),
             _carrier_cosine(a, b, both, *carriers),
             *_at_reference(both, carriers[0]),
             _transfer(a, b, transfers),
@@ -111,62 +119,36 @@ def relocation(
     return tables.frame("relocation", rows)
 
 
+def _between(
+    profiles: Mapping[str, Profile | None], a: Checkpoint, b: Checkpoint, kl_threshold: float, induce_threshold: float
+) -> DepthDifference | None:
+    first, second = profiles.get(a.id), profiles.get(b.id)
+    if first is None or second is None:
+        return None
+    return depth_difference(first, second, kl_threshold=kl_threshold, induce_threshold=induce_threshold)
+
+
 def _depth(
-    a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, *, n_layers: int, n_direction: int
+    a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, found: DepthDifference | None, *, n_layers: int
 ) -> _Found:
     if missing := _no_carrier(a, first) or _no_carrier(b, second):
         return _Found("carrier_layer", "cannot tell", missing)
-    ends = [_layers(row) for row in (first, second)]
-    decided, reason = depth_verdict(*ends, n_layers=n_layers)
-    often = [
-        f"{row['none_frequency']:.0%} at {checkpoint.id}"
-        for checkpoint, row in ((a, first), (b, second))
-        if row["none_frequency"] > NONE_OFTEN
-    ]
-    if often:
-        decided = "cannot tell"
-        reason = f"no admissible candidate in {' and '.join(often)} of the bootstraps over prompts; {reason}"
-    alone = any(row["n_halves"] < 2 for row in (first, second))  # NaN, where it was not measured, is not
-    if alone:
-        decided = "cannot tell"
-    places = float(first["layer"]), float(second["layer"])
-    n = pd.Series([row[name] for row in (first, second) for name in ("n_harmful", "n_harmless")]).min()
-    needed = deciding.for_depth(places, (ends[0], ends[1]), n_layers=n_layers, n=float(n))
-    if alone:
-        needed = float(np.max([needed, deciding.for_halves(n_direction)]))  # NaN, if either is
+    if found is None:
+        return _Found("carrier_layer", "cannot tell", "the candidates' scores by prompt are not kept; measure again")
+    decided, reason = depth_verdict(found, n_layers=n_layers)
+    apart = f"carriers at layer {int(first['layer'])} ({a.id}) and {int(second['layer'])} ({b.id})"
+    of_directions = found.variance[1] / sum(found.variance) if sum(found.variance) else 0.0
+    noise = f"{of_directions:.0%} of its variance from the direction prompts"
     return _Found(
         "carrier_layer",
         decided,
-        "; ".join([reason, *(_from_halves(*each, n_direction) for each in ((a, first), (b, second)))]),
-        value=float(second["layer"] - first["layer"]),
-        low=ends[1][0] - ends[0][1],
-        high=ends[1][1] - ends[0][0],
-        floor=max(high - low for low, high in ends),
-        # Where there hardly is a carrier to place, narrower intervals of its layer decide nothing.
-        n_to_decide=NAN if often else needed,
+        f"{apart}; over bootstraps {reason}, {noise}",
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        floor=same_depth(n_layers),
+        n_to_decide=depth_needed(found, n_layers=n_layers),
     )
-
-
-def _layers(row: pd.Series) -> tuple[float, float]:
-    """The 95% interval of the carrier's layer over validation prompts, widened to what halves of the direction prompts
-    choose."""
-    known = row[["layer_half_low", "layer_half_high"]].dropna().astype(float).tolist()
-    return float(np.min([row["layer_low"], *known])), float(np.max([row["layer_high"], *known]))
-
-
-def _from_halves(checkpoint: Checkpoint, row: pd.Series, n_direction: int) -> str:
-    """What is said of the noise of the direction prompts in a carrier's layer."""
-    if pd.isna(row["n_halves"]):
-        return f"the noise of the direction prompts is not in the interval of {checkpoint.id}"
-    n = int(row["n_halves"])
-    if n < 2:
-        which = "neither" if n == 0 else "only one"
-        return (
-            f"{which} of two halves of the direction prompts has a carrier at {checkpoint.id}, all of them together do "
-            f"(of {2 * n_direction} of each side, a half is what all are now)"
-        )
-    low, high = int(row["layer_half_low"]), int(row["layer_half_high"])
-    return f"halves of the direction prompts choose layers {low} and {high} at {checkpoint.id}"
 
 
 def _carrier_cosine(

@@ -51,6 +51,9 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     ),
     # One row an exactly scored candidate, measure (bypass, induce, kl) and validation prompt.
     "candidate_scores": ("position", "layer", "measure", "prompt_id", "value"),
+    # The candidates that halves of the direction prompts choose among, with the directions of either `half` (1: the
+    # even folds, 2: the odd ones): mean bypass, induce and kl over the validation prompts, nats.
+    "half_scores": ("position", "layer", "half", "bypass", "induce", "kl"),
     # One row a checkpoint: the winner, or NaN and the reason why there is none. Over bootstraps of the validation
     # prompts: `win_frequency` of the winner, `none_frequency` (share with no admissible candidate), `margin_*` (bypass
     # of the runner-up minus that of the winner, 95% interval) and `layer_low`, `layer_high` (95% interval of the
@@ -223,9 +226,9 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "source_score", "target_score", "n", "reason",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
-    # tell. `value` with its interval (95% over prompts; that of `carrier_layer` widened to what two halves of the
-    # direction prompts choose) and `floor`, its noise: what the verdict rests on is in `reason`. `n_to_decide`: prompts
-    # of each side that would decide what cannot be told, NaN where no number would.
+    # tell. `value` with its interval (95% over prompts; that of `carrier_layer` over validation and direction prompts)
+    # and `floor`, its noise (of `carrier_layer`: what counts as the same depth): what the verdict rests on is in
+    # `reason`. `n_to_decide`: prompts of each side that would decide what cannot be told, NaN where no number would.
     "relocation": (
         "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
         "n_to_decide",

@@ -380,25 +380,3 @@ def test_cosines_of_unequally_many_places():
     a, b = pair(0, n_positions=2)
     with pytest.raises(MechrefusalError, match="2 and 1 places"):
         drift.compare(a, b, places=(places(a), places(b)[:1]), measure="cosine")
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected", "why"),
-    [
-        ((3, 5), (6, 9), "moved", "layers 3 to 5 and 6 to 9 do not overlap"),
-        ((6, 9), (3, 5), "moved", "do not overlap"),
-        ((3, 3), (4, 4), "moved", "do not overlap"),
-        ((3, 5), (5, 6), "not moved", "span 3 of 30 layers"),
-        ((3, 5), (5, 7), "cannot tell", "overlap, and span 4 of 30"),
-        ((float("nan"), 5), (5, 6), "cannot tell", "no interval"),
-    ],
-)
-def test_depth(a, b, expected, why):
-    decided, reason = drift.depth_verdict(a, b, n_layers=30)
-    assert decided == expected
-    assert why in reason
-
-
-def test_depth_of_a_small_model_may_differ_by_one_layer():
-    assert drift.depth_verdict((1, 2), (2, 2), n_layers=4)[0] == "not moved"
-    assert drift.depth_verdict((1, 3), (2, 2), n_layers=4)[0] == "cannot tell"

@@ -18,7 +18,7 @@ def zero_distance(position: int, layer: int, strength: float) -> float:
 def candidate_tables(
     rng: np.random.Generator, best: int, *, carries: bool, strength: float = 1.0
 ) -> dict[str, list[dict]]:
-    """Tables `carriers`, `candidate_scores` and `carrier` of one checkpoint; without `carries` none is admissible."""
+    """Tables `carriers`, `candidate_scores`, `half_scores` and `carrier` of one checkpoint; without `carries` none is admissible."""
     rows = [_candidate(rng, p, lay, best, carries=carries) for p in POSITIONS for lay in range(LAYERS)]
     allowed = [r for r in rows if r["admissible"]]
     row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}
@@ -37,6 +37,16 @@ def candidate_tables(
         for m in ("bypass", "induce", "kl")
         for i in range(3)
     ]
+    halves = [
+        {
+            **{name: r[name] for name in ("position", "layer", "induce", "kl")},
+            "half": half,
+            "bypass": r["bypass"] + half,
+        }
+        for r in rows[:2]
+        for half in (1, 2)
+    ]
+    kept = {"carriers": rows, "candidate_scores": scores, "half_scores": halves}
     if not allowed:
         gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
         gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
@@ -44,7 +54,7 @@ def candidate_tables(
         found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
         gone |= {f"reference_{name}": value for name, value in found.items()}
         gone |= _zero(instead, strength)
-        return {"carriers": rows, "candidate_scores": scores, "carrier": [{**gone, **row, "reason": NO_CARRIER}]}
+        return {**kept, "half_scores": [], "carrier": [{**gone, **row, "reason": NO_CARRIER}]}
     winner, *others = sorted(allowed, key=lambda r: r["bypass"])
     winner |= {"winner": True, "win_frequency": 0.71, "half_wins": 1}
     for share, other in zip((0.14, 0.08, 0.03, 0.02), others, strict=False):
@@ -55,7 +65,7 @@ def candidate_tables(
     chosen |= {"reference_position": winner["position"], "reference_layer": winner["layer"], "reason": ""}
     chosen |= {"n_halves": 2, "layer_half_low": winner["layer"] - 1, "layer_half_high": winner["layer"]}
     chosen |= _zero(winner, strength)
-    return {"carriers": rows, "candidate_scores": scores, "carrier": [{**chosen, **row}]}
+    return {**kept, "carrier": [{**chosen, **row}]}
 
 
 def _zero(candidate: dict, strength: float) -> dict:

@@ -1,12 +1,12 @@
 """How many prompts would decide, against a search for the first number at which the rule itself decides."""
 
 from dataclasses import replace
-from math import ceil, nan, sqrt
+from math import nan, sqrt
 
 import numpy as np
 import pytest
 
-from mechrefusal.geometry.drift import Turn, depth_verdict, verdict
+from mechrefusal.geometry.drift import Turn, verdict
 from mechrefusal.statistics import Estimate
 from mechrefusal.study import deciding
 
@@ -29,50 +29,6 @@ def _narrowed(decides, low, high):
         middle = (low + high) // 2
         low, high = (low, middle) if decides(sqrt(NOW / middle)) else (middle + 1, high)
     return low
-
-
-def narrowed(values, ends, scale):
-    return tuple(tuple(v + scale * (end - v) for end in each) for v, each in zip(values, ends, strict=True))
-
-
-@pytest.mark.parametrize("n_layers", [4, 30])
-@pytest.mark.parametrize("seed", range(60))
-def test_depth(seed, n_layers):
-    drawn = np.random.default_rng([seed, n_layers])
-    values = tuple(drawn.uniform(0, n_layers / (1 + seed % 4), size=2))
-    ends = tuple((v - drawn.uniform(0, 6), v + drawn.uniform(0, 6)) for v in values)
-
-    def decides(scale):
-        return depth_verdict(*narrowed(values, ends, scale), n_layers=n_layers)[0] != "cannot tell"
-
-    expected = first(decides)
-    found = deciding.for_depth(values, ends, n_layers=n_layers, n=NOW)
-    assert found == pytest.approx(expected, nan_ok=True, abs=1)
-    assert found == deciding.for_depth(values[::-1], ends[::-1], n_layers=n_layers, n=NOW)
-
-
-def test_depths_of_every_kind_were_drawn():
-    """So that the search above compares numbers: many that decide later, some now."""
-    found = []
-    for seed in range(60):
-        drawn = np.random.default_rng([seed, 30])
-        values = tuple(drawn.uniform(0, 30 / (1 + seed % 4), size=2))
-        ends = tuple((v - drawn.uniform(0, 6), v + drawn.uniform(0, 6)) for v in values)
-        found.append(deciding.for_depth(values, ends, n_layers=30, n=NOW))
-    assert sum(n == NOW for n in found) > 3
-    assert sum(n > NOW for n in found) > 20
-
-
-def test_depth_by_hand():
-    # 8 ± 2 and 14 ± 6: they reach 8 towards each other and are 6 apart, so (8/6)² as many.
-    ends = ((6.0, 10.0), (8.0, 20.0))
-    assert deciding.for_depth((8.0, 14.0), ends, n_layers=30, n=40) == ceil(40 * (8 / 6) ** 2)
-    # 8 ± 4 and 8 ± 4 span 8 layers of 30, of which 3 are the same depth.
-    ends = ((4.0, 12.0), (4.0, 12.0))
-    assert deciding.for_depth((8.0, 8.0), ends, n_layers=30, n=40) == ceil(40 * (8 / 3) ** 2)
-    # As far apart as the limit: they never span less, and part only.
-    ends = ((6.0, 10.0), (9.0, 13.0))
-    assert deciding.for_depth((8.0, 11.0), ends, n_layers=30, n=40) == ceil(40 * (4 / 3) ** 2)
 
 
 def turned(excess, corrected, reason=""):

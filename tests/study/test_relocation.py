@@ -8,13 +8,13 @@ from planted_directions import pair
 
 from mechrefusal.geometry import drift
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics.depth import Profile, depth_difference
 from mechrefusal.study import deciding, tables
 from mechrefusal.study.relocation import relocation
 
 NAN = float("nan")
 BASE, SFT = Checkpoint("base", 0, Path(), "w0"), Checkpoint("sft", 5, Path(), "w1")
-N_LAYERS, N, N_DIRECTION = 30, 40, 24
-PLACED = {"n_halves": 2, "layer_half_low": 6, "layer_half_high": 8}
+N_LAYERS, N = 30, 40
 OPEN = "; no number of prompts decides it as things stand"
 
 
@@ -50,12 +50,24 @@ HELD = carried({"decrease": 4.5})
 LOST = carried({"decrease": 1.0})
 
 
+def profile(row):
+    """Candidates of which one half of the prompts prefers the lower layer of the carrier's interval, the other the
+    upper one; None without an interval."""
+    if row[["layer_low", "layer_high"]].isna().any():
+        return None
+    depths = np.arange(24.0)
+    bypass = np.full((24, N), 5.0)
+    bypass[int(row["layer_low"]), ::2] = bypass[int(row["layer_high"]), 1::2] = 0.0
+    units = list(range(N))
+    return Profile(depths, bypass, np.ones((24, N)), np.zeros((24, N)), units, units, np.zeros((0, 3, 24)))
+
+
 def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
     """Rows of the table by measure, for base and sft."""
     both = dict(zip((BASE.id, SFT.id), pair(seed, length=length, **planted), strict=True))
-    table = relocation(
-        [BASE, SFT], both, {BASE.id: first, SFT.id: second}, tables.frame("transfer", transfers), N_LAYERS
-    )
+    carriers = {BASE.id: first, SFT.id: second}
+    profiles = {name: profile(table.iloc[0]) for name, table in carriers.items()}
+    table = relocation([BASE, SFT], both, carriers, tables.frame("transfer", transfers), N_LAYERS, profiles)
     assert list(table.columns) == list(tables.columns("relocation"))
     assert set(table[["arm_a", "step_a", "arm_b", "step_b"]].itertuples(index=False, name=None)) == {
         ("base", 0, "sft", 5)
@@ -75,16 +87,21 @@ def test_nothing_moved():
     ]  # fmt: skip
     assert set(found["verdict"]) == {"not moved"}
     reason = found.loc["overall", "reason"]
-    assert reason.startswith("carrier_layer did not move: layers 8 to 10 and 9 to 10 span 2 of 30 layers")
+    assert reason.startswith(
+        "carrier_layer did not move: carriers at layer 0 (base-step-00000) and 0 (sft-step-00005); over bootstraps +0."
+    )
     assert "; transfer did not move: at sft" in reason
     beside = "carrier_cosine did not move, direction_cosine did not move, principal_angle did not move"
     assert reason.endswith(f" (beside: {beside})")
 
 
 def test_values_and_floors():
-    found = decide(carrier((8, 10), layer=0), carrier((9, 13), layer=0), degrees=30, length=3.0)
+    first, second = carrier((8, 10), layer=0), carrier((9, 13), layer=0)
+    found = decide(first, second, degrees=30, length=3.0)
     row = found.loc["carrier_layer"]
-    assert (row["value"], row["low"], row["high"], row["floor"]) == (0, -1, 5, 4)
+    between = depth_difference(*(profile(table.iloc[0]) for table in (first, second)))
+    assert (row["value"], row["low"], row["high"], row["floor"]) == (between.value, between.low, between.high, 3)
+    assert between.low < 2 < between.high
     expected = drift.turn(*pair(0, length=3.0, degrees=30), places=([(-1, 0)], [(-1, 0)]), measure="cosine")
     for measure in ("carrier_cosine", "direction_cosine"):
         row = found.loc[measure]
@@ -167,7 +184,7 @@ def test_one_unclear_measure_makes_it_unclear():
     found = decide(carrier((2, 10)), carrier((9, 10)))
     assert found.loc["carrier_layer", "verdict"] == "cannot tell"
     assert found.loc["overall", "verdict"] == "cannot tell"
-    assert found.loc["overall", "reason"].startswith("carrier_layer cannot tell: layers 2 to 10 and 9 to 10 overlap")
+    assert found.loc["overall", "reason"].startswith("carrier_layer cannot tell: carriers at layer 0 (base-step-00000)")
 
 
 @pytest.mark.parametrize(
@@ -256,58 +273,6 @@ def test_it_needs_only_the_rows_at_the_second_checkpoint():
     assert found["reason"] == f"the carrier of sft-step-00005 was not applied at sft-step-00005{OPEN}"
 
 
-@pytest.mark.parametrize(("often", "expected"), [(0.5, "moved"), (0.51, "cannot tell"), (NAN, "moved")])
-@pytest.mark.parametrize("side", [0, 1])
-def test_depth_of_a_carrier_that_is_mostly_none(often, expected, side):
-    changes = [{}, {}]
-    changes[side] = {"none_frequency": often}
-    found = decide(carrier((8, 10), **changes[0]), carrier((2, 4), **changes[1])).loc["carrier_layer"]
-    assert found["verdict"] == expected
-    where = (BASE, SFT)[side].id
-    said = f"no admissible candidate in 51% at {where} of the bootstraps over prompts; layers 8 to 10 and 2 to 4"
-    assert found["reason"].startswith(said) == (expected == "cannot tell")
-    end = "the noise of the direction prompts is not in the interval of sft-step-00005"
-    assert found["reason"].endswith(end + (OPEN if expected == "cannot tell" else ""))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "expected", "low", "high"),
-    [
-        ((9, 9), "moved", -8, -4),  # inside of the interval over validation prompts: nothing changes
-        ((7, 10), "moved", -8, -3),
-        ((4, 8), "cannot tell", -8, 0),
-        ((2, 12), "cannot tell", -10, 2),
-    ],
-)
-@pytest.mark.parametrize("side", [0, 1])
-def test_depth_has_the_noise_of_the_direction_prompts(chosen, expected, low, high, side):
-    halves = {"n_halves": 2, "layer_half_low": chosen[0], "layer_half_high": chosen[1]}
-    first, second = carrier((8, 10), **halves), carrier((2, 4))
-    if side:
-        first, second, low, high = second, first, -high, -low
-    found = decide(first, second).loc["carrier_layer"]
-    assert (found["verdict"], found["low"], found["high"]) == (expected, low, high)
-    where, other = (BASE.id, SFT.id) if side == 0 else (SFT.id, BASE.id)
-    assert f"halves of the direction prompts choose layers {chosen[0]} and {chosen[1]} at {where}" in found["reason"]
-    assert f"the noise of the direction prompts is not in the interval of {other}" in found["reason"]
-    assert found["floor"] == max(10, chosen[1]) - min(8, chosen[0])
-
-
-@pytest.mark.parametrize(("n", "said"), [(0, "neither of two halves"), (1, "only one of two halves")])
-@pytest.mark.parametrize("layers", [(2, 4), (9, 10)], ids=["moved", "not moved"])
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_half_without_a_carrier_leaves_its_depth_open(n, said, layers, side):
-    changes = [{}, {}]
-    changes[side] = {"n_halves": n}
-    first, second = carrier((8, 10), **changes[0]), carrier(layers, **changes[1])
-    found = decide(first, second).loc["carrier_layer"]
-    assert found["verdict"] == "cannot tell"
-    assert f"{said} of the direction prompts has a carrier at {(BASE, SFT)[side].id}" in found["reason"]
-    whole = {"n_halves": 2, "layer_half_low": 9, "layer_half_high": 9}
-    first, second = carrier((8, 10), **whole), carrier(layers)
-    assert decide(first, second).loc["carrier_layer", "verdict"] == ("moved" if layers == (2, 4) else "not moved")
-
-
 def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
     found = decide(carrier(None, reference=NAN), carrier(None, reference=NAN))
     assert found.loc["direction_cosine", "reason"].startswith("mean over layers, as there is no reference layer: ")
@@ -317,7 +282,9 @@ def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
 
 def test_a_carrier_without_an_interval():
     found = decide(carrier((NAN, NAN)), carrier((9, 10)))
-    assert found.loc["carrier_layer", "reason"].startswith("no interval of the carrier's layer at one of the two")
+    assert found.loc["carrier_layer", "reason"] == (
+        f"the candidates' scores by prompt are not kept; measure again{OPEN}"
+    )
     assert found.loc["overall", "verdict"] == "cannot tell"
 
 
@@ -328,48 +295,6 @@ def test_the_same_place_under_noise_is_hardly_ever_called_moved():
     turned = [each.loc["direction_cosine", "verdict"] for each in found]
     assert turned.count("moved") <= 1
     assert "cannot tell" in turned
-
-
-def test_how_many_prompts_would_decide_the_depth():
-    """Layers 3 to 9 about 6 and 5 to 19 about 12: six apart, and ten towards each other."""
-    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED)
-    found = depths(first, second)
-    assert found["verdict"] == "cannot tell"
-    assert found["n_to_decide"] == np.ceil(N * (10 / 6) ** 2)
-    assert found["reason"].endswith("; about 112 prompts of each side would decide it")
-    # The smallest of the sides that the intervals are over.
-    found = depths(first.assign(n_harmless=10), second)
-    assert found["n_to_decide"] == np.ceil(10 * (10 / 6) ** 2)
-
-
-@pytest.mark.parametrize("more", [{}, {"n_halves": 1}])
-def test_no_number_is_promised_where_there_hardly_is_a_carrier(more):
-    first, second = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"none_frequency": 0.6})
-    second = second.assign(**more)
-    for found in (depths(first, second), depths(second, first)):
-        assert np.isnan(found["n_to_decide"])
-        assert found["reason"].endswith(OPEN)
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_halves_without_a_carrier_ask_for_twice_the_direction_prompts(n):
-    """Of which a half is what all are now, and those have one; more, where the layer's interval asks for more."""
-    near = carrier((8, 10), layer=9), carrier((8, 10), layer=9, n_halves=n)
-    wide = carrier((3, 9), layer=6, **PLACED), carrier((5, 19), layer=12, **PLACED | {"n_halves": n})
-    for (first, second), expected in (
-        (near, 2 * N_DIRECTION),
-        (wide, max(2 * N_DIRECTION, np.ceil(N * (10 / 6) ** 2))),
-    ):
-        for found in (depths(first, second), depths(second, first)):
-            assert found["verdict"] == "cannot tell"
-            assert found["n_to_decide"] == expected
-            assert f"about {int(expected)} prompts of each side would decide it" in found["reason"]
-
-
-def depths(first, second):
-    from mechrefusal.study.relocation import _depth
-
-    return vars(_depth(BASE, SFT, first.iloc[0], second.iloc[0], n_layers=N_LAYERS, n_direction=N_DIRECTION).told())
 
 
 def moved_transfer(away, own):
