@@ -16,10 +16,10 @@ from jaxtyping import Float
 from scipy import stats
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.statistics.paired import mean_difference, rate_difference
 
 BASE = "base"
 """Name of the arm of the model that all arms start from."""
-N_BOOT = 2000
 PAIR_COLUMNS = ("pair", "arm_a", "step_a", "arm_b", "step_b")
 
 Checkpoint = tuple[str, int]
@@ -52,15 +52,12 @@ def paired_difference(
     b: Sequence[Any] | np.ndarray | pd.Series,
     ids: Sequence[Hashable] | np.ndarray | pd.Series,
     groups: Sequence[Hashable] | np.ndarray | pd.Series | None = None,
-    n_boot: int = N_BOOT,
-    seed: int = 0,
 ) -> PairedDifference:
     """How far the mean outcome moved from checkpoint a to checkpoint b, prompt by prompt.
 
-    The interval is the percentile bootstrap (Efron, 1979) of prompts or, with `groups`, of whole groups; NaN for fewer
-    than two. Where all prompts move alike it has no width: with few prompts, read `n`. McNemar's test (1947), exact:
-    the discordant prompts are a fair coin where nothing changed. It takes prompts for independent, whatever `groups`
-    says.
+    The interval: of outcomes of 0 and 1 `statistics.paired.rate_difference` (Newcombe, 1998), of others
+    `statistics.paired.mean_difference`; NaN for fewer than two prompts or groups. McNemar's test (1947), exact: the
+    discordant prompts are a fair coin where nothing changed. It takes prompts for independent, whatever `groups` says.
 
     Args:
         a, b: outcomes, 0/1, booleans or real numbers, in the order of `ids`; None and NaN where there is none (a judge
@@ -68,7 +65,6 @@ def paired_difference(
         ids: the prompts, each once.
         groups: what stands or falls together (the two sides of a twin, cases of one behaviour), in the same order; a
             prompt without a group stands alone.
-        n_boot: draws. seed: of the draws; the same input gives the same interval.
 
     Raises:
         MechrefusalError: lengths differ, an id occurs twice, or an outcome is no finite number.
@@ -79,8 +75,6 @@ def paired_difference(
         raise MechrefusalError(
             f"{len(a)} outcomes of a, {len(b)} of b{of_groups} do not fit {len(ids)} ids: give one a prompt"
         )
-    if n_boot < 1:
-        raise MechrefusalError(f"n_boot is {n_boot}: give at least one draw")
     seen: set[Hashable] = set()
     for identity in ids:
         if identity in seen:
@@ -90,13 +84,14 @@ def paired_difference(
     both = ~np.isnan(first) & ~np.isnan(second)
     first, second = first[both], second[both]
     labels = None if groups is None else pd.Series(list(groups), dtype=object)[both]
-    low, high = _interval(second - first, labels, n_boot, seed)
+    rates = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
+    found = rate_difference(first, second, labels) if rates else mean_difference(second - first, labels)
     only_a, only_b, p = _mcnemar(first, second)
     n, nan = len(first), float("nan")
     return PairedDifference(
         difference=float((second - first).mean()) if n else nan,
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         mcnemar_p=p,
         mean_a=float(first.mean()) if n else nan,
         mean_b=float(second.mean()) if n else nan,
@@ -114,8 +109,6 @@ def compare(
     by: Sequence[str] = ("set", "attack", "intervention"),
     key: str = "prompt_id",
     groups: str | None = None,
-    n_boot: int = N_BOOT,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """`paired_difference` of every pair of checkpoints in a table of judged completions.
 
@@ -130,7 +123,6 @@ def compare(
         by: what is compared only with its like.
         key: what makes a prompt the same at two checkpoints.
         groups: column of what stands or falls together (`twin`).
-        n_boot, seed: as in `paired_difference`.
 
     Returns:
         Columns pair, arm_a, step_a, arm_b, step_b, those of `by`, metric, those of `PairedDifference` (b minus a), and
@@ -158,7 +150,7 @@ def compare(
         place = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
         for number in sorted(sides[a].keys() | sides[b].keys()):
             one, other = (sides[side].get(number, outcomes[:0]) for side in (a, b))
-            found = _compared(one, other, metrics, groups, n_boot=n_boot, seed=seed)
+            found = _compared(one, other, metrics, groups)
             rows += [place | named[number] | {"metric": metric} | row for metric, row in found]
     columns = [
         *PAIR_COLUMNS,
@@ -187,7 +179,7 @@ def _pairs(checkpoints: Iterable[Checkpoint]) -> Iterator[tuple[str, Checkpoint,
 
 
 def _compared(
-    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str], groups: str | None, *, n_boot: int, seed: int
+    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str], groups: str | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     shared = a.index[a.index.isin(b.index)]
     of_a, of_b = a.loc[shared], b.loc[shared]
@@ -204,8 +196,6 @@ def _compared(
             of_b[metric],
             shared,
             None if groups is None else of_a[groups],
-            n_boot=n_boot,
-            seed=seed,
         )
         yield metric, {**vars(found), **alone}
 
@@ -241,27 +231,6 @@ def _numbers(values: Iterable[Any], ids: Sequence[Hashable], side: str) -> Float
             )
         found[place] = float(value)
     return found
-
-
-def _interval(
-    changes: Float[np.ndarray, " prompt"], labels: pd.Series | None, n_boot: int, seed: int
-) -> tuple[float, float]:
-    """Percentiles of the mean change over draws of groups."""
-    if labels is None:
-        sums, sizes = changes, np.ones_like(changes)
-    else:
-        codes = labels.factorize()[0]
-        alone = codes < 0
-        codes[alone] = codes.max(initial=-1) + 1 + np.arange(alone.sum())
-        sums, sizes = np.bincount(codes, changes), np.bincount(codes).astype(float)
-    if len(sums) < 2:
-        return float("nan"), float("nan")
-    # Groups that are alike are drawn as one: a multinomial draw over kinds of groups is the same draw, and a short one.
-    kinds, count = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-    times = np.random.default_rng(seed).multinomial(len(sums), count / len(sums), size=n_boot)
-    drawn = times @ kinds
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int | None, int | None, float]:

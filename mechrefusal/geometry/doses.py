@@ -183,7 +183,7 @@ def _rows(name: str, doses: Sequence[float], curves: dict[str, Curve]) -> Iterat
             if measure == "refused_harmless" and np.isfinite(values).all():
                 found = intervals.rate(int(values.sum()), len(values))
             else:
-                found = intervals.mean(values)
+                found = intervals.skewed_mean(values) if measure == "kl_harmless" else intervals.mean(values)
             yield {
                 "intervention": name,
                 "coefficient": dose,

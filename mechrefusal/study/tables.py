@@ -254,7 +254,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     ),
     # One row a pair of checkpoints and rate, on the prompts that both answered. `pair`: base, consecutive, last (of two
     # arms), or intervention (b: the same checkpoint under it, a: without). `difference` is b minus a with its 95%
-    # bootstrap interval over prompts; `only_a` and `only_b`: prompts that have the outcome at one alone, `mcnemar_p` of
+    # interval over prompts; `only_a` and `only_b`: prompts that have the outcome at one alone, `mcnemar_p` of
     # the exact test (NaN where the outcome is no 0/1). `missing_a`, `missing_b`: prompts not asked at that one.
     "suite_differences": (
         "pair", "arm_a", "step_a", "arm_b", "step_b", "suite", "side", "attack", "intervention", "judge", "metric",
@@ -293,7 +293,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a pair of checkpoints, attack and metric (attack_success, robust, refuses_suffix; attack_loss, nats a
     # token of the target) at the last step of attacks of the same budget on the same behaviours. `pair`: last (of two
     # arms), start (the end of the warm-up, and one trained from there), base, same step, consecutive, other.
-    # `difference` is b minus a with its 95% bootstrap interval over behaviours, paired; `only_a`, `only_b`,
+    # `difference` is b minus a with its 95% interval over behaviours, paired; `only_a`, `only_b`,
     # `mcnemar_p`, `nulls` as in `suite_differences`.
     "stress_differences": (
         "pair", "arm_a", "step_a", "arm_b", "step_b", "method", "judge", "twin_judge", "metric", "difference", "low",

@@ -28,7 +28,7 @@ def test_mcnemar_is_the_binomial_formula(lost, gained):
 
 def test_the_interval_is_that_of_the_standard_error_of_the_changes():
     a, b, ids = outcomes(200, 60, 110, 130)
-    found = paired_difference(a, b, ids, n_boot=20_000)
+    found = paired_difference(a, b, ids)
     changes = np.array(b) - np.array(a)
     half = 1.959964 * changes.std() / np.sqrt(len(changes))
     assert found.low == pytest.approx(changes.mean() - half, abs=0.003)
@@ -36,15 +36,14 @@ def test_the_interval_is_that_of_the_standard_error_of_the_changes():
     # The pairing counts: unpaired, the interval would be wider.
     unpaired = 1.959964 * np.sqrt((np.var(a) + np.var(b)) / len(a))
     assert found.high - found.low < 2 * unpaired
-    assert found == paired_difference(a, b, ids, n_boot=20_000)
-    assert found.low != paired_difference(a, b, ids, n_boot=200, seed=1).low
+    assert found == paired_difference(a, b, ids)
 
 
 def test_real_outcomes_have_an_interval_and_no_mcnemar():
     random = np.random.default_rng(0)
     a = random.normal(size=400)
     b = a + random.normal(0.3, 0.5, size=400)
-    found = paired_difference(a, b, np.arange(400), n_boot=10_000)
+    found = paired_difference(a, b, np.arange(400))
     half = 1.959964 * (b - a).std() / 20
     assert (found.low, found.high) == pytest.approx(((b - a).mean() - half, (b - a).mean() + half), abs=0.004)
     assert (found.only_a, found.only_b) == (None, None)
@@ -55,18 +54,18 @@ def test_twins_are_drawn_together():
     # Each group of four moves as one: the noise is that of 50 groups, not of 200 prompts.
     moves = np.repeat(np.random.default_rng(1).normal(size=50), 4)
     groups = np.repeat(np.arange(50), 4)
-    found = paired_difference(np.zeros(200), moves, np.arange(200), groups, n_boot=10_000)
+    found = paired_difference(np.zeros(200), moves, np.arange(200), groups)
     half = 1.959964 * moves.std() / np.sqrt(50)
     assert (found.low, found.high) == pytest.approx((moves.mean() - half, moves.mean() + half), abs=0.03)
-    alone = paired_difference(np.zeros(200), moves, np.arange(200), n_boot=10_000)
+    alone = paired_difference(np.zeros(200), moves, np.arange(200))
     assert (found.high - found.low) / (alone.high - alone.low) == pytest.approx(2, rel=0.1)
     # Groups of one, and no group at all, are prompts.
-    assert paired_difference(np.zeros(200), moves, np.arange(200), [None] * 200, n_boot=10_000).low == alone.low
+    assert paired_difference(np.zeros(200), moves, np.arange(200), [None] * 200).low == alone.low
     # Groups of different sizes: a draw is a ratio of sums, whose linearised error is known.
     sizes = np.tile([1, 2, 6], 40)
     labels, base = np.repeat(np.arange(120), sizes), np.random.default_rng(2).normal(size=120)
     changes = base[labels]
-    found = paired_difference(np.zeros(len(changes)), changes, range(len(changes)), labels, n_boot=10_000)
+    found = paired_difference(np.zeros(len(changes)), changes, range(len(changes)), labels)
     parts = sizes * (base - changes.mean())
     half = 1.959964 * np.sqrt((parts**2).sum()) / sizes.sum()
     assert (found.low, found.high) == pytest.approx((changes.mean() - half, changes.mean() + half), abs=0.03)
@@ -102,7 +101,6 @@ def test_too_little_to_say_anything():
         ({"a": [1, 1], "b": [1, 0], "ids": ["x", "x"]}, "prompt 'x' stands twice"),
         ({"a": ["yes"], "b": [1], "ids": ["x"]}, "prompt 'x' at a is 'yes'"),
         ({"a": [1], "b": [float("inf")], "ids": ["x"]}, "prompt 'x' at b is inf"),
-        ({"a": [1], "b": [1], "ids": ["x"], "n_boot": 0}, "n_boot is 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_named(given, message):
@@ -132,7 +130,7 @@ def at(table, arm, step, name="harmful", attack="none"):
 
 def test_every_pair_of_checkpoints_has_its_rows(table):
     before = table.copy()
-    found = compare(table, value=["refused", "score"], n_boot=200)
+    found = compare(table, value=["refused", "score"])
     pairs = found[["pair", "arm_a", "step_a", "arm_b", "step_b"]].drop_duplicates().values.tolist()
     assert pairs == [
         ["base", "base", 0, "r2d2", 10],
@@ -152,7 +150,7 @@ def test_every_pair_of_checkpoints_has_its_rows(table):
             at(table, *side, row.set, row.attack)[row.metric]
             for side in ((row.arm_a, row.step_a), (row.arm_b, row.step_b))
         )
-        alone = paired_difference(a, b, a.index, n_boot=200)
+        alone = paired_difference(a, b, a.index)
         assert row.difference == pytest.approx(b.astype(float).mean() - a.astype(float).mean())
         assert (row.low, row.high, row.n, row.missing_a, row.missing_b) == (alone.low, alone.high, 12, 0, 0)
         if row.metric == "refused":
@@ -165,7 +163,7 @@ def test_every_pair_of_checkpoints_has_its_rows(table):
 def test_the_order_of_the_rows_does_not_matter(table):
     shuffled = table.sample(frac=1, random_state=0)
     order = ["arm_a", "step_a", "arm_b", "step_b", "set", "attack"]
-    found, again = (compare(t, value="refused", groups="twin", n_boot=100) for t in (table, shuffled))
+    found, again = (compare(t, value="refused", groups="twin") for t in (table, shuffled))
     columns = [*order, "difference", "low", "high", "mcnemar_p", "n"]
     # Which arm comes first is that of the table: here the pairs of last anchors are left aside.
     found, again = (t[t["pair"] != "last"][columns].sort_values(order, ignore_index=True) for t in (found, again))
@@ -179,7 +177,7 @@ def test_prompts_of_one_side_are_counted_and_not_compared(table):
     part = part[~((part["arm"] == "base") & (part["set"] == "harmless"))]
     part = part.assign(refused=part["refused"].astype(object))
     part.loc[(part["arm"] == "base") & (part["prompt_id"] == "p5"), "refused"] = None
-    found = compare(part, value="refused", groups="twin", n_boot=50)
+    found = compare(part, value="refused", groups="twin")
     row = found[(found["pair"] == "base") & (found["arm_b"] == "sft") & (found["step_b"] == 20)].set_index(
         ["set", "attack"]
     )
@@ -194,14 +192,14 @@ def test_prompts_of_one_side_are_counted_and_not_compared(table):
 def test_cells_of_ones_own_and_missing_cells(table):
     judges = pd.concat([table.assign(judge=None), table.assign(judge="llm", refused=~table["refused"])])
     judges["judge"] = judges["judge"].astype("category")
-    found = compare(judges, value="refused", by=["set", "judge", "attack"], n_boot=50)
-    assert len(found) == 2 * len(compare(table, value="refused", n_boot=50))
+    found = compare(judges, value="refused", by=["set", "judge", "attack"])
+    assert len(found) == 2 * len(compare(table, value="refused"))
     plain, turned = found[found["judge"].isna()], found[found["judge"] == "llm"]
     assert plain["difference"].to_numpy() == pytest.approx(-turned["difference"].to_numpy())
     one = table[(table["set"] == "harmless")]
-    assert len(compare(one, value="refused", by=[], n_boot=50)) == 9
+    assert len(compare(one, value="refused", by=[])) == 9
     assert compare(table[:0], value="refused").empty
-    assert set(compare(table[table["arm"] != "base"], value="refused", n_boot=50)["pair"]) == {"consecutive", "last"}
+    assert set(compare(table[table["arm"] != "base"], value="refused")["pair"]) == {"consecutive", "last"}
 
 
 def test_tables_that_cannot_be_compared_are_named(table):

@@ -18,7 +18,7 @@ def zero_distance(position: int, layer: int, strength: float) -> float:
 def candidate_tables(
     rng: np.random.Generator, best: int, *, carries: bool, strength: float = 1.0
 ) -> dict[str, list[dict]]:
-    """Tables `carriers`, `candidate_scores`, `half_scores` and `carrier` of one checkpoint; without `carries` none is admissible."""
+    """The tables of one checkpoint's candidates and of its carrier; without `carries` none is admissible."""
     rows = [_candidate(rng, p, lay, best, carries=carries) for p in POSITIONS for lay in range(LAYERS)]
     allowed = [r for r in rows if r["admissible"]]
     row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}

@@ -32,8 +32,8 @@ class Circuit:
 
     `nodes`: node (its name in `edges`), component ("head", "mlp"), layer, head (−1 for an MLP), raw (change of the
     metric by patching it at all positions, nats), effect (as a share of the gap between harmful and harmless, positive
-    where it carries refusal), low, high (95% t interval over pairs), n, estimate (first order, nats; NaN without a
-    screen), kept (true). Largest effect first.
+    where it carries refusal), low, high (95% interval over pairs, of a linearised ratio), n, estimate (first order,
+    nats; NaN without a screen), kept (true). Largest effect first.
 
     `components`: the same for every head and MLP, with those that were not kept, or not patched exactly (NaN).
 
@@ -45,7 +45,7 @@ class Circuit:
     refuse, only this one tells what the circuit does): of, size, heads, mlps, node (the last in), is_circuit (this set
     is `nodes`; other sizes are the first nodes in order of effect), kept (share of the metric that the set recovers
     when everything else is mean-ablated), lost (share that is lost when the set alone is), each with low and high (95%
-    t interval over prompts, its denominator held), random_kept, random_lost and their least and most (over `n_random`
+    interval over prompts, of a linearised ratio), random_kept, random_lost and their least and most (over `n_random`
     sets of as many heads and MLPs), n_random, full, ablated (mean metric with nothing and with everything ablated,
     nats), n, reason (why shares are NaN).
 
@@ -177,7 +177,7 @@ def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.
         for component, site in _PARTS:
             at = [i for i in wanted if table.loc[i, "component"] == component]
             raw[number, at] = runs.exact(number, site, [_patch(table.loc[i]) for i in at])
-    made = pd.DataFrame([_effect(raw[:, i], runs.scale) for i in range(len(table))])
+    made = pd.DataFrame([_effect(raw[:, i], runs) for i in range(len(table))])
     table = pd.concat([table, made], axis=1)
     table["kept"] = False
     return table[list(NODES)]
@@ -202,7 +202,7 @@ def _edges(runs: Runs, nodes: Sequence[Node], n_edges: int | None) -> tuple[pd.D
         counts["edge_prompts"] += paths.n_rows
         counts["edge_passes"] += paths.n_passes
     made = [
-        {"sender": str(sender), "receiver": str(receiver), **_effect(np.array([row[i] for row in raw]), runs.scale)}
+        {"sender": str(sender), "receiver": str(receiver), **_effect(np.array([row[i] for row in raw]), runs)}
         for i, (sender, receiver) in enumerate(edges)
     ]
     table = pd.DataFrame(made, columns=[name for name in EDGES if name != "kept"])
@@ -211,11 +211,19 @@ def _edges(runs: Runs, nodes: Sequence[Node], n_edges: int | None) -> tuple[pd.D
     return table, counts
 
 
-def _effect(raw: np.ndarray, scale: float) -> dict[str, float | int]:
-    estimate = intervals.mean(raw)
-    low, high = sorted((estimate.low * scale, estimate.high * scale))
-    n = 0 if np.isnan(estimate.value) else estimate.n
-    return {"raw": estimate.value, "effect": estimate.value * scale, "low": low, "high": high, "n": n}
+def _effect(raw: np.ndarray, runs: Runs) -> dict[str, float | int]:
+    """Mean change over pairs, and its share of the gap, positive where it carries refusal."""
+    sign = 1 if runs.mode == "denoising" else -1
+    gaps = sign * (runs.clean - runs.corrupted).double().numpy()
+    effect = intervals.ratio(raw, gaps) if not runs.reason else intervals.mean([])
+    known = not np.isnan(raw).any()
+    return {
+        "raw": float(raw.mean()),
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "n": len(raw) if known else 0,
+    }
 
 
 def _by_effect(table: pd.DataFrame) -> list[int]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -129,10 +128,10 @@ class Faithfulness:
 
     def _shares(self, kept: Scores, without: Scores, of: str) -> dict[str, float]:
         full, ablated = self.full.of(of), self.ablated.of(of)
-        total = (full - ablated).mean() if not self._reason(of) else torch.tensor(torch.nan)
+        total, missing = (full - ablated).double().numpy(), self._reason(of)
         found: dict[str, float] = {}
         for name, part in (("kept", kept.of(of) - ablated), ("lost", full - without.of(of))):
-            estimate = intervals.mean((part / total).numpy())
+            estimate = intervals.mean([]) if missing else intervals.ratio(part.double().numpy(), total)
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return found
 

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
@@ -51,7 +50,7 @@ class Scores:
                 f"source and target score differ by {gap:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share "
                 "of that difference"
             )
-        effect = ratio(raw, source - target) if not reasons else intervals.mean([])
+        effect = intervals.ratio(raw, source - target) if not reasons else intervals.mean([])
         if len(raw) == 1:
             reasons.append("one prompt gives no interval")
         return {
@@ -75,14 +74,3 @@ class Scores:
 def _all(parts: dict[int, list[Tensor]], number: int) -> np.ndarray:
     """Of all prompts, which are the last dimension."""
     return torch.cat(parts[number], dim=-1).double().numpy() if number in parts else np.empty(0)
-
-
-def ratio(changes: np.ndarray, gaps: np.ndarray) -> intervals.Estimate:
-    """Σ changes / Σ gaps, with the t interval of its linearisation."""
-    n, gap = len(changes), gaps.mean()
-    value = float(changes.mean() / gap)
-    if n < 2:
-        return intervals.Estimate(value, float("nan"), float("nan"), n)
-    spread = (changes - value * gaps).std(ddof=1) / abs(gap) / np.sqrt(n)
-    half = float(stats.t.ppf(0.975, n - 1) * spread)
-    return intervals.Estimate(value, value - half, value + half, n)

@@ -94,7 +94,8 @@ class Measured:
             ("harmless", now.harmless - self.base.harmless),
             ("kl", now.kl),
         ):
-            estimate = intervals.mean(change.double().numpy())
+            values = change.double().numpy()
+            estimate = intervals.skewed_mean(values) if name == "kl" else intervals.mean(values)
             prefix = f"{name}_" if name else ""
             found |= {name or "refusal": estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
         return found | {"n_harmful": self.n_harmful, "n_harmless": len(self.base.harmless)}

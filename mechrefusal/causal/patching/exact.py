@@ -26,6 +26,7 @@ from mechrefusal.causal.patching.sites import Site, require_memory, require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import intervals
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Patching:
     `table`: site, mode, layer, head, position, token, raw, effect, n, low, high. `raw` is the change of the metric in
     nats against the unpatched run. `effect` is (m − m_corrupted) / (m_clean − m_corrupted) with numerator and
     denominator averaged first over the pairs that have the position, as the ratio of a single pair has no bound;
-    `low`, `high` are its 95% t interval over pairs with that denominator held. `clean`, `corrupted`: the metric of
-    every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the harmful prompt,
-    tokens of the harmless one) of each pair that was not patched, as the two differ in length.
+    `low`, `high` are its 95% interval over pairs, of a linearised ratio (`intervals.ratio`). `clean`, `corrupted`: the
+    metric of every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the
+    harmful prompt, tokens of the harmless one) of each pair that was not patched, as the two differ in length.
     """
 
     table: pd.DataFrame
@@ -196,11 +197,11 @@ def _averaged(
     rows, undefined, smallest = [], 0, float("inf")
     for cell in sorted(cells(found, ("layer", "head", "position")), key=lambda cell: cell.key):
         (layer, head, position), estimate = cell.key, cell.estimate
-        total = float(gaps[[row["pair"] for row in cell.rows]].mean())
-        if not abs(total) >= SMALLEST_GAP:
+        own = gaps[[row["pair"] for row in cell.rows]]
+        effect = intervals.ratio([row["raw"] for row in cell.rows], own)
+        if not abs(total := float(own.mean())) >= SMALLEST_GAP:
             undefined, smallest = undefined + 1, total
-        scale = 1 / total if abs(total) >= SMALLEST_GAP else float("nan")
-        low, high = sorted(start + bound * scale for bound in (estimate.low, estimate.high))
+            effect = intervals.mean([])
         rows.append(
             {
                 "site": site,
@@ -210,10 +211,10 @@ def _averaged(
                 "position": position,
                 "token": cell.token,
                 "raw": estimate.value,
-                "effect": start + estimate.value * scale,
+                "effect": start + effect.value,
                 "n": estimate.n,
-                "low": low,
-                "high": high,
+                "low": start + effect.low,
+                "high": start + effect.high,
             }
         )
     reason = (

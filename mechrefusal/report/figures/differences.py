@@ -32,7 +32,7 @@ def suite_differences(
     """Paired differences of a rate as a forest plot (table `suite_differences`): b minus a, with 95% intervals.
 
     One line a pair a → b, in the colour of b's arm: checkpoints against the base, consecutive anchors, the last ones of
-    two arms. Filled: the bootstrap interval excludes zero. The hover has the p of McNemar's exact test. Nothing is
+    two arms. Filled: the interval excludes zero. The hover has the p of McNemar's exact test. Nothing is
     corrected for the number of pairs.
 
     Args:
