@@ -71,6 +71,15 @@ def measure(options) -> None:
     _summarise(run.folder)
 
 
+def power(options) -> None:
+    """What a run could have told, or a recipe could tell, and how many prompts would tell what is asked for."""
+    from mechrefusal import report as pages
+    from mechrefusal import study
+
+    wanted = {name: getattr(options, name) for name in ("layers", "rate", "head", "power")}
+    _print(pages.power_table(study.power(options.source, **wanted)))
+
+
 def report(options) -> None:
     """Write the report of a run and name its path."""
     from mechrefusal import report as pages
@@ -174,7 +183,7 @@ OF_COMMANDS = ("recipe", "out", "show_completions", "processes")
 
 COMMANDS: dict[str, Callable] = {
     "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "evaluate": evaluate,
-    "report": report, "run": run,
+    "power": power, "report": report, "run": run,
 }  # fmt: skip
 
 
@@ -203,6 +212,13 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     commands.add_subcommand(
         "evaluate", _evaluate_parser(), help="evaluate a checkpoint, or all of a run, on benchmarks, with judges"
     )
+    words = jsonargparse.ArgumentParser(exit_on_error=False)
+    words.add_argument("source", nargs="+", help="folder of a run, folders of runs of several seeds, or a recipe")
+    words.add_argument("--layers", type=float, default=5.0, help="a move of the carrier that is to be told")
+    words.add_argument("--rate", type=float, default=0.1, help="a difference of rates that is to be told")
+    words.add_argument("--head", type=float, default=0.5, help="an effect of a head that is to be told, nats")
+    words.add_argument("--power", type=float, default=0.9, help="the chance to tell it where it is there")
+    commands.add_subcommand("power", words, help="what a run could have told, and how many prompts would tell more")
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
     _add_show_completions(words)

@@ -10,6 +10,7 @@ from mechrefusal.attribution.direct import Attribution, attribute
 from mechrefusal.attribution.readouts import Readout
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.statistics import intervals
+from mechrefusal.statistics.maps import sign_flip_p, two_sample_p
 
 DRAWS = 500
 """Random labellings of the prompts from which the floor is taken."""
@@ -39,15 +40,18 @@ def difference(harmful: Attribution, harmless: Attribution, *, paired: bool = Fa
 
     Returns:
         component, layer, head, harmful, harmless (means), difference, low, high (95%: Welch's t interval, or Student's
-        over pairs with `paired`), floor, n_harmful, n_harmless. `floor` is the 95th percentile of |difference| where
-        the prompts' labels are drawn at random (within each pair with `paired`): what chance gives one component. All
-        but the means are NaN where there are too few prompts.
+        over pairs with `paired`), floor, n_harmful, n_harmless, p. `floor` is the 95th percentile of |difference| where
+        the prompts' labels are drawn at random (within each pair with `paired`): what chance gives one component. p:
+        that no component differs, adjusted for all of them (`statistics.maps`; the total is not one of them). All but
+        the means are NaN where there are too few prompts.
     """
     assert harmful.components == harmless.components, "attributions of one model and read-out"
     one, other = (np.hstack([found.values.numpy(), found.total.numpy()[:, None]]) for found in (harmful, harmless))
     bounds, floor = (
         (_paired(one - other), _sign_floor(one - other)) if paired else (_welch(one, other), _floor(one, other))
     )
+    parts = one[:, :-1], other[:, :-1]
+    p = sign_flip_p(parts[0] - parts[1]) if paired else two_sample_p(*parts)
     names = [*harmful.components, harmful.components[0]._replace(component="total", layer=-1, head=-1)]
     return pd.DataFrame(names).assign(
         harmful=one.mean(0),
@@ -58,6 +62,7 @@ def difference(harmful: Attribution, harmless: Attribution, *, paired: bool = Fa
         floor=floor,
         n_harmful=len(one),
         n_harmless=len(other),
+        p=[*p, float("nan")],
     )
 
 

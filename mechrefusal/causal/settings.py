@@ -25,6 +25,8 @@ class CausalSettings:
         n_edges: paths of the circuit at most.
         n_random: random sets beside the smallest set and beside every size of the circuit.
         n_crossed: harmful, and as many harmless validation prompts whose activations are put into other checkpoints.
+        n_rotations: random rotations of each of these activations, as their control; a head is marked with three at
+            least.
     """
 
     modes: tuple[Mode, ...] = ("denoising", "noising")
@@ -39,13 +41,14 @@ class CausalSettings:
     n_edges: int = 40
     n_random: int = 5
     n_crossed: int = 8
+    n_rotations: int = 3
 
     def __post_init__(self) -> None:
         if not self.modes or not set(self.modes) <= set(get_args(Mode)):
             raise MechrefusalError(f"causal modes are {list(self.modes)}: give some of {', '.join(get_args(Mode))}")
         if self.how not in get_args(How):
             raise MechrefusalError(f"causal how is '{self.how}': give one of {', '.join(get_args(How))}")
-        for name in ("n_finalists", "n_knocked_out", "n_nodes", "n_random", "n_crossed"):
+        for name in ("n_finalists", "n_knocked_out", "n_nodes", "n_random", "n_crossed", "n_rotations"):
             if getattr(self, name) < 0:
                 raise MechrefusalError(f"causal {name} is {getattr(self, name)}: give 0 or more")
         for name in ("layer_step", "n_candidates", "largest_set", "n_edges"):

@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures.attribution import CHANCE, beyond_chance
+from mechrefusal.report.figures import style
+from mechrefusal.report.figures.attribution import beyond_chance
 from mechrefusal.report.figures.cross_patching import PAIR, clear_of_control, head_sites, of_set, pair_name
 from mechrefusal.report.figures.screening import SITES
 
@@ -13,16 +14,14 @@ TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
 
 
 def chance(table: pd.DataFrame) -> str:
-    """How many components of table `attribution_compared` (one `onto`) differ, beside the number that chance gives."""
+    """How many components of table `attribution_compared` (one `onto`) differ; empty where that was not tested."""
     rows = table[table["component"] != "total"]
-    floors = int(pd.to_numeric(rows["floor"], errors="coerce").notna().sum())
-    if not floors:
+    if not pd.to_numeric(rows["p"], errors="coerce").notna().any():
         return ""
     found = int(beyond_chance(rows)["beyond"].sum())
     return (
-        f"{found} of {len(rows)} components differ beyond their interval and their floor. With so many, some do by "
-        f"chance: about {CHANCE * floors:.0f} ({wording.percent(CHANCE)} of them) would pass the floor if harmful and "
-        "harmless prompts were the same."
+        f"{found} of {len(rows)} components differ (p < 0.05, adjusted for all of them: were harmful and harmless "
+        "prompts the same, one report in twenty would name any)."
     )
 
 
@@ -64,7 +63,7 @@ def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any
 
 
 def knock_outs(table: pd.DataFrame) -> str:
-    """The component without which refusal falls furthest; empty where none was knocked out."""
+    """The component without which refusal falls furthest, if its p (adjusted for all) is below 0.05; empty for none."""
     rows = table.assign(refusal=pd.to_numeric(table["refusal"], errors="coerce")).dropna(subset=["refusal"])
     if not len(rows):
         return ""
@@ -74,8 +73,10 @@ def knock_outs(table: pd.DataFrame) -> str:
     name = wording.head_name(row["layer"], row["head"]) if row["component"] == "head" else f"MLP {int(row['layer'])}"
     fall = f"{wording.number(row['refusal'], signed=True)} nats{interval(row)}"
     cost = f"KL {wording.number(row['kl'], 3)} nats on harmless prompts"
-    clear = not wording.is_missing(row["high"]) and row["high"] < 0
-    return f"Refusal falls furthest without {name}: {fall}{'' if clear else ', not clear of 0'}, at {cost}."
+    if style.told(rows).loc[row.name]:
+        return f"Refusal falls furthest without {name}: {fall}, at {cost}."
+    chance = "not tested" if wording.is_missing(row["p"]) else f"p {wording.number(row['p'])}, adjusted for all"
+    return f"No head or MLP stands out: refusal falls furthest without {name}, {fall} ({chance}), at {cost}."
 
 
 def head_set(table: pd.DataFrame) -> str:

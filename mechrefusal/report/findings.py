@@ -142,3 +142,19 @@ def _interval(row: Any, name: str, digits: int = 2) -> str:
     if wording.is_missing(low) or wording.is_missing(high):
         return ""
     return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"
+
+
+def powers(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Rows of table `power`, written out."""
+    return [
+        {
+            "question": wording.plain(row["question"]),
+            "of": wording.plain(row["of"]),
+            "n": f"{wording.whole(row['n'])} {wording.plain(row['unit'])}",
+            "could_tell": wording.number(row["could_tell"]),
+            "wanted": wording.number(row["wanted"]),
+            "n_needed": wording.whole(row["n_needed"]),
+            "reason": wording.plain(row["reason"]),
+        }
+        for _, row in table.iterrows()
+    ]

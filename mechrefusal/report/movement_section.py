@@ -15,6 +15,7 @@ def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
     """Everything that the template `movement.html` needs."""
     return {
         "relocations": findings.relocations(run.across["relocation"]),
+        "power": findings.powers(run.across["power"]),
         "says_what_decides": findings.says_what_decides(run.across["relocation"]),
         "transfers": _transfers(run.across["transfer"], panels),
         "transfer_reasons": findings.reasons(run.across["transfer"], "bypass"),

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import evaluation_findings, gate, headline, wording
+from mechrefusal.report import evaluation_findings, findings, gate, headline, wording
 from mechrefusal.report.reading import MeasuredRun, read_run
 
 
@@ -152,6 +152,20 @@ def attack_costs(cases: pd.DataFrame) -> Table:
         means = rows[["loss_first", "loss", "steps", "forward_tokens", "dropped", "seconds"]].astype(float).mean()
         digits = zip(means, (3, 3, 0, 0, 1, 2), strict=True)
         table.add_row(Text(str(method)), str(len(rows)), *(wording.number(value, n) for value, n in digits))
+    return table
+
+
+def power_table(rows: pd.DataFrame) -> Table:
+    """What could be told, and what it would take (`study.power`)."""
+    table = _table("Power", "The least that would be told with that power; the n that would tell what is asked for.")
+    table.add_column("question", max_width=28, overflow="fold")
+    table.add_column("of", max_width=40, overflow="fold")
+    for name in ("n", "could tell", "asked for", "n that tells it"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("noise", overflow="fold")
+    for row in findings.powers(rows):
+        names = ("question", "of", "n", "could_tell", "wanted", "n_needed", "reason")
+        table.add_row(*(Text(row[name]) for name in names))
     return table
 
 

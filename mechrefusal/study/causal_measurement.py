@@ -75,10 +75,12 @@ class CausalMeasurement:
         chosen = pairs[: self.settings.n_pairs]
         layers = range(0, self.model.cfg.n_layers, self.settings.layer_step)
         found: list[pd.DataFrame] = []
+        by_pair: list[pd.DataFrame] = []
         top: list[tuple[int, int]] = []
         for mode in self.wanted.modes:
             heads = patching.heads(self.model, chosen, self.metric, mode=mode)
             top = top or heads.top(self.settings.n_top_heads)
+            by_pair.append(heads.by_pair)
             found += [patching.residual(self.model, chosen, self.metric, layers=layers, mode=mode).table, heads.table]
             if self.wanted.sites:
                 found += [
@@ -86,6 +88,7 @@ class CausalMeasurement:
                     for of in (patching.attention_output, patching.mlp_output)
                 ]
         self.add("patching", pd.concat(found, ignore_index=True))
+        self.add("patching_pairs", pd.concat(by_pair, ignore_index=True))
         self._look(pairs[0], top)
         if self.wanted.n_finalists:
             n = self.wanted.n_finalists
@@ -111,12 +114,15 @@ class CausalMeasurement:
         n, wanted = self.wanted.n_knocked_out, self.wanted
         if n == 0:
             return
-        harmful, harmless = (
-            chosen.take(n).texts for chosen in (self.asked.validation.harmful, self.asked.validation.harmless)
-        )
+        asked = self.asked.validation.harmful.take(n)
+        harmful, harmless = asked.texts, self.asked.validation.harmless.take(n).texts
         layers = range(0, self.model.cfg.n_layers, wanted.layer_step)
-        table = knockout.knock_out(self.model, harmful, harmless, self.metric, how=wanted.how, layers=layers).table
+        out = knockout.knock_out(self.model, harmful, harmless, self.metric, how=wanted.how, layers=layers)
+        table = out.table
         self.add("knockout", table)
+        by_prompt = table[["component", "layer", "head"]].loc[table.index.repeat(len(asked))].reset_index(drop=True)
+        values = out.changes.double().numpy().ravel()
+        self.add("knockout_prompts", by_prompt.assign(prompt_id=asked.ids * len(table), value=values))
         heads = table[table["component"] == "head"].sort_values("refusal", kind="stable").head(wanted.n_candidates)
         sets = knockout.smallest_set(
             self.model,

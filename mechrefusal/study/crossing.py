@@ -37,14 +37,19 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
     for one, other in _pairs(checkpoints):
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
         prompts = [side.ids for side in texts.values()]
-        stamp = fingerprint([RULES, one.weights, other.weights, metric.as_json(), *prompts, wanted.layer_step])
+        stamp = fingerprint(
+            [RULES, one.weights, other.weights, metric.as_json(), *prompts, wanted.layer_step, wanted.n_rotations]
+        )
         key = f"{one.id} {other.id}"
         if run.manifest.get("crossed", {}).get(key) == stamp:
             continue
         console.print(f"patching between {one.id} and {other.id}", highlight=False, soft_wrap=True)
         layers = range(0, n_layers, wanted.layer_step)
         with run.timed(f"patch between {one.id} and {other.id}"):
-            parts = [_crossed(one, other, side.texts, metric, layers).assign(set=name) for name, side in texts.items()]
+            parts = [
+                _crossed(one, other, side.texts, metric, layers, wanted.n_rotations).assign(set=name)
+                for name, side in texts.items()
+            ]
             rows = pd.concat(parts, ignore_index=True)
         rows = tables.frame("cross_patching", rows)
         own = _between(table, one, other) | _between(table, other, one)
@@ -63,12 +68,12 @@ def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]
 
 
 def _crossed(
-    one: Checkpoint, other: Checkpoint, texts: list[str], metric: RefusalMetric, layers: range
+    one: Checkpoint, other: Checkpoint, texts: list[str], metric: RefusalMetric, layers: range, rotations: int
 ) -> pd.DataFrame:
     known = {one.id: one, other.id: other}
     try:
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
-        found = both_directions(loaders, texts, metric, layers=layers)
+        found = both_directions(loaders, texts, metric, layers=layers, draws=rotations)
     except MechrefusalError as error:
         nothing = dict.fromkeys(tables.columns("cross_patching"), NAN) | {"site": "", "layer": -1, "head": -1, "n": 0}
         nothing |= {"reason": str(error)}

@@ -25,6 +25,7 @@ from mechrefusal.study.depths import profile, twins
 from mechrefusal.study.evaluation_of_run import require_evaluation
 from mechrefusal.study.measurement import N_STAGES
 from mechrefusal.study.measurement import measure as measure_checkpoint
+from mechrefusal.study.power import Wanted, of_run
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
 from mechrefusal.study.run import Run, fingerprint
@@ -277,6 +278,7 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
     chosen_with = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
     relocated = relocation(checkpoints, locked, rows, moved, n_layers, profiles, **chosen_with)
     tables.write(relocated, "relocation", run.measurements())
+    tables.write(of_run(run, checkpoints, chosen, Wanted()), "power", run.measurements())
     crossing(run, checkpoints, chosen, n_layers)
 
 

@@ -110,10 +110,10 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # (projection on the unit direction). `set`: harmful or harmless. `value` is the mean over n prompts.
     "attribution": ("set", "onto", "component", "layer", "head", "value", "n", "low", "high"),
     # One row a component and read-out as in `attribution`: means of harmful and harmless prompts, and their difference.
-    # `floor`: 95th percentile of |difference| under random labels.
+    # `floor`: 95th percentile of |difference| under random labels. `p`: adjusted for all components.
     "attribution_compared": (
         "onto", "component", "layer", "head", "harmful", "harmless", "difference", "low", "high", "floor", "n_harmful",
-        "n_harmless",
+        "n_harmless", "p",
     ),
     # One row a top head and what it reads refusal from. `by`: segment of the chat template, or token; `value`: mean
     # contribution to the refusal logits, `weight`: mean attention.
@@ -123,8 +123,10 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "logit_lens": ("set", "layer", "quantity", "value", "low", "high", "n"),
     # One row a patched site. `site`: resid_pre, attn_out, mlp_out (layer x position, `head` -1) or head_z (layer x
     # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
-    # m_corrupted).
-    "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high"),
+    # m_corrupted). `p`: adjusted for all cells of the site that every pair has.
+    "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high", "p"),
+    # The same changes pair by pair (`pair`: its id), those of heads at all positions.
+    "patching_pairs": ("site", "mode", "layer", "head", "position", "pair", "raw"),
     # One row a site that attribution patching estimated: `estimate` (nats) and, where `scored` (finalist, random), the
     # `exact` change with its interval and the `error`.
     "attribution_patching": (
@@ -136,11 +138,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "site", "scored", "n", "spearman", "low", "high", "sign", "error", "relative_error",
     ),
     # One row a head or MLP knocked out: change of the refusal score of harmful (`refusal`) and of harmless prompts,
-    # and KL of the harmless prompts' next token, nats.
+    # and KL of the harmless prompts' next token, nats. `p`: of `refusal`, adjusted for all of them.
     "knockout": (
         "component", "layer", "head", "how", "refusal", "low", "high", "harmless", "harmless_low", "harmless_high",
-        "kl", "kl_low", "kl_high", "n_harmful", "n_harmless",
+        "kl", "kl_low", "kl_high", "n_harmful", "n_harmless", "p",
     ),
+    # The changes of refusal prompt by prompt.
+    "knockout_prompts": ("component", "layer", "head", "prompt_id", "value"),
     # One row a size of the greedy set of heads, against random sets. `share`: of `gap` (refusal score of harmful minus
     # harmless prompts) that is gone. `reached`: whether half of it is gone at the last size. `held_out_*`: on
     # evaluation prompts, which the search did not see.
@@ -219,11 +223,11 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a pair of checkpoints, set of prompts and site: activations of the source put into the target at that
     # site. `set`: harmful or harmless; what lifts both alike makes the target refuse whatever it is asked. `raw`:
     # change of the target's refusal score, nats; `effect`: share of the way to the source's score; `control`: what the
-    # same change does, turned by a random rotation.
+    # same change does, turned by random rotations; `p`: that it is one of those, adjusted for all rows of the site.
     "cross_patching": (
         "arm_source", "step_source", "arm_target", "step_target", "set", "site", "layer", "head", "raw", "low", "high",
         "effect", "effect_low", "effect_high", "control", "control_low", "control_high", "control_size",
-        "source_score", "target_score", "n", "reason",
+        "source_score", "target_score", "n", "reason", "p",
     ),
     # One row a pair of checkpoints and measure, and one with measure `overall`. `verdict`: moved, not moved, cannot
     # tell. `value` with its interval (95% over prompts; that of `carrier_layer` over validation and direction prompts)
@@ -233,6 +237,9 @@ ACROSS: dict[str, tuple[str, ...]] = {
         "arm_a", "step_a", "arm_b", "step_b", "measure", "value", "low", "high", "floor", "verdict", "reason",
         "n_to_decide",
     ),
+    # One row a question: what this run's `n` prompts, pairs or seeds (`unit`) could have told with 90% power
+    # (`could_tell`: layers, a difference of rates, nats), and how many would tell `wanted`; NaN where none would.
+    "power": ("question", "of", "n", "unit", "could_tell", "wanted", "n_needed", "reason"),
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
     # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
     "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "low", "high", "n_rows", "reason"),
@@ -321,6 +328,9 @@ ADDED: dict[str, tuple[str, ...]] = {
         "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
     ),
     "relocation": ("n_to_decide",),
+    "attribution_compared": ("p",),
+    "patching": ("p",),
+    "knockout": ("p",),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),
@@ -331,7 +341,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     ),
     "effective_rank": ("low", "high"),
     "verdicts": ("max_new_tokens",),
-    "cross_patching": ("set", "control_low", "control_high", "control_size", "source_score", "target_score"),
+    "cross_patching": ("set", "control_low", "control_high", "control_size", "source_score", "target_score", "p"),
 }  # fmt: skip
 """Columns that runs of an earlier version do not have; they are NaN there."""
 

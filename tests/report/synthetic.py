@@ -111,6 +111,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         **geometry_tables(rng, strength, layer, carries=carries),
         "attribution": _attribution(rng, strength),
         "patching": _patching(rng),
+        "patching_pairs": [_of_pair(number) for number in range(3)],
         **causal_tables(np.random.default_rng([step, len(arm)]), strength, carries=carries),
         **_circuits(rng),
         "timings": [
@@ -165,6 +166,11 @@ def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:
     return rows
 
 
+def _of_pair(number: int) -> dict:
+    place = {"site": "head_z", "mode": "denoising", "layer": 19, "head": 3, "position": 0}
+    return {**place, "pair": f"pair-{number}", "raw": 0.4}
+
+
 def _patching(rng: np.random.Generator) -> list[dict]:
     rows = []
     tokens = ["·"] * 8 + [HOSTILE[0], "🔐", " lock"] + list(POSITIONS.values())
@@ -194,7 +200,7 @@ def _patched(site: str, mode: str, layer: int, head: int, position: int, token: 
     shown = effect if mode == "denoising" else 1 - effect
     raw = (effect if mode == "denoising" else -effect) * 9.0
     where = {"site": site, "mode": mode, "layer": layer, "head": head, "position": position, "token": token}
-    return {**where, "raw": raw, "effect": shown, "n": n, "low": shown - 0.06, "high": shown + 0.06}
+    return {**where, "raw": raw, "effect": shown, "n": n, "low": shown - 0.06, "high": shown + 0.06, "p": 0.5}
 
 
 def _circuits(rng: np.random.Generator) -> dict[str, list[dict]]:

@@ -21,6 +21,7 @@ def causal_tables(rng: np.random.Generator, strength: float, *, carries: bool) -
         "logit_lens": _lens(strength),
         **_screened(rng),
         "knockout": _knockout(rng, strength),
+        "knockout_prompts": [{"component": "head", "layer": 19, "head": 3, "prompt_id": "a", "value": -0.4}],
         "head_sets": _head_sets(carries=carries),
         **_circuit(rng, carries=carries),
     }
@@ -44,8 +45,9 @@ def _compared(rng: np.random.Generator, strength: float) -> list[dict]:
             value = effect_of(component, layer, head, float(rng.normal(0, 0.02))) * 3 * strength
             row = {"onto": onto, "component": component, "layer": layer, "head": head, "harmful": value - 0.1}
             row |= {"harmless": -0.1, "difference": value, "low": value - 0.08, "high": value + 0.08, "floor": 0.07}
-            rows.append(row | {"n_harmful": 16, "n_harmless": 15})
-    rows[5] |= dict.fromkeys(("low", "high", "floor"), NAN)
+            p = NAN if component == "total" else 0.01 if abs(value) > 0.08 else 0.6
+            rows.append(row | {"n_harmful": 16, "n_harmless": 15, "p": p})
+    rows[5] |= dict.fromkeys(("low", "high", "floor", "p"), NAN)
     return rows
 
 
@@ -103,8 +105,8 @@ def _knockout(rng: np.random.Generator, strength: float) -> list[dict]:
         row = {"component": component, "layer": layer, "head": head, "how": "mean", "refusal": refusal}
         row |= {"low": refusal - 0.2, "high": refusal + 0.2, "harmless": 0.05, "harmless_low": -0.1}
         row |= {"harmless_high": 0.2, "kl": kl, "kl_low": 0.0, "kl_high": 2 * kl, "n_harmful": 16, "n_harmless": 14}
-        rows.append(row)
-    rows[40] |= dict.fromkeys(("refusal", "low", "high"), NAN)
+        rows.append(row | {"p": 0.01 if abs(refusal) > 0.2 else 0.6})
+    rows[40] |= dict.fromkeys(("refusal", "low", "high", "p"), NAN)
     rows[41] |= {"kl": 0.0}
     return rows
 
@@ -200,6 +202,7 @@ def cross_patching(rng: np.random.Generator, ids: list[tuple[str, int]]) -> list
                     row |= {"effect_high": raw / 6 * sign + 0.1, "control": 0.01, "n": 8, "reason": ""}
                     row |= {"control_low": -0.02, "control_high": 0.04, "control_size": 0.01}
                     row |= {"source_score": 3.0 * sign, "target_score": -3.0 * sign}
+                    row |= {"p": 0.01 if abs(raw - 0.01) > 0.15 else 0.6}
                     if (layer, head) == (2, 2):
                         row |= dict.fromkeys(("effect", "effect_low", "effect_high"), NAN) | {"reason": BROKEN}
                     rows.append(row)

@@ -157,6 +157,7 @@ def movement_tables(rng: np.random.Generator, ids: list[tuple[str, int]], arms: 
         "drift": _drift(rng, pairs, last),
         "transfer": [_transfer(rng, a, b) for a, b in itertools.product(ids, ids)],
         "relocation": [row for a, b in pairs for row in _relocation(a, b)],
+        "power": _power(),
         "effective_rank": _ranks(rng, ids),
     }
 
@@ -179,6 +180,13 @@ def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) 
     if a[1] == 50 and b[0] == "base":
         row |= {name: NAN for name in row if name.startswith(TRANSFERRED)} | {"reason": BROKEN}
     return row
+
+
+def _power() -> list[dict]:
+    of = "sft-step-00050 and r2d2-step-00050"
+    known = {"question": "move of the carrier", "of": of, "n": 32, "unit": "prompts", "could_tell": 4.2, "wanted": 5.0}
+    missing = {"could_tell": NAN, "n_needed": NAN, "reason": BROKEN}
+    return [{**known, "n_needed": 27, "reason": "3 layers count as the same depth"}, {**known, **missing}]
 
 
 def _relocation(a: tuple[str, int], b: tuple[str, int]) -> list[dict]:

@@ -36,32 +36,17 @@ def test_attribution_difference_marks_what_passes_interval_and_floor(checkpoint)
     heads = table[table["component"] == "head"]
     figure = figures.attribution_difference(table)
     np.testing.assert_array_equal(np.array(figure.data[0].z, dtype=float), grid(heads, "difference"))
-    expected = {
-        (row.head, row.layer)
-        for row in heads.itertuples()
-        if (row.low > 0 or row.high < 0) and abs(row.difference) > row.floor
-    }
-    [dots] = named(figure, "beyond interval and floor")
+    expected = {(row.head, row.layer) for row in heads.itertuples() if row.p < 0.05}
+    [dots] = named(figure, "p < 0.05, adjusted for all")
     assert set(zip(dots.x, dots.y, strict=True)) == expected
     assert {(head, layer) for layer, head in CARRIERS} <= expected
-    known = heads["floor"].notna().sum()
     subtitle = figure.layout.title.subtitle.text
-    assert subtitle == (
-        f"{len(expected)} of {HEADS * LAYERS} heads beyond interval and floor; "
-        f"about {0.05 * known:.0f} would pass the floor by chance"
-    )
+    assert subtitle == f"{len(expected)} of {HEADS * LAYERS} heads: p < 0.05, adjusted for all"
 
 
-def test_a_component_needs_both_interval_and_floor():
-    table = pd.DataFrame(
-        {
-            "difference": [1.0, 1.0, 1.0, -1.0, 1.0],
-            "low": [0.5, -0.1, 0.5, -1.5, None],
-            "high": [1.5, 2.1, 1.5, -0.5, None],
-            "floor": [0.9, 0.9, 1.1, 0.9, 0.9],
-        }
-    )
-    assert list(beyond_chance(table)["beyond"]) == [True, False, False, True, False]
+def test_a_component_is_marked_by_its_adjusted_p():
+    table = pd.DataFrame({"difference": [1.0, 1.0, -1.0, 1.0], "p": [0.04, 0.05, 0.001, None]})
+    assert list(beyond_chance(table)["beyond"]) == [True, False, True, False]
 
 
 def test_top_components_are_the_largest_with_intervals_and_floors(checkpoint):
@@ -140,13 +125,13 @@ def test_attribution_patching_puts_each_scored_cell_in_its_panel(checkpoint):
     assert HOSTILE_TOKEN[:5] not in str(figure.data[1].text)
 
 
-def test_knockout_is_a_heatmap_with_dots_where_the_interval_excludes_zero(checkpoint):
+def test_knockout_is_a_heatmap_with_dots_where_p_is_small(checkpoint):
     table = checkpoint.tables["knockout"]
     heads = table[table["component"] == "head"]
     figure = figures.knockout(table)
     np.testing.assert_array_equal(np.array(figure.data[0].z, dtype=float), grid(heads, "refusal"))
-    clear = heads[(heads["low"] > 0) | (heads["high"] < 0)]
-    [dots] = named(figure, "95% interval excludes 0")
+    clear = heads[heads["p"] < 0.05]
+    [dots] = named(figure, "p < 0.05, adjusted for all")
     assert set(zip(dots.y, dots.x, strict=True)) == set(zip(clear["layer"], clear["head"], strict=True))
     assert "kl" in figure.data[0].text[19][3]
     mlps = table[table["component"] == "mlp"]
@@ -297,9 +282,9 @@ def test_cross_patching_has_one_panel_a_pair(run):
     assert [m.name for m in maps] == ["r2d2 50 → base 0", "r2d2 100 → base 0", "r2d2 250 → base 0"]
     for trace, (_, own) in zip(maps, table[table["site"] == "z"].groupby("step_source"), strict=True):
         np.testing.assert_array_equal(np.array(trace.z, dtype=float), grid(own, "raw"))
-    dots = named(figure, "interval excludes the control")
+    dots = named(figure, "p < 0.05, adjusted for all")
     own = table[(table["site"] == "z") & (table["step_source"] == 50)]
-    clear = own[(own["low"] > own["control"]) | (own["high"] < own["control"])]
+    clear = own[own["p"] < 0.05]
     assert set(zip(dots[0].y, dots[0].x, strict=True)) == set(zip(clear["layer"], clear["head"], strict=True))
     assert "control +0.010" in maps[0].text[3][3]
     assert wording.for_plotly(BROKEN) in maps[0].text[2][2]
@@ -308,8 +293,8 @@ def test_cross_patching_has_one_panel_a_pair(run):
 
 
 def test_cross_patching_without_a_control_has_no_dots(run):
-    figure = figures.cross_patching(crossed(run).assign(control=float("nan")))
-    assert not named(figure, "interval excludes the control")
+    figure = figures.cross_patching(crossed(run).assign(control=float("nan"), p=float("nan")))
+    assert not named(figure, "p < 0.05, adjusted for all")
 
 
 def test_cross_patching_layers_has_one_line_a_pair_and_site(run):

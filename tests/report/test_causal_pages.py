@@ -84,10 +84,8 @@ def test_patching_of_one_site_and_mode_has_its_panel_only(checkpoint):
 def test_chance_stands_beside_what_was_found(small_run, page):
     table = measured(small_run, "attribution_compared")
     own = table[(table["onto"] == "refusal_logits") & (table["component"] != "total")]
-    beyond = (((own["low"] > 0) | (own["high"] < 0)) & (own["difference"].abs() > own["floor"])).sum()
-    assert f"{beyond} of {len(own)} components differ beyond their interval and their floor" in page.text
-    assert f"about {0.05 * own['floor'].notna().sum():.0f} (5% of them) would pass the floor" in page.text
-    assert causal_findings.chance(own.assign(floor=float("nan"))) == ""
+    assert f"{(own['p'] < 0.05).sum()} of {len(own)} components differ (p < 0.05, adjusted for all of them" in page.text
+    assert causal_findings.chance(own.assign(p=float("nan"))) == ""
     assert causal_findings.chance(own.iloc[:0]) == ""
 
 
@@ -146,7 +144,10 @@ def test_the_knock_out_that_costs_most_is_named(small_run, page):
     table = measured(small_run, "knockout")
     row = table.loc[table["refusal"].idxmin()]
     assert f"Refusal falls furthest without L19.H3: {wording.number(row['refusal'], signed=True)} nats" in page.text
-    assert "not clear of 0" in causal_findings.knock_outs(table.assign(high=0.1))
+    for p, said in ((0.4, "(p 0.40, adjusted for all)"), (float("nan"), "(not tested)")):
+        found = causal_findings.knock_outs(table.assign(p=p))
+        assert found.startswith("No head or MLP stands out: refusal falls furthest without L19.H3")
+        assert said in found
     assert "No single head or MLP lowers refusal" in causal_findings.knock_outs(table.assign(refusal=0.1))
     assert causal_findings.knock_outs(table.assign(refusal=None)) == ""
 
@@ -166,7 +167,7 @@ def test_the_index_names_the_heads_that_make_the_other_refuse(small_run, index):
     old = causal_findings.crossed_heads(table[table["set"] == "harmful"].assign(set=float("nan")))
     assert [pair["n_clear"] for pair in old] == [pair["n_clear"] for pair in pairs.values()]
     assert "harmless" not in old[0]["heads"][0]["detail"]
-    assert found["n_clear"] == ((own["low"] > own["control"]) | (own["high"] < own["control"])).sum()
+    assert found["n_clear"] == (own["p"] < 0.05).sum()
     assert f"{found['n_clear']} of 270" in index.text
     assert "L19.H3 ●" in index.text.replace("\n", " ")
     assert BROKEN in index.text  # effects without a value

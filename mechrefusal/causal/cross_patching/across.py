@@ -61,7 +61,7 @@ def patch_across(
         positions: "all" replaces every token of the prompt and of what the metric runs after it; "last" those from
             the prompt's last token on.
         draws: random rotations of the control; 0 for none. One is one sample of the floor, enough for that of a kind of
-            site (from its control over all layers); a site that is reported deserves ten or more.
+            site (from its control over all layers); whether a single site does more than a rotation (p) needs three.
         seed: of these.
 
     Returns:
@@ -75,6 +75,8 @@ def patch_across(
           nothing of other rotations. control_size: root mean square over draws of the mean change, nats: what one
           disturbance of this size does, up or down. NaN with 0 draws.
         - source_score, target_score: means, nats; n prompts; reason: why something is NaN, else empty.
+        - p: that the change is one more of its own controls, on these prompts and on others, adjusted for all rows of
+          the site (see `statistics.maps`). NaN with fewer than three draws.
 
     Raises:
         MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what `take`
@@ -104,6 +106,9 @@ def patch_across(
             if turned:
                 scores.control(number, torch.stack(turned))
     table = pd.DataFrame([{**row, **scores.row(number)} for number, row in enumerate(rows)])
+    table["p"] = float("nan")
+    for _, own in table.groupby("site"):
+        table.loc[own.index, "p"] = scores.adjusted(list(own.index))
     order = {site: place for place, site in enumerate(dict.fromkeys(table["site"]))}
     return table.sort_values("site", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 

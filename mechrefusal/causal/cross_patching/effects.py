@@ -1,5 +1,7 @@
 """From scores of prompts, unpatched and patched, to effects with intervals."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.statistics import intervals
+from mechrefusal.statistics.maps import among_controls_p, sign_flip_p
 
 
 class Scores:
@@ -30,6 +33,23 @@ class Scores:
     def control(self, number: int, changes: Float[Tensor, "draw prompt"]) -> None:
         """What each draw of its control does."""
         self._control.setdefault(number, []).append(changes)
+
+    def adjusted(self, numbers: Sequence[int]) -> np.ndarray:
+        """p of each of these patches: that it is one more of its own controls, on these prompts and on others.
+
+        The larger of two, each adjusted for all of the patches: among the controls (`maps.among_controls_p`), and over
+        the prompts (`maps.sign_flip_p` of what it does beyond its mean control).
+        """
+        raw = [_all(self._patched, number) for number in numbers]
+        turned = [_all(self._control, number) for number in numbers]
+        found = np.full(len(numbers), np.nan)
+        there = [i for i, (own, other) in enumerate(zip(raw, turned, strict=True)) if own.size and other.size]
+        if there:
+            controls = np.stack([turned[i].mean(axis=1) for i in there], axis=1)
+            among = among_controls_p(np.array([raw[i].mean() for i in there]), controls)
+            over = sign_flip_p(np.stack([raw[i] - turned[i].mean(axis=0) for i in there], axis=1))
+            found[there] = np.maximum(among, over)
+        return found
 
     def row(self, number: int) -> dict[str, float | int | str]:
         """What the table says of patch `number`."""

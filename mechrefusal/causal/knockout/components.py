@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics.maps import sign_flip_p
 
 KINDS: tuple[Kind, ...] = ("head", "mlp", "attention")
 
@@ -24,12 +26,15 @@ class KnockOuts:
     `table`: component ("head", "mlp", "attention"), layer, head (−1 where there is none), how, refusal (mean change of
     the refusal score of the harmful prompts, nats; negative: the component carried refusal), low, high (95% t interval
     over prompts, paired), harmless, harmless_low, harmless_high (the same for the harmless prompts), kl, kl_low,
-    kl_high (KL(base ‖ knocked out) of the next token of the harmless prompts, nats), n_harmful, n_harmless.
+    kl_high (KL(base ‖ knocked out) of the next token of the harmless prompts, nats), n_harmful, n_harmless, p (that no
+    component of this table changes refusal, adjusted for all of them: `statistics.maps.sign_flip_p`).
 
-    `harmful`, `harmless`: refusal score of every prompt with nothing replaced, nats.
+    `changes`: of refusal, of every component and harmful prompt, nats. `harmful`, `harmless`: refusal score of every
+    prompt with nothing replaced, nats.
     """
 
     table: pd.DataFrame
+    changes: Float[Tensor, "component harmful"]
     harmful: Float[Tensor, " harmful"]
     harmless: Float[Tensor, " harmless"]
 
@@ -73,17 +78,15 @@ def knock_out(
     measured = Measured(
         model, harmful, harmless, metric, how=how, parts=parts, reference=reference, draws=draws, seed=seed
     )
-    rows = [
-        {
-            "component": part.kind,
-            "layer": part.layer,
-            "head": part.index,
-            "how": how,
-            **measured.effect(measured.under([part])),
-        }
-        for part in track(parts, f"knock-out ({how})")
-    ]
-    return KnockOuts(pd.DataFrame(rows), measured.base.harmful, measured.base.harmless)
+    rows, changes = [], []
+    for part in track(parts, f"knock-out ({how})"):
+        now = measured.under([part])
+        changes.append(now.harmful - measured.base.harmful)
+        place = {"component": part.kind, "layer": part.layer, "head": part.index, "how": how}
+        rows.append({**place, **measured.effect(now)})
+    by_prompt = torch.stack(changes)
+    table = pd.DataFrame(rows).assign(p=sign_flip_p(by_prompt.double().numpy().T))
+    return KnockOuts(table, by_prompt, measured.base.harmful, measured.base.harmless)
 
 
 def _components(model, kinds: Sequence[Kind], layers: Sequence[int] | None) -> list[Component]:

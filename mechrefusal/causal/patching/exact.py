@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -27,21 +28,27 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
+from mechrefusal.statistics.maps import sign_flip_p
+
+_CELL = ("layer", "head", "position")
 
 
 @dataclass(frozen=True)
 class Patching:
     """Effects of patching, averaged over pairs.
 
-    `table`: site, mode, layer, head, position, token, raw, effect, n, low, high. `raw` is the change of the metric in
-    nats against the unpatched run. `effect` is (m − m_corrupted) / (m_clean − m_corrupted) with numerator and
+    `table`: site, mode, layer, head, position, token, raw, effect, n, low, high, p. `raw` is the change of the metric
+    in nats against the unpatched run. `effect` is (m − m_corrupted) / (m_clean − m_corrupted) with numerator and
     denominator averaged first over the pairs that have the position, as the ratio of a single pair has no bound;
-    `low`, `high` are its 95% interval over pairs, of a linearised ratio (`intervals.ratio`). `clean`, `corrupted`: the
-    metric of every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the
+    `low`, `high` are its 95% interval over pairs, of a linearised ratio (`intervals.ratio`). `p`: that no
+    patch of this table changes the metric, adjusted for all that every pair has (`statistics.maps.sign_flip_p`), NaN
+    for others. `by_pair`: site, mode, layer, head, position, pair (its id), raw. `clean`, `corrupted`: the metric of
+    every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the
     harmful prompt, tokens of the harmless one) of each pair that was not patched, as the two differ in length.
     """
 
     table: pd.DataFrame
+    by_pair: pd.DataFrame
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str = ""
@@ -185,7 +192,23 @@ def _patch(
         raw = (ready.scores(patches) - target).tolist()
         found += [{"pair": number, **row} for row in rows_of(patches, raw, tokens, run.first)]
     table, reason = _averaged(found, site, mode, clean, corrupted)
-    return Patching(table, torch.stack(clean), torch.stack(corrupted), reason, left_out)
+    by_pair = _by_pair(found, site, mode, [pair.id for pair in usable])
+    return Patching(
+        table.assign(p=_adjusted(table, by_pair)), by_pair, torch.stack(clean), torch.stack(corrupted), reason, left_out
+    )
+
+
+def _by_pair(found: Sequence[dict], site: str, mode: Mode, ids: Sequence[str]) -> pd.DataFrame:
+    rows = pd.DataFrame([{name: row[name] for name in (*_CELL, "pair", "raw")} for row in found])
+    rows["pair"] = [ids[number] for number in rows["pair"]]
+    return rows.assign(site=site, mode=mode)[["site", "mode", *_CELL, "pair", "raw"]]
+
+
+def _adjusted(table: pd.DataFrame, by_pair: pd.DataFrame) -> np.ndarray:
+    """p of every row of the table."""
+    values = by_pair.pivot_table(index="pair", columns=list(_CELL), values="raw", sort=False)
+    adjusted = pd.Series(sign_flip_p(values.to_numpy(float)), index=values.columns)
+    return adjusted.reindex(pd.MultiIndex.from_frame(table[list(_CELL)])).to_numpy(float)
 
 
 def _averaged(
@@ -195,7 +218,7 @@ def _averaged(
     # Patching into the clean run starts at effect 1 and takes away.
     start = 0.0 if mode == "denoising" else 1.0
     rows, undefined, smallest = [], 0, float("inf")
-    for cell in sorted(cells(found, ("layer", "head", "position")), key=lambda cell: cell.key):
+    for cell in sorted(cells(found, _CELL), key=lambda cell: cell.key):
         (layer, head, position), estimate = cell.key, cell.estimate
         own = gaps[[row["pair"] for row in cell.rows]]
         effect = intervals.ratio([row["raw"] for row in cell.rows], own)

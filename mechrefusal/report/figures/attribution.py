@@ -1,6 +1,5 @@
 """What writes refusal on harmful prompts and not on harmless ones, and from which part of the prompt it is read."""
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -8,22 +7,16 @@ from plotly.subplots import make_subplots
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
 
-CHANCE = 0.05
-"""Share of components that pass their floor under random labels: it is the 95th percentile of |difference|."""
 SEGMENTS = ("before", "instruction", "attack", "after", "target", "opening")
-_BEYOND = "beyond interval and floor"
 
 
 def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with a column `beyond`: the 95% interval excludes 0, and |difference| exceeds the floor.
+    """`table` with a column `beyond`: p < 0.05, adjusted for all components.
 
     Args:
         table: table `attribution_compared`, or rows of it. A missing number is never beyond.
     """
-    low, high, floor, value = (
-        pd.to_numeric(table[name], errors="coerce").astype(float) for name in ("low", "high", "floor", "difference")
-    )
-    return table.assign(beyond=((low > 0) | (high < 0)) & (value.abs() > floor))
+    return table.assign(beyond=style.told(table))
 
 
 def attribution_difference(
@@ -31,7 +24,7 @@ def attribution_difference(
 ) -> go.Figure:
     """Heatmap of heads: what each writes on harmful prompts more than on harmless ones.
 
-    A dot: the 95% interval excludes 0, and the difference exceeds its floor.
+    A dot: p < 0.05, adjusted for all components.
 
     Args:
         table: table `attribution_compared`, one `onto` and checkpoint.
@@ -45,7 +38,7 @@ def attribution_difference(
         unit=unit,
         more=_compared,
         marked="beyond",
-        mark=_BEYOND,
+        mark=style.TOLD,
     )
     return figure.update_layout(title={"subtitle": {"text": _counted(rows)}})
 
@@ -173,7 +166,7 @@ def _compared(row: pd.Series) -> list[str]:
         f"harmful {_signed(row['harmful'])} (n = {wording.whole(row['n_harmful'])})",
         f"harmless {_signed(row['harmless'])} (n = {wording.whole(row['n_harmless'])})",
         f"floor ±{wording.number(row['floor'], 3)}",
-        _BEYOND if row["beyond"] else "",
+        style.TOLD if row["beyond"] else "",
     ]
 
 
@@ -182,9 +175,7 @@ def _counted(rows: pd.DataFrame, *, n: bool = False) -> str:
         sizes = (wording.counts(rows[f"n_{kind}"], f"{kind} prompts") for kind in ("harmful", "harmless"))
         return " and ".join(part for part in sizes if part)
     heads = rows[rows["component"] == "head"]
-    chance = CHANCE * int(np.isfinite(pd.to_numeric(heads["floor"], errors="coerce").astype(float)).sum())
-    found = f"{int(heads['beyond'].sum())} of {len(heads)} heads beyond interval and floor"
-    return f"{found}; about {chance:.0f} would pass the floor by chance"
+    return f"{int(heads['beyond'].sum())} of {len(heads)} heads: {style.TOLD}"
 
 
 def _read(row: pd.Series, segment: str) -> str:

@@ -12,7 +12,6 @@ from mechrefusal.report.figures.screening import SITES
 
 HEAD_SITES = ("z", "head_z", "result")
 _COLUMNS = 4
-_CLEAR = "interval excludes the control"
 PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 
 
@@ -38,11 +37,8 @@ def pair_name(row: pd.Series) -> str:
 
 
 def clear_of_control(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with a column `clear`: the 95% interval of `raw` excludes `control`. A missing number is never clear."""
-    low, high, control = (
-        pd.to_numeric(table[name], errors="coerce").astype(float) for name in ("low", "high", "control")
-    )
-    return table.assign(clear=(low > control) | (high < control))
+    """`table` with a column `clear`: it does more than its control, p < 0.05 adjusted for all rows of the site."""
+    return table.assign(clear=style.told(table))
 
 
 def cross_patching(
@@ -56,7 +52,7 @@ def cross_patching(
 ) -> go.Figure:
     """Heatmaps of heads, one panel a pair source → target: what each head of the source does to the target's refusal.
 
-    A dot: the 95% interval excludes the control (the same change turned at random); the hover gives both.
+    A dot: p < 0.05, adjusted for all heads, that it is one of its controls (the same change turned at random).
 
     Args:
         table: table `cross_patching`, all pairs or some.
@@ -96,8 +92,8 @@ def cross_patching(
         figure.add_trace(heat, **at)
         clear = own[own["clear"]]
         if len(clear):
-            dots = heatmaps.dots(list(clear["head"]), list(clear["layer"]), _CLEAR)
-            known_already = any(trace.name == _CLEAR for trace in figure.data)
+            dots = heatmaps.dots(list(clear["head"]), list(clear["layer"]), style.TOLD)
+            known_already = any(trace.name == style.TOLD for trace in figure.data)
             figure.add_trace(dots.update(showlegend=not known_already), **at)
         figure.update_xaxes(
             title="head", tickvals=[int(h) for h in grid.columns], tickangle=0, showgrid=False, zeroline=False, **at

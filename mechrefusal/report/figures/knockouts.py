@@ -19,15 +19,15 @@ _OTHER = ("diamond", style.ARM_COLOURS[2])
 def knockout(table: pd.DataFrame, *, title: str = "Heads") -> go.Figure:
     """Heatmap of heads: change of the refusal score of harmful prompts without each, nats.
 
-    A dot: its 95% interval excludes 0. Blue: refusal falls without the head, it carried refusal.
+    A dot: p < 0.05, adjusted for all components. Blue: refusal falls without the head, it carried refusal.
 
     Args:
         table: table `knockout` of one checkpoint.
     """
     rows = style.drawable(table[table["component"] == "head"], "refusal", "the knock-out of heads")
-    rows = rows.assign(excludes=_excludes_zero(rows))
+    rows = rows.assign(told=style.told(rows))
     figure = heatmaps.layer_by_head(
-        rows, value="refusal", title=title, unit="nats", more=_cost, marked="excludes", mark="95% interval excludes 0"
+        rows, value="refusal", title=title, unit="nats", more=_cost, marked="told", mark=style.TOLD
     )
     return figure.update_layout(title={"subtitle": {"text": _subtitle(rows)}})
 
@@ -59,14 +59,14 @@ def knockout_mlps(table: pd.DataFrame, *, title: str = "MLPs") -> go.Figure:
 def knockout_cost(table: pd.DataFrame) -> go.Figure:
     """Change of refusal against its cost: KL of harmless prompts' next token (log scale), one point a component.
 
-    Far down and left: refusal goes, and nothing else. The largest changes whose 95% interval excludes 0 are named.
+    Far down and left: refusal goes, and nothing else. The largest changes with p < 0.05, adjusted for all, are named.
 
     Args:
         table: table `knockout` of one checkpoint.
     """
     rows = style.drawable(table, "refusal", "the cost of knock-outs")
     rows = style.drawable(rows, "kl", "the cost of knock-outs").dropna(subset=["refusal", "kl"])
-    clear = rows.loc[_excludes_zero(rows), "refusal"].abs()
+    clear = rows.loc[style.told(rows), "refusal"].abs()
     named = set(clear.sort_values(ascending=False, kind="stable").index[:_NAMED])
     figure = go.Figure()
     for kind in dict.fromkeys(rows["component"].astype(str)):
@@ -179,11 +179,6 @@ def head_set(table: pd.DataFrame) -> go.Figure:
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
     figure.update_layout(showlegend=True, legend={"y": -0.22, "yanchor": "top"})
     return style.finish(figure, title="The smallest set of heads", subtitle=_subtitle(rows), height=560)
-
-
-def _excludes_zero(rows: pd.DataFrame) -> pd.Series:
-    low, high = (pd.to_numeric(rows[name], errors="coerce").astype(float) for name in ("low", "high"))
-    return (low > 0) | (high < 0)
 
 
 def _subtitle(rows: pd.DataFrame) -> str:

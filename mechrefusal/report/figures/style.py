@@ -180,3 +180,13 @@ def between(
 def hover(lines: Iterable[str]) -> str:
     """Hover text from lines that are already safe for plotly."""
     return "<br>".join(line for line in lines if line)
+
+
+ALPHA = 0.05
+TOLD = "p < 0.05, adjusted for all"
+"""Name of a mark in a map of many cells."""
+
+
+def told(rows: pd.DataFrame) -> pd.Series:
+    """Whether the p of a row, adjusted for all of its map (`statistics.maps`), is below 0.05; a missing one is not."""
+    return pd.to_numeric(rows["p"], errors="coerce").astype(float) < ALPHA

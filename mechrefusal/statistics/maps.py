@@ -1,0 +1,152 @@
+"""Tests of many cells at once: which heads, layers or edges of a map differ from nothing, with few false marks."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize, special, stats
+
+DRAWS = 2000
+ALPHA = 0.05
+FEWEST_CONTROLS = 3
+
+
+def sign_flip_p(
+    values: Float[np.ndarray, "unit cell"], *, draws: int = DRAWS, seed: int = 0
+) -> Float[np.ndarray, " cell"]:
+    """Of every cell, how often a map of nothing has any cell as far from 0: p adjusted for all cells (family-wise).
+
+    Westfall and Young's step-down max-|t| ("Resampling-based multiple testing", 1993, algorithm 4.1; Ge, Dudoit and
+    Speed 2003) with the signs of whole units flipped, as values are symmetric about 0 where there is nothing. What
+    cells have in common stays, so that correlated cells cost less than Bonferroni's correction. |t| is Student's over
+    units. Where fewer than `draws` flips exist all are taken.
+
+    Args:
+        values: changes of one prompt or pair (rows), or of a twin's mean, in every cell.
+
+    Returns:
+        p, 1 at most; NaN for cells that are NaN anywhere, and for all with fewer than two units. A cell that is 0 for
+        every unit has p 1.
+    """
+    values = np.asarray(values, float)
+    n, n_cells = values.shape
+    found = np.full(n_cells, np.nan)
+    there = np.flatnonzero(np.isfinite(values).all(axis=0))
+    if n < 2 or not len(there):
+        return found
+    own = values[:, there]
+    squares = (own**2).sum(axis=0)
+    signs = _signs(n, draws, seed)
+    observed = _t(np.ones((1, n)) @ own / n, squares, n)[0]
+    order = np.argsort(-observed, kind="stable")
+    exceeded = np.zeros(len(there))
+    chunk = max(1, 4_000_000 // max(1, len(there)))
+    for start in range(0, len(signs), chunk):
+        drawn = _t(signs[start : start + chunk] @ own / n, squares, n)[:, order]
+        # The largest among this cell and all that come after it in order.
+        largest = np.maximum.accumulate(drawn[:, ::-1], axis=1)[:, ::-1]
+        exceeded += (largest >= observed[order] - 1e-9).sum(axis=0)
+    every = len(signs) == 2**n
+    p = exceeded / len(signs) if every else (exceeded + 1) / (len(signs) + 1)
+    adjusted = np.empty(len(there))
+    adjusted[order] = np.maximum.accumulate(p)
+    found[there] = np.minimum(adjusted, 1)
+    return found
+
+
+def two_sample_p(
+    one: Float[np.ndarray, "unit cell"], other: Float[np.ndarray, "unit cell"], *, draws: int = DRAWS, seed: int = 0
+) -> Float[np.ndarray, " cell"]:
+    """The same for differences between two independent groups: labels are dealt anew, |t| is Welch's."""
+    one, other = np.asarray(one, float), np.asarray(other, float)
+    rows = np.concatenate([one, other])
+    found = np.full(rows.shape[1], np.nan)
+    there = np.flatnonzero(np.isfinite(rows).all(axis=0))
+    n, m = len(one), len(other)
+    if min(n, m) < 2 or not len(there):
+        return found
+    rows = rows[:, there]
+    random = np.random.default_rng(seed)
+    first = np.concatenate([np.arange(n + m) < n] + [random.permutation(n + m) < n for _ in range(draws)])
+    labels = first.reshape(draws + 1, n + m).astype(float)
+    means, variances = [], []
+    for weights, size in ((labels, n), (1 - labels, m)):
+        mean = weights @ rows / size
+        variances.append(np.maximum(weights @ rows**2 - size * mean**2, 0) / (size - 1) / size)
+        means.append(mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(means[0] - means[1]) / np.sqrt(sum(variances))
+    t = np.nan_to_num(t, nan=0.0, posinf=np.inf)
+    observed, drawn = t[0], t[1:]
+    order = np.argsort(-observed, kind="stable")
+    largest = np.maximum.accumulate(drawn[:, order][:, ::-1], axis=1)[:, ::-1]
+    p = ((largest >= observed[order] - 1e-9).sum(axis=0) + 1) / (draws + 1)
+    adjusted = np.empty(len(there))
+    adjusted[order] = np.maximum.accumulate(p)
+    found[there] = np.minimum(adjusted, 1)
+    return found
+
+
+def among_controls_p(
+    value: Float[np.ndarray, " cell"], controls: Float[np.ndarray, "draw cell"]
+) -> Float[np.ndarray, " cell"]:
+    """Of every cell, whether its value is one more draw of its own controls: p adjusted for all cells (Holm, 1979).
+
+    Student's t for a new observation, (value − mean) / (s √(1 + 1/draws)). The variance s² of a cell's few controls is
+    moderated by those of all cells (Smyth, "Linear models and empirical Bayes methods", 2004, section 6): it counts
+    draws − 1 degrees of its own and as many of the prior as the cells' variances are alike. Values and controls are
+    taken for normal. NaN with fewer than `FEWEST_CONTROLS` draws: with two, how alike the variances are cannot be told
+    (18% of maps of nothing had a mark).
+    """
+    value, controls = np.asarray(value, float), np.asarray(controls, float)
+    n = len(controls)
+    found = np.full(len(value), np.nan)
+    if n < FEWEST_CONTROLS:
+        return found
+    variance = controls.var(axis=0, ddof=1)
+    there = np.flatnonzero(np.isfinite(value) & np.isfinite(variance) & (variance > 0))
+    if not len(there):
+        return found
+    moderated, freedom = _moderated(variance[there], n - 1)
+    t = np.abs(value[there] - controls[:, there].mean(axis=0)) / np.sqrt(moderated * (1 + 1 / n))
+    return _holm(found, there, 2 * stats.t.sf(t, freedom))
+
+
+def _moderated(variance: Float[np.ndarray, " cell"], own: int) -> tuple[np.ndarray, float]:
+    """Variances drawn towards what they have in common, and the degrees of freedom that they then have."""
+    logs = np.log(variance) - special.digamma(own / 2) + np.log(own / 2)
+    spread = logs.var(ddof=1) - special.polygamma(1, own / 2) if len(logs) > 1 else np.inf
+    if spread <= 1e-3:  # all alike: what they have in common is known
+        return np.full_like(variance, np.exp(logs.mean())), np.inf
+    prior = 2 * _inverse_trigamma(spread) if np.isfinite(spread) else 0.0
+    if prior < 1e-3:
+        return variance, float(own)
+    common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
+    return (prior * common + own * variance) / (prior + own), prior + own
+
+
+def _inverse_trigamma(value: float) -> float:
+    """x with trigamma(x) = value; it falls from infinity to 0."""
+    return float(np.exp(optimize.brentq(lambda log: special.polygamma(1, np.exp(log)) - value, -20, 20)))
+
+
+def _holm(found: np.ndarray, there: np.ndarray, p: np.ndarray) -> np.ndarray:
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found[there] = np.minimum(adjusted, 1)
+    return found
+
+
+def _signs(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    if 2**n <= draws:
+        return 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, n))
+
+
+def _t(
+    means: Float[np.ndarray, "draw cell"], squares: Float[np.ndarray, " cell"], n: int
+) -> Float[np.ndarray, "draw cell"]:
+    """|t| from means of flipped values, whose squares are those of the values."""
+    variance = np.maximum(squares - n * means**2, 0) / (n - 1) / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.abs(means) / np.sqrt(variance)
+    return np.where(np.isnan(found), 0.0, found)
