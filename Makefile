@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNS := .venv/.runs
 READY := .venv/.ready
 
-.PHONY: demo test check lint bench notebook clean
+.PHONY: demo test check lint bench calibrate notebook clean
 
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
@@ -25,6 +25,9 @@ lint: $(READY)
 bench: $(READY)  ## every benchmark, quickly
 	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0  # a peer, which asks for an older transformers than it needs
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+
+calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simulation: docs/calibration.md
+	$(BIN)/python -m calibration --out docs/calibration.md
 
 # What runs, and on top of it what tests: the demo does not wait for the latter.
 $(RUNS): pyproject.toml constraints.txt

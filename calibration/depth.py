@@ -18,6 +18,8 @@ N_LAYERS, N_CANDIDATES, AT = 30, 24, 9
 PROFILES = {"sharp": (4.0, 2.0, 1.0, 1.0), "noisy": (4.0, 2.5, 4.0, 4.0), "flat": (2.5, 6.0, 2.0, 2.0)}
 """Depth (nats), width (layers), noise of a prompt (nats), noise of the directions of one prompt (nats)."""
 
+NUMBERS = (16, 32, 64, 128, 256)
+
 CONTENDERS = 5
 """Candidates that halves of the direction prompts are asked about, as in the package."""
 
@@ -47,7 +49,7 @@ def pair(kind: str, n: int, moved: float, random: np.random.Generator) -> tuple[
     return found[0], found[1]
 
 
-def table(*, runs: int, numbers: tuple[int, ...] = (16, 32, 64, 128, 256), seed: int = 0) -> pd.DataFrame:
+def table(*, runs: int, numbers: tuple[int, ...] = NUMBERS, seed: int = 0) -> pd.DataFrame:
     """Shares of verdicts, and of intervals that hold the true difference, by profile, prompts and true move."""
     rows = []
     for kind in PROFILES:

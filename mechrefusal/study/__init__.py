@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mechrefusal.study.evaluation_of_run import evaluate_run
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
-    from mechrefusal.study.power import power
+    from mechrefusal.study.planning import power
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
     from mechrefusal.study.selection import Asked, asked, behaviours
@@ -58,7 +58,7 @@ __getattr__ = on_first_use(
         "check": "pipeline",
         "measure": "pipeline",
         "train": "pipeline",
-        "power": "power",
+        "power": "planning",
         "Recipe": "recipe",
         "Run": "run",
         "open": "run",

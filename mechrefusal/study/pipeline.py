@@ -25,7 +25,7 @@ from mechrefusal.study.depths import profile, twins
 from mechrefusal.study.evaluation_of_run import require_evaluation
 from mechrefusal.study.measurement import N_STAGES
 from mechrefusal.study.measurement import measure as measure_checkpoint
-from mechrefusal.study.power import Wanted, of_run
+from mechrefusal.study.planning import Wanted, of_run
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.relocation import relocation
 from mechrefusal.study.run import Run, fingerprint

@@ -17,7 +17,7 @@ from scipy import optimize, stats
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import paired_difference
 from mechrefusal.models import Checkpoint
-from mechrefusal.statistics import power as planning
+from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
 from mechrefusal.study import tables
 from mechrefusal.study.across import pairs
@@ -48,7 +48,7 @@ class Wanted:
     layers: float = 5.0
     rate: float = 0.1
     head: float = 0.5
-    power: float = planning.POWER
+    power: float = formulas.POWER
 
     def __post_init__(self) -> None:
         for name, high in (("layers", np.inf), ("rate", 1.0), ("head", np.inf)):
@@ -148,9 +148,9 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
             of,
             found.n,
             "prompts",
-            planning.smallest_move(error, limit, power=wanted.power),
+            formulas.smallest_move(error, limit, power=wanted.power),
             wanted.layers,
-            planning.prompts_for_move(wanted.layers, error, limit, found.n, power=wanted.power),
+            formulas.prompts_for_move(wanted.layers, error, limit, found.n, power=wanted.power),
             f"{limit:g} layers count as the same depth",
         )
 
@@ -173,8 +173,8 @@ def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Itera
 def _rate(question: str, of: str, n: int, changed: float, wanted: Wanted) -> dict:
     # Half a prompt more, as none that changed does not mean that none ever will.
     share = (changed + 0.5) / (n + 1)
-    could = planning.smallest_rate_difference(share, n, power=wanted.power)
-    needed = planning.prompts_for_rates(wanted.rate, max(share, wanted.rate), power=wanted.power)
+    could = formulas.smallest_rate_difference(share, n, power=wanted.power)
+    needed = formulas.prompts_for_rates(wanted.rate, max(share, wanted.rate), power=wanted.power)
     return _row(
         question, of, n, "prompts", could, wanted.rate, needed, f"{share:.0%} of the prompts answer differently"
     )
@@ -186,7 +186,7 @@ def _heads(values: pd.DataFrame, question: str, of: str, unit: str, wanted: Want
         values = values[values["mode"] == values["mode"].iloc[0]]
     cells = [name for name in ("component", "site", "layer", "head", "position") if name in values]
     table = values.pivot_table(index=by, columns=cells, values=value).dropna(axis=1).to_numpy(float)
-    critical = planning.map_critical(table)
+    critical = formulas.map_critical(table)
     if len(table) < 2 or not isfinite(critical):
         return _row(question, of, len(table), unit, nan, wanted.head, nan, "too few to know their noise")
     # Of what moves at all: most heads do nothing on any prompt.
@@ -196,9 +196,9 @@ def _heads(values: pd.DataFrame, question: str, of: str, unit: str, wanted: Want
         of,
         len(table),
         unit,
-        planning.smallest_effect(spread, critical, len(table), power=wanted.power),
+        formulas.smallest_effect(spread, critical, len(table), power=wanted.power),
         wanted.head,
-        planning.prompts_for_effect(wanted.head, spread, critical, power=wanted.power),
+        formulas.prompts_for_effect(wanted.head, spread, critical, power=wanted.power),
         f"nats; {table.shape[1]} tested together (|t| > {critical:.1f}), nine in ten have a noise below {spread:.2f}",
     )
 
@@ -229,7 +229,7 @@ def _of_seeds(runs: Sequence[Run], wanted: Wanted) -> Iterator[dict]:
 
 def _t_power(size: float, n: int) -> float:
     """Power of the paired t test of 5% at a standardised mean difference."""
-    critical, shift = stats.t.ppf(1 - planning.ALPHA / 2, n - 1), size * sqrt(n)
+    critical, shift = stats.t.ppf(1 - formulas.ALPHA / 2, n - 1), size * sqrt(n)
     return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
 
 
@@ -243,9 +243,9 @@ def _of_recipe(recipe: Recipe, wanted: Wanted) -> Iterator[dict]:
             f"two checkpoints, {name} profile",
             n,
             "prompts",
-            planning.smallest_move(error, limit, power=wanted.power),
+            formulas.smallest_move(error, limit, power=wanted.power),
             wanted.layers,
-            planning.prompts_for_move(wanted.layers, error, limit, n, power=wanted.power) if n else nan,
+            formulas.prompts_for_move(wanted.layers, error, limit, n, power=wanted.power) if n else nan,
             "assumed: a model of 30 layers, an error as simulated (docs/calibration.md)",
         )
     for name, n in (
@@ -265,8 +265,8 @@ def _of_recipe(recipe: Recipe, wanted: Wanted) -> Iterator[dict]:
                 "one head of 270",
                 n,
                 unit,
-                planning.smallest_effect(1.0, CELLS_CRITICAL, n, power=wanted.power),
+                formulas.smallest_effect(1.0, CELLS_CRITICAL, n, power=wanted.power),
                 wanted.head,
-                planning.prompts_for_effect(wanted.head, 1.0, CELLS_CRITICAL, power=wanted.power),
+                formulas.prompts_for_effect(wanted.head, 1.0, CELLS_CRITICAL, power=wanted.power),
                 "assumed: effects in units of their standard deviation between prompts",
             )

@@ -1,0 +1,69 @@
+"""All calibrations, as one page of tables.
+
+python -m calibration --out docs/calibration.md   # what `make calibrate` runs: minutes
+python -m calibration --quick                     # about a minute, to the terminal
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from calibration import depth, intervals, maps
+from mechrefusal.progress import track
+
+
+def pages(*, quick: bool) -> Iterator[tuple[str, Callable[[], pd.DataFrame]]]:
+    """What each table is about, and the table."""
+    runs = 40 if quick else 1000
+    yield (
+        str(depth.__doc__),
+        lambda: depth.table(runs=10 if quick else 200, numbers=(32,) if quick else depth.NUMBERS),
+    )
+    for module, of in ((intervals, ("means", "ratios", "paired_rates")), (maps, ("table", "controls"))):
+        for name in of:
+            make = getattr(module, name)
+            many = 300 if module is maps and not quick else runs
+            yield str(make.__doc__), lambda make=make, many=many: make(runs=many)
+
+
+def written(about: str, table: pd.DataFrame) -> str:
+    """One section in markdown."""
+    shown = table.copy()
+    for name in shown.select_dtypes("float"):
+        shown[name] = [f"{value:.3f}".rstrip("0").rstrip(".") or "0" for value in shown[name]]
+    lines = [" | ".join(map(str, row)) for row in shown.itertuples(index=False)]
+    head = [" | ".join(shown.columns), " | ".join("---" for _ in shown.columns)]
+    return "\n".join([about.strip(), "", *(f"| {line} |" for line in [*head, *lines]), ""])
+
+
+def main() -> int:
+    """Print or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few runs of each")
+    parser.add_argument("--out", type=Path, help="file to write; the terminal by default")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    sections = [written(about, make()) for about, make in track(list(pages(quick=options.quick)), "calibrations")]
+    words = " ".join(["python -m calibration", *sys.argv[1:]])
+    text = "\n".join(
+        [
+            "# Calibration",
+            "",
+            f"Measured by `{words}` in {time.perf_counter() - start:.0f} s. Shares are of simulated runs.",
+            "",
+            *sections,
+        ]
+    )
+    if options.out is None:
+        print(text)
+    else:
+        options.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
