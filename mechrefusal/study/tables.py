@@ -122,11 +122,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
     # m_corrupted).
     "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high"),
-    # One row a site that attribution patching estimated: `estimate` (nats) and, where `scored` (finalist, random), the
-    # `exact` change with its interval and the `error`.
+    # One row a site that attribution patching estimated: `estimate` (nats), by `method` (eap, eap-ig), and, where
+    # `scored` (finalist, random), the `exact` change with its interval and the `error`.
     "attribution_patching": (
         "site", "mode", "layer", "head", "position", "token", "estimate", "estimate_low", "estimate_high", "effect",
-        "scored", "exact", "low", "high", "error", "n", "tool",
+        "scored", "exact", "low", "high", "error", "n", "method", "tool",
     ),
     # One row a site and kind of scored cells: how well estimate and exact agree.
     "attribution_agreement": (
