@@ -69,8 +69,15 @@ def edge_estimates(
 
 def contracted(changes: Changes, gradients: Changes, edges: Sequence[Edge]) -> Float[Tensor, " edge"]:
     """Score of each edge: the sender's change times the receiver's mean gradient, over runs, tokens and features."""
-    scores = [(changes[sender].double() * gradients[receiver].double()).sum() for sender, receiver in edges]
-    return torch.stack(scores).cpu() if scores else torch.zeros(0, dtype=torch.float64)
+    if not edges:
+        return torch.zeros(0, dtype=torch.float64)
+    sent, received = (torch.stack([each.flatten(0, 1) for each in of.values()]) for of in (changes, gradients))
+    total = torch.zeros(len(sent), len(received), dtype=torch.float64, device=sent.device)
+    for token in range(sent.shape[1]):  # in float64 a token at a time: all at once take a lot of memory
+        total += sent[:, token].double() @ received[:, token].double().T
+    row, column = ({node: i for i, node in enumerate(of)} for of in (changes, gradients))
+    which = torch.tensor([(row[sender], column[receiver]) for sender, receiver in edges], device=sent.device)
+    return total[which[:, 0], which[:, 1]].cpu()
 
 
 class EdgePasses:
