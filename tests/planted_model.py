@@ -31,6 +31,7 @@ def make(
     compliance: float,
     noise: float = 0.02,
     level: float = 1.0,
+    seed: int = 0,
 ):
     """The model, hooked.
 
@@ -41,9 +42,10 @@ def make(
         constant, level: dimension and value of what every embedding holds.
         refusal: dimension that the refusal token reads, and its weight.
         compliance: weight with which the compliance token reads the constant.
+        seed: of all other weights.
         noise: what is left of all that attention and MLPs write.
     """
-    models.tiny.make(folder, n_layers=n_layers, tied=False)
+    models.tiny.make(folder, seed=seed, n_layers=n_layers, tied=False)
     model, tokenizer = LlamaForCausalLM.from_pretrained(folder), models.load_tokenizer(folder)
     embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
     embedding[:, :n_kept] = 0

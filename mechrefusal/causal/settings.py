@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
+from mechrefusal.causal.attribution_patching.gradients import Method
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.causal.patching.pair_runs import Mode
 from mechrefusal.errors import MechrefusalError
@@ -16,6 +17,8 @@ class CausalSettings:
         modes: of patching: denoising, noising.
         sites: also patch attention and MLP outputs, by layer and position.
         n_finalists: sites that attribution patching hands to exact patching, of each kind.
+        screening: what attribution patching takes: "eap" (the gradient in the patched run) or "eap-ig" (its mean over
+            runs between the two prompts).
         n_knocked_out: harmful, and as many harmless validation prompts for knock-outs; also for the smallest set.
         layer_step: knock out, and patch across checkpoints, at every n-th layer.
         how: what stands in for what is knocked out: mean, zero or resample.
@@ -32,6 +35,7 @@ class CausalSettings:
     modes: tuple[Mode, ...] = ("denoising", "noising")
     sites: bool = True
     n_finalists: int = 20
+    screening: Method = "eap"
     n_knocked_out: int = 16
     layer_step: int = 1
     how: How = "mean"
@@ -46,6 +50,8 @@ class CausalSettings:
     def __post_init__(self) -> None:
         if not self.modes or not set(self.modes) <= set(get_args(Mode)):
             raise MechrefusalError(f"causal modes are {list(self.modes)}: give some of {', '.join(get_args(Mode))}")
+        if self.screening not in get_args(Method):
+            raise MechrefusalError(f"causal screening is '{self.screening}': give one of {', '.join(get_args(Method))}")
         if self.how not in get_args(How):
             raise MechrefusalError(f"causal how is '{self.how}': give one of {', '.join(get_args(How))}")
         for name in ("n_finalists", "n_knocked_out", "n_nodes", "n_random", "n_crossed", "n_rotations"):

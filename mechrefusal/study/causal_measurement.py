@@ -92,7 +92,9 @@ class CausalMeasurement:
         self._look(pairs[0], top)
         if self.wanted.n_finalists:
             n = self.wanted.n_finalists
-            screened = attribution_patching.screened(self.model, chosen, self.metric, finalists=n, others=n)
+            screened = attribution_patching.screened(
+                self.model, chosen, self.metric, finalists=n, others=n, method=self.wanted.screening
+            )
             self.add("attribution_patching", screened.table)
             self.add("attribution_agreement", screened.agreement)
 

@@ -127,11 +127,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high", "p"),
     # The same changes pair by pair (`pair`: its id), those of heads at all positions.
     "patching_pairs": ("site", "mode", "layer", "head", "position", "pair", "raw"),
-    # One row a site that attribution patching estimated: `estimate` (nats) and, where `scored` (finalist, random), the
-    # `exact` change with its interval and the `error`.
+    # One row a site that attribution patching estimated: `estimate` (nats), by `method` (eap, eap-ig), and, where
+    # `scored` (finalist, random), the `exact` change with its interval and the `error`.
     "attribution_patching": (
         "site", "mode", "layer", "head", "position", "token", "estimate", "estimate_low", "estimate_high", "effect",
-        "scored", "exact", "low", "high", "error", "n", "tool",
+        "scored", "exact", "low", "high", "error", "n", "method", "tool",
     ),
     # One row a site and kind of scored cells: how well estimate and exact agree.
     "attribution_agreement": (

@@ -87,7 +87,7 @@ def _screened(rng: np.random.Generator) -> dict[str, list[dict]]:
                 row = {"site": site, "mode": "denoising", "layer": layer, "head": head, "position": position}
                 row |= {"token": HOSTILE_TOKEN if position else "all", "estimate": estimate, "effect": estimate / 9}
                 row |= {"estimate_low": estimate - 0.3, "estimate_high": estimate + 0.3}
-                row |= {"scored": scored, "exact": exact if scored else NAN, "n": 16, "tool": "twin"}
+                row |= {"scored": scored, "exact": exact if scored else NAN, "n": 16, "method": "eap", "tool": "twin"}
                 row |= {"low": exact - 0.2 if scored else NAN, "high": exact + 0.2 if scored else NAN}
                 rows.append(row | {"error": row["exact"] - estimate})
     for site, scored in itertools.product(("all", "head_z", HOSTILE_SITE), ("finalist", "random", "both")):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
-from mechrefusal.causal.attribution_patching.gradients import TOOLS, Tool, estimates
+from mechrefusal.causal.attribution_patching.gradients import STEPS, TOOLS, Method, Tool, estimates, shares
 from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
 from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
@@ -25,12 +25,12 @@ SITES: tuple[Site, ...] = ("head_z", "attn_out", "mlp_out", "resid_pre")
 
 @dataclass(frozen=True)
 class Screen:
-    """First-order estimates.
+    """Estimates from gradients.
 
     `table`: site, layer, head (−1 where there is none), position (0: all at once; else counted from the end), token,
     estimate (of the change of the metric against the unpatched run, nats), low, high (95% t interval over pairs), n
     (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
-    refusal), mode, tool (what gave the gradients: "transformer_lens", "twin", "hooked").
+    refusal), mode, method ("eap", "eap-ig"), tool (what gave the gradients: "transformer_lens", "twin", "hooked").
 
     `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
     """
@@ -77,6 +77,8 @@ def screen(
     sites: Sequence[Site] = SITES,
     layers: Sequence[int] | None = None,
     mode: Mode = "denoising",
+    method: Method = "eap",
+    steps: int = STEPS,
     tool: Tool | None = None,
 ) -> Screen:
     """Estimate the effect of every patch of `sites`, over the pairs of equal length.
@@ -86,16 +88,22 @@ def screen(
         pairs, metric, mode: as in `patching`. A metric that is a function must be differentiable.
         sites: of "head_z", "attn_out", "mlp_out", "resid_pre".
         layers: all by default.
-        tool: "transformer_lens", "twin" or "hooked"; by default the first of them that works.
+        method: "eap" takes the gradient in the run that is patched: first order. "eap-ig" takes its mean over `steps`
+            runs with the embedding k / steps of the way from that prompt to the other (2403.17806): it costs `steps`
+            times as much, and sees through what is saturated at one end.
+        steps: runs of "eap-ig"; published: 5.
+        tool: "transformer_lens", "twin" or "hooked"; by default the first of them that works. "eap-ig" has no
+            "transformer_lens".
 
     Raises:
-        MechrefusalError: no usable pairs, an unknown site, mode, tool or layer, a site that the architecture lacks, a
-            metric without a gradient.
+        MechrefusalError: no usable pairs, an unknown site, mode, method, tool or layer, no steps, a site that the
+            architecture lacks, a metric without a gradient.
     """
+    shares(method, steps)
     wanted, layers = _checked(model, sites, layers, tool)
     start = time.perf_counter()
     runs = ready(model, pairs, metric, mode)
-    return _screen(runs, metric, wanted, layers, tool, start)
+    return _screen(runs, metric, wanted, layers, method, steps, tool, start)
 
 
 def screened(
@@ -108,6 +116,8 @@ def screened(
     sites: Sequence[Site] = SITES,
     layers: Sequence[int] | None = None,
     mode: Mode = "denoising",
+    method: Method = "eap",
+    steps: int = STEPS,
     tool: Tool | None = None,
     seed: int = 0,
 ) -> Screened:
@@ -124,10 +134,11 @@ def screened(
     """
     if finalists < 1 or others < 0 or seed < 0:
         raise MechrefusalError(f"finalists is {finalists}, others {others} and seed {seed}: give at least 1, 0 and 0")
+    shares(method, steps)
     wanted, layers = _checked(model, sites, layers, tool)
     start = time.perf_counter()
     runs = ready(model, pairs, metric, mode)
-    found = _screen(runs, metric, wanted, layers, tool, start)
+    found = _screen(runs, metric, wanted, layers, method, steps, tool, start)
     table = found.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
     start = time.perf_counter()
@@ -178,11 +189,18 @@ def _checked(
 
 
 def _screen(
-    runs: Runs, metric: Metric, sites: Sequence[Site], layers: Sequence[int], tool: Tool | None, start: float
+    runs: Runs,
+    metric: Metric,
+    sites: Sequence[Site],
+    layers: Sequence[int],
+    method: Method,
+    steps: int,
+    tool: Tool | None,
+    start: float,
 ) -> Screen:
     rows, used = [], set()
     for number, run in enumerate(track(list(runs.runs), "attribution patching")):
-        found, by = estimates(runs.model, run, metric, sites, tool=tool)
+        found, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
         used.add(by)
         for site in sites:
             patches = run.patches(runs.model, site, layers, by_position=site != "head_z")
@@ -190,7 +208,7 @@ def _screen(
             rows += runs.rows(number, site, patches, raw)
     table = averaged(rows, "estimate")
     table["effect"] = table["estimate"] * runs.scale
-    table["mode"] = runs.mode
+    table["mode"], table["method"] = runs.mode, method
     table["tool"] = "/".join(sorted(used))
     return Screen(table, runs.clean, runs.corrupted, runs.reason, time.perf_counter() - start, runs.left_out)
 

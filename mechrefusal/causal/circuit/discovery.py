@@ -112,7 +112,7 @@ def circuit(
         most = components["effect"].abs().max()
         reason = f"no head or MLP has an effect of {threshold} or more (the largest is {most:.3g}); lower the threshold"
     rest = components.index.difference(kept, sort=False)
-    order = [*nodes, *(_node(components.loc[i]) for i in _by_effect(components.loc[rest]))]
+    order = [*nodes, *(_node(components.loc[i]) for i in by_effect(components.loc[rest]))]
     seconds, start = {"nodes": time.perf_counter() - start}, time.perf_counter()
     edges, counts = _edges(chosen_by, nodes, n_edges)
     seconds["edges"], start = time.perf_counter() - start, time.perf_counter()
@@ -177,7 +177,7 @@ def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.
         for component, site in _PARTS:
             at = [i for i in wanted if table.loc[i, "component"] == component]
             raw[number, at] = runs.exact(number, site, [_patch(table.loc[i]) for i in at])
-    made = pd.DataFrame([_effect(raw[:, i], runs) for i in range(len(table))])
+    made = pd.DataFrame([effect_of(raw[:, i], runs) for i in range(len(table))])
     table = pd.concat([table, made], axis=1)
     table["kept"] = False
     return table[list(NODES)]
@@ -202,16 +202,16 @@ def _edges(runs: Runs, nodes: Sequence[Node], n_edges: int | None) -> tuple[pd.D
         counts["edge_prompts"] += paths.n_rows
         counts["edge_passes"] += paths.n_passes
     made = [
-        {"sender": str(sender), "receiver": str(receiver), **_effect(np.array([row[i] for row in raw]), runs)}
+        {"sender": str(sender), "receiver": str(receiver), **effect_of(np.array([row[i] for row in raw]), runs)}
         for i, (sender, receiver) in enumerate(edges)
     ]
     table = pd.DataFrame(made, columns=[name for name in EDGES if name != "kept"])
-    table = table.loc[_by_effect(table)].reset_index(drop=True)
+    table = table.loc[by_effect(table)].reset_index(drop=True)
     table["kept"] = np.arange(len(table)) < (len(table) if n_edges is None else n_edges)
     return table, counts
 
 
-def _effect(raw: np.ndarray, runs: Runs) -> dict[str, float | int]:
+def effect_of(raw: np.ndarray, runs: Runs) -> dict[str, float | int]:
     """Mean change over pairs, and its share of the gap, positive where it carries refusal."""
     sign = 1 if runs.mode == "denoising" else -1
     gaps = sign * (runs.clean - runs.corrupted).double().numpy()
@@ -226,7 +226,7 @@ def _effect(raw: np.ndarray, runs: Runs) -> dict[str, float | int]:
     }
 
 
-def _by_effect(table: pd.DataFrame) -> list[int]:
+def by_effect(table: pd.DataFrame) -> list[int]:
     """Labels in order of absolute effect; where there is none, in order of the estimate."""
     known = list(largest(table["effect"], len(table)))
     others = table[table["effect"].isna()]

@@ -52,6 +52,12 @@ def logits_of(model) -> Node:
     return Node(model.cfg.n_layers, "logits")
 
 
+def every_node(model) -> list[Node]:
+    """Every head and every MLP, layer by layer."""
+    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+    return [node for layer in layers for node in (*(Node(layer, "head", head) for head in heads), Node(layer, "mlp"))]
+
+
 def edges_between(model, nodes: Iterable[Node]) -> list[Edge]:
     """Every pair of these nodes, the embedding and the logits, of which the first writes what the second reads."""
     kept = list(nodes)
@@ -64,11 +70,12 @@ def edges_between(model, nodes: Iterable[Node]) -> list[Edge]:
 
 def _reaches(model, sender: Node, receiver: Node) -> bool:
     if sender.layer == receiver.layer:
-        return sender.component == "head" and receiver.component == "mlp" and not _parallel(model)
+        return sender.component == "head" and receiver.component == "mlp" and not parallel(model)
     return sender.layer < receiver.layer
 
 
-def _parallel(model) -> bool:
+def parallel(model) -> bool:
+    """Whether attention and MLP of a block read the same residual stream."""
     return bool(getattr(model.cfg, "parallel_attn_mlp", False))
 
 
@@ -112,10 +119,36 @@ class PathPatching:
                 change = self._change(layer - 1, "resid_post")
             else:
                 change = self._change(layer, "resid_pre")
-                if receiver.component == "mlp" and not _parallel(self.model):
+                if receiver.component == "mlp" and not parallel(self.model):
                     change = change + self._change(layer, "attn_out")
             found.append(self._into([receiver], [change])[0])
         return torch.stack(found).cpu()
+
+    @torch.no_grad()
+    def changes(self, senders: Iterable[Node]) -> dict[Node, Tensor]:
+        """Of the residual stream by each sender, [token, d_model]: in the source less in the target."""
+        wanted = set(senders)
+        self._find_changes(wanted)
+        return {sender: self._changes[sender] for sender in wanted}
+
+    @torch.no_grad()
+    def written_by(self, receivers: Sequence[Node], changes: Sequence[Tensor]) -> list[Tensor]:
+        """What heads of one layer, or its MLP, add to the residual stream less what they add in the target.
+
+        Each gets one of `changes` [token, d_model] in its input.
+        """
+        layer = receivers[0].layer
+        if receivers[0].component == "mlp":
+            site = "resid_pre" if parallel(self.model) else "attn_out"
+            return [self._written(layer, site, changes, "mlp_out")[0] - self.rows.target[layer, "mlp_out"]]
+        z = self._written(layer, "resid_pre", changes, "z")
+        own = torch.stack([row[:, one.head] for row, one in zip(z, receivers, strict=True)])
+        return list(self._attention(receivers, own) - self.rows.target[layer, "attn_out"])
+
+    @torch.no_grad()
+    def into_logits(self, change: Tensor) -> float:
+        """Change of the metric where `change` [token, d_model] is added to the final residual stream, nats."""
+        return float(self._into([logits_of(self.model)], [change])[0])
 
     def _into(self, receivers: Sequence[Node], changes: Sequence[Tensor]) -> Float[Tensor, " receiver"]:
         """Change of the metric where receivers of one layer get `changes` [token, d_model] in their inputs."""
@@ -132,7 +165,7 @@ class PathPatching:
             z = torch.stack([row[:, head] for row, head in zip(z, index.tolist(), strict=True)])
             edits.append((layer, "z", self._put(n, heads, z, index)))
         if mlps:
-            site = "resid_pre" if _parallel(self.model) else "attn_out"
+            site = "resid_pre" if parallel(self.model) else "attn_out"
             written = self._written(layer, site, [changes[i] for i in mlps], "mlp_out")
             edits.append((layer, "mlp_out", self._put(n, mlps, written)))
         return self._score(layer, n, edits)
@@ -169,18 +202,21 @@ class PathPatching:
                 self._changes[sender] = self._change(sender.layer, "mlp_out")
         for layer in sorted({one.layer for one in senders - self._changes.keys()}):
             heads = sorted(one for one in senders if one.layer == layer and one.component == "head")
-            index = torch.tensor([one.head for one in heads])
             z = torch.stack([self.rows.source[layer, "z"][:, one.head] for one in heads])
-            written: list[Tensor] = []
-            edits: list[Edit] = [
-                (layer, "z", self._put(len(heads), list(range(len(heads))), z, index)),
-                (layer, "attn_out", _keep(written)),
-            ]
-            self._count(len(heads))
-            self.rows.block(layer, len(heads), edits)
-            by_head = written[0].unflatten(0, (len(heads), -1))
-            for one, row in zip(heads, by_head, strict=True):
+            for one, row in zip(heads, self._attention(heads, z), strict=True):
                 self._changes[one] = row - self.rows.target[layer, "attn_out"]
+
+    def _attention(self, heads: Sequence[Node], z: Float[Tensor, "row token d_head"]) -> Float[Tensor, "row token d"]:
+        """What attention writes where one head of its layer has another output, a row a head."""
+        layer, index = heads[0].layer, torch.tensor([one.head for one in heads])
+        written: list[Tensor] = []
+        edits: list[Edit] = [
+            (layer, "z", self._put(len(heads), list(range(len(heads))), z, index)),
+            (layer, "attn_out", _keep(written)),
+        ]
+        self._count(len(heads))
+        self.rows.block(layer, len(heads), edits)
+        return written[0].unflatten(0, (len(heads), -1))
 
     def _change(self, layer: int, site) -> Tensor:
         return self.rows.source[layer, site] - self.rows.target[layer, site]
