@@ -192,7 +192,10 @@ def score(
 def kl_divergence(
     base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
 ) -> Float[Tensor, " prompt"]:
-    """KL(base ‖ other) in nats of log-probabilities, as `causal.divergence` takes it, in float64."""
+    """KL(base ‖ other) in nats of log-probabilities, as `causal.divergence` takes it, in float64.
+
+    Log-probabilities have to be float64 from the logits on: what a float32 log-softmax rounded away does not come back.
+    """
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
