@@ -44,12 +44,13 @@ class GeometryMeasurement:
 
     `directions` are those of the prompts that the metric keeps, as carriers are chosen from them; `locked` those of all
     direction prompts, the same at every checkpoint, which drift compares; `harmfulness` those at
-    the last instruction token, None where the template has none.
+    the last instruction token, None where the template has none. `made_from`: the prompts of `directions`.
     """
 
     directions: Directions
     locked: Directions
     harmfulness: Directions | None
+    made_from: Split
     carrier: pd.Series | None = None
     _scorer: geometry.Scorer | None = None
     reference: Reference | None = None
@@ -72,6 +73,7 @@ class GeometryMeasurement:
         sizes = [(len(each.harmful), len(each.harmless)) for each in (self.direction, everything)]
         enough = min(sizes[0]) >= self.settings.fewest_kept
         selection = "kept by score" if enough else "all prompts"
+        self.made_from = self.direction if enough else everything
         if enough and sizes[0] != sizes[1]:
             whole, part = geometry.difference_in_means_of_part(self.model, everything, self.direction, positions=wanted)
         else:
@@ -295,8 +297,8 @@ class GeometryMeasurement:
                 self.directions.at(self.reference.row()),
                 position=self.reference.position,
                 layer=self.reference.layer,
-                harmful=self.direction.harmful.texts,
-                harmless=self.direction.harmless.texts,
+                harmful=self.made_from.harmful,
+                harmless=self.made_from.harmless,
             ),
         )
 

@@ -84,6 +84,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     ),
     # One row a measure of how refusals of safe prompts share refusal's direction. `layer`, `position`: where.
     # `floor_low`, `floor_high`: the same measure under shuffled labels (95%); `random`: for a random direction.
+    # `projection_share` holds the prompts that made the direction out of it, fold by fold.
     "overlap": (
         "measure", "position", "layer", "value", "low", "high", "floor_low", "floor_high", "random", "n", "reason",
     ),
