@@ -63,6 +63,21 @@ class CarrierScores:
             )
         return pd.concat(parts, ignore_index=True)
 
+    @classmethod
+    def of_long(cls, rows: pd.DataFrame, harmful: Sequence[str], harmless: Sequence[str]) -> "CarrierScores":
+        """What `long` told, of these prompts in this order; NaN for prompts that it does not tell of."""
+        found = {
+            measure: rows[rows["measure"] == measure]
+            .pivot(index=["position", "layer"], columns="prompt_id", values="value")
+            .reindex(columns=list(ids))
+            for measure, ids in (("bypass", harmful), ("induce", harmless), ("kl", harmless))
+        }
+        places = found["bypass"].index
+        arrays = [each.reindex(places).to_numpy(float) for each in found.values()]
+        means = {name: each.mean(axis=1) for name, each in zip(found, arrays, strict=True)}
+        table = places.to_frame(index=False).astype("int64").assign(**means, exact=True)
+        return cls(table, *arrays)
+
 
 @dataclass(frozen=True)
 class Lists:

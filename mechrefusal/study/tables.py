@@ -207,12 +207,15 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # lowers the mean score of the harmful prompts, `rise`: how far addition lifts that of the harmless ones, nats, with
     # 95% intervals over the prompts' own differences. `decrease_half_low`, `decrease_half_high`: the lesser and the
     # greater decrease with the directions of two halves of the source's direction prompts, NaN where a half has none.
+    # `decrease_held_out`: at its own checkpoint, where these prompts chose it, the decrease of every prompt under what
+    # the other prompts choose (95% interval: bootstraps that choose again); NaN elsewhere, and where that is not known.
     # `kind`: carrier or best candidate, of the source.
     "transfer": (
         "arm_source", "step_source", "arm_target", "step_target", "kind", "position", "layer", "bypass", "bypass_low",
         "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
         "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
-        "random_decrease", "decrease_half_low", "decrease_half_high", "n_harmful", "n_harmless", "reason",
+        "random_decrease", "decrease_half_low", "decrease_half_high", "decrease_held_out", "decrease_held_out_low",
+        "decrease_held_out_high", "n_harmful", "n_harmless", "reason",
     ),
     # One row a pair of checkpoints, set of prompts and site: activations of the source put into the target at that
     # site. `set`: harmful or harmless; what lifts both alike makes the target refuse whatever it is asked. `raw`:
@@ -325,7 +328,8 @@ ADDED: dict[str, tuple[str, ...]] = {
     "drift": ("low", "high", "random"),
     "transfer": (
         "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease",
-        "decrease_half_low", "decrease_half_high",
+        "decrease_half_low", "decrease_half_high", "decrease_held_out", "decrease_held_out_low",
+        "decrease_held_out_high",
     ),
     "effective_rank": ("low", "high"),
     "verdicts": ("max_new_tokens",),
