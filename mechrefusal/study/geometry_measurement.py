@@ -264,6 +264,7 @@ class GeometryMeasurement:
                     references=self.references(),
                 ).subspace
             )
+            families.append(subspaces.random_cone(difference, largest))
         families.append(subspaces.random_subspace(largest, self.model.cfg.d_model))
         found = subspaces.score_subspaces(
             self.model,
@@ -276,6 +277,7 @@ class GeometryMeasurement:
             references=self.references(),
             **self._thresholds(),
             largest=largest,
+            samples=self.wanted.cone_samples,
         )
         self.add("subspaces", found.table)
 

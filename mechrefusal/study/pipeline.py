@@ -31,7 +31,7 @@ from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 from mechrefusal.training import WARM_UP, TrainingSettings
 
-RULES = 8
+RULES = 9
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 

@@ -74,13 +74,17 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "gate": ("criterion", "value", "low", "high", "n", "threshold", "passed", "judge"),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
-    # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts; what is
-    # added for `induce` is the part of the difference in means in the subspace, at the length of the whole.
-    # `share_of_best`: (baseline - bypass) / (baseline - lowest admissible bypass). `smallest`: the smallest admissible
-    # k that reaches 90% of it.
+    # cone (learned); random and random_cone (the difference in means and random directions), the floors. `bypass`,
+    # `induce`, `kl` as for carriers, with 95% intervals over prompts; what is added for `induce` is the part of the
+    # difference in means in the subspace, at the length of the whole. `share_of_best`: (baseline - bypass) /
+    # (baseline - lowest admissible bypass). `smallest`: the smallest admissible k that reaches 90% of it.
+    # A cone of k > 1 is scored by `n_sampled` directions drawn from it, each ablated and put in by itself (0: the span
+    # was ablated): bypass, induce and kl are means over them, `*_worst` of the worst of them, `share_admissible` how
+    # many are admissible by themselves; all must be.
     "subspaces": (
         "family", "k", "position", "layer", "bypass", "bypass_low", "bypass_high", "induce", "kl", "kl_low", "kl_high",
-        "admissible", "rejected_because", "share_of_best", "smallest", "n", "reason",
+        "bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible", "admissible", "rejected_because",
+        "share_of_best", "smallest", "n", "reason",
     ),
     # One row a measure of how refusals of safe prompts share refusal's direction. `layer`, `position`: where.
     # `floor_low`, `floor_high`: the same measure under shuffled labels (95%); `random`: for a random direction.
@@ -321,6 +325,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
         "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
     ),
+    "subspaces": ("bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible"),
     "relocation": ("n_to_decide",),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
