@@ -19,7 +19,7 @@ from mechrefusal.models import require_direction
 
 NAN = float("nan")
 N_RANDOM = 500
-SAME = 0.999
+SAME = 0.995
 """Cosine between a direction and the difference in means of prompts from which on it was made from these."""
 MEASURES = ("projection_difference", "projection_share", "cosine", "auc", "variance_share")
 

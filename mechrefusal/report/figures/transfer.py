@@ -87,12 +87,17 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
 
 def _taken_away(rows: pd.DataFrame) -> pd.Series:
     """What ablation takes away; from prompts that did not choose the direction, where they did choose it."""
-    held_out = pd.to_numeric(rows["decrease_held_out"], errors="coerce")
-    return held_out.fillna(rows["baseline_harmful"] - rows["bypass"])
+    lowered = rows["baseline_harmful"] - rows["bypass"]
+    return lowered.mask(lowered.notna() & rows["decrease_held_out"].notna(), rows["decrease_held_out"])
 
 
 def _numbers_of(effect: str) -> list[str]:
-    return ["baseline_harmful", *(f"{effect}{end}" for end in ("", "_low", "_high")), f"random_{effect}"]
+    return [
+        "baseline_harmful",
+        "decrease_held_out",
+        *(f"{effect}{end}" for end in ("", "_low", "_high")),
+        f"random_{effect}",
+    ]
 
 
 def _key(row: pd.Series, side: str) -> tuple[str, int]:
