@@ -133,7 +133,7 @@ class GeometryMeasurement:
         if short := {what: n for what, n in counts.items() if n < fewest}:
             listed = ", ".join(f"{n} {what}" for what, n in short.items())
             return f"by the refusal metric only {listed}; a carrier needs {fewest} of each"
-        if self.metric.auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
+        if self.metric.reliable_auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
             return f"the refusal metric cannot be relied on: {self.metric.note}"
         return ""
 
@@ -386,7 +386,10 @@ def _why(name: str, reason: str) -> dict[str, Any]:
 
 
 def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
-    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline)."""
+    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline).
+
+    0 is the metric's own, which lies between refused and answered prompts (`RefusalMetric.offset`).
+    """
 
     def by_score(chosen: PromptSet, side: str) -> PromptSet:
         values = scores.loc[scores["set"] == f"{name}_{side}", "score"].to_numpy()

@@ -26,11 +26,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "rates": ("set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high"),
     # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
     # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
-    # teacher_forced that of whole openings.
+    # teacher_forced that of whole openings; less `offset`, so that 0 lies between refused and answered prompts.
     # `token_ids`: the metric itself, as `RefusalMetric.from_json` reads it.
     "openings": (
-        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "auc_held_out", "n_refused",
-        "n_answered", "note", "token_ids",
+        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "auc_held_out", "offset",
+        "n_refused", "n_answered", "note", "token_ids",
     ),
     # One row a prompt: the discovered score and the hand-picked one of Arditi et al.
     "scores": ("set", "prompt_id", "score", "rd_score", "refused"),
@@ -314,7 +314,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
-    "openings": ("auc_held_out", "token_ids"),
+    "openings": ("auc_held_out", "offset", "token_ids"),
     "directions": ("zero_distance",),
     "carriers": (
         "exact", "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
