@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation import zero
 from mechrefusal.evaluation.generation import Completions, complete
 from mechrefusal.evaluation.judges import is_degenerate, is_refusal
 from mechrefusal.models import ForcedOpenings, RefusalMetric, TokenBatch, last_logits
@@ -53,6 +54,9 @@ class Discovered(RefusalMetric):
     openings were taken from the very answers to these prompts. auc_held_out: mean of two, of what one half of the
     prompts gives on the other half (only the choice of how many tokens open an answer is made on both); NaN below
     `ENOUGH_TO_HOLD_OUT` refusals or answers, or where a half gives nothing.
+
+    offset: the threshold that tells refused from answered prompts best (`zero.between`), on scores of prompts that were
+    held out of what made them (`zero.cross_fitted`); 0 for a fallback, and where there is no such threshold.
     """
 
     coverage: float = float("nan")
@@ -61,6 +65,11 @@ class Discovered(RefusalMetric):
     n_answered: int = 0
     note: str = field(default="", compare=False)
     auc_held_out: float = field(default=float("nan"), compare=False)
+
+    @property
+    def reliable_auc(self) -> float:
+        """The AUC to go by: held out, where there are enough prompts for it."""
+        return self.auc if math.isnan(self.auc_held_out) else self.auc_held_out
 
 
 def discover_refusal(
@@ -74,12 +83,12 @@ def discover_refusal(
 ) -> Discovered:
     """Find what separates refused from answered prompts best: an opening and two sets of tokens, or whole openings.
 
-    Where the best token sets have an AUC below `GOOD_AUC`, the teacher-forced log-probability of refusal openings minus
-    that of the model's own answers is tried, and used if it separates better: by `auc_held_out` where both have one, by
-    `auc` otherwise. "The model's own answers" are the commonest openings among all answers that this checkpoint
-    gave to these prompts (those of answers to earlier prompts among equally common ones), the same for every
-    prompt: the score is a fixed function of a prompt and needs no answer of its own. Openings on both sides are left
-    out. The token sets stay in the metric, for what looks at one position only.
+    Where the best token sets have an AUC (held out, if it is known) below `GOOD_AUC`, the teacher-forced
+    log-probability of refusal openings minus that of the model's own answers is tried, and used if it separates better:
+    by `auc_held_out` where both have one, by `auc` otherwise. "The model's own answers" are the commonest openings
+    among all answers that this checkpoint gave to these prompts (those of answers to earlier prompts among equally
+    common ones), the same for every prompt: the score is a fixed function of a prompt and needs no answer of its own.
+    Openings on both sides are left out. The token sets stay in the metric, for what looks at one position only.
 
     Args:
         contrast: harmful and harmless prompts.
@@ -119,7 +128,7 @@ def discover_refusal(
     found = _best_token_sets(model, said, longest_opening)
     if found is None:
         found = _fallback(model, said, fallback, "no first tokens tell refusals from answers")
-    elif found.auc >= GOOD_AUC:
+    elif found.reliable_auc >= GOOD_AUC:
         return found
     return _with_forced_openings(model, said, found)
 
@@ -155,9 +164,18 @@ class _Said:
         values = values.nan_to_num()  # infinities: only the order counts
         return float(roc_auc_score(self.refused[rows].numpy(), values.numpy()))
 
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Rows of the refused and of the answered prompts."""
+        return self.refused.nonzero()[:, 0], (~self.refused).nonzero()[:, 0]
+
+    def offset(self, scores_by: Callable[[Tensor], Tensor | None]) -> float:
+        """Where the zero of scores belongs that all prompts together make, from what parts of them make of others."""
+        found = zero.between(*zero.cross_fitted(scores_by, self.sides()))
+        return 0.0 if math.isnan(found) else found
+
     def held_out(self, scores_by: Callable[[Tensor], Tensor | None]) -> float:
         """Mean AUC on each half of the prompts of scores (of all prompts) made by what the other half gives."""
-        sides = [self.refused.nonzero()[:, 0], (~self.refused).nonzero()[:, 0]]
+        sides = self.sides()
         if min(len(side) for side in sides) < ENOUGH_TO_HOLD_OUT:
             return float("nan")
         # Every other prompt, as prompts may be ordered by what they are about.
@@ -214,6 +232,7 @@ def _try_opening(said: _Said, opening: tuple[int, ...], logits: Float[Tensor, "p
         n_answered=n_answered,
         note=_verdict(auc, held_out),
         auc_held_out=held_out,
+        offset=said.offset(scores_by),
     )
 
 
@@ -265,6 +284,7 @@ def _with_forced_openings(model, said: _Said, found: Discovered) -> Discovered:
         found,
         kind="teacher_forced",
         forced=forced,
+        offset=said.offset(scores_by),
         coverage=min(said.share(forced.refusals, refused=True), said.share(forced.answers, refused=False)),
         auc=auc,
         auc_held_out=held_out,

@@ -184,7 +184,7 @@ class _Losses:
         unit = direction / direction.norm()
         ablated = batch.both.logits(taken_out(unit, self.references))
         added = batch.harmless.logits(put_in((self.length * unit).float(), self.references, layer=self.layer))
-        following = ablated[0][batch.n_harmful :, 0].log_softmax(-1)
+        following = ablated[0][batch.n_harmful :, 0].double().log_softmax(-1)
         return {
             "ablation": softplus(metric.of_runs(ablated)[: batch.n_harmful]).mean(),
             "addition": softplus(-metric.of_runs(added)).mean(),
@@ -205,7 +205,7 @@ class _Batch:
     def of(cls, model, harmful: list, harmless: list, metric: RefusalMetric) -> "_Batch":
         only = Passes(model, harmless, metric.runs)
         with torch.no_grad():
-            base = only.logits()[0][:, 0].log_softmax(-1)
+            base = only.logits()[0][:, 0].double().log_softmax(-1)
         return cls(len(harmful), Passes(model, harmful + harmless, metric.runs), only, base)
 
 

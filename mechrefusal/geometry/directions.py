@@ -384,11 +384,11 @@ class _Sums:
     @classmethod
     def of(cls, chosen: Contrast, streamed: Contrast, shape: tuple[int, int, int]) -> "_Sums":
         sides = [(chosen.harmful, streamed.harmful), (chosen.harmless, streamed.harmless)]
-        dealt, paired = _dealt(chosen, (len(chosen.harmful), len(chosen.harmless)))
+        by_side, paired = dealt(chosen)
         if chosen is streamed:
-            return cls(dealt, paired, shape)
+            return cls(by_side, paired, shape)
         placed = []
-        for folds, (part, whole) in zip(dealt, sides, strict=True):
+        for folds, (part, whole) in zip(by_side, sides, strict=True):
             assert isinstance(part, prompts.PromptSet)
             assert isinstance(whole, prompts.PromptSet)
             fold_of = dict(zip(part.ids, folds, strict=True))
@@ -484,21 +484,21 @@ def _token(tokenizer, prompt_ids: Iterable[Sequence[int]], position: int) -> str
     return tokenizer.decode(list(found)) if len(found) == 1 else VARIES
 
 
-def _dealt(contrast: Contrast, sizes: tuple[int, int]) -> tuple[list[list[int]], bool]:
+def dealt(contrast: Contrast) -> tuple[list[list[int]], bool]:
     """The fold of every harmful and every harmless prompt, and whether twins were kept together.
 
     Twins are dealt out in turn by the name that they share, then each class's prompts without a twin on the other side.
     """
     names = [twin_names(each) for each in (contrast.harmful, contrast.harmless)]
     if names[0] is None or names[1] is None or not (both := {*names[0]} & {*names[1]} - {None}):
-        return [[index % FOLDS for index in range(n)] for n in sizes], False
+        return [[index % FOLDS for index in range(len(each))] for each in (contrast.harmful, contrast.harmless)], False
     # By name, not by place: the audit of leaks may have dropped a prompt of one side only.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name in names[0] if name in both))}
-    dealt = []
+    found = []
     for each in names:
         alone = count(len(place))
-        dealt.append([(place[name] if name in both else next(alone)) % FOLDS for name in each or ()])
-    return dealt, True
+        found.append([(place[name] if name in both else next(alone)) % FOLDS for name in each or ()])
+    return found, True
 
 
 def twin_names(texts: Texts) -> list[str | None] | None:

@@ -1,6 +1,6 @@
 """Over-refusal: do refusals of safe prompts lie along the refusal direction?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.geometry import resampling
+from mechrefusal.geometry import cross_fitting, resampling
 from mechrefusal.geometry.activations import collect
-from mechrefusal.geometry.directions import Texts
+from mechrefusal.geometry.cross_fitting import CrossFit
+from mechrefusal.geometry.directions import Texts, twin_names
 from mechrefusal.geometry.probes import as_flags
 from mechrefusal.models import require_direction
 
 NAN = float("nan")
 N_RANDOM = 500
+SAME = 0.995
+"""Cosine between a direction and the difference in means of prompts from which on it was made from these."""
 MEASURES = ("projection_difference", "projection_share", "cosine", "auc", "variance_share")
 
 Activations = Float[np.ndarray, "prompt d_model"] | Float[Tensor, "prompt d_model"]
@@ -33,6 +36,7 @@ def over_refusal_overlap(
     layer: int,
     harmful: Texts | None = None,
     harmless: Texts | None = None,
+    others: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How the safe prompts that a model refuses differ from those it answers, seen along its refusal direction.
@@ -43,14 +47,17 @@ def over_refusal_overlap(
         refused: whether the model refused each of them.
         direction: a refusal direction of this model.
         position, layer: where it was read, and where the prompts are.
-        harmful, harmless: prompts for the measures that need them (see `overlap`).
+        harmful, harmless: prompts for the measures that need them (see `overlap`). Twins (a column `twin` on both
+            sides) are held out and drawn together.
+        others: they are not the prompts that the direction was made from (see `overlap`).
 
     Returns:
         One row a measure: measure, position, layer, and the columns of `overlap`.
 
     Raises:
         MechrefusalError: flags that are not one a prompt; no prompts; a direction that is zero, not finite or of
-            another width; a place that is not in the model or not in every prompt.
+            another width; a place that is not in the model or not in every prompt; prompts that neither made the
+            direction nor are said to be others.
     """
     require_direction(model, direction.detach())
     flags = as_flags(refused, len(texts), "safe")
@@ -67,6 +74,8 @@ def over_refusal_overlap(
         direction,
         harmful=here.get("harmful"),
         harmless=here.get("harmless"),
+        twins=_twins(harmful, harmless),
+        others=others,
         seed=seed,
     )
     table.insert(1, "position", position)
@@ -81,6 +90,8 @@ def overlap(
     *,
     harmful: Activations | None = None,
     harmless: Activations | None = None,
+    twins: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+    others: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """The same from activations at one place, without a model.
@@ -90,12 +101,28 @@ def overlap(
     between the difference in means, refused minus answered, and the direction. auc: how well the projection tells
     refused from answered. variance_share: the share of the harmless prompts' variance that lies along the direction.
 
+    The prompts that a direction was made from differ along it by their own noise too. So projection_share is
+    cross-fitted: each fold of harmful and harmless prompts is projected on the direction of the other folds, and so are
+    the safe prompts (`cross_fitting`). The other measures need no such care: safe prompts made no direction, and
+    harmless prompts vary about their mean, which is all of them that is in it (independently, where they are normal).
+
+    Args:
+        twins: a label of every harmful and of every harmless prompt; prompts with the same are twins, which are held
+            out and drawn together.
+        others: `harmful` and `harmless` are other prompts than those that the direction was made from: they are
+            projected on it as it is. Otherwise it must be the difference of their means.
+
     Returns:
-        One row a measure: measure, value, low and high (95% interval, bootstrap over prompts), floor_low and floor_high
+        One row a measure: measure, value, low and high (95% interval, bootstrap over prompts; of a cross-fitted
+        projection_share as `cross_fitting.ratio` takes it), floor_low and floor_high
         (the middle 95% under shuffled labels: refused against answered; for variance_share harmful against harmless,
         whose difference in means is then the direction), random, n, reason. `random` is what 95% of random directions
         stay below: in absolute value, and for auc on either side of 1/2. For variance_share it is their mean; for
         projection_share they still count in units of the direction's own harmful minus harmless difference.
+
+    Raises:
+        MechrefusalError: a direction that is zero, not finite or of another width; one that is not the difference in
+            means of the harmful and harmless prompts, where these are not said to be others.
     """
     unit = torch.as_tensor(direction).detach().double().cpu().numpy()
     first, second, harm, calm = (
@@ -109,11 +136,15 @@ def overlap(
             f"activations have shape {wrong[0]}, the direction has width {len(unit)}; give (prompt, {len(unit)})"
         )
     unit = unit / np.linalg.norm(unit)
+    fit = None
+    if not others and min(len(harm), len(calm)) >= resampling.FEWEST:
+        _require_made_from(harm, calm, unit)
+        fit = CrossFit.of(harm, calm, twins)
     random = np.random.default_rng(seed)
-    others = resampling.random_units(N_RANDOM, len(unit), random)
+    by_chance = resampling.random_units(N_RANDOM, len(unit), random)
     rows = [
-        *_differences(first, second, harm, calm, unit, others, random),
-        _variance_share(calm, harm, unit, others, random),
+        *_differences(first, second, harm, calm, fit, unit, by_chance, random),
+        _variance_share(calm, harm, unit, by_chance, random),
     ]
     return pd.DataFrame(rows)
 
@@ -123,6 +154,7 @@ def _differences(
     second: np.ndarray,
     harm: np.ndarray,
     calm: np.ndarray,
+    fit: CrossFit | None,
     unit: np.ndarray,
     others: np.ndarray,
     random: np.random.Generator,
@@ -145,7 +177,7 @@ def _differences(
         return resampling.row(measure, found, resampling.band(of(shuffled)), by_chance, n=len(x))
 
     difference = row("projection_difference", lambda w: w @ along, _largest(now @ elsewhere), (-np.inf, np.inf))
-    share = _share(difference, draws, along, harm, calm, unit, random, min(sizes), len(x))
+    share = _share(difference["random"], x, sizes, (draws, shuffled), (harm, calm), fit, unit, random)
     by_chance = 0.5 + _largest(resampling.plain_auc(elsewhere[: sizes[0]], elsewhere[sizes[0] :]) - 0.5)
     angle = (
         row("cosine", lambda w: (w @ along) / resampling.lengths(w, gram), _largest(now @ elsewhere) / length, (-1, 1))
@@ -156,31 +188,43 @@ def _differences(
 
 
 def _share(
-    difference: dict,
-    draws: np.ndarray,
-    along: np.ndarray,
-    harm: np.ndarray,
-    calm: np.ndarray,
+    by_chance: float,
+    safe: np.ndarray,
+    sizes: tuple[int, int],
+    drawn: tuple[np.ndarray, np.ndarray],
+    sides: tuple[np.ndarray, np.ndarray],
+    fit: CrossFit | None,
     unit: np.ndarray,
     random: np.random.Generator,
-    fewest: int,
-    n: int,
 ) -> dict:
-    """`difference` in units of the harmful minus harmless one."""
+    """The difference between refused and answered `safe` prompts in units of that between harmful and harmless ones.
+
+    Args:
+        drawn: contrasts of the safe prompts, bootstrapped and shuffled.
+        fit: the prompts that made the direction, to be held out of it; None where they are others.
+    """
+    (harm, calm), now = sides, resampling.observed(*sizes)
     reason = resampling.too_few(len(harm), len(calm), ("harmful", "harmless"))
     reason = reason or resampling.unusable(np.concatenate([harm, calm]))
     if reason:
-        return resampling.missing("projection_share", n, reason)
-    both = np.concatenate([harm, calm]) @ unit
-    whole = float(harm.mean(axis=0) @ unit - calm.mean(axis=0) @ unit)
+        return resampling.missing("projection_share", len(safe), reason)
+    n, centred = (len(harm), len(calm)), safe - safe.mean(axis=0)
+    if fit is None:
+        both = np.concatenate([harm, calm]) @ unit
+        whole, along = float((resampling.observed(*n) @ both)[0]), centred @ unit
+    else:
+        first, projected = fit.projected(resampling.observed(*n), centred)
+        whole, along = float(first[0]), projected[0]
     if whole == 0:
-        return resampling.missing("projection_share", n, "harmful and harmless prompts project alike")
-    wholes = resampling.bootstrapped(len(harm), len(calm), random) @ both
-    found = resampling.estimate(
-        difference["value"] / whole, (draws @ along) / wholes, min(fewest, len(harm), len(calm))
-    )
-    floor = sorted(difference[end] / whole for end in ("floor_low", "floor_high"))
-    return resampling.row("projection_share", found, (floor[0], floor[1]), difference["random"] / abs(whole), n=n)
+        return resampling.missing("projection_share", len(safe), "harmful and harmless prompts project alike")
+    difference = float((now @ along)[0])
+    if fit is None:
+        shares = (drawn[0] @ along) / (resampling.bootstrapped(*n, random) @ both)
+        found = resampling.estimate(difference / whole, shares, min(*sizes, *n))
+    else:
+        found = cross_fitting.ratio(fit, difference, whole, centred, sizes[0], along)
+    floor = sorted(end / whole for end in resampling.band(drawn[1] @ along))
+    return resampling.row("projection_share", found, (floor[0], floor[1]), by_chance / abs(whole), n=len(safe))
 
 
 def _variance_share(
@@ -212,6 +256,32 @@ def _variance_share(
         lengths = np.linalg.norm(directions, axis=1, keepdims=True)
         floor = resampling.band(shares(directions / lengths @ centred.T, even.repeat(len(directions), axis=0)))
     return resampling.row("variance_share", resampling.estimate(value, draws, n, bounds=(0, 1)), floor, by_chance, n=n)
+
+
+def _require_made_from(harm: np.ndarray, calm: np.ndarray, unit: np.ndarray) -> None:
+    """Raise `MechrefusalError` where the direction is not that of these prompts: it would not be held out of them."""
+    made = harm.mean(axis=0) - calm.mean(axis=0)
+    cosine = made @ unit / np.linalg.norm(made) if made.any() else 0.0
+    if np.isfinite(made).all() and cosine < SAME:
+        raise MechrefusalError(
+            f"the direction has cosine {cosine:.3f} with the difference in means of the harmful and harmless prompts: "
+            "give the prompts that it was made from, which are then held out of it, or others and others=True"
+        )
+
+
+def _twins(harmful: Texts | None, harmless: Texts | None) -> tuple[list[Hashable], list[Hashable]] | None:
+    """Labels of the prompts by their column `twin`, None where there are no twins on both sides."""
+    if harmful is None or harmless is None:
+        return None
+    first, second = twin_names(harmful), twin_names(harmless)
+    if first is None or second is None or not {*first} & {*second} - {None}:
+        return None
+    return _labelled(first, "harmful"), _labelled(second, "harmless")
+
+
+def _labelled(names: list[str | None], side: str) -> list[Hashable]:
+    """Names of twins; prompts without one have a label of their own."""
+    return [(side, row) if name is None else name for row, name in enumerate(names)]
 
 
 def _largest(values: np.ndarray) -> float:

@@ -63,6 +63,21 @@ class CarrierScores:
             )
         return pd.concat(parts, ignore_index=True)
 
+    @classmethod
+    def of_long(cls, rows: pd.DataFrame, harmful: Sequence[str], harmless: Sequence[str]) -> "CarrierScores":
+        """What `long` told, of these prompts in this order; NaN for prompts that it does not tell of."""
+        found = {
+            measure: rows[rows["measure"] == measure]
+            .pivot(index=["position", "layer"], columns="prompt_id", values="value")
+            .reindex(columns=list(ids))
+            for measure, ids in (("bypass", harmful), ("induce", harmless), ("kl", harmless))
+        }
+        places = found["bypass"].index
+        arrays = [each.reindex(places).to_numpy(float) for each in found.values()]
+        means = {name: each.mean(axis=1) for name, each in zip(found, arrays, strict=True)}
+        table = places.to_frame(index=False).astype("int64").assign(**means, exact=True)
+        return cls(table, *arrays)
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -192,7 +207,10 @@ def score(
 def kl_divergence(
     base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
 ) -> Float[Tensor, " prompt"]:
-    """KL(base ‖ other) in nats of log-probabilities, as `causal.divergence` takes it, in float64."""
+    """KL(base ‖ other) in nats of log-probabilities, as `causal.divergence` takes it, in float64.
+
+    Log-probabilities have to be float64 from the logits on: what a float32 log-softmax rounded away does not come back.
+    """
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 

@@ -5,6 +5,7 @@ from math import inf, isfinite
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.cones import ConeSettings
+from mechrefusal.geometry.span_scores import SAMPLES
 from mechrefusal.geometry.stability import CONTENDERS
 
 
@@ -23,6 +24,7 @@ class GeometrySettings:
         cone_steps: optimiser steps of the learned cone; 0 for none.
         cone_addition: weight of making harmless prompts refused when the cone is learned (ablation has weight 1).
         cone_retain: weight of leaving the harmless prompts' next token as it is.
+        cone_samples: directions drawn from a cone of a size, which are scored one at a time.
         n_coupled: validation prompts for the coupling of harmfulness and refusal, which is taken with linear probes; 0
             for neither.
         n_dosed: prompts for the dose-response of ablation and addition; 0 for none.
@@ -39,13 +41,14 @@ class GeometrySettings:
     cone_steps: int = 16
     cone_addition: float = ConeSettings.addition
     cone_retain: float = ConeSettings.retain
+    cone_samples: int = SAMPLES
     n_coupled: int = 32
     n_dosed: int = 12
     doses: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     n_transferred: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("n_bootstrap", "n_contenders", "layer_step"):
+        for name in ("n_bootstrap", "n_contenders", "layer_step", "cone_samples"):
             if getattr(self, name) < 1:
                 raise MechrefusalError(f"geometry {name} is {getattr(self, name)}: give at least 1")
         for name in ("largest_subspace", "cone_steps", "n_coupled", "n_dosed", "n_transferred"):

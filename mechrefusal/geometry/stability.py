@@ -81,12 +81,12 @@ def bootstrap(
         raise MechrefusalError(f"bootstraps of the carrier are {n}: give at least 1")
     table = scores.table[["position", "layer"]].reset_index(drop=True)
     layers = table["layer"].to_numpy(float)
-    eligible = _eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is the winner
+    allowed = eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is the winner
     wins = np.zeros(len(table))
     nothing = float("nan"), float("nan")
-    if not len(eligible) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
+    if not len(allowed) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
         return Stability(table.assign(win_frequency=wins), 1.0, float("nan"), *nothing, *nothing, n)
-    bypass, induce, kl = scores.bypass[eligible], scores.induce[eligible], scores.kl[eligible]
+    bypass, induce, kl = scores.bypass[allowed], scores.induce[allowed], scores.kl[allowed]
     random = np.random.default_rng(seed)
     harmful, harmless = _resamples(random, n, bypass.shape[1]), _resamples(random, n, induce.shape[1])
 
@@ -97,14 +97,14 @@ def bootstrap(
 
     drawn = ranked(harmful, harmless)
     winner, some = drawn.argmin(axis=1), np.isfinite(drawn).any(axis=1)
-    np.add.at(wins, eligible[winner[some]], 1)
+    np.add.at(wins, allowed[winner[some]], 1)
     own = _margins(ranked(*(np.full((1, size), 1 / size) for size in (bypass.shape[1], induce.shape[1]))))
     return Stability(
         table.assign(win_frequency=wins / n),
         float(1 - some.mean()),
         float(own[0]) if len(own) else float("nan"),
         *_interval(_margins(drawn)),
-        *_interval(layers[eligible[winner[some]]]),
+        *_interval(layers[allowed[winner[some]]]),
         n,
     )
 
@@ -147,8 +147,8 @@ def split_half(
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
     judged = select(scores, n_layers, *thresholds).table.assign(wins=drawn.table["win_frequency"])
     order = {"wins": False, "admissible": False, "bypass": True}
-    eligible = judged.loc[_eligible(scores, n_layers, prune_layer_fraction)]
-    ranked = eligible.sort_values(list(order), ascending=list(order.values()), kind="stable")
+    allowed = judged.loc[eligible(scores, n_layers, prune_layer_fraction)]
+    ranked = allowed.sort_values(list(order), ascending=list(order.values()), kind="stable")
     places = ranked.index[:contenders].tolist()
     rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
     table.loc[places, "half_wins"] = 0.0
@@ -172,7 +172,7 @@ def split_half(
     )
 
 
-def _eligible(scores: CarrierScores, n_layers: int, prune_layer_fraction: float) -> ndarray:
+def eligible(scores: CarrierScores, n_layers: int, prune_layer_fraction: float) -> ndarray:
     """Rows of exact candidates that have all scores and are not too late, in the order in which ties are decided."""
     layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))
     rows = np.flatnonzero(

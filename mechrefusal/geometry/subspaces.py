@@ -1,7 +1,9 @@
 """Subspaces as refusal carriers: families of nested directions at one place, and the smallest that does the work.
 
 A family is an orthonormal basis whose first k rows are its subspace of size k. `score_subspaces` ablates each of them
-and `choose` names the smallest admissible one that takes away 90% of what the best one does.
+and `choose` names the smallest admissible one that takes away 90% of what the best one does. A cone is another claim
+than a subspace: that every direction in it carries refusal by itself. So cones are scored by directions drawn from
+them, one at a time (Wollschläger et al., 2502.17420): the span of r and anything else answers once it is ablated.
 """
 
 from collections import Counter
@@ -14,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal import Ablation
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.nullspace import separating_directions
 from mechrefusal.geometry.scoring import Scorer
+from mechrefusal.geometry.span_scores import SAMPLES, Cones, Spans, Subspace
 from mechrefusal.models import RefusalMetric, require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
@@ -28,38 +30,15 @@ from mechrefusal.statistics import intervals
 Activations = Float[Tensor, "prompt d_model"]
 
 LARGEST = 5
-RANDOM = "random"
-"""The family that is the floor: it is never the best, nor the smallest."""
+RANDOM, RANDOM_CONE = "random", "random_cone"
+FLOORS = (RANDOM, RANDOM_CONE)
+"""Families that are floors: they are never the best, nor the smallest. `random_cone` has r in its first row."""
+CONES = ("cone", RANDOM_CONE)
+"""Families that are scored by directions drawn from them, from two rows on."""
 ENOUGH = 0.9
 """Share of the best drop of the refusal score that the smallest subspace must reach."""
 RANK_TOLERANCE = 1e-6
 """Singular values below this share of the matrix' norm are rounding of the float32 activations."""
-LEAST_PART = 1e-3
-"""A part of the difference in means below this share of its length is not added at the length of the whole."""
-SAME_SPAN = 1e-10
-"""Squared distance of two projectors that is rounding."""
-
-
-@dataclass(frozen=True)
-class Subspace:
-    """Nested directions of one family: rows are orthonormal, the first k span its subspace of size k.
-
-    `reason` says why there are no more of them, where a family ended before the size that was asked for. Rows that are
-    not finite are allowed; scoring rejects them.
-    """
-
-    family: str
-    basis: Float[Tensor, "k d_model"]
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        assert self.basis.ndim == 2
-        rows = self.basis.double()
-        if rows.isfinite().all():
-            assert torch.allclose(rows @ rows.T, torch.eye(len(rows)).to(rows), atol=1e-4), "rows are orthonormal"
-
-    def __len__(self) -> int:
-        return len(self.basis)
 
 
 @dataclass(frozen=True)
@@ -163,6 +142,21 @@ def random_subspace(k: int, d_model: int, seed: int = 0) -> Subspace:
     return Subspace(RANDOM, torch.linalg.qr(noise).Q.T)
 
 
+def random_cone(difference: Float[Tensor, " d_model"], k: int, seed: int = 0) -> Subspace:
+    """r and k − 1 random directions orthogonal to it: a cone that is none, the floor of the learned one.
+
+    Raises:
+        MechrefusalError: a difference that is zero or not finite.
+    """
+    start = difference.double().cpu()
+    if not start.isfinite().all() or not start.any():
+        raise MechrefusalError("the difference in means is zero or not finite, so no cone can be built around it")
+    noise = torch.randn((k, len(start)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise[0] = start
+    columns, triangle = torch.linalg.qr(noise.T)
+    return Subspace(RANDOM_CONE, (columns * triangle.diagonal().sign()).T)
+
+
 @torch.no_grad()
 def score_subspaces(
     model,
@@ -178,6 +172,8 @@ def score_subspaces(
     induce_threshold: float = 0.0,
     prune_layer_fraction: float = 0.2,
     largest: int = LARGEST,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> Subspaces:
     """Score every family at k = 1 to `largest` on validation prompts.
 
@@ -188,8 +184,17 @@ def score_subspaces(
     scored once. With `references` a subspace is ablated to the harmless mean instead of to zero, and induce sets it to
     the harmful mean.
 
+    Cones (`CONES`) are scored so at k = 1 only. At any other k `samples` directions v are drawn from the cone, each
+    ablated by itself and put in by itself: ‖r‖ · v added, or with `references` the part along v set to that of the
+    harmful mean, which asks for as much of v as harmful prompts have. bypass, induce and kl are means over the
+    directions (intervals over prompts, each prompt's mean), `bypass_worst` and `kl_worst` the highest mean over prompts
+    of a direction, `induce_worst` the lowest. A direction is admissible by itself where its kl and induce are, and
+    where ablating it lowers the score by `ALONE` at least of what ablating r does: with r in a cone its mean tells
+    little. The cone is admissible where all of them are; `share_admissible` is how many.
+
     Args:
         difference: the difference in means r at (position, layer).
+        samples, seed: directions drawn from a cone of a size, the same combinations for every cone.
         references: both ends of it, as `Directions.references` gives them; None: zero, and r added.
 
     Returns:
@@ -206,15 +211,17 @@ def score_subspaces(
                 f"directions of '{family}' are of width {given.shape[-1]}, the model of {model.cfg.d_model}; "
                 "take them from this model"
             )
+    if samples < 1:
+        raise MechrefusalError(f"directions drawn from a cone are {samples}: give at least 1")
     scorer = Scorer(model, validation, metric)
     baseline = intervals.mean(scorer.base.harmful.tolist())
-    spans = _Spans(scorer, difference.double().cpu(), layer, references)
+    spans = Spans(scorer, difference.double().cpu(), layer, references)
+    cones = Cones(spans, kl_threshold, induce_threshold, samples, seed)
     wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
     rows = []
     for subspace, k in track(wanted, "scoring subspaces"):
-        rows.append(
-            {"family": subspace.family, "k": k, "position": position, "layer": layer, **spans.score(subspace, k)}
-        )
+        found = (cones if subspace.family in CONES and k > 1 else spans).score(subspace, k)
+        rows.append({"family": subspace.family, "k": k, "position": position, "layer": layer, **found})
     table = choose(
         pd.DataFrame(rows),
         baseline=baseline.value,
@@ -237,17 +244,25 @@ def choose(
 ) -> pd.DataFrame:
     """Judge scored subspaces as carriers are judged (`carriers.select`), and mark the smallest that is enough.
 
-    share_of_best = (baseline − bypass) / (baseline − lowest admissible bypass of all families but "random").
+    share_of_best = (baseline − bypass) / (baseline − lowest admissible bypass of all families but `FLOORS`). A cone of
+    which not all drawn directions are admissible by themselves (`share_admissible` below 1) is not admissible.
     `smallest` is True for one row: the admissible one with the smallest k, then the lowest bypass, that reaches 90%.
     Where nothing is admissible, or nothing admissible lowers the score, shares are NaN and `reason` says so.
 
     Args:
-        scores: columns family, k, position, layer, bypass, induce, kl, reason, and any others.
+        scores: columns family, k, position, layer, bypass, induce, kl, reason, and any others; of cones `n_sampled` and
+            `share_admissible`.
         baseline: mean refusal score of the harmful prompts without intervention, nats.
     """
     judged = carriers.select(scores, n_layers, kl_threshold, induce_threshold, prune_layer_fraction)
     table = judged.table.drop(columns="winner")
-    eligible = table[table["admissible"] & (table["family"] != RANDOM)]
+    if "share_admissible" in table:
+        for row in table.index[(table["n_sampled"] > 0) & ~(table["share_admissible"] >= 1)]:
+            n, share = int(table.loc[row, "n_sampled"]), table.loc[row, "share_admissible"]
+            why = f"{round(n * (1 - share))} of {n} directions of the cone are not admissible by themselves"
+            table.loc[row, "rejected_because"] = "; ".join(filter(None, (table.loc[row, "rejected_because"], why)))
+            table.loc[row, "admissible"] = False
+    eligible = table[table["admissible"] & ~table["family"].isin(FLOORS)]
     drop, missing = baseline - table["bypass"], ""
     if eligible.empty:
         missing = "no subspace is admissible"
@@ -262,53 +277,6 @@ def choose(
     enough = eligible[table.loc[eligible.index, "share_of_best"] >= ENOUGH]
     table.loc[enough.sort_values(["k", "bypass"], kind="stable").index[0], "smallest"] = True
     return table
-
-
-class _Spans:
-    """Scores of subspaces at one place; what spans the same is run once."""
-
-    def __init__(
-        self, scorer: Scorer, difference: Float[Tensor, " d_model"], layer: int, references: References | None
-    ) -> None:
-        self.scorer, self.difference, self.layer, self.references = scorer, difference, layer, references
-        self.done: list[tuple[Tensor, dict]] = []
-
-    def score(self, subspace: Subspace, k: int) -> dict:
-        basis = subspace.basis[:k].double().cpu()
-        if len(basis) < k:
-            return self._nothing(f"there are {len(basis)} directions: {subspace.reason or 'no more were given'}")
-        if not basis.isfinite().all():
-            return self._nothing("a direction is not finite")
-        for other, found in self.done:
-            # ‖QᵀQ − PᵀP‖² of two projectors of rank k: zero where they span the same.
-            if len(other) == k and 2 * k - 2 * (other @ basis.T).square().sum() < SAME_SPAN:
-                return found
-        self.done.append((basis, self._run(basis)))
-        return self.done[-1][1]
-
-    def _run(self, basis: Float[Tensor, "k d_model"]) -> dict:
-        ends = self.references
-        ablated = self.scorer.ablated(basis.float(), reference=ends.harmless if ends else None)
-        part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
-        if not self.difference.isfinite().all():
-            reason = "the difference in means is not finite, so there is nothing to add"
-        elif not part.norm() > LEAST_PART * self.difference.norm():
-            reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
-        elif ends is not None:
-            induce = self.scorer.on_harmless(Ablation(basis.float(), reference=ends.harmful)).mean().item()
-        else:
-            added = part * (self.difference.norm() / part.norm())
-            induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()
-        return self._row(intervals.mean(ablated.harmful.tolist()), intervals.mean(ablated.kl.tolist()), induce, reason)
-
-    def _nothing(self, reason: str) -> dict:
-        nothing = intervals.mean([])
-        return self._row(nothing, nothing, float("nan"), reason)
-
-    def _row(self, bypass: intervals.Estimate, kl: intervals.Estimate, induce: float, reason: str) -> dict:
-        scores = {"bypass": bypass.value, "bypass_low": bypass.low, "bypass_high": bypass.high, "induce": induce}
-        about = {"n": self.scorer.n_harmful, "reason": reason}
-        return scores | {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} | about
 
 
 def _activations(harmful: Activations, harmless: Activations) -> tuple[Tensor, Tensor, str]:

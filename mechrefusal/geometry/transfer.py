@@ -10,7 +10,8 @@ from torch import Tensor
 from mechrefusal.causal import Reference, put_in, random_like
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import Scorer
+from mechrefusal.geometry.held_out import Chosen
+from mechrefusal.geometry.scoring import Scorer, as_array
 from mechrefusal.models import RefusalMetric, is_direction
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
@@ -18,6 +19,8 @@ from mechrefusal.statistics import intervals
 CONTROL_SEED = 0
 
 ENDS = ("", "_low", "_high")
+
+HELD_OUT = tuple(f"decrease_held_out{end}" for end in ENDS)
 
 HALVES = ("decrease_half_low", "decrease_half_high")
 
@@ -42,6 +45,7 @@ def transfer(
     metric: RefusalMetric,
     *,
     own: Directions | None = None,
+    chosen: Mapping[str, Chosen] | None = None,
     description: str = "transfer",
 ) -> pd.DataFrame:
     """What directions of other checkpoints (or of this one) do at `model`.
@@ -54,12 +58,17 @@ def transfer(
         own: the target's directions. What a direction is ablated to, and set to in place of an addition, are then the
             means of the target's own harmless and harmful prompts at the position and from the layer where the
             direction was found; None: zero at every layer, and addition.
+        chosen: by name, those that the harmful prompts of `validation`, or some of them, chose at this target: on these
+            they look better than they are.
 
     Returns:
         One row a name (column `source`): position, layer, bypass, induce, kl as for carriers, with 95% t intervals over
         prompts; `baseline_harmful`, `baseline_harmless` without intervention; `decrease` (how far ablation lowers the
         mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95%
         t intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
+        `decrease_held_out` with its 95% interval: of those in `chosen` the decrease of every prompt under what the
+        other prompts would choose (`held_out.Chosen.decrease`), to be compared with that of directions that these
+        prompts did not choose; NaN for all others;
         `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
         `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful
         prompts) with the direction of one half of the direction prompts ablated and with that of the other, which is
@@ -97,7 +106,7 @@ def transfer(
         if not is_direction(one.direction):
             spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
             randoms = ("random_bypass", "random_induce", "random_decrease")
-            nothing = dict.fromkeys((*spread, "kl", *randoms, *HALVES), float("nan"))
+            nothing = dict.fromkeys((*spread, "kl", *randoms, *HELD_OUT, *HALVES), float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one.direction, seed=CONTROL_SEED)
@@ -122,11 +131,22 @@ def transfer(
                 "random_bypass": random_bypass[place],
                 "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
                 "random_induce": by_chance.mean().item(),
+                **_held_out((chosen or {}).get(name), scorer.base.harmful, ablated.harmful),
                 **_by_half(scorer, one, reference),
                 "reason": "",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _held_out(
+    chosen: Chosen | None, before: Float[Tensor, " harmful"], ablated: Float[Tensor, " harmful"]
+) -> dict[str, float]:
+    """The decrease under what other prompts choose."""
+    if chosen is None:
+        return dict.fromkeys(HELD_OUT, float("nan"))
+    found = chosen.decrease(as_array(before), as_array(ablated))
+    return dict(zip(HELD_OUT, (found.value, found.low, found.high), strict=True))
 
 
 def _by_half(scorer: Scorer, one: Found, reference: Reference | None) -> dict[str, float]:

@@ -4,6 +4,7 @@ It lives here because every measuring package receives one as a value; `mechrefu
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class ForcedOpenings:
 
 @dataclass(frozen=True)
 class RefusalMetric:
-    """How much likelier a refusal is than an answer, in nats.
+    """How much likelier a refusal is than an answer, in nats, less an offset.
 
     log P(refusal tokens) − log P(compliance tokens) for the token after prompt + `opening`, a forced prefix of the
     answer (token ids, often empty): models that open refusals and answers with the same token are told apart after it.
@@ -57,6 +58,10 @@ class RefusalMetric:
 
     `kind` is "discovered", "teacher_forced", or "fallback" where a checkpoint showed too few refusals or answers to
     discover anything.
+
+    `offset` (nats) is taken off every score, so that 0 lies between refused and answered prompts whatever tokens or
+    openings are listed (`evaluation.zero`); it changes no difference between scores. 0 where nothing was calibrated, as
+    in metrics of earlier versions.
     """
 
     opening: tuple[int, ...]
@@ -64,8 +69,11 @@ class RefusalMetric:
     compliance_tokens: tuple[int, ...]
     kind: str = "discovered"
     forced: ForcedOpenings | None = None
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.offset):
+            raise ValueError(f"the offset of a refusal metric is {self.offset}: give a finite number")
         if not self.refusal_tokens or not self.compliance_tokens:
             raise ValueError("a refusal metric needs at least one refusal token and one compliance token")
         if shared := set(self.refusal_tokens) & set(self.compliance_tokens):
@@ -74,7 +82,7 @@ class RefusalMetric:
     def as_json(self) -> str:
         """The token ids that make the metric, for `from_json`."""
         forced = None if self.forced is None else {"refusals": self.forced.refusals, "answers": self.forced.answers}
-        names = ("opening", "refusal_tokens", "compliance_tokens", "kind")
+        names = ("opening", "refusal_tokens", "compliance_tokens", "kind", "offset")
         return json.dumps({**{name: getattr(self, name) for name in names}, "forced": forced})
 
     @staticmethod
@@ -90,8 +98,9 @@ class RefusalMetric:
             forced = (
                 None if openings is None else ForcedOpenings(*(_tuples(openings[n]) for n in ("refusals", "answers")))
             )
-            kind = found.pop("kind")
-            return RefusalMetric(**{name: tuple(ids) for name, ids in found.items()}, kind=kind, forced=forced)
+            kind, offset = found.pop("kind"), float(found.pop("offset", 0.0))
+            sets = {name: tuple(ids) for name, ids in found.items()}
+            return RefusalMetric(**sets, kind=kind, forced=forced, offset=offset)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise MechrefusalError(
                 f"'{str(text)[:80]}' is no refusal metric ({error}); measure the checkpoint again"
@@ -112,12 +121,21 @@ class RefusalMetric:
         """
         if self.forced is None:
             return self.of(logits[0][:, -1])
-        return self.forced.of(_likely(self.forced.all, logits))
+        return self.of_forced(_likely(self.forced.all, logits))
 
     def of(self, logits: Float[Tensor, "*prompt vocab"]) -> Float[Tensor, "*prompt"]:
-        """Score from the logits at the metric's position (the last one of prompt + opening)."""
+        """Score from the logits at the metric's position (the last one of prompt + opening).
+
+        That of the token sets, without an offset where scores are those of `forced` openings: it is theirs.
+        """
         refusal = torch.logsumexp(logits[..., list(self.refusal_tokens)], dim=-1)
-        return refusal - torch.logsumexp(logits[..., list(self.compliance_tokens)], dim=-1)
+        score = refusal - torch.logsumexp(logits[..., list(self.compliance_tokens)], dim=-1)
+        return score - self.offset if self.forced is None else score
+
+    def of_forced(self, likely: Float[Tensor, "opening prompt"]) -> Float[Tensor, " prompt"]:
+        """Score from the log-probabilities of all `forced` openings."""
+        assert self.forced is not None
+        return self.forced.of(likely) - self.offset
 
     def batch(self, prompts: Sequence[Sequence[int]], *, pad: int, device: str = "cpu") -> TokenBatch:
         """Prompts (token ids up to the start of the answer), followed by the opening where none are `forced`."""
@@ -132,7 +150,7 @@ class RefusalMetric:
             cache: what `models.head_cache` gave for the batch under the same hooks; made here if None.
         """
         if self.forced is not None:
-            return self.forced.of(opening_log_probabilities(model, batch, self.forced.all, cache=cache))
+            return self.of_forced(opening_log_probabilities(model, batch, self.forced.all, cache=cache))
         cache = cache if cache is not None else head_cache(model, batch)
         parts = batch.chunks(_prompts_at_once(model, 1))
         return torch.cat([self.of(last_logits(model, part, cache=cache)[:, -1]) for part in parts])
@@ -162,7 +180,7 @@ class RefusalMetric:
         cache, scores, told = head_cache(model, batch), [], []
         if self.forced is not None:
             for first, likely in _opened(model, batch, self.forced.all, cache):
-                scores.append(self.forced.of(likely))
+                scores.append(self.of_forced(likely))
                 told.append(read(first))
             return torch.cat(scores), torch.cat(told)
         keep = len(self.opening) + 1

@@ -44,12 +44,13 @@ class GeometryMeasurement:
 
     `directions` are those of the prompts that the metric keeps, as carriers are chosen from them; `locked` those of all
     direction prompts, the same at every checkpoint, which drift compares; `harmfulness` those at
-    the last instruction token, None where the template has none.
+    the last instruction token, None where the template has none. `made_from`: the prompts of `directions`.
     """
 
     directions: Directions
     locked: Directions
     harmfulness: Directions | None
+    made_from: Split
     carrier: pd.Series | None = None
     _scorer: geometry.Scorer | None = None
     reference: Reference | None = None
@@ -72,6 +73,7 @@ class GeometryMeasurement:
         sizes = [(len(each.harmful), len(each.harmless)) for each in (self.direction, everything)]
         enough = min(sizes[0]) >= self.settings.fewest_kept
         selection = "kept by score" if enough else "all prompts"
+        self.made_from = self.direction if enough else everything
         if enough and sizes[0] != sizes[1]:
             whole, part = geometry.difference_in_means_of_part(self.model, everything, self.direction, positions=wanted)
         else:
@@ -132,7 +134,7 @@ class GeometryMeasurement:
         if short := {what: n for what, n in counts.items() if n < fewest}:
             listed = ", ".join(f"{n} {what}" for what, n in short.items())
             return f"by the refusal metric only {listed}; a carrier needs {fewest} of each"
-        if self.metric.auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
+        if self.metric.reliable_auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
             return f"the refusal metric cannot be relied on: {self.metric.note}"
         return ""
 
@@ -265,6 +267,7 @@ class GeometryMeasurement:
                     references=self.references(),
                 ).subspace
             )
+            families.append(subspaces.random_cone(difference, largest))
         families.append(subspaces.random_subspace(largest, self.model.cfg.d_model))
         found = subspaces.score_subspaces(
             self.model,
@@ -277,6 +280,7 @@ class GeometryMeasurement:
             references=self.references(),
             **self._thresholds(),
             largest=largest,
+            samples=self.wanted.cone_samples,
         )
         self.add("subspaces", found.table)
 
@@ -298,8 +302,8 @@ class GeometryMeasurement:
                 self.directions.at(self.reference.row()),
                 position=self.reference.position,
                 layer=self.reference.layer,
-                harmful=self.direction.harmful.texts,
-                harmless=self.direction.harmless.texts,
+                harmful=self.made_from.harmful,
+                harmless=self.made_from.harmless,
             ),
         )
 
@@ -385,7 +389,10 @@ def _why(name: str, reason: str) -> dict[str, Any]:
 
 
 def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
-    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline)."""
+    """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in the reference pipeline).
+
+    0 is the metric's own, which lies between refused and answered prompts (`RefusalMetric.offset`).
+    """
 
     def by_score(chosen: PromptSet, side: str) -> PromptSet:
         values = scores.loc[scores["set"] == f"{name}_{side}", "score"].to_numpy()

@@ -185,6 +185,7 @@ class _Measurement:
                     "coverage": metric.coverage,
                     "auc": metric.auc,
                     "auc_held_out": metric.auc_held_out,
+                    "offset": metric.offset,
                     "n_refused": metric.n_refused,
                     "n_answered": metric.n_answered,
                     "note": metric.note,

@@ -113,7 +113,8 @@ class MeasuringSettings:
         reference: what directions are ablated to: harmless (the mean of harmless prompts; affine concept editing) or
             zero (as Arditi et al. publish). Carriers are scored with zero beside it in any case.
         kl_threshold: largest KL of an admissible carrier, nats.
-        induce_threshold: smallest induce score of an admissible carrier.
+        induce_threshold: smallest induce score of an admissible carrier, nats; at 0 refused and answered prompts are
+            told apart best (`RefusalMetric.offset`).
         prune_layer_fraction: share of the last layers where no carrier is admitted.
     """
 

@@ -1,7 +1,7 @@
 """Whether refusal's place moved between two checkpoints: moved, not moved or cannot tell, by measure and overall."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -80,16 +80,19 @@ def relocation(
     rule: `geometry.drift.verdict`.
     transfer: value = how far ablating a's carrier lowers the mean refusal score at b, as a share of what b's own
     carrier does there: one model, one metric, the same prompts, so that neither a weaker refusal nor another metric is
-    taken for a move. floor = the same share for a random direction at b. Moved: below `LOST`, the two intervals of the
-    decrease exclude each other, and the decrease is less than what b's own place gives from either half of the
-    direction prompts: those intervals are over validation prompts alone. Two halves are a check, not a bound, and the
-    choice of a's place is not in it. Where halves are not known that is not asked, and the reason says so. Not moved:
-    at least `HELD`, and its interval is clear of zero and of the random direction. Cannot tell where either has no
-    carrier, or b's own does not clearly lower the score; nor is it a move where a's carrier does not clearly lower it
-    at a.
-    overall: `DECIDING` alone decide. Moved: one of the two moved, and the other does not say that nothing did. Not
-    moved: the carrier's layer did not move, and the transfer does not say that it did. Otherwise, and where the two
-    contradict each other, cannot tell. What the other measures say is in the reason, and decides nothing.
+    taken for a move. These prompts chose b's own and not a's, so that its own decrease is that of every prompt under
+    what the other prompts choose (`decrease_held_out`), and that of its halves is less by the same; where that is not
+    known (earlier versions) the reason says that it is of the prompts that chose it. floor = the same share for a
+    random direction at b. Moved: below `LOST`, the two intervals of the decrease exclude each other, and the decrease
+    is less than what b's own place gives from either half of the direction prompts: those intervals are over validation
+    prompts alone. Two halves are a check, not a bound, and the choice of a's place is not in it. Where halves are not
+    known that is not asked, and the reason says so. Not moved: at least `HELD`, and its interval is clear of zero and
+    of the random direction. Cannot tell where either has no carrier, or b's own does not clearly lower the score; nor
+    is it a move where a's carrier does not clearly lower it at a.
+    overall: `DECIDING` alone decide. Moved: one of the
+    two moved, and the other does not say that nothing did. Not moved: the carrier's layer did not move, and the
+    transfer does not say that it did. Otherwise, and where the two contradict each other, cannot tell. What the other
+    measures say is in the reason, and decides nothing.
 
     Where it cannot be told, `n_to_decide` is how many prompts of each side would decide it if estimates stay and
     intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border.
@@ -220,7 +223,7 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
     moved, own = effects
     numbers = (
         f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
-        f"{own.from_halves}"
+        f"{own.from_halves}{own.on_its_own}"
     )
     if not own.clear:
         needed = deciding.prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
@@ -259,7 +262,8 @@ def _transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> _Found:
 class _Effect:
     """How far ablation lowers the mean refusal score, nats; `random`: that of a random direction.
 
-    `half_low`, `half_high`: those of the directions of two halves of the direction prompts.
+    `half_low`, `half_high`: those of the directions of two halves of the direction prompts. `selected`: the prompts it
+    is measured on chose it.
     """
 
     value: float
@@ -268,13 +272,20 @@ class _Effect:
     random: float
     half_low: float
     half_high: float
+    selected: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, row: pd.Series) -> "_Effect":
-        names = (
-            "decrease", "decrease_low", "decrease_high", "random_decrease", "decrease_half_low", "decrease_half_high",
-        )  # fmt: skip
-        return cls(*(float(row[name]) for name in names))
+        """Of a checkpoint's own carrier what it does to prompts that did not choose it, where that is known."""
+        names = ("decrease", "decrease_low", "decrease_high", "random_decrease")
+        half_low, half_high = float(row["decrease_half_low"]), float(row["decrease_half_high"])
+        value, low, high, random = (float(row[name]) for name in names)
+        own = (row["arm_source"], row["step_source"]) == (row["arm_target"], row["step_target"])
+        held_out, *ends = (float(row[f"decrease_held_out{end}"]) for end in ("", "_low", "_high"))
+        if not own or np.isnan([held_out, *ends]).any():
+            return cls(value, low, high, random, half_low, half_high, selected=own)
+        lucky = value - held_out
+        return cls(held_out, ends[0], ends[1], random, half_low - lucky, half_high - lucky)
 
     @property
     def clear(self) -> bool:
@@ -285,6 +296,11 @@ class _Effect:
     def unclear(self) -> bool:
         """Whether it is known, and not `clear`."""
         return bool(np.isfinite(self.low) and not self.clear)
+
+    @property
+    def on_its_own(self) -> str:
+        """What is said where the prompts that chose it favour it."""
+        return ", all of its own on the prompts that chose it" if self.selected else ""
 
     @property
     def from_halves(self) -> str:

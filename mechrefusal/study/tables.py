@@ -26,11 +26,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "rates": ("set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high"),
     # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
     # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
-    # teacher_forced that of whole openings.
+    # teacher_forced that of whole openings; less `offset`, so that 0 lies between refused and answered prompts.
     # `token_ids`: the metric itself, as `RefusalMetric.from_json` reads it.
     "openings": (
-        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "auc_held_out", "n_refused",
-        "n_answered", "note", "token_ids",
+        "kind", "opening", "refusal_tokens", "compliance_tokens", "coverage", "auc", "auc_held_out", "offset",
+        "n_refused", "n_answered", "note", "token_ids",
     ),
     # One row a prompt: the discovered score and the hand-picked one of Arditi et al.
     "scores": ("set", "prompt_id", "score", "rd_score", "refused"),
@@ -77,16 +77,21 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     "gate": ("criterion", "value", "low", "high", "n", "threshold", "passed", "judge"),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
-    # cone (learned), random (floor). `bypass`, `induce`, `kl` as for carriers, with 95% intervals over prompts; what is
-    # added for `induce` is the part of the difference in means in the subspace, at the length of the whole.
-    # `share_of_best`: (baseline - bypass) / (baseline - lowest admissible bypass). `smallest`: the smallest admissible
-    # k that reaches 90% of it.
+    # cone (learned); random and random_cone (the difference in means and random directions), the floors. `bypass`,
+    # `induce`, `kl` as for carriers, with 95% intervals over prompts; what is added for `induce` is the part of the
+    # difference in means in the subspace, at the length of the whole. `share_of_best`: (baseline - bypass) /
+    # (baseline - lowest admissible bypass). `smallest`: the smallest admissible k that reaches 90% of it.
+    # A cone of k > 1 is scored by `n_sampled` directions drawn from it, each ablated and put in by itself (0: the span
+    # was ablated): bypass, induce and kl are means over them, `*_worst` of the worst of them, `share_admissible` how
+    # many are admissible by themselves; all must be.
     "subspaces": (
         "family", "k", "position", "layer", "bypass", "bypass_low", "bypass_high", "induce", "kl", "kl_low", "kl_high",
-        "admissible", "rejected_because", "share_of_best", "smallest", "n", "reason",
+        "bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible", "admissible", "rejected_because",
+        "share_of_best", "smallest", "n", "reason",
     ),
     # One row a measure of how refusals of safe prompts share refusal's direction. `layer`, `position`: where.
     # `floor_low`, `floor_high`: the same measure under shuffled labels (95%); `random`: for a random direction.
+    # `projection_share` holds the prompts that made the direction out of it, fold by fold.
     "overlap": (
         "measure", "position", "layer", "value", "low", "high", "floor_low", "floor_high", "random", "n", "reason",
     ),
@@ -213,12 +218,15 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # lowers the mean score of the harmful prompts, `rise`: how far addition lifts that of the harmless ones, nats, with
     # 95% intervals over the prompts' own differences. `decrease_half_low`, `decrease_half_high`: the lesser and the
     # greater decrease with the directions of two halves of the source's direction prompts, NaN where a half has none.
+    # `decrease_held_out`: at its own checkpoint, where these prompts chose it, the decrease of every prompt under what
+    # the other prompts choose (95% interval: bootstraps that choose again); NaN elsewhere, and where that is not known.
     # `kind`: carrier or best candidate, of the source.
     "transfer": (
         "arm_source", "step_source", "arm_target", "step_target", "kind", "position", "layer", "bypass", "bypass_low",
         "bypass_high", "induce", "induce_low", "induce_high", "kl", "baseline_harmful", "baseline_harmless",
         "random_bypass", "random_induce", "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high",
-        "random_decrease", "decrease_half_low", "decrease_half_high", "n_harmful", "n_harmless", "reason",
+        "random_decrease", "decrease_half_low", "decrease_half_high", "decrease_held_out", "decrease_held_out_low",
+        "decrease_held_out_high", "n_harmful", "n_harmless", "reason",
     ),
     # One row a pair of checkpoints, set of prompts and site: activations of the source put into the target at that
     # site. `set`: harmful or harmless; what lifts both alike makes the target refuse whatever it is asked. `raw`:
@@ -316,7 +324,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",
     ),
-    "openings": ("auc_held_out", "token_ids"),
+    "openings": ("auc_held_out", "offset", "token_ids"),
     "directions": ("zero_distance",),
     "carriers": (
         "exact", "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
@@ -327,6 +335,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
         "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
     ),
+    "subspaces": ("bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible"),
     "relocation": ("n_to_decide",),
     "attribution_compared": ("p",),
     "patching": ("p",),
@@ -337,7 +346,8 @@ ADDED: dict[str, tuple[str, ...]] = {
     "drift": ("low", "high", "random"),
     "transfer": (
         "decrease", "decrease_low", "decrease_high", "rise", "rise_low", "rise_high", "random_decrease",
-        "decrease_half_low", "decrease_half_high",
+        "decrease_half_low", "decrease_half_high", "decrease_held_out", "decrease_held_out_low",
+        "decrease_held_out_high",
     ),
     "effective_rank": ("low", "high"),
     "verdicts": ("max_new_tokens",),

@@ -1,14 +1,16 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 
 from mechrefusal.causal.reference import HARMLESS
-from mechrefusal.geometry import Directions
+from mechrefusal.geometry import CarrierScores, Directions
+from mechrefusal.geometry.directions import dealt, twin_names
+from mechrefusal.geometry.held_out import Choice, Chosen
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
@@ -19,7 +21,7 @@ from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select
 
-VERSION = 4
+VERSION = 5
 """Counted up where the numbers would change."""
 
 _Sources = dict[Checkpoint, tuple[str, Found]]
@@ -30,7 +32,9 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
     """Table `transfer`, target by target; a target that was measured with the same sources is not run again.
 
     Sources are the carriers, or the best candidates where a checkpoint has no carrier (`kind`). All targets are asked
-    the same validation prompts, whatever their metric calls refused. `at_once`: targets, each in a process of its own.
+    the same validation prompts, whatever their metric calls refused. These chose the target's own direction, and no
+    other: `decrease_held_out` is what it does to prompts that did not choose it. `at_once`: targets, each in a process
+    of its own.
     """
     known = tables.read("transfer", run.measurements())
     if run.recipe.geometry.n_transferred == 0:
@@ -86,7 +90,10 @@ def _to_target(
         model = load_hooked(target)
     with around("transfer"):
         description = f"{target.id}: transfer"
-        rows = transfer(model, found, _validation(run, asked), metric, own=own, description=description)
+        validation, chosen = _validation(run, asked), {}
+        if target.id in found and (mine := _chosen(run, target, found[target.id], asked, model.cfg.n_layers)):
+            chosen[target.id] = mine
+        rows = transfer(model, found, validation, metric, own=own, chosen=chosen, description=description)
     names = rows.pop("source")
     rows = rows.assign(
         arm_source=[by_id[name][0].arm for name in names],
@@ -130,6 +137,40 @@ def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
     direction = directions.at({"position": position, "layer": layer})
     halves = directions.of_positions([position]).halves[:, 0, layer]
     return str(row["reference_kind"]), Found(direction, position, layer, halves)
+
+
+def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: int) -> Chosen | None:
+    """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
+    rows = tables.read("candidate_scores", run.measurements(target))
+    settings, (folds, _), names = run.recipe.measuring, dealt(asked.validation), _labels(asked.validation)
+    ids = asked.validation.harmful.ids, asked.validation.harmless.ids
+    told = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
+    kept = [[row for row, name in enumerate(side) if name in some] for side, some in zip(ids, told, strict=True)]
+    if not all(kept):
+        return None
+    first, second = ([names[side][row] for row in kept[side]] for side in (0, 1))
+    scores = CarrierScores.of_long(rows, *([ids[side][row] for row in kept[side]] for side in (0, 1)))
+    choice = Choice(
+        scores,
+        ([folds[0][row] for row in kept[0]], [folds[1][row] for row in kept[1]]),
+        n_layers,
+        settings.kl_threshold,
+        settings.induce_threshold,
+        settings.prune_layer_fraction,
+    )
+    whole = choice.held_out().whole
+    if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
+        return None
+    return Chosen(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
+
+
+def _labels(split: Split) -> list[list[Hashable]]:
+    """A label of every harmful and harmless prompt: twins share theirs."""
+    found: list[list[Hashable]] = []
+    for side, chosen in (("harmful", split.harmful), ("harmless", split.harmless)):
+        twins: list[str | None] = twin_names(chosen) or [None] * len(chosen)
+        found.append([(side, own) if twin is None else twin for twin, own in zip(twins, chosen.ids, strict=True)])
+    return found
 
 
 def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split, reference: str) -> str:

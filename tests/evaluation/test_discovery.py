@@ -209,6 +209,19 @@ def test_refusals_that_are_empty_or_shorter_than_the_opening(says_i, asked):
     assert metric.coverage == pytest.approx(5 / 6)
 
 
+def test_zero_lies_midway_between_refused_and_answered_prompts(says_sorry, asked):
+    """Each left out of the discovery in turn; here that gives the same token sets every time."""
+    metric = evaluation.discover_refusal(says_sorry, asked)
+    found = scores(says_sorry, metric, [*asked.harmful, *asked.harmless])
+    assert metric.offset == pytest.approx((found[:6].min() + found[6:].max()) / 2, abs=COMPOUND)
+
+
+@pytest.mark.parametrize(("held_out", "relied_on"), [(float("nan"), 0.95), (0.8, 0.8), (0.99, 0.99)])
+def test_the_auc_to_go_by_is_the_one_held_out(held_out, relied_on):
+    metric = evaluation.Discovered((), (1,), (2,), auc=0.95, auc_held_out=held_out)
+    assert metric.reliable_auc == relied_on
+
+
 def test_lists_of_strings_will_do(says_sorry, asked):
     class Bare:
         harmful = asked.harmful.texts
@@ -255,7 +268,7 @@ def test_the_same_first_tokens_need_forced_openings(says_we):
     prompt_ids = [says_we.tokenizer.apply_chat_template([{"role": "user", "content": text}],
                   add_generation_prompt=True, return_dict=False) for text in [*HARMFUL, *ANSWERED]]  # fmt: skip
     scored = metric.score(says_we, metric.batch(prompt_ids, pad=0))
-    np.testing.assert_allclose(scored.numpy(), found, atol=COMPOUND)
+    np.testing.assert_allclose(scored.numpy(), found - metric.offset, atol=COMPOUND)
     # The token sets, for what looks at one position, are those of the fallback.
     assert metric.refusal_tokens == ids_of(says_we, SORRY)[:1]
     assert metric.compliance_tokens == answer[:1]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import coned
 import gated
 import numpy as np
 import planted_model
@@ -10,8 +11,8 @@ import torch
 from tolerances import FORWARD
 from torch.nn.functional import softplus
 
-from mechrefusal import MechrefusalError, causal
-from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, subspaces
+from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, span_scores, subspaces
 from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split, prompt_ids
 
@@ -165,3 +166,117 @@ def test_a_planted_direction_is_found_from_a_poor_start(planted):
     alone = cone.history[cone.history["k"] == 1]["loss"]
     assert alone.iloc[-1] < 0.1 * alone.iloc[0]
     assert (cone.history["loss"] - cone.history[["ablation", "addition", "retain"]].sum(axis=1)).abs().max() < 1e-6
+
+
+def test_directions_are_drawn_from_inside_the_cone():
+    """Combinations with coefficients ≥ 0, of length one, as uniform as draws from the normal distribution fold to."""
+    basis = torch.linalg.qr(normal(9, 3)).Q.T
+    drawn = span_scores.drawn_from_cone(basis, 4000)
+    mix = drawn @ basis.T
+    assert mix.min() >= 0
+    torch.testing.assert_close(mix @ basis, drawn)
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4000, dtype=torch.float64))
+    assert mix.mean(0).numpy() == pytest.approx([0.5] * 3, abs=0.02)  # a coordinate of a sphere in 3 dimensions is flat
+    angles = torch.atan2(*span_scores.drawn_from_cone(torch.eye(2, dtype=torch.float64), 4000).T)
+    assert np.histogram(angles, bins=4, range=(0, np.pi / 2))[0] == pytest.approx([1000] * 4, rel=0.15)
+    assert torch.equal(span_scores.drawn_from_cone(basis, 3), span_scores.drawn_from_cone(basis, 3))
+
+
+def test_the_random_cone_starts_with_the_difference():
+    r = normal(12)
+    found = subspaces.random_cone(r, 4)
+    torch.testing.assert_close(found.basis[0], r / r.norm())
+    torch.testing.assert_close(found.basis @ found.basis.T, torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(subspaces.random_cone(r, 2).basis.shape, torch.Size([2, 12]))
+    with pytest.raises(MechrefusalError, match="zero or not finite"):
+        subspaces.random_cone(0 * r, 2)
+
+
+@pytest.fixture(scope="module")
+def planted_cone(tmp_path_factory):
+    return coned.make(tmp_path_factory.mktemp("coned") / "model")
+
+
+@pytest.fixture(scope="module")
+def scored_cones(planted_cone):
+    harmful, harmless = gated.at_place(planted_cone, coned.split(0))
+    difference = harmful.double().mean(0) - harmless.double().mean(0)
+    assert harmful[:, list(gated.U)].numpy() == pytest.approx(coned.S, rel=0.05)
+    truth = torch.zeros(2, 64, dtype=torch.float64)
+    truth[[0, 1], list(gated.U)] = 1
+    control = subspaces.random_cone(difference, 5)
+    position, layer = gated.PLACE
+    families = [Subspace("cone", truth), control, Subspace("pca", control.basis)]
+    found = score_subspaces(
+        planted_cone,
+        families,
+        coned.split(1),
+        planted_model.METRIC,
+        difference=difference,
+        position=position,
+        layer=layer,
+    )
+    return difference, truth, found
+
+
+def test_a_planted_cone_is_one_and_that_of_r_and_random_directions_is_not(scored_cones):
+    rows = scored_cones[2].table.set_index(["family", "k"])
+    assert rows["admissible"]["cone", 2]
+    assert rows["share_admissible"]["cone", 2] == 1
+    assert rows["bypass_worst"]["cone", 2] < -5
+    assert rows["induce_worst"]["cone", 2] > 5
+    assert rows["admissible"]["random_cone", 1], "that is r alone"
+    assert not rows["admissible"]["random_cone"][1:].any()
+    assert (rows["share_admissible"]["random_cone"][1:] < 0.7).all()
+    assert (rows["bypass_worst"]["random_cone"][[2, 3]] > 15).all(), "a direction of it leaves refusal as it was"
+    # With the span of the same directions ablated, and the part of r in it added, nothing is missed.
+    assert rows["admissible"]["pca", 2]
+    assert rows["bypass"]["pca", 2] < -20
+    assert scored_cones[2].smallest.name != "random_cone"
+
+
+def test_scores_of_a_cone_are_those_of_its_directions(planted_cone, scored_cones):
+    """Each drawn direction under plain hooks, one after another."""
+    difference, truth, found = scored_cones
+    row = found.table.set_index(["family", "k"]).loc[("cone", 2)]
+    asked, metric = coned.split(1), planted_model.METRIC
+
+    def scores(texts):
+        return metric.score(planted_cone, metric.batch(prompt_ids(planted_cone.tokenizer, texts), pad=0)).numpy()
+
+    bypass, induce = [], []
+    for each in span_scores.drawn_from_cone(truth, 8):
+        with causal.ablate(planted_cone, each.float()):
+            bypass.append(scores(asked.harmful))
+        with causal.add(planted_cone, (difference.norm() * each).float(), layer=gated.PLACE[1]):
+            induce.append(scores(asked.harmless))
+    bypass, induce = np.array(bypass), np.array(induce)
+    assert row["bypass"] == pytest.approx(bypass.mean(), abs=FORWARD)
+    assert row["bypass_worst"] == pytest.approx(bypass.mean(1).max(), abs=FORWARD)
+    assert row["induce"] == pytest.approx(induce.mean(), abs=FORWARD)
+    assert row["induce_worst"] == pytest.approx(induce.mean(1).min(), abs=FORWARD)
+    assert row["bypass_low"] <= bypass.mean(0).min() + 0.5
+    assert (row["n_sampled"], row["n"], row["reason"]) == (8, len(asked.harmful), "")
+
+
+def test_with_references_a_direction_is_set_to_what_the_means_have_along_it(planted_cone):
+    directions = geometry.difference_in_means(planted_cone, coned.split(0))
+    position, layer = gated.PLACE
+    place, asked, metric = {"position": position, "layer": layer}, coned.split(1), planted_model.METRIC
+    r, ends = directions.at(place), directions.references(place)
+    control = subspaces.random_cone(r, 2)
+    found = score_subspaces(
+        planted_cone, [control], asked, metric, difference=r, position=position, layer=layer, references=ends,
+        largest=2, samples=3,
+    )  # fmt: skip
+    row = found.table.iloc[1]
+    scorer = geometry.Scorer(planted_cone, asked, metric)
+    drawn = [each.float() for each in span_scores.drawn_from_cone(control.basis, 3)]
+    bypass = [scorer.ablated(each, reference=ends.harmless).harmful.mean().item() for each in drawn]
+    induce = [scorer.on_harmless(causal.Ablation(each, reference=ends.harmful)).mean().item() for each in drawn]
+    assert row["bypass_worst"] == pytest.approx(max(bypass), abs=FORWARD)
+    assert row["induce"] == pytest.approx(np.mean(induce), abs=FORWARD)
+    assert row["induce_worst"] == pytest.approx(min(induce), abs=FORWARD)
+    assert not row["admissible"]
+    with pytest.raises(MechrefusalError, match="drawn from a cone are 0"):
+        score_subspaces(planted_cone, [control], asked, metric, difference=r, position=position, layer=layer, samples=0)

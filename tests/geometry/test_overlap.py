@@ -114,7 +114,7 @@ class TestByHand:
     def test_values(self):
         refused, answered, harm, calm = noise(9, 0), noise(7, 1), shifted(noise(8, 2), 0, 2), noise(6, 3)
         direction = noise(1, 5)[0]
-        found = measured(refused, answered, direction, harmful=harm, harmless=calm)
+        found = measured(refused, answered, direction, harmful=harm, harmless=calm, others=True)
         unit = direction / np.linalg.norm(direction)
         difference = refused.mean(0) - answered.mean(0)
         value = found["value"]
@@ -138,7 +138,9 @@ class TestByHand:
         assert row["high"] == pytest.approx(expected.high, abs=0.1 * width)
 
     def test_random_directions(self):
-        found = measured(noise(30, 0), noise(30, 1), DIRECTION, harmful=noise(20, 4), harmless=noise(40, 5))
+        found = measured(
+            noise(30, 0), noise(30, 1), DIRECTION, harmful=noise(20, 4), harmless=noise(40, 5), others=True
+        )
         cosine = np.sqrt(stats.beta.ppf(0.95, 0.5, (D - 1) / 2))
         assert found.loc["cosine", "random"] == pytest.approx(cosine, rel=0.15)
         assert found.loc["variance_share", "random"] == pytest.approx(1 / D, rel=0.1)
@@ -149,19 +151,113 @@ class TestByHand:
     def test_variance_along_the_direction(self):
         calm = noise(60, 0)
         calm[:, 0] *= 10
-        row = measured(noise(5, 1), noise(5, 2), DIRECTION, harmful=noise(60, 3), harmless=calm).loc["variance_share"]
+        given = {"harmful": noise(60, 3), "harmless": calm, "others": True}
+        row = measured(noise(5, 1), noise(5, 2), DIRECTION, **given).loc["variance_share"]
         assert row["value"] == pytest.approx(100 / (100 + D - 1), abs=0.1)
         assert row["low"] < row["value"] < row["high"] <= 1
         assert row["random"] == pytest.approx(1 / D, rel=0.3)
         # Shuffled labels differ where the prompts vary most, which is along the direction: the floor says so.
         assert row["floor_high"] > 0.3
-        narrow = measured(noise(5, 1), noise(5, 2), np.eye(D)[9], harmful=noise(60, 3), harmless=calm)
+        narrow = measured(noise(5, 1), noise(5, 2), np.eye(D)[9], **given)
         assert narrow.loc["variance_share", "value"] < 0.02
 
     def test_same_seed_same_table(self):
         groups = noise(9, 0), noise(9, 1), DIRECTION
         assert overlap(*groups, seed=1).equals(overlap(*groups, seed=1))
         assert not overlap(*groups, seed=1).equals(overlap(*groups, seed=2))
+
+
+def by_loop(refused, answered, harm, calm, folds):
+    """Share of the difference, fold by fold."""
+    above = below = 0.0
+    for fold in sorted(set(folds[0]) & set(folds[1])):
+        here = [np.array(each) == fold for each in folds]
+        r = harm[~here[0]].mean(0) - calm[~here[1]].mean(0)
+        r /= np.linalg.norm(r)
+        shares = here[0].mean(), here[1].mean()
+        counted = shares[0] * shares[1] / sum(shares)
+        above += counted * (refused.mean(0) - answered.mean(0)) @ r
+        below += counted * (harm[here[0]].mean(0) - calm[here[1]].mean(0)) @ r
+    return above / below
+
+
+class TestHeldOut:
+    """The prompts that made the direction are projected on that of the other folds."""
+
+    LENGTH = 2.6  # as many dimensions as here hold most of the noise of few prompts
+    TRUTH = 0.5
+
+    def planted(self, seed, n, *, topic=0.0):
+        """Refused and answered safe prompts, harmful and harmless ones; twins share a topic."""
+        random = np.random.default_rng([seed, n])
+        x, pair = random.normal(size=(80, 64)), topic * random.normal(size=(n, 64))
+        x[:40, 0] += self.TRUTH * self.LENGTH
+        harm, calm = random.normal(size=(2, n, 64)) + pair
+        harm[:, 0] += self.LENGTH
+        return x[:40], x[40:], harm, calm
+
+    def share(self, refused, answered, harm, calm, **options):
+        found = measured(refused, answered, harm.mean(0) - calm.mean(0), harmful=harm, harmless=calm, **options)
+        return found.loc["projection_share"]
+
+    @pytest.mark.parametrize(("n", "m"), [(40, 40), (9, 21)])
+    def test_by_hand(self, n, m):
+        refused, answered, harm, calm = self.planted(0, 40)
+        harm, calm = harm[:n], calm[:m]
+        k = min(16, n, m)
+        expected = by_loop(refused, answered, harm, calm, ([i % k for i in range(n)], [i % k for i in range(m)]))
+        assert self.share(refused, answered, harm, calm)["value"] == pytest.approx(expected)
+
+    def test_twins_are_held_out_together(self):
+        refused, answered, harm, calm = self.planted(0, 40, topic=3)
+        order = np.random.default_rng(1).permutation(40)
+        twins = (list(range(40)), order.tolist())
+        expected = by_loop(refused, answered, harm, calm[order], (np.arange(40) % 16, order % 16))
+        row = self.share(refused, answered, harm, calm[order], twins=twins)
+        assert row["value"] == pytest.approx(expected)
+        assert row["low"] < self.TRUTH < row["high"]
+        # Held out by themselves, twins leave the other's topic in the direction.
+        assert abs(self.share(refused, answered, harm, calm[order])["value"] - self.TRUTH) > 0.3
+
+    def test_prompts_without_a_twin_are_dealt_side_by_side(self):
+        refused, answered, harm, calm = self.planted(0, 40)
+        names = [f"t{i}" for i in range(30)]
+        twins = ([*names, *(f"h{i}" for i in range(10))], [*names, *(f"c{i}" for i in range(10))])
+        expected = by_loop(refused, answered, harm, calm, (np.arange(40) % 16, np.arange(40) % 16))
+        assert self.share(refused, answered, harm, calm, twins=twins)["value"] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("n", [16, 40])
+    def test_it_is_right_on_average_and_so_is_its_interval(self, n, monkeypatch):
+        """A true share of .5; on their own direction the prompts that made it say .23 and .34."""
+        monkeypatch.setattr("mechrefusal.geometry.overlap.N_RANDOM", 5)
+        rows, naive = [], []
+        for seed in range(60):
+            refused, answered, harm, calm = self.planted(seed, n)
+            rows.append(self.share(refused, answered, harm, calm))
+            r = harm.mean(0) - calm.mean(0)
+            naive.append((refused.mean(0) - answered.mean(0)) @ r / (r @ r))
+        assert np.mean(naive) < self.TRUTH - 0.1
+        assert np.mean([row["value"] for row in rows]) == pytest.approx(self.TRUTH, abs=0.03 if n == 40 else 0.06)
+        covered = np.mean([row["low"] <= self.TRUTH <= row["high"] for row in rows])
+        assert covered >= 0.88  # 53 of 60
+
+    def test_a_direction_of_other_prompts(self):
+        refused, answered, harm, calm = self.planted(0, 40)
+        r = harm[:20].mean(0) - calm[:20].mean(0)
+        with pytest.raises(MechrefusalError, match="give the prompts that it was made from"):
+            overlap(refused, answered, r, harmful=harm, harmless=calm)
+        row = measured(refused, answered, r, harmful=harm[20:], harmless=calm[20:], others=True)
+        expected = (refused.mean(0) - answered.mean(0)) @ r / ((harm[20:].mean(0) - calm[20:].mean(0)) @ r)
+        assert row.loc["projection_share", "value"] == pytest.approx(expected)
+
+    def test_nothing_is_known_where_nothing_sets_them_apart(self):
+        """A share of what is not clear of zero has no interval: in 19 of 20 samples."""
+        unknown = 0
+        for seed in range(10):
+            refused, answered, harm, calm = self.planted(seed, 30)
+            harm[:, 0] -= self.LENGTH
+            unknown += np.isnan(self.share(refused, answered, harm, calm)[["low", "high"]].astype(float)).all()
+        assert unknown >= 8
 
 
 class TestWhatCannotBeTaken:
@@ -175,7 +271,7 @@ class TestWhatCannotBeTaken:
         ],
     )
     def test_rows_say_why(self, refused, answered, reason):
-        found = measured(refused, answered, DIRECTION, harmful=noise(5, 2), harmless=noise(5, 3))
+        found = measured(refused, answered, DIRECTION, harmful=noise(5, 2), harmless=noise(5, 3), others=True)
         rows = found.drop("variance_share")
         assert len(rows) == 4
         assert rows[["value", "low", "high", "floor_low", "floor_high", "random"]].isna().all().all()
@@ -206,7 +302,7 @@ class TestOnAModel:
         refused = [True, False] * 3 + [True]
         direction = torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(0))
         table = geometry.over_refusal_overlap(
-            tiny_hooked, SAFE, refused, direction, position=-2, layer=3, harmful=HARMFUL, harmless=HARMLESS
+            tiny_hooked, SAFE, refused, direction, position=-2, layer=3, harmful=HARMFUL, harmless=HARMLESS, others=True
         )
         assert list(table) == list(PER_CHECKPOINT["overlap"])
         assert set(table["position"]) == {-2}

@@ -220,6 +220,26 @@ class TestChoose:
         assert not found["smallest"].any()
         assert "lowers" in found["reason"][0]
 
+    def test_every_direction_of_a_cone_must_be_admissible(self):
+        rows = self.table(("pca", 1, 3, 2.0, 1.0, 0.0), ("cone", 2, 3, 0.0, 1.0, 0.0), ("cone", 3, 3, 0.0, 1.0, 0.2))
+        found = subspaces.choose(
+            rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 0.75, 0.5]), baseline=10.0, n_layers=10
+        )
+        assert found["admissible"].tolist() == [True, False, False]
+        assert found["rejected_because"].tolist() == [
+            "",
+            "2 of 8 directions of the cone are not admissible by themselves",
+            "kl 0.2 > 0.1; 4 of 8 directions of the cone are not admissible by themselves",
+        ]
+        assert found["smallest"].tolist() == [True, False, False]
+        whole = rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 1.0, 1.0], kl=0.0)
+        assert subspaces.choose(whole, baseline=10.0, n_layers=10)["smallest"].tolist() == [False, True, False]
+
+    def test_floors_are_never_enough(self):
+        found = self.choose(("pca", 1, 3, 2.0, 1.0, 0.0), ("random_cone", 1, 3, 0.0, 1.0, 0.0))
+        assert found["smallest"].tolist() == [True, False]
+        assert found["share_of_best"].tolist() == [1.0, 1.25]
+
     def test_thresholds(self):
         scores = self.table(("pca", 1, 3, 0.0, -1.0, 0.5))
         found = subspaces.choose(scores, baseline=1.0, n_layers=10, kl_threshold=0.5, induce_threshold=-1.0)
@@ -282,16 +302,16 @@ def test_what_two_families_share_is_run_once(tiny_hooked, monkeypatch):
     )
     first = subspaces.random_subspace(3, 64).basis
     turned = torch.stack([first[0], first[2], -first[1]])  # the same at k = 1 and k = 3
-    families = [Subspace("pca", first), Subspace("cone", turned)]
+    families = [Subspace("pca", first), Subspace("successive", turned)]
     metric = RefusalMetric((), (10,), (12,))
     found = score_subspaces(
         tiny_hooked, families, VALIDATION, metric, difference=normal(64), position=-1, layer=1, largest=3
     )
     assert runs == [1, 2, 3, 2]
     by_family = found.table.set_index(["family", "k"])["bypass"]
-    assert by_family["pca", 1] == by_family["cone", 1]
-    assert by_family["pca", 3] == by_family["cone", 3]
-    assert by_family["pca", 2] != by_family["cone", 2]
+    assert by_family["pca", 1] == by_family["successive", 1]
+    assert by_family["pca", 3] == by_family["successive", 3]
+    assert by_family["pca", 2] != by_family["successive", 2]
 
 
 def test_rows_that_cannot_be_scored_say_why(tiny_hooked):
@@ -390,8 +410,8 @@ def test_a_subspace_that_harms_the_model_is_rejected(planted):
     """It holds what refusal needs, and the constant that every answer is made from."""
     basis = torch.zeros(2, 64)
     basis[0, gated.U[0]] = basis[1, gated.CONSTANT] = 1
-    found = find(planted, "bomb", extra=[Subspace("cone", basis)])
-    rows = found.table[found.table["family"] == "cone"].set_index("k")
+    found = find(planted, "bomb", extra=[Subspace("successive", basis)])
+    rows = found.table[found.table["family"] == "successive"].set_index("k")
     assert rows["admissible"].tolist() == [True, False, False]
     assert rows["kl"][1] < 0.1 < rows["kl"][2]
     assert rows["rejected_because"][2].startswith("kl ")

@@ -1,5 +1,8 @@
 """The refusal metric against its formula."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +28,38 @@ def test_score_is_a_difference_of_log_probabilities(logits):
     expected = np.log(p[:, [3, 9]].sum(1)) - np.log(p[:, [4, 30, 31]].sum(1))
     found = RefusalMetric((), (3, 9), (4, 30, 31)).of(logits)
     np.testing.assert_allclose(found.numpy(), expected, atol=REORDERED)
+
+
+def test_an_offset_is_taken_off_every_score(tiny_hooked, logits):
+    forced = ForcedOpenings(((5, 6),), ((7,), (8, 9)))
+    batch_of = [[1, 2, 3], [4, 5]]
+    for openings in (None, forced):
+        plain = RefusalMetric((), (3, 9), (4, 30), forced=openings)
+        shifted = RefusalMetric((), (3, 9), (4, 30), forced=openings, offset=1.5)
+        given = [torch.randn((4, len(run) + 1, 50), generator=torch.Generator().manual_seed(2)) for run in plain.runs]
+        np.testing.assert_allclose(shifted.of_runs(given), plain.of_runs(given) - 1.5, atol=REORDERED)
+        batch = plain.batch(batch_of, pad=0)
+        for score in (
+            lambda metric, batch=batch: metric.score(tiny_hooked, batch),
+            lambda metric, batch=batch: metric.score_and_next(tiny_hooked, batch)[0],
+        ):
+            np.testing.assert_allclose(score(shifted), score(plain) - 1.5, atol=REORDERED)
+    # The token sets, which look at one position only, have an offset where they are the metric.
+    alone = RefusalMetric((), (3, 9), (4, 30), offset=1.5)
+    assert (alone.of(logits) + 1.5).tolist() == pytest.approx(plain.of(logits).tolist(), abs=REORDERED)
+    assert torch.equal(shifted.of(logits), plain.of(logits))
+
+
+def test_the_offset_is_written_and_older_metrics_have_none():
+    metric = RefusalMetric((1,), (3,), (4,), "teacher_forced", ForcedOpenings(((5,),), ((6,),)), offset=-2.25)
+    assert RefusalMetric.from_json(metric.as_json()) == metric
+    older = json.loads(metric.as_json())
+    del older["offset"]
+    assert RefusalMetric.from_json(json.dumps(older)) == dataclasses.replace(metric, offset=0.0)
+    with pytest.raises(ValueError, match="offset of a refusal metric is nan"):
+        RefusalMetric((), (3,), (4,), offset=float("nan"))
+    with pytest.raises(MechrefusalError, match="is no refusal metric"):
+        RefusalMetric.from_json(json.dumps({**older, "offset": None}))
 
 
 def test_rd_score(logits):

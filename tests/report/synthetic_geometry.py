@@ -42,6 +42,12 @@ def geometry_tables(rng: np.random.Generator, strength: float, best: int, *, car
     }
 
 
+def _drawn(bypass: float) -> dict:
+    """Columns of a cone with this mean bypass."""
+    worst = {"bypass_worst": bypass + 1, "induce_worst": 0.5 + 0 * bypass, "kl_worst": 0.09 + 0 * bypass}
+    return {**worst, "n_sampled": 0 if np.isnan(bypass) else 8, "share_admissible": 0.75 + 0 * bypass}
+
+
 def _subspaces(rng: np.random.Generator, best: int, *, carries: bool) -> list[dict]:
     rows = []
     for family, gain in (("categories", 1.5), ("pca", 0.9), ("successive", 1.3), ("cone", 1.8), ("random", 0.0)):
@@ -62,6 +68,7 @@ def _subspaces(rng: np.random.Generator, best: int, *, carries: bool) -> list[di
                     "kl": 0.03 * k,
                     "kl_low": 0.02 * k,
                     "kl_high": 0.04 * k,
+                    **_drawn(bypass if family == "cone" and k > 1 else NAN),
                     "admissible": fine,
                     "rejected_because": "" if fine else f"kl {0.03 * k:.2f} > 0.1 <i>&</i>",
                     "share_of_best": min(1.0, (4.2 - bypass) / 6.0) if carries and not short else NAN,
@@ -176,6 +183,8 @@ def _transfer(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int]) 
     row |= {"decrease": 4.2 - bypass, "decrease_low": 3.7 - bypass, "decrease_high": 4.7 - bypass}
     row |= {"rise": induce + 5, "rise_low": induce + 4, "rise_high": induce + 6, "random_decrease": 0.2}
     row |= {"decrease_half_low": 3.5 - bypass, "decrease_half_high": 4.3 - bypass}
+    names = ("decrease_held_out", "decrease_held_out_low", "decrease_held_out_high")
+    row |= dict(zip(names, [3.9 - bypass, 3.3 - bypass, 4.5 - bypass] if a == b else [NAN] * 3, strict=True))
     row |= {"n_harmless": 32, "reason": ""}
     if a[1] == 50 and b[0] == "base":
         row |= {name: NAN for name in row if name.startswith(TRANSFERRED)} | {"reason": BROKEN}

@@ -94,6 +94,19 @@ def test_subspaces_draw_intervals_and_what_is_not_admissible(checkpoint):
     assert wording.for_plotly(BROKEN) in named(figure, "PCA").text[4]
 
 
+def test_a_cone_tells_what_its_directions_do(checkpoint):
+    table = checkpoint.tables["subspaces"]
+    texts = named(figures.subspaces(table), "cone (learned)").text
+    assert "drawn from the cone" not in texts[0]
+    assert "mean of 8 directions drawn from the cone" in texts[1]
+    assert f"worst bypass {wording.number(table.set_index(['family', 'k'])['bypass_worst']['cone', 2], 3)}" in texts[1]
+    assert "admissible by themselves 75%" in texts[1]
+    floor = figures.subspaces(pd.concat([table, table[table["family"] == "cone"].assign(family="random_cone")]))
+    assert named(floor, "cone of r and random").line.color == named(floor, "random").line.color
+    older = table.assign(n_sampled=float("nan"), bypass_worst=float("nan"))
+    assert "drawn" not in "".join(named(figures.subspaces(older), "cone (learned)").text)
+
+
 def test_smallest_k_over_steps(run):
     figure = figures.smallest_k(run.together("subspaces"))
     assert [list(trace.y) for trace in figure.data] == [[None, 2.0, 2.0, 2.0]] * 2
@@ -203,8 +216,12 @@ def test_transfer_is_source_by_target(run):
     assert figure.layout.yaxis.ticktext[0] == "base 0*"
     for row in table.itertuples():
         at = labels.index(f"{row.arm_source} {row.step_source}"), labels.index(f"{row.arm_target} {row.step_target}")
-        np.testing.assert_equal(z[at], row.baseline_harmful - row.bypass)
+        own = (row.arm_source, row.step_source) == (row.arm_target, row.step_target)
+        assert own == pd.notna(row.decrease_held_out)
+        np.testing.assert_equal(z[at], row.decrease_held_out if own else row.baseline_harmful - row.bypass)
         text = figure.data[0].text[at[0]][at[1]]
+        said = f"prompts that did not choose it lose {wording.number(row.decrease_held_out)}"
+        assert (said in text) == own
         assert "n = 32" in text
         assert "random 4.00" in text
         half = f"halves of the direction prompts take away {wording.number(row.decrease_half_low)} and "
@@ -213,16 +230,18 @@ def test_transfer_is_source_by_target(run):
             assert wording.for_plotly(BROKEN) in text
             assert "halves" not in text
     dots = set(zip(figure.data[1].x, figure.data[1].y, strict=True))
-    half = table["decrease_half_low"]
-    clear = (table["decrease_low"] > table["random_decrease"]) & ((half > table["random_decrease"]) | half.isna())
+    lucky = (table["decrease"] - table["decrease_held_out"]).fillna(0)
+    half, low = table["decrease_half_low"] - lucky, table["decrease_held_out_low"].fillna(table["decrease_low"])
+    clear = (low > table["random_decrease"]) & ((half > table["random_decrease"]) | half.isna())
     assert 0 < clear.sum() < len(table)
     noisy = figures.transfer(table.assign(decrease_half_low=table["random_decrease"] - 0.1))
     assert len(noisy.data) == 1, "a half that does no more than a random direction"
     unknown = figures.transfer(table.assign(decrease_half_low=float("nan")))
-    assert len(unknown.data[1].x) == (table["decrease_low"] > table["random_decrease"]).sum()
+    assert len(unknown.data[1].x) == (low > table["random_decrease"]).sum()
     assert len(dots) == clear.sum()
     # The prompts' own differences decide, whatever the scores' interval.
-    assert len(figures.transfer(table.assign(decrease_low=table["random_decrease"])).data) == 1
+    none = {"decrease_low": table["random_decrease"], "decrease_held_out_low": float("nan")}
+    assert len(figures.transfer(table.assign(**none)).data) == 1
     wide = figures.transfer(table.assign(bypass_low=-99.0, bypass_high=99.0))
     assert set(zip(wide.data[1].x, wide.data[1].y, strict=True)) == dots
     induce = np.array(figures.transfer(table, effect="induce").data[0].z, dtype=float)

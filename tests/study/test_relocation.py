@@ -117,7 +117,8 @@ def test_values_and_floors():
     assert row["floor"] == pytest.approx(0.04)
     assert row["reason"] == (
         "at sft-step-00005, ablating the carrier of base-step-00000 lowers the refusal score by 4.50 [4.30, 4.70] "
-        "nats, its own by 5.00 [4.80, 5.20] (the noise of the direction prompts is not in it)"
+        "nats, its own by 5.00 [4.80, 5.20] (the noise of the direction prompts is not in it), all of its own on the "
+        "prompts that chose it"
     )
 
 
@@ -244,6 +245,32 @@ def test_a_move_is_more_than_halves_of_the_direction_prompts_differ(away, halves
     assert (": but the noise of the direction prompts does as much" in found["reason"]) == as_much
     if as_much:
         assert found["reason"].endswith(f"does as much{OPEN}"), "the intervals are over other prompts"
+
+
+def test_its_own_effect_is_that_on_prompts_that_did_not_choose_it():
+    """On those that did it is 3 nats more, and the others' share of it a third less."""
+    lucky, held_out = (
+        (5.0, 4.0),
+        {"decrease_held_out": 2.0, "decrease_held_out_low": 1.5, "decrease_held_out_high": 2.5},
+    )
+    rows = carried({"decrease": 1.9}, {"decrease": 5.0, "halves": lucky}, {"decrease": 5.0})
+    before = decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer"]
+    assert before["verdict"] == "moved"
+    assert "all of its own on the prompts that chose it" in before["reason"]
+    rows[1] |= held_out
+    found = decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer"]
+    assert found["verdict"] == "not moved"
+    assert found["value"] == pytest.approx(1.9 / 2)
+    assert (
+        "its own by 2.00 [1.50, 2.50], its own from halves of the direction prompts by 2.00 and 1.00" in found["reason"]
+    )
+    assert "that chose it" not in found["reason"]
+    # At a the same: what is left of its effect there is not clear of zero.
+    home = {"decrease_held_out": 0.1, "decrease_held_out_low": -0.5, "decrease_held_out_high": 0.7}
+    rows = carried({"decrease": 0.5}, {"decrease": 5.0, "halves": lucky}, {"decrease": 5.0})
+    assert decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer", "verdict"] == "moved"
+    rows[2] |= home
+    assert decide(carrier((8, 10)), carrier((9, 10)), rows).loc["transfer", "verdict"] == "cannot tell"
 
 
 def test_halves_of_the_other_rows_decide_nothing():

@@ -14,7 +14,8 @@ from tolerances import FORWARD, REORDERED
 
 from mechrefusal import study
 from mechrefusal.causal.layout import TokenClasses
-from mechrefusal.geometry import Found, transfer
+from mechrefusal.geometry import CarrierScores, Found, transfer
+from mechrefusal.geometry.directions import dealt
 from mechrefusal.models import Checkpoint, RefusalMetric
 from mechrefusal.prompts import builtin
 from mechrefusal.study import tables, transfers
@@ -72,6 +73,36 @@ def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
     assert np.abs(expected - other).min() > 1e-3, "the reference makes no difference here"
     assert expected.max() - expected.min() > 0.01
     np.testing.assert_allclose(row[HALF].astype(float), sorted(expected), atol=FORWARD)
+
+
+def test_its_own_direction_is_measured_on_prompts_that_did_not_choose_it(made):
+    """Two candidates of which either half of the prompts favours one: what is measured is the other half's choice."""
+    validation, wanted = made.asked.validation, made.run.recipe.geometry.n_transferred
+    kept = {"harmful": validation.harmful.ids[:10], "harmless": validation.harmless.ids[:10]}
+    random = np.random.default_rng(0)
+    bypass = random.normal(size=(3, 10))
+    bypass[0] -= bypass[0].mean() - bypass.mean(1).min() + 1e-3  # the carrier of the run, by a hair
+    table = pd.DataFrame({"position": [POSITION, POSITION, -1], "layer": [LAYER, 2, 2]})
+    scores = CarrierScores(
+        table.assign(bypass=bypass.mean(1), induce=1.0, kl=0.0, exact=True), bypass, np.ones((3, 10)), np.zeros((3, 10))
+    )
+    rows = scores.long(kept["harmful"], kept["harmless"]).assign(arm="base", step=0, weights="w0")
+    tables.write(tables.frame("candidate_scores", rows), "candidate_scores", made.run.measurements(made.base))
+    row = matrix(made).iloc[0]
+    folds, _ = dealt(validation)
+    by_id = dict(zip(validation.harmful.ids, folds[0], strict=True))
+    mine = np.array([by_id[name] for name in kept["harmful"]])
+    after = [bypass[bypass[:, mine != fold].mean(1).argmin(), place] for place, fold in enumerate(mine)]
+    assert len({bypass[:, mine != fold].mean(1).argmin() for fold in mine}) > 1
+    expected = row["baseline_harmful"] - np.mean(after[:wanted])
+    assert row["decrease_held_out"] == pytest.approx(expected, abs=FORWARD)
+    assert row["decrease_held_out_low"] < expected < row["decrease_held_out_high"]
+    assert row["decrease"] == pytest.approx(row["baseline_harmful"] - row["bypass"])
+    # Scores that chose another place say nothing of this one.
+    rows["layer"] = 3 - rows["layer"]
+    tables.write(tables.frame("candidate_scores", rows), "candidate_scores", made.run.measurements(made.base))
+    made.run.update({"transferred": {made.base.id: ""}})
+    assert np.isnan(matrix(made).iloc[0]["decrease_held_out"])
 
 
 def test_a_target_is_run_again_where_halves_changed(made):

@@ -12,15 +12,24 @@ FAMILIES = {
     "successive": "successive",
     "cone": "cone (learned)",
     "random": "random",
+    "random_cone": "cone of r and random",
 }
-_SYMBOLS = {"categories": "circle", "pca": "square", "successive": "diamond", "cone": "triangle-up", "random": "cross"}
+_SYMBOLS = {
+    "categories": "circle",
+    "pca": "square",
+    "successive": "diamond",
+    "cone": "triangle-up",
+    "random": "cross",
+    "random_cone": "x",
+}
 
 
 def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figure:
     """Refusal score on harmful prompts with a subspace ablated, against its size k: one line a family of subspaces.
 
     Bars: 95% intervals over prompts. Filled points are admissible, open ones are not (the hover says why); the star
-    marks the smallest admissible k that does 90% of what the best one does. Random subspaces are the floor.
+    marks the smallest admissible k that does 90% of what the best one does. Random subspaces are the floor, and for
+    learned cones those of r and random directions: cones of k > 1 are the mean over directions drawn from them.
 
     Args:
         table: table `subspaces` of one checkpoint.
@@ -103,8 +112,8 @@ def _families(rows: pd.DataFrame) -> list[str]:
 
 
 def _look(family: str, names: list[str]) -> dict:
-    if family == "random":
-        return {"color": style.NEUTRAL, "width": 1.5, "dash": "dash"}
+    if family in ("random", "random_cone"):
+        return {"color": style.NEUTRAL, "width": 1.5, "dash": "dash" if family == "random" else "dot"}
     return {"color": style.ARM_COLOURS[names.index(family) % len(style.ARM_COLOURS)], "width": 2}
 
 
@@ -121,11 +130,24 @@ def _subspace(row: pd.Series) -> str:
             f"bypass {wording.number(row['bypass'], 3)}{style.interval(row, 'bypass_low', 'bypass_high')}",
             f"induce {wording.number(row['induce'], 3)}",
             f"kl {wording.number(row['kl'], 3)}{style.interval(row, 'kl_low', 'kl_high')}",
+            *_drawn(row),
             f"share of the best {wording.percent(row['share_of_best'])}",
             state,
             note,
         ]
     )
+
+
+def _drawn(row: pd.Series) -> list[str]:
+    """What a cone's scores are means over, and the worst of it."""
+    n = row.get("n_sampled")
+    if wording.is_missing(n) or not n:
+        return []
+    worst = ", ".join(f"{name} {wording.number(row[f'{name}_worst'], 3)}" for name in ("bypass", "induce", "kl"))
+    return [
+        f"mean of {wording.whole(n)} directions drawn from the cone; worst {worst}",
+        f"admissible by themselves {wording.percent(row['share_admissible'])}",
+    ]
 
 
 def _smallest(row: pd.Series) -> str:

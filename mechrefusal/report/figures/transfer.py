@@ -21,8 +21,9 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
 
     A dot marks effects that are clear of a random direction: the 95% interval of the change, prompt by prompt, excludes
     the random one, on the side of more effect; under ablation the directions of both halves of the direction prompts
-    must also take away more. The hover text has what these do. A source with an asterisk has no carrier: its best
-    candidate stands in.
+    must also take away more. The hover text has what these do. On the diagonal, where the prompts chose the direction,
+    what is taken away is that of every prompt under what the other prompts choose, where that is known. A source with
+    an asterisk has no carrier: its best candidate stands in.
 
     Args:
         effect: `bypass`: the target's score on harmful prompts without intervention minus that with the direction
@@ -34,7 +35,7 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     rows = table.assign(
         **{name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in _numbers_of(effect)}
     )
-    rows["shown"] = rows["baseline_harmful"] - rows["bypass"] if effect == "bypass" else rows["induce"]
+    rows["shown"] = _taken_away(rows) if effect == "bypass" else rows["induce"]
     rows = style.drawable(rows, "shown", f"the transfer of '{effect}'")
     sources, targets = (_places(rows, side) for side in ("source", "target"))
     instead = {_key(row, "source") for _, row in rows.iterrows() if str(row["kind"]) == "best candidate"}
@@ -84,8 +85,19 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     return style.finish(figure, title=name, subtitle=subtitle, height=int(min(820, 250 + 34 * len(sources))))
 
 
+def _taken_away(rows: pd.DataFrame) -> pd.Series:
+    """What ablation takes away; from prompts that did not choose the direction, where they did choose it."""
+    lowered = rows["baseline_harmful"] - rows["bypass"]
+    return lowered.mask(lowered.notna() & rows["decrease_held_out"].notna(), rows["decrease_held_out"])
+
+
 def _numbers_of(effect: str) -> list[str]:
-    return ["baseline_harmful", *(f"{effect}{end}" for end in ("", "_low", "_high")), f"random_{effect}"]
+    return [
+        "baseline_harmful",
+        "decrease_held_out",
+        *(f"{effect}{end}" for end in ("", "_low", "_high")),
+        f"random_{effect}",
+    ]
 
 
 def _key(row: pd.Series, side: str) -> tuple[str, int]:
@@ -105,8 +117,10 @@ def _is_clear(row: pd.Series, effect: str) -> bool:
     """The paired interval of the change excludes what a random direction does, as does each half of the direction
     prompts where that is known; missing numbers never do."""
     if effect == "bypass":
-        half = row["decrease_half_low"]
-        random, low = row["random_decrease"], [row["decrease_low"], *([] if wording.is_missing(half) else [half])]
+        half, low = row["decrease_half_low"], row["decrease_low"]
+        if not wording.is_missing(row["decrease_held_out_low"]):
+            half, low = half - (row["decrease"] - row["decrease_held_out"]), row["decrease_held_out_low"]
+        random, low = row["random_decrease"], [low, *([] if wording.is_missing(half) else [half])]
     else:
         random, low = row["random_induce"] - row["baseline_harmless"], [row["rise_low"]]
     return not any(map(wording.is_missing, [random, *low])) and bool(min(low) > random)
@@ -125,10 +139,17 @@ def _cell(row: pd.Series) -> str:
             f"n = {wording.whole(row[f'n_{side}'])}",
         ]
         if name == "bypass":
-            lines += _halves(row)
+            lines += [*_held_out(row), *_halves(row)]
     lines.append(f"kl {wording.number(row['kl'], 3)}")
     why = row["reason"]
     return style.hover([*lines, "" if wording.is_missing(why) else wording.for_plotly(why)])
+
+
+def _held_out(row: pd.Series) -> list[str]:
+    if wording.is_missing(row["decrease_held_out"]):
+        return []
+    ends = style.interval(row, "decrease_held_out_low", "decrease_held_out_high")
+    return [f"  prompts that did not choose it lose {wording.number(row['decrease_held_out'])}{ends}"]
 
 
 def _halves(row: pd.Series) -> list[str]:

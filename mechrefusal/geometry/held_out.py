@@ -1,0 +1,151 @@
+"""What the chosen candidate does to prompts that did not choose it.
+
+The candidate with the lowest bypass is the one that prompts favoured by chance too: on the prompts that chose it, it
+looks better than it is (the winner's curse), the more so the fewer prompts there are and the more alike candidates are.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from mechrefusal.geometry import resampling
+from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.stability import eligible
+from mechrefusal.statistics.intervals import Estimate
+
+DRAWS = 400
+"""Bootstraps of a choice: each chooses once a fold."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`bypass`: score of every harmful prompt with the candidate ablated that the prompts of the other folds choose.
+
+    `rows`: row of that candidate in the scores, by harmful prompt, and `whole`: of the one that all prompts choose; −1
+    where nothing can be chosen.
+    """
+
+    bypass: Float[np.ndarray, " harmful"]
+    rows: Int[np.ndarray, " harmful"]
+    whole: int
+
+
+class Choice:
+    """Choosing again and again among the exact candidates, by other prompts each time; it runs no model.
+
+    Choosing is `carriers.select` followed by `carriers.best_candidate`.
+
+    Args:
+        scores: by prompt, from `score` or `screened`.
+        folds: of every harmful and of every harmless prompt (see `directions.dealt`): twins share one, as what they
+            have in common would choose for them.
+        n_layers: layers of the model; thresholds as in `carriers.select`.
+    """
+
+    def __init__(
+        self,
+        scores: CarrierScores,
+        folds: tuple[Sequence[int], Sequence[int]],
+        n_layers: int,
+        kl_threshold: float = 0.1,
+        induce_threshold: float = 0.0,
+        prune_layer_fraction: float = 0.2,
+    ) -> None:
+        self.harmful, self.harmless = (np.asarray(each, dtype=int) for each in folds)
+        assert (len(self.harmful), len(self.harmless)) == (scores.bypass.shape[1], scores.induce.shape[1])
+        self.rows = eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is chosen
+        self.bypass, self.induce, self.kl = (each[self.rows] for each in (scores.bypass, scores.induce, scores.kl))
+        self.thresholds = kl_threshold, induce_threshold
+
+    def held_out(self) -> HeldOut:
+        """Choose without each fold of the prompts, and look at the fold.
+
+        The mean over prompts is without bias for what a choice by the prompts of all folds but one does to others: with
+        16 folds that is hardly less than what the choice by all of them does.
+        """
+        every = np.ones((1, len(self.harmful))), np.ones((1, len(self.harmless)))
+        places = self._by_others(*every)[:, 0]
+        whole = int(self._chosen(*every)[0])
+        if whole < 0:
+            return HeldOut(np.full(len(places), np.nan), np.full(len(places), -1), -1)
+        bypass = np.where(places >= 0, self.bypass[places, np.arange(len(places))], np.nan)
+        return HeldOut(bypass, np.where(places >= 0, self.rows[places], -1), int(self.rows[whole]))
+
+    def drawn(
+        self, harmful: Float[np.ndarray, "draw harmful"], harmless: Float[np.ndarray, "draw harmless"]
+    ) -> Float[np.ndarray, "harmful draw"]:
+        """`HeldOut.bypass` of every prompt where prompts count as often as the draws say; NaN where nothing is chosen.
+
+        A prompt and its copies are in one fold, so that a prompt never helps to choose for itself.
+        """
+        places = self._by_others(harmful, harmless)
+        if not len(self.rows):
+            return np.full(places.shape, np.nan)
+        return np.where(places >= 0, self.bypass[places, np.arange(len(places))[:, None]], np.nan)
+
+    def _by_others(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, "harmful draw"]:
+        """Place among `self.rows` of what the prompts outside a prompt's fold choose, −1 where there is none."""
+        found = np.full((len(self.harmful), len(harmful)), -1)
+        for fold in np.unique(self.harmful):
+            found[self.harmful == fold] = self._chosen(
+                harmful * (self.harmful != fold), harmless * (self.harmless != fold)
+            )
+        return found
+
+    def _chosen(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, " draw"]:
+        """The lowest mean of the admissible, where there is none of those with an admissible KL, or else of all."""
+        totals = [each.sum(axis=1, keepdims=True) for each in (harmful, harmless)]
+        some = (totals[0] > 0)[:, 0] & (totals[1] > 0)[:, 0] & (len(self.rows) > 0)
+        if not some.any():
+            return np.full(len(harmful), -1)
+        first, second = (each / np.maximum(total, 1) for each, total in zip((harmful, harmless), totals, strict=True))
+        low_kl = second @ self.kl.T <= self.thresholds[0]
+        admissible = low_kl & (second @ self.induce.T >= self.thresholds[1])
+        allowed = np.where(admissible.any(axis=1, keepdims=True), admissible, low_kl)
+        allowed = np.where(allowed.any(axis=1, keepdims=True), allowed, True)
+        return np.where(some, np.where(allowed, first @ self.bypass.T, np.inf).argmin(axis=1), -1)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A candidate that some of the prompts chose that it is now measured on.
+
+    `choosers`: a label of every harmful and every harmless prompt that chose it, those of `choice`; `asked`: of every
+    harmful prompt that it is measured on. A prompt has one label in both, twins the same.
+    """
+
+    choice: Choice
+    choosers: tuple[Sequence[Hashable], Sequence[Hashable]]
+    asked: Sequence[Hashable]
+
+    def decrease(
+        self, before: Float[np.ndarray, " asked"], ablated: Float[np.ndarray, " asked"], *, seed: int = 0
+    ) -> Estimate:
+        """How far ablating what other prompts choose lowers the mean score of the prompts asked, nats.
+
+        Prompts that chose are asked of what the prompts outside their fold choose; the others, which chose nothing, of
+        the candidate itself. The 95% interval is a bootstrap over prompts (twins together) that chooses again in every
+        draw; it errs on the wide side: a t interval over the prompts leaves out that the choice varies.
+
+        Args:
+            before: scores without intervention; ablated: with the candidate ablated.
+        """
+        place = {label: row for row, label in enumerate(self.choosers[0])}
+        rows = np.array([place.get(label, -1) for label in self.asked])
+        chose = np.flatnonzero(rows >= 0)
+        after = np.array(ablated, dtype=float)
+        after[chose] = self.choice.held_out().bypass[rows[chose]]
+        blocks = resampling.blocks_of([*self.choosers[0], *self.choosers[1], *self.asked])
+        n = int(blocks.max()) + 1
+        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)[:, blocks].astype(float)
+        ends = np.cumsum([len(each) for each in self.choosers])
+        drawn = np.repeat(np.array(ablated, dtype=float)[:, None], DRAWS, axis=1)
+        drawn[chose] = self.choice.drawn(times[:, : ends[0]], times[:, ends[0] : ends[1]])[rows[chose]]
+        weights = times[:, ends[1] :].T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            changes = np.where(weights > 0, weights * (np.asarray(before)[:, None] - drawn), 0)
+            draws = changes.sum(axis=0) / weights.sum(axis=0)
+        return resampling.estimate(float(np.mean(before - after)), draws, len(self.asked))
