@@ -90,7 +90,7 @@ class Spans:
         else:
             added = part * (self.difference.norm() / part.norm())
             induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()
-        scores = intervals.mean(ablated.harmful.tolist()), intervals.mean(ablated.kl.tolist())
+        scores = intervals.mean(ablated.harmful.tolist()), intervals.skewed_mean(ablated.kl.tolist())
         return _row(self.scorer, *scores, induce, reason)
 
 
@@ -114,7 +114,8 @@ class Cones:
         means = bypass.mean(1), induce.mean(1), kl.mean(1)
         lowered = float(scorer.base.harmful.double().mean()) - means[0] >= ALONE * self._of_difference()
         alone = lowered & (means[1] >= self.thresholds[1]) & (means[2] <= self.thresholds[0])
-        row = _row(scorer, intervals.mean(bypass.mean(0)), intervals.mean(kl.mean(0)), float(means[1].mean()), "")
+        scores = intervals.mean(bypass.mean(0)), intervals.skewed_mean(kl.mean(0))
+        row = _row(scorer, *scores, float(means[1].mean()), "")
         worst = {"bypass_worst": means[0].max(), "induce_worst": means[1].min(), "kl_worst": means[2].max()}
         return row | worst | {"n_sampled": len(directions), "share_admissible": float(alone.mean())}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import paired_difference
@@ -221,10 +221,11 @@ def _of_seeds(runs: Sequence[Run], wanted: Wanted) -> Iterator[dict]:
         n = len(found)
         spread = float(np.std(found, ddof=1)) if n > 1 else nan
         could, needed, why = nan, nan, "" if n > 2 else f"{n} seeds hardly know their own noise"
-        if n > 1 and spread:
-            could = float(optimize.brentq(lambda d, n=n, s=spread: _t_power(d / s, n) - wanted.power, 0, 1e3 * spread))
-            needed = next((k for k in range(2, 2000) if _t_power(wanted.rate / spread, k) >= wanted.power), nan)
-        yield _row("difference of rates, over seeds", of, n, "seeds", could, wanted.rate, float(needed), why)
+        if n > 1 and spread > 1e-9:
+            sizes = np.linspace(0.05, 100, 2000)
+            could = spread * float(next((size for size in sizes if _t_power(size, n) >= wanted.power), nan))
+            needed = float(next((k for k in range(2, 2000) if _t_power(wanted.rate / spread, k) >= wanted.power), nan))
+        yield _row("difference of rates, over seeds", of, n, "seeds", could, wanted.rate, needed, why)
 
 
 def _t_power(size: float, n: int) -> float:
