@@ -47,6 +47,7 @@ def test_a_recipe_survives_yaml():
         ({"measuring": {"n_direction": -3}}, "n_direction is -3"),
         ({"prompts": {"harmful": {"reader": "advbench"}}}, "need a path"),
         ({"training": {"anchors": [0]}}, "no step above 0"),
+        ({"causal": {"screening": "ig"}}, r"causal\.screening"),
         (["a", "list"], "holds no recipe"),
     ],
 )
@@ -54,6 +55,11 @@ def test_bad_recipes_are_named_on_one_line(content, said):
     with pytest.raises(MechrefusalError, match=said) as caught:
         recipe_from_dict(content, where="mine.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_screening_is_chosen_by_name():
+    assert Recipe().causal.screening == "eap"
+    assert recipe_from_dict({"causal": {"screening": "eap-ig"}}).causal.screening == "eap-ig"
 
 
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
