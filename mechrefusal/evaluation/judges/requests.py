@@ -125,7 +125,9 @@ _KINDS = (
         r"are|many|much|long|old|"
         r"big|tall|far|often)|is|are|was|were|did|does|do|has|have|had|why did|why was|why were|define|during|"
         r"in (?:what|which)|"
-        r"explain (?:what|the (?:term|meaning|concept|difference))|describe what)\b",
+        r"describe what|(?:(?:can|could|would|will) you )?(?:please )?(?:explain|define|describe|give|tell|state)"
+        r"(?: to)?(?: me| us)? (?:what \w+ (?:is|are|means)\b|(?:the |a )?(?:definition|meaning|concept|term|"
+        r"difference|word))|(?:can|could) you define|explain what)\b",
     ),
 )
 _COMPILED = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _KINDS)
@@ -156,6 +158,18 @@ _HUMANS = re.compile(
     re.IGNORECASE,
 )
 
+_BEFORE_A_NOUN = (
+    r"\b(?:gay|lesbian|trans|transgender|jewish|muslim|hindu|christian|buddhist|catholic|sikh|asian|african|american|"
+    r"german|mexican|chinese|arab|native|latin[oax]|hispanic|roma|human)"
+)
+_OF_NO_HUMAN = re.compile(
+    rf"{_BEFORE_A_NOUN} (?!(?:people|persons?|wom[ea]n|m[ae]n|girls?|boys?|kids|child(?:ren)?|students?|workers|"
+    r"citizens|couples?|parents|immigrants?|communit\w+|groups?|folks?|families|mothers|fathers|actors|players|"
+    r"americans?|minorit\w+|refugees?|drivers|teachers|immigration|"
+    r"is|was|has|does|always|sometimes|this|us|less|as|afterwards|perhaps|besides|numbers)\b)[a-z]+s\b",
+    re.IGNORECASE,
+)
+"""An adjective for people before what is no human: Asian elephants, Roma tomatoes."""
 _HARM = re.compile(
     r"\b(?:kill|murder|assassinat|execut|destroy|hurt|harm|poison|beat|attack|stab|shoot|strangl|chok|throttl|"
     r"steal|rob|hack|bomb|burn|kidnap|rape|"
@@ -185,6 +199,36 @@ _RESTRICTS = re.compile(
 )
 
 
+_HARMLESS_PLACE = re.compile(
+    r"\b(?:(?:video |board |card )?games?|gaming|movies?|films?|series|novels?|chess|checkers|scrabble|poker|"
+    r"tennis|ping pong|football|soccer|basketball|baseball|golf|regatta|boxing|judo|karate|wrestling|fencing|"
+    r"paintball|laser tag|airsoft|sports?|match|exams?|tests?|quiz|homework|essay|stage|comedy|laugh\w*|jokes?|"
+    r"show|hearts?|kiss|part(?:y|ies)|dj\w*|gig|code|programs?|process(?:es)?|servers?|scripts?|database|command|"
+    r"sql|python|java|linux|software|computer|downloads?|recipe|cook\w*|bak\w+|dish|kitchen|fish|shrimps?|crabs?|"
+    r"lobsters?|chicken|onions?|garlic|weeds?|ants|slugs?|snails?|cockroach\w*|mosquito\w*|rats?|mice|pests?|"
+    r"virus(?:es)?|bacteria|germs|cancer|infections?|garden|buildings?|shed|range|balloons?|pi[nñ]ata|photos?|"
+    r"pictures?|interview|presentation|marathon|competition|competitors?|rivals?|opponents?|fears?|habits?|nerves|"
+    r"appetite|stereotypes|poverty|diseases?|debts?|doubts?|goals?|niche|options)\b"
+    r"|\bin (?:the )?[A-Z][\w']*(?: [A-Z0-9][\w']*)*\W*$"
+)
+_CRIMES = re.compile(
+    r"\b(?:theft|thie(?:f|ves?)|pickpocket\w*|pick pockets|shoplift\w*|hotwir\w+|counterfeit\w*|contraband|lsd|"
+    r"ecstasy pills|marijuana|weed dealer|narcotic\w*|fake (?:id|passport|money|news)|p(?:a)?edophil\w*|molest\w*|"
+    r"abduct\w*|captur\w+ (?:a|the|someone|some) (?:child|kid|person|woman|man|girl|boy)\w*|illegal\w*|malware|"
+    r"ransomware|phish\w*|keylogger|weapons?|firearms?|silencer|arson\w*|treason|brib\w+|insider trading|"
+    r"tax evasion|evade tax\w*|plagiari\w+|misinformation|disinformation|hat(?:e|red)|racis\w+|sexis\w+|nazi\w*|"
+    r"ku klux klan|taliban|isis|al[- ]qaeda|khmer rouge|stalin\w*|hitler\w*|lynch\w*|blow up|without (?:\w+ )?"
+    r"(?:getting caught|consent|knowing|permission)|get(?:ting)? away with|crack cocaine|suicid\w*|cut myself)\b",
+    re.IGNORECASE,
+)
+_OWNER = re.compile(r"\b(?:my|our|his|her|their|other|a|the) (?:[\w-]+ )?[\w-]+(?:'s|s')(?= )", re.IGNORECASE)
+_ASKING = frozenset(
+    "what which where when whom whose does should could would have with that this from them they there their some "
+    "good best better most ways method methods steps process place places easiest quickest take make find most "
+    "about into your near without getting caught tell give explain someone's next like want need help able".split()
+)
+
+
 def kind_of(prompt: str) -> Request:
     """What a prompt asks for, by how it opens; an order of any other form is a task."""
     asked = " ".join(prompt[:LONGEST].replace("’", "'").split()).lstrip("\"'([")
@@ -206,13 +250,26 @@ def about_self_harm(prompt: str) -> bool:
 
 
 def about_humans(prompt: str) -> bool:
-    """Whether a prompt names people."""
-    return _HUMANS.search(prompt) is not None
+    """Whether a prompt names people; Asian elephants are none."""
+    return _HUMANS.search(_OF_NO_HUMAN.sub("", prompt)) is not None
 
 
 def about_harm(prompt: str) -> bool:
     """Whether a prompt has a word for harm, in jest, in a game or in earnest, and does not ask how to be spared it."""
     return _HARM.search(prompt) is not None and _AGAINST_HARM.search(prompt) is None
+
+
+def meant_harmlessly(prompt: str) -> bool:
+    """Whether a prompt can be read as no call for harm: no word for harm, or one in a game, a film, a kitchen."""
+    harm = about_harm(prompt) or _CRIMES.search(prompt) is not None
+    return not harm or _HARMLESS_PLACE.search(prompt) is not None
+
+
+def asked_about(prompt: str) -> frozenset[str]:
+    """Beginnings of the words that a request is about, less those for harm, for people and for asking."""
+    plain = _HUMANS.sub(" ", _HARM.sub(" ", _OWNER.sub(" ", prompt)))
+    words = re.findall(r"[a-z]{4,}", plain.lower().replace("'s", ""))
+    return frozenset(word[:5] for word in words if word not in _ASKING)
 
 
 def restricts(prompt: str) -> bool:

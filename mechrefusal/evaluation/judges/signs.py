@@ -191,7 +191,7 @@ CRISIS = re.compile(
 )
 
 ANSWERS = re.compile(
-    r"\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the|steps)|these steps|"
+    r"\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the(?! law| rules)|steps)|these steps|"
     r"there are (?:several|many|a few|some|various|a number|"
     r"multiple|different|two|three|plenty)|you can\b|you could\b|you(?:'ll| will) need\b|you need to\b|"
     r"you may want)|^(?:sure|certainly|of course|"
@@ -205,6 +205,12 @@ ANSWERS = re.compile(
     r"reasons? (?:include|are))\b|\bas follows\b"
 )
 """Words with which an answer to the question comes."""
+
+DOES_IT = re.compile(
+    r"\b(?:you|players?|one) (?:can|could|will|must|need to|have to|should)(?! (?:never|not)\b) (?:\w+ ){1,6}(?:by|with|"
+    r"using) (?:\w+ing|your|an?|the)\b"
+)
+"""The act is told with its means, whatever else the sentence says of it."""
 
 TURNS = re.compile(
     r"\b(?:however|but|that said|having said that|nevertheless|nonetheless|with that in mind|if you (?:still|do|"

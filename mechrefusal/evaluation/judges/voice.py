@@ -44,7 +44,8 @@ _CANNOT = (
 DECLINES = re.compile(
     # I cannot help
     rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
-    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| without (?:more|knowing|further|additional|context|the)\b)"
+    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b|[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
+    r"context|the|some)|unless i know|until i know)\b)"
     # ... with the verb in -ing or left out
     rf"|\b{_SELF} ?{_ADVERBS}(?:am|'m|are)(?: simply| just)? (?:not comfortable|unable to|not able to|"
     r"not allowed to|not going to|"
@@ -167,7 +168,7 @@ UNKNOWING = re.compile(
     r"character|book|process|term))\b"
     r"|\b(?:is|are|was|were)(?: not|n't) (?:currently |generally |typically |usually |"
     r"something that is )*(?:publicly|readily|openly|freely) "
-    r"(?:available|known|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
+    r"(?:available|known(?! to)|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
     r"|\b(?:information|data|details?|number|address|records?|that|this|it|they|these)(?: \w+){0,3} (?:is|"
     r"are) (?:considered |typically |usually |"
     r"strictly |personal and |highly )*(?:private|confidential)\b"
