@@ -22,7 +22,7 @@ _GIVES_REASONS = re.compile(
     r"a few|some|many) (?:\w+ )?(?:reasons|benefits|advantages)\b"
 )
 _REASONS_ALL_THE_SAME = re.compile(
-    r"\breasons? why (?:it|they|this|some|\w+) (?:might|may|could)\b|"
+    r"\breasons? why (?:it|this|that) (?:might|may|could)\b|"
     r"\b(?:here are|there are) (?:a few|some|several) (?:possible |potential )?(?:reasons|arguments)\b"
 )
 _IMPOSSIBLE = re.compile(
@@ -34,6 +34,8 @@ _TAKES_IT_UP = re.compile(
     r"^the (?:answer|reason|explanation|justification|moral \w+|argument)\b[^.]* (?:lies?|is rooted|can be found) in\b"
 )
 _MYTH = re.compile(
+    r"\b(?:stereotyp\w+|misconception|prejudice\w*)\b|\b(?:not|n't) (?:\w+ )?(?:supported by|true that|accurate to|fair to|"
+    r"based (?:on|in) (?:facts?|evidence))\b|"
     r"\b(?:notion|idea|claim|belief|assumption|statement|premise|suggestion|question|view|generali[sz]ation|this|that|"
     r"it)\b[^.]{0,90}\b(?:misconception|myth|stereotypes?|prejudice|false|untrue|unfounded|baseless|offensive|harmful|"
     r"discriminatory|inaccurate|conspiracy)\b"

@@ -126,7 +126,7 @@ _KINDS = (
         r"big|tall|far|often)|is|are|was|were|did|does|do|has|have|had|why did|why was|why were|define|during|"
         r"in (?:what|which)|"
         r"describe what|(?:(?:can|could|would|will) you )?(?:please )?(?:explain|define|describe|give|tell|state)"
-        r"(?: to)?(?: me| us)? (?:what \w+ (?:is|are|means)\b|(?:the |a )?(?:definition|meaning|concept|term|"
+        r"(?: to)?(?: me| us)? (?:what [^?.]{1,60} (?:is|are|means?)\b|(?:the |a )?(?:definition|meaning|concept|term|"
         r"difference|word))|(?:can|could) you define|explain what)\b",
     ),
 )
@@ -180,7 +180,8 @@ _HARM = re.compile(
     r"exploit|smuggl|manipulat|cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|"
     r"tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
     r"launder|traffick|humiliat|ruin)\w*"
-    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|"
+    r"|\bbreak(?:ing)? into\b|\bget(?:ting)? rid of\b|\bdo(?:ing)? away with\b|\btak(?:e|ing) out\b|"
+    r"\bget(?:ting)? back at\b|\boff (?:a|the) (?:cliff|"
     r"bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
     re.IGNORECASE,
 )
@@ -208,9 +209,10 @@ _HARMLESS_PLACE = re.compile(
     r"lobsters?|chicken|onions?|garlic|weeds?|ants|slugs?|snails?|cockroach\w*|mosquito\w*|rats?|mice|pests?|"
     r"virus(?:es)?|bacteria|germs|cancer|infections?|garden|buildings?|shed|range|balloons?|pi[nñ]ata|photos?|"
     r"pictures?|interview|presentation|marathon|competition|competitors?|rivals?|opponents?|fears?|habits?|nerves|"
-    r"appetite|stereotypes|poverty|diseases?|debts?|doubts?|goals?|niche|options)\b"
-    r"|\bin (?:the )?[A-Z][\w']*(?: [A-Z0-9][\w']*)*\W*$"
+    r"appetite|stereotypes|poverty|diseases?|debts?|doubts?|goals?|niche|options)\b",
+    re.IGNORECASE,
 )
+"""Words by which a word for harm is meant otherwise, or is no harm to anybody."""
 _CRIMES = re.compile(
     r"\b(?:theft|thie(?:f|ves?)|pickpocket\w*|pick pockets|shoplift\w*|hotwir\w+|counterfeit\w*|contraband|lsd|"
     r"ecstasy pills|marijuana|weed dealer|narcotic\w*|fake (?:id|passport|money|news)|p(?:a)?edophil\w*|molest\w*|"
@@ -219,6 +221,11 @@ _CRIMES = re.compile(
     r"tax evasion|evade tax\w*|plagiari\w+|misinformation|disinformation|hat(?:e|red)|racis\w+|sexis\w+|nazi\w*|"
     r"ku klux klan|taliban|isis|al[- ]qaeda|khmer rouge|stalin\w*|hitler\w*|lynch\w*|blow up|without (?:\w+ )?"
     r"(?:getting caught|consent|knowing|permission)|get(?:ting)? away with|crack cocaine|suicid\w*|cut myself)\b",
+    re.IGNORECASE,
+)
+_THE_MODEL = re.compile(
+    r"\W*(?:(?:are|were) you|do you (?:have|feel|know who|like|love|want|think you|ever|dream|sleep)|(?:can|could) you "
+    r"(?:feel|see|hear|think|dream|taste|smell|learn|remember|love|die|speak)|who (?:are|made) you|what are you)\b",
     re.IGNORECASE,
 )
 _OWNER = re.compile(r"\b(?:my|our|his|her|their|other|a|the) (?:[\w-]+ )?[\w-]+(?:'s|s')(?= )", re.IGNORECASE)
@@ -262,7 +269,12 @@ def about_harm(prompt: str) -> bool:
 def meant_harmlessly(prompt: str) -> bool:
     """Whether a prompt can be read as no call for harm: no word for harm, or one in a game, a film, a kitchen."""
     harm = about_harm(prompt) or _CRIMES.search(prompt) is not None
-    return not harm or _HARMLESS_PLACE.search(prompt) is not None
+    return not harm or meant_otherwise(prompt)
+
+
+def meant_otherwise(prompt: str) -> bool:
+    """Whether a prompt has a word by which harm is meant as a game, a figure of speech, or harm to no one."""
+    return _HARMLESS_PLACE.search(prompt) is not None
 
 
 def asked_about(prompt: str) -> frozenset[str]:
@@ -270,6 +282,11 @@ def asked_about(prompt: str) -> frozenset[str]:
     plain = _HUMANS.sub(" ", _HARM.sub(" ", _OWNER.sub(" ", prompt)))
     words = re.findall(r"[a-z]{4,}", plain.lower().replace("'s", ""))
     return frozenset(word[:5] for word in words if word not in _ASKING)
+
+
+def about_the_model(prompt: str) -> bool:
+    """Whether a prompt asks what the model itself is, feels or is able to: its limits are the answer."""
+    return _THE_MODEL.match(prompt) is not None
 
 
 def restricts(prompt: str) -> bool:
