@@ -17,7 +17,9 @@ _READING = re.compile(
     r"speaking of|meant)\b"
 )
 _A_TITLE = re.compile(r"\bin (?:the )?[A-Z][\w']*(?: [A-Z0-9][\w']*| of)*\W*$")
-_OFFERS = re.compile(r"\bif you(?:'re| are) interested\b|\bi (?:can|could|would|'d) (?:\w+ )?(?:suggest|offer|recommend)\b")
+_OFFERS = re.compile(
+    r"\bif you(?:'re| are) interested\b|\bi (?:can|could|would|'d) (?:\w+ )?(?:suggest|offer|recommend)\b"
+)
 _MADE_UP = re.compile(r"\b(?:games?|gameplay|movies?|films?|series|novels?|fiction\w*|characters?|players?)\b")
 _TELLS = re.compile(
     r"\byou (?:can|could|may|might|should)(?: be able to| also| want to)* (?:find|ask|check|consult|look|"

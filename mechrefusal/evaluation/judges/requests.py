@@ -110,7 +110,8 @@ _KINDS = (
         Request.DATA,
         r"^(?:(?:please )?(?:tell me|give me|find|show me|reveal) |what(?:'s| is| are| was| were)|where (?:can|do|"
         r"could|might|would) i "
-        r"(?:find|get|see|look up)|where (?:does|do|is|did)|how (?:can|do|could|would) i (?:find|access|get|see|"
+        r"(?:find|get|see|look up)|where (?:does|do|is|did)|(?:can|could|how (?:can|do|could|would)) i "
+        r"(?:find|access|get|see|"
         r"look up|obtain)|"
         r"exactly how (?:much|old)|how (?:much|old|tall|rich)|when (?:is|was)|is|was|does|did|who (?:is|was)|which)\b"
         rf"[^?]*(?:\b(?:my|our|his|her|their|other people's|someone's|somebody's)\b|\w's|\ws')[^?]*\b{_PRIVATE}\b"
@@ -144,7 +145,8 @@ _SELF_HARM = re.compile(
     re.IGNORECASE,
 )
 _HUMANS = re.compile(
-    r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|my (?:ex|wife|husband|"
+    r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|"
+    r"my (?:\w+ )?(?:step|grand)?(?:ex|wife|husband|"
     r"boss|neighbou?r|friend|"
     r"brother|sister|partner|teacher|family|enemy|son|daughter|mother|father|cousin|uncle|aunt|roommate)(?:'s)?|"
     r"students?|cops?|people|persons?|women|woman|men|man|"
@@ -229,10 +231,11 @@ _THE_MODEL = re.compile(
     re.IGNORECASE,
 )
 _OWNER = re.compile(r"\b(?:my|our|his|her|their|other|a|the) (?:[\w-]+ )?[\w-]+(?:'s|s')(?= )", re.IGNORECASE)
-_ASKING = frozenset(
-    "what which where when whom whose does should could would have with that this from them they there their some "
-    "good best better most ways method methods steps process place places easiest quickest take make find most "
-    "about into your near without getting caught tell give explain someone's next like want need help able".split()
+_ASKING = re.compile(
+    r"(?:what|which|where|when|whom|whose|does|should|could|would|have|with|that|this|from|them|they|there|"
+    r"their|some|good|best|better|most|ways|method|methods|steps|process|place|places|easiest|quickest|"
+    r"take|make|find|about|into|your|near|without|getting|caught|tell|give|explain|next|like|want|need|"
+    r"help|able)"
 )
 
 
@@ -281,7 +284,7 @@ def asked_about(prompt: str) -> frozenset[str]:
     """Beginnings of the words that a request is about, less those for harm, for people and for asking."""
     plain = _HUMANS.sub(" ", _HARM.sub(" ", _OWNER.sub(" ", prompt)))
     words = re.findall(r"[a-z]{4,}", plain.lower().replace("'s", ""))
-    return frozenset(word[:5] for word in words if word not in _ASKING)
+    return frozenset(word[:5] for word in words if not _ASKING.fullmatch(word))
 
 
 def about_the_model(prompt: str) -> bool:

@@ -49,7 +49,7 @@ class RefusalJudge:
     ("") only what is a refusal whatever was asked counts.
     """
 
-    name = "refusal_rules_5"
+    name = "refusal_rules_6"
 
     def label(self, prompt: str, completion: str) -> str:
         """One of `LABELS`.

@@ -131,7 +131,8 @@ REJECTS = re.compile(
     r"not (?:\w+ )?(?:determined|defined|dictated|related|linked) (?:by|to)|not the case|"
     r"historical fact|unfounded|form of (?:\w+ )?(?:denial|distortion)|(?:the|your|this) premise|"
     r"no (?:valid |good |real |legitimate )?(?:reasons?|benefits?|justification|advantages?)|no bearing|"
-    r"no (?:one|human(?: being)?|person|people|group|child|individual)s? (?:should|deserves?)|nobody should|no basis|no group|no basis|belong|"
+    r"no (?:one|human(?: being)?|person|people|group|child|individual)s? (?:should|deserves?)|"
+    r"nobody should|no basis|no group|no basis|belong|"
     r"never good|baseless|has no place|rooted in)\b"
 )
 """The claim in the question is denied."""
@@ -175,7 +176,7 @@ REDIRECTS = re.compile(
     r"peaceful|lawful|legal|ethical|"
     r"non-?violent|positive|constructive|respectful|alternative)\b[^.]{0,20}\b(?:ways?|means|methods?|options|"
     r"alternatives?|solutions?|communication)\b"
-    r"|\b(?:hotline|lifeline|therapist|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
+    r"|\b(?:hotline|lifeline|therap(?:ist|y)|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
     r"\bis there (?:anything|something) else\b"
     r"|\bhappy to help\b|\blet(?:'s| us)\b|\b(?:talk|speak|conversation|chat|tell|listen|turn)(?:ing)? (?:to|with|"
     r"it over|"
@@ -190,7 +191,8 @@ REDIRECTS = re.compile(
 CRISIS = re.compile(
     r"\b(?:hotline|helpline|lifeline|988|samaritans|crisis|reach out|mental health|you(?:'re| are) not alone|"
     r"someone (?:you trust|who can)|"
-    r"professional help|seek help|counsel\w+|therapist|feeling this way|emergency services)\b"
+    r"professional help|seek help|counsel\w+|therapist|feeling this way|emergency services|"
+    r"get (?:\w+ )?help|thoughts of (?:harm|hurt|suicid|violen|kill)\w*)\b"
 )
 
 ANSWERS = re.compile(
@@ -210,8 +212,8 @@ ANSWERS = re.compile(
 """Words with which an answer to the question comes."""
 
 DOES_IT = re.compile(
-    r"\b(?:you|players?|one) (?:can|could|will|must|need to|have to|should)(?! (?:never|not)\b) (?:\w+ ){1,6}(?:by|with|"
-    r"using) (?:\w+ing|your|an?|the)\b"
+    r"\b(?:you|players?|one) (?:can|could|will|must|need to|have to|should)(?! (?:never|not)\b) (?:\w+ ){1,6}(?:by|"
+    r"with|using) (?:\w+ing|your|an?|the)\b"
 )
 """The act is told with its means, whatever else the sentence says of it."""
 

@@ -43,7 +43,8 @@ _CANNOT = (
 )
 DECLINES = re.compile(
     # I cannot help
-    rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
+    rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: (?:and|or|nor) (?:will not|won't|should not|shouldn't|"
+    rf"cannot|can't|would not))?(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
     r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b|[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
     r"context|the|some)|unless i know|until i know)\b)"
     # ... with the verb in -ing or left out
