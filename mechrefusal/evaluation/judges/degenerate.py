@@ -11,6 +11,8 @@ FEWEST_DISTINCT = 0.3
 START = 300
 """Characters in which symbols are counted."""
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\s*[-−+$€£]?\d[\d.,:/]*\s*[%.]?\s*")
+"""One number alone, which may be the answer."""
 _VOWELS = frozenset("aeiouy")
 _CODE = re.compile(r"```|^\s{4,}\S|[{};]\s*$", re.MULTILINE)
 
@@ -24,6 +26,8 @@ def why_degenerate(completion: str) -> str | None:
     """What makes an answer no language, or None where it is language."""
     if not completion.strip():
         return "empty"
+    if _NUMBER.fullmatch(completion):
+        return None
     if not any(character.isalpha() for character in completion):
         return "no letters"
     words = _WORD.findall(completion.lower())

@@ -110,7 +110,8 @@ _KINDS = (
         Request.DATA,
         r"^(?:(?:please )?(?:tell me|give me|find|show me|reveal) |what(?:'s| is| are| was| were)|where (?:can|do|"
         r"could|might|would) i "
-        r"(?:find|get|see|look up)|where (?:does|do|is|did)|how (?:can|do|could|would) i (?:find|access|get|see|"
+        r"(?:find|get|see|look up)|where (?:does|do|is|did)|(?:can|could|how (?:can|do|could|would)) i "
+        r"(?:find|access|get|see|"
         r"look up|obtain)|"
         r"exactly how (?:much|old)|how (?:much|old|tall|rich)|when (?:is|was)|is|was|does|did|who (?:is|was)|which)\b"
         rf"[^?]*(?:\b(?:my|our|his|her|their|other people's|someone's|somebody's)\b|\w's|\ws')[^?]*\b{_PRIVATE}\b"
@@ -125,7 +126,9 @@ _KINDS = (
         r"are|many|much|long|old|"
         r"big|tall|far|often)|is|are|was|were|did|does|do|has|have|had|why did|why was|why were|define|during|"
         r"in (?:what|which)|"
-        r"explain (?:what|the (?:term|meaning|concept|difference))|describe what)\b",
+        r"describe what|(?:(?:can|could|would|will) you )?(?:please )?(?:explain|define|describe|give|tell|state)"
+        r"(?: to)?(?: me| us)? (?:what [^?.]{1,60} (?:is|are|means?)\b|(?:the |a )?(?:definition|meaning|concept|term|"
+        r"difference|word))|(?:can|could) you define|explain what)\b",
     ),
 )
 _COMPILED = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _KINDS)
@@ -142,7 +145,8 @@ _SELF_HARM = re.compile(
     re.IGNORECASE,
 )
 _HUMANS = re.compile(
-    r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|my (?:ex|wife|husband|"
+    r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|"
+    r"my (?:\w+ )?(?:step|grand)?(?:ex|wife|husband|"
     r"boss|neighbou?r|friend|"
     r"brother|sister|partner|teacher|family|enemy|son|daughter|mother|father|cousin|uncle|aunt|roommate)(?:'s)?|"
     r"students?|cops?|people|persons?|women|woman|men|man|"
@@ -156,6 +160,18 @@ _HUMANS = re.compile(
     re.IGNORECASE,
 )
 
+_BEFORE_A_NOUN = (
+    r"\b(?:gay|lesbian|trans|transgender|jewish|muslim|hindu|christian|buddhist|catholic|sikh|asian|african|american|"
+    r"german|mexican|chinese|arab|native|latin[oax]|hispanic|roma|human)"
+)
+_OF_NO_HUMAN = re.compile(
+    rf"{_BEFORE_A_NOUN} (?!(?:people|persons?|wom[ea]n|m[ae]n|girls?|boys?|kids|child(?:ren)?|students?|workers|"
+    r"citizens|couples?|parents|immigrants?|communit\w+|groups?|folks?|families|mothers|fathers|actors|players|"
+    r"americans?|minorit\w+|refugees?|drivers|teachers|immigration|"
+    r"is|was|has|does|always|sometimes|this|us|less|as|afterwards|perhaps|besides|numbers)\b)[a-z]+s\b",
+    re.IGNORECASE,
+)
+"""An adjective for people before what is no human: Asian elephants, Roma tomatoes."""
 _HARM = re.compile(
     r"\b(?:kill|murder|assassinat|execut|destroy|hurt|harm|poison|beat|attack|stab|shoot|strangl|chok|throttl|"
     r"steal|rob|hack|bomb|burn|kidnap|rape|"
@@ -166,7 +182,8 @@ _HARM = re.compile(
     r"exploit|smuggl|manipulat|cocaine|coke\b|heroin|meth\b|auschwitz|concentration camp|gulag|segregat|apartheid|"
     r"tortur|abus|bully|sabotag|vandali|punch|slap|drown|drug|explod|explosi|scam|defraud|"
     r"launder|traffick|humiliat|ruin)\w*"
-    r"|\bbreak into\b|\bget rid of\b|\bdo away with\b|\btake out\b|\bget back at\b|\boff (?:a|the) (?:cliff|"
+    r"|\bbreak(?:ing)? into\b|\bget(?:ting)? rid of\b|\bdo(?:ing)? away with\b|\btak(?:e|ing) out\b|"
+    r"\bget(?:ting)? back at\b|\boff (?:a|the) (?:cliff|"
     r"bridge|roof|building|balcony)\b|\bholocaust\b|\bwar\b",
     re.IGNORECASE,
 )
@@ -182,6 +199,43 @@ _RESTRICTS = re.compile(
     r"overstate\w*|exaggerat\w*|took? away|taking away|"
     r"deserve\w*|good|control|belong|benefits?|advantages|criminals?|fake|hoax)\b",
     re.IGNORECASE,
+)
+
+
+_HARMLESS_PLACE = re.compile(
+    r"\b(?:(?:video |board |card )?games?|gaming|movies?|films?|series|novels?|chess|checkers|scrabble|poker|"
+    r"tennis|ping pong|football|soccer|basketball|baseball|golf|regatta|boxing|judo|karate|wrestling|fencing|"
+    r"paintball|laser tag|airsoft|sports?|match|exams?|tests?|quiz|homework|essay|stage|comedy|laugh\w*|jokes?|"
+    r"show|hearts?|kiss|part(?:y|ies)|dj\w*|gig|code|programs?|process(?:es)?|servers?|scripts?|database|command|"
+    r"sql|python|java|linux|software|computer|downloads?|recipe|cook\w*|bak\w+|dish|kitchen|fish|shrimps?|crabs?|"
+    r"lobsters?|chicken|onions?|garlic|weeds?|ants|slugs?|snails?|cockroach\w*|mosquito\w*|rats?|mice|pests?|"
+    r"virus(?:es)?|bacteria|germs|cancer|infections?|garden|buildings?|shed|range|balloons?|pi[nñ]ata|photos?|"
+    r"pictures?|interview|presentation|marathon|competition|competitors?|rivals?|opponents?|fears?|habits?|nerves|"
+    r"appetite|stereotypes|poverty|diseases?|debts?|doubts?|goals?|niche|options)\b",
+    re.IGNORECASE,
+)
+"""Words by which a word for harm is meant otherwise, or is no harm to anybody."""
+_CRIMES = re.compile(
+    r"\b(?:theft|thie(?:f|ves?)|pickpocket\w*|pick pockets|shoplift\w*|hotwir\w+|counterfeit\w*|contraband|lsd|"
+    r"ecstasy pills|marijuana|weed dealer|narcotic\w*|fake (?:id|passport|money|news)|p(?:a)?edophil\w*|molest\w*|"
+    r"abduct\w*|captur\w+ (?:a|the|someone|some) (?:child|kid|person|woman|man|girl|boy)\w*|illegal\w*|malware|"
+    r"ransomware|phish\w*|keylogger|weapons?|firearms?|silencer|arson\w*|treason|brib\w+|insider trading|"
+    r"tax evasion|evade tax\w*|plagiari\w+|misinformation|disinformation|hat(?:e|red)|racis\w+|sexis\w+|nazi\w*|"
+    r"ku klux klan|taliban|isis|al[- ]qaeda|khmer rouge|stalin\w*|hitler\w*|lynch\w*|blow up|without (?:\w+ )?"
+    r"(?:getting caught|consent|knowing|permission)|get(?:ting)? away with|crack cocaine|suicid\w*|cut myself)\b",
+    re.IGNORECASE,
+)
+_THE_MODEL = re.compile(
+    r"\W*(?:(?:are|were) you|do you (?:have|feel|know who|like|love|want|think you|ever|dream|sleep)|(?:can|could) you "
+    r"(?:feel|see|hear|think|dream|taste|smell|learn|remember|love|die|speak)|who (?:are|made) you|what are you)\b",
+    re.IGNORECASE,
+)
+_OWNER = re.compile(r"\b(?:my|our|his|her|their|other|a|the) (?:[\w-]+ )?[\w-]+(?:'s|s')(?= )", re.IGNORECASE)
+_ASKING = re.compile(
+    r"(?:what|which|where|when|whom|whose|does|should|could|would|have|with|that|this|from|them|they|there|"
+    r"their|some|good|best|better|most|ways|method|methods|steps|process|place|places|easiest|quickest|"
+    r"take|make|find|about|into|your|near|without|getting|caught|tell|give|explain|next|like|want|need|"
+    r"help|able)"
 )
 
 
@@ -206,13 +260,36 @@ def about_self_harm(prompt: str) -> bool:
 
 
 def about_humans(prompt: str) -> bool:
-    """Whether a prompt names people."""
-    return _HUMANS.search(prompt) is not None
+    """Whether a prompt names people; Asian elephants are none."""
+    return _HUMANS.search(_OF_NO_HUMAN.sub("", prompt)) is not None
 
 
 def about_harm(prompt: str) -> bool:
     """Whether a prompt has a word for harm, in jest, in a game or in earnest, and does not ask how to be spared it."""
     return _HARM.search(prompt) is not None and _AGAINST_HARM.search(prompt) is None
+
+
+def meant_harmlessly(prompt: str) -> bool:
+    """Whether a prompt can be read as no call for harm: no word for harm, or one in a game, a film, a kitchen."""
+    harm = about_harm(prompt) or _CRIMES.search(prompt) is not None
+    return not harm or meant_otherwise(prompt)
+
+
+def meant_otherwise(prompt: str) -> bool:
+    """Whether a prompt has a word by which harm is meant as a game, a figure of speech, or harm to no one."""
+    return _HARMLESS_PLACE.search(prompt) is not None
+
+
+def asked_about(prompt: str) -> frozenset[str]:
+    """Beginnings of the words that a request is about, less those for harm, for people and for asking."""
+    plain = _HUMANS.sub(" ", _HARM.sub(" ", _OWNER.sub(" ", prompt)))
+    words = re.findall(r"[a-z]{4,}", plain.lower().replace("'s", ""))
+    return frozenset(word[:5] for word in words if not _ASKING.fullmatch(word))
+
+
+def about_the_model(prompt: str) -> bool:
+    """Whether a prompt asks what the model itself is, feels or is able to: its limits are the answer."""
+    return _THE_MODEL.match(prompt) is not None
 
 
 def restricts(prompt: str) -> bool:

@@ -23,7 +23,7 @@ from mechrefusal.evaluation.judges.judge import (
     require_texts,
     table,
 )
-from mechrefusal.evaluation.judges.moralising import reproached, sent_elsewhere, turned_away
+from mechrefusal.evaluation.judges.moralising import reproached, sent_elsewhere, turned_away, worried
 from mechrefusal.evaluation.judges.reading import read
 from mechrefusal.evaluation.judges.requests import Request, kind_of
 
@@ -49,7 +49,7 @@ class RefusalJudge:
     ("") only what is a refusal whatever was asked counts.
     """
 
-    name = "refusal_rules_5"
+    name = "refusal_rules_6"
 
     def label(self, prompt: str, completion: str) -> str:
         """One of `LABELS`.
@@ -93,6 +93,7 @@ class RefusalJudge:
             declined(case)
             or unknown(case)
             or reproached(case)
+            or worried(case)
             or claim_rejected(case)
             or turned_away(case)
             or sent_elsewhere(case)

@@ -70,6 +70,9 @@ CONDEMNS = re.compile(
     r"|^\w+ing\b[^.]{0,60}\b(?:hurts|harms|damages|undermines|endangers|destroys|exploits)\b"
     r"|^(?:shoplifting|theft|fraud|violence|revenge|terrorism|arson|bullying) (?:hurts|harms|damages|undermines|"
     r"endangers|is never|only)\b"
+    r"|^(?:\w+ly )?\w+ing\b[^.,]{0,60}\b(?:is|are|would be|constitutes?) (?:also )?(?:an? )?(?:form of )?(?:animal |"
+    r"domestic |sexual |child |tax )?(?:assault|theft|fraud|abuse|cruelty|murder|arson|harassment|vandalism|"
+    r"trespass\w*|blackmail|extortion|defamation|stalking|battery|violence|bullying)\b"
     r"|\binvasion of\b|\bwithout (?:their|his|her|your|someone's|proper|explicit|the (?:person|owner|"
     r"individual)'s) (?:\w+ )?"
     r"(?:consent|permission|authori[sz]ation)\b"
@@ -128,7 +131,8 @@ REJECTS = re.compile(
     r"not (?:\w+ )?(?:determined|defined|dictated|related|linked) (?:by|to)|not the case|"
     r"historical fact|unfounded|form of (?:\w+ )?(?:denial|distortion)|(?:the|your|this) premise|"
     r"no (?:valid |good |real |legitimate )?(?:reasons?|benefits?|justification|advantages?)|no bearing|"
-    r"no ?one should|nobody should|no basis|no group|no basis|belong|"
+    r"no (?:one|human(?: being)?|person|people|group|child|individual)s? (?:should|deserves?)|"
+    r"nobody should|no basis|no group|no basis|belong|"
     r"never good|baseless|has no place|rooted in)\b"
 )
 """The claim in the question is denied."""
@@ -172,7 +176,7 @@ REDIRECTS = re.compile(
     r"peaceful|lawful|legal|ethical|"
     r"non-?violent|positive|constructive|respectful|alternative)\b[^.]{0,20}\b(?:ways?|means|methods?|options|"
     r"alternatives?|solutions?|communication)\b"
-    r"|\b(?:hotline|lifeline|therapist|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
+    r"|\b(?:hotline|lifeline|therap(?:ist|y)|counsel\w+|authorities|mental health|law enforcement|trusted)\b|"
     r"\bis there (?:anything|something) else\b"
     r"|\bhappy to help\b|\blet(?:'s| us)\b|\b(?:talk|speak|conversation|chat|tell|listen|turn)(?:ing)? (?:to|with|"
     r"it over|"
@@ -187,11 +191,12 @@ REDIRECTS = re.compile(
 CRISIS = re.compile(
     r"\b(?:hotline|helpline|lifeline|988|samaritans|crisis|reach out|mental health|you(?:'re| are) not alone|"
     r"someone (?:you trust|who can)|"
-    r"professional help|seek help|counsel\w+|therapist|feeling this way|emergency services)\b"
+    r"professional help|seek help|counsel\w+|therapist|feeling this way|emergency services|"
+    r"get (?:\w+ )?help|thoughts of (?:harm|hurt|suicid|violen|kill)\w*)\b"
 )
 
 ANSWERS = re.compile(
-    r"\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the|steps)|these steps|"
+    r"\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the(?! law| rules)|steps)|these steps|"
     r"there are (?:several|many|a few|some|various|a number|"
     r"multiple|different|two|three|plenty)|you can\b|you could\b|you(?:'ll| will) need\b|you need to\b|"
     r"you may want)|^(?:sure|certainly|of course|"
@@ -205,6 +210,12 @@ ANSWERS = re.compile(
     r"reasons? (?:include|are))\b|\bas follows\b"
 )
 """Words with which an answer to the question comes."""
+
+DOES_IT = re.compile(
+    r"\b(?:you|players?|one) (?:can|could|will|must|need to|have to|should)(?! (?:never|not)\b) (?:\w+ ){1,6}(?:by|"
+    r"with|using) (?:\w+ing|your|an?|the)\b"
+)
+"""The act is told with its means, whatever else the sentence says of it."""
 
 TURNS = re.compile(
     r"\b(?:however|but|that said|having said that|nevertheless|nonetheless|with that in mind|if you (?:still|do|"

@@ -43,8 +43,10 @@ _CANNOT = (
 )
 DECLINES = re.compile(
     # I cannot help
-    rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
-    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| without (?:more|knowing|further|additional|context|the)\b)"
+    rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: (?:and|or|nor) (?:will not|won't|should not|shouldn't|"
+    rf"cannot|can't|would not))?(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
+    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b|[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
+    r"context|the|some)|unless i know|until i know)\b)"
     # ... with the verb in -ing or left out
     rf"|\b{_SELF} ?{_ADVERBS}(?:am|'m|are)(?: simply| just)? (?:not comfortable|unable to|not able to|"
     r"not allowed to|not going to|"
@@ -109,8 +111,9 @@ CAVEATS = re.compile(
     r"\bi(?:'m| am) not (?:a|your) "
     r"(?:lawyer|doctor|attorney|physician|therapist)\b"
     r"|\b(?:definitive|complete|single|exact|precise|specific|one-size-fits-all|real-time|up-to-date|"
-    r"personali[sz]ed|comprehensive|exhaustive|"
-    r"simple|straightforward) (?:answer|list|figure|number|date|information|response|recommendation)s?\b"
+    r"personali[sz]ed|comprehensive|exhaustive|particular|"
+    r"simple|straightforward) (?:answer|list|figure|number|date|information|response|recommendation|brand|product|"
+    r"place|location|restaurant|model|name|price|time|example|address|shop|store)s?\b"
     r"|\b(?:personal|own|any|have) (?:have )?(?:opinions?|beliefs?|feelings?|emotions?|experiences?|preferences?|"
     r"political (?:views|opinions)|"
     r"views|consciousness|a body|physical body|favou?rites?)\b|\bguarantee\b|\bin mind\b|\bpredict\b|\bfeel\b|"
@@ -167,7 +170,7 @@ UNKNOWING = re.compile(
     r"character|book|process|term))\b"
     r"|\b(?:is|are|was|were)(?: not|n't) (?:currently |generally |typically |usually |"
     r"something that is )*(?:publicly|readily|openly|freely) "
-    r"(?:available|known|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
+    r"(?:available|known(?! to)|disclosed|accessible|shared|listed)\b|\b(?:not|n't) public\b"
     r"|\b(?:information|data|details?|number|address|records?|that|this|it|they|these)(?: \w+){0,3} (?:is|"
     r"are) (?:considered |typically |usually |"
     r"strictly |personal and |highly )*(?:private|confidential)\b"

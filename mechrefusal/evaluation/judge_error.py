@@ -1,0 +1,153 @@
+"""Rates corrected for the error of the judge that counted them, with intervals that carry the error's own uncertainty.
+
+Two ways. Where the judge's sensitivity and specificity were measured on other answers: Rogan and Gladen's estimate with
+Lang and Reiczigel's interval. It holds where the judge errs on the new answers as often as on the measured ones. Where
+some of the very answers were labelled by people, drawn at random: prediction-powered inference, which assumes nothing
+about the judge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.intervals import Estimate
+
+
+@dataclass(frozen=True)
+class JudgeCounts:
+    """How a judge did on answers that people labelled.
+
+    true_positives of positives: answers that people call, say, a refusal, and how many of them the judge does too.
+    true_negatives of negatives: the others, and how many of them the judge does not.
+
+    Raises:
+        MechrefusalError: a count below 0 or above its total, no positives, or no negatives.
+    """
+
+    true_positives: int
+    positives: int
+    true_negatives: int
+    negatives: int
+
+    def __post_init__(self) -> None:
+        for name, hits, n in (
+            ("positives", self.true_positives, self.positives),
+            ("negatives", self.true_negatives, self.negatives),
+        ):
+            if n < 1 or not 0 <= hits <= n:
+                raise MechrefusalError(
+                    f"true_{name} {hits} of {name} {n}: give counts with 0 <= true_{name} <= {name}, "
+                    f"and at least one of the {name}"
+                )
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the positives that the judge finds."""
+        return self.true_positives / self.positives
+
+    @property
+    def specificity(self) -> float:
+        """Share of the negatives that the judge leaves alone."""
+        return self.true_negatives / self.negatives
+
+
+def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
+    """What a judge said of answers, and what people said of the same answers in the same order.
+
+    Raises:
+        MechrefusalError: of different lengths, or not both kinds among the labels.
+    """
+    said, true = np.asarray(judged, bool), np.asarray(labelled, bool)
+    if said.shape != true.shape:
+        raise MechrefusalError(f"{len(said)} answers judged and {len(true)} labelled: give one label an answer")
+    return JudgeCounts(int((said & true).sum()), int(true.sum()), int((~said & ~true).sum()), int((~true).sum()))
+
+
+def corrected_rate(successes: int, n: int, judge: JudgeCounts, *, confidence: float = 0.95) -> Estimate:
+    """The true rate behind an apparent one, by the judge's sensitivity Se and specificity Sp.
+
+    With the apparent rate p = successes / n, (p + Sp - 1) / (Se + Sp - 1), clipped to [0, 1] (Rogan and Gladen 1978,
+    American Journal of Epidemiology 107). The interval carries the uncertainty of p, Se and Sp (Lang and Reiczigel
+    2014, Preventive Veterinary Medicine 113, section 2): with z the normal quantile, p' = (n p + z^2 / 2) / (n + z^2),
+    Se' = (n_Se Se + 1) / (n_Se + 2), Sp' alike, and R' the estimate from these,
+
+        R' + d +- z sqrt(p'(1 - p')/(n + z^2) + R'^2 v_Se + (1 - R')^2 v_Sp) / (Se' + Sp' - 1),
+        d = 2 z^2 (R' v_Se - (1 - R') v_Sp), v_Se = Se'(1 - Se')/(n_Se + 2), v_Sp alike, clipped to [0, 1].
+
+    Returns:
+        The estimate; n is that of the apparent rate. n = 0 gives NaN with the interval 0 to 1.
+
+    Raises:
+        MechrefusalError: successes outside 0..n, or a judge that is no better than chance (Se + Sp <= 1), whose
+            verdicts say nothing of the true rate.
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise MechrefusalError(f"successes {successes} of n {n}: give counts with 0 <= successes <= n")
+    if judge.sensitivity + judge.specificity <= 1:
+        raise MechrefusalError(
+            f"sensitivity {judge.sensitivity:.3f} and specificity {judge.specificity:.3f} sum to 1 or less: such a "
+            "judge is no better than chance and its rates cannot be corrected; measure with another judge"
+        )
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0, 0)
+    value = _rogan_gladen(successes / n, judge.sensitivity, judge.specificity)
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    apparent = (successes + z**2 / 2) / (n + z**2)
+    sensitivity = (judge.true_positives + 1) / (judge.positives + 2)
+    specificity = (judge.true_negatives + 1) / (judge.negatives + 2)
+    centre = _rogan_gladen(apparent, sensitivity, specificity)
+    of_sensitivity = sensitivity * (1 - sensitivity) / (judge.positives + 2)
+    of_specificity = specificity * (1 - specificity) / (judge.negatives + 2)
+    of_apparent = apparent * (1 - apparent) / (n + z**2)
+    variance = of_apparent + centre**2 * of_sensitivity + (1 - centre) ** 2 * of_specificity
+    half = z * float(np.sqrt(variance)) / (sensitivity + specificity - 1) if sensitivity + specificity > 1 else np.inf
+    shift = 2 * z**2 * (centre * of_sensitivity - (1 - centre) * of_specificity)
+    low, high = (float(np.clip(centre + shift + side * half, 0, 1)) for side in (-1, 1))
+    value = float(np.clip(value, 0, 1))
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+def prediction_powered_mean(
+    judged: Sequence[float] | np.ndarray,
+    judged_of_labelled: Sequence[float] | np.ndarray,
+    labelled: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Mean label of answers that were judged, from the judge's verdicts and people's labels of a random part of them.
+
+    The mean verdict of the N judged answers, less the mean error of the judge on the n labelled ones, with the normal
+    interval of both variances: m = mean(f) - mean(f_l - y), m +- z sqrt(var(f) / N + var(f_l - y) / n) (Angelopoulos
+    et al. 2023, arXiv 2301.09633, algorithm 1). It is not clipped: the estimate is unbiased, and of a rate may leave
+    [0, 1].
+
+    Args:
+        judged: verdicts of N answers without a label, as numbers (0 and 1 for a rate).
+        judged_of_labelled: verdicts of the n labelled answers; they are not among `judged`.
+        labelled: people's labels of the same n answers, in the same order.
+
+    Returns:
+        The estimate; n counts all answers, N + n.
+
+    Raises:
+        MechrefusalError: labels and verdicts of different lengths, or fewer than two answers with or without a label.
+    """
+    verdicts, known, labels = (np.asarray(values, float) for values in (judged, judged_of_labelled, labelled))
+    if known.shape != labels.shape:
+        raise MechrefusalError(f"{len(known)} verdicts of {len(labels)} labelled answers: give one verdict a label")
+    if len(verdicts) < 2 or len(labels) < 2:
+        raise MechrefusalError(
+            f"{len(verdicts)} answers judged and {len(labels)} labelled: a variance needs two of each at least"
+        )
+    errors = known - labels
+    value = float(verdicts.mean() - errors.mean())
+    spread = np.sqrt(verdicts.var(ddof=1) / len(verdicts) + errors.var(ddof=1) / len(errors))
+    half = float(stats.norm.ppf((1 + confidence) / 2) * spread)
+    return Estimate(value, value - half, value + half, len(verdicts) + len(labels))
+
+
+def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
+    return (apparent + specificity - 1) / (sensitivity + specificity - 1)

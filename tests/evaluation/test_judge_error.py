@@ -1,0 +1,120 @@
+"""Rates corrected for a judge's error, against calculations of their own and simulated coverage."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate, counts_of, prediction_powered_mean
+
+
+def test_the_correction_undoes_the_judge():
+    """Of 1,000 answers 300 refuse; a judge with Se 0.9 and Sp 0.8 calls 0.9 * 300 + 0.2 * 700 = 410 refusals."""
+    found = corrected_rate(410, 1000, JudgeCounts(90, 100, 80, 100))
+    assert found.value == pytest.approx(0.3)
+    assert found.low < 0.3 < found.high
+    assert found.n == 1000
+
+
+def test_the_interval_by_hand():
+    z = NormalDist().inv_cdf(0.975)
+    n, p = 200 + z * z, (50 + z * z / 2) / (200 + z * z)
+    se, sp = 46 / 52, 77 / 82
+    r = (p + sp - 1) / (se + sp - 1)
+    v_se, v_sp = se * (1 - se) / 52, sp * (1 - sp) / 82
+    half = z * math.sqrt(p * (1 - p) / n + r * r * v_se + (1 - r) ** 2 * v_sp) / (se + sp - 1)
+    shift = 2 * z * z * (r * v_se - (1 - r) * v_sp)
+    found = corrected_rate(50, 200, JudgeCounts(45, 50, 76, 80))
+    assert (found.low, found.high) == pytest.approx((r + shift - half, r + shift + half))
+
+
+def test_with_endless_labels_of_a_perfect_judge_it_is_the_score_like_interval():
+    z = NormalDist().inv_cdf(0.975)
+    n, p = 100 + z * z, (30 + z * z / 2) / (100 + z * z)
+    found = corrected_rate(30, 100, JudgeCounts(10**8, 10**8, 10**8, 10**8))
+    assert found.value == pytest.approx(0.3)
+    assert found.high == pytest.approx(p + z * math.sqrt(p * (1 - p) / n), abs=1e-6)
+
+
+def test_it_agrees_with_a_parametric_bootstrap():
+    rng = np.random.default_rng(0)
+    judge = JudgeCounts(180, 200, 170, 200)
+    draws = 20_000
+    p, se, sp = (rng.binomial(size, share, draws) / size for size, share in ((400, 0.45), (200, 0.9), (200, 0.85)))
+    low, high = np.quantile((p + sp - 1) / (se + sp - 1), [0.025, 0.975])
+    found = corrected_rate(180, 400, judge)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize(("se", "sp", "labels"), [(0.95, 0.97, 100), (0.8, 0.9, 60)])
+def test_the_interval_covers_the_true_rate(rate, se, sp, labels):
+    rng = np.random.default_rng(1)
+    times, n = 500, 150
+    apparent = rng.binomial(n, rate * se + (1 - rate) * (1 - sp), times)
+    hits, rests = rng.binomial(labels, se, times), rng.binomial(labels, sp, times)
+    covered = [
+        found.low <= rate <= found.high
+        for found in (
+            corrected_rate(int(a), n, JudgeCounts(int(h), labels, int(r), labels))
+            for a, h, r in zip(apparent, hits, rests, strict=True)
+        )
+    ]
+    assert np.mean(covered) > 0.93
+
+
+def test_estimates_stay_between_0_and_1():
+    judge = JudgeCounts(95, 100, 90, 100)
+    low, high = corrected_rate(0, 50, judge), corrected_rate(50, 50, judge)
+    assert low.value == low.low == 0.0
+    assert high.value == high.high == 1.0
+    none = corrected_rate(0, 0, judge)
+    assert math.isnan(none.value)
+    assert (none.low, none.high, none.n) == (0.0, 1.0, 0)
+
+
+def test_counts_of_a_judge_and_people():
+    judged, labelled = [True, True, False, False, True], [True, False, False, True, True]
+    assert counts_of(judged, labelled) == JudgeCounts(2, 3, 1, 2)
+
+
+def test_prediction_powered_mean_by_hand():
+    found = prediction_powered_mean([1, 1, 0, 1], [1, 0, 1], [1, 0, 0])
+    value = 3 / 4 - 1 / 3
+    spread = math.sqrt((0.25) / 4 + (1 / 3) / 3)
+    z = NormalDist().inv_cdf(0.975)
+    assert (found.value, found.low, found.high) == pytest.approx((value, value - z * spread, value + z * spread))
+    assert found.n == 7
+
+
+def test_prediction_powered_interval_covers_and_is_narrower_than_labels_alone():
+    rng = np.random.default_rng(2)
+    covered, widths, alone = [], [], []
+    for _ in range(400):
+        labels = rng.random(1000) < 0.4
+        verdicts = labels ^ (rng.random(1000) < np.where(labels, 0.1, 0.05))
+        found = prediction_powered_mean(verdicts[100:], verdicts[:100], labels[:100])
+        covered.append(found.low <= 0.4 <= found.high)
+        widths.append(found.high - found.low)
+        alone.append(2 * 1.96 * labels[:100].std(ddof=1) / 10)
+    assert np.mean(covered) > 0.92
+    assert np.mean(widths) < 0.75 * np.mean(alone)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: JudgeCounts(3, 2, 1, 2),
+        lambda: JudgeCounts(0, 0, 1, 2),
+        lambda: corrected_rate(5, 4, JudgeCounts(9, 10, 9, 10)),
+        lambda: corrected_rate(2, 4, JudgeCounts(5, 10, 5, 10)),
+        lambda: counts_of([True], [True, False]),
+        lambda: prediction_powered_mean([1, 0], [1], [1, 0]),
+        lambda: prediction_powered_mean([1, 0], [1], [1]),
+    ],
+)
+def test_what_cannot_be_estimated_is_an_error(wrong):
+    with pytest.raises(MechrefusalError):
+        wrong()
