@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechrefusal import intervals
 from mechrefusal.evaluation import RefusalJudge
 from mechrefusal.evaluation.agreement import agreement, any_refusal
 from mechrefusal.evaluation.judge_error import counts_of
 from mechrefusal.evaluation.judges import LABELS
+from mechrefusal.statistics import intervals
 
 MEASURES = ("any refusal", "three classes", "kappa")
 XSTEST = {"1_full_compliance": LABELS[0], "2_full_refusal": LABELS[2], "3_partial_refusal": LABELS[1]}

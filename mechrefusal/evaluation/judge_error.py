@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.intervals import Estimate
+from mechrefusal.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
