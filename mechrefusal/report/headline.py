@@ -6,6 +6,7 @@ import pandas as pd
 
 from mechrefusal.report import carrier_findings, wording
 from mechrefusal.report.carrier_findings import Zero
+from mechrefusal.report.figures import style
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
 ASKED_SETS = ("evaluation_harmful", "evaluation_harmless", "overrefusal")
@@ -57,11 +58,16 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Head:
-    """One attention head and its value in the table that ranked it."""
+    """One attention head and its value in the table that ranked it.
+
+    `is_told`: its p, adjusted for all heads, is below 0.05; False where that was not tested (a single pair, an earlier
+    version, attribution).
+    """
 
     layer: int
     head: int
     value: float
+    is_told: bool = False
 
     @property
     def name(self) -> str:
@@ -149,7 +155,8 @@ def top_heads(checkpoint: MeasuredCheckpoint, n: int) -> tuple[list[Head], str]:
 def _largest(table: pd.DataFrame, column: str, n: int) -> list[Head]:
     values = pd.to_numeric(table[column], errors="coerce")
     order = values.abs().dropna().sort_values(ascending=False, kind="stable").index[:n]
-    return [Head(int(table["layer"][i]), int(table["head"][i]), float(values[i])) for i in order]
+    told = style.told(table) if "p" in table else pd.Series(False, index=table.index)
+    return [Head(int(table["layer"][i]), int(table["head"][i]), float(values[i]), bool(told[i])) for i in order]
 
 
 def _preferred(rows: pd.DataFrame) -> list[Rate]:

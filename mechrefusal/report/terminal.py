@@ -190,7 +190,13 @@ def behaviour(lines: list[headline.Headline]) -> Table:
 def carriers(lines: list[headline.Headline]) -> Table:
     """One row a checkpoint: where the carrier stands and what it does, or why there is none."""
     ranked = " and ".join(sorted({line.ranked_by for line in lines if line.ranked_by}))
-    heads_by = f"Top heads by {ranked}." if ranked else "Heads were not ranked: no patching, no attribution."
+    heads_by = "Heads were not ranked: no patching, no attribution."
+    if ranked:
+        heads_by = f"Top heads by {ranked}; ● p < 0.05, adjusted for all heads."
+        f"Top heads by {ranked}; ● p < 0.05, adjusted for all heads."
+        if ranked
+        else "Heads were not ranked: no patching, no attribution."
+    )
     to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
     zero = "To zero: the same direction (or the best candidate) ablated to zero; adm.: it would be admissible so."
     table = _table("Carrier", f"Ablated to: {to}. {zero} {heads_by}")
@@ -201,7 +207,9 @@ def carriers(lines: list[headline.Headline]) -> Table:
     table.add_column("top heads", no_wrap=True)
     for line in lines:
         heads = Text(
-            "\n".join(f"{head.name} {wording.number(head.value, signed=True)}" for head in line.heads[:3])
+            "\n".join(
+                f"{head.name} {wording.number(head.value, signed=True)}{' ●' * head.is_told}" for head in line.heads[:3]
+            )
             or wording.MISSING
         )
         found = line.carrier
