@@ -193,10 +193,6 @@ def carriers(lines: list[headline.Headline]) -> Table:
     heads_by = "Heads were not ranked: no patching, no attribution."
     if ranked:
         heads_by = f"Top heads by {ranked}; ● p < 0.05, adjusted for all heads."
-        f"Top heads by {ranked}; ● p < 0.05, adjusted for all heads."
-        if ranked
-        else "Heads were not ranked: no patching, no attribution."
-    )
     to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
     zero = "To zero: the same direction (or the best candidate) ablated to zero; adm.: it would be admissible so."
     table = _table("Carrier", f"Ablated to: {to}. {zero} {heads_by}")
