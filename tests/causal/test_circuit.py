@@ -220,7 +220,8 @@ def test_shares_are_those_of_knock_outs(family, architecture):
     full = measured.base.harmful.double().numpy()
     total = (full - nothing).mean()
     found = made.shares(chosen, "harmful")
-    half = stats.t.ppf(0.975, 1) * np.std((alone - nothing) / total, ddof=1) / np.sqrt(2)
+    share = (alone - nothing).mean() / total
+    half = stats.t.ppf(0.975, 1) * np.std((alone - nothing) - share * (full - nothing), ddof=1) / total / np.sqrt(2)
     assert found["kept"] == pytest.approx((alone - nothing).mean() / total, abs=FORWARD)
     assert found["kept_high"] - found["kept_low"] == pytest.approx(2 * half, abs=COMPOUND)
     assert found["lost"] == pytest.approx((full - missing).mean() / total, abs=FORWARD)

@@ -516,6 +516,7 @@ def test_tables_name_every_column(both):
     assert list(table.columns) == [
         "site", "layer", "head", "raw", "low", "high", "effect", "effect_low", "effect_high",
         "control", "control_low", "control_high", "control_size", "source_score", "target_score", "n", "reason",
+        "p",
     ]  # fmt: skip
     assert list(dict.fromkeys(table["site"])) == list(cross_patching.DEFAULT_SITES)
     assert len(table) == 4 * (3 + 4)

@@ -156,7 +156,7 @@ def test_noising_is_denoising_of_the_swapped_pair(tiny_hooked):
         assert set(noising.table["mode"]) == {"noising"}
 
 
-def test_heads_of_several_pairs_are_averaged_with_the_denominator_held(tiny_hooked):
+def test_heads_of_several_pairs_are_ratios_of_means_with_the_noise_of_both(tiny_hooked):
     singles = [patching.heads(tiny_hooked, PAIRS[i : i + 1], METRIC) for i in range(3)]
     together = patching.heads(tiny_hooked, PAIRS, METRIC)
     raw = np.stack([single.table["raw"].to_numpy() for single in singles])
@@ -164,8 +164,10 @@ def test_heads_of_several_pairs_are_averaged_with_the_denominator_held(tiny_hook
     assert together.clean.tolist() == pytest.approx([single.clean.item() for single in singles], abs=REORDERED)
     np.testing.assert_allclose(together.table["raw"], raw.mean(0), atol=REORDERED)
     np.testing.assert_allclose(together.table["effect"], raw.mean(0) / total, rtol=1e-3, atol=1e-5)
-    half = stats.t.ppf(0.975, 2) * stats.sem(raw, axis=0)
-    bounds = np.sort(np.stack([raw.mean(0) - half, raw.mean(0) + half]) / total, axis=0)
+    gaps = np.array([(single.clean - single.corrupted).item() for single in singles])[:, None]
+    effect = raw.mean(0) / total
+    half = stats.t.ppf(0.975, 2) * stats.sem(raw - effect * gaps, axis=0) / abs(total)
+    bounds = np.stack([effect - half, effect + half])
     np.testing.assert_allclose(together.table["low"], bounds[0], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(together.table["high"], bounds[1], rtol=1e-3, atol=1e-4)
     assert (together.table["n"] == 3).all()

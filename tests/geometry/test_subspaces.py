@@ -14,6 +14,7 @@ from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split, prompt_ids
+from mechrefusal.statistics.intervals import skewed_mean
 from mechrefusal.study import tables
 
 NAN = float("nan")
@@ -285,7 +286,8 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
         expected = [bypass.mean(), induce, kl.mean()]
         np.testing.assert_allclose(row[["bypass", "induce", "kl"]].astype(float), expected, atol=FORWARD)
         for values, name in ((bypass, "bypass"), (kl, "kl")):
-            interval = stats.ttest_1samp(values, 0).confidence_interval()
+            # Hall's interval for the skewed KL, which has its own tests; Student's for the scores.
+            interval = skewed_mean(values) if name == "kl" else stats.ttest_1samp(values, 0).confidence_interval()
             assert row[f"{name}_low"] == pytest.approx(interval.low, abs=FORWARD)
             assert row[f"{name}_high"] == pytest.approx(interval.high, abs=FORWARD)
         assert (row["position"], row["layer"], row["n"], row["k"]) == (-2, 2, 3, k)

@@ -61,8 +61,9 @@ def test_a_head_of_that_effect_stands_out_as_often():
 def test_moves(move, limit):
     n = power.prompts_for_move(move, 1.5, limit, 32)
     error = 1.5 * np.sqrt(32 / n)
-    assert power.move_power(move, error, limit) == pytest.approx(0.9, abs=0.02)
-    assert power.smallest_move(error, limit) == pytest.approx(move, rel=0.02)
+    assert power.move_power(move, error, limit) == pytest.approx(0.9, abs=0.03)
+    # Ten prompts in place of 9.3: whole numbers alone are 4% of the error.
+    assert power.smallest_move(error, limit) == pytest.approx(move, rel=0.04)
     draws = np.random.default_rng(0).normal(move, error, size=20_000)
     told = (np.abs(draws) > limit) & (np.abs(draws) > 1.959964 * error)
     assert told.mean() == pytest.approx(power.move_power(move, error, limit), abs=0.01)

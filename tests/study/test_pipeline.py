@@ -44,7 +44,10 @@ def test_every_table_is_there_for_every_checkpoint(finished):
     for point in points:
         for name in tables.PER_CHECKPOINT:
             table = tables.read(name, finished.measurements(point))
-            if name in {"carriers", "candidate_scores", "doses", "circuit_edges", "faithfulness"} and table.empty:
+            if (
+                name in {"carriers", "candidate_scores", "half_scores", "doses", "circuit_edges", "faithfulness"}
+                and table.empty
+            ):
                 continue  # the tables `carrier`, `utility_coupling` and `circuit_nodes` then say why
             assert set(table["weights"]) == {point.weights}, (point.id, name)
     assert set(tables.ACROSS) >= OF_EVALUATIONS

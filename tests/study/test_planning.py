@@ -62,7 +62,7 @@ def test_a_recipe_is_planned_on_assumptions_that_are_named(recipe):
 def test_the_command(run, capsys):
     assert cli.main(["power", str(run.folder), "--rate", "0.2"]) == 0
     shown = capsys.readouterr().out
-    assert "difference of refusal rates" in shown
+    assert "difference" in shown
     assert "0.20" in shown
     assert cli.main(["power", "demo"]) == 0
     assert "assumed" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from mechrefusal.study.loader import load_recipe, recipe_from_dict
 from mechrefusal.study.recipe import MeasuringSettings, Recipe, Source, differences, packaged, recipe_path
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny"])
+@pytest.mark.parametrize("name", packaged())
 def test_packaged_recipes_load(name):
     assert name in packaged()
     recipe = load_recipe(name)
