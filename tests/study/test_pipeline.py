@@ -35,6 +35,9 @@ def _tables(run, name):
     return table.drop(columns=[c for c in table if c.startswith("seconds") or c == "peak_mib"])
 
 
+MAY_BE_EMPTY = {"carriers", "candidate_scores", "half_scores", "doses", "circuit_edges", "faithfulness"}
+
+
 def test_every_table_is_there_for_every_checkpoint(finished):
     points = finished.checkpoints()
     assert [point.id for point in points] == [
