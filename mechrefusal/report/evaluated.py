@@ -92,8 +92,8 @@ def stress_differences_tables(differences: pd.DataFrame) -> Group:
     for group in stress_findings.differences(differences):
         rows = group["rows"]
         caption = (
-            f"{min(STRESS_SHOWN, len(rows))} of {len(rows)} are shown; second minus first, paired, 95% bootstrap "
-            "interval over requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome "
+            f"{min(STRESS_SHOWN, len(rows))} of {len(rows)} are shown; second minus first, paired, 95% interval "
+            "over requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome "
             f"at the first / second only; loss: nats a token of the target. Judge of success: {group['judge']}"
         )
         found = _framed(f"Which checkpoint is more robust? {group['method']}", caption)

@@ -126,11 +126,9 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
     """Table `stress_differences`: how every two checkpoints differ on the same behaviours, attacked with one budget.
 
     Every checkpoint was attacked anew with the same settings, behaviour by behaviour; `difference` is the mean of b
-    minus that of a at the last step of the attack. Its 95% interval is that of `evaluation.paired_difference`: the
-    percentile bootstrap over behaviours, 2000 draws, each of which takes the two outcomes of a behaviour together.
-    Where all behaviours have the same difference it has no width. `mcnemar_p` is McNemar's exact test, two-sided, on
-    the cases that have the outcome at one checkpoint alone (`only_a`, `only_b`). No p is corrected for the number of
-    rows.
+    minus that of a at the last step of the attack, with the 95% interval of `evaluation.paired_difference` (Newcombe's
+    for outcomes of 0 and 1). `mcnemar_p` is McNemar's exact test, two-sided, on the cases that have the outcome at one
+    checkpoint alone (`only_a`, `only_b`). No p is corrected for the number of rows.
 
     `attack_success` and `attack_loss` (nats a token, no McNemar's test) are on all cases; `robust` and `refuses_suffix`
     are on those whose behaviour has a harmless twin.
