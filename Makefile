@@ -28,6 +28,7 @@ bench: $(READY)  ## every benchmark, quickly
 
 calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simulation: docs/calibration.md
 	$(BIN)/python -m calibration --out docs/calibration.md
+	$(BIN)/python -m calibration.held_out
 	$(BIN)/python -m calibration.ground_truth
 
 # What runs, and on top of it what tests: the demo does not wait for the latter.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from calibration import depth, intervals, maps
+from calibration.written import written
 from mechrefusal.progress import track
 
 
@@ -28,16 +29,6 @@ def pages(*, quick: bool) -> Iterator[tuple[str, Callable[[], pd.DataFrame]]]:
             make = getattr(module, name)
             many = 300 if module is maps and not quick else runs
             yield str(make.__doc__), lambda make=make, many=many: make(runs=many)
-
-
-def written(about: str, table: pd.DataFrame) -> str:
-    """One section in markdown."""
-    shown = table.copy()
-    for name in shown.select_dtypes("float"):
-        shown[name] = [f"{value:.3f}".rstrip("0").rstrip(".") or "0" for value in shown[name]]
-    lines = [" | ".join(map(str, row)) for row in shown.itertuples(index=False)]
-    head = [" | ".join(shown.columns), " | ".join("---" for _ in shown.columns)]
-    return "\n".join([about.strip(), "", *(f"| {line} |" for line in [*head, *lines]), ""])
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from calibration import depth, intervals, maps
-from calibration.__main__ import written
+from calibration import depth, held_out, intervals, maps
+from calibration.written import written
 
 
 def test_verdicts_of_relocation():
@@ -38,6 +38,15 @@ def test_maps():
     assert (table["intervals that exclude 0"] > 5).all(), "what unadjusted intervals would mark"
     controls = maps.controls(runs=60)
     assert controls["maps of nothing with a mark"].mean() <= 0.05 + 2 * 0.01
+
+
+def test_what_is_held_out_is_without_bias():
+    share = held_out.table(held_out.share_of, [40], 24).iloc[0]
+    assert share["own"] < -0.1
+    assert abs(share["held out"]) < 0.03 + 2 * share["standard error"]
+    carrier = held_out.table(held_out.carrier_of, [16], 24).iloc[0]
+    assert carrier["own"] > 0.4
+    assert abs(carrier["held out"]) < 0.1 + 2 * carrier["standard error"]
 
 
 def test_a_section_is_a_markdown_table():

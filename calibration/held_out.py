@@ -1,20 +1,21 @@
 """Measures on the prompts that made them, and held out: bias and coverage where the truth is known. No model runs.
 
-    python benchmarks/held_out.py [--quick]
+    python -m calibration.held_out [--quick]
 
 share: refusals of safe prompts lie along the refusal direction by half of what harmful and harmless prompts differ by;
 `overlap` says how much, from directions of few prompts. carrier: candidates of known effects, chosen by few prompts;
-`held_out.Chosen` says how far the chosen one lowers the score. The last line is one JSON object: name, share, carrier,
-each a list of rows by number of prompts: bias as it was on the prompts that made the direction, or chose the carrier
-(`own`), bias held out, standard deviation, and how often the 95% interval holds the truth.
+`held_out.Chosen` says how far the chosen one lowers the score, nats. By number of prompts: bias as it was on the
+prompts that made the direction, or chose the carrier (`own`), bias held out, its standard error and deviation, and how
+often the 95% interval holds the truth.
 """
 
 import argparse
-import json
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
+from calibration.written import written
 from mechrefusal.geometry import overlap
 from mechrefusal.geometry.held_out import Choice, Chosen
 from mechrefusal.geometry.scoring import CarrierScores
@@ -59,39 +60,38 @@ def carrier_of(seed: int, n: int) -> tuple[float, intervals.Estimate]:
     return decrease[chosen].mean() - true, moved
 
 
-def rows(simulate, sizes: list[int], n: int) -> list[dict]:
+def table(simulate: Callable, sizes: Sequence[int], runs: int) -> pd.DataFrame:
     """One row a number of prompts."""
     found = []
     for size in sizes:
-        own, held_out = zip(*(simulate(seed, size) for seed in range(n)), strict=True)
+        own, held_out = zip(*(simulate(seed, size) for seed in range(runs)), strict=True)
         values = np.array([each.value for each in held_out])
         found.append(
             {
                 "prompts": size,
-                "own": round(float(np.mean(own)), 3),
-                "held_out": round(float(values.mean()), 3),
-                "standard_error": round(float(values.std() / np.sqrt(n)), 3),
-                "standard_deviation": round(float(values.std()), 3),
-                "coverage": round(float(np.mean([each.low <= 0 <= each.high for each in held_out])), 3),
+                "own": float(np.mean(own)),
+                "held out": float(values.mean()),
+                "standard error": float(values.std() / np.sqrt(runs)),
+                "standard deviation": float(values.std()),
+                "coverage": float(np.mean([each.low <= 0 <= each.high for each in held_out])),
             }
         )
-        print(simulate.__name__, found[-1], flush=True)
-    return found
+    return pd.DataFrame(found)
 
 
-def main() -> None:
+def main() -> int:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer samples")
-    n = 40 if parser.parse_args().quick else 400
+    runs = 40 if parser.parse_args().quick else 400
     overlap.N_RANDOM = 20  # random directions are not looked at here
-    result = {
-        "name": "held out",
-        "share": rows(share_of, [16, 40, 64, 128], n),
-        "carrier": rows(carrier_of, [16, 32, 128], n),
-    }
-    print(json.dumps(result))
+    for name, simulate, sizes in (
+        ("share", share_of, (16, 40, 64, 128)),
+        ("carrier", carrier_of, (16, 32, 128)),
+    ):
+        print(written(f"Bias of {name}", table(simulate, sizes, runs)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
