@@ -31,8 +31,8 @@ from mechrefusal.study.selection import Asked, asked
 COLUMNS = tables.ACROSS["power"]
 
 PROFILES = {"sharp": 0.38, "noisy": 1.0, "flat": 1.6}
-"""Error of the depth's difference at 32 prompts, layers of 30, for three shapes of the bypass over layers, as simulated
-for docs/calibration.md (`make calibrate`)."""
+"""Standard deviation of the depth's difference at 32 prompts, layers of 30, for the three shapes of the bypass over
+layers that calibration/depth.py draws."""
 
 DISCORDANT = 0.2
 """Assumed where there is no run: share of prompts that answer differently at two checkpoints."""
