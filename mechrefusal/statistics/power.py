@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.statistics.depth import FEWEST
 
 ALPHA = 0.05
 POWER = 0.9
@@ -114,7 +115,7 @@ def prompts_for_move(move: float, error: float, limit: float, n: float, *, power
         return float(n)
     z_a, z_b = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(power)
     needed = min((abs(move) - limit) / z_b if z_b > 0 else np.inf, abs(move) / (z_a + z_b))
-    return _whole(n * (error / needed) ** 2)
+    return _whole(max(FEWEST, n * (error / needed) ** 2))
 
 
 def smallest_move(error: float, limit: float, *, power: float = POWER) -> float:
