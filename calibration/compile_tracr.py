@@ -3,8 +3,8 @@
 The project does not depend on tracr (nor on jax, which it needs, about 650 MB), so this runs in an environment of its
 own, and what it writes is committed:
 
-    python3 -m venv /tmp/tracr && /tmp/tracr/bin/pip install tracr-pypi==1.0.0 safetensors
-    /tmp/tracr/bin/python calibration/compile_tracr.py calibration/programs
+    python3 -m venv ../tracr && ../tracr/bin/pip install tracr-pypi==1.0.0 safetensors
+    ../tracr/bin/python calibration/compile_tracr.py calibration/programs
 
 tracr: Lindner et al., "Tracr: Compiled Transformers as a Laboratory for Interpretability", 2301.05062. Every program is
 compiled with causal attention, and its answer is read at the last position.
