@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isfinite, nan
+from math import inf, isfinite, nan
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mechrefusal.statistics.bagging import bagged
+from mechrefusal.statistics.deciding import prompts_needed
 
 Verdict = Literal["moved", "not moved", "cannot tell"]
 
@@ -22,9 +23,6 @@ FEWEST = 4
 NONE_OFTEN = 0.5
 """Ours: where more than this share of the bootstraps has no admissible candidate, the depth is that of the few that
 have one, and says nothing."""
-
-MOST = 100_000
-"""Beyond this the answer is that no number of prompts decides it."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,7 @@ def depth_needed(found: DepthDifference, *, n_layers: int) -> float:
     outside = abs(found.value) > limit
     reach = found.high - found.value if outside else found.high_90 - found.value
     gap = abs(found.value) if outside else limit - abs(found.value)
-    needed = found.n * max(1.0, (reach / gap) ** 2 if gap > 0 else (inf if reach > 0 else 1.0))
-    return float(ceil(needed)) if needed <= MOST else nan
+    return prompts_needed(found.n, (reach, gap))
 
 
 def _chosen(

@@ -1,11 +1,14 @@
 """Tests of many cells at once: which heads, layers or edges of a map differ from nothing, with few false marks."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special, stats
 
 DRAWS = 2000
 ALPHA = 0.05
+"""Below this a p is told: of a cell, from nothing; two-sided tests elsewhere go by it too."""
 FEWEST_CONTROLS = 3
 
 
@@ -36,19 +39,9 @@ def sign_flip_p(
     squares = (own**2).sum(axis=0)
     signs = _signs(n, draws, seed)
     observed = _t(np.ones((1, n)) @ own / n, squares, n)[0]
-    order = np.argsort(-observed, kind="stable")
-    exceeded = np.zeros(len(there))
-    chunk = max(1, 4_000_000 // max(1, len(there)))
-    for start in range(0, len(signs), chunk):
-        drawn = _t(signs[start : start + chunk] @ own / n, squares, n)[:, order]
-        # The largest among this cell and all that come after it in order.
-        largest = np.maximum.accumulate(drawn[:, ::-1], axis=1)[:, ::-1]
-        exceeded += (largest >= observed[order] - 1e-9).sum(axis=0)
-    every = len(signs) == 2**n
-    p = exceeded / len(signs) if every else (exceeded + 1) / (len(signs) + 1)
-    adjusted = np.empty(len(there))
-    adjusted[order] = np.maximum.accumulate(p)
-    found[there] = np.minimum(adjusted, 1)
+    chunk = max(1, 4_000_000 // len(there))
+    drawn = (_t(signs[i : i + chunk] @ own / n, squares, n) for i in range(0, len(signs), chunk))
+    found[there] = _step_down(observed, drawn, every=len(signs) == 2**n)
     return found
 
 
@@ -65,8 +58,8 @@ def two_sample_p(
         return found
     rows = rows[:, there]
     random = np.random.default_rng(seed)
-    first = np.concatenate([np.arange(n + m) < n] + [random.permutation(n + m) < n for _ in range(draws)])
-    labels = first.reshape(draws + 1, n + m).astype(float)
+    here = np.arange(n + m) < n
+    labels = np.stack([here, *(random.permutation(n + m) < n for _ in range(draws))]).astype(float)
     means, variances = [], []
     for weights, size in ((labels, n), (1 - labels, m)):
         mean = weights @ rows / size
@@ -75,13 +68,7 @@ def two_sample_p(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(means[0] - means[1]) / np.sqrt(sum(variances))
     t = np.nan_to_num(t, nan=0.0, posinf=np.inf)
-    observed, drawn = t[0], t[1:]
-    order = np.argsort(-observed, kind="stable")
-    largest = np.maximum.accumulate(drawn[:, order][:, ::-1], axis=1)[:, ::-1]
-    p = ((largest >= observed[order] - 1e-9).sum(axis=0) + 1) / (draws + 1)
-    adjusted = np.empty(len(there))
-    adjusted[order] = np.maximum.accumulate(p)
-    found[there] = np.minimum(adjusted, 1)
+    found[there] = _step_down(t[0], [t[1:]], every=False)
     return found
 
 
@@ -107,7 +94,8 @@ def among_controls_p(
         return found
     moderated, freedom = _moderated(variance[there], n - 1)
     t = np.abs(value[there] - controls[:, there].mean(axis=0)) / np.sqrt(moderated * (1 + 1 / n))
-    return _holm(found, there, 2 * stats.t.sf(t, freedom))
+    found[there] = _holm(2 * stats.t.sf(t, freedom))
+    return found
 
 
 def _moderated(variance: Float[np.ndarray, " cell"], own: int) -> tuple[np.ndarray, float]:
@@ -128,12 +116,34 @@ def _inverse_trigamma(value: float) -> float:
     return float(np.exp(optimize.brentq(lambda log: special.polygamma(1, np.exp(log)) - value, -20, 20)))
 
 
-def _holm(found: np.ndarray, there: np.ndarray, p: np.ndarray) -> np.ndarray:
+def _step_down(
+    observed: Float[np.ndarray, " cell"], drawn: Iterable[Float[np.ndarray, "draw cell"]], *, every: bool
+) -> Float[np.ndarray, " cell"]:
+    """Adjusted p from |t| as observed and in maps of nothing, part by part.
+
+    Args:
+        every: the draws are all that there are, the observed one among them.
+    """
+    order = np.argsort(-observed, kind="stable")
+    exceeded, n = np.zeros(len(observed)), 0
+    for part in drawn:
+        # The largest among this cell and all that come after it in order.
+        largest = np.maximum.accumulate(part[:, order][:, ::-1], axis=1)[:, ::-1]
+        exceeded += (largest >= observed[order] - 1e-9).sum(axis=0)
+        n += len(part)
+    return _rising(exceeded / n if every else (exceeded + 1) / (n + 1), order)
+
+
+def _holm(p: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
     order = np.argsort(p, kind="stable")
+    return _rising(p[order] * np.arange(len(p), 0, -1), order)
+
+
+def _rising(p: Float[np.ndarray, " cell"], order: np.ndarray) -> Float[np.ndarray, " cell"]:
+    """p in order made to rise, 1 at most, and put back into place."""
     adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    found[there] = np.minimum(adjusted, 1)
-    return found
+    adjusted[order] = np.minimum(np.maximum.accumulate(p), 1)
+    return adjusted
 
 
 def _signs(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:

@@ -10,8 +10,8 @@ from scipy import optimize, stats
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.statistics.depth import FEWEST
+from mechrefusal.statistics.maps import ALPHA
 
-ALPHA = 0.05
 POWER = 0.9
 MOST = 1_000_000
 """Beyond this the answer is that no number does."""

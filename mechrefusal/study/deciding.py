@@ -4,26 +4,12 @@ A planning figure, not a promise: it takes the estimates as they are, and asks w
 would clear what they must.
 """
 
-from math import ceil, inf, isfinite, nan
+from math import isfinite, nan
 
 import numpy as np
 
 from mechrefusal.geometry.drift import TURNED, Turn
-
-MOST = 100_000
-"""Beyond this the answer is that no number of prompts decides it."""
-
-
-def prompts_needed(n: float, *needs: tuple[float, float]) -> float:
-    """Prompts at which one of several ways to decide is open, NaN where none ever is.
-
-    Args:
-        n: prompts that the intervals are over now.
-        needs: (how far an interval reaches towards what it must clear, how far away that is), one a way to decide.
-    """
-    factors = [(reach / gap) ** 2 for reach, gap in needs if isfinite(reach) and isfinite(gap) and gap > 0]
-    found = n * max(1.0, min(factors, default=inf))
-    return float(ceil(found)) if isfinite(found) and found <= MOST else nan
+from mechrefusal.statistics.deciding import prompts_needed
 
 
 def for_turn(found: Turn, n: float) -> float:

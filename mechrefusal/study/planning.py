@@ -167,17 +167,17 @@ def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Itera
             if len(both):
                 found = paired_difference(both.iloc[:, 0], both.iloc[:, 1], both.index)
                 changed = (found.only_a or 0) + (found.only_b or 0)
-                yield _rate("difference of refusal rates", f"{a.id} and {b.id}, {name}", found.n, changed, wanted)
+                # Half a prompt more, as none that changed does not mean that none ever will.
+                share = (changed + 0.5) / (found.n + 1)
+                yield _rate(f"{a.id} and {b.id}, {name}", found.n, share, wanted)
 
 
-def _rate(question: str, of: str, n: int, changed: float, wanted: Wanted) -> dict:
-    # Half a prompt more, as none that changed does not mean that none ever will.
-    share = (changed + 0.5) / (n + 1)
+def _rate(of: str, n: int, share: float, wanted: Wanted) -> dict:
+    """`share`: of the prompts that answer differently."""
     could = formulas.smallest_rate_difference(share, n, power=wanted.power)
     needed = formulas.prompts_for_rates(wanted.rate, max(share, wanted.rate), power=wanted.power)
-    return _row(
-        question, of, n, "prompts", could, wanted.rate, needed, f"{share:.0%} of the prompts answer differently"
-    )
+    why = f"{share:.0%} of the prompts answer differently"
+    return _row("difference of refusal rates", of, n, "prompts", could, wanted.rate, needed, why)
 
 
 def _heads(values: pd.DataFrame, question: str, of: str, unit: str, wanted: Wanted) -> dict:
@@ -253,8 +253,7 @@ def _of_recipe(recipe: Recipe, wanted: Wanted) -> Iterator[dict]:
         (HARMFUL, measuring.n_evaluation), (HARMLESS, measuring.n_evaluation), (UTILITY, measuring.n_utility),
     ):  # fmt: skip
         if n:
-            changed = DISCORDANT * (n + 1) - 0.5
-            row = _rate("difference of refusal rates", f"two checkpoints, {name}", n, changed, wanted)
+            row = _rate(f"two checkpoints, {name}", n, DISCORDANT, wanted)
             yield {**row, "reason": f"assumed: {row['reason']}"}
     for question, n, unit in (
         ("effect of a knock-out", causal.n_knocked_out, "prompts"),

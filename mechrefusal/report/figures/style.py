@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.order import BASE, SHARED, WARM_UP, arm_order
+from mechrefusal.statistics.maps import ALPHA
 
 DIVERGING = [  # ColorBrewer RdBu, reversed: negative blue, zero near white, positive red
     [0.0, "#053061"],
@@ -182,7 +183,6 @@ def hover(lines: Iterable[str]) -> str:
     return "<br>".join(line for line in lines if line)
 
 
-ALPHA = 0.05
 TOLD = "p < 0.05, adjusted for all"
 """Name of a mark in a map of many cells."""
 
