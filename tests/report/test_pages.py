@@ -235,7 +235,7 @@ def test_script_text_keeps_the_meaning_and_cannot_end_the_element():
 
 
 def test_the_report_reads_tables_only():
-    rooms = ("report", "errors", "files", "progress", "study")
+    rooms = ("report", "errors", "files", "progress", "statistics", "study")
     for path in Path(report.__file__).parent.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         imported = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
