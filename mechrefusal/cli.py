@@ -80,6 +80,20 @@ def power(options) -> None:
     _print(pages.power_table(study.power(options.source, **wanted)))
 
 
+def labels(options) -> None:
+    """Write a sheet of answers to label, or take the labels of one into the rates."""
+    from mechrefusal import report as pages
+    from mechrefusal import study
+
+    found = study.label(options.run, n=options.n, seed=options.seed)
+    if not found.n_labelled:
+        print(f"{found.path}: {found.n} answers; fill in the column label, then give the same command again")
+        return
+    print(f"{found.path}: {found.n_labelled} of {found.n} answers are labelled")
+    _print(pages.judges_and_people(found.agreement))
+    _show(found.rates, study.tables.read("suite_differences", found.path.parent / "measurements"))
+
+
 def report(options) -> None:
     """Write the report of a run and name its path."""
     from mechrefusal import report as pages
@@ -183,7 +197,7 @@ OF_COMMANDS = ("recipe", "out", "show_completions", "processes")
 
 COMMANDS: dict[str, Callable] = {
     "fetch": fetch, "train": train, "attack": attack, "measure": measure, "ablate": ablate, "evaluate": evaluate,
-    "power": power, "report": report, "run": run,
+    "labels": labels, "power": power, "report": report, "run": run,
 }  # fmt: skip
 
 
@@ -211,6 +225,13 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     )
     commands.add_subcommand(
         "evaluate", _evaluate_parser(), help="evaluate a checkpoint, or all of a run, on benchmarks, with judges"
+    )
+    words = jsonargparse.ArgumentParser(exit_on_error=False)
+    words.add_argument("run", type=str, help="folder of an evaluated run, or that an evaluation was written to")
+    words.add_argument("--n", type=int, default=60, help="answers to label, drawn at random")
+    words.add_argument("--seed", type=int, default=0, help="of the draw")
+    commands.add_subcommand(
+        "labels", words, help="a sheet of answers for people to label; with labels: rates corrected by them"
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("source", nargs="+", help="folder of a run, folders of runs of several seeds, or a recipe")

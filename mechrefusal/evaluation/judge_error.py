@@ -1,9 +1,9 @@
 """Rates corrected for the error of the judge that counted them, with intervals that carry the error's own uncertainty.
 
-Two ways. Where the judge's sensitivity and specificity were measured on other answers: Rogan and Gladen's estimate with
-Lang and Reiczigel's interval. It holds where the judge errs on the new answers as often as on the measured ones. Where
-some of the very answers were labelled by people, drawn at random: prediction-powered inference, which assumes nothing
-about the judge.
+Rogan and Gladen's estimate with Lang and Reiczigel's interval. It holds where the judge errs on these answers as often
+as on those that its sensitivity and specificity were measured on: best, a random part of the very answers, labelled by
+people (`labels.label_sheet`). Pseudo-counts keep the interval honest with few labels of which none is wrong, where a
+normal interval, as in prediction-powered inference (arXiv 2301.09633), has no width.
 """
 
 from collections.abc import Sequence
@@ -108,45 +108,6 @@ def corrected_rate(successes: int, n: int, judge: JudgeCounts, *, confidence: fl
     low, high = (float(np.clip(centre + shift + side * half, 0, 1)) for side in (-1, 1))
     value = float(np.clip(value, 0, 1))
     return Estimate(value, min(low, value), max(high, value), n)
-
-
-def prediction_powered_mean(
-    judged: Sequence[float] | np.ndarray,
-    judged_of_labelled: Sequence[float] | np.ndarray,
-    labelled: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-) -> Estimate:
-    """Mean label of answers that were judged, from the judge's verdicts and people's labels of a random part of them.
-
-    The mean verdict of the N judged answers, less the mean error of the judge on the n labelled ones, with the normal
-    interval of both variances: m = mean(f) - mean(f_l - y), m +- z sqrt(var(f) / N + var(f_l - y) / n) (Angelopoulos
-    et al. 2023, arXiv 2301.09633, algorithm 1). It is not clipped: the estimate is unbiased, and of a rate may leave
-    [0, 1].
-
-    Args:
-        judged: verdicts of N answers without a label, as numbers (0 and 1 for a rate).
-        judged_of_labelled: verdicts of the n labelled answers; they are not among `judged`.
-        labelled: people's labels of the same n answers, in the same order.
-
-    Returns:
-        The estimate; n counts all answers, N + n.
-
-    Raises:
-        MechrefusalError: labels and verdicts of different lengths, or fewer than two answers with or without a label.
-    """
-    verdicts, known, labels = (np.asarray(values, float) for values in (judged, judged_of_labelled, labelled))
-    if known.shape != labels.shape:
-        raise MechrefusalError(f"{len(known)} verdicts of {len(labels)} labelled answers: give one verdict a label")
-    if len(verdicts) < 2 or len(labels) < 2:
-        raise MechrefusalError(
-            f"{len(verdicts)} answers judged and {len(labels)} labelled: a variance needs two of each at least"
-        )
-    errors = known - labels
-    value = float(verdicts.mean() - errors.mean())
-    spread = np.sqrt(verdicts.var(ddof=1) / len(verdicts) + errors.var(ddof=1) / len(errors))
-    half = float(stats.norm.ppf((1 + confidence) / 2) * spread)
-    return Estimate(value, value - half, value + half, len(verdicts) + len(labels))
 
 
 def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:

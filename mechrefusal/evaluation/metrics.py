@@ -1,9 +1,10 @@
 """What suites say of a checkpoint: rates of every label by side, group and category, each with n and an interval."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from mechrefusal.evaluation import correcting
 from mechrefusal.evaluation.judges import DEGENERATE, FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL
 from mechrefusal.evaluation.suites import COPYRIGHT
 from mechrefusal.statistics import intervals
@@ -23,7 +24,11 @@ REFUSAL, HARM, HARMFUL = "refusal", "harm", "harmful"
 the label of an answer that a judge of harm calls a success."""
 
 
-def suite_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+Corrections = Mapping[str, correcting.Correction | None]
+"""What is known of the error of each judge of refusal, by its name."""
+
+
+def suite_rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) -> pd.DataFrame:
     """Rates of judged answers, by suite, side, attack, intervention and judge.
 
     Metrics of a judge of refusal: those of `RATES`; on harmful prompts attack_success, on harmless ones answered (full
@@ -31,22 +36,40 @@ def suite_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     one) and, on harmful prompts, attack_success (share that it calls harmful, where it has a threshold). HarmBench's
     copyright rows count in their own group only.
 
+    Beside the rate of any refusal, and beside attack_success and answered of prompts that were not attacked, stands
+    what it is with the judge's known error corrected (`correcting`): on attacks that error is another.
+
     Args:
         verdicts: one row an answer and judge, with columns suite, side, group, category, attack, intervention, judge,
             kind, label, score. A missing label or score is a null: it is counted and in no rate.
+        corrections: by default what labelled answers elsewhere say of the judges; see `corrections_of`.
 
     Returns:
         One row a rate: the keys, by (all, group, category), of (which one; "" for all), metric, value, low, high (95%:
-        Wilson for rates, Student's t for mean scores), n, nulls.
+        Wilson for rates, Student's t for mean scores), n, nulls, and `correcting.CORRECTED`.
     """
-    columns = [*KEYS, "by", "of", "metric", "value", "low", "high", "n", "nulls"]
+    columns = [*KEYS, "by", "of", "metric", "value", "low", "high", "n", "nulls", *correcting.CORRECTED]
+    errors = corrections if corrections is not None else corrections_of(verdicts)
     rows: list[dict] = []
     for keys, own in verdicts.groupby(list(KEYS), sort=False, dropna=False):
         known = dict(zip(KEYS, keys, strict=True))
         metrics = [metric for metric, _ in _outcomes(own, str(known["side"]), kind=str(known["kind"]))]
+        correction = errors.get(str(known["judge"]))
         for by, of, part in _parts(own):
-            rows += [{**known, "by": by, "of": of, **row} for row in _rates(part, str(known["side"]), metrics)]
+            for row in _rates(part, str(known["side"]), metrics):
+                corrected = _corrected(row["metric"], part, str(known["attack"]), correction)
+                rows.append({**known, "by": by, "of": of, **row, **corrected})
     return pd.DataFrame(rows, columns=columns)
+
+
+def corrections_of(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> Corrections:
+    """What is known of the error of every judge of refusal in `verdicts`.
+
+    Args:
+        labels: people's labels of some of these answers (`labels.read_labels`), which then say it.
+    """
+    refusal = verdicts[verdicts["kind"] == REFUSAL].groupby("judge", sort=False)
+    return {str(judge): correcting.correction_of(str(judge), own, labels) for judge, own in refusal}
 
 
 def outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -96,3 +119,15 @@ def _rates(part: pd.DataFrame, side: str, metrics: Sequence[str]) -> Iterator[di
         known = value.dropna()
         found = intervals.mean(known.to_numpy()) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
         yield {"metric": metric, **vars(found), "nulls": int(value.isna().sum())}
+
+
+def _corrected(
+    metric: str, part: pd.DataFrame, attack: str, correction: correcting.Correction | None
+) -> dict[str, float | str]:
+    label = part["label"].dropna()
+    refused, n = int(label.isin(RATES["any_refusal"]).sum()), len(label)
+    if metric == "any_refusal":
+        return correcting.refusals(refused, n, correction)
+    if metric in (SUCCESS, ANSWERED) and attack == "none":
+        return correcting.answers(refused, int((label == DEGENERATE).sum()), n, correction)
+    return correcting.answers(0, 0, 0, None)

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from mechrefusal.evaluation import correcting
 from mechrefusal.evaluation.judges import REFUSAL_JUDGE, is_degenerate, is_refusal
 from mechrefusal.statistics import intervals
 
@@ -22,9 +23,11 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
     """Refusal and degeneracy rates of every (set, attack, intervention), and attack success on harmful sets.
 
     attack_success_rate: neither refused nor degenerate, by the refusal judge (it does not say that an answer is
-    useful). answered_rate: the same on harmless sets. All with n and the 95% Wilson interval.
+    useful). answered_rate: the same on harmless sets. All with n and the 95% Wilson interval; beside refusals, and
+    beside answers to prompts that were not attacked, what they are with the judge's known error corrected.
     """
     rows = []
+    correction = correcting.correction_of(REFUSAL_JUDGE)
     for (name, attack, intervention), group in generations.groupby(GROUP, sort=False):
         answered = ~group["refused"] & ~group["degenerate"]
         counted = {
@@ -34,6 +37,12 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
         }
         for metric, hits in counted.items():
             estimate = intervals.rate(int(hits.sum()), len(group))
+            refused, degenerate = int(group["refused"].sum()), int(group["degenerate"].sum())
+            corrected = correcting.answers(0, 0, 0, None)
+            if metric == "refusal_rate":
+                corrected = correcting.refusals(refused, len(group), correction)
+            elif metric != "degenerate_rate" and attack == "none":
+                corrected = correcting.answers(refused, degenerate, len(group), correction)
             rows.append(
                 {
                     "set": name,
@@ -42,6 +51,7 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
                     "metric": metric,
                     "judge": REFUSAL_JUDGE,
                     **vars(estimate),
+                    **corrected,
                 }
             )
     return pd.DataFrame(rows)

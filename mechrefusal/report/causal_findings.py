@@ -114,6 +114,7 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     heads = int((kept["component"] == "head").sum())
     mlps = len(kept) - heads
     said = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
+    said += _confirmed(kept)
     own = faithfulness[[wording.is_true(flag) for flag in faithfulness["is_circuit"]]]
     own = own[own["of"] == "harmful"] if len(own) else own
     if not len(own):
@@ -128,6 +129,14 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     on = wording.plain(row["measured_on"])
     where = f" (measured on {on})" if on else ""
     return f"{said}. Alone it keeps {shares[0]} of the refusal score; without it {shares[1]} are lost{where}."
+
+
+def _confirmed(kept: pd.DataFrame) -> str:
+    """How many nodes pairs that did not choose them tell from nothing; empty where none were held out."""
+    if "p" not in kept or kept["p"].map(wording.is_missing).all():
+        return ""
+    n = wording.whole(kept["n_held_out"].max())
+    return f", of which {int(style.told(kept).sum())} differ from nothing on {n} held-out pairs ({style.TOLD})"
 
 
 def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:

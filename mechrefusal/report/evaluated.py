@@ -119,7 +119,10 @@ def _framed(title: str, caption: str) -> Table:
 
 
 def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
-    found = _framed(f"{wording.plain(suite)}, {side} prompts", f"n and 95% intervals; judge: {wording.plain(judge)}")
+    by = sorted({wording.plain(source) for source in own["corrected_by"]} - {""}) if "corrected_by" in own else []
+    said = f"; corrected for the judge's error on {' and '.join(by)}" if by else ""
+    caption = f"n and 95% intervals; judge: {wording.plain(judge)}{said}"
+    found = _framed(f"{wording.plain(suite)}, {side} prompts", caption)
     there = [metric for metric in MAIN[side] if metric in set(own["metric"])]
     found.add_column("checkpoint", no_wrap=True)
     for metric in there:
@@ -136,9 +139,10 @@ def _cell(row: pd.Series) -> str:
     nulls = f", {wording.whole(row['nulls'])} null" if row["nulls"] else ""
     if wording.is_missing(row["value"]):
         return f"{wording.MISSING} n={wording.whole(row['n'])}{nulls}"
+    corrected = wording.corrected(row)
     return (
         f"{wording.rate(row['value'])} ({wording.rate(row['low'])}–{wording.rate(row['high'])}) "
-        f"n={wording.whole(row['n'])}{nulls}"
+        f"n={wording.whole(row['n'])}{nulls}" + (f"\ncorrected {corrected}" if corrected else "")
     )
 
 

@@ -65,8 +65,14 @@ def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
         own = suites.of(whole, judge=judge, kind=kind)
         parts = [_suite(suites.of(own, suite=suite, side=side), kind, suite, side) for suite, side in sides(own)]
         name = wording.shortened(judge, LONGEST_NAME)
-        made.append({"judge": name, "kind": wording.shortened(kind, LONGEST_NAME), "suites": parts})
+        by = sorted({wording.shortened(source, LONGEST_NAME) for source in texts_of(own, "corrected_by")})
+        made.append({"judge": name, "kind": wording.shortened(kind, LONGEST_NAME), "suites": parts, "corrected_by": by})
     return made
+
+
+def texts_of(table: pd.DataFrame, column: str) -> set[str]:
+    """Texts of a column, without missing and empty ones."""
+    return {str(value) for value in table.get(column, []) if not wording.is_missing(value) and str(value)}
 
 
 def _suite(own: pd.DataFrame, kind: str, suite: str, side: str) -> dict[str, Any]:
@@ -120,6 +126,7 @@ def _cell(row: dict[str, Any]) -> dict[str, Any]:
         "interval": f"{wording.rate(row['low'])}–{wording.rate(row['high'])}" if known else "no interval",
         "n": wording.whole(row["n"]),
         "nulls": "" if wording.is_missing(row["nulls"]) or row["nulls"] == 0 else wording.whole(row["nulls"]),
+        "corrected": wording.corrected(row),
     }
 
 

@@ -20,6 +20,8 @@ class Criterion:
     n: int
     threshold: float
     passed: bool
+    corrected: str = ""
+    """`0.85 (0.74–0.93)`: with the judge's known error corrected; empty where it is not known."""
 
     @property
     def short_by(self) -> float:
@@ -57,6 +59,7 @@ class Gate:
     checkpoint: MeasuredCheckpoint
     criteria: tuple[Criterion, ...]
     judges: tuple[str, ...]
+    corrected_by: tuple[str, ...] = ()
 
     @property
     def missed(self) -> list[Criterion]:
@@ -99,11 +102,13 @@ def of(checkpoint: MeasuredCheckpoint) -> Gate:
             n=0 if wording.is_missing(row["n"]) else int(row["n"]),
             threshold=row["threshold"],
             passed=wording.is_true(row["passed"]),
+            corrected=wording.corrected(row),
         )
         for row in table.to_dict("records")
     ]
     judges = sorted({wording.plain(judge) for judge in table["judge"]} - {""})
-    return Gate(checkpoint, tuple(found), tuple(judges))
+    by = sorted({wording.plain(source) for source in table.get("corrected_by", [])} - {""})
+    return Gate(checkpoint, tuple(found), tuple(judges), tuple(by))
 
 
 def names(gates: list[Gate]) -> list[tuple[str, str]]:
@@ -137,6 +142,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "measured": any(gate.criteria for gate in gates),
         "passed": all(gate.passed for gate in ends),
         "judges": sorted({judge for gate in gates for judge in gate.judges}),
+        "corrected_by": sorted({source for gate in gates for source in gate.corrected_by}),
     }
 
 

@@ -1,7 +1,9 @@
 """The headline of a run for a terminal, in tables that fit 100 columns."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -38,7 +40,7 @@ def gates(run: MeasuredRun) -> Table | Text:
         return Text("The gate was not measured (no table 'gate': a run of an earlier version).", style="italic")
     judges = ", ".join(found["judges"]) or "none"
     said = f"{found['summary']}. Rate, n = answers, 95% interval. Unsure: the interval holds the threshold."
-    table = _table("Gate", f"{said} Judge: {judges}.")
+    table = _table("Gate", f"{said} Judge: {judges}.{corrected_by(found['corrected_by'], 'Last line')}")
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("gate", no_wrap=True)
     for name, needs in found["names"]:
@@ -48,9 +50,14 @@ def gates(run: MeasuredRun) -> Table | Text:
         table.add_row(
             Text(f"{wording.plain(one.checkpoint.arm)} {one.checkpoint.step}"),
             Text(one.word, style="" if one.passed else "bold"),
-            *(Text(f"{wording.rate(c.value)} n={c.n}\n{c.interval}\n{c.state}" if c else "–") for c in cells),
+            *(Text(_criterion(c) if c else wording.MISSING) for c in cells),
         )
     return table
+
+
+def _criterion(c: gate.Criterion) -> str:
+    lines = [f"{wording.rate(c.value)} n={c.n}", c.interval, c.state, f"c {c.corrected}" if c.corrected else ""]
+    return "\n".join(line for line in lines if line)
 
 
 def times(run: MeasuredRun) -> list[Table]:
@@ -113,7 +120,9 @@ def suites(rates: pd.DataFrame) -> list[Table]:
     made = []
     for judge in evaluation_findings.headline(rates):
         table = _table(
-            "Suites", f"rate and 95% interval, without interventions. Judge of {judge['kind']}: {judge['judge']}."
+            "Suites",
+            f"rate and 95% interval, without interventions. Judge of {judge['kind']}: {judge['judge']}."
+            + corrected_by(judge["corrected_by"], "Below it"),
         )
         table.add_column("prompts", max_width=24, overflow="fold")
         table.add_column("checkpoint", no_wrap=True)
@@ -129,12 +138,39 @@ def suites(rates: pd.DataFrame) -> list[Table]:
                 known = [cells.get(name) for name in names]
                 asked = f"{part['suite']}, {part['side']}" if place == 0 else ""
                 under = f" {wording.token(row['attack'], 12)}" if row["attack"] else ""
-                shown = [f"{cell['value']} {cell['interval']}" if cell else wording.MISSING for cell in known]
+                shown = [_suite_cell(cell) for cell in known]
                 name = f"{wording.shortened(row['arm'], 14)} {row['step']}{under}"
                 table.add_row(Text(asked), Text(name), *map(Text, shown), row["n"])
             table.add_section()
         made.append(table)
     return made
+
+
+def corrected_by(sources: Sequence[str], where: str) -> str:
+    """What the corrected rates are, in a sentence; empty where there are none."""
+    if not sources:
+        return ""
+    return f" {where}: corrected (c) for the judge's error as measured on {' and '.join(sources)}."
+
+
+def _suite_cell(cell: dict[str, Any] | None) -> str:
+    if not cell:
+        return wording.MISSING
+    return f"{cell['value']} {cell['interval']}" + (f"\nc {cell['corrected']}" if cell["corrected"] else "")
+
+
+def judges_and_people(agreement: pd.DataFrame) -> Table:
+    """How far judges agree with people on labelled answers (`study.label`)."""
+    table = _table("Judges and people", "On the labelled answers. Sensitivity, specificity: for any refusal.")
+    for name in ("judge", "question"):
+        table.add_column(name, overflow="fold")
+    for name in ("agree", "kappa", "n", "sensitivity", "specificity"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in agreement.to_dict("records"):
+        names = (wording.plain(row["judge"]), wording.metric_name(row["question"]), wording.rate(row["share"]))
+        rates = (wording.rate(row["sensitivity"]), wording.rate(row["specificity"]))
+        table.add_row(*map(Text, (*names, wording.number(row["kappa"]), wording.whole(row["n"]), *rates)))
+    return table
 
 
 def attack_costs(cases: pd.DataFrame) -> Table:

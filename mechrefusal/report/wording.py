@@ -3,6 +3,7 @@
 import html
 import math
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
@@ -60,6 +61,13 @@ def rate(value: Any) -> str:
 def rate_interval(low: Any, high: Any) -> str:
     """`0.60–0.82`, or words that say there is none."""
     return "no interval" if is_missing(low) or is_missing(high) else f"{rate(low)}–{rate(high)}"
+
+
+def corrected(row: Mapping[str, Any]) -> str:
+    """`0.85 (0.74–0.93)`: a rate with the judge's known error corrected; empty where it is not known."""
+    if "corrected" not in row or is_missing(row["corrected"]):
+        return ""
+    return f"{rate(row['corrected'])} ({rate(row['corrected_low'])}–{rate(row['corrected_high'])})"
 
 
 def percent(value: Any) -> str:

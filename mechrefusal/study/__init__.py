@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated, read_prompts
     from mechrefusal.study.evaluating import Evaluated, evaluate, stressed
     from mechrefusal.study.evaluation_of_run import evaluate_run
+    from mechrefusal.study.labelling import Labelled, label
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.pipeline import cases, check, measure, train
     from mechrefusal.study.planning import power
@@ -20,6 +21,7 @@ __all__ = [
     "Ablated",
     "Asked",
     "Evaluated",
+    "Labelled",
     "Recipe",
     "Run",
     "ablated",
@@ -29,6 +31,7 @@ __all__ = [
     "check",
     "evaluate",
     "evaluate_run",
+    "label",
     "load_recipe",
     "measure",
     "open",
@@ -50,6 +53,8 @@ __getattr__ = on_first_use(
         "evaluate": "evaluating",
         "stressed": "evaluating",
         "evaluate_run": "evaluation_of_run",
+        "Labelled": "labelling",
+        "label": "labelling",
         "Asked": "selection",
         "asked": "selection",
         "behaviours": "selection",

@@ -28,7 +28,7 @@ from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
-from mechrefusal.study import chosen_direction, evaluation_tables, selection, tables
+from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
@@ -315,7 +315,7 @@ def _kept(
 ) -> Evaluated:
     found = Evaluated(
         verdicts=verdicts,
-        rates=evaluation_tables.rates(verdicts),
+        rates=evaluation_tables.rates(verdicts, labelling.labels_in(folder.parent)),
         differences=evaluation_tables.differences(verdicts),
         losses=evaluation_tables.united("answer_losses", losses, folder, changed),
         agreement=evaluation_tables.agreements(verdicts),

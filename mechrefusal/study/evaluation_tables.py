@@ -119,10 +119,11 @@ def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str
     return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
 
 
-def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Table `suite_rates` of every checkpoint in `verdicts`."""
+def rates(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Table `suite_rates` of every checkpoint in `verdicts`; `labels`: people's, of some of the answers."""
     points = verdicts.groupby(["arm", "step"], sort=False)
-    parts = [metrics.suite_rates(own).assign(arm=arm, step=step) for (arm, step), own in points]
+    corrections = metrics.corrections_of(verdicts, labels)
+    parts = [metrics.suite_rates(own, corrections).assign(arm=arm, step=step) for (arm, step), own in points]
     return tables.frame("suite_rates", pd.concat(parts, ignore_index=True))
 
 

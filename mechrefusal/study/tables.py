@@ -23,7 +23,12 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     ),
     # One row a rate. `metric`: refusal_rate, degenerate_rate, attack_success_rate (harmful sets), answered_rate (the
     # others). `judge` names the rule.
-    "rates": ("set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high"),
+    # `corrected`, here and elsewhere: the rate with the judge's known error corrected (Rogan and Gladen), with its 95%
+    # interval, NaN where that error is not known; `corrected_by`: what the error was measured on.
+    "rates": (
+        "set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high", "corrected", "corrected_low",
+        "corrected_high", "corrected_by",
+    ),
     # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
     # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
     # teacher_forced that of whole openings; less `offset`, so that 0 lies between refused and answered prompts.
@@ -74,7 +79,10 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
     # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
     # Wilson interval, `threshold` that it must reach.
-    "gate": ("criterion", "value", "low", "high", "n", "threshold", "passed", "judge"),
+    "gate": (
+        "criterion", "value", "low", "high", "n", "threshold", "passed", "judge", "corrected", "corrected_low",
+        "corrected_high", "corrected_by",
+    ),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
     # cone (learned); random and random_cone (the difference in means and random directions), the floors. `bypass`,
@@ -160,12 +168,17 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out", "reached", "gap", "reason",
     ),
     # One row a head or MLP: its exact patch at all positions (`raw`, nats; `effect`, share of the gap), and whether the
-    # circuit holds it.
+    # circuit holds it. `held_out*`: the effect of what it holds on pairs that did not choose it; `p`: of that, adjusted
+    # for all that the circuit holds.
     "circuit_nodes": (
-        "node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept", "reason",
+        "node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept", "held_out",
+        "held_out_low", "held_out_high", "n_held_out", "p", "reason",
     ),
     # One row a path between kept nodes, by path patching; from "embedding", to "logits".
-    "circuit_edges": ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept"),
+    "circuit_edges": (
+        "sender", "receiver", "raw", "effect", "low", "high", "n", "kept", "held_out", "held_out_low", "held_out_high",
+        "n_held_out", "p",
+    ),
     # One row a size of the circuit and score: `kept`, share of the metric that it recovers alone; `lost`, share that is
     # missing without it; random sets of the same size beside them.
     "faithfulness": (
@@ -265,7 +278,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # copyright rows are in their own group only.
     "suite_rates": (
         "arm", "step", "suite", "side", "attack", "intervention", "judge", "kind", "by", "of", "metric", "value", "low",
-        "high", "n", "nulls",
+        "high", "n", "nulls", "corrected", "corrected_low", "corrected_high", "corrected_by",
     ),
     # One row a pair of checkpoints and rate, on the prompts that both answered. `pair`: base, consecutive, last (of two
     # arms), or intervention (b: the same checkpoint under it, a: without). `difference` is b minus a with its 95%
@@ -319,7 +332,12 @@ ACROSS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_CORRECTED = ("corrected", "corrected_low", "corrected_high", "corrected_by")
+
 ADDED: dict[str, tuple[str, ...]] = {
+    "rates": _CORRECTED,
+    "gate": _CORRECTED,
+    "suite_rates": _CORRECTED,
     "training": (
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",
@@ -340,6 +358,8 @@ ADDED: dict[str, tuple[str, ...]] = {
     "attribution_compared": ("p",),
     "patching": ("p",),
     "knockout": ("p",),
+    "circuit_nodes": ("held_out", "held_out_low", "held_out_high", "n_held_out", "p"),
+    "circuit_edges": ("held_out", "held_out_low", "held_out_high", "n_held_out", "p"),
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),

@@ -12,6 +12,8 @@ from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, patching
 from mechrefusal.causal.attribution_patching.pairs import ready
 from mechrefusal.causal.circuit import circuit, paths
+from mechrefusal.causal.circuit.discovery import EDGES
+from mechrefusal.causal.circuit.effects import HELD_OUT
 from mechrefusal.causal.circuit.faithfulness import Faithfulness
 from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
 from mechrefusal.causal.circuit.rows import HookedRows, TreeRows
@@ -253,7 +255,7 @@ def test_planted_head_is_the_circuit(tmp_path):
     assert screened.nodes["node"].tolist() == ["head 2.1"]
     assert screened.components["raw"].notna().sum() == 3
     assert screened.components["estimate"].notna().all()
-    assert screened.counts["node_prompts"] == 3 * 2
+    assert screened.counts["node_prompts"] == 3 * 2 + 1 * 2, "finalists, and what was kept on the held-out pairs"
 
 
 def test_planted_path_between_two_heads_is_found(tmp_path):
@@ -282,7 +284,7 @@ def test_threshold_that_keeps_nothing_gives_an_empty_circuit(family):
     found = circuit(model, PAIRS, METRIC, threshold=100, n_random=0)
     assert len(found.nodes) == len(found.edges) == 0
     assert "no head or MLP has an effect of 100 or more" in found.reason
-    assert list(found.edges.columns) == ["sender", "receiver", "raw", "effect", "low", "high", "n", "kept"]
+    assert list(found.edges.columns) == [*EDGES, "kept", *HELD_OUT]
     assert found.faithfulness[found.faithfulness["is_circuit"]]["kept"].tolist() == [0, 0]
     mirrored = circuit(model, [PAIRS[0], PAIRS[0][::-1]], METRIC, n_random=0)
     assert len(mirrored.nodes) == len(mirrored.faithfulness) == 0
@@ -326,3 +328,46 @@ def test_bad_input_is_named(family):
             circuit(model, PAIRS, METRIC, **{name: value})
     with pytest.raises(MechrefusalError, match="unknown mode of patching 'up'"):
         circuit(model, PAIRS, METRIC, mode="up")
+
+
+def test_what_was_kept_is_patched_again_on_held_out_pairs(family):
+    model = family("llama").hooked
+    given = {"n_random": 0, "threshold": 0, "n_nodes": 5, "n_edges": 7}
+    other = [("Buy a bomb", "Buy a home"), ("A bomb again", "A home again"), ("See the bomb", "See the home")]
+    found = circuit(model, PAIRS, METRIC, held_out=other, **given)
+    at_home = circuit(model, other, METRIC, **{**given, "n_nodes": None, "n_edges": None})
+    for table, reference, key in (
+        (found.nodes, at_home.components, ["node"]),
+        (found.edges[found.edges["kept"]], at_home.edges, ["sender", "receiver"]),
+    ):
+        both = table.merge(reference, on=key, suffixes=("", "_home"))
+        assert len(both) == len(table) >= 5
+        for name, own in (("held_out", "effect"), ("held_out_low", "low"), ("held_out_high", "high")):
+            np.testing.assert_allclose(both[name], both[f"{own}_home"], atol=FORWARD)
+        assert (table["n_held_out"] == 3).all()
+        assert (table["p"] >= 2 / 2**3).all(), "three pairs have eight patterns of signs"
+    left = found.edges[~found.edges["kept"]]
+    assert len(left)
+    assert left[["held_out", "p"]].isna().all(axis=None)
+    assert (left["n_held_out"] == 0).all()
+    outside = found.components[~found.components["kept"]]
+    assert outside[["held_out", "p"]].isna().all(axis=None)
+
+
+def test_the_planted_circuit_is_told_from_nothing_by_pairs_that_did_not_choose_it(tmp_path):
+    model = two_heads.make(tmp_path)
+    texts = [f"{verb} a bomb {when}" for verb in ("make", "sell", "buy", "see") for when in ("today", "again", "here")]
+    pairs = [(text, text.replace("bomb", "home")) for text in texts]
+    found = circuit(model, pairs, two_heads.METRIC, n_random=0, threshold=0, n_nodes=6, n_edges=None)
+    nodes = found.nodes.set_index("node")["p"]
+    assert (nodes[["head 1.0", "head 3.2"]] < 0.05).all()
+    edges = found.edges.set_index(["sender", "receiver"])["p"]
+    assert (edges[[("embedding", "head 1.0"), ("head 1.0", "head 3.2"), ("head 3.2", "logits")]] < 0.05).all()
+
+
+def test_without_held_out_pairs_nothing_is_said_to_be_confirmed(family):
+    model = family("llama").hooked
+    mixed = circuit(model, PAIRS, METRIC, held_out=[*PAIRS[:1], ("Buy a bomb", "Buy a home")], n_random=0, threshold=0)
+    for found in (circuit(model, PAIRS, METRIC, n_random=0, threshold=0), mixed):
+        assert found.nodes[["held_out", "p"]].isna().all(axis=None)
+        assert found.edges[["held_out", "p"]].isna().all(axis=None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate, counts_of, prediction_powered_mean
+from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate, counts_of
 
 
 def test_the_correction_undoes_the_judge():
@@ -80,29 +80,6 @@ def test_counts_of_a_judge_and_people():
     assert counts_of(judged, labelled) == JudgeCounts(2, 3, 1, 2)
 
 
-def test_prediction_powered_mean_by_hand():
-    found = prediction_powered_mean([1, 1, 0, 1], [1, 0, 1], [1, 0, 0])
-    value = 3 / 4 - 1 / 3
-    spread = math.sqrt((0.25) / 4 + (1 / 3) / 3)
-    z = NormalDist().inv_cdf(0.975)
-    assert (found.value, found.low, found.high) == pytest.approx((value, value - z * spread, value + z * spread))
-    assert found.n == 7
-
-
-def test_prediction_powered_interval_covers_and_is_narrower_than_labels_alone():
-    rng = np.random.default_rng(2)
-    covered, widths, alone = [], [], []
-    for _ in range(400):
-        labels = rng.random(1000) < 0.4
-        verdicts = labels ^ (rng.random(1000) < np.where(labels, 0.1, 0.05))
-        found = prediction_powered_mean(verdicts[100:], verdicts[:100], labels[:100])
-        covered.append(found.low <= 0.4 <= found.high)
-        widths.append(found.high - found.low)
-        alone.append(2 * 1.96 * labels[:100].std(ddof=1) / 10)
-    assert np.mean(covered) > 0.92
-    assert np.mean(widths) < 0.75 * np.mean(alone)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -111,8 +88,6 @@ def test_prediction_powered_interval_covers_and_is_narrower_than_labels_alone():
         lambda: corrected_rate(5, 4, JudgeCounts(9, 10, 9, 10)),
         lambda: corrected_rate(2, 4, JudgeCounts(5, 10, 5, 10)),
         lambda: counts_of([True], [True, False]),
-        lambda: prediction_powered_mean([1, 0], [1], [1, 0]),
-        lambda: prediction_powered_mean([1, 0], [1], [1]),
     ],
 )
 def test_what_cannot_be_estimated_is_an_error(wrong):

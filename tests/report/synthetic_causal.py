@@ -139,7 +139,7 @@ def _circuit(rng: np.random.Generator, *, carries: bool) -> dict[str, list[dict]
         row |= {"reason": ""}
         if not carries:
             row |= {"effect": NAN, "low": NAN, "high": NAN, "kept": False, "reason": BROKEN}
-        nodes.append(row)
+        nodes.append(row | _held_out(row))
     kept = [row for row in nodes if row["kept"]]
     order = [{"node": "embedding", "layer": -1, "component": ""}, *kept]
     order.append({"node": "logits", "layer": LAYERS, "component": ""})
@@ -149,8 +149,17 @@ def _circuit(rng: np.random.Generator, *, carries: bool) -> dict[str, list[dict]
             continue
         effect = float(rng.normal(0.03, 0.05))
         row = {"sender": one["node"], "receiver": other["node"], "raw": 9 * effect, "effect": effect}
-        edges.append(row | {"low": effect - 0.02, "high": effect + 0.02, "n": 8, "kept": abs(effect) > 0.02})
+        row |= {"low": effect - 0.02, "high": effect + 0.02, "n": 8, "kept": abs(effect) > 0.02}
+        edges.append(row | _held_out(row))
     return {"circuit_nodes": nodes, "circuit_edges": edges, "faithfulness": _faithful(len(kept), carries=carries)}
+
+
+def _held_out(row: dict) -> dict:
+    """Columns of what is kept, on 8 pairs that did not choose it."""
+    if not row["kept"]:
+        return {"held_out": NAN, "held_out_low": NAN, "held_out_high": NAN, "n_held_out": 0, "p": NAN}
+    effect, p = 0.8 * row["effect"], 0.0078 if abs(row["effect"]) > (0.06 if "sender" in row else 0.12) else 0.4
+    return {"held_out": effect, "held_out_low": effect - 0.05, "held_out_high": effect + 0.05, "n_held_out": 8, "p": p}
 
 
 def _faithful(circuit: int, *, carries: bool) -> list[dict]:

@@ -206,6 +206,12 @@ def test_circuit_places_nodes_and_paths(checkpoint):
         if row.sender in places and row.receiver in places:
             assert (line.x[0], line.y[0]) == pytest.approx(places[row.sender])
             assert (line.x[-1], line.y[-1]) == pytest.approx(places[row.receiver])
+    unconfirmed = list(drawn["p"].astype(float) >= 0.05)
+    assert {True, False} == set(unconfirmed)
+    assert [line.line.dash == "dot" for line in lines] == unconfirmed
+    pale = [colour == "#b0b0b0" for colour in heads.marker.line.color]
+    assert pale == list(own["p"].astype(float) >= 0.05)
+    assert "on 8 held-out pairs" in heads.hovertext[0]
     [middles] = named(figure, "paths")
     for text, row in zip(middles.text, drawn.itertuples(), strict=True):
         assert f"<b>{row.sender} → {row.receiver}</b>" in text

@@ -130,11 +130,16 @@ def test_the_circuit_is_a_sentence(small_run, page, base):
     table = measured(small_run, "faithfulness")
     row = table[(table["of"] == "harmful") & table["is_circuit"].astype(bool)].iloc[0]
     kept, lost = (f"{row[name]:.0%} [{row[f'{name}_low']:.0%}, {row[f'{name}_high']:.0%}]" for name in ("kept", "lost"))
-    said = f"The circuit has 4 heads and 1 MLP. Alone it keeps {kept} of the refusal score; without it {lost} are lost"
-    assert said.replace("-", "−") in page.text
+    nodes = measured(small_run, "circuit_nodes")
+    told = int((nodes["p"].astype(float) < 0.05).sum())
+    assert 0 < told < 5
+    confirmed = f"of which {told} differ from nothing on 8 held-out pairs (p < 0.05, adjusted for all)"
+    shares = f"Alone it keeps {kept} of the refusal score; without it {lost} are lost".replace("-", "−")
+    said = f"The circuit has 4 heads and 1 MLP, {confirmed}. {shares}"
+    assert said in page.text
     assert "(measured on held-out pairs)" in page.text
     assert f"There is no circuit: {BROKEN}." in base.text
-    nodes = measured(small_run, "circuit_nodes")
+    assert "held-out" not in causal_findings.circuit(nodes.assign(p=float("nan")), table.iloc[:0])
     assert causal_findings.circuit(nodes, table.iloc[:0]).endswith("its faithfulness was not measured.")
     assert "no faithfulness: no gap" in causal_findings.circuit(nodes, table.assign(kept=float("nan"), reason="no gap"))
     assert causal_findings.circuit(nodes.iloc[:0], table) == ""

@@ -36,7 +36,13 @@ def lines(text, *parts):
 def rate(metric, value, *, n=10, nulls=0, **changes):
     known = {"arm": "base", "step": 0, "suite": "own", "side": "harmful", "attack": "none", "intervention": "none"}
     known |= {"judge": "rules", "kind": "refusal", "by": "all", "of": "", "metric": metric, "value": value}
-    return known | {"low": value - 0.125, "high": value + 0.125, "n": n, "nulls": nulls} | changes
+    known |= {"low": value - 0.125, "high": value + 0.125, "n": n, "nulls": nulls}
+    return (
+        known
+        | dict.fromkeys(("corrected", "corrected_low", "corrected_high"), float("nan"))
+        | {"corrected_by": ""}
+        | changes
+    )
 
 
 def difference(metric, value, *, low, high, p=0.5, **changes):

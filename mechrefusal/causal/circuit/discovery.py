@@ -9,9 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal import prompts
 from mechrefusal.causal.attribution_patching.gradients import estimates
 from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
+from mechrefusal.causal.circuit.effects import by_effect, effect_of, with_held_out
 from mechrefusal.causal.circuit.faithfulness import COLUMNS, Faithfulness, require_metric
 from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
@@ -19,10 +19,10 @@ from mechrefusal.causal.patching.sites import Patch, Site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
-from mechrefusal.statistics import intervals
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")
-EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept")
+EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n")
+UNSEEN = "held-out pairs"
 _PARTS: tuple[tuple[str, Site], ...] = (("head", "head_z"), ("mlp", "mlp_out"))
 
 
@@ -33,12 +33,14 @@ class Circuit:
     `nodes`: node (its name in `edges`), component ("head", "mlp"), layer, head (−1 for an MLP), raw (change of the
     metric by patching it at all positions, nats), effect (as a share of the gap between harmful and harmless, positive
     where it carries refusal), low, high (95% interval over pairs, of a linearised ratio), n, estimate (first order,
-    nats; NaN without a screen), kept (true). Largest effect first.
+    nats; NaN without a screen), kept (true); held_out, held_out_low, held_out_high, n_held_out (effect on pairs that
+    did not choose the node), p (of that, adjusted for all nodes), NaN where no pair was held out. Largest effect first.
 
     `components`: the same for every head and MLP, with those that were not kept, or not patched exactly (NaN).
 
     `edges`: sender ("embedding" or a node), receiver (a node or "logits"), raw, effect, low, high, n as in `nodes`, by
-    path patching; kept (among the largest `n_edges`). Every path between kept nodes has a row, largest effect first.
+    path patching; kept (among the largest `n_edges`), and as in `nodes` what held-out pairs say of those. Every path
+    between kept nodes has a row, largest effect first.
 
     `faithfulness`, two rows a size (of "harmful": the score of harmful prompts; of "difference": how much higher it is
     than that of the harmless ones, of which nothing is left when everything is ablated; where the means themselves
@@ -89,8 +91,9 @@ def circuit(
         pairs, mode: as in `patching`.
         threshold: least absolute effect of a node, as a share of the gap.
         n_nodes, n_edges: at most so many, those with the largest absolute effects; None for all.
-        held_out: pairs to measure faithfulness on. By default every second pair is held out from the choice, where
-            there are at least 4, else faithfulness is measured on the pairs that chose the circuit.
+        held_out: pairs to measure faithfulness on, and once more what was kept. By default every second pair is held
+            out from the choice, where there are at least 4, else faithfulness is measured on the pairs that chose the
+            circuit.
         finalists: patch exactly only so many heads and MLPs, those with the largest first-order estimates; all by
             default.
         n_random: random sets of each size, drawn with `seed`.
@@ -102,10 +105,13 @@ def circuit(
     _check(threshold, n_nodes, n_edges, finalists, n_random, seed)
     start = time.perf_counter()
     chosen_by, measured, measured_on = _split(model, pairs, metric, mode, held_out)
+    unseen = measured if measured_on == UNSEEN else None
     components = _components(chosen_by, metric, finalists)
     order_of_effect = largest(components["effect"], len(components))
     kept = [i for i in order_of_effect if abs(components.loc[i, "effect"]) >= threshold][:n_nodes]
     components.loc[kept, "kept"] = True
+    again = None if unseen is None else _patched(unseen, components.loc[kept], "patching what was kept")
+    components = with_held_out(components, kept, again, measured)
     nodes = [_node(components.loc[i]) for i in kept]
     reason = chosen_by.reason
     if not nodes and not reason:
@@ -114,14 +120,14 @@ def circuit(
     rest = components.index.difference(kept, sort=False)
     order = [*nodes, *(_node(components.loc[i]) for i in by_effect(components.loc[rest]))]
     seconds, start = {"nodes": time.perf_counter() - start}, time.perf_counter()
-    edges, counts = _edges(chosen_by, nodes, n_edges)
+    edges, counts = _edges(chosen_by, nodes, n_edges, unseen)
     seconds["edges"], start = time.perf_counter() - start, time.perf_counter()
     faithfulness = pd.DataFrame(columns=COLUMNS)
     if not chosen_by.reason:
         ready_made = Faithfulness(
             model,
-            [pair.harmful for pair in measured],
-            [pair.harmless for pair in measured],
+            [pair.harmful for pair in measured.pairs],
+            [pair.harmless for pair in measured.pairs],
             metric,
             nodes=order,
             reference=[text for pair in chosen_by.pairs for text in (pair.harmful, pair.harmless)],
@@ -139,26 +145,28 @@ def circuit(
         reason=reason,
         clean=chosen_by.clean,
         corrupted=chosen_by.corrupted,
-        counts={"pairs": len(chosen_by.runs), "node_prompts": n_exact * len(chosen_by.runs), **counts},
+        counts={
+            "pairs": len(chosen_by.runs),
+            "node_prompts": n_exact * len(chosen_by.runs) + (len(kept) * len(unseen.runs) if unseen else 0),
+            **counts,
+        },
         seconds=seconds,
         left_out=chosen_by.left_out,
     )
 
 
-def _split(
-    model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None
-) -> tuple[Runs, Sequence[prompts.Pair], str]:
+def _split(model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None) -> tuple[Runs, Runs, str]:
     """Pairs that choose the circuit, those that measure it, and what these are."""
     if held_out is not None:
         chosen, measured = (ready(model, each, metric, mode) for each in (pairs, held_out))
         texts = {(pair.harmful, pair.harmless) for pair in chosen.pairs}
         again = sum((pair.harmful, pair.harmless) in texts for pair in measured.pairs)
-        told = f"{len(measured.pairs)} pairs, {again} of which chose the circuit" if again else "held-out pairs"
-        return chosen, measured.pairs, told
+        told = f"{len(measured.pairs)} pairs, {again} of which chose the circuit" if again else UNSEEN
+        return chosen, measured, told
     every = ready(model, pairs, metric, mode)
     if len(every.pairs) < 4:
-        return every, every.pairs, "the same pairs"
-    return every.part(slice(None, None, 2)), every.pairs[1::2], "held-out pairs"
+        return every, every, "the same pairs"
+    return every.part(slice(None, None, 2)), every.part(slice(1, None, 2)), UNSEEN
 
 
 def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.DataFrame:
@@ -171,16 +179,23 @@ def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.
     )
     table.insert(0, "node", [str(_node(row)) for _, row in table.iterrows()])
     table["estimate"] = np.nan if finalists is None else _estimated(runs, metric, table)
-    wanted = table.index if finalists is None else largest(table["estimate"], finalists)
+    wanted = table.index if finalists is None else table.index[largest(table["estimate"], finalists)]
     raw = np.full((len(runs.runs), len(table)), np.nan)
-    for number in track(range(len(runs.runs)), "patching heads and MLPs"):
-        for component, site in _PARTS:
-            at = [i for i in wanted if table.loc[i, "component"] == component]
-            raw[number, at] = runs.exact(number, site, [_patch(table.loc[i]) for i in at])
+    raw[:, wanted] = _patched(runs, table.loc[wanted], "patching heads and MLPs")
     made = pd.DataFrame([effect_of(raw[:, i], runs) for i in range(len(table))])
     table = pd.concat([table, made], axis=1)
     table["kept"] = False
     return table[list(NODES)]
+
+
+def _patched(runs: Runs, rows: pd.DataFrame, told: str) -> Float[np.ndarray, "pair row"]:
+    """Exact change of the metric of every pair by each head and MLP of `rows`, nats."""
+    raw = np.full((len(runs.runs), len(rows)), np.nan)
+    for number in track(range(len(runs.runs)) if len(rows) else [], told, total=len(runs.runs) if len(rows) else 0):
+        for component, site in _PARTS:
+            own = np.flatnonzero(rows["component"] == component)
+            raw[number, own] = runs.exact(number, site, [_patch(rows.iloc[i]) for i in own])
+    return raw
 
 
 def _estimated(runs: Runs, metric: RefusalMetric, table: pd.DataFrame) -> np.ndarray:
@@ -193,45 +208,37 @@ def _estimated(runs: Runs, metric: RefusalMetric, table: pd.DataFrame) -> np.nda
     return total / len(runs.runs)
 
 
-def _edges(runs: Runs, nodes: Sequence[Node], n_edges: int | None) -> tuple[pd.DataFrame, dict[str, int]]:
+def _edges(
+    runs: Runs, nodes: Sequence[Node], n_edges: int | None, unseen: Runs | None
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """All paths between `nodes`; those that are kept also on pairs that did not choose them."""
     edges: list[Edge] = edges_between(runs.model, nodes) if nodes else []
-    raw, counts = [], {"edge_prompts": 0, "edge_passes": 0}
-    for run in track(list(runs.runs) if edges else [], "path patching", total=len(runs.runs) if edges else 0):
+    counts = {"edge_prompts": 0, "edge_passes": 0}
+    raw = _paths(runs, edges, counts, "path patching")
+    made = [
+        {"sender": str(sender), "receiver": str(receiver), **effect_of(raw[:, i], runs)}
+        for i, (sender, receiver) in enumerate(edges)
+    ]
+    table = pd.DataFrame(made, columns=list(EDGES))
+    order = by_effect(table)
+    table = table.loc[order].reset_index(drop=True)
+    n_kept = len(table) if n_edges is None else min(n_edges, len(table))
+    table["kept"] = np.arange(len(table)) < n_kept
+    again = None
+    if unseen is not None:
+        again = _paths(unseen, [edges[i] for i in order[:n_kept]], counts, "path patching what was kept")
+    return with_held_out(table, range(n_kept), again, unseen or runs), counts
+
+
+def _paths(runs: Runs, edges: Sequence[Edge], counts: dict[str, int], told: str) -> Float[np.ndarray, "pair edge"]:
+    """Exact change of the metric of every pair by each path, nats; adds to `counts`."""
+    raw = []
+    for run in track(list(runs.runs) if edges else [], told, total=len(runs.runs) if edges else 0):
         paths = PathPatching(runs.model, run)
         raw.append(paths.effects(edges).double().numpy())
         counts["edge_prompts"] += paths.n_rows
         counts["edge_passes"] += paths.n_passes
-    made = [
-        {"sender": str(sender), "receiver": str(receiver), **effect_of(np.array([row[i] for row in raw]), runs)}
-        for i, (sender, receiver) in enumerate(edges)
-    ]
-    table = pd.DataFrame(made, columns=[name for name in EDGES if name != "kept"])
-    table = table.loc[by_effect(table)].reset_index(drop=True)
-    table["kept"] = np.arange(len(table)) < (len(table) if n_edges is None else n_edges)
-    return table, counts
-
-
-def effect_of(raw: np.ndarray, runs: Runs) -> dict[str, float | int]:
-    """Mean change over pairs, and its share of the gap, positive where it carries refusal."""
-    sign = 1 if runs.mode == "denoising" else -1
-    gaps = sign * (runs.clean - runs.corrupted).double().numpy()
-    effect = intervals.ratio(raw, gaps) if not runs.reason else intervals.mean([])
-    known = not np.isnan(raw).any()
-    return {
-        "raw": float(raw.mean()),
-        "effect": effect.value,
-        "low": effect.low,
-        "high": effect.high,
-        "n": len(raw) if known else 0,
-    }
-
-
-def by_effect(table: pd.DataFrame) -> list[int]:
-    """Labels in order of absolute effect; where there is none, in order of the estimate."""
-    known = list(largest(table["effect"], len(table)))
-    others = table[table["effect"].isna()]
-    by_estimate = list(largest(others["estimate"], len(others))) if "estimate" in table else []
-    return [*known, *by_estimate, *others.index.difference(by_estimate, sort=False)]
+    return np.array(raw).reshape(len(raw), len(edges))
 
 
 def _node(row) -> Node:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import STEPS, Method, Tool, shares
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit.discovery import EDGES, by_effect, effect_of
+from mechrefusal.causal.circuit.discovery import EDGES
 from mechrefusal.causal.circuit.edge_gradients import edge_estimates
+from mechrefusal.causal.circuit.effects import by_effect, effect_of
 from mechrefusal.causal.circuit.paths import Edge, Node, edges_between, every_node
 from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
@@ -92,7 +93,7 @@ def attribute_edges(
         tools.add(by)
     names = pd.DataFrame([(str(sender), str(receiver)) for sender, receiver in edges], columns=["sender", "receiver"])
     effects = pd.DataFrame([effect_of(values, runs) for values in np.array(raw).T])
-    table = pd.concat([names, effects], axis=1)[[name for name in EDGES if name != "kept"]]
+    table = pd.concat([names, effects], axis=1)[list(EDGES)]
     table = table.loc[by_effect(table)].reset_index(drop=True)
     table["method"], table["steps"], table["tool"] = method, len(points), "/".join(sorted(tools))
     by_pair = [names.assign(raw=values).assign(pair=pair.id) for values, pair in zip(raw, runs.pairs, strict=True)]

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
 from mechrefusal.report.figures.attribution import component_name
+from mechrefusal.statistics.maps import ALPHA
 
 EMBEDDING, LOGITS = "embedding", "logits"
 _BENDS = 14
@@ -20,7 +21,9 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
 
     Colour of a node: its effect, as a share of the gap between harmful and harmless prompts (red carries refusal, blue
     works against it). A path runs upwards; red ones carry refusal, blue ones work against it, and their width grows
-    with the root of their effect. Small grey dots are heads and MLPs outside the circuit. Numbers are in the hover.
+    with the root of their effect. Small grey dots are heads and MLPs outside the circuit. Where pairs were held out
+    from the choice, nodes and paths that differ from nothing on them (p < 0.05, adjusted for all kept
+    ones) have a dark outline and a solid line, the others a pale outline and a dotted line. Numbers are in the hover.
 
     Args:
         nodes: table `circuit_nodes` of one checkpoint.
@@ -103,7 +106,8 @@ def _draw_paths(figure: go.Figure, paths: pd.DataFrame, places: dict[str, tuple[
         x, y = _bent(places[str(row["sender"])], places[str(row["receiver"])])
         share = abs(row["effect"]) / (most or 1.0)
         colour, name = _PATHS[bool(row["effect"] >= 0)]
-        line = {"width": 0.8 + 5 * math.sqrt(share), "color": colour}
+        dash = "dot" if _unconfirmed(row) else "solid"
+        line = {"width": 0.8 + 5 * math.sqrt(share), "color": colour, "dash": dash}
         path = go.Scatter(x=x, y=y, mode="lines", line=line, name=name, legendgroup=name, hoverinfo="skip")
         figure.add_trace(path.update(opacity=0.35 + 0.45 * share, showlegend=False))
         middles.append((x[_BENDS // 2], y[_BENDS // 2]))
@@ -139,7 +143,11 @@ def _nodes(
 ) -> go.Scatter:
     x, y = (list(values) for values in zip(*(places[str(node)] for node in own["node"]), strict=True))
     sizes = [11 + 13 * min(1.0, abs(float(effect)) / limit) for effect in own["effect"].fillna(0)]
-    colours, outline = style.numbers(own["effect"]), {"width": 1.2, "color": "#333333"}
+    colours = style.numbers(own["effect"])
+    outline = {
+        "width": [1.2 if _unconfirmed(row) else 1.8 for _, row in own.iterrows()],
+        "color": ["#b0b0b0" if _unconfirmed(row) else "#222222" for _, row in own.iterrows()],
+    }
     return go.Scatter(
         x=x,
         y=y,
@@ -185,6 +193,7 @@ def _node(row: pd.Series) -> str:
             f"effect {wording.number(row['effect'], 3, signed=True)}{style.interval(row)}",
             f"metric change {wording.number(row['raw'], 3, signed=True)} nats",
             f"n = {wording.whole(row['n'])} pairs",
+            _held_out(row),
             "in the circuit" if wording.is_true(row["kept"]) else "outside the circuit",
             "" if wording.is_missing(why) or not why else wording.for_plotly(why),
         ]
@@ -198,5 +207,19 @@ def _path(row: pd.Series) -> str:
             f"effect {wording.number(row['effect'], 3, signed=True)}{style.interval(row)}",
             f"metric change {wording.number(row['raw'], 3, signed=True)} nats",
             f"n = {wording.whole(row['n'])} pairs",
+            _held_out(row),
         ]
     )
+
+
+def _unconfirmed(row: pd.Series) -> bool:
+    """Whether held-out pairs were asked, and do not tell the row from nothing."""
+    return not wording.is_missing(row.get("p")) and not row["p"] < ALPHA
+
+
+def _held_out(row: pd.Series) -> str:
+    if wording.is_missing(row.get("held_out")):
+        return ""
+    effect = f"{wording.number(row['held_out'], 3, signed=True)}{style.interval(row, 'held_out_low', 'held_out_high')}"
+    p = "" if wording.is_missing(row.get("p")) else f", p {wording.number(row['p'], 3)}"
+    return f"on {wording.whole(row['n_held_out'])} held-out pairs {effect}{p}"

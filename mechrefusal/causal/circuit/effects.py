@@ -1,0 +1,58 @@
+"""Effects of nodes and edges over pairs: those that chose a circuit, and those that did not."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mechrefusal.causal.attribution_patching.pairs import Runs, largest
+from mechrefusal.statistics import intervals, maps
+
+HELD_OUT = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
+"""What pairs that did not choose it say of a node or an edge; see `Circuit`."""
+
+
+def effect_of(raw: Float[np.ndarray, " pair"], runs: Runs) -> dict[str, float | int]:
+    """Mean change over pairs, and its share of the gap, positive where it carries refusal."""
+    sign = 1 if runs.mode == "denoising" else -1
+    gaps = sign * (runs.clean - runs.corrupted).double().numpy()
+    effect = intervals.ratio(raw, gaps) if not runs.reason else intervals.mean([])
+    known = not np.isnan(raw).any()
+    return {
+        "raw": float(raw.mean()),
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "n": len(raw) if known else 0,
+    }
+
+
+def by_effect(table: pd.DataFrame) -> list[int]:
+    """Labels in order of absolute effect; where there is none, in order of the estimate."""
+    known = list(largest(table["effect"], len(table)))
+    others = table[table["effect"].isna()]
+    by_estimate = list(largest(others["estimate"], len(others))) if "estimate" in table else []
+    return [*known, *by_estimate, *others.index.difference(by_estimate, sort=False)]
+
+
+def with_held_out(
+    table: pd.DataFrame, rows: Sequence[int], raw: Float[np.ndarray, "pair row"] | None, runs: Runs
+) -> pd.DataFrame:
+    """The table with columns `HELD_OUT`, filled in for `rows` (labels): effects on pairs that did not choose them.
+
+    An effect that is large enough to be chosen is too large on the pairs that chose it (the winner's curse); on others
+    it is unbiased, and p, adjusted for all of `rows` (`statistics.maps.sign_flip_p`), holds whatever was chosen.
+
+    Args:
+        raw: changes of the metric, nats; None where no pair was held out.
+        runs: the held-out pairs.
+    """
+    table = table.assign(**{**dict.fromkeys(HELD_OUT, np.nan), "n_held_out": 0})
+    if raw is None or not len(rows):
+        return table
+    at, effects = list(rows), [effect_of(column, runs) for column in raw.T]
+    for name, key in zip(HELD_OUT, ("effect", "low", "high", "n"), strict=False):
+        table.loc[at, name] = [effect[key] for effect in effects]
+    table.loc[at, "p"] = maps.sign_flip_p(raw)
+    return table

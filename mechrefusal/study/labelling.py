@@ -1,0 +1,93 @@
+"""People's labels of a run's answers: a sheet to fill in, and rates corrected by what it says of the judges.
+
+In a notebook:
+
+    import mechrefusal as mr
+    mr.study.label("checkpoints/demo", n=60)             # writes checkpoints/demo/labels.csv: fill in the column label
+    found = mr.study.label("checkpoints/demo")           # reads it
+    found.agreement, found.rates                         # judges against people; rates, raw beside corrected
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation import agreement, any_refusal, correcting, metrics
+from mechrefusal.evaluation.labels import label_sheet, read_labels
+from mechrefusal.files import whole_file
+from mechrefusal.study import evaluation_tables, tables
+from mechrefusal.study.run import Run
+
+FILE = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A sheet of labels and what it says.
+
+    Fields:
+        path: of the sheet.
+        n, n_labelled: distinct answers in it, and those with a label.
+        agreement: a row a judge of refusal and question (any_refusal; label: full, partial, none): share of answers
+            on which judge and people agree, kappa (Cohen's), n; sensitivity and specificity for any_refusal. Empty
+            without labels.
+        rates: table `suite_rates`, corrected by these labels where there are enough (`correcting.FEWEST_LABELS`, and
+            both refusals and others among them).
+    """
+
+    path: Path
+    n: int
+    n_labelled: int
+    agreement: pd.DataFrame
+    rates: pd.DataFrame
+
+
+def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
+    """Write a sheet of `n` answers of an evaluated run to label; where it stands, take its labels into the rates.
+
+    A sheet that stands is never written over: someone's work is in it.
+
+    Args:
+        source: a run or its folder, or the folder that `evaluate` was given as `out`.
+        n: answers drawn at random from all judged ones, with `seed`.
+
+    Raises:
+        MechrefusalError: no judged answers, or a sheet that cannot be read.
+    """
+    folder = source.folder if isinstance(source, Run) else Path(source).expanduser()
+    verdicts = tables.read("verdicts", folder / "measurements")
+    if verdicts.empty:
+        raise MechrefusalError(f"'{folder}' has no judged answers; evaluate first: mechrefusal evaluate")
+    path = folder / FILE
+    if not path.is_file():
+        sheet = label_sheet(verdicts, n, seed=seed)
+        with whole_file(path) as draft:
+            sheet.to_csv(draft, index=False)
+    labels = read_labels(path)
+    rates = evaluation_tables.rates(verdicts, labels)
+    tables.write(rates, "suite_rates", folder / "measurements")
+    n_rows = len(pd.read_csv(path, keep_default_na=False, dtype=str))
+    return Labelled(path, n_rows, len(labels), _agreement(verdicts, labels), rates)
+
+
+def labels_in(folder: Path) -> pd.DataFrame | None:
+    """The labels of a run's folder, or None where there is no sheet."""
+    path = folder / FILE
+    return read_labels(path) if path.is_file() else None
+
+
+def _agreement(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    both = correcting.labelled(verdicts[verdicts["kind"] == metrics.REFUSAL], labels).dropna(subset=["people", "label"])
+    for judge, own in both.groupby("judge", sort=True):
+        own = own.drop_duplicates(["prompt", "completion"])
+        told, true = (own[column].map(any_refusal).astype(bool) for column in ("label", "people"))
+        for question, pair in (("any_refusal", (told, true)), ("label", (own["label"], own["people"]))):
+            found = agreement(*pair)
+            row = {"judge": judge, "question": question, "share": found.share, "kappa": found.kappa, "n": found.n}
+            if question == "any_refusal":
+                row |= {"sensitivity": told[true].mean(), "specificity": (~told[~true]).mean()}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["judge", "question", "share", "kappa", "n", "sensitivity", "specificity"])

@@ -1,0 +1,59 @@
+"""Labels of a run's answers: a sheet that is never written over, and rates that it corrects."""
+
+import pandas as pd
+import pytest
+
+from mechrefusal import MechrefusalError, cli, study
+from mechrefusal.study import tables
+
+FULL, YES = "full_refusal", "full_compliance"
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A folder whose judge misses 6 of 30 refusals."""
+    said = [YES] * 6 + [FULL] * 24 + [YES] * 30
+    ids = [f"p{i}" for i in range(60)]
+    rows = pd.DataFrame({"prompt_id": ids, "prompt": [f"Say {i}" for i in ids], "completion": ids, "label": said})
+    known = {"arm": "sft", "step": 10, "weights": "w", "suite": "own", "side": "harmful", "group": "", "category": ""}
+    known |= {"attack": "none", "intervention": "none", "n_tokens": 2, "ended": True, "max_new_tokens": 8}
+    known |= {"judge": "rules", "kind": "refusal", "score": float("nan"), "because": ""}
+    tables.write(tables.frame("verdicts", rows.assign(**known)), "verdicts", tmp_path / "measurements")
+    return tmp_path
+
+
+def fill_in(folder):
+    sheet = pd.read_csv(folder / "labels.csv", keep_default_na=False)
+    sheet["label"] = [FULL if int(text[1:]) < 30 else YES for text in sheet["completion"]]
+    sheet.to_csv(folder / "labels.csv", index=False)
+
+
+def test_a_sheet_is_written_once_and_then_corrects_the_rates(evaluated):
+    found = study.label(evaluated, n=60)
+    assert (found.n, found.n_labelled, len(found.agreement)) == (60, 0, 0)
+    fill_in(evaluated)
+    found = study.label(evaluated, n=5)
+    assert (found.n, found.n_labelled) == (60, 60), "the sheet that stands is read, not written over"
+    own = found.agreement.set_index("question").loc["any_refusal"]
+    assert (own["share"], own["sensitivity"], own["specificity"], own["n"]) == (0.9, 0.8, 1.0, 60)
+    kept = tables.read("suite_rates", evaluated / "measurements").set_index("metric")
+    assert kept.loc["any_refusal", "value"] == pytest.approx(0.4)
+    assert kept.loc["any_refusal", "corrected"] == pytest.approx(0.5)
+    assert kept.loc["any_refusal", "corrected_by"] == "60 labels of these answers"
+
+
+def test_the_command_says_what_to_do_and_then_what_was_found(evaluated, capsys):
+    assert cli.main(["labels", str(evaluated), "--n", "60"]) == 0
+    assert "60 answers; fill in the column label" in capsys.readouterr().out
+    fill_in(evaluated)
+    assert cli.main(["labels", str(evaluated)]) == 0
+    said = capsys.readouterr().out
+    assert "60 of 60 answers are labelled" in said
+    assert "0.80" in said
+    assert "corrected 0.50" in said
+
+
+def test_without_answers_there_is_nothing_to_label(tmp_path):
+    with pytest.raises(MechrefusalError, match="no judged answers; evaluate first"):
+        study.label(tmp_path)
+    assert not (tmp_path / "labels.csv").exists()
