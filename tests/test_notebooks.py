@@ -86,6 +86,6 @@ def test_benchmarks_and_judges_run_on_the_tiny_model(run, tmp_path):
     given = f"source, out, suites, n = 'tiny-random', {str(tmp_path)!r}, ['builtin-xstest', 'builtin'], 4"
     cells = run("05_benchmarks_and_judges.ipynb", given)
     shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
-    for name in ("partial_refusal", "mcnemar_p", "Cohen's kappa", "leaking_a"):
+    for name in ("partial_refusal", "mcnemar_p", "Cohen's kappa", "answers are labelled", "leaking_a"):
         assert any(name in outputs for outputs in shown), name
     assert (tmp_path / "measurements" / "suite_rates.parquet").is_file()
