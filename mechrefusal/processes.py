@@ -22,6 +22,7 @@ from typing import Any
 from mechrefusal import progress
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import is_disk_trouble
+from mechrefusal.memory import given_back
 
 IMPORTED = ("mechrefusal.study.pipeline",)
 """What the processes of jobs find imported already, where they are forked from one that has."""
@@ -192,6 +193,7 @@ def _work(job: Job, told: Any, share: Any, loading: str) -> None:
         torch.set_num_threads(share.value)
         with FileLock(loading) if stage == LOADING else nullcontext():
             yield
+        given_back()
         told.send(("stage", stage))
 
     try:

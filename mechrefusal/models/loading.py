@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.memory import given_back
 from mechrefusal.models.checkpoint import Checkpoint, weight_files
 from mechrefusal.models.forward import exact_length
 
@@ -133,6 +134,8 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
     model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
     model.weights = checkpoint.weights
     model.requires_grad_(False)
+    del reference
+    given_back()
     return model
 
 

@@ -13,6 +13,7 @@ from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
 from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
+from mechrefusal.memory import given_back
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
@@ -173,6 +174,8 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
         attacking = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
         answer = run.recipe.measuring.max_new_tokens
         require_room(tokenizer, attacking, limit=context_length(base.path), spare=answer, what="the model's context")
+        del model
+    given_back()
     tables.write(cost_table(made).assign(source=base.id), "cases", run.measurements())
     run.update({"cases": dict.fromkeys(paths, base.weights)})
     return made

@@ -20,6 +20,7 @@ from trl import SFTConfig
 from mechrefusal import progress, prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_file
+from mechrefusal.memory import kept_memory
 from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.models.loading import quiet
 from mechrefusal.prompts import PromptSet
@@ -27,7 +28,6 @@ from mechrefusal.training import data
 from mechrefusal.training.anchors import anchor_folder, require_mergeable
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
 from mechrefusal.training.losses import Term, TokenLoss
-from mechrefusal.training.memory import kept_memory
 from mechrefusal.training.pool import CasePool
 from mechrefusal.training.r2d2 import POOL, REFRESH_COLUMNS, REFRESHES, R2D2Config, R2D2Trainer
 from mechrefusal.training.settings import ARMS, TrainingSettings

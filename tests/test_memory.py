@@ -6,8 +6,8 @@ import psutil
 import pytest
 import torch
 
-from mechrefusal.training import memory
-from mechrefusal.training.memory import kept_memory
+from mechrefusal import memory
+from mechrefusal.memory import given_back, kept_memory
 
 MIB = 1 << 20
 
@@ -31,6 +31,15 @@ def test_what_is_freed_is_kept_and_then_given_back():
     assert resident() < kept - 12 * MIB
 
 
+def test_holes_between_what_is_used_are_given_back():
+    blocks = [torch.ones(MIB // 4 // 4) for _ in range(400)]  # 100 MiB, small enough to come from the heap
+    full = resident()
+    del blocks[::2]
+    given_back()
+    assert resident() < full - 40 * MIB
+    assert len(blocks) == 200
+
+
 def diverge(seen):
     with kept_memory():
         step()
@@ -50,3 +59,4 @@ def test_elsewhere_it_does_nothing(monkeypatch):
     assert memory._glibc() is None
     with kept_memory():
         step()
+    given_back()

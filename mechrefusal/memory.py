@@ -1,4 +1,4 @@
-"""Memory that a training step frees is kept for the next one, where the C library can be told so."""
+"""Freed memory: kept for the next training step, or given back to the system, where the C library can be told so."""
 
 import ctypes
 import gc
@@ -31,7 +31,17 @@ def kept_memory() -> Iterator[None]:
     finally:
         library.mallopt(MMAP_THRESHOLD, USUAL)
         library.mallopt(TRIM_THRESHOLD, USUAL)
-        gc.collect()
+        given_back()
+
+
+def given_back() -> None:
+    """Give memory that is free in the heap back to the system. Elsewhere than on glibc this does nothing.
+
+    A hooked transformer that was loaded leaves as much behind as its weights take: copies of them, between blocks that
+    are still in use.
+    """
+    gc.collect()
+    if (library := _glibc()) is not None:
         library.malloc_trim(0)
 
 
