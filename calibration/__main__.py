@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,11 +25,14 @@ def pages(*, quick: bool) -> Iterator[tuple[str, Callable[[], pd.DataFrame]]]:
         str(depth.__doc__),
         lambda: depth.table(runs=10 if quick else 200, numbers=(32,) if quick else depth.NUMBERS),
     )
-    for module, of in ((intervals, ("means", "ratios", "paired_rates")), (maps, ("table", "controls"))):
+    for module, of in (
+        (intervals, ("means", "ratios", "paired_rates", "corrected_rates")),
+        (maps, ("table", "controls")),
+    ):
         for name in of:
             make = getattr(module, name)
             many = 300 if module is maps and not quick else runs
-            yield str(make.__doc__), lambda make=make, many=many: make(runs=many)
+            yield str(make.__doc__), partial(make, runs=many)
 
 
 def main() -> int:

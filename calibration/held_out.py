@@ -50,7 +50,7 @@ def carrier_of(seed: int, n: int) -> tuple[float, intervals.Estimate]:
     kl, induce = random.normal(0.07, 0.05, (CANDIDATES, n)), random.normal(2, 1, (CANDIDATES, n))
     bypass = before - decrease
     table = pd.DataFrame({"position": -1, "layer": range(CANDIDATES), "exact": True})
-    folds = list(np.arange(n) % 16)
+    folds = [row % 16 for row in range(n)]
     choice = Choice(CarrierScores(table, bypass, induce, kl), (folds, folds), 2 * CANDIDATES)
     chosen = choice.held_out().whole
     names = [("harmful", row) for row in range(n)], [("harmless", row) for row in range(n)]

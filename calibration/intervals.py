@@ -1,9 +1,10 @@
-"""Coverage of 95% intervals by number of prompts: skewed means, ratios, differences of paired rates."""
+"""Coverage of 95% intervals by number of prompts: skewed means, ratios, paired rates, rates that a judge counted."""
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate
 from mechrefusal.statistics import intervals
 from mechrefusal.statistics.paired import rate_difference
 
@@ -64,4 +65,30 @@ def paired_rates(*, runs: int, seed: int = 0) -> pd.DataFrame:
                 covered.append(found.low <= q - p <= found.high)
                 width.append(found.high - found.low)
             rows.append({"rates": f"{p:g} and {q:g}", "n": n, "coverage": np.mean(covered), "width": np.mean(width)})
+    return pd.DataFrame(rows)
+
+
+def corrected_rates(*, runs: int, seed: int = 0) -> pd.DataFrame:
+    """Rates of 50 answers by a judge with sensitivity .95 and specificity .92: as counted (Wilson), and corrected.
+
+    The judge's error is known from `labels` answers of the same kind, half of them refusals (`judge_error`).
+    """
+    rows = []
+    for true in (0.05, 0.3, 0.8, 0.95):
+        for labels in (40, 200, 1000):
+            random = np.random.default_rng([seed, labels])
+            covered: dict[str, list[bool]] = {"as counted": [], "corrected": []}
+            width = []
+            for _ in range(runs):
+                half = labels // 2
+                judge = JudgeCounts(
+                    int(random.binomial(half, 0.95)), half, int(random.binomial(labels - half, 0.92)), labels - half
+                )
+                hits = int(random.binomial(50, true * 0.95 + (1 - true) * 0.08))
+                counted, corrected = intervals.rate(hits, 50), corrected_rate(hits, 50, judge)
+                for name, found in (("as counted", counted), ("corrected", corrected)):
+                    covered[name].append(found.low <= true <= found.high)
+                width.append(corrected.high - corrected.low)
+            shares = {name: np.mean(each) for name, each in covered.items()}
+            rows.append({"true rate": true, "labels": labels, **shares, "width": np.mean(width)})
     return pd.DataFrame(rows)

@@ -29,6 +29,9 @@ def test_intervals():
     rates = intervals.paired_rates(runs=150)
     assert (rates["coverage"] > 0.9).all()
     assert (rates["width"] > 0).all()
+    corrected = intervals.corrected_rates(runs=150)
+    assert (corrected["corrected"] > 0.95 - 3 * 0.018).all()
+    assert (corrected.loc[corrected["true rate"] == 0.05, "as counted"] < 0.9).all()
 
 
 def test_maps():
