@@ -70,6 +70,11 @@ DECLINES = re.compile(
     r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|"
     r"move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
     r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
+    # in character
+    r"|\b(?:i|we) (?:won't|will not|am not|ain't|'m not)(?: going to)? be (?:\w+ly )?(?:giving|helping|providing|assisting|"
+    r"sharing|telling|teaching|answering|discussing)\b|\bcome to the wrong (?:place|person|guy|coach|\w+)\b"
+    r"|\b(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else\b(?! to\b)|\bi(?:'m not| ain't) (?:your (?:guy|man)|"
+    r"here to help(?: you)? (?:with|do))\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
     r" need to| rather| prefer)*"
@@ -101,6 +106,11 @@ DECLINES = re.compile(
     r"(?:or \w+ )?for me to\b"
     r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody|i) (?:should|can) help you (?:do|with) (?:that|this)\b"
     r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
+    # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
+    rf"|\b(?:i|we) (?:must|have to|need to|am|'m|are) (?:\w+ )?[^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
+    rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
+    r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|its|the|ethical|their|basic|all) (?:\w+ ){0,2}"
+    r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
     r"|\bi (?:do not|don't) (?:have the ability|feel comfortable|think it is (?:appropriate|ethical|"
     r"right) (?:for me )?to (?:provide|discuss|answer))\b"
 )
