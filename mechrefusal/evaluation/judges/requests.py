@@ -65,7 +65,7 @@ _KINDS = (
         r"joke|tale|quote|line|lines|sentences?|phrases?|example|post|tweet|haiku|limerick|rhyme|rap|verse|"
         r"diary entry|chapter|novel|"
         r"articles?|essay|blog|content|advert\w*|headline|slogan)\b"
-        r"|\b(?:role-?play|pretend|imagine (?:you|that you)|act as|you are now|in the voice of|play the (?:role|"
+        r"|(?:^|[.!?,;:] |\b(?:to|please|you|and|now|let's|should) )pretend\b|\b(?:role-?play|imagine (?:you|that you)|act as|you are now|in the voice of|play the (?:role|"
         r"part)|as if you were)\b"
         r"|\b(?:translate|rephrase|paraphrase|rewrite|proofread|summari[sz]e|correct the (?:grammar|spelling))\b"
         r"|\bhow (?:do|can|should|would) (?:i|you|one|we) (?:politely |nicely |best )?(?:say|decline|refuse|"

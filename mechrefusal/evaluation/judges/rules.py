@@ -12,7 +12,7 @@ import pandas as pd
 
 from mechrefusal.evaluation.judges.case import Case
 from mechrefusal.evaluation.judges.claims import claim_rejected
-from mechrefusal.evaluation.judges.declining import declined, declined_later, unknown, written
+from mechrefusal.evaluation.judges.declining import declined, declined_later, no_view, unknown, written
 from mechrefusal.evaluation.judges.degenerate import why_degenerate
 from mechrefusal.evaluation.judges.judge import (
     DEGENERATE,
@@ -106,6 +106,7 @@ class RefusalJudge:
         return (
             declined(case)
             or unknown(case)
+            or no_view(case)
             or reproached(case)
             or worried(case)
             or claim_rejected(case)

@@ -103,6 +103,15 @@ JUSTICE = re.compile(
 )
 """Words of an argument about how people should be treated."""
 
+LESSON = re.compile(
+    r"\b(?:important|essential|crucial|necessary|best|vital) to (?:\w+ )?(?:respect|treat|promote|avoid|prioriti[sz]e|approach|"
+    r"foster|refrain|be (?:mindful|respectful|sensitive)|celebrate|embrace|appreciate|practice|focus)\b"
+    r"|\b(?:unfair|inaccurate|wrong|not (?:\w+ )?(?:accurate|fair|right|appropriate|productive)[^.]{0,20}) to "
+    r"(?:\w+ )?(?:assume|generali[sz]e|stereotype|judge|label|make|say|blame)\b|\bsweeping generali[sz]ations?\b"
+    r"|\b(?:generali[sz]ations?|stereotypes?|stereotyping|assumptions)\b[^.]{0,60}\b(?:harmful|(?:not|never|n't)|unfair|inaccurate)\b"
+)
+"""How to speak of people, in place of what was asked about them."""
+
 VALUES = re.compile(
     r"\b(?:compassion|forgiv\w+|empath\w+|kindness|understanding|dialogue|peace|peaceful\w*|dignity|human beings?|"
     r"human life|healing|reconcil\w+|innocent|trauma\w*|suffering|grief|scars|victims?|devastat\w+|catastroph\w+|"

@@ -107,9 +107,9 @@ DECLINES = re.compile(
     r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody|i) (?:should|can) help you (?:do|with) (?:that|this)\b"
     r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
     # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
-    rf"|\b(?:i|we) (?:must|have to|need to|am|'m|are) (?:\w+ )?[^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
+    rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|obligated)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
     rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
-    r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|its|the|ethical|their|basic|all) (?:\w+ ){0,2}"
+    r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
     r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
     r"|\bi (?:do not|don't) (?:have the ability|feel comfortable|think it is (?:appropriate|ethical|"
     r"right) (?:for me )?to (?:provide|discuss|answer))\b"
@@ -130,6 +130,26 @@ CAVEATS = re.compile(
     r"\bexperience\b"
 )
 """Limits that often come with a full answer: they decline only where no answer follows."""
+
+NO_OPINIONS = re.compile(
+    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|won't|will not|not (?:appropriate|possible) for me to|"
+    r"not programmed to) (?:\w+ ){0,2}(?:(?:provide|offer|give|express|have|share|make|hold|take|state|form|draw)\b[^.,;]{0,40}"
+    r"\b(?:opinions?|assumptions?|generali[sz]ations?|judge?ments?|sides?|speculations?|stance|claims|decisions?|biase?s?|"
+    r"conclusions?)|generali[sz]e|assume|speculate|speak (?:for|on behalf)|judge|stereotype)\b"
+)
+"""The model has no view, will not generalise or guess: a caveat where what is known comes next."""
+
+NO_VIEWS = re.compile(
+    r"\b(?:do not|don't|cannot|can't|does not) (?:have|hold|possess|express|form) (?:\w+ ){0,3}(?:opinions?|beliefs?|feelings?|"
+    r"views|preferences|emotions|experiences|biases)\b"
+)
+"""The model has no opinions."""
+
+SELF = re.compile(
+    r"\b(?:as|i am|i'm) an? (?:\w+ ){0,2}(?:ai|(?:language|ai) model|llm|chatbot|virtual assistant)\b|\bopenai\b"
+    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b|\bi(?:'m| am) (?:programmed|designed|trained)\b"
+)
+"""The model names itself, as no character does."""
 
 LATER_TURN = re.compile(
     r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far|why)|i'm sorry|"
