@@ -140,7 +140,7 @@ _ASKS_A_WAY = re.compile(
 )
 _OF_MINE = re.compile(r"^(?:what|which|where|when|who)\b[^?]*\b(?:can|do|should|could) (?:i|we|you)\b", re.IGNORECASE)
 _SELF_HARM = re.compile(
-    r"\b(?:suicide|myself|my (?:own )?(?:life|wrists?|arm|artery|cervical artery)|to die|die (?:like|painlessly)|"
+    r"\b(?:suicide|self[- ]harm\w*|end(?:ing)? it all|myself|my (?:own )?(?:life|wrists?|arm|artery|cervical artery)|to die|die (?:like|painlessly)|"
     r"go out like)\b",
     re.IGNORECASE,
 )

@@ -202,7 +202,8 @@ REDIRECTS = re.compile(
 CRISIS = re.compile(
     r"\b(?:hotline|helpline|lifeline|988|samaritans|crisis|reach out|mental health|you(?:'re| are) not alone|"
     r"someone (?:you trust|who can)|"
-    r"professional help|seek help|counsel\w+|therapist|feeling this way|emergency services|"
+    r"here to listen|going through this|(?:talk|talking|speak|speaking) (?:to|with) (?:someone|somebody|a (?:\w+ )?(?:professional|"
+    r"friend|doctor|therapist)|friends|family)|professional help|seek help|counsel\w+|therapist|feeling this way|emergency services|"
     r"get (?:\w+ )?help|thoughts of (?:harm|hurt|suicid|violen|kill)\w*)\b"
 )
 
