@@ -16,6 +16,11 @@ _READING = re.compile(
     r"\bif (?:you(?:'re| are)?|your question|it|this|that)(?: \w+){0,2} (?:mean|refer\w*|asking about|talking about|"
     r"speaking of|meant)\b"
 )
+_MAKES_WAY = re.compile(
+    r"\b(?:while|although|though)\b[^.]*, (?:\w+ )?(?:i|here|you|one|we)\b(?:'ll|'d)? ?(?:suppose|can|could|will|might|would)?"
+    r"(?! (?:not|never|help|encourage|advise|urge|recommend|suggest|strongly)\b)|\bsince you (?:asked|insist|are asking|requested)\b"
+    r"|\bif you(?:'re| are)? (?:really|still|determined|insist|must)\b|\b(?:hypothetical\w*|fiction\w*|with that (?:being )?said)\b"
+)
 _A_TITLE = re.compile(r"\bin (?:the )?[A-Z][\w']*(?: [A-Z0-9][\w']*| of)*\W*$")
 _OFFERS = re.compile(
     r"\bif you(?:'re| are) interested\b|\bi (?:can|could|would|'d) (?:\w+ )?(?:suggest|offer|recommend)\b"
@@ -79,4 +84,24 @@ def _takes_up(case: Case, sentences: Sequence[str]) -> bool:
         any(word[:5] in words for word in re.findall(r"[a-z]{4,}", sentence))
         for sentence in sentences
         if not (signs.REPROACHES.search(sentence) or signs.CONDEMNS.search(sentence))
+    )
+
+
+def gives_a_way(sentence: str) -> bool:
+    """Whether a sentence tells a way to do what was asked, and not a better thing to do."""
+    return signs.GIVES.search(sentence) is not None and not any(
+        sign.search(sentence) for sign in (signs.ALTERNATIVES, signs.REDIRECTS, signs.REPROACHES, voice.DECLINES)
+    )
+
+
+def given_before(case: Case, index: int) -> bool:
+    """Whether a way was given before sentence `index`, so that a reproach there is a caution."""
+    return any(gives_a_way(sentence) for sentence in case.answer.sentences[case.answer.opening : index])
+
+
+def given_all_the_same(case: Case, index: int) -> bool:
+    """Whether sentence `index` or the next one makes way for an answer, and a way is given after it."""
+    sentences = case.answer.sentences
+    return any(_MAKES_WAY.search(s) for s in sentences[index : index + 2]) and any(
+        gives_a_way(s) for s in sentences[index + 1 :]
     )
