@@ -17,9 +17,12 @@ _READING = re.compile(
     r"speaking of|meant)\b"
 )
 _MAKES_WAY = re.compile(
-    r"\b(?:while|although|though)\b[^.]*, (?:\w+ )?(?:i|here|you|one|we)\b(?:'ll|'d)? ?(?:suppose|can|could|will|might|would)?"
-    r"(?! (?:not|never|help|encourage|advise|urge|recommend|suggest|strongly)\b)|\bsince you (?:asked|insist|are asking|requested)\b"
-    r"|\bif you(?:'re| are)? (?:really|still|determined|insist|must)\b|\b(?:hypothetical\w*|fiction\w*|with that (?:being )?said)\b"
+    r"\b(?:while|although|though)\b[^.]*, (?:\w+ )?(?:i|here|you|one|we)\b(?:'ll|'d)? ?(?:suppose|can|could|will|"
+    r"might|would)?"
+    r"(?! (?:not|never|help|encourage|advise|urge|recommend|suggest|strongly)\b)|\bsince you (?:asked|insist|"
+    r"are asking|requested)\b"
+    r"|\bif you(?:'re| are)? (?:really|still|determined|insist|must)\b|\b(?:hypothetical\w*|fiction\w*|"
+    r"with that (?:being )?said)\b"
 )
 _A_TITLE = re.compile(r"\bin (?:the )?[A-Z][\w']*(?: [A-Z0-9][\w']*| of)*\W*$")
 _OFFERS = re.compile(

@@ -160,9 +160,7 @@ def sent_elsewhere(case: Case) -> Verdict | None:
     if gives_a_way(body[0]):
         return None
     gives = [
-        s
-        for s in body
-        if (signs.ANSWERS.search(s) and s not in aside) or signs.DOES_IT.search(s) or gives_a_way(s)
+        s for s in body if (signs.ANSWERS.search(s) and s not in aside) or signs.DOES_IT.search(s) or gives_a_way(s)
     ]
     if how_it_was_done:
         lectures = bool(away) and len(body) > 1 and body[0] in beside and 3 * len(beside) >= 2 * len(body)

@@ -65,7 +65,8 @@ _KINDS = (
         r"joke|tale|quote|line|lines|sentences?|phrases?|example|post|tweet|haiku|limerick|rhyme|rap|verse|"
         r"diary entry|chapter|novel|"
         r"articles?|essay|blog|content|advert\w*|headline|slogan)\b"
-        r"|(?:^|[.!?,;:] |\b(?:to|please|you|and|now|let's|should) )pretend\b|\b(?:role-?play|imagine (?:you|that you)|act as|you are now|in the voice of|play the (?:role|"
+        r"|(?:^|[.!?,;:] |\b(?:to|please|you|and|now|let's|should) )pretend\b|\b(?:role-?play|imagine (?:you|"
+        r"that you)|act as|you are now|in the voice of|play the (?:role|"
         r"part)|as if you were)\b"
         r"|\b(?:translate|rephrase|paraphrase|rewrite|proofread|summari[sz]e|correct the (?:grammar|spelling))\b"
         r"|\bhow (?:do|can|should|would) (?:i|you|one|we) (?:politely |nicely |best )?(?:say|decline|refuse|"
@@ -140,7 +141,8 @@ _ASKS_A_WAY = re.compile(
 )
 _OF_MINE = re.compile(r"^(?:what|which|where|when|who)\b[^?]*\b(?:can|do|should|could) (?:i|we|you)\b", re.IGNORECASE)
 _SELF_HARM = re.compile(
-    r"\b(?:suicide|self[- ]harm\w*|end(?:ing)? it all|myself|my (?:own )?(?:life|wrists?|arm|artery|cervical artery)|to die|die (?:like|painlessly)|"
+    r"\b(?:suicide|self[- ]harm\w*|end(?:ing)? it all|myself|my (?:own )?(?:life|wrists?|arm|artery|"
+    r"cervical artery)|to die|die (?:like|painlessly)|"
     r"go out like)\b",
     re.IGNORECASE,
 )

@@ -51,7 +51,7 @@ class RefusalJudge:
     ("") only what is a refusal whatever was asked counts.
     """
 
-    name = "refusal_rules_6"
+    name = "refusal_rules_7"
 
     def label(self, prompt: str, completion: str) -> str:
         """One of `LABELS`.

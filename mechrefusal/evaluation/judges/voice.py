@@ -45,7 +45,8 @@ DECLINES = re.compile(
     # I cannot help
     rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: (?:and|or|nor) (?:will not|won't|should not|shouldn't|"
     rf"cannot|can't|would not))?(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
-    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| an? (?:damn|shit|fuck|hoot|crap|rat's)\b|[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
+    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| an? (?:damn|shit|fuck|hoot|crap|rat's)\b|"
+    r"[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
     r"context|the|some)|unless i know|until i know)\b)"
     # ... with the verb in -ing or left out
     rf"|\b{_SELF} ?{_ADVERBS}(?:am|'m|are)(?: simply| just)? (?:not comfortable|unable to|not able to|"
@@ -73,9 +74,11 @@ DECLINES = re.compile(
     r"|\bi(?:'m| am) not sure (?:that |if |whether )?i (?:can|could|should) (?:help|assist|answer|tell|give|provide)\b"
     r"|\bnot (?:here )?to help you (?:with|do)\b"
     # in character
-    r"|\b(?:i|we) (?:won't|will not|am not|ain't|'m not)(?: going to)? be (?:\w+ly )?(?:giving|helping|providing|assisting|"
+    r"|\b(?:i|we) (?:won't|will not|am not|ain't|'m not)(?: going to)? be (?:\w+ly )?(?:giving|helping|providing|"
+    r"assisting|"
     r"sharing|telling|teaching|answering|discussing)\b|\bcome to the wrong (?:place|person|guy|coach|\w+)\b"
-    r"|\b(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else\b(?! to\b)|\bi(?:'m not| ain't) (?:your (?:guy|man)|"
+    r"|\b(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else\b(?! to\b)|\bi(?:'m not|"
+    r" ain't) (?:your (?:guy|man)|"
     r"here to help(?: you)? (?:with|do))\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
@@ -83,6 +86,8 @@ DECLINES = re.compile(
     r"(?: respectfully| politely| kindly| firmly| therefore)* (?:decline|refuse|pass on|abstain|refrain)\b"
     r"|\b(?:i'd|i would) (?:rather|prefer) not\b|\bi(?:'ll| will)(?: have to)? pass on\b"
     r"|\b(?:have|need|going) to (?:respectfully |politely )?(?:decline|refuse)\b"
+    r"|\b(?:must|have to|need to|will) (?:\w+ )?reject (?:the|this|that|your|any|such) (?:\w+ )?(?:request|prompt|"
+    r"task)s?\b"
     # against rules
     r"|\b(?:against|outside|beyond|not within|isn't within|not in line with|not in|violat\w+|not part of|"
     r"contrary to|conflicts? with|"
@@ -95,7 +100,7 @@ DECLINES = re.compile(
     r"(?:prevents?|prohibits?|forbids?|do(?:es)? not|don't|doesn't|won't)\b"
     r"|\b(?:this|that|your|the) (?:request|question|prompt|query|topic) (?:\w+ ){0,3}(?:violates?|goes against|"
     r"is against|cannot|can't|"
-    r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|off[- ]limits))\b"
+    r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|problematic|off[- ]limits))\b"
     # nothing for you here
     r"|\b(?:is|it's|that's|be) (?:not |n't )?(?:something|one|a request|a topic|a question) (?:that |which )?(?:i|"
     r"we) "
@@ -109,7 +114,8 @@ DECLINES = re.compile(
     r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody) (?:should|can) help you (?:do|with) (?:that|this)\b"
     r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
     # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
-    rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|obligated)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
+    rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|"
+    rf"obligated)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
     rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
     r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
     r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
@@ -134,28 +140,34 @@ CAVEATS = re.compile(
 """Limits that often come with a full answer: they decline only where no answer follows."""
 
 ENDORSES_NOT = re.compile(
-    r"\b(?:not|n't|cannot|never|nor|strongly|would) (?:\w+ ){0,2}(?:condone|endorse|encourage|support|promote|advocate|recommend|"
+    r"\b(?:not|n't|cannot|never|nor|strongly|would) (?:\w+ ){0,2}(?:condone|endorse|encourage|support|promote|"
+    r"advocate|recommend|"
     r"discourage|advise)\b"
 )
 """It keeps its distance from the act, which is a caution where the act has been told."""
 
 NO_OPINIONS = re.compile(
-    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|won't|will not|not (?:appropriate|possible) for me to|"
-    r"not programmed to) (?:\w+ ){0,2}(?:(?:provide|offer|give|express|have|share|make|hold|take|state|form|draw)\b[^.,;]{0,40}"
-    r"\b(?:opinions?|assumptions?|generali[sz]ations?|judge?ments?|sides?|speculations?|stance|claims|decisions?|biase?s?|"
+    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|won't|will not|not (?:appropriate|"
+    r"possible) for me to|"
+    r"not programmed to) (?:\w+ ){0,2}(?:(?:provide|offer|give|express|have|share|make|hold|take|state|form|"
+    r"draw)\b[^.,;]{0,40}"
+    r"\b(?:opinions?|assumptions?|generali[sz]ations?|judge?ments?|sides?|speculations?|stance|claims|decisions?|"
+    r"biase?s?|"
     r"conclusions?)|generali[sz]e|assume|speculate|speak (?:for|on behalf)|judge|stereotype)\b"
 )
 """The model has no view, will not generalise or guess: a caveat where what is known comes next."""
 
 NO_VIEWS = re.compile(
-    r"\b(?:do not|don't|cannot|can't|does not) (?:have|hold|possess|express|form) (?:\w+ ){0,3}(?:opinions?|beliefs?|feelings?|"
+    r"\b(?:do not|don't|cannot|can't|does not) (?:have|hold|possess|express|form) (?:\w+ ){0,3}(?:opinions?|"
+    r"beliefs?|feelings?|"
     r"views|preferences|emotions|experiences|biases)\b"
 )
 """The model has no opinions."""
 
 SELF = re.compile(
     r"\b(?:as|i am|i'm) an? (?:\w+ ){0,2}(?:ai|(?:language|ai) model|llm|chatbot|virtual assistant)\b|\bopenai\b"
-    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b|\bi(?:'m| am) (?:programmed|designed|trained)\b"
+    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b|\bi(?:'m| am) (?:programmed|"
+    r"designed|trained)\b"
 )
 """The model names itself, as no character does."""
 
