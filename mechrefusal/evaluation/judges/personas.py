@@ -14,8 +14,9 @@ from mechrefusal.evaluation.judges.reading import Answer
 _TAG = re.compile(
     r"^[^\w\s\[({*]{0,3}[ \t]*(?:"
     r"(?P<bracket>\[[^\[\]\n]{1,40}\]|\([^()\n]{1,40}\)|\{[^{}\n]{1,40}\})[ \t]*:?"
-    r"|\*{0,2}(?P<colon>[^\W\d_][\w.+'-]*(?: [\w.+#-]+){0,2}(?: [^\w\s:]+)?(?: ?\([\w ]+\))?)\*{0,2}:\*{0,2}(?=\s)"
-    r"|(?<=^)As (?P<role>(?!An?\b|The\b|I\b)[A-Z][\w.+-]*)[^,.\n]{0,40},(?: I (?:would|'d|will|can) say:?)?"
+    r"|\*{0,2}(?P<colon>(?=[\w.+'-]*[A-Z])[^\W\d_][\w.+'-]*(?: [A-Z\d][\w.+#-]*){0,2}(?: [^\w\s:]+)?"
+    r"(?: ?\([\w ]+\))?)\*{0,2}:\*{0,2}(?=\s)"
+    r"|As (?P<role>(?!An?\b|The\b|I\b)[A-Z][\w.+-]*)[^,.\n]{0,40},(?: I (?:would|'d|will|can) say:?)?"
     r"|(?P<letter>[\u0370-\u03ff])(?=[\s:]):?"
     r")"
     r"|^(?P<face>[\U0001F300-\U0001FAFF\u2600-\u27BF])\uFE0F?:",

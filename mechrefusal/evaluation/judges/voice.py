@@ -115,7 +115,7 @@ DECLINES = re.compile(
     r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
     # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
     rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|"
-    rf"obligated)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
+    rf"obligated|committed|dedicated|here)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
     rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
     r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
     r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
@@ -140,7 +140,7 @@ CAVEATS = re.compile(
 """Limits that often come with a full answer: they decline only where no answer follows."""
 
 ENDORSES_NOT = re.compile(
-    r"\b(?:not|n't|cannot|never|nor|strongly|would) (?:\w+ ){0,2}(?:condone|endorse|encourage|support|promote|"
+    r"(?:\b(?:not|cannot|never|nor|strongly|would)|n't) (?:\w+ ){0,2}(?:condone|endorse|encourage|support|promote|"
     r"advocate|recommend|"
     r"discourage|advise)\b"
 )
