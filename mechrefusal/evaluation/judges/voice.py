@@ -17,7 +17,8 @@ _ACT = (
     r"carry out|execute|"
     r"translate|find|determine|identify|locate|supply|present|make|be (?:a )?part|be involved|take part|do|"
     r"go along|accommodate|"
-    r"tolerate|approve|accept|go into|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|"
+    r"tolerate|approve|accept|compose|draft|craft|go into|cooperate|collaborate|act|grant|process|handle|address|"
+    r"see|view|open|know|"
     r"ethically|"
     r"legally|"
     r"morally|responsibly|in good (?:conscience|faith))"
@@ -165,9 +166,11 @@ NO_VIEWS = re.compile(
 """The model has no opinions."""
 
 SELF = re.compile(
-    r"\b(?:as|i am|i'm) an? (?:\w+ ){0,2}(?:ai|(?:language|ai) model|llm|chatbot|virtual assistant)\b|\bopenai\b"
-    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b|\bi(?:'m| am) (?:programmed|"
-    r"designed|trained)\b"
+    r"\b(?:as|i am|i'm|am still) an? (?:\w+ ){0,2}(?:ai\b(?=,|\.| i\b| (?:language model|model|assistant|chatbot|"
+    r"system|developed|"
+    r"created|trained|designed|built|that|and)\b|$)|(?:language|ai) model|llm\b|chatbot|virtual assistant)|\bopenai\b"
+    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b"
+    r"|\bi(?:'m| am) (?:programmed|designed|trained)\b"
 )
 """The model names itself, as no character does."""
 
