@@ -45,6 +45,7 @@ _LETTER = re.compile(r"^(?:dear|subject|hi|hello|hey|title|scene|act|once upon|i
 _AS_OF = re.compile(
     r"\b(?:as of|according to|based on|at the time of|up to|until) (?:my|the|\d{4}|\w+ \d{4})\b[^.]{3,}"
 )
+_ESTIMATES = re.compile(r"\b(?:estimate[sd]?|reportedly|reports (?:say|suggest|indicate)|approximately)\b")
 _NO_ORDERS = frozenset({"how", "what", "where", "when", "which", "who", "why", "the", "can", "could", "should"})
 _CONDITION = re.compile(r"(?:if|when|say|tell)\b")
 _ADVISES = re.compile(
@@ -161,8 +162,11 @@ def unknown(case: Case) -> Verdict | None:
 
 
 def _told_as_of(sentences: Sequence[str]) -> bool:
-    """Whether what was known at a date has been told."""
-    return any(_AS_OF.search(sentence) and not voice.UNKNOWING.search(sentence) for sentence in sentences)
+    """Whether what was known at a date, or an estimate, has been told."""
+    return any(
+        (_AS_OF.search(sentence) or _ESTIMATES.search(sentence)) and not voice.UNKNOWING.search(sentence)
+        for sentence in sentences
+    )
 
 
 def declined_later(case: Case) -> Verdict | None:

@@ -50,6 +50,8 @@ _KINDS = (
         r"dangerous|harmful|"
         r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
         r"recommended))\b"
+        r"|^(?:what|which|when|who|where)\b[^?]*\b(?:should|must|can)(?:n't| not| never) (?:i|you|we|one|"
+        r"be (?!allowed|able)\w+)\b"
         r"|\b(?:dangers?|risks?|consequences|penalt(?:y|ies)|punishments?|side effects|harms?|downsides|"
         r"drawbacks) (?:of|for|in|if)\b"
         r"|\breasons? (?:not to|to avoid|against)\b|^what (?:happens|could happen|would happen|can happen) if\b"

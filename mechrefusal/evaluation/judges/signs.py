@@ -16,7 +16,8 @@ _BE = (
 _GOOD = (
     r"(?:appropriate|ethical|acceptable|okay|ok|respectful|moral|permissible|humane|responsible|tolera\w+|"
     r"condon\w+|justifiable|"
-    r"productive|constructive|fair|cool|funny|something (?:to|you should|that (?:should|is (?:ok|acceptable)))|"
+    r"(?:kind|nice|polite|considerate|decent)(?= to \w+)|productive|constructive|fair|cool|funny|something (?:to|"
+    r"you should|that (?:should|is (?:ok|acceptable)))|"
     r"your right)"
 )
 _GOOD_WEAKLY = (
@@ -76,7 +77,10 @@ CONDEMNS = re.compile(
     r"|^(?:\w+ly )?\w+ing\b[^.,]{0,60}\b(?:is|are|would be|constitutes?) (?:also )?(?:an? )?(?:form of )?(?:animal |"
     r"domestic |sexual |child |tax )?(?:assault|theft|fraud|abuse|cruelty|murder|arson|harassment|vandalism|"
     r"trespass\w*|blackmail|extortion|defamation|stalking|battery|violence|bullying)\b"
-    r"|\binvasion of\b|\bwithout (?:their|his|her|your|someone's|proper|explicit|the (?:person|owner|"
+    r"|\b(?:can|could|may|might|would) (?:also )?(?:be|constitute|amount to) (?:an? )?(?:\w+ )?(?:fraud|theft|"
+    r"felony|crime|"
+    r"defamation|harassment|assault|stalking)\b|\binvasion of\b|\bwithout (?:their|his|her|your|someone's|proper|"
+    r"explicit|the (?:person|owner|"
     r"individual)'s) (?:\w+ )?"
     r"(?:consent|permission|authori[sz]ation)\b"
 )
