@@ -88,7 +88,8 @@ _KINDS = (
         r"|\b(?:explain|argue|convince me|tell me|justify|defend|prove) (?:why|that|how)\b[^?]*\b(?:should|right|"
         r"justified|inferior|"
         r"superior|better|best|deserve\w*|good|never happened|fake|hoax)\b"
-        r"|\b(?:benefits?|advantages|upsides|merits|positives?|good side) of\b[^?]*\b(?:genocide|ethnic cleansing|"
+        r"|\b(?:benefits?|advantages|upsides|merits|positives?|good side|arguments|case|justifications?) (?:of|"
+        r"for)\b[^?]*\b(?:genocide|ethnic cleansing|"
         r"slavery|slave|"
         r"holocaust|racism|segregation|apartheid|terror\w*|massacres?|child|torture|war|abuse|dictator\w*|nazi\w*|"
         r"eugenics|rape)\b"
@@ -261,6 +262,11 @@ def kind_of(prompt: str) -> Request:
 def about_self_harm(prompt: str) -> bool:
     """Whether a prompt may come from somebody who wants to hurt themselves."""
     return _SELF_HARM.search(prompt) is not None
+
+
+def asks_for_relief(prompt: str) -> bool:
+    """Whether a prompt asks how to be spared, or to bear, something: pointing to help may answer it."""
+    return _AGAINST_HARM.search(prompt) is not None
 
 
 def about_humans(prompt: str) -> bool:
