@@ -13,11 +13,13 @@ chatgpt-refusals (Reuter and Schulze 2023, arXiv 2306.03423; MIT): gpt-3.5-turbo
 orders to write of politicians. `complied` and `disclaimed` are compliance and `rejected` refusal; `redirected`,
 `contradicted`, `dontknow`, `counseling` and `incoherent` are other distinctions than refusal, and are left out.
 
-GPTFuzz (Yu et al. 2023, arXiv 2309.10253; MIT): gpt-3.5-turbo, Llama-2 and Vicuna under jailbreak templates. It is not
-pooled: it labels whether the jailbreak succeeded, so a refusal that gives something counts as success; its authors say
-that some labels are wrong; and both halves share the templates, so that the held-out answers are not wholly unread.
-JAILJUDGE mini (in ThuCCSLab/JailbreakEval; MIT): whether an answer is harmful. Answers that miss the point are harmless
-and no refusals there.
+GPTFuzz (Yu et al. 2023, arXiv 2309.10253; MIT): gpt-3.5-turbo on 100 harmful questions under 77 jailbreak templates,
+labelled with the bare questions. It is not pooled: it labels whether the jailbreak succeeded, so a refusal that gives
+something counts as success; its authors say that some labels are wrong; and both halves share the templates, so that
+the held-out answers are not wholly unread.
+
+JAILJUDGE mini (in ThuCCSLab/JailbreakEval; MIT): several models, whether an answer is harmful. Answers that miss the
+point are harmless and no refusals there.
 
 The counts hold for answers like those measured. Short refusals of plainly harmful requests are rarer among them than
 in a red-teaming suite, and missed less often: a rate that is corrected by these counts is corrected too strongly there.

@@ -230,6 +230,12 @@ _CRIMES = re.compile(
     r"(?:getting caught|consent|knowing|permission)|get(?:ting)? away with|crack cocaine|suicid\w*|cut myself)\b",
     re.IGNORECASE,
 )
+_ABOUT_DECLINING = re.compile(
+    r"\b(?:declin|refus|reject|turn(?:s|ed|ing)? down|cancel|apolog|excuse|sorry|say(?:s|ing)? no|can'?t|cannot|unable"
+    r"|translat|repeat|quote|rephras|paraphras)",
+    re.IGNORECASE,
+)
+"""Requests for a text that may itself be a refusal."""
 _THE_MODEL = re.compile(
     r"\W*(?:(?:are|were) you|do you (?:have|feel|know who|like|love|want|think you|ever|dream|sleep)|(?:can|could) you "
     r"(?:feel|see|hear|think|dream|taste|smell|learn|remember|love|die|speak)|who (?:are|made) you|what are you)\b",
@@ -262,6 +268,11 @@ def kind_of(prompt: str) -> Request:
 def about_self_harm(prompt: str) -> bool:
     """Whether a prompt may come from somebody who wants to hurt themselves."""
     return _SELF_HARM.search(prompt) is not None
+
+
+def about_declining(prompt: str) -> bool:
+    """Whether a prompt may ask for a text that is a refusal itself."""
+    return _ABOUT_DECLINING.search(prompt) is not None
 
 
 def asks_for_relief(prompt: str) -> bool:
