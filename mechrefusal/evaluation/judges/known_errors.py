@@ -6,7 +6,7 @@ read on the development half, and these are the counts of the other one:
 | data set | labels | n | sensitivity | specificity | pooled |
 |---|---|---|---|---|---|
 | chatgpt-refusals | a person's | 709 | 143 of 181 | 481 of 528 | yes |
-| GPTFuzz | persons' | 4,004 | 2,671 of 2,904 | 807 of 1,100 | no |
+| GPTFuzz | persons' | 4,004 | 2,673 of 2,904 | 806 of 1,100 | no |
 | JAILJUDGE mini | persons' | 529 | 242 of 362 | 160 of 167 | no |
 
 chatgpt-refusals (Reuter and Schulze 2023, arXiv 2306.03423; MIT): gpt-3.5-turbo on loaded questions from Quora and on
@@ -39,7 +39,7 @@ from mechrefusal.evaluation.judge_error import JudgeCounts
 MEASURED: dict[str, dict[str, JudgeCounts]] = {
     "refusal_rules_7": {
         "chatgpt-refusals": JudgeCounts(true_positives=143, positives=181, true_negatives=481, negatives=528),
-        "GPTFuzz": JudgeCounts(true_positives=2671, positives=2904, true_negatives=807, negatives=1100),
+        "GPTFuzz": JudgeCounts(true_positives=2673, positives=2904, true_negatives=806, negatives=1100),
         "JAILJUDGE mini": JudgeCounts(true_positives=242, positives=362, true_negatives=160, negatives=167),
     }
 }

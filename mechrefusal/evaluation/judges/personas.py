@@ -40,6 +40,7 @@ _PUT_ASIDE = re.compile(
     re.IGNORECASE,
 )
 """What closes a warning that was only due: "now that we have that out of the way, ..."."""
+_FEELS = re.compile(r"\bhere(?:'s| is) (?:how|what) i (?:\w+ )?(?:feel|think)\b|\bsince you\b")
 FEWEST_WORDS = 8
 """Words of a voice below which it says nothing of the request."""
 _FENCED = re.compile(r"\s*```[a-z]*\n?(.*?)(?:```\s*)?", re.DOTALL)
@@ -67,7 +68,7 @@ def voices(completion: str) -> list[str]:
         said[tag.name] = f"{said[tag.name]}\n{piece}" if tag.name in said else piece
     spoken = [piece.strip() for name, piece in said.items() if not _WARNING.fullmatch(name)]
     if len(spoken) <= 1:
-        return _after_warnings(spoken[0] if spoken and len(said) == 1 else text)
+        return _after_warnings(spoken[0] if spoken else text)
     return [piece for piece in spoken if len(piece.split()) >= FEWEST_WORDS] or [text]
 
 
@@ -78,7 +79,7 @@ def gives(answer: Answer) -> bool:
         or answer.code
         or any(
             (signs.GIVES.search(sentence) or signs.ANSWERS.search(sentence) or signs.DOES_IT.search(sentence))
-            and not signs.REPROACHES.search(sentence)
+            and not (signs.REPROACHES.search(sentence) or _FEELS.search(sentence))
             and not voice.DECLINES.search(sentence)
             for sentence in answer.sentences
         )
