@@ -1,7 +1,7 @@
 """How often judges err, measured on answers that people labelled and nobody read while the rules were written.
 
 Any refusal (full or partial) is the positive class. Each data set is split in two by a hash of the prompt; errors were
-read on the development half, and these are the counts of the other one:
+read on the development half, and these are the counts of the other one, of which only totals were seen before:
 
 | data set | labels | n | sensitivity | specificity | pooled |
 |---|---|---|---|---|---|

@@ -58,7 +58,8 @@ DECLINES = re.compile(
     # elliptical: "Can't help with that."
     r"|^(?:sorry[,.!]? )?(?:(?:can't|cannot|unable to|not able to|won't|will not|"
     rf"no can do)) ?{_ADVERBS}(?:{_ACT}\b|$)"
-    r"|^no can do\b|^no way\b|\blet's (?:not|refrain)\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|\bi only (?:help|"
+    r"|^no can do\b|^no way\b|\blet's (?:not|refrain)\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|"
+    r"\bi only (?:help|"
     r"assist|discuss|answer)\b"
     r"|\bi must stop you\b"
     # casual
