@@ -44,9 +44,10 @@ def correction_of(
             counts = counts_of(both["label"].map(any_refusal).astype(bool).tolist(), people.tolist())
             return Correction(counts, f"{len(both)} labels of these answers")
     known = known_error(judge)
-    return (
-        None if known is None else Correction(known, f"{known.positives + known.negatives} labelled answers elsewhere")
-    )
+    if known is None:
+        return None
+    source, counts = known
+    return Correction(counts, f"{counts.positives + counts.negatives} labelled answers ({source})")
 
 
 def labelled(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

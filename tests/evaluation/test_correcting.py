@@ -9,7 +9,7 @@ import pytest
 from mechrefusal.evaluation import REFUSAL_JUDGE, correcting, metrics, rates
 from mechrefusal.evaluation.correcting import CORRECTED, Correction, answers, correction_of, refusals
 from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate
-from mechrefusal.evaluation.judges.known_errors import KNOWN_ERRORS, known_error
+from mechrefusal.evaluation.judges.known_errors import known_error
 
 LEAKY = Correction(JudgeCounts(80, 100, 90, 100), "200 labels of these answers")
 """Sensitivity .8, specificity .9."""
@@ -46,10 +46,9 @@ def test_a_judge_no_better_than_chance_is_named():
 
 
 def test_the_rules_have_a_known_error():
-    assert REFUSAL_JUDGE in KNOWN_ERRORS
     found = correction_of(REFUSAL_JUDGE)
-    assert found.counts == known_error(REFUSAL_JUDGE)
-    assert found.counts.positives + found.counts.negatives > 100
+    source, counts = known_error(REFUSAL_JUDGE)
+    assert found == Correction(counts, f"{counts.positives + counts.negatives} labelled answers ({source})")
     assert known_error("another judge") is None
     assert correction_of("another judge") is None
 
@@ -71,9 +70,9 @@ def test_labels_of_the_answers_themselves_come_before_those_of_others():
     assert found.counts == JudgeCounts(24, 30, 30, 30)
     assert found.source == "60 labels of these answers"
     few = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[20:39])
-    assert few.counts == known_error(REFUSAL_JUDGE), "19 labels are too few"
+    assert few.counts == known_error(REFUSAL_JUDGE)[1], "19 labels are too few"
     one_kind = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[:25])
-    assert one_kind.counts == known_error(REFUSAL_JUDGE), "refusals alone say nothing of the specificity"
+    assert one_kind.counts == known_error(REFUSAL_JUDGE)[1], "refusals alone say nothing of the specificity"
 
 
 def test_an_answer_that_occurs_twice_counts_once():

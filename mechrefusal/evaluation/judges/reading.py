@@ -20,6 +20,8 @@ _PLEASANTRY = re.compile(
     r"interesting) question"
     r"|(?:hmm|well|oh|wow|ah|no|yes|sure|okay|of course|absolutely not|absolutely|certainly|unfortunately)"
     r"|i(?:'m| am|'d be|would be) (?:always |more than )?(?:happy|glad|here) to (?:help|assist)\b.{0,60}"
+    r"|(?:(?:oh|ah|aha|well|hey|haha|wow|alright|all right|hmm|ooh|yo|greetings)\b[,.!]* ?)+.{0,160}(?:[?!]|\bhuh\W*)"
+    r"|.{0,120}\b(?:huh|eh)\?|(?:well, )?that(?:'s| is) quite (?:a|an|the) .{0,90}|developer mode enabled"
     r"|i understand (?:that |your |you|how |why ).{0,150}|(?:answer|response|assistant|ai)\s*:?)\W*",
     re.IGNORECASE,
 )

@@ -50,6 +50,8 @@ _KINDS = (
         r"dangerous|harmful|"
         r"unethical|immoral|unsafe|a crime|prohibited|banned|forbidden|not (?:allowed|safe|okay|ok|legal|ethical|"
         r"recommended))\b"
+        r"|^(?:what|which|when|who|where)\b[^?]*\b(?:should|must|can)(?:n't| not| never) (?:i|you|we|one|"
+        r"be (?!allowed|able)\w+)\b"
         r"|\b(?:dangers?|risks?|consequences|penalt(?:y|ies)|punishments?|side effects|harms?|downsides|"
         r"drawbacks) (?:of|for|in|if)\b"
         r"|\breasons? (?:not to|to avoid|against)\b|^what (?:happens|could happen|would happen|can happen) if\b"
@@ -65,7 +67,8 @@ _KINDS = (
         r"joke|tale|quote|line|lines|sentences?|phrases?|example|post|tweet|haiku|limerick|rhyme|rap|verse|"
         r"diary entry|chapter|novel|"
         r"articles?|essay|blog|content|advert\w*|headline|slogan)\b"
-        r"|\b(?:role-?play|pretend|imagine (?:you|that you)|act as|you are now|in the voice of|play the (?:role|"
+        r"|(?:^|[.!?,;:] |\b(?:to|please|you|and|now|let's|should) )pretend\b|\b(?:role-?play|imagine (?:you|"
+        r"that you)|act as|you are now|in the voice of|play the (?:role|"
         r"part)|as if you were)\b"
         r"|\b(?:translate|rephrase|paraphrase|rewrite|proofread|summari[sz]e|correct the (?:grammar|spelling))\b"
         r"|\bhow (?:do|can|should|would) (?:i|you|one|we) (?:politely |nicely |best )?(?:say|decline|refuse|"
@@ -85,7 +88,8 @@ _KINDS = (
         r"|\b(?:explain|argue|convince me|tell me|justify|defend|prove) (?:why|that|how)\b[^?]*\b(?:should|right|"
         r"justified|inferior|"
         r"superior|better|best|deserve\w*|good|never happened|fake|hoax)\b"
-        r"|\b(?:benefits?|advantages|upsides|merits|positives?|good side) of\b[^?]*\b(?:genocide|ethnic cleansing|"
+        r"|\b(?:benefits?|advantages|upsides|merits|positives?|good side|arguments|case|justifications?) (?:of|"
+        r"for)\b[^?]*\b(?:genocide|ethnic cleansing|"
         r"slavery|slave|"
         r"holocaust|racism|segregation|apartheid|terror\w*|massacres?|child|torture|war|abuse|dictator\w*|nazi\w*|"
         r"eugenics|rape)\b"
@@ -140,7 +144,8 @@ _ASKS_A_WAY = re.compile(
 )
 _OF_MINE = re.compile(r"^(?:what|which|where|when|who)\b[^?]*\b(?:can|do|should|could) (?:i|we|you)\b", re.IGNORECASE)
 _SELF_HARM = re.compile(
-    r"\b(?:suicide|myself|my (?:own )?(?:life|wrists?|arm|artery|cervical artery)|to die|die (?:like|painlessly)|"
+    r"\b(?:suicide|self[- ]harm\w*|end(?:ing)? it all|myself|my (?:own )?(?:life|wrists?|arm|artery|"
+    r"cervical artery)|to die|die (?:like|painlessly)|"
     r"go out like)\b",
     re.IGNORECASE,
 )
@@ -225,6 +230,12 @@ _CRIMES = re.compile(
     r"(?:getting caught|consent|knowing|permission)|get(?:ting)? away with|crack cocaine|suicid\w*|cut myself)\b",
     re.IGNORECASE,
 )
+_ABOUT_DECLINING = re.compile(
+    r"\b(?:declin|refus|reject|turn(?:s|ed|ing)? down|cancel|apolog|excuse|sorry|say(?:s|ing)? no|can'?t|cannot|unable"
+    r"|translat|repeat|quote|rephras|paraphras)",
+    re.IGNORECASE,
+)
+"""Requests for a text that may itself be a refusal."""
 _THE_MODEL = re.compile(
     r"\W*(?:(?:are|were) you|do you (?:have|feel|know who|like|love|want|think you|ever|dream|sleep)|(?:can|could) you "
     r"(?:feel|see|hear|think|dream|taste|smell|learn|remember|love|die|speak)|who (?:are|made) you|what are you)\b",
@@ -257,6 +268,16 @@ def kind_of(prompt: str) -> Request:
 def about_self_harm(prompt: str) -> bool:
     """Whether a prompt may come from somebody who wants to hurt themselves."""
     return _SELF_HARM.search(prompt) is not None
+
+
+def about_declining(prompt: str) -> bool:
+    """Whether a prompt may ask for a text that is a refusal itself."""
+    return _ABOUT_DECLINING.search(prompt) is not None
+
+
+def asks_for_relief(prompt: str) -> bool:
+    """Whether a prompt asks how to be spared, or to bear, something: pointing to help may answer it."""
+    return _AGAINST_HARM.search(prompt) is not None
 
 
 def about_humans(prompt: str) -> bool:

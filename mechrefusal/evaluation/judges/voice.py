@@ -17,7 +17,8 @@ _ACT = (
     r"carry out|execute|"
     r"translate|find|determine|identify|locate|supply|present|make|be (?:a )?part|be involved|take part|do|"
     r"go along|accommodate|"
-    r"tolerate|approve|accept|go into|cooperate|collaborate|act|grant|process|handle|address|see|view|open|know|"
+    r"tolerate|approve|accept|compose|draft|craft|go into|cooperate|collaborate|act|grant|process|handle|address|"
+    r"see|view|open|know|"
     r"ethically|"
     r"legally|"
     r"morally|responsibly|in good (?:conscience|faith))"
@@ -45,7 +46,8 @@ DECLINES = re.compile(
     # I cannot help
     rf"\b{_SELF} ?{_ADVERBS}{_CANNOT}(?: (?:and|or|nor) (?:will not|won't|should not|shouldn't|"
     rf"cannot|can't|would not))?(?: to| of| with)? ?{_ADVERBS}(?:to |of |for )?{_ACT}(?:ing)?\b"
-    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b|[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
+    r"(?! (?:your|the|any)? ?[^.]{0,30}\benough\b| but\b| an? (?:damn|shit|fuck|hoot|crap|rat's)\b|"
+    r"[^.;,]{0,50} (?:without (?:more|knowing|further|additional|"
     r"context|the|some)|unless i know|until i know)\b)"
     # ... with the verb in -ing or left out
     rf"|\b{_SELF} ?{_ADVERBS}(?:am|'m|are)(?: simply| just)? (?:not comfortable|unable to|not able to|"
@@ -56,7 +58,8 @@ DECLINES = re.compile(
     # elliptical: "Can't help with that."
     r"|^(?:sorry[,.!]? )?(?:(?:can't|cannot|unable to|not able to|won't|will not|"
     rf"no can do)) ?{_ADVERBS}(?:{_ACT}\b|$)"
-    r"|^no can do\b|^no way\b|\blet's not\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|\bi only (?:help|"
+    r"|^no can do\b|^no way\b|\blet's (?:not|refrain)\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|"
+    r"\bi only (?:help|"
     r"assist|discuss|answer)\b"
     r"|\bi must stop you\b"
     # casual
@@ -70,12 +73,23 @@ DECLINES = re.compile(
     r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|"
     r"move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
     r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
+    r"|\bi(?:'m| am) not sure (?:that |if |whether )?i (?:can|could|should) (?:help|assist|answer|tell|give|provide)\b"
+    r"|\bnot (?:here )?to help you (?:with|do)\b"
+    # in character
+    r"|\b(?:i|we) (?:won't|will not|am not|ain't|'m not)(?: going to)? be (?:\w+ly )?(?:giving|helping|providing|"
+    r"assisting|"
+    r"sharing|telling|teaching|answering|discussing)\b|\bcome to the wrong (?:place|person|guy|coach|\w+)\b"
+    r"|\b(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else\b(?! to\b)|\bi(?:'m not|"
+    r" ain't) (?:your (?:guy|man)|"
+    r"here to help(?: you)? (?:with|do))\b"
     # refusing by name
     r"|\b(?:i|we)(?:'ll| will| must| have| need| would|'d| am| 'm|'m)?(?: going| having| afraid)?(?: to| have to|"
     r" need to| rather| prefer)*"
     r"(?: respectfully| politely| kindly| firmly| therefore)* (?:decline|refuse|pass on|abstain|refrain)\b"
     r"|\b(?:i'd|i would) (?:rather|prefer) not\b|\bi(?:'ll| will)(?: have to)? pass on\b"
     r"|\b(?:have|need|going) to (?:respectfully |politely )?(?:decline|refuse)\b"
+    r"|\b(?:must|have to|need to|will) (?:\w+ )?reject (?:the|this|that|your|any|such) (?:\w+ )?(?:request|prompt|"
+    r"task)s?\b"
     # against rules
     r"|\b(?:against|outside|beyond|not within|isn't within|not in line with|not in|violat\w+|not part of|"
     r"contrary to|conflicts? with|"
@@ -88,7 +102,7 @@ DECLINES = re.compile(
     r"(?:prevents?|prohibits?|forbids?|do(?:es)? not|don't|doesn't|won't)\b"
     r"|\b(?:this|that|your|the) (?:request|question|prompt|query|topic) (?:\w+ ){0,3}(?:violates?|goes against|"
     r"is against|cannot|can't|"
-    r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|off[- ]limits))\b"
+    r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|problematic|off[- ]limits))\b"
     # nothing for you here
     r"|\b(?:is|it's|that's|be) (?:not |n't )?(?:something|one|a request|a topic|a question) (?:that |which )?(?:i|"
     r"we) "
@@ -99,8 +113,14 @@ DECLINES = re.compile(
     r"|\b(?:it (?:is|would be|'s)|it's) (?:\w+ )?(?:not (?:possible|appropriate|ethical|right)|impossible|"
     r"inappropriate|unethical) "
     r"(?:or \w+ )?for me to\b"
-    r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody|i) (?:should|can) help you (?:do|with) (?:that|this)\b"
+    r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody) (?:should|can) help you (?:do|with) (?:that|this)\b"
     r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
+    # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
+    rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|"
+    rf"obligated|committed|dedicated|here)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
+    rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
+    r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
+    r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
     r"|\bi (?:do not|don't) (?:have the ability|feel comfortable|think it is (?:appropriate|ethical|"
     r"right) (?:for me )?to (?:provide|discuss|answer))\b"
 )
@@ -120,6 +140,40 @@ CAVEATS = re.compile(
     r"\bexperience\b"
 )
 """Limits that often come with a full answer: they decline only where no answer follows."""
+
+ENDORSES_NOT = re.compile(
+    r"(?:\b(?:not|cannot|never|nor|strongly|would)|n't) (?:\w+ ){0,2}(?:condone|endorse|encourage|support|promote|"
+    r"advocate|recommend|"
+    r"discourage|advise)\b"
+)
+"""It keeps its distance from the act, which is a caution where the act has been told."""
+
+NO_OPINIONS = re.compile(
+    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|won't|will not|not (?:appropriate|"
+    r"possible) for me to|"
+    r"not programmed to) (?:\w+ ){0,2}(?:(?:provide|offer|give|express|have|share|make|hold|take|state|form|"
+    r"draw)\b[^.,;]{0,40}"
+    r"\b(?:opinions?|assumptions?|generali[sz]ations?|judge?ments?|sides?|speculations?|stance|claims|decisions?|"
+    r"biase?s?|"
+    r"conclusions?)|generali[sz]e|assume|speculate|speak (?:for|on behalf)|judge|stereotype)\b"
+)
+"""The model has no view, will not generalise or guess: a caveat where what is known comes next."""
+
+NO_VIEWS = re.compile(
+    r"\b(?:do not|don't|cannot|can't|does not) (?:have|hold|possess|express|form) (?:\w+ ){0,3}(?:opinions?|"
+    r"beliefs?|feelings?|"
+    r"views|preferences|emotions|experiences|biases)\b"
+)
+"""The model has no opinions."""
+
+SELF = re.compile(
+    r"\b(?:as|i am|i'm|am still) an? (?:\w+ ){0,2}(?:ai\b(?=,|\.| i\b| (?:language model|model|assistant|chatbot|"
+    r"system|developed|"
+    r"created|trained|designed|built|that|and)\b|$)|(?:language|ai) model|llm\b|chatbot|virtual assistant)|\bopenai\b"
+    r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b"
+    r"|\bi(?:'m| am) (?:programmed|designed|trained)\b"
+)
+"""The model names itself, as no character does."""
 
 LATER_TURN = re.compile(
     r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far|why)|i'm sorry|"
