@@ -114,7 +114,7 @@ def compare(
 
     The pairs: the base against every other checkpoint (`pair` base), consecutive anchors of an arm (consecutive), and
     the last anchors of the arms, in the order of the table, with each other (last). One row a pair, cell of `by` that
-    either side has, and metric. Each p is of its row alone: many rows need a correction for their number.
+    either side has, and metric. Each p is of its row alone: many rows need a correction (`statistics.maps.holm`).
 
     Args:
         table: one row a completion, with columns `arm` ("base" for the model before training), `step`, those of `by`,

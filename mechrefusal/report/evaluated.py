@@ -153,7 +153,7 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
     found = _framed(
         "Differences whose 95% interval excludes 0, on the same prompts",
         f"{len(rows)} of {len(differences)}, shown are {min(SHOWN, len(rows))}: the smallest p of McNemar's exact test "
-        "first, pairs of checkpoints under one intervention last; p of each row alone",
+        "first, pairs of checkpoints under one intervention last; p: adjusted for all differences of the judge (Holm)",
     )
     for name in ("from", "to", "suite", "judge", "metric", "difference", "p"):
         found.add_column(name, overflow="fold")
@@ -167,7 +167,7 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         ends = f"{wording.plain(row.arm_a)} {row.step_a}{before}", f"{wording.plain(row.arm_b)} {row.step_b}{under}"
         value = f"{wording.number(row.difference, signed=True)} [{wording.number(row.low)}, {wording.number(row.high)}]"
         what = f"{row.metric.replace('_', ' ')}, {row.side}"
-        p = wording.number(row.mcnemar_p, 4)
+        p = wording.number(row.p_adjusted, 4)
         names = wording.plain(row.suite), wording.plain(row.judge)
         found.add_row(*(Text(cell) for cell in (*ends, *names, what, value, p)))
     return found

@@ -94,7 +94,7 @@ def among_controls_p(
         return found
     moderated, freedom = _moderated(variance[there], n - 1)
     t = np.abs(value[there] - controls[:, there].mean(axis=0)) / np.sqrt(moderated * (1 + 1 / n))
-    found[there] = _holm(2 * stats.t.sf(t, freedom))
+    found[there] = holm(2 * stats.t.sf(t, freedom))
     return found
 
 
@@ -134,9 +134,13 @@ def _step_down(
     return _rising(exceeded / n if every else (exceeded + 1) / (n + 1), order)
 
 
-def _holm(p: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    order = np.argsort(p, kind="stable")
-    return _rising(p[order] * np.arange(len(p), 0, -1), order)
+def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """p adjusted for all of these tests, however they hang together (Holm, 1979); NaN stays NaN and is no test."""
+    p = np.asarray(p, float)
+    found, there = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
+    order = np.argsort(p[there], kind="stable")
+    found[there] = _rising(p[there][order] * np.arange(len(there), 0, -1), order)
+    return found
 
 
 def _rising(p: Float[np.ndarray, " cell"], order: np.ndarray) -> Float[np.ndarray, " cell"]:

@@ -11,7 +11,7 @@ from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paire
 from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
 from mechrefusal.evaluation.suites import Suite
 from mechrefusal.files import checkpoint_id
-from mechrefusal.statistics import intervals
+from mechrefusal.statistics import intervals, maps
 from mechrefusal.study import tables
 
 NONE = "none"
@@ -130,7 +130,7 @@ def rates(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> pd.Data
 def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Between checkpoints, and at each one between an intervention and none, on the same prompts.
 
-    Only answers of the same greatest length are compared.
+    Only answers of the same greatest length are compared. `p_adjusted` is adjusted for all rows of a judge.
     """
     by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
     outcomes = metrics.outcomes(verdicts)
@@ -155,6 +155,9 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
         del row[LENGTH]
         parts.append(pd.DataFrame([row]))
     rows = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+    rows["p_adjusted"] = float("nan")
+    for _, own in rows.groupby("judge", sort=False):
+        rows.loc[own.index, "p_adjusted"] = maps.holm(own["mcnemar_p"].to_numpy(float))
     return tables.frame("suite_differences", rows)
 
 

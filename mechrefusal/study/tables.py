@@ -283,11 +283,12 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a pair of checkpoints and rate, on the prompts that both answered. `pair`: base, consecutive, last (of two
     # arms), or intervention (b: the same checkpoint under it, a: without). `difference` is b minus a with its 95%
     # interval over prompts; `only_a` and `only_b`: prompts that have the outcome at one alone, `mcnemar_p` of
-    # the exact test (NaN where the outcome is no 0/1). `missing_a`, `missing_b`: prompts not asked at that one.
+    # the exact test (NaN where the outcome is no 0/1), `p_adjusted` the same for all rows of the judge (Holm).
+    # `missing_a`, `missing_b`: prompts not asked at that one.
     "suite_differences": (
         "pair", "arm_a", "step_a", "arm_b", "step_b", "suite", "side", "attack", "intervention", "judge", "metric",
-        "difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls", "missing_a",
-        "missing_b",
+        "difference", "low", "high", "mcnemar_p", "p_adjusted", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls",
+        "missing_a", "missing_b",
     ),
     # One row a checkpoint and suite of harmless prompts: cross-entropy of the base model's own answers, mean nats a
     # token, and its difference to that at the base (95% t interval over prompts, paired).
@@ -338,6 +339,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "rates": _CORRECTED,
     "gate": _CORRECTED,
     "suite_rates": _CORRECTED,
+    "suite_differences": ("p_adjusted",),
     "training": (
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",
         "seconds_backward", "seconds_optimizer", "peak_mib",

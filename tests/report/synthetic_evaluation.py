@@ -227,6 +227,7 @@ def _difference(
         "low": max(-1.0, change - 0.2),
         "high": min(1.0, change + 0.2),
         "mcnemar_p": float(np.exp(-20 * change**2)),
+        "p_adjusted": min(1.0, 9 * float(np.exp(-20 * change**2))),
         "mean_a": 0.5 - change / 2,
         "mean_b": 0.5 + change / 2,
         "only_a": 3,

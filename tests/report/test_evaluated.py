@@ -48,7 +48,15 @@ def rate(metric, value, *, n=10, nulls=0, **changes):
 def difference(metric, value, *, low, high, p=0.5, **changes):
     known = {"pair": "base", "arm_a": "base", "step_a": 0, "arm_b": "sft", "step_b": 3, "suite": "own"}
     known |= {"side": "harmful", "attack": "none", "intervention": "none", "judge": "rules", "metric": metric}
-    known |= {"difference": value, "low": low, "high": high, "mcnemar_p": p, "mean_a": 0.0, "mean_b": value}
+    known |= {
+        "difference": value,
+        "low": low,
+        "high": high,
+        "mcnemar_p": p,
+        "p_adjusted": p,
+        "mean_a": 0.0,
+        "mean_b": value,
+    }
     return known | {"only_a": 0, "only_b": 4, "n": 10, "nulls": 0, "missing_a": 0, "missing_b": 0} | changes
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechrefusal.statistics.maps import among_controls_p, sign_flip_p, two_sample_p
+from mechrefusal.statistics.maps import among_controls_p, holm, sign_flip_p, two_sample_p
 
 
 def test_of_one_cell_it_is_scipys_permutation_test():
@@ -99,3 +99,22 @@ def test_false_alarms_among_controls(draws, unlike):
         value[7] = 12 * sizes[7]
         assert among_controls_p(value, controls)[7] < 0.05, "with the other cells' variances four draws are enough"
     assert np.isnan(among_controls_p(np.ones(2), random.normal(size=(2, 2)))).all()
+
+
+def test_holm_by_hand_leaves_out_what_is_no_test():
+    found = holm(np.array([0.001, np.nan, 0.04, 0.012, 0.5, np.nan, 0.012]))
+    # Five tests: 5 · .001; 4 · .012, and no less for the same p; 2 · .04; .5.
+    np.testing.assert_allclose(found, [0.005, np.nan, 0.08, 0.048, 0.5, np.nan, 0.048], rtol=1e-12)
+    np.testing.assert_allclose(holm(np.array([0.03, 0.04])), [0.06, 0.06], err_msg="it rises with p")
+    assert holm(np.array([0.7, 0.8])).tolist() == [1, 1]
+    assert len(holm(np.array([]))) == 0
+
+
+def test_holm_keeps_the_share_of_families_with_any_false_mark():
+    random = np.random.default_rng(0)
+    # Of correlated tests of nothing: the common part makes them err together.
+    values = random.normal(size=(1000, 1)) + random.normal(size=(1000, 30))
+    p = 2 * stats.norm.sf(np.abs(values) / np.sqrt(2))
+    any_mark = np.mean([(holm(row) < 0.05).any() for row in p])
+    assert any_mark <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+    assert (p < 0.05).any(axis=1).mean() > 0.3, "unadjusted"

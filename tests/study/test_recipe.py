@@ -63,7 +63,9 @@ def test_screening_is_chosen_by_name():
 
 
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
-    with pytest.raises(MechrefusalError, match="unknown recipe 'nope': give a YAML file or one of demo, full, robustness, tiny"):
+    with pytest.raises(
+        MechrefusalError, match="unknown recipe 'nope': give a YAML file or one of demo, full, robustness, tiny"
+    ):
         recipe_path("nope")
     broken = tmp_path / "broken.yaml"
     broken.write_text("training: [1, 2")

@@ -9,7 +9,19 @@ from mechrefusal.report.figures import style, suites
 from mechrefusal.report.order import checkpoint_order
 
 PAIRS = ("checkpoints", "interventions")
-_NUMBERS = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls")
+_NUMBERS = (
+    "difference",
+    "low",
+    "high",
+    "mcnemar_p",
+    "p_adjusted",
+    "mean_a",
+    "mean_b",
+    "only_a",
+    "only_b",
+    "n",
+    "nulls",
+)
 _KINDS = {
     "base": "since the base",
     "consecutive": "since the anchor before",
@@ -127,14 +139,15 @@ def _pair(row: pd.Series, limit: int) -> str:
 
 
 def _hover(row: pd.Series) -> str:
-    p = row["mcnemar_p"]
+    p, other = row["mcnemar_p"], row.get("p_adjusted")
+    adjusted = "" if wording.is_missing(other) else f", adjusted for all {wording.number(other, 4)}"
     means = [wording.number(row[f"mean_{end}"], 3) for end in "ab"]
     return style.hover(
         [
             f"<b>{_pair(row, 40)}</b>",
             _KINDS.get(str(row["pair"]), ""),
             f"{means[0]} → {means[1]}: {wording.number(row['difference'], 3, signed=True)}{style.interval(row)}",
-            "" if wording.is_missing(p) else f"McNemar p = {wording.number(p, 4)}",
+            "" if wording.is_missing(p) else f"McNemar p = {wording.number(p, 4)}{adjusted}",
             f"prompts that lost it {wording.whole(row['only_a'])}, gained it {wording.whole(row['only_b'])}",
             f"n = {wording.whole(row['n'])}, nulls {wording.whole(row['nulls'])}",
         ]
