@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from mechrefusal.geometry import resampling
+from mechrefusal.geometry.directions import Contrast, dealt, twin_names
 from mechrefusal.geometry.scoring import CarrierScores
 from mechrefusal.geometry.stability import eligible
 from mechrefusal.statistics.intervals import Estimate
@@ -107,6 +108,36 @@ class Choice:
         allowed = np.where(admissible.any(axis=1, keepdims=True), admissible, low_kl)
         allowed = np.where(allowed.any(axis=1, keepdims=True), allowed, True)
         return np.where(some, np.where(allowed, first @ self.bypass.T, np.inf).argmin(axis=1), -1)
+
+
+def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
+    """A label of every harmful and of every harmless prompt: twins share theirs, other prompts have their own."""
+    found: list[list[Hashable]] = []
+    for side, chosen in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
+        twins = twin_names(chosen) or [None] * len(chosen)
+        own = getattr(chosen, "ids", range(len(chosen)))
+        found.append([(side, name) if twin is None else twin for twin, name in zip(twins, own, strict=True)])
+    return found[0], found[1]
+
+
+def own_bypass(scores: CarrierScores, contrast: Contrast, n_layers: int, **thresholds: float) -> Estimate:
+    """Mean score of harmful prompts with the carrier ablated, each prompt's by the carrier that other prompts choose.
+
+    What `carriers.select` reports is the lowest mean of many, on the prompts that made it the lowest. The 95% interval
+    is that of `Chosen.decrease`; NaN where nothing can be chosen.
+
+    Args:
+        scores: by prompt, of `contrast`, the validation prompts; thresholds as in `carriers.select`.
+    """
+    folds, _ = dealt(contrast)
+    choice = Choice(scores, (folds[0], folds[1]), n_layers, **thresholds)
+    whole = choice.held_out().whole
+    n = scores.bypass.shape[1]
+    if whole < 0:
+        return Estimate(np.nan, np.nan, np.nan, n)
+    names = labels(contrast)
+    found = Chosen(choice, names, names[0]).decrease(np.zeros(n), scores.bypass[whole])
+    return Estimate(-found.value, -found.high, -found.low, n)
 
 
 @dataclass(frozen=True)

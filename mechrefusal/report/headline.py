@@ -47,6 +47,17 @@ class Carrier:
     layer_low: float = float("nan")
     layer_high: float = float("nan")
     win_frequency: float = float("nan")
+    held_out: float = float("nan")
+    held_out_low: float = float("nan")
+    held_out_high: float = float("nan")
+
+    @property
+    def unseen(self) -> str:
+        """`−4.31 [−5.0, −3.6]`: bypass on prompts that did not choose the carrier; empty in older runs."""
+        if wording.is_missing(self.held_out):
+            return ""
+        ends = f" [{wording.number(self.held_out_low)}, {wording.number(self.held_out_high)}]"
+        return f"{wording.number(self.held_out)}{ends}"
 
     @property
     def sure(self) -> list[str]:
@@ -190,6 +201,9 @@ def _carrier(table: pd.DataFrame) -> tuple[Carrier | None, str]:
         return None, why if why.lower().startswith("no ") else f"no admissible carrier: {why}"
     values = [
         float("nan") if wording.is_missing(row[name]) else float(row[name])
-        for name in ("bypass", "induce", "kl", "layer_low", "layer_high", "win_frequency")
+        for name in (
+            *("bypass", "induce", "kl", "layer_low", "layer_high", "win_frequency"),
+            *("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"),
+        )
     ]
     return Carrier(int(row["position"]), str(row["token"]), int(row["layer"]), *values), ""

@@ -13,6 +13,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import GOOD_AUC, Discovered
 from mechrefusal.geometry import Directions, carriers, subspaces
 from mechrefusal.geometry.activations import collect
+from mechrefusal.geometry.held_out import own_bypass
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.recipe import Recipe
@@ -166,6 +167,12 @@ class GeometryMeasurement:
             row |= {name: found.winner[name] for name in carriers.COLUMNS}
             row["token"] = directions.tokens[directions.row(int(found.winner["position"]))]
             row["win_frequency"] = table.loc[found.winner.name, "win_frequency"]
+            held_out = own_bypass(scores, self.validation, n_layers, **thresholds)
+            row |= {
+                "bypass_held_out": held_out.value,
+                "bypass_held_out_low": held_out.low,
+                "bypass_held_out_high": held_out.high,
+            }
             halves = geometry.stability.split_half(
                 self.model,
                 directions,

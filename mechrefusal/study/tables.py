@@ -69,12 +69,15 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # taken with: harmless (mean), or zero. `*_zero`: of the reference candidate, ablated to zero and added.
     # `n_admissible_zero`: NaN unless all candidates were scored so. `zero_distance`: where zero lies along it, 0 being
     # the harmless mean and 1 the harmful one. `n_harmful`, `n_harmless`: validation prompts that it was chosen on.
+    # `bypass_held_out`: every prompt's score with what the prompts of other folds choose ablated, with its 95%
+    # interval: `bypass` itself is lower than that, as the prompts that chose the winner favour it.
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
         "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
         "reference_kind", "reference_position", "reference_layer", "ablated_to", "bypass_zero", "induce_zero",
         "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
+        "bypass_held_out", "bypass_held_out_low", "bypass_held_out_high",
     ),
     # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
     # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
@@ -353,7 +356,8 @@ ADDED: dict[str, tuple[str, ...]] = {
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
-        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
+        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless", "bypass_held_out", "bypass_held_out_low",
+        "bypass_held_out_high",
     ),
     "subspaces": ("bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible"),
     "relocation": ("n_to_decide",),

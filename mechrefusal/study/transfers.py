@@ -1,7 +1,7 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
 import time
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import pandas as pd
 
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.geometry import CarrierScores, Directions
-from mechrefusal.geometry.directions import dealt, twin_names
-from mechrefusal.geometry.held_out import Choice, Chosen
+from mechrefusal.geometry.directions import dealt
+from mechrefusal.geometry.held_out import Choice, Chosen, labels
 from mechrefusal.geometry.transfer import Found, transfer
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
@@ -142,7 +142,7 @@ def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
 def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: int) -> Chosen | None:
     """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
     rows = tables.read("candidate_scores", run.measurements(target))
-    settings, (folds, _), names = run.recipe.measuring, dealt(asked.validation), _labels(asked.validation)
+    settings, (folds, _), names = run.recipe.measuring, dealt(asked.validation), labels(asked.validation)
     ids = asked.validation.harmful.ids, asked.validation.harmless.ids
     told = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
     kept = [[row for row, name in enumerate(side) if name in some] for side, some in zip(ids, told, strict=True)]
@@ -162,15 +162,6 @@ def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: in
     if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
         return None
     return Chosen(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
-
-
-def _labels(split: Split) -> list[list[Hashable]]:
-    """A label of every harmful and harmless prompt: twins share theirs."""
-    found: list[list[Hashable]] = []
-    for side, chosen in (("harmful", split.harmful), ("harmless", split.harmless)):
-        twins: list[str | None] = twin_names(chosen) or [None] * len(chosen)
-        found.append([(side, own) if twin is None else twin for twin, own in zip(twins, chosen.ids, strict=True)])
-    return found
 
 
 def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split, reference: str) -> str:

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mechrefusal import prompts
 from mechrefusal.geometry import carriers
-from mechrefusal.geometry.held_out import Choice, Chosen
+from mechrefusal.geometry.directions import dealt
+from mechrefusal.geometry.held_out import Choice, Chosen, labels, own_bypass
 from mechrefusal.geometry.scoring import CarrierScores
 
 N_LAYERS = 20
@@ -119,3 +121,51 @@ def test_scores_told_one_by_one_are_read_back():
     np.testing.assert_array_equal(back.kl[:, :5], scores.kl[:, order])
     assert np.isnan(back.induce[:, 5]).all()
     assert back.table["exact"].all()
+
+
+def contrast(n):
+    """n prompts of a side, every second with a twin on the other."""
+
+    def side(word):
+        table = pd.DataFrame({"id": [f"{word}{i}" for i in range(n)], "text": [f"{word} {i}" for i in range(n)]})
+        return prompts.PromptSet(word, table.assign(twin=[f"t{i}" if i % 2 else None for i in range(n)]))
+
+    return prompts.Split(side("bad"), side("good"))
+
+
+def test_the_carriers_own_score_is_that_of_each_prompt_under_the_choice_of_others():
+    scores, _, _ = close(3, 20, kl=0.02)
+    both = contrast(20)
+    folds, together = dealt(both)
+    assert together
+    found = own_bypass(scores, both, N_LAYERS)
+    assert found.value == pytest.approx(Choice(scores, (folds[0], folds[1]), N_LAYERS).held_out().bypass.mean())
+    assert found.low < found.value < found.high
+    assert found.n == 20
+
+
+def test_the_lowest_of_many_equal_candidates_is_no_lower_on_prompts_that_did_not_choose_it():
+    found, chosen, covered = [], [], []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        own = scored(random.normal(size=(12, 16)), np.ones((12, 16)), np.zeros((12, 16)))
+        estimate = own_bypass(own, contrast(16), 2 * N_LAYERS)
+        found.append(estimate.value)
+        chosen.append(own.bypass.mean(1).min())
+        covered.append(estimate.low <= 0 <= estimate.high)
+    error = np.std(found) / np.sqrt(60)
+    assert np.mean(chosen) < -0.3, "what the carrier's bypass says"
+    assert abs(np.mean(found)) < 3 * error
+    assert np.mean(covered) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 60)
+
+
+def test_where_nothing_can_be_chosen_there_is_no_score_of_its_own():
+    scores, _, _ = close(1, 8)
+    nowhere = own_bypass(scores, contrast(8), n_layers=0)
+    assert np.isnan([nowhere.value, nowhere.low, nowhere.high]).all()
+
+
+def test_twins_share_a_label_and_other_prompts_do_not():
+    first, second = labels(contrast(4))
+    assert first[1] == second[1] == "t1"
+    assert len({*first, *second}) == 6

@@ -50,6 +50,7 @@ def candidate_tables(
     if not allowed:
         gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
         gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
+        gone |= dict.fromkeys(("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"), NAN)
         gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": None}
         found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
         gone |= {f"reference_{name}": value for name, value in found.items()}
@@ -65,6 +66,9 @@ def candidate_tables(
     chosen |= {"reference_position": winner["position"], "reference_layer": winner["layer"], "reason": ""}
     chosen |= {"n_halves": 2, "layer_half_low": winner["layer"] - 1, "layer_half_high": winner["layer"]}
     chosen |= _zero(winner, strength)
+    held_out = winner["bypass"] + 0.3
+    chosen |= {"bypass_held_out": held_out, "bypass_held_out_low": held_out - 0.7}
+    chosen |= {"bypass_held_out_high": held_out + 0.7}
     return {**kept, "carrier": [{**chosen, **row}]}
 
 
