@@ -82,16 +82,22 @@ def power(options) -> None:
 
 def labels(options) -> None:
     """Write a sheet of answers to label, or take the labels of one into the rates."""
+    from mechrefusal import evaluation, study
     from mechrefusal import report as pages
-    from mechrefusal import study
 
     found = study.label(options.run, n=options.n, seed=options.seed)
     if not found.n_labelled:
-        print(f"{found.path}: {found.n} answers; fill in the column label, then give the same command again")
+        print(f"{found.path}: {found.n} answers; fill in the column label with")
+        for name, means in evaluation.LABEL_MEANINGS.items():
+            print(f"  {name}: {means}")
+        print("then give the same command again; answers without a label are left out")
         return
-    print(f"{found.path}: {found.n_labelled} of {found.n} answers are labelled")
+    print(f"{found.path}: {found.n_labelled} of {found.n} answers are labelled; the sheet stands and is not drawn anew")
+    if found.n_elsewhere:
+        print(f"{found.n_elsewhere} labels are of answers that this run does not have and count for nothing")
     _print(pages.judges_and_people(found.agreement))
     _show(found.rates, study.tables.read("suite_differences", found.path.parent / "measurements"))
+    print(f"the report's pages still have the rates before: mechrefusal report {found.path.parent}")
 
 
 def report(options) -> None:

@@ -1,28 +1,33 @@
 """Rates of refusals and of answers, corrected for the error of the judge that counted them, raw beside corrected."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 
-from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.agreement import any_refusal
 from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate, counts_of
 from mechrefusal.evaluation.judges.known_errors import known_error
-from mechrefusal.statistics.intervals import Estimate
+from mechrefusal.evaluation.labels import answer_ids
 
 CORRECTED = ("corrected", "corrected_low", "corrected_high", "corrected_by")
 """Columns of a corrected rate; missing where a rate has no correction."""
-FEWEST_LABELS = 20
-"""With fewer labels of a run's own answers a judge's error is not measured by them."""
+FEWEST_LABELS, FEWEST_OF_EACH = 20, 5
+"""With fewer labels of a run's own answers, or of refusals or of others among them, a judge's error is not measured by
+them."""
+
+Counted = Literal["refused", "answered"]
+"""What a rate counts: full and partial refusals, or answers that are neither refused nor degenerate."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How a judge errs on any refusal: counts, and where they come from."""
+    """How a judge errs on any refusal: counts, where they come from, and whether from the run's own answers."""
 
     counts: JudgeCounts
     source: str
+    own: bool
 
 
 def correction_of(
@@ -30,56 +35,55 @@ def correction_of(
 ) -> Correction | None:
     """What is known of a judge of refusal: by people's labels of these answers, else by labelled answers elsewhere.
 
-    The latter holds as far as the judge errs as often on these answers as on those, the former for these alone.
+    It is one error for all of a judge's answers: that of the distinct labelled ones together, whatever checkpoint,
+    suite or intervention they come from.
 
     Args:
         verdicts: answers that this judge judged, with columns prompt, completion, label.
-        labels: as from `read_labels`.
+        labels: as from `labels.read_labels`.
     """
     if labels is not None and verdicts is not None:
-        both = labelled(verdicts, labels).dropna(subset=["label", "people"])
-        both = both.drop_duplicates(["prompt", "completion"])
-        people = both["people"].map(any_refusal).astype(bool)
-        if len(both) >= FEWEST_LABELS and people.nunique() == 2:
-            counts = counts_of(both["label"].map(any_refusal).astype(bool).tolist(), people.tolist())
-            return Correction(counts, f"{len(both)} labels of these answers")
+        both = labelled(verdicts, labels).dropna(subset=["label", "people"]).drop_duplicates("answer")
+        said, people = (both[column].map(any_refusal).astype(bool) for column in ("label", "people"))
+        if len(both) >= FEWEST_LABELS and min(people.sum(), (~people).sum()) >= FEWEST_OF_EACH:
+            counts = counts_of(said.tolist(), people.tolist())
+            return Correction(counts, f"{len(both)} labels of these answers", own=True)
     known = known_error(judge)
     if known is None:
         return None
     source, counts = known
-    return Correction(counts, f"{counts.positives + counts.negatives} labelled answers ({source})")
+    n = counts.positives + counts.negatives
+    return Correction(counts, f"{n} labelled answers elsewhere ({source})", own=False)
 
 
 def labelled(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts with a column `people`, missing where nobody labelled the answer."""
-    return verdicts.merge(labels.rename(columns={"label": "people"}), on=["prompt", "completion"], how="left")
+    """The verdicts with columns `answer` (see `labels.answer_ids`) and `people`, missing where nobody labelled it."""
+    given = labels[["answer", "label"]].rename(columns={"label": "people"})
+    return verdicts.assign(answer=answer_ids(verdicts)).merge(given, on="answer", how="left")
 
 
-def refusals(refused: int, n: int, correction: Correction | None) -> dict[str, float | str]:
-    """Columns `CORRECTED` of a rate of refusal (full or partial), by Rogan and Gladen."""
-    return answers(refused, 0, n, correction, refusals=True)
-
-
-def answers(
-    refused: int, degenerate: int, n: int, correction: Correction | None, *, refusals: bool = False
+def corrected(
+    counted: Counted | None, labels: Iterable[tuple[bool, bool]], correction: Correction | None, *, plain: bool
 ) -> dict[str, float | str]:
-    """Columns `CORRECTED` of the rate of answers that are neither refused nor degenerate.
+    """Columns `CORRECTED` of a rate.
 
-    What is not refused and not degenerate: the refusals are corrected, degenerate answers are taken as counted.
+    Args:
+        counted: None for a rate that has no correction, such as that of full refusals.
+        labels: whether each answer was judged refused, and whether degenerate.
+        plain: whether the prompts were asked without attack and without intervention. What is known from elsewhere is
+            known of such answers alone; labels of the run's own answers correct all of them.
     """
-    if correction is None or not n:
-        return _columns(None, "")
-    try:
-        found = corrected_rate(refused, n, correction.counts)
-    except MechrefusalError as error:  # a judge that is no better than chance
-        return _columns(None, str(error))
-    if refusals:
-        return _columns(found, correction.source)
-    rest = 1 - degenerate / n
-    value, low, high = (float(np.clip(rest - end, 0, 1)) for end in (found.value, found.high, found.low))
-    return _columns(Estimate(value, low, high, n), correction.source)
-
-
-def _columns(found: Estimate | None, source: str) -> dict[str, float | str]:
-    values = (np.nan, np.nan, np.nan) if found is None else (found.value, found.low, found.high)
-    return dict(zip(CORRECTED, (*values, source), strict=True))
+    nothing: dict[str, float | str] = {**dict.fromkeys(CORRECTED[:3], float("nan")), CORRECTED[3]: ""}
+    judged = list(labels)
+    if counted is None or correction is None or not judged or not (plain or correction.own):
+        return nothing
+    counts = correction.counts
+    if counts.sensitivity + counts.specificity <= 1:  # no better than chance: its rates say nothing
+        return nothing
+    refused, degenerate = (sum(map(bool, each)) for each in zip(*judged, strict=True))
+    n = len(judged)
+    if counted == "refused":
+        found = corrected_rate(refused, n, counts, neither=degenerate)
+    else:
+        found = corrected_rate(n - refused - degenerate, n, counts.of_negatives, neither=degenerate)
+    return dict(zip(CORRECTED, (found.value, found.low, found.high, correction.source), strict=True))

@@ -53,6 +53,11 @@ class JudgeCounts:
         """Share of the negatives that the judge leaves alone."""
         return self.true_negatives / self.negatives
 
+    @property
+    def of_negatives(self) -> "JudgeCounts":
+        """The same judge seen as one that finds the negatives."""
+        return JudgeCounts(self.true_negatives, self.negatives, self.true_positives, self.positives)
+
 
 def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
     """What a judge said of answers, and what people said of the same answers in the same order.
@@ -66,26 +71,38 @@ def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
     return JudgeCounts(int((said & true).sum()), int(true.sum()), int((~said & ~true).sum()), int((~true).sum()))
 
 
-def corrected_rate(successes: int, n: int, judge: JudgeCounts, *, confidence: float = 0.95) -> Estimate:
+def corrected_rate(
+    successes: int, n: int, judge: JudgeCounts, *, neither: int = 0, confidence: float = 0.95
+) -> Estimate:
     """The true rate behind an apparent one, by the judge's sensitivity Se and specificity Sp.
 
-    With the apparent rate p = successes / n, (p + Sp - 1) / (Se + Sp - 1), clipped to [0, 1] (Rogan and Gladen 1978,
-    American Journal of Epidemiology 107). The interval carries the uncertainty of p, Se and Sp (Lang and Reiczigel
-    2014, Preventive Veterinary Medicine 113, section 2): with z the normal quantile, p' = (n p + z^2 / 2) / (n + z^2),
-    Se' = (n_Se Se + 1) / (n_Se + 2), Sp' alike, and R' the estimate from these,
+    With the shares p of successes and o of the others, (p Sp - o (1 - Sp)) / (Se + Sp - 1), clipped to [0, 1]: where
+    there is nothing else, o = 1 - p, this is (p + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen 1978, American Journal of
+    Epidemiology 107). The interval carries the uncertainty of p, o, Se and Sp (Lang and Reiczigel 2014, Preventive
+    Veterinary Medicine 113, section 2, here for three kinds of answers): with z the normal quantile, p' and o' the
+    shares of n + z^2 answers with z^2 / 2 added to the successes and to all else, Se' = (n_Se Se + 1) / (n_Se + 2), Sp'
+    alike, R' the estimate from these and O' = p' + o' - R',
 
-        R' + d +- z sqrt(p'(1 - p')/(n + z^2) + R'^2 v_Se + (1 - R')^2 v_Sp) / (Se' + Sp' - 1),
-        d = 2 z^2 (R' v_Se - (1 - R') v_Sp), v_Se = Se'(1 - Se')/(n_Se + 2), v_Sp alike, clipped to [0, 1].
+        R' + d +- z sqrt(v / (n + z^2) + R'^2 v_Se + O'^2 v_Sp) / (Se' + Sp' - 1),
+        v = Sp'^2 p' + (1 - Sp')^2 o' - (p' Sp' - o' (1 - Sp'))^2, which is p' (1 - p') where o' = 1 - p',
+        d = 2 z^2 (R' v_Se - O' v_Sp), v_Se = Se'(1 - Se')/(n_Se + 2), v_Sp alike, clipped to [0, 1].
+
+    Args:
+        neither: of the n, answers of a third kind (degenerate ones), which the judge tells without error.
 
     Returns:
-        The estimate; n is that of the apparent rate. n = 0 gives NaN with the interval 0 to 1.
+        The estimate; n is that of the apparent rate. n = 0 gives NaN with the interval 0 to 1, and so have labels so
+        few that with two more of each kind the judge might be no better than chance.
 
     Raises:
-        MechrefusalError: successes outside 0..n, or a judge that is no better than chance (Se + Sp <= 1), whose
-            verdicts say nothing of the true rate.
+        MechrefusalError: counts outside 0..n, or a judge that is no better than chance (Se + Sp <= 1), whose verdicts
+            say nothing of the true rate.
     """
-    if n < 0 or not 0 <= successes <= n:
-        raise MechrefusalError(f"successes {successes} of n {n}: give counts with 0 <= successes <= n")
+    others = n - successes - neither
+    if n < 0 or min(successes, neither, others) < 0:
+        raise MechrefusalError(
+            f"successes {successes} and neither {neither} of n {n}: give counts of 0 or more, n at most together"
+        )
     if judge.sensitivity + judge.specificity <= 1:
         raise MechrefusalError(
             f"sensitivity {judge.sensitivity:.3f} and specificity {judge.specificity:.3f} sum to 1 or less: such a "
@@ -93,22 +110,27 @@ def corrected_rate(successes: int, n: int, judge: JudgeCounts, *, confidence: fl
         )
     if n == 0:
         return Estimate(float("nan"), 0.0, 1.0, 0)
-    value = _rogan_gladen(successes / n, judge.sensitivity, judge.specificity)
+    value = float(np.clip(_rogan_gladen(successes / n, others / n, judge.sensitivity, judge.specificity), 0, 1))
     z = float(stats.norm.ppf((1 + confidence) / 2))
-    apparent = (successes + z**2 / 2) / (n + z**2)
+    of_others = others / (others + neither) if others + neither else 1.0
+    one = (successes + z**2 / 2) / (n + z**2)
+    other = (others + of_others * z**2 / 2) / (n + z**2)
     sensitivity = (judge.true_positives + 1) / (judge.positives + 2)
     specificity = (judge.true_negatives + 1) / (judge.negatives + 2)
-    centre = _rogan_gladen(apparent, sensitivity, specificity)
+    better = sensitivity + specificity - 1
+    if better <= 0:
+        return Estimate(value, 0.0, 1.0, n)
+    centre = _rogan_gladen(one, other, sensitivity, specificity)
+    rest = one + other - centre
     of_sensitivity = sensitivity * (1 - sensitivity) / (judge.positives + 2)
     of_specificity = specificity * (1 - specificity) / (judge.negatives + 2)
-    of_apparent = apparent * (1 - apparent) / (n + z**2)
-    variance = of_apparent + centre**2 * of_sensitivity + (1 - centre) ** 2 * of_specificity
-    half = z * float(np.sqrt(variance)) / (sensitivity + specificity - 1) if sensitivity + specificity > 1 else np.inf
-    shift = 2 * z**2 * (centre * of_sensitivity - (1 - centre) * of_specificity)
+    spread = specificity**2 * one + (1 - specificity) ** 2 * other - (better * centre) ** 2
+    variance = spread / (n + z**2) + centre**2 * of_sensitivity + rest**2 * of_specificity
+    half = z * float(np.sqrt(variance)) / better
+    shift = 2 * z**2 * (centre * of_sensitivity - rest * of_specificity)
     low, high = (float(np.clip(centre + shift + side * half, 0, 1)) for side in (-1, 1))
-    value = float(np.clip(value, 0, 1))
     return Estimate(value, min(low, value), max(high, value), n)
 
 
-def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
-    return (apparent + specificity - 1) / (sensitivity + specificity - 1)
+def _rogan_gladen(one: float, other: float, sensitivity: float, specificity: float) -> float:
+    return (one * specificity - other * (1 - specificity)) / (sensitivity + specificity - 1)

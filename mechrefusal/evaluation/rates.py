@@ -8,6 +8,11 @@ from mechrefusal.statistics import intervals
 
 GROUP = ["set", "attack", "intervention"]
 HARMFUL_SETS = ("evaluation_harmful", "contrast")
+_COUNTED: dict[str, correcting.Counted] = {
+    "refusal_rate": "refused",
+    "attack_success_rate": "answered",
+    "answered_rate": "answered",
+}
 
 
 def judged(generations: pd.DataFrame) -> pd.DataFrame:
@@ -23,8 +28,8 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
     """Refusal and degeneracy rates of every (set, attack, intervention), and attack success on harmful sets.
 
     attack_success_rate: neither refused nor degenerate, by the refusal judge (it does not say that an answer is
-    useful). answered_rate: the same on harmless sets. All with n and the 95% Wilson interval; beside refusals, and
-    beside answers to prompts that were not attacked, what they are with the judge's known error corrected.
+    useful). answered_rate: the same on harmless sets. All with n and the 95% Wilson interval; beside those without
+    attack and intervention, what they are with the judge's known error corrected.
     """
     rows = []
     correction = correcting.correction_of(REFUSAL_JUDGE)
@@ -37,12 +42,9 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
         }
         for metric, hits in counted.items():
             estimate = intervals.rate(int(hits.sum()), len(group))
-            refused, degenerate = int(group["refused"].sum()), int(group["degenerate"].sum())
-            corrected = correcting.answers(0, 0, 0, None)
-            if metric == "refusal_rate":
-                corrected = correcting.refusals(refused, len(group), correction)
-            elif metric != "degenerate_rate" and attack == "none":
-                corrected = correcting.answers(refused, degenerate, len(group), correction)
+            judged = zip(group["refused"], group["degenerate"], strict=True)
+            plain = attack == intervention == "none"
+            corrected = correcting.corrected(_COUNTED.get(metric), judged, correction, plain=plain)
             rows.append(
                 {
                     "set": name,

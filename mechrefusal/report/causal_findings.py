@@ -133,9 +133,12 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
 
 def _confirmed(kept: pd.DataFrame) -> str:
     """How many nodes pairs that did not choose them tell from nothing; empty where none were held out."""
-    if "p" not in kept or kept["p"].map(wording.is_missing).all():
+    asked = pd.to_numeric(kept["n_held_out"], errors="coerce").max()
+    if not asked > 0:
         return ""
-    n = wording.whole(kept["n_held_out"].max())
+    n = wording.whole(asked)
+    if kept["p"].map(wording.is_missing).all():
+        return f"; {n} held-out pairs are too few to tell which of them differ from nothing"
     return f", of which {int(style.told(kept).sum())} differ from nothing on {n} held-out pairs ({style.TOLD})"
 
 

@@ -119,8 +119,8 @@ def _framed(title: str, caption: str) -> Table:
 
 
 def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
-    by = sorted({wording.plain(source) for source in own["corrected_by"]} - {""}) if "corrected_by" in own else []
-    said = f"; corrected for the judge's error on {' and '.join(by)}" if by else ""
+    sources = sorted({wording.plain(source) for source in own["corrected_by"]} - {""})
+    said = f"; corrected for the judge's error on {' and '.join(sources)}" if sources else ""
     caption = f"n and 95% intervals; judge: {wording.plain(judge)}{said}"
     found = _framed(f"{wording.plain(suite)}, {side} prompts", caption)
     there = [metric for metric in MAIN[side] if metric in set(own["metric"])]
@@ -167,7 +167,8 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         ends = f"{wording.plain(row.arm_a)} {row.step_a}{before}", f"{wording.plain(row.arm_b)} {row.step_b}{under}"
         value = f"{wording.number(row.difference, signed=True)} [{wording.number(row.low)}, {wording.number(row.high)}]"
         what = f"{row.metric.replace('_', ' ')}, {row.side}"
-        p = wording.number(row.p_adjusted, 4)
+        of_old_run = wording.is_missing(row.p_adjusted) and not wording.is_missing(row.mcnemar_p)
+        p = f"{wording.number(row.mcnemar_p, 4)} (alone)" if of_old_run else wording.number(row.p_adjusted, 4)
         names = wording.plain(row.suite), wording.plain(row.judge)
         found.add_row(*(Text(cell) for cell in (*ends, *names, what, value, p)))
     return found

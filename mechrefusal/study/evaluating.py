@@ -100,13 +100,14 @@ def evaluate(
     evaluation_tables.require_judges(asked, suites)
     leaks = _leaks(run, suites, strict=strict)
     folder = Path(out) if out is not None else run.folder if run is not None else None
+    labels = labelling.labels_in(folder) if folder is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
         found, losses, skipped = _answered(run, chosen, suites, wanted, kept, max_new_tokens, seed)
         tables_in = kept / "measurements"
         changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
         verdicts = evaluation_tables.merged(evaluation_tables.judged(found, asked), tables_in, changed)
-        return _kept(verdicts, losses, leaks, skipped, tables_in, changed)
+        return _kept(verdicts, labels, losses, leaks, skipped, tables_in, changed)
 
 
 def stressed(
@@ -307,6 +308,7 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
 
 def _kept(
     verdicts: pd.DataFrame,
+    labels: pd.DataFrame | None,
     losses: pd.DataFrame,
     leaks: pd.DataFrame,
     skipped: tuple[str, ...],
@@ -315,7 +317,7 @@ def _kept(
 ) -> Evaluated:
     found = Evaluated(
         verdicts=verdicts,
-        rates=evaluation_tables.rates(verdicts, labelling.labels_in(folder.parent)),
+        rates=evaluation_tables.rates(verdicts, labels),
         differences=evaluation_tables.differences(verdicts),
         losses=evaluation_tables.united("answer_losses", losses, folder, changed),
         agreement=evaluation_tables.agreements(verdicts),

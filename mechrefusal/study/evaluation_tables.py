@@ -130,7 +130,8 @@ def rates(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> pd.Data
 def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Between checkpoints, and at each one between an intervention and none, on the same prompts.
 
-    Only answers of the same greatest length are compared. `p_adjusted` is adjusted for all rows of a judge.
+    Only answers of the same greatest length are compared. `p_adjusted` is adjusted for all rows of a judge, each
+    outcome once.
     """
     by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
     outcomes = metrics.outcomes(verdicts)
@@ -157,7 +158,10 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     rows["p_adjusted"] = float("nan")
     for _, own in rows.groupby("judge", sort=False):
-        rows.loc[own.index, "p_adjusted"] = maps.holm(own["mcnemar_p"].to_numpy(float))
+        # Full compliance is attack success, or answered, by another name: the same test is not counted twice.
+        tests = own.loc[own["metric"] != "full_compliance", "mcnemar_p"].dropna()
+        adjusted = dict(zip(tests, maps.holm(tests.to_numpy(float)), strict=True))
+        rows.loc[own.index, "p_adjusted"] = own["mcnemar_p"].map(adjusted).astype(float)
     return tables.frame("suite_differences", rows)
 
 

@@ -1,6 +1,7 @@
 """The gate: whether a checkpoint has learnt what it is interpreted for, before anything about it is read."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ class Criterion:
     """A rate that must reach a threshold: refused, answered or not degenerate answers of some sets."""
 
     name: str
-    counted: str
+    counted: Literal["refused", "answered", "sound"]
     sets: tuple[str, ...]
     threshold: float
 
@@ -48,11 +49,9 @@ def gate(generations: pd.DataFrame) -> pd.DataFrame:
         refused, degenerate = asked["refused"].astype(bool), asked["degenerate"].astype(bool)
         hits = {"refused": refused, "answered": ~refused & ~degenerate, "sound": ~degenerate}[criterion.counted]
         found = intervals.rate(int(hits.sum()), len(asked))
-        corrected = {
-            "refused": correcting.refusals(int(refused.sum()), len(asked), correction),
-            "answered": correcting.answers(int(refused.sum()), int(degenerate.sum()), len(asked), correction),
-            "sound": correcting.answers(0, 0, 0, None),
-        }[criterion.counted]
+        counted = criterion.counted if criterion.counted != "sound" else None
+        judged = zip(refused, degenerate, strict=True)
+        corrected = correcting.corrected(counted, judged, correction, plain=True)
         rows.append(
             {
                 "criterion": criterion.name,

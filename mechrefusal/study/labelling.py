@@ -15,7 +15,7 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import agreement, any_refusal, correcting, metrics
-from mechrefusal.evaluation.labels import label_sheet, read_labels
+from mechrefusal.evaluation.labels import answer_ids, label_sheet, read_labels, write_sheet
 from mechrefusal.files import whole_file
 from mechrefusal.study import evaluation_tables, tables
 from mechrefusal.study.run import Run
@@ -29,7 +29,8 @@ class Labelled:
 
     Fields:
         path: of the sheet.
-        n, n_labelled: distinct answers in it, and those with a label.
+        n, n_labelled: answers in it, and those of this run's with a label. n_elsewhere: labels of no answer that this
+            run has (any more), which count for nothing.
         agreement: a row a judge of refusal and question (any_refusal; label: full, partial, none): share of answers
             on which judge and people agree, kappa (Cohen's), n; sensitivity and specificity for any_refusal. Empty
             without labels.
@@ -40,6 +41,7 @@ class Labelled:
     path: Path
     n: int
     n_labelled: int
+    n_elsewhere: int
     agreement: pd.DataFrame
     rates: pd.DataFrame
 
@@ -54,7 +56,7 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
         n: answers drawn at random from all judged ones, with `seed`.
 
     Raises:
-        MechrefusalError: no judged answers, or a sheet that cannot be read.
+        MechrefusalError: no judged answers, a sheet that cannot be read, or labels none of which is of this run's.
     """
     folder = source.folder if isinstance(source, Run) else Path(source).expanduser()
     verdicts = tables.read("verdicts", folder / "measurements")
@@ -64,12 +66,19 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
     if not path.is_file():
         sheet = label_sheet(verdicts, n, seed=seed)
         with whole_file(path) as draft:
-            sheet.to_csv(draft, index=False)
+            write_sheet(sheet, draft)
     labels = read_labels(path)
+    known = labels["answer"].isin(answer_ids(verdicts))
+    if len(labels) and not known.any():
+        raise MechrefusalError(
+            f"none of the {len(labels)} labels in '{path}' is of an answer that this run has: the checkpoints or the "
+            "length of the answers have changed; give the file another name to have a new sheet drawn"
+        )
     rates = evaluation_tables.rates(verdicts, labels)
     tables.write(rates, "suite_rates", folder / "measurements")
     n_rows = len(pd.read_csv(path, keep_default_na=False, dtype=str))
-    return Labelled(path, n_rows, len(labels), _agreement(verdicts, labels), rates)
+    told = {"n": n_rows, "n_labelled": int(known.sum()), "n_elsewhere": int((~known).sum())}
+    return Labelled(path, **told, agreement=_agreement(verdicts, labels), rates=rates)
 
 
 def labels_in(folder: Path) -> pd.DataFrame | None:
@@ -82,7 +91,7 @@ def _agreement(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     rows = []
     both = correcting.labelled(verdicts[verdicts["kind"] == metrics.REFUSAL], labels).dropna(subset=["people", "label"])
     for judge, own in both.groupby("judge", sort=True):
-        own = own.drop_duplicates(["prompt", "completion"])
+        own = own.drop_duplicates("answer")
         told, true = (own[column].map(any_refusal).astype(bool) for column in ("label", "people"))
         for question, pair in (("any_refusal", (told, true)), ("label", (own["label"], own["people"]))):
             found = agreement(*pair)

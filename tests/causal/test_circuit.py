@@ -345,7 +345,7 @@ def test_what_was_kept_is_patched_again_on_held_out_pairs(family):
         for name, own in (("held_out", "effect"), ("held_out_low", "low"), ("held_out_high", "high")):
             np.testing.assert_allclose(both[name], both[f"{own}_home"], atol=FORWARD)
         assert (table["n_held_out"] == 3).all()
-        assert (table["p"] >= 2 / 2**3).all(), "three pairs have eight patterns of signs"
+        assert table["p"].isna().all(), "three pairs can tell nothing from nothing"
     left = found.edges[~found.edges["kept"]]
     assert len(left)
     assert left[["held_out", "p"]].isna().all(axis=None)
@@ -371,3 +371,17 @@ def test_without_held_out_pairs_nothing_is_said_to_be_confirmed(family):
     for found in (circuit(model, PAIRS, METRIC, n_random=0, threshold=0), mixed):
         assert found.nodes[["held_out", "p"]].isna().all(axis=None)
         assert found.edges[["held_out", "p"]].isna().all(axis=None)
+
+
+def test_what_has_the_other_sign_on_held_out_pairs_is_not_confirmed(family):
+    model = family("llama").hooked
+    other = [
+        (f"{verb} a bomb {when}", f"{verb} a home {when}") for verb in ("Buy", "See") for when in ("today", "now", "so")
+    ]
+    found = circuit(model, PAIRS, METRIC, held_out=other, n_random=0, threshold=0, n_nodes=20, n_edges=20)
+    for table in (found.nodes, found.edges[found.edges["kept"]]):
+        assert (table["n_held_out"] == 6).all()
+        turned = np.sign(table["held_out"]) != np.sign(table["effect"])
+        assert (table.loc[turned, "p"] == 1).all()
+        assert (table.loc[~turned, "p"] >= 2 / 2**6).all()
+    assert turned.any(), "some turn"

@@ -6,50 +6,56 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechrefusal.evaluation import REFUSAL_JUDGE, correcting, metrics, rates
-from mechrefusal.evaluation.correcting import CORRECTED, Correction, answers, correction_of, refusals
+from mechrefusal.evaluation import REFUSAL_JUDGE, metrics, rates
+from mechrefusal.evaluation.correcting import CORRECTED, Correction, corrected, correction_of
 from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate
 from mechrefusal.evaluation.judges.known_errors import known_error
+from mechrefusal.evaluation.labels import answer_ids
 
-LEAKY = Correction(JudgeCounts(80, 100, 90, 100), "200 labels of these answers")
+LEAKY = Correction(JudgeCounts(80, 100, 90, 100), "200 labels of these answers", own=True)
 """Sensitivity .8, specificity .9."""
+ELSEWHERE = Correction(LEAKY.counts, "200 labelled answers elsewhere", own=False)
 FULL, YES, NOISE = "full_refusal", "full_compliance", "degenerate"
+ANSWERS = [(True, False)] * 45 + [(False, True)] * 10 + [(False, False)] * 45
+"""(refused, degenerate) of 100 answers."""
 
 
-def test_refusals_are_corrected_by_rogan_and_gladen():
-    found = refusals(45, 100, LEAKY)
-    assert found["corrected"] == pytest.approx((0.45 + 0.9 - 1) / (0.8 + 0.9 - 1))
-    assert found["corrected_by"] == "200 labels of these answers"
-    expected = corrected_rate(45, 100, LEAKY.counts)
-    assert (found["corrected_low"], found["corrected_high"]) == (expected.low, expected.high)
+def numbers(found):
+    return [found[name] for name in CORRECTED[:3]]
 
 
-def test_answers_are_what_is_neither_refused_nor_degenerate():
-    refused, answered = refusals(45, 100, LEAKY), answers(45, 10, 100, LEAKY)
-    assert answered["corrected"] == pytest.approx(0.9 - refused["corrected"])
-    assert answered["corrected_low"] == pytest.approx(max(0, 0.9 - refused["corrected_high"]))
-    assert answered["corrected_high"] == pytest.approx(0.9 - refused["corrected_low"])
-    assert answers(0, 100, 100, LEAKY)["corrected"] == 0
+def test_refused_and_answered_are_corrected_and_sum_to_what_is_sound():
+    refused, answered = (corrected(counted, ANSWERS, LEAKY, plain=True) for counted in ("refused", "answered"))
+    expected = corrected_rate(45, 100, LEAKY.counts, neither=10)
+    assert numbers(refused) == [expected.value, expected.low, expected.high]
+    assert refused["corrected"] + answered["corrected"] == pytest.approx(0.9)
+    assert refused["corrected_by"] == "200 labels of these answers"
 
 
-@pytest.mark.parametrize("found", [refusals(3, 9, None), refusals(0, 0, LEAKY), answers(0, 0, 0, LEAKY)])
-def test_without_a_known_error_or_answers_there_is_no_correction(found):
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("refused", ANSWERS, None, True),
+        ("refused", [], LEAKY, True),
+        (None, ANSWERS, LEAKY, True),
+        ("answered", ANSWERS, ELSEWHERE, False),
+        ("refused", ANSWERS, Correction(JudgeCounts(2, 10, 3, 10), "labels", own=True), True),
+    ],
+    ids=["no known error", "no answers", "another rate", "attacked, known from elsewhere", "no better than chance"],
+)
+def test_without_what_it_takes_there_is_no_correction(given):
+    counted, labels, correction, plain = given
+    found = corrected(counted, labels, correction, plain=plain)
     assert list(found) == list(CORRECTED)
-    assert all(math.isnan(found[name]) for name in CORRECTED[:3])
+    assert all(math.isnan(value) for value in numbers(found))
     assert found["corrected_by"] == ""
-
-
-def test_a_judge_no_better_than_chance_is_named():
-    found = refusals(5, 10, Correction(JudgeCounts(2, 10, 3, 10), "labels"))
-    assert math.isnan(found["corrected"])
-    assert "no better than chance" in found["corrected_by"]
 
 
 def test_the_rules_have_a_known_error():
     found = correction_of(REFUSAL_JUDGE)
     source, counts = known_error(REFUSAL_JUDGE)
-    assert found == Correction(counts, f"{counts.positives + counts.negatives} labelled answers ({source})")
-    assert known_error("another judge") is None
+    n = counts.positives + counts.negatives
+    assert found == Correction(counts, f"{n} labelled answers elsewhere ({source})", own=False)
     assert correction_of("another judge") is None
 
 
@@ -61,24 +67,29 @@ def judged(n=60, *, wrong=6, judge="rules"):
     rows = pd.DataFrame({"prompt": ids, "prompt_id": ids, "completion": [f"c{i}" for i in range(n)], "label": said})
     known = {"suite": "own", "side": "harmful", "attack": "none", "intervention": "none", "judge": judge}
     known |= {"kind": "refusal", "group": "", "category": "", "score": float("nan")}
-    return rows.assign(**known), rows.assign(label=people)[["prompt", "completion", "label"]]
+    return rows.assign(**known), pd.DataFrame({"answer": answer_ids(rows), "label": people})
 
 
 def test_labels_of_the_answers_themselves_come_before_those_of_others():
     verdicts, labels = judged(judge=REFUSAL_JUDGE)
+    elsewhere = known_error(REFUSAL_JUDGE)[1]
     found = correction_of(REFUSAL_JUDGE, verdicts, labels)
-    assert found.counts == JudgeCounts(24, 30, 30, 30)
-    assert found.source == "60 labels of these answers"
+    assert found == Correction(JudgeCounts(24, 30, 30, 30), "60 labels of these answers", own=True)
     few = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[20:39])
-    assert few.counts == known_error(REFUSAL_JUDGE)[1], "19 labels are too few"
-    one_kind = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[:25])
-    assert one_kind.counts == known_error(REFUSAL_JUDGE)[1], "refusals alone say nothing of the specificity"
+    assert few.counts == elsewhere, "19 labels are too few"
+    one_sided = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[:34])
+    assert one_sided.counts == elsewhere, "four that are no refusals say little of the specificity"
+    stale = correction_of(REFUSAL_JUDGE, verdicts.assign(completion="another"), labels)
+    assert stale.counts == elsewhere, "labels of other answers say nothing"
 
 
-def test_an_answer_that_occurs_twice_counts_once():
+def test_an_answer_that_occurs_twice_counts_once_and_judges_are_told_apart():
     verdicts, labels = judged()
-    twice = pd.concat([verdicts, verdicts.assign(suite="other")])
-    assert correction_of("rules", twice, labels).counts == JudgeCounts(24, 30, 30, 30)
+    other = verdicts.assign(judge="other", label=YES)
+    both = pd.concat([verdicts, verdicts.assign(suite="other"), other])
+    found = metrics.corrections_of(both, labels)
+    assert found["rules"].counts == JudgeCounts(24, 30, 30, 30)
+    assert found["other"].counts == JudgeCounts(0, 30, 30, 30)
 
 
 def test_corrected_rates_stand_beside_the_counted_ones():
@@ -89,10 +100,15 @@ def test_corrected_rates_stand_beside_the_counted_ones():
     assert table.loc["attack_success", "value"] == pytest.approx(0.6)
     assert table.loc["attack_success", "corrected"] == pytest.approx(0.5)
     assert table.loc["full_refusal", "corrected_by"] == "", "what is full and what partial is another question"
-    attacked = verdicts.assign(attack="gcg")
-    table = metrics.suite_rates(attacked, metrics.corrections_of(attacked, labels)).set_index("metric")
-    assert table.loc["any_refusal", "corrected"] == pytest.approx(0.5)
-    assert math.isnan(table.loc["attack_success", "corrected"])
+
+
+@pytest.mark.parametrize("changed", [{"attack": "gcg"}, {"intervention": "ablate:carrier"}])
+def test_attacked_and_intervened_answers_are_corrected_by_labels_of_their_own_alone(changed):
+    verdicts, labels = (each for each in judged(judge=REFUSAL_JUDGE))
+    table = metrics.suite_rates(verdicts.assign(**changed))
+    assert table["corrected"].isna().all()
+    table = metrics.suite_rates(verdicts.assign(**changed), metrics.corrections_of(verdicts, labels))
+    assert table.set_index("metric").loc["any_refusal", "corrected"] == pytest.approx(0.5)
 
 
 def test_a_judge_of_harm_is_not_corrected():
@@ -104,10 +120,12 @@ def test_a_judge_of_harm_is_not_corrected():
 
 
 def test_rates_of_the_study_are_corrected():
-    refused = np.arange(50) < 20
+    refused, degenerate = np.arange(50) < 20, np.arange(50) >= 48
     rows = pd.DataFrame({"set": "evaluation_harmful", "attack": "none", "intervention": "none", "refused": refused})
-    table = rates(rows.assign(degenerate=np.arange(50) >= 48)).set_index("metric")
-    known = correcting.correction_of(REFUSAL_JUDGE)
-    assert table.loc["refusal_rate", "corrected"] == refusals(20, 50, known)["corrected"]
-    assert table.loc["attack_success_rate", "corrected"] == answers(20, 2, 50, known)["corrected"]
-    assert math.isnan(table.loc["degenerate_rate", "corrected"])
+    rows = rows.assign(degenerate=degenerate)
+    table = rates(pd.concat([rows, rows.assign(intervention="ablate")])).set_index(["intervention", "metric"])
+    known, answers = correction_of(REFUSAL_JUDGE), list(zip(refused, degenerate, strict=True))
+    for metric, counted in (("refusal_rate", "refused"), ("attack_success_rate", "answered")):
+        assert table.loc[("none", metric), "corrected"] == corrected(counted, answers, known, plain=True)["corrected"]
+        assert math.isnan(table.loc[("ablate", metric), "corrected"])
+    assert math.isnan(table.loc[("none", "degenerate_rate"), "corrected"])

@@ -75,6 +75,49 @@ def test_estimates_stay_between_0_and_1():
     assert (none.low, none.high, none.n) == (0.0, 1.0, 0)
 
 
+@pytest.mark.parametrize("degenerate", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("rate", [0.05, 0.6])
+def test_answers_of_a_third_kind_are_neither_and_their_noise_counts(rate, degenerate):
+    """Of the sound answers a share is refused; a judge with Se .9 and Sp .85 never calls a degenerate one either."""
+    random = np.random.default_rng(3)
+    sound, se, sp = 1 - degenerate, 0.9, 0.85
+    refused = sound * (rate * se + (1 - rate) * (1 - sp))
+    covered = {"refused": [], "answered": []}
+    for _ in range(500):
+        a, b, c = (int(each) for each in random.multinomial(60, [refused, sound - refused, degenerate]))
+        judge = JudgeCounts(int(random.binomial(80, se)), 80, int(random.binomial(80, sp)), 80)
+        for name, count, seen, true in (
+            ("refused", a, judge, sound * rate),
+            ("answered", b, judge.of_negatives, sound * (1 - rate)),
+        ):
+            found = corrected_rate(count, 60, seen, neither=c)
+            covered[name].append(found.low - 1e-12 <= true <= found.high + 1e-12)
+    for name, each in covered.items():
+        assert np.mean(each) > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 500), name
+
+
+def test_refused_answered_and_degenerate_sum_to_one():
+    judge = JudgeCounts(45, 50, 76, 80)
+    refused, answered = (
+        corrected_rate(30, 100, judge, neither=20),
+        corrected_rate(50, 100, judge.of_negatives, neither=20),
+    )
+    assert refused.value + answered.value == pytest.approx(0.8)
+    both = corrected_rate(30, 100, judge), corrected_rate(70, 100, judge.of_negatives)
+    assert both[0].low == pytest.approx(1 - both[1].high)
+
+
+def test_degenerate_answers_alone_leave_room_for_what_was_not_seen():
+    found = corrected_rate(0, 20, JudgeCounts(9, 10, 9, 10), neither=20)
+    assert found.value == 0
+    assert 0.05 < found.high < 0.4
+
+
+def test_labels_so_few_that_the_judge_may_be_no_better_than_chance_say_nothing():
+    found = corrected_rate(5, 20, JudgeCounts(1, 1, 6, 19))  # smoothed: 2/3 + 7/21 - 1 = 0
+    assert (found.low, found.high) == (0, 1)
+
+
 def test_counts_of_a_judge_and_people():
     judged, labelled = [True, True, False, False, True], [True, False, False, True, True]
     assert counts_of(judged, labelled) == JudgeCounts(2, 3, 1, 2)
@@ -86,6 +129,7 @@ def test_counts_of_a_judge_and_people():
         lambda: JudgeCounts(3, 2, 1, 2),
         lambda: JudgeCounts(0, 0, 1, 2),
         lambda: corrected_rate(5, 4, JudgeCounts(9, 10, 9, 10)),
+        lambda: corrected_rate(3, 4, JudgeCounts(9, 10, 9, 10), neither=2),
         lambda: corrected_rate(2, 4, JudgeCounts(5, 10, 5, 10)),
         lambda: counts_of([True], [True, False]),
     ],

@@ -375,6 +375,8 @@ def test_verdicts_of_other_suites_stay_and_those_of_the_same_are_replaced(run):
     assert moved["difference"].tolist() == [1, 1]
     assert moved["mcnemar_p"].tolist() == [0.5, 0.5]  # both of two prompts: 2 · (1/2)²
     assert (moved["p_adjusted"] == 1).all()
+    both = found.differences.set_index(["pair", "arm_b", "step_b", "suite", "side", "metric"])["p_adjusted"]
+    assert both.xs("full_compliance", level="metric").notna().any(), "the same outcome by another name has the same p"
 
 
 def test_a_suite_of_fewer_prompts_is_compared_on_those_that_both_answered(run):

@@ -34,7 +34,8 @@ class Circuit:
     metric by patching it at all positions, nats), effect (as a share of the gap between harmful and harmless, positive
     where it carries refusal), low, high (95% interval over pairs, of a linearised ratio), n, estimate (first order,
     nats; NaN without a screen), kept (true); held_out, held_out_low, held_out_high, n_held_out (effect on pairs that
-    did not choose the node), p (of that, adjusted for all nodes), NaN where no pair was held out. Largest effect first.
+    did not choose the node), p (of that, adjusted for all nodes; NaN with fewer than six such pairs). Largest effect
+    first.
 
     `components`: the same for every head and MLP, with those that were not kept, or not patched exactly (NaN).
 

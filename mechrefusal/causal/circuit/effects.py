@@ -9,6 +9,8 @@ from jaxtyping import Float
 from mechrefusal.causal.attribution_patching.pairs import Runs, largest
 from mechrefusal.statistics import intervals, maps
 
+FEWEST = 6
+"""With fewer held-out pairs no pattern of signs is rarer than one in twenty, so nothing could be told."""
 HELD_OUT = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
 """What pairs that did not choose it say of a node or an edge; see `Circuit`."""
 
@@ -42,7 +44,8 @@ def with_held_out(
     """The table with columns `HELD_OUT`, filled in for `rows` (labels): effects on pairs that did not choose them.
 
     An effect that is large enough to be chosen is too large on the pairs that chose it (the winner's curse); on others
-    it is unbiased, and p, adjusted for all of `rows` (`statistics.maps.sign_flip_p`), holds whatever was chosen.
+    it is unbiased, and p, adjusted for all of `rows` (`statistics.maps.sign_flip_p`), holds whatever was chosen. p is 1
+    where the effect has the other sign on them, and NaN with fewer than `FEWEST` pairs or without a gap.
 
     Args:
         raw: changes of the metric, nats; None where no pair was held out.
@@ -54,5 +57,7 @@ def with_held_out(
     at, effects = list(rows), [effect_of(column, runs) for column in raw.T]
     for name, key in zip(HELD_OUT, ("effect", "low", "high", "n"), strict=False):
         table.loc[at, name] = [effect[key] for effect in effects]
-    table.loc[at, "p"] = maps.sign_flip_p(raw)
+    if len(raw) >= FEWEST and not runs.reason:
+        same = np.sign(table.loc[at, "held_out"]) == np.sign(table.loc[at, "effect"])
+        table.loc[at, "p"] = np.where(same, maps.sign_flip_p(raw), 1.0)
     return table

@@ -140,7 +140,7 @@ def _pair(row: pd.Series, limit: int) -> str:
 
 def _hover(row: pd.Series) -> str:
     p, other = row["mcnemar_p"], row.get("p_adjusted")
-    adjusted = "" if wording.is_missing(other) else f", adjusted for all {wording.number(other, 4)}"
+    adjusted = "" if wording.is_missing(other) else f"; adjusted p = {wording.number(other, 4)}"
     means = [wording.number(row[f"mean_{end}"], 3) for end in "ab"]
     return style.hover(
         [
