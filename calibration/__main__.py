@@ -1,10 +1,12 @@
 """All calibrations, as one page of tables.
 
-python -m calibration --out docs/calibration.md   # what `make calibrate` runs: minutes
+python -m calibration --out docs/calibration.md   # what `make calibrate` runs: three quarters of an hour
 python -m calibration --quick                     # about a minute, to the terminal
+python -m calibration --only corrected_rates      # one table
 """
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ from calibration.written import written
 from mechrefusal.progress import track
 
 
-def pages(*, quick: bool) -> Iterator[tuple[str, Callable[[], pd.DataFrame]]]:
-    """What each table is about, and the table."""
+def pages(*, quick: bool) -> Iterator[tuple[str, str, Callable[[], pd.DataFrame]]]:
+    """The name of each table, what it is about, and the table."""
     runs = 40 if quick else 1000
     yield (
+        "depth",
         str(depth.__doc__),
         lambda: depth.table(runs=10 if quick else 200, numbers=(32,) if quick else depth.NUMBERS),
     )
@@ -32,17 +35,21 @@ def pages(*, quick: bool) -> Iterator[tuple[str, Callable[[], pd.DataFrame]]]:
         for name in of:
             make = getattr(module, name)
             many = 300 if module is maps and not quick else runs
-            yield str(make.__doc__), partial(make, runs=many)
+            yield name, inspect.getdoc(make) or name, partial(make, runs=many)
 
 
 def main() -> int:
     """Print or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few runs of each")
+    parser.add_argument("--only", help="one table, by its name")
     parser.add_argument("--out", type=Path, help="file to write; the terminal by default")
     options = parser.parse_args()
     start = time.perf_counter()
-    sections = [written(about, make()) for about, make in track(list(pages(quick=options.quick)), "calibrations")]
+    chosen = [page for page in pages(quick=options.quick) if options.only in (None, page[0])]
+    if not chosen:
+        parser.error(f"no table '{options.only}'; there are {', '.join(name for name, *_ in pages(quick=True))}")
+    sections = [written(about, make()) for _, about, make in track(chosen, "calibrations")]
     words = " ".join(["python -m calibration", *sys.argv[1:]])
     text = "\n".join(
         [
