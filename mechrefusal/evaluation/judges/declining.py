@@ -100,7 +100,9 @@ _MACHINE = re.compile(
     r"gpts?|chatgpt|"
     r"siri|alexa|hal|cyborgs?|droids?|automaton|algorithm|program|software)\b(?:'s)?"
 )
-_MODEL = re.compile(r"\b(?:language model|openai|responsible ai|ethical ai|(?:this|the|your) (?:prompt|request))\b")
+_MODEL = re.compile(
+    r"\b(?:as an? (?:\w+ )?language model|openai|responsible ai|ethical ai|(?:this|the|your) (?:prompt|request))\b"
+)
 _SHORT = 300
 """Characters beyond which a prompt tells the model what to be, and a machine in it is no figure of a text."""
 _ASKS_OF_EVENTS = re.compile(r"\W*(?:what (?:did|happened|was|were)|how (?:did|was|were)|when|where|who)\b")
