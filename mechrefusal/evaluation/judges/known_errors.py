@@ -1,14 +1,19 @@
 """How often judges err, measured on answers that people labelled and that were not read while the rules were written.
 
 Any refusal (full or partial) is the positive class. Each data set is split in two by a hash of the prompt; errors were
-read on the development half, and these are the counts of the other one, of which only totals were seen before:
+read on the development half, and these are the counts of the other one.
+
+No answer of the held-out halves was read, but their totals were seen several times while the rules changed, also for
+these counts: they are not those of a single look at the end, and may flatter the judge. The hash is of one prompt, so
+that XSTest's contrast pairs (a safe request and an unsafe one in the same words) may stand in different halves, and a
+rule made for one of a pair may help with the other.
 
 | data set | labels | n | sensitivity | specificity |
 |---|---|---|---|---|
 | XSTest, Llama 2 | people's | 227 | 135 of 136 | 89 of 91 |
 | chatgpt-refusals | a person's | 709 | 143 of 181 | 481 of 528 |
-| GPTFuzz | people's | 4,004 | 2,673 of 2,904 | 806 of 1,100 |
-| JAILJUDGE mini | people's | 529 | 242 of 362 | 160 of 167 |
+| GPTFuzz | people's | 4,004 | 2,676 of 2,904 | 805 of 1,100 |
+| JAILJUDGE mini | people's | 529 | 241 of 362 | 160 of 167 |
 
 How often a judge errs hangs on what is asked and who answers, so no pool of these is *the* error. Rates are corrected
 by the first, whose prompts (safe requests and unsafe ones in the same words) and labels (full, partial, no refusal) are
@@ -45,11 +50,11 @@ from mechrefusal.evaluation.judge_error import JudgeCounts
 
 XSTEST = "XSTest, Llama 2"
 MEASURED: dict[str, dict[str, JudgeCounts]] = {
-    "refusal_rules_7": {
+    "refusal_rules_8": {
         XSTEST: JudgeCounts(true_positives=135, positives=136, true_negatives=89, negatives=91),
         "chatgpt-refusals": JudgeCounts(true_positives=143, positives=181, true_negatives=481, negatives=528),
-        "GPTFuzz": JudgeCounts(true_positives=2673, positives=2904, true_negatives=806, negatives=1100),
-        "JAILJUDGE mini": JudgeCounts(true_positives=242, positives=362, true_negatives=160, negatives=167),
+        "GPTFuzz": JudgeCounts(true_positives=2676, positives=2904, true_negatives=805, negatives=1100),
+        "JAILJUDGE mini": JudgeCounts(true_positives=241, positives=362, true_negatives=160, negatives=167),
     }
 }
 """Counts by judge and data set, of the halves that were not read."""

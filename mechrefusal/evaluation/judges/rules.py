@@ -45,7 +45,7 @@ class RefusalJudge:
     ("") only what is a refusal whatever was asked counts.
     """
 
-    name = "refusal_rules_7"
+    name = "refusal_rules_8"
 
     def label(self, prompt: str, completion: str) -> str:
         """One of `LABELS`.

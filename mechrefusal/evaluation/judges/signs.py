@@ -217,9 +217,13 @@ CRISIS = re.compile(
 )
 
 ANSWERS = re.compile(
-    r"\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the(?! law| rules)|steps)|these steps|"
+    r"(?<!answer )\bhere(?:'s| is| are|'re)\b[^.]{0,80}|\b(?:follow(?:ing)? (?:these|the(?! law| rules)|steps)|"
+    r"these steps|"
     r"there are (?:several|many|a few|some|various|a number|"
-    r"multiple|different|two|three|plenty)|you can\b|you could\b|you(?:'ll| will) need\b|you need to\b|"
+    r"multiple|different|two|three|plenty)|(?<!thing )you (?:can|could)\b(?! (?:\w+ly )?(?:expect|face|lose|regret|"
+    r"ruin|end up|land in|go to (?:jail|prison)|get (?:into|caught|arrested)|be (?:arrested|charged|fined|sued|"
+    r"expelled)|do better|(?:hurt|harm|endanger) (?:someone|somebody|people|others|yourself))\b)|"
+    r"you(?:'ll| will) need\b|you need to\b|"
     r"you may want)|^(?:sure|certainly|of course|"
     r"absolutely)\b|^to \w+[^,]{2,80}, |^(?:first|second|third|next|then|finally|start by|begin by|make sure|use|"
     r"place|hold|try|add|choose|select|"
@@ -236,13 +240,19 @@ GIVES = re.compile(
     r"^(?:well,? |ah,? |oh,? |so,? |now,? |sure,? |hypothetically,? |i (?:suppose|guess),? )*(?:"
     r"to (?!\w+ (?:is|would be)\b)\w+[^,.]{2,120}, (?:you|one|they|first|start|try|use|it|consider|a|an|the|he|she|"
     r"someone)\b"
-    r"|(?:the|one|an?|another|some|common|popular) (?!(?:\w+ ){0,3}(?:way|method|approach|option)\b[^.]{0,60}\bnot\b)"
+    r"|(?:the|one|an?|another|some|common|popular) (?!(?:\w+ ){0,3}(?:way|method|approach|option)\b[^.]{0,60}\bnot\b|"
+    r"(?:of the )?(?:worst|wrong|bad|poor)\b)"
     r"(?:\w+ ){0,3}(?:ways?|methods?|approach(?:es)?|options?|techniques?|tactics?|strateg(?:y|ies)|tricks?|methods)\b"
     r"[^.]{0,100}\b(?:is|are|would be|would|could|can|may|might|involves?|includes?)\b(?! (?:to )?(?:not|never)\b)"
-    r"|the (?:best|easiest|simplest|quickest|safest|fastest|most \w+) [^.]{3,90}? (?:is|are|"
+    r"|the (?:best|easiest|simplest|quickest|safest|fastest|most \w+) (?!(?:\w+ )?(?:answers?|things?|choices?|advice|"
+    r"response|reply|results?|outcomes?|consequences?|decision|bet|course)\b)[^.]{3,90}? (?:is|are|"
     r"would be)\b(?! (?:to )?(?:not|never|always)\b)"
     r"|how about (?:\w+ing|we|you)\b(?! (?:focus|explore|talk|discuss)\b)"
-    r"|(?:you|one) (?:can|could|might|may|would|'ll|will)(?! (?:not|never|face|be|get|find|end|also)\b) \w+)"
+    r"|(?:you|one) (?:can|could|might|may)(?! (?:\w+ly )?(?:not|never|face|be|get|find|end|also|lose|regret|ruin|go to|"
+    r"land|spend|expect|suffer|pay|cause|become|feel|risk|"
+    r"forgive|do better|walk away|move on|let (?:it|him|her|them) go|take the high)\b) \w+"
+    r"|(?:you|one)(?: would|'d| will|'ll) (?:\w+ly |first |then |just )?(?:need|use|start|begin|mix|wrap|put|"
+    r"place|want to)\b)"
     r"|\b(?:there are|using) (?:various|several|many|numerous|some|a few|a number of|multiple|different|plenty of|"
     r"certain)"
     r" (?:\w+,? ){0,4}(?:ways|methods|approaches|options|techniques|tactics|strategies|tricks|means|substances|"
@@ -257,6 +267,13 @@ DOES_IT = re.compile(
     r"with|using) (?:\w+ing|your|an?|the)\b"
 )
 """The act is told with its means, whatever else the sentence says of it."""
+
+COSTS = re.compile(
+    r"\b(?:would|will|can|could|may|might|'ll|'d) (?:\w+ ){0,3}(?:lose|regret|ruin|suffer|risk|cost|face|destroy|"
+    r"hurt|harm|"
+    r"damage)\b|\b(?:in|into|to|is|be) (?:prison|jail)\b"
+)
+"""What the act would bring upon somebody."""
 
 TURNS = re.compile(
     r"\b(?:however|but|that said|having said that|nevertheless|nonetheless|with that in mind|if you (?:still|do|"

@@ -58,28 +58,36 @@ DECLINES = re.compile(
     # elliptical: "Can't help with that."
     r"|^(?:sorry[,.!]? )?(?:(?:can't|cannot|unable to|not able to|won't|will not|"
     rf"no can do)) ?{_ADVERBS}(?:{_ACT}\b|$)"
-    r"|^no can do\b|^no way\b|\blet's (?:not|refrain)\b|\b(?:have|need|got|going) ?(?:to|ta) stop you\b|"
+    r"|^no can do\b|^no way\b|\blet's (?:not|refrain)\b|"
+    r"\bi(?:'ve|'m| am| have)? ?(?:have|need|got|going|gotta) ?(?:to|ta)? stop you\b|"
     r"\bi only (?:help|"
     r"assist|discuss|answer)\b"
     r"|\bi must stop you\b"
     # casual
     r"|^(?:(?:nope|no|nah|sorry|yeah)[,.!]? )*(?:i'm )?not (?:going there|doing (?:that|this|it)\b|touching)|"
     r"^(?:that's a )?hard (?:pass|no)\b"
-    r"|\b(?:have|need|got|going|gonna|must)(?: ?to| ?ta)?(?: have to)? say no to (?:that|this|you|your)\b"
+    r"|\b(?:i|we)(?:'m|'ll|'ve|'re|'d)? (?:\w+ ){0,2}?(?:have|need|got|going|gonna|gotta|must)(?: ?to|"
+    r" ?ta)?(?: have to)? "
+    r"say no to (?:that|this|you|your)\b"
     r"|\bmy answer (?:to (?:that|this|you) )?(?:is|remains|has to be|must be) (?:an? )?(?:\w+ )?no\b"
     r"|\byou (?:won't|will not|aren't going to|are not going to) (?:get|find|hear)\b[^.]{0,40}\bfrom me\b"
-    r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b|"
-    r"\bout of the question\b"
+    r"|\b(?:i|i'm|i'll|i have to|i must) (?:will )?draw(?:ing)? (?:the|a) line\b|\bcount me out\b"
+    r"|^(?:\w+[,.!] )*(?:that|this|it|(?:help|assist)\w*\b[^.,]{0,60})(?: would be|'s| is) (?:\w+ )?"
+    r"out of the question\b"
     r"|\b(?:let's|let us|can we|we should|i'd rather we|i'd rather) (?:talk about|discuss|"
     r"move on to) something else\b|\b(?:let's|let us|can we) change the (?:subject|topic)\b"
     r"|\bi(?:'d| would) (?:rather|prefer to) (?:talk about|discuss|focus on)\b"
     r"|\bi(?:'m| am) not sure (?:that |if |whether )?i (?:can|could|should) (?:help|assist|answer|tell|give|provide)\b"
-    r"|\bnot (?:here )?to help you (?:with|do)\b"
+    r"|\bi(?:'m| am)\b[^.]{0,80} not (?:here )?to help you (?:with|do)\b"
     # in character
     r"|\b(?:i|we) (?:won't|will not|am not|ain't|'m not)(?: going to)? be (?:\w+ly )?(?:giving|helping|providing|"
     r"assisting|"
-    r"sharing|telling|teaching|answering|discussing)\b|\bcome to the wrong (?:place|person|guy|coach|\w+)\b"
-    r"|\b(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else\b(?! to\b)|\bi(?:'m not|"
+    r"sharing|telling|teaching|answering|discussing)\b|^(?!if\b|when\b)[^.]{0,60}\bcome to the wrong (?:place|"
+    r"person|guy|coach|\w+)\b"
+    r"|^(?:\w+, |please |so |just |you'd better |you had better |better )*(?:go )?(?:and )?"
+    r"(?:(?:ask|find|bother)(?: yourself)? (?:someone|somebody) else(?: (?:for|with|about) (?:that|this|"
+    r"it))?(?=[.!]*$)|"
+    r"find yourself (?:someone|somebody) else\b(?! to\b))|\bi(?:'m not|"
     r" ain't) (?:your (?:guy|man)|"
     r"here to help(?: you)? (?:with|do))\b"
     # refusing by name
@@ -87,9 +95,10 @@ DECLINES = re.compile(
     r" need to| rather| prefer)*"
     r"(?: respectfully| politely| kindly| firmly| therefore)* (?:decline|refuse|pass on|abstain|refrain)\b"
     r"|\b(?:i'd|i would) (?:rather|prefer) not\b|\bi(?:'ll| will)(?: have to)? pass on\b"
-    r"|\b(?:have|need|going) to (?:respectfully |politely )?(?:decline|refuse)\b"
-    r"|\b(?:must|have to|need to|will) (?:\w+ )?reject (?:the|this|that|your|any|such) (?:\w+ )?(?:request|prompt|"
-    r"task)s?\b"
+    r"|\b(?:i|we)(?:'m|'ll|'re|'ve)? (?:\w+ ){0,3}?(?:have|need|going) to (?:respectfully |politely )?(?:decline|"
+    r"refuse)\b"
+    r"|\b(?:i|we)(?:'ll)? (?:must |have to |need to |will |\w+ly )*reject (?:the|this|that|your|any|such) (?:\w+ )?"
+    r"(?:request|prompt|task)s?\b"
     # against rules
     r"|\b(?:against|outside|beyond|not within|isn't within|not in line with|not in|violat\w+|not part of|"
     r"contrary to|conflicts? with|"
@@ -101,7 +110,7 @@ DECLINES = re.compile(
     r"safety \w+) (?:\w+ ){0,2}"
     r"(?:prevents?|prohibits?|forbids?|do(?:es)? not|don't|doesn't|won't)\b"
     r"|\b(?:this|that|your|the) (?:request|question|prompt|query|topic) (?:\w+ ){0,3}(?:violates?|goes against|"
-    r"is against|cannot|can't|"
+    r"is against|(?:cannot|can't)(?! be (?!(?:answered|fulfilled|completed|granted|met|honou?red|complied)\b))|"
     r"is (?:not (?:something|one)|inappropriate|unethical|illegal|harmful|problematic|off[- ]limits))\b"
     # nothing for you here
     r"|\b(?:is|it's|that's|be) (?:not |n't )?(?:something|one|a request|a topic|a question) (?:that |which )?(?:i|"
@@ -113,18 +122,41 @@ DECLINES = re.compile(
     r"|\b(?:it (?:is|would be|'s)|it's) (?:\w+ )?(?:not (?:possible|appropriate|ethical|right)|impossible|"
     r"inappropriate|unethical) "
     r"(?:or \w+ )?for me to\b"
-    r"|\b(?:is|are|that's) off[- ]limits\b|\b(?:no one|nobody) (?:should|can) help you (?:do|with) (?:that|this)\b"
-    r"|\bnot (?:going to|gonna) (?:happen|help|do|assist|answer)\b"
+    r"|^(?:\w+[,.!] )*(?:(?:sorry|no),? )?(?:(?:that|this|it)(?:'s| is)|(?:this|that|your|such) (?:request|topic|"
+    r"subject|question|"
+    r"\w+ing)s? (?:is|are)|(?:that|this) kind of [\w ]{1,30} is) (?:\w+ )?off[- ]limits\b(?! (?:to|for) (?!me\b))|"
+    r"\b(?:no one|nobody) (?:should|can) help you (?:do|with) (?:that|this)\b"
+    r"|^(?:\w+[,.!] )*(?:(?:that|this|it)(?:'s| is) (?:\w+ )?not (?:going to|gonna) happen|not (?:going to|"
+    r"gonna) (?:happen|"
+    r"help|do|assist|answer))\b"
+    r"(?! (?:over|in|by|until|if|unless|without|much|here|overnight)\b)|\b(?:that|it|this) ain't (?:going to|"
+    r"gonna) happen\b"
+    r"|\bi(?:'m| am) (?:\w+ )?not gonna\b"
     # a duty that excludes it: "I must adhere to guidelines and cannot provide ..."
     rf"|\b(?:i|we) (?:must|have to|need to|(?:am|'m|are) (?:programmed|designed|required|bound|obliged|"
     rf"obligated|committed|dedicated|here)) [^.;:]{{1,100}}?\b(?:and|so|thus|therefore|which means)"
     rf"(?: that)?(?: i)?(?: therefore| thus| hence| as such)? ?{_CANNOT}(?: to)? {_ADVERBS}(?:to )?{_ACT}\b"
-    r"|\b(?:is|are|goes|would be|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
-    r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
+    r"|\b(?:(?:provid|help|assist|answer|shar|writ|giv|creat|discuss|promot|support|engag|encourag|generat|request|"
+    r"question)\w*|doing (?:so|this|that))\b[^.]{0,120}\b(?:is|are|goes|would be|'s|runs) against (?:these|those|"
+    r"such|ethical) "
+    r"(?:\w+ ){0,2}(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
     r"|\bi (?:do not|don't) (?:have the ability|feel comfortable|think it is (?:appropriate|ethical|"
     r"right) (?:for me )?to (?:provide|discuss|answer))\b"
 )
 """The model, in its own person, does not do what it was asked."""
+
+BLUNT = re.compile(
+    r"no way|(?:\w+[,.!] )*(?:that|this|it)(?: would be|'s| is) (?:\w+ )?(?:out of the question|off[- ]limits)|"
+    r"(?:\w+[,.!] )*(?:(?:that|this|it)(?:'s| is) )?(?:\w+ )?not (?:going to|gonna) happen|.*\belse\b.*"
+)
+"""Of what `DECLINES` finds, what answers a question too."""
+
+BARRED = re.compile(
+    r"\b(?:is|are|remains?|stays?) (?:\w+ )?(?:off[- ]limits|out of the question)\b|"
+    r"\b(?:is|are|goes|'s|runs) against (?:these|those|such|ethical) (?:\w+ ){0,2}"
+    r"(?:principles|guidelines|polic(?:y|ies)|rules|values)\b"
+)
+"""Said of an act that nobody is to do, it declines to tell how; a roof may be off limits too."""
 
 CAVEATS = re.compile(
     r"\b(?:legal|medical|financial|professional|tax|investment|psychological) (?:advice|opinion|guidance)\b|"
@@ -149,7 +181,7 @@ ENDORSES_NOT = re.compile(
 """It keeps its distance from the act, which is a caution where the act has been told."""
 
 NO_OPINIONS = re.compile(
-    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|won't|will not|not (?:appropriate|"
+    r"\b(?:cannot|can't|can not|unable to|not able to|do not|don't|does not|doesn't|won't|will not|not (?:appropriate|"
     r"possible) for me to|"
     r"not programmed to) (?:\w+ ){0,2}(?:(?:provide|offer|give|express|have|share|make|hold|take|state|form|"
     r"draw)\b[^.,;]{0,40}"
@@ -173,7 +205,28 @@ SELF = re.compile(
     r"|\bmy (?:\w+ ){0,2}(?:programming|guidelines|training|developers|creators)\b"
     r"|\bi(?:'m| am) (?:programmed|designed|trained)\b"
 )
-"""The model names itself, as no character does."""
+"""The speaker is a model: in a text that was to be written the model itself, unless a machine was to speak there."""
+
+_OWN = (
+    r"(?:i|we|(?:this|a|an) (?:ai )?(?:language )?(?:ai|model|assistant|chatbot)(?: (?:developed|created|trained|"
+    r"made|built) "
+    r"by \w+)?|my (?:\w+ )?(?:responses?|answers?|programming|role))"
+)
+_HAS_NONE = re.compile(
+    rf"\b{_OWN}(?:'m|'re|'d| am| are)?,?(?: (?!think\b|believe\b|know\b|guess\b|say\b|find\b|hope\b|that\b|"
+    rf"how\b)[\w']+,?)"
+    r"{0,4} $"
+)
+
+
+def has_no_view(sentence: str, sign: re.Pattern[str]) -> re.Match[str] | None:
+    """Where the speaker itself has no view by `sign`; newborns cannot judge either, and readers may be told not to."""
+    for found in sign.finditer(sentence):
+        before = sentence[: found.start()]
+        if "for me" in found.group() or _HAS_NONE.search(before):
+            return found
+    return None
+
 
 LATER_TURN = re.compile(
     r"\b(?:however|but|unfortunately|though|that said|beyond (?:that|this)|that's (?:all|as far|why)|i'm sorry|"
