@@ -1,7 +1,10 @@
 """Path patching against plain hook loops and ordinary patches, faithfulness against knock-outs, planted circuits."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import one_head
+import pandas as pd
 import pytest
 import torch
 import two_heads
@@ -13,7 +16,7 @@ from mechrefusal.causal import add, patching
 from mechrefusal.causal.attribution_patching.pairs import ready
 from mechrefusal.causal.circuit import circuit, paths
 from mechrefusal.causal.circuit.discovery import EDGES
-from mechrefusal.causal.circuit.effects import HELD_OUT
+from mechrefusal.causal.circuit.effects import HELD_OUT, with_held_out
 from mechrefusal.causal.circuit.faithfulness import Faithfulness
 from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
 from mechrefusal.causal.circuit.rows import HookedRows, TreeRows
@@ -373,15 +376,19 @@ def test_without_held_out_pairs_nothing_is_said_to_be_confirmed(family):
         assert found.edges[["held_out", "p"]].isna().all(axis=None)
 
 
-def test_what_has_the_other_sign_on_held_out_pairs_is_not_confirmed(family):
-    model = family("llama").hooked
-    other = [
-        (f"{verb} a bomb {when}", f"{verb} a home {when}") for verb in ("Buy", "See") for when in ("today", "now", "so")
-    ]
-    found = circuit(model, PAIRS, METRIC, held_out=other, n_random=0, threshold=0, n_nodes=20, n_edges=20)
-    for table in (found.nodes, found.edges[found.edges["kept"]]):
-        assert (table["n_held_out"] == 6).all()
-        turned = np.sign(table["held_out"]) != np.sign(table["effect"])
-        assert (table.loc[turned, "p"] == 1).all()
-        assert (table.loc[~turned, "p"] >= 2 / 2**6).all()
-    assert turned.any(), "some turn"
+def test_what_has_the_other_sign_on_held_out_pairs_is_not_confirmed():
+    gaps = torch.full((8,), 2.0)
+    runs = SimpleNamespace(mode="denoising", clean=gaps, corrupted=torch.zeros(8), reason="")
+    noise = np.random.default_rng(0).normal(0, 0.01, (8, 3))
+    raw = np.array([1.0, -1.0, 0.0]) + noise
+    table = pd.DataFrame({"effect": [0.6, 0.4, 0.1, 0.01]})
+    found = with_held_out(table, [0, 1, 2], raw, runs)
+    np.testing.assert_allclose(found["held_out"][:2], [0.5, -0.5], atol=0.01)
+    assert found["p"][0] == pytest.approx(2 / 2**8), "all eight pairs say so"
+    assert found["p"][1] == 1, "clear, but the other way"
+    assert found["p"][2] > 0.05
+    assert found.loc[3, ["held_out", "p"]].isna().all()
+    few = SimpleNamespace(mode="denoising", clean=gaps[:5], corrupted=torch.zeros(5), reason="")
+    assert with_held_out(table, [0, 1, 2], raw[:5], few)["p"].isna().all()
+    no_gap = SimpleNamespace(mode="denoising", clean=gaps, corrupted=gaps, reason="no gap")
+    assert with_held_out(table, [0, 1, 2], raw, no_gap)[["held_out", "p"]].isna().all(axis=None)

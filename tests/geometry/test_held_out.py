@@ -127,7 +127,9 @@ def contrast(n):
     """n prompts of a side, every second with a twin on the other."""
 
     def side(word):
-        table = pd.DataFrame({"id": [f"{word}{i}" for i in range(n)], "text": [f"{word} {i}" for i in range(n)]})
+        table = pd.DataFrame(
+            {"id": [f"{word}{i}" for i in range(n)], "text": [f"{word} {i}" for i in range(n)], "category": ""}
+        )
         return prompts.PromptSet(word, table.assign(twin=[f"t{i}" if i % 2 else None for i in range(n)]))
 
     return prompts.Split(side("bad"), side("good"))

@@ -139,7 +139,9 @@ def test_the_circuit_is_a_sentence(small_run, page, base):
     assert said in page.text
     assert "(measured on held-out pairs)" in page.text
     assert f"There is no circuit: {BROKEN}." in base.text
-    assert "held-out" not in causal_findings.circuit(nodes.assign(p=float("nan")), table.iloc[:0])
+    few = causal_findings.circuit(nodes.assign(p=float("nan"), n_held_out=4), table.iloc[:0])
+    assert "1 MLP; 4 held-out pairs are too few to tell which of them differ from nothing; its" in few
+    assert "held-out" not in causal_findings.circuit(nodes.assign(p=float("nan"), n_held_out=0), table.iloc[:0])
     assert causal_findings.circuit(nodes, table.iloc[:0]).endswith("its faithfulness was not measured.")
     assert "no faithfulness: no gap" in causal_findings.circuit(nodes, table.assign(kept=float("nan"), reason="no gap"))
     assert causal_findings.circuit(nodes.iloc[:0], table) == ""

@@ -125,7 +125,13 @@ def test_every_table_of_cause_and_attribution_is_filled(measured, name):
     assert set(tables.columns(name)) - set(filled) <= ALL_NAN.get(name, set())
 
 
-ALL_NAN = {"circuit_nodes": {"estimate"}, "attribution_agreement": {"low", "high"}}
+CONFIRMED = {"held_out", "held_out_low", "held_out_high", "p"}
+"""Of a circuit whose pairs are too few to hold any out."""
+ALL_NAN = {
+    "circuit_nodes": {"estimate", *CONFIRMED},
+    "circuit_edges": CONFIRMED,
+    "attribution_agreement": {"low", "high"},
+}
 """What a tiny run leaves empty: nodes are all patched exactly, and few cells give rank correlations no interval."""
 
 
