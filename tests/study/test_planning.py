@@ -15,6 +15,7 @@ def run(finished_run):
     return study.open(finished_run)
 
 
+@pytest.mark.slow
 def test_every_question_of_a_run_has_a_row(run):
     table = study.power(run.folder)
     assert list(table.columns) == list(tables.ACROSS["power"])
@@ -32,6 +33,7 @@ def test_every_question_of_a_run_has_a_row(run):
     assert (table["question"] == "move of the carrier").sum() >= 3
 
 
+@pytest.mark.slow
 def test_more_power_and_smaller_sizes_ask_for_more(run):
     usual, more = study.power(run.folder), study.power(run.folder, rate=0.05, power=0.95, head=0.25)
     for question in ("difference of refusal rates", "effect of a patched head"):
@@ -40,6 +42,7 @@ def test_more_power_and_smaller_sizes_ask_for_more(run):
         assert (other[known] > one[known]).all()
 
 
+@pytest.mark.slow
 def test_several_seeds(run):
     table = study.power([run.folder, run.folder])
     seeds = table[table["unit"] == "seeds"]
@@ -59,6 +62,7 @@ def test_a_recipe_is_planned_on_assumptions_that_are_named(recipe):
     assert moves.loc[order, "n_needed"].is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_the_command(run, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # or narrow columns break the words
     assert cli.main(["power", str(run.folder), "--rate", "0.2"]) == 0
@@ -92,6 +96,7 @@ def test_what_is_not_there_is_named(tmp_path):
         study.power(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_profiles_of_a_run_pair_prompts_and_twins(run):
     """Twins share a unit, so that the draws of `depth_difference` are of twins."""
     validation = study.asked(run.recipe).validation
