@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mechrefusal import evaluation, geometry, models, prompts
+from mechrefusal.causal.reference import ZERO
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.scoring import Scorer, exactly
 from mechrefusal.models.twin import twin
@@ -75,7 +76,7 @@ def rounding(model, directions, rows, validation, metric, exact) -> dict[str, fl
     known = exact.table.set_index(["position", "layer"])
     shifts = []
     for row in rows:
-        means = [values.mean() for values in exactly(scorer, directions, row)]
+        means = [values.mean() for values in exactly(scorer, directions, row, ZERO)]
         true = known.loc[(row["position"], row["layer"]), ["bypass", "induce", "kl"]].to_numpy(float)
         shifts.append((means - true) / [1, 1, true[2]])
     return {
@@ -96,7 +97,7 @@ def main() -> None:
     asked = prompts.builtin()
     direction, validation = asked.direction.take(64), asked.validation.take(options.prompts)
     found = evaluation.discover_refusal(model, direction)
-    # Both sides score the same thing, and the peer knows token sets only.
+    # Both sides score the same thing: the peer knows token sets only, and ablates to zero and adds, as published.
     metric = models.RefusalMetric(found.opening, found.refusal_tokens, found.compliance_tokens, kind=found.kind)
     directions = geometry.difference_in_means(model, direction)
     limit = carriers.last_layer(model.cfg.n_layers)
@@ -112,7 +113,7 @@ def main() -> None:
     theirs, peer_seconds = plain_loop(model, directions, timed, harmful, harmless, metric)
 
     started = time.perf_counter()
-    exact = geometry.score(model, directions, validation, metric, rows=rows)
+    exact = geometry.score(model, directions, validation, metric, rows=rows, reference=ZERO)
     exact_seconds = (time.perf_counter() - started) / len(rows)
     # Thresholds that each let a quarter of the candidates pass, whatever the checkpoint: a race with a winner, or near.
     thresholds = {
@@ -120,7 +121,7 @@ def main() -> None:
         "induce_threshold": float(exact.table["induce"].quantile(0.75)),
     }
     started = time.perf_counter()
-    screened = geometry.screened(model, directions, validation, metric, rows=rows, **thresholds)
+    screened = geometry.screened(model, directions, validation, metric, rows=rows, **thresholds, reference=ZERO)
     screened_seconds = (time.perf_counter() - started) / len(rows)
 
     ours = exact.table.set_index(["position", "layer"])
