@@ -59,9 +59,9 @@ def suite_rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) 
         correction = errors.get(str(known["judge"]))
         plain = known["attack"] == known["intervention"] == "none"
         for by, of, part in _parts(own):
+            label = part["label"].dropna()
+            judged = list(zip(label.isin(RATES["any_refusal"]), label == DEGENERATE, strict=True))
             for row in _rates(part, str(known["side"]), metrics):
-                label = part["label"].dropna()
-                judged = zip(label.isin(RATES["any_refusal"]), label == DEGENERATE, strict=True)
                 counted = _COUNTED.get(row["metric"]) if known["kind"] == REFUSAL else None
                 corrected = correcting.corrected(counted, judged, correction, plain=plain)
                 rows.append({**known, "by": by, "of": of, **row, **corrected})

@@ -40,10 +40,10 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
             "degenerate_rate": group["degenerate"],
             "attack_success_rate" if name in HARMFUL_SETS else "answered_rate": answered,
         }
+        judged = list(zip(group["refused"], group["degenerate"], strict=True))
+        plain = attack == intervention == "none"
         for metric, hits in counted.items():
             estimate = intervals.rate(int(hits.sum()), len(group))
-            judged = zip(group["refused"], group["degenerate"], strict=True)
-            plain = attack == intervention == "none"
             corrected = correcting.corrected(_COUNTED.get(metric), judged, correction, plain=plain)
             rows.append(
                 {

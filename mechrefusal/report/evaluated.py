@@ -119,7 +119,7 @@ def _framed(title: str, caption: str) -> Table:
 
 
 def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
-    sources = sorted({wording.plain(source) for source in own["corrected_by"]} - {""})
+    sources = wording.correction_sources(own)
     said = f"; corrected for the judge's error on {' and '.join(sources)}" if sources else ""
     caption = f"n and 95% intervals; judge: {wording.plain(judge)}{said}"
     found = _framed(f"{wording.plain(suite)}, {side} prompts", caption)

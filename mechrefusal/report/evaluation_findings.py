@@ -65,14 +65,9 @@ def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
         own = suites.of(whole, judge=judge, kind=kind)
         parts = [_suite(suites.of(own, suite=suite, side=side), kind, suite, side) for suite, side in sides(own)]
         name = wording.shortened(judge, LONGEST_NAME)
-        by = sorted({wording.shortened(source, LONGEST_NAME) for source in texts_of(own, "corrected_by")})
+        by = [wording.shortened(source, LONGEST_NAME) for source in wording.correction_sources(own)]
         made.append({"judge": name, "kind": wording.shortened(kind, LONGEST_NAME), "suites": parts, "corrected_by": by})
     return made
-
-
-def texts_of(table: pd.DataFrame, column: str) -> set[str]:
-    """Texts of a column, without missing and empty ones."""
-    return {str(value) for value in table.get(column, []) if not wording.is_missing(value) and str(value)}
 
 
 def _suite(own: pd.DataFrame, kind: str, suite: str, side: str) -> dict[str, Any]:

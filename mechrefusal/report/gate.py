@@ -107,8 +107,7 @@ def of(checkpoint: MeasuredCheckpoint) -> Gate:
         for row in table.to_dict("records")
     ]
     judges = sorted({wording.plain(judge) for judge in table["judge"]} - {""})
-    by = sorted({wording.plain(source) for source in table.get("corrected_by", [])} - {""})
-    return Gate(checkpoint, tuple(found), tuple(judges), tuple(by))
+    return Gate(checkpoint, tuple(found), tuple(judges), tuple(wording.correction_sources(table)))
 
 
 def names(gates: list[Gate]) -> list[tuple[str, str]]:

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 MISSING = "–"
 SHORT_COMPLETION = 60
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\u2028": "␤", "\u2029": "␤"}
@@ -68,6 +70,11 @@ def corrected(row: Mapping[str, Any]) -> str:
     if "corrected" not in row or is_missing(row["corrected"]):
         return ""
     return f"{rate(row['corrected'])} ({rate(row['corrected_low'])}–{rate(row['corrected_high'])})"
+
+
+def correction_sources(table: pd.DataFrame) -> list[str]:
+    """What the errors of judges were measured on that the table's rates are corrected for; none in older runs."""
+    return sorted({plain(source) for source in table.get("corrected_by", ())} - {""})
 
 
 def percent(value: Any) -> str:

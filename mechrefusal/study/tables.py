@@ -14,6 +14,10 @@ from mechrefusal.files import whole_file
 
 CHECKPOINT = ("arm", "step", "weights")
 
+_CORRECTED = ("corrected", "corrected_low", "corrected_high", "corrected_by")
+_UNSEEN = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
+_BYPASS_UNSEEN = ("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high")
+
 PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a completion. `set`: evaluation_harmful, evaluation_harmless, overrefusal, contrast, utility,
     # direction_harmful, direction_harmless. `attack`: none, or the method that made the case.
@@ -26,8 +30,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # `corrected`, here and elsewhere: the rate with the judge's known error corrected (Rogan and Gladen), with its 95%
     # interval, NaN where that error is not known; `corrected_by`: what the error was measured on.
     "rates": (
-        "set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high", "corrected", "corrected_low",
-        "corrected_high", "corrected_by",
+        "set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high", *_CORRECTED,
     ),
     # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
     # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
@@ -77,14 +80,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
         "reference_kind", "reference_position", "reference_layer", "ablated_to", "bypass_zero", "induce_zero",
         "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
-        "bypass_held_out", "bypass_held_out_low", "bypass_held_out_high",
+        *_BYPASS_UNSEEN,
     ),
     # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
     # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
     # Wilson interval, `threshold` that it must reach.
     "gate": (
-        "criterion", "value", "low", "high", "n", "threshold", "passed", "judge", "corrected", "corrected_low",
-        "corrected_high", "corrected_by",
+        "criterion", "value", "low", "high", "n", "threshold", "passed", "judge", *_CORRECTED,
     ),
     # One row a family of subspaces and k. `family`: categories (difference in means, then what categories differ
     # by), pca (of harmful minus mean harmless activations), successive (INLP: linear classifiers, each projected out),
@@ -174,14 +176,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # circuit holds it. `held_out*`: the effect of what it holds on pairs that did not choose it; `p`: of that, adjusted
     # for all that the circuit holds.
     "circuit_nodes": (
-        "node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept", "held_out",
-        "held_out_low", "held_out_high", "n_held_out", "p", "reason",
+        "node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept", *_UNSEEN,
+        "reason",
     ),
     # One row a path between kept nodes, by path patching; from "embedding", to "logits".
-    "circuit_edges": (
-        "sender", "receiver", "raw", "effect", "low", "high", "n", "kept", "held_out", "held_out_low", "held_out_high",
-        "n_held_out", "p",
-    ),
+    "circuit_edges": ("sender", "receiver", "raw", "effect", "low", "high", "n", "kept", *_UNSEEN),
     # One row a size of the circuit and score: `kept`, share of the metric that it recovers alone; `lost`, share that is
     # missing without it; random sets of the same size beside them.
     "faithfulness": (
@@ -281,7 +280,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # copyright rows are in their own group only.
     "suite_rates": (
         "arm", "step", "suite", "side", "attack", "intervention", "judge", "kind", "by", "of", "metric", "value", "low",
-        "high", "n", "nulls", "corrected", "corrected_low", "corrected_high", "corrected_by",
+        "high", "n", "nulls", *_CORRECTED,
     ),
     # One row a pair of checkpoints and rate, on the prompts that both answered. `pair`: base, consecutive, last (of two
     # arms), or intervention (b: the same checkpoint under it, a: without). `difference` is b minus a with its 95%
@@ -336,8 +335,6 @@ ACROSS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-_CORRECTED = ("corrected", "corrected_low", "corrected_high", "corrected_by")
-
 ADDED: dict[str, tuple[str, ...]] = {
     "rates": _CORRECTED,
     "gate": _CORRECTED,
@@ -356,16 +353,15 @@ ADDED: dict[str, tuple[str, ...]] = {
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
-        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless", "bypass_held_out", "bypass_held_out_low",
-        "bypass_held_out_high",
+        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless", *_BYPASS_UNSEEN,
     ),
     "subspaces": ("bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible"),
     "relocation": ("n_to_decide",),
     "attribution_compared": ("p",),
     "patching": ("p",),
     "knockout": ("p",),
-    "circuit_nodes": ("held_out", "held_out_low", "held_out_high", "n_held_out", "p"),
-    "circuit_edges": ("held_out", "held_out_low", "held_out_high", "n_held_out", "p"),
+    "circuit_nodes": _UNSEEN,
+    "circuit_edges": _UNSEEN,
     "head_sets": (
         "held_out_share", "held_out_refusal", "held_out_low", "held_out_high", "held_out_kl", "n_held_out",
     ),

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
 from mechrefusal.report.figures.attribution import component_name
-from mechrefusal.statistics.maps import ALPHA
 
 EMBEDDING, LOGITS = "embedding", "logits"
 _BENDS = 14
@@ -102,11 +101,11 @@ def _draw_paths(figure: go.Figure, paths: pd.DataFrame, places: dict[str, tuple[
     for colour, name in _PATHS.values():
         look = {"mode": "lines", "line": {"width": 3, "color": colour}, "name": name, "hoverinfo": "skip"}
         figure.add_trace(go.Scatter(x=[None], y=[None], legendgroup=name, **look))
-    for _, row in paths.iterrows():
+    dashes = np.where(_unconfirmed(paths), "dot", "solid").tolist() if len(paths) else []
+    for (_, row), dash in zip(paths.iterrows(), dashes, strict=True):
         x, y = _bent(places[str(row["sender"])], places[str(row["receiver"])])
         share = abs(row["effect"]) / (most or 1.0)
         colour, name = _PATHS[bool(row["effect"] >= 0)]
-        dash = "dot" if _unconfirmed(row) else "solid"
         line = {"width": 0.8 + 5 * math.sqrt(share), "color": colour, "dash": dash}
         path = go.Scatter(x=x, y=y, mode="lines", line=line, name=name, legendgroup=name, hoverinfo="skip")
         figure.add_trace(path.update(opacity=0.35 + 0.45 * share, showlegend=False))
@@ -144,10 +143,8 @@ def _nodes(
     x, y = (list(values) for values in zip(*(places[str(node)] for node in own["node"]), strict=True))
     sizes = [11 + 13 * min(1.0, abs(float(effect)) / limit) for effect in own["effect"].fillna(0)]
     colours = style.numbers(own["effect"])
-    outline = {
-        "width": [1.2 if _unconfirmed(row) else 1.8 for _, row in own.iterrows()],
-        "color": ["#b0b0b0" if _unconfirmed(row) else "#222222" for _, row in own.iterrows()],
-    }
+    pale = _unconfirmed(own)
+    outline = {"width": np.where(pale, 1.2, 1.8).tolist(), "color": np.where(pale, "#b0b0b0", "#222222").tolist()}
     return go.Scatter(
         x=x,
         y=y,
@@ -212,9 +209,9 @@ def _path(row: pd.Series) -> str:
     )
 
 
-def _unconfirmed(row: pd.Series) -> bool:
-    """Whether held-out pairs were asked, and do not tell the row from nothing."""
-    return not wording.is_missing(row.get("p")) and not row["p"] < ALPHA
+def _unconfirmed(rows: pd.DataFrame) -> pd.Series:
+    """Whether held-out pairs were asked, and do not tell a row from nothing."""
+    return pd.to_numeric(rows["p"], errors="coerce").notna() & ~style.told(rows)
 
 
 def _held_out(row: pd.Series) -> str:
