@@ -20,6 +20,21 @@ def test_log_probabilities_at_every_position(family, name):
     torch.testing.assert_close(found, expected, atol=2 * FORWARD, rtol=0)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_those_of_the_default_compatibility_mode(family, name):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = family(name)
+    plain, tokenizer = models.load_causal_lm(model.folder)
+    with loading.quiet():
+        default = TransformerBridge.boot_transformers(str(model.folder), hf_model=plain, tokenizer=tokenizer)
+        default.enable_compatibility_mode(disable_warnings=True)
+    found, expected = model.hooked.state_dict(), default.state_dict()
+    assert found.keys() == expected.keys()
+    for key, weight in expected.items():
+        assert torch.equal(found[key], weight), key
+
+
 def test_the_families_are_what_their_names_say(family):
     assert family("llama").hf.config.num_key_value_heads == 2
     assert family("llama").hf.lm_head.weight is family("llama").hf.model.embed_tokens.weight
