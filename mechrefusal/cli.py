@@ -22,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         words = [_with_packaged_recipe(word, before) for before, word in _with_previous(arguments)]
-        parser = _parser(with_recipe=bool({"train", "run"} & set(words)), with_attack="attack" in words)
+        words = _with_preset(words)
+        parser = _parser(
+            with_recipe=bool({"train", "run"} & set(words)),
+            with_attack="attack" in words,
+            with_models="measure" in words and _has_out(words),
+        )
         if not words:
             parser.print_help()
             return 2
@@ -63,12 +68,23 @@ def train(options) -> None:
 
 
 def measure(options) -> None:
-    """Measure every checkpoint of a run and print the summary."""
+    """Measure every checkpoint of a run, or models as a run of their own, and print the summary."""
+    from mechrefusal import report as pages
     from mechrefusal import study
 
-    run = study.open(options.run)
-    study.measure(run, processes=options.processes)
+    if not options.out:
+        _refuse_options_of_models(options)
+        run = study.open(options.models[0])
+        study.measure(run, processes=options.processes)
+        _summarise(run.folder)
+        return
+    models = _models(options.models, options.arm)
+    given = {name: value for name, value in vars(options).items() if name not in OF_COMMANDS}
+    run = study.measure(
+        models, out=options.out, base=options.base, recipe=study.Recipe(**given), processes=options.processes
+    )
     _summarise(run.folder)
+    _say_report(pages.write(run.folder, show_completions=options.show_completions))
 
 
 def power(options) -> None:
@@ -198,7 +214,7 @@ def evaluate(options) -> None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
 
 
-OF_COMMANDS = ("recipe", "out", "show_completions", "processes")
+OF_COMMANDS = ("recipe", "out", "show_completions", "processes", "models", "base", "arm", "quick")
 """Options of commands that are no keys of a recipe."""
 
 COMMANDS: dict[str, Callable] = {
@@ -207,7 +223,7 @@ COMMANDS: dict[str, Callable] = {
 }  # fmt: skip
 
 
-def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentParser:
+def _parser(*, with_recipe: bool, with_attack: bool, with_models: bool) -> jsonargparse.ArgumentParser:
     """The parser of all commands. Recipe and attacks need torch, so their options come only where they are used."""
     parser = jsonargparse.ArgumentParser(
         prog="mechrefusal", description=DESCRIPTION, exit_on_error=False, version=_version()
@@ -222,10 +238,11 @@ def _parser(*, with_recipe: bool, with_attack: bool) -> jsonargparse.ArgumentPar
     commands.add_subcommand(
         "attack", _attack_parser(with_settings=with_attack), help="make attack cases against a model, with their cost"
     )
-    words = jsonargparse.ArgumentParser(exit_on_error=False)
-    words.add_argument("run", type=str, help="folder of a run")
-    _add_processes(words)
-    commands.add_subcommand("measure", words, help="measure every checkpoint of a run")
+    commands.add_subcommand(
+        "measure",
+        _measure_parser(with_recipe=with_models),
+        help="measure every checkpoint of a run; or any models, as a run of their own with its report",
+    )
     commands.add_subcommand(
         "ablate", _ablate_parser(), help="answers without and with a direction ablated or added, side by side"
     )
@@ -270,6 +287,33 @@ def _study_parser(*, with_recipe: bool) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished one is continued")
     parser.add_class_arguments(Recipe)
+    return parser
+
+
+def _measure_parser(*, with_recipe: bool) -> jsonargparse.ArgumentParser:
+    parser = _study_parser(with_recipe=with_recipe)
+    parser.add_argument(
+        "models",
+        type=str,
+        nargs="*",
+        help="folder of a run; or, with --out, models in the order of their steps: folders, hub names (owner/name, "
+        "owner/name@revision), adapters, or output folders of a Trainer",
+    )
+    parser.add_argument(
+        "--arm",
+        type=str,
+        action="append",
+        default=[],
+        help="NAME=MODEL,MODEL,...: models of an arm; may be given several times",
+    )
+    parser.add_argument("--base", type=str, default="", help="model that drift, crossing and transfers compare with")
+    parser.add_argument(
+        "--quick", action="store_true", help="the recipe quick in place of measure: what a report tells first"
+    )
+    if not with_recipe:
+        parser.add_argument("--out", type=str, default="", help="folder of the run that models are measured in")
+    _add_show_completions(parser)
+    _add_processes(parser)
     return parser
 
 
@@ -414,6 +458,51 @@ def _started(options):
     if not (Path(options.out) / "recipe.yaml").is_file():
         study.check(recipe)
     return study.Run.create(options.out, recipe)
+
+
+def _models(models: Sequence[str], arms: Sequence[str]) -> list[str] | dict[str, list[str]]:
+    """Models of the command line, by arm where arms are named."""
+    if not arms:
+        return list(models)
+    from mechrefusal.study.outside import by_arm
+
+    found: dict[str, list[str]] = {arm: list(some) for arm, some in (by_arm(models) if models else {}).items()}
+    for spec in arms:
+        name, separator, some = spec.partition("=")
+        if not separator or not some.strip(","):
+            raise MechrefusalError(f"--arm '{spec}' is not NAME=MODEL,MODEL: give a name and one model or more")
+        if name in found:
+            raise MechrefusalError(f"--arm '{name}' is there twice: give all of its models at once")
+        found[name] = [model for model in some.split(",") if model]
+    return found
+
+
+def _refuse_options_of_models(options) -> None:
+    """Without --out a run is measured, which has its own recipe."""
+    if len(options.models) != 1 or not (Path(options.models[0]) / "recipe.yaml").is_file() or options.arm:
+        given = ", ".join(options.models + options.arm) or "nothing"
+        raise MechrefusalError(
+            f"'{given}' is not a run (no recipe.yaml); models are measured in a run of their own: name its folder with "
+            "--out"
+        )
+    if options.base or options.quick:
+        raise MechrefusalError("--base and --quick are for models that are measured with --out: a run has its recipe")
+
+
+def _has_out(words: Sequence[str]) -> bool:
+    return any(word == "--out" or word.startswith("--out=") for word in words)
+
+
+def _with_preset(words: Sequence[str]) -> list[str]:
+    """The recipe that models are measured by, in front of what overrides it."""
+    words = list(words)
+    if not words or words[0] != "measure" or not _has_out(words):
+        return words
+    if any(word == "--recipe" or word.startswith("--recipe=") for word in words):
+        return words
+    from mechrefusal.study.recipe import recipe_path
+
+    return ["measure", "--recipe", str(recipe_path("quick" if "--quick" in words else "measure")), *words[1:]]
 
 
 def _summarise(folder: Path) -> None:

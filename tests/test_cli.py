@@ -30,7 +30,7 @@ def test_fetch_prints_the_folder_of_a_model(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, full, robustness, tiny"]),
+        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, full, measure, quick, robustness, tiny"]),
         (["--recipe", "tiny", "--training.stepz", "3"], ["training.stepz"]),
         (["--recipe", "tiny", "--training.steps", "three"], ["training.steps"]),
         (["--recipe", "tiny", "--measuring.n_direction", "0"], ["n_direction is 0"]),
@@ -81,6 +81,60 @@ def test_a_csv_with_missing_columns_is_named(tmp_path, capsys):
 def test_commands_on_what_is_not_a_run(tmp_path, capsys):
     for command in ("measure", "report"):
         _fails(capsys, [command, str(tmp_path)], "is not a run")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "'nothing' is not a run"),
+        (["MODEL", "--arm", "a=MODEL"], "is not a run"),
+        (["--arm", "a", "--out", "OUT"], "--arm 'a' is not NAME=MODEL,MODEL"),
+        (["--arm", "a=", "--out", "OUT"], "--arm 'a=' is not NAME=MODEL,MODEL"),
+        (["--arm", "a=MODEL", "--arm", "a=MODEL", "--out", "OUT"], "--arm 'a' is there twice"),
+        (["--out", "OUT"], "no model to measure"),
+        (["--arm", "sft/b=MODEL", "--out", "OUT"], "'sft/b' cannot be the name of a file"),
+        (["MODEL", "/no/such/model", "--out", "OUT"], "'/no/such/model' does not exist"),
+        (["MODEL", "--base", "/no/such/base", "--out", "OUT"], "'/no/such/base' does not exist"),
+        (["MODEL", "--recipe", "nope", "--out", "OUT"], "unknown recipe 'nope'"),
+        (["MODEL", "--measuring.n_direction", "0", "--out", "OUT"], "n_direction is 0"),
+        (["MODEL", "--prompts.direction.path", "/no/such.csv", "--out", "OUT"], "/no/such.csv"),
+    ],
+)
+def test_models_that_cannot_be_measured(words, said, tiny, tmp_path, capsys):
+    places = {"MODEL": str(tiny), "OUT": str(tmp_path / "run"), "a=MODEL": f"a={tiny}", "sft/b=MODEL": f"sft/b={tiny}"}
+    _fails(capsys, ["measure", *(places.get(word, word) for word in words)], said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_for_models_on_a_run_are_refused(tmp_path, capsys):
+    from mechrefusal import study
+
+    study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    _fails(capsys, ["measure", str(tmp_path / "run"), "--quick"], "--base and --quick are for models")
+
+
+def test_what_measure_is_told_of_models(tiny, tmp_path, monkeypatch):
+    from mechrefusal import study
+
+    told = {}
+
+    def note(models, **given):
+        told.update(given, models=models)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "measure", note)
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["measure", "a", "b", "--quick", "--measuring.n_direction", "9", "--processes", "2", *out]) == 130
+    assert told["models"] == ["a", "b"]
+    quick = study.load_recipe("quick")
+    assert told["recipe"].measuring.n_direction == 9
+    assert told["recipe"].geometry == quick.geometry
+    assert (told["out"], told["base"], told["processes"]) == (str(tmp_path / "run"), "", 2)
+    assert main(["measure", "a", "--arm", "mine=b,c", "--base", "d", *out]) == 130
+    assert (told["models"], told["base"]) == ({"a": ["a"], "mine": ["b", "c"]}, "d")
+    assert told["recipe"].geometry == study.load_recipe("measure").geometry
+    assert main(["measure", "--recipe", "tiny", *out, "a"]) == 130
+    assert told["recipe"].measuring == study.load_recipe("tiny").measuring
 
 
 def test_a_run_of_another_recipe_is_refused(tmp_path, capsys):

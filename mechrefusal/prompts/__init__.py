@@ -6,6 +6,7 @@ from mechrefusal.prompts.lengths import require_room
 from mechrefusal.prompts.pairs import Pair, PairSet
 from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.readers import read
+from mechrefusal.prompts.sides import read_pairs, read_plain, read_sides
 from mechrefusal.prompts.splits import Split, normalised
 from mechrefusal.prompts.targets import affirmative_target
 from mechrefusal.prompts.templates import Segments, prompt_ids, segments
@@ -26,6 +27,9 @@ __all__ = [
     "normalised",
     "prompt_ids",
     "read",
+    "read_pairs",
+    "read_plain",
+    "read_sides",
     "require_room",
     "segments",
 ]

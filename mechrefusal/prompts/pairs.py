@@ -8,6 +8,7 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.prompt_set import PromptSet
+from mechrefusal.prompts.splits import Split
 from mechrefusal.prompts.templates import segments
 
 if TYPE_CHECKING:
@@ -77,6 +78,38 @@ class PairSet:
             else:
                 left_out.append((pair, len(harmful.prompt_ids), len(harmless.prompt_ids)))
         return PairSet(tuple(kept), tuple(left_out))
+
+    @classmethod
+    def matched(cls, sides: Split, tokenizer: "PreTrainedTokenizerBase") -> "PairSet":
+        """Pairs of equal token length among prompts that were not written as pairs, each prompt in one at most.
+
+        A prompt goes with its twin (row i of either side) where that has its length, segment by segment, else with the
+        first harmless one of that length that has no other. They share a form only as far as twins do: what patching
+        finds on others is of the whole prompt, not of the word that makes it harmful.
+        """
+        lengths = [
+            [segments(tokenizer, text).lengths for text in side.texts] for side in (sides.harmful, sides.harmless)
+        ]
+        taken: dict[int, int] = {row: row for row, pair in enumerate(zip(*lengths, strict=False)) if pair[0] == pair[1]}
+        free = [row for row in range(len(lengths[1])) if row not in taken]
+        for row, length in enumerate(lengths[0]):
+            if (
+                row not in taken
+                and (other := next((each for each in free if lengths[1][each] == length), None)) is not None
+            ):
+                taken[row] = other
+                free.remove(other)
+        return cls(
+            tuple(
+                Pair(
+                    sides.harmful.ids[row],
+                    sides.harmful.table["category"].iloc[row],
+                    sides.harmful[row],
+                    sides.harmless[other],
+                )
+                for row, other in sorted(taken.items())
+            )
+        )
 
     def _side(self, side: str) -> PromptSet:
         rows = [(f"{pair.id}-{side}", getattr(pair, side), pair.category, pair.id) for pair in self.pairs]

@@ -13,6 +13,18 @@ from mechrefusal.report.figures.screening import SITES
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
 
 
+def pairs(table: pd.DataFrame) -> str:
+    """How many pairs were patched, and where they came from; empty where that is not known."""
+    if table.empty:
+        return ""
+    row = table.iloc[0]
+    patched = f"{int(row['n_patched'])} pairs of equal token length are patched"
+    if row["origin"] == "found":
+        return f"{patched}, of {int(row['n'])} that were found among the direction and validation prompts."
+    left_out = f"; {int(row['n_left_out'])} more have unequal lengths under this tokenizer" if row["n_left_out"] else ""
+    return f"{patched}, of {int(row['n'])}{left_out}."
+
+
 def chance(table: pd.DataFrame) -> str:
     """How many components of table `attribution_compared` (one `onto`) differ; empty where that was not tested."""
     rows = table[table["component"] != "total"]

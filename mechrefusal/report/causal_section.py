@@ -27,6 +27,7 @@ def context(checkpoint: MeasuredCheckpoint, panels: Panels) -> dict[str, Any]:
     tables = checkpoint.tables
     return {
         **_patching(tables["patching"], panels),
+        "pairs": causal_findings.pairs(tables["pairs"]),
         "screening": _drawn(panels, tables["attribution_patching"], figures.attribution_patching, "Estimate and exact"),
         "agreement": causal_findings.agreement(tables["attribution_agreement"]),
         "attribution": _attribution(tables["attribution"], tables["attribution_compared"], panels),

@@ -16,6 +16,7 @@ from mechrefusal.report import (
     training_page,
     wording,
 )
+from mechrefusal.report.order import checkpoint_order
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
@@ -37,6 +38,9 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "asked_sets": headline.ASKED_SETS,
         "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
         "judges": headline.judges(lines),
+        "models": sorted(
+            run.across["checkpoints"].to_dict("records"), key=lambda row: checkpoint_order((row["arm"], row["step"]))
+        ),
         "behaviour": _behaviour(run, panels, lines),
         "frontiers": frontier_section.of_run(run, panels),
         "carriers": _carriers(run, panels),

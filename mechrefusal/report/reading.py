@@ -86,6 +86,26 @@ class MeasuredRun:
         return max((c.step for c in self.checkpoints if c.arm == WARM_UP), default=None)
 
     @property
+    def has_base(self) -> bool:
+        """Whether there is a base model, which arms start at or are compared with."""
+        return any(c.arm == BASE for c in self.checkpoints)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any arm was trained here."""
+        return len(self.across["training"]) > 0 or not self.given
+
+    @property
+    def given(self) -> bool:
+        """Whether models were measured that others trained."""
+        return bool((self.across["checkpoints"]["source"].fillna("") != "").any())
+
+    @property
+    def n_kinds(self) -> int:
+        """Kinds of models: architectures, sizes, and tokens that the same prompts become."""
+        return len(self.across["checkpoints"].drop(columns=["arm", "step", "weights", "source"]).drop_duplicates())
+
+    @property
     def last_of_each_arm(self) -> list[MeasuredCheckpoint]:
         """The end of the warm-up and the last checkpoint of each arm; the base where nothing was trained."""
         last = {c.arm: c for c in self.checkpoints}

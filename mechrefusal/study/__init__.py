@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mechrefusal.study.evaluation_of_run import evaluate_run
     from mechrefusal.study.labelling import Labelled, label
     from mechrefusal.study.loader import load_recipe
-    from mechrefusal.study.pipeline import cases, check, measure, train
+    from mechrefusal.study.outside import measure, recipe_of
+    from mechrefusal.study.pipeline import cases, check, train
     from mechrefusal.study.planning import power
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
@@ -37,6 +38,7 @@ __all__ = [
     "open",
     "power",
     "read_prompts",
+    "recipe_of",
     "stressed",
     "tables",
     "train",
@@ -59,9 +61,10 @@ __getattr__ = on_first_use(
         "asked": "selection",
         "behaviours": "selection",
         "load_recipe": "loader",
+        "measure": "outside",
+        "recipe_of": "outside",
         "cases": "pipeline",
         "check": "pipeline",
-        "measure": "pipeline",
         "train": "pipeline",
         "power": "planning",
         "Recipe": "recipe",

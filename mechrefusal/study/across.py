@@ -1,6 +1,6 @@
 """What moves between checkpoints: drift against its noise floor, and effective rank in every named variant."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -23,12 +23,25 @@ SHARED = ("base", WARM_UP)
 SPAN = -1
 """Value of `layer` in the table `drift` where a measure does not belong to one layer."""
 
+WhyApart = Callable[[Checkpoint, Checkpoint], str]
+"""Why activations of two checkpoints cannot be compared; empty where they can."""
+
+
+def comparable(_a: Checkpoint, _b: Checkpoint) -> str:
+    """`WhyApart` where all checkpoints are of one kind."""
+    return ""
+
+
 N_RANKS = 50
 """Bootstraps behind the interval of an effective rank: a singular value decomposition each."""
 
 
 def drift(
-    checkpoints: Sequence[Checkpoint], directions: dict[str, Directions], carriers: dict[str, pd.DataFrame]
+    checkpoints: Sequence[Checkpoint],
+    directions: dict[str, Directions],
+    carriers: dict[str, pd.DataFrame],
+    *,
+    why_apart: WhyApart = comparable,
 ) -> pd.DataFrame:
     """Table `drift`: how far directions turn between consecutive anchors of an arm, and between arms at one step.
 
@@ -41,10 +54,16 @@ def drift(
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint: where they differ, there is no interval.
         carriers: table `carriers` of each checkpoint, by id.
+        why_apart: pairs that it has a reason for are one row that gives it.
     """
     rows: list[dict] = []
     for a, b in pairs(checkpoints):
-        for found in _compared(directions[a.id], directions[b.id], carriers[a.id], carriers[b.id]):
+        apart = why_apart(a, b)
+        for found in (
+            [_row("direction_cosine", SPAN, replace(_NOTHING, reason=apart), n=0)]
+            if apart
+            else _compared(directions[a.id], directions[b.id], carriers[a.id], carriers[b.id])
+        ):
             rows.append({"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step, **found})
     return tables.frame("drift", rows)
 
@@ -106,8 +125,8 @@ def read_directions(checkpoints: Sequence[Checkpoint], path_of) -> dict[str, Dir
 def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
     """What is compared with what: the base with the end of a warm-up, then arm by arm, then arms with each other.
 
-    Consecutive anchors of each arm from where it starts (the base, or the warm-up's end), its last against that start,
-    and arms against each other at one step.
+    Consecutive anchors of each arm from where it starts (the base, or the warm-up's end, if there is one), its last
+    against that start, and arms against each other at one step; where two have no step in common, at their ends.
     """
     start = [c for c in checkpoints if c.arm in SHARED]
     arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c not in start}
@@ -119,9 +138,8 @@ def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Check
             yield line[0], line[-1]
     names = list(arms)
     for first, second in ((x, y) for i, x in enumerate(names) for y in names[i + 1 :]):
-        for a, b in product(arms[first], arms[second]):
-            if a.step == b.step:
-                yield a, b
+        at_one_step = [(a, b) for a, b in product(arms[first], arms[second]) if a.step == b.step]
+        yield from at_one_step or [(arms[first][-1], arms[second][-1])]
 
 
 def layer_places(directions: Directions, layer: int) -> list[Place]:

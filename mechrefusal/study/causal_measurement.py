@@ -71,8 +71,11 @@ class CausalMeasurement:
 
     def take_patching(self) -> None:
         """What moves refusal: table `patching`; attention and tokens of a pair are in `attention` and `tokens`."""
-        pairs = self.asked.pairs.equal_length(self.model.tokenizer)
+        pairs = self.asked.pairs_for(self.model.tokenizer)
         chosen = pairs[: self.settings.n_pairs]
+        origin = "given" if self.asked.pairs is not None else "found"
+        told = {"origin": origin, "n": len(pairs), "n_left_out": len(pairs.left_out), "n_patched": len(chosen)}
+        self.add("pairs", [told])
         layers = range(0, self.model.cfg.n_layers, self.settings.layer_step)
         found: list[pd.DataFrame] = []
         by_pair: list[pd.DataFrame] = []
@@ -144,7 +147,7 @@ class CausalMeasurement:
         """The circuit of refusal: tables `circuit_nodes`, `circuit_edges`, `faithfulness`."""
         if self.wanted.n_nodes == 0:
             return
-        pairs = self.asked.pairs.equal_length(self.model.tokenizer)[: self.settings.n_pairs]
+        pairs = self.asked.pairs_for(self.model.tokenizer)[: self.settings.n_pairs]
         found = circuit(
             self.model,
             pairs,

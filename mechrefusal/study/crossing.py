@@ -1,6 +1,8 @@
 """Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
 
+from collections.abc import Mapping
 from functools import partial
+from itertools import combinations
 
 import pandas as pd
 
@@ -9,7 +11,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.progress import console
 from mechrefusal.study import tables
-from mechrefusal.study.across import SHARED
+from mechrefusal.study.across import SHARED, WhyApart, comparable
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
@@ -18,10 +20,17 @@ RULES = 2
 """Raised where what is measured changes, so that runs of an earlier version are patched anew."""
 
 
-def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: int) -> pd.DataFrame:
+def crossing(
+    run: Run,
+    checkpoints: list[Checkpoint],
+    asked: Asked,
+    n_layers: Mapping[str, int],
+    *,
+    why_apart: WhyApart = comparable,
+) -> pd.DataFrame:
     """Table `cross_patching`: where arms start and the last checkpoint of each, and these with each other, both ways.
 
-    They start from the base, or from the end of a warm-up.
+    They start from the base, or from the end of a warm-up; without either, at their own first checkpoint.
 
     On harmful and on as many harmless validation prompts.
     A pair that was patched with the same settings and metric is not patched again. Both are scored by the metric of the
@@ -44,10 +53,10 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
         if run.manifest.get("crossed", {}).get(key) == stamp:
             continue
         console.print(f"patching between {one.id} and {other.id}", highlight=False, soft_wrap=True)
-        layers = range(0, n_layers, wanted.layer_step)
+        layers, apart = range(0, n_layers[one.id], wanted.layer_step), why_apart(one, other)
         with run.timed(f"patch between {one.id} and {other.id}"):
             parts = [
-                _crossed(one, other, side.texts, metric, layers, wanted.n_rotations).assign(set=name)
+                _crossed(one, other, side.texts, metric, layers, wanted.n_rotations, apart).assign(set=name)
                 for name, side in texts.items()
             ]
             rows = pd.concat(parts, ignore_index=True)
@@ -60,18 +69,27 @@ def crossing(run: Run, checkpoints: list[Checkpoint], asked: Asked, n_layers: in
 
 
 def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
-    start = [c for c in checkpoints if c.arm in SHARED][-1]
-    trained = [c for c in checkpoints if c.arm not in SHARED]
-    ends = list({c.arm: c for c in sorted(trained, key=lambda c: c.step)}.values())
-    between = [(one, other) for place, one in enumerate(ends) for other in ends[place + 1 :]]
-    return [(start, end) for end in ends] + between
+    shared = [c for c in checkpoints if c.arm in SHARED]
+    trained = sorted((c for c in checkpoints if c.arm not in SHARED), key=lambda c: c.step)
+    ends = {c.arm: c for c in trained}
+    starts = {c.arm: c for c in reversed(trained)} if not shared else dict.fromkeys(ends, shared[-1])
+    between = list(combinations(ends.values(), 2))
+    return [(starts[arm], end) for arm, end in ends.items() if starts[arm] != end] + between
 
 
 def _crossed(
-    one: Checkpoint, other: Checkpoint, texts: list[str], metric: RefusalMetric, layers: range, rotations: int
+    one: Checkpoint,
+    other: Checkpoint,
+    texts: list[str],
+    metric: RefusalMetric,
+    layers: range,
+    rotations: int,
+    apart: str,
 ) -> pd.DataFrame:
     known = {one.id: one, other.id: other}
     try:
+        if apart:
+            raise MechrefusalError(f"not compared: {apart}")
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
         found = both_directions(loaders, texts, metric, layers=layers, draws=rotations)
     except MechrefusalError as error:

@@ -1,6 +1,7 @@
 """From a checkpoint's tables to what `statistics.depth` compares: candidates with their scores prompt by prompt."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,13 @@ def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, 
         harmless,
         _shifts(places, halves),
     )
+
+
+def scaled(found: Profile | None, *, n_layers: int, to: int) -> Profile | None:
+    """With its depths as shares of `n_layers`, counted in the layers of a model of `to`."""
+    if found is None or n_layers == to:
+        return found
+    return replace(found, depths=found.depths * (to / n_layers))
 
 
 def twins(*sides: PromptSet) -> dict[str, str]:

@@ -73,7 +73,7 @@ def _refuse_unknown(content: dict[str, Any], known: dict[str, Any], where: str, 
             close = difflib.get_close_matches(str(key), known, n=1)
             meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known here: {', '.join(known)}"
             raise MechrefusalError(f"{where}: unknown key '{prefix}{key}'; {meant}")
-        if isinstance(value, dict) and isinstance(known[key], dict):
+        if isinstance(value, dict) and isinstance(known[key], dict) and known[key]:  # an empty one takes any names
             _refuse_unknown(value, known[key], where, f"{prefix}{key}.")
 
 

@@ -12,18 +12,20 @@ from mechrefusal import training
 from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
 from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.files import sweep, whole_folder
+from mechrefusal.evaluation.paired import BASE
+from mechrefusal.files import checkpoint_id, sweep, whole_folder
 from mechrefusal.memory import given_back
 from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, require_room, segments
-from mechrefusal.study import across, probes, tables
+from mechrefusal.study import across, kinds, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.depths import profile, twins
 from mechrefusal.study.evaluation_of_run import require_evaluation
+from mechrefusal.study.given import given
 from mechrefusal.study.measurement import N_STAGES
 from mechrefusal.study.measurement import measure as measure_checkpoint
 from mechrefusal.study.planning import Wanted, of_run
@@ -46,13 +48,29 @@ def check(recipe: Recipe) -> Asked:
     """
     chosen = asked(recipe)
     pool = recipe.training.r2d2.pool_size
-    if pool > len(chosen.behaviours):
+    if recipe.arms and pool > len(chosen.behaviours):
         raise MechrefusalError(
             f"training r2d2 pool_size is {pool}, but there are {len(chosen.behaviours)} behaviours; "
             "give a smaller pool_size, or 0 for all of them"
         )
-    folder = fetch(recipe.model)
-    tokenizer = load_tokenizer(folder)
+    base = fetch(recipe.model) if recipe.model else None
+    if recipe.arms and base is not None:
+        _check_training(recipe, chosen, base)
+    pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
+    spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
+    measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
+    others = [fetch(each.source) for each in given(recipe.checkpoints)]
+    for folder in [*([base] if base is not None else []), *others]:
+        tokenizer, context = load_tokenizer(folder), context_length(folder)
+        for name, each in measured.items():
+            require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
+    require_evaluation(recipe)
+    return chosen
+
+
+def _check_training(recipe: Recipe, chosen: Asked, base: Path) -> None:
+    """Whether all rows fit into the length that arms train with."""
+    tokenizer = load_tokenizer(base)
     trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
     trained["instructions"] = chosen.instructions
     for name, each in trained.items():
@@ -60,15 +78,7 @@ def check(recipe: Recipe) -> Asked:
             tokenizer, replace(each, name=name), limit=recipe.training.max_length, spare=1, what="training max_length"
         )
     if "r2d2" in recipe.arms:
-        _check_pool(recipe, _trained_on(recipe, chosen), folder, tokenizer)
-    pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
-    spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
-    measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
-    context = context_length(folder)
-    for name, each in measured.items():
-        require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
-    require_evaluation(recipe)
-    return chosen
+        _check_pool(recipe, _trained_on(recipe, chosen), base, tokenizer)
 
 
 def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) -> None:
@@ -90,10 +100,16 @@ def _trained_on(recipe: Recipe, chosen: Asked) -> PromptSet:
 
 
 def train(run: Run) -> list[Checkpoint]:
-    """Train every arm of the recipe and keep its anchors. An arm that is complete is not trained again."""
+    """Train every arm of the recipe and keep its anchors. An arm that is complete is not trained again.
+
+    Checkpoints that the recipe gives are noted beside them, where they lie.
+    """
     chosen, recipe = check(run.recipe), run.recipe
     sweep(run.folder)
     _lock(run, chosen)
+    _open_given(run)
+    if not recipe.arms:
+        return run.checkpoints()
     base = _base(run)
     conversations = None
     start, settings = base, recipe.training
@@ -145,8 +161,9 @@ def _train(
 
 
 def cases(run: Run) -> list[AttackCase]:
-    """Fixed-source attack cases against the base model; made once."""
-    return _cases(run, _base(run), asked(run.recipe))
+    """Fixed-source attack cases against the base model, or the first checkpoint where there is none; made once."""
+    _open_given(run)
+    return _cases(run, run.start(), asked(run.recipe))
 
 
 def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
@@ -194,10 +211,14 @@ def measure(run: Run, *, processes: int = 1) -> None:
     chosen = check(run.recipe)
     sweep(run.folder)
     _lock(run, chosen)
+    if not run.recipe.arms:
+        _open_given(run)
     checkpoints = run.checkpoints()
-    if not checkpoints:
-        raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
-    made = _cases(run, checkpoints[0], chosen)  # the base comes first
+    sources = {name: entry.get("source", "") for name, entry in run.manifest["checkpoints"].items()}
+    if not run.recipe.arms and run.recipe.model:
+        sources[checkpoint_id(BASE, 0)] = run.recipe.model
+    tables.write(kinds.table(checkpoints, chosen.direction.harmful, sources), "checkpoints", run.measurements())
+    made = _cases(run, run.start(), chosen)
     left = [checkpoint for checkpoint in checkpoints if not _is_measured(run, checkpoint)]
     at_once = _at_once(processes, left)
     if at_once == 1:
@@ -241,7 +262,7 @@ def _measured_apart(folder: Path, checkpoint: Checkpoint, around: Around) -> flo
     """`_measured` in a process of its own, with the prompts and attack cases that the run has by now."""
     run = Run.open(folder)
     chosen = asked(run.recipe)
-    return _measured(run, checkpoint, chosen, _cases(run, _base(run), chosen), around)
+    return _measured(run, checkpoint, chosen, _cases(run, run.start(), chosen), around)
 
 
 def _note_measured(run: Run, checkpoint: Checkpoint, seconds: float, at_once: int) -> None:
@@ -263,8 +284,9 @@ def _stamp(run: Run, checkpoint: Checkpoint) -> str:
 
 def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: int) -> None:
     locked = across.read_directions(checkpoints, run.locked_directions)
+    apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
     carriers = {c.id: tables.read("carriers", run.measurements(c)) for c in checkpoints}
-    tables.write(across.drift(checkpoints, locked, carriers), "drift", run.measurements())
+    tables.write(across.drift(checkpoints, locked, carriers, why_apart=apart), "drift", run.measurements())
     tables.write(across.effective_ranks(checkpoints, locked, carriers), "effective_rank", run.measurements())
     for name in tables.PER_CHECKPOINT:
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
@@ -272,17 +294,17 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
             tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
     moved = transfers(run, checkpoints, chosen, at_once=_at_once(processes, checkpoints))
     rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
-    n_layers = len(next(iter(locked.values())).values[0])
+    n_layers = {name: len(found.values[0]) for name, found in locked.items()}
     units = twins(chosen.validation.harmful, chosen.validation.harmless)
     profiles = {}
     for c in checkpoints:
         candidates, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
         profiles[c.id] = profile(candidates, halves, units)
     chosen_with = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
-    relocated = relocation(checkpoints, locked, rows, moved, n_layers, profiles, **chosen_with)
+    relocated = relocation(checkpoints, locked, rows, moved, n_layers, profiles, why_apart=apart, **chosen_with)
     tables.write(relocated, "relocation", run.measurements())
     tables.write(of_run(run, checkpoints, chosen, Wanted()), "power", run.measurements())
-    crossing(run, checkpoints, chosen, n_layers)
+    crossing(run, checkpoints, chosen, n_layers, why_apart=apart)
 
 
 def _lock(run: Run, chosen: Asked) -> None:
@@ -292,14 +314,13 @@ def _lock(run: Run, chosen: Asked) -> None:
         MechrefusalError: a set is not what it was when the run was started.
     """
     sets: dict[str, PromptSet] = {
-        "behaviours": chosen.behaviours,
-        "instructions": chosen.instructions,
+        **({"behaviours": chosen.behaviours, "instructions": chosen.instructions} if chosen.trains else {}),
         "direction_harmful": chosen.direction.harmful,
         "direction_harmless": chosen.direction.harmless,
         "validation_harmful": chosen.validation.harmful,
         "validation_harmless": chosen.validation.harmless,
         "probe_harmful": chosen.probe.harmful,
-        "pairs": chosen.pairs.harmful,
+        **({"pairs": chosen.pairs.harmful} if chosen.pairs is not None else {}),
         **chosen.evaluation_sets(),
     }
     found = {
@@ -315,8 +336,18 @@ def _lock(run: Run, chosen: Asked) -> None:
     run.update({"prompts": found, "left_out_as_leaks": left_out})
 
 
+def _open_given(run: Run) -> None:
+    """Note the base, where there is one, and the checkpoints that the recipe gives in the manifest, where they lie."""
+    known = run.manifest.get("checkpoints", {})
+    if run.recipe.model:
+        _base(run)
+    for each in given(run.recipe.checkpoints):
+        if checkpoint_id(each.arm, each.step) not in known:
+            run.record(Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step), source=each.source)
+
+
 def _base(run: Run) -> Checkpoint:
-    known = run.manifest.get("checkpoints", {}).get("base-step-00000")
+    known = run.manifest.get("checkpoints", {}).get(checkpoint_id(BASE, 0))
     if known is not None:
         return run.checkpoint("base", step=0)
     base = Checkpoint.open(fetch(run.recipe.model))

@@ -9,9 +9,11 @@ from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateS
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
-from mechrefusal.training import ARMS, TrainingSettings
+from mechrefusal.study.given import require_arms
+from mechrefusal.training import ARMS, WARM_UP, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Source:
 
     Attributes:
         reader: benchmark whose format the file has (harmbench, strongreject, xstest, advbench, jailbreakbench,
-            maliciousinstruct, alpaca), or "builtin" for the package's own prompts.
+            maliciousinstruct, alpaca), "plain" for a text file with one prompt a line or any file with a column prompt
+            or text, or "builtin" for the package's own prompts.
         path: file, or hub dataset.
         targets: JSON file of affirmative targets by id (HarmBench's adversarial training files have one).
     """
@@ -35,8 +38,36 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """Where the two sides of a behaviour come from; without any, the package's own prompts.
+
+    Refusing harm is the built-in one. Any other that has two sides (what is to be declined, and what is to be answered)
+    is measured in the same way.
+
+    Attributes:
+        path: file with the columns harmful and harmless, a row of twins each; or
+        harmful: file of one side (a text file with one prompt a line, or a file with a column prompt or text), and
+        harmless: file of the other.
+    """
+
+    path: str = ""
+    harmful: str = ""
+    harmless: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.path and (self.harmful or self.harmless)) or bool(self.harmful) != bool(self.harmless):
+            raise MechrefusalError(
+                f"prompts of two sides have path '{self.path}', harmful '{self.harmful}', harmless '{self.harmless}': "
+                "give path (a file with the columns harmful and harmless), or both of the others"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.path or self.harmful)
+
+
+@dataclass(frozen=True)
 class PromptSources:
-    """Which prompts a study trains and measures on. Directions and carriers always use the built-in splits.
+    """Which prompts a study trains and measures on.
 
     Attributes:
         behaviours: harmful requests that all arms train on (as many as r2d2's pool holds; a warm-up: all of them);
@@ -45,18 +76,29 @@ class PromptSources:
             `messages`, or `prompt` and `answer`. Empty: the model's own greedy answers to built-in instructions.
         n_conversations: conversations at most.
         answer_tokens: longest of the model's own answers.
+        direction: prompts that directions and the refusal metric are found with; built-in: the split `direction`.
+        validation: prompts that carriers are chosen by; built-in: the split `validation`.
+        pairs: harmful and harmless prompts in nearly the same words, for patching. Built-in where the direction prompts
+            are; else those of equal token length among the direction and validation prompts.
+        probe: what is asked while an arm trains; by default the validation prompts.
         harmful: held-out harmful requests; built-in: the split `evaluation`.
         harmless: held-out harmless requests; built-in: the split `evaluation`.
         overrefusal: safe prompts that look unsafe, and unsafe contrasts.
+        utility: plain instructions that are to be answered.
     """
 
     behaviours: Source = field(default_factory=Source)
     conversations: str = ""
     n_conversations: int = 400
     answer_tokens: int = 32
+    direction: Sides = field(default_factory=Sides)
+    validation: Sides = field(default_factory=Sides)
+    pairs: Sides = field(default_factory=Sides)
+    probe: Sides = field(default_factory=Sides)
     harmful: Source = field(default_factory=Source)
     harmless: Source = field(default_factory=Source)
     overrefusal: Source = field(default_factory=Source)
+    utility: Source = field(default_factory=Source)
 
     def __post_init__(self) -> None:
         for name in ("n_conversations", "answer_tokens"):
@@ -159,8 +201,11 @@ class Recipe:
 
     Attributes:
         name: shown in the report.
-        model: a packaged model, a hub name or a local folder.
-        arms: of sft and r2d2.
+        model: a packaged model, a hub name (`owner/name`, `owner/name@revision`) or a local folder: what arms are
+            trained from, and what checkpoints are compared with. Empty: none, where nothing is trained.
+        arms: of sft and r2d2; none where only given checkpoints are measured.
+        checkpoints: models that others trained, to be measured too, by the name of their arm: lists of folders, hub
+            names, or output folders of a Trainer, each of which stands for all of its checkpoints.
         prompts: which prompts.
         training: how every arm trains.
         attack: fixed-source attacks.
@@ -173,6 +218,7 @@ class Recipe:
     name: str = "study"
     model: str = "smollm2-135m-instruct"
     arms: tuple[str, ...] = ARMS
+    checkpoints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: PromptSources = field(default_factory=PromptSources)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     attack: AttackSettings = field(default_factory=AttackSettings)
@@ -184,9 +230,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise MechrefusalError(f"unknown arms {unknown}: choose from {', '.join(ARMS)}")
-        if not self.arms or len(set(self.arms)) < len(self.arms):
-            raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once, and at least one")
-        if not self.training.arm_anchors:
+        if len(set(self.arms)) < len(self.arms):
+            raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once")
+        require_arms(self.checkpoints, taken=(BASE, WARM_UP, *self.arms))
+        if not self.arms and not self.checkpoints and not self.model:
+            raise MechrefusalError("the recipe names neither a model nor checkpoints: give what is to be measured")
+        if self.arms and not self.model:
+            raise MechrefusalError(f"arms are {list(self.arms)}, but model is empty: give what they are trained from")
+        if self.arms and not self.training.arm_anchors:
             above = f"above the warm-up of {warm_up} steps" if (warm_up := self.training.warm_up) else "above 0"
             raise MechrefusalError(f"training anchors hold no step {above}: there would be nothing to compare")
 
@@ -196,10 +247,14 @@ class Recipe:
         def source(given: Source) -> Source:
             return replace(given, path=_absolute(given.path), targets=_absolute(given.targets))
 
+        def sides(given: Sides) -> Sides:
+            return Sides(_absolute(given.path), _absolute(given.harmful), _absolute(given.harmless))
+
         sources = self.prompts
         return replace(
             self,
             model=_absolute(self.model),
+            checkpoints={arm: tuple(map(_absolute, sources)) for arm, sources in self.checkpoints.items()},
             prompts=replace(
                 sources,
                 behaviours=source(sources.behaviours),
@@ -207,6 +262,11 @@ class Recipe:
                 harmful=source(sources.harmful),
                 harmless=source(sources.harmless),
                 overrefusal=source(sources.overrefusal),
+                utility=source(sources.utility),
+                direction=sides(sources.direction),
+                validation=sides(sources.validation),
+                pairs=sides(sources.pairs),
+                probe=sides(sources.probe),
             ),
             evaluation=replace(self.evaluation, suites=tuple(_absolute_suite(spec) for spec in self.evaluation.suites)),
         )

@@ -20,12 +20,16 @@ from mechrefusal.statistics.depth import (
     same_depth,
 )
 from mechrefusal.study import deciding, tables
-from mechrefusal.study.across import layer_places, pairs
+from mechrefusal.study.across import WhyApart, comparable, layer_places, pairs
+from mechrefusal.study.depths import scaled
 
 DECIDING = ("carrier_layer", "transfer")
 """Measures that the row `overall` goes by: where the carrier is, and whether it still is one. The others are shown
 beside: a direction can turn by what refusal does not hang on, the carriers' cosine mixes a turn with a change of layer,
 and the principal angle takes in positions with little of the direction."""
+
+OF_ACTIVATIONS = ("carrier_cosine", "direction_cosine", "principal_angle", "transfer")
+"""Measures that need the two models' activations to be comparable."""
 
 LOST = 0.5
 """Ours: a carrier that lowers the refusal score by less than half of what b's own does no longer bypasses at b."""
@@ -61,9 +65,10 @@ def relocation(
     directions: dict[str, Directions],
     carrier_rows: dict[str, pd.DataFrame],
     transfers: pd.DataFrame,
-    n_layers: int,
+    n_layers: Mapping[str, int],
     profiles: Mapping[str, Profile | None],
     *,
+    why_apart: WhyApart = comparable,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
 ) -> pd.DataFrame:
@@ -72,7 +77,7 @@ def relocation(
     carrier_layer: value = layers from the carrier at a to that at b, mean over bootstraps that choose both anew on the
     same prompts and with directions of other direction prompts (`statistics.depth_difference`), with its 95% interval;
     floor = what counts as the same depth; rule: `statistics.depth.depth_verdict`. Cannot tell where most bootstraps
-    have no admissible candidate at either.
+    have no admissible candidate at either. Between models of unlike depth b's layers are counted as shares of a's.
     carrier_cosine (at the places of the two carriers), direction_cosine (last position, a's reference layer, or the
     mean over layers where there is none) and principal_angle (mean, degrees, between the spans of all positions at that
     layer): value = between a half of the prompts at one and the other half at the other; floor = what that would be had
@@ -101,20 +106,25 @@ def relocation(
         directions: by checkpoint id, of the same prompts at every checkpoint.
         carrier_rows: table `carrier` of each checkpoint (one row), by id.
         transfers: table `transfer`, with the rows of each carrier at its own checkpoint.
-        n_layers: layers of the model.
+        n_layers: layers of each checkpoint's model, by id.
         profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
         kl_threshold, induce_threshold: what the carriers were chosen with.
+        why_apart: of pairs that it has a reason for only the depth is compared, which alone decides.
     """
     rows: list[dict] = []
     for a, b in pairs(checkpoints):
         carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
-        both = directions[a.id], directions[b.id]
-        found = [
-            _depth(a, b, *carriers, _between(profiles, a, b, kl_threshold, induce_threshold), n_layers=n_layers),
-            _carrier_cosine(a, b, both, *carriers),
-            *_at_reference(both, carriers[0]),
-            _transfer(a, b, transfers),
-        ]
+        both, layers = (directions[a.id], directions[b.id]), (n_layers[a.id], n_layers[b.id])
+        first, second = profiles.get(a.id), scaled(profiles.get(b.id), n_layers=layers[1], to=layers[0])
+        found = [_depth(a, b, *carriers, _between(first, second, kl_threshold, induce_threshold), n_layers=layers)]
+        if apart := why_apart(a, b):
+            found += [_Found(name, "cannot tell", f"not compared: {apart}") for name in OF_ACTIVATIONS]
+        else:
+            found += [
+                _carrier_cosine(a, b, both, *carriers),
+                *_at_reference(both, carriers[0]),
+                _transfer(a, b, transfers),
+            ]
         found.append(_overall(found))
         found = [each.told() for each in found]
         pair = {"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step}
@@ -123,23 +133,30 @@ def relocation(
 
 
 def _between(
-    profiles: Mapping[str, Profile | None], a: Checkpoint, b: Checkpoint, kl_threshold: float, induce_threshold: float
+    first: Profile | None, second: Profile | None, kl_threshold: float, induce_threshold: float
 ) -> DepthDifference | None:
-    first, second = profiles.get(a.id), profiles.get(b.id)
     if first is None or second is None:
         return None
     return depth_difference(first, second, kl_threshold=kl_threshold, induce_threshold=induce_threshold)
 
 
 def _depth(
-    a: Checkpoint, b: Checkpoint, first: pd.Series, second: pd.Series, found: DepthDifference | None, *, n_layers: int
+    a: Checkpoint,
+    b: Checkpoint,
+    first: pd.Series,
+    second: pd.Series,
+    found: DepthDifference | None,
+    *,
+    n_layers: tuple[int, int],
 ) -> _Found:
     if missing := _no_carrier(a, first) or _no_carrier(b, second):
         return _Found("carrier_layer", "cannot tell", missing)
     if found is None:
         return _Found("carrier_layer", "cannot tell", "the candidates' scores by prompt are not kept; measure again")
-    decided, reason = depth_verdict(found, n_layers=n_layers)
+    decided, reason = depth_verdict(found, n_layers=n_layers[0])
     apart = f"carriers at layer {int(first['layer'])} ({a.id}) and {int(second['layer'])} ({b.id})"
+    if n_layers[0] != n_layers[1]:
+        apart = f"{apart}, of {n_layers[0]} and {n_layers[1]} layers: compared as shares, in layers of the former"
     of_directions = found.variance[1] / sum(found.variance) if sum(found.variance) else 0.0
     noise = f"{of_directions:.0%} of its variance from the direction prompts"
     return _Found(
@@ -149,8 +166,8 @@ def _depth(
         value=found.value,
         low=found.low,
         high=found.high,
-        floor=same_depth(n_layers),
-        n_to_decide=depth_needed(found, n_layers=n_layers),
+        floor=same_depth(n_layers[0]),
+        n_to_decide=depth_needed(found, n_layers=n_layers[0]),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.progress import console
@@ -113,10 +114,15 @@ class Run:
         rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
         tables.write(tables.frame("stages", rows), "stages", self.measurements())
 
-    def record(self, *checkpoints: Checkpoint) -> None:
-        """Note checkpoints in the manifest."""
+    def record(self, *checkpoints: Checkpoint, source: str = "") -> None:
+        """Note checkpoints in the manifest.
+
+        Args:
+            source: the name that a given checkpoint was fetched by, to be fetched again where its folder is gone.
+        """
         entries = {
             c.id: {"arm": c.arm, "step": c.step, "path": self._stored(c.path), "weights": c.weights}
+            | ({"source": source} if source else {})
             for c in checkpoints
         }
         self.update({"checkpoints": entries})
@@ -124,13 +130,27 @@ class Run:
     def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint of the run: the base first, the end of a warm-up, then arm by arm in order of steps.
 
+        Arms are in the order of the recipe, those that were trained before those that were given.
+
         Raises:
             MechrefusalError: a checkpoint whose weights on disk are not those of the manifest.
         """
-        arms = ["base", WARM_UP, *self.recipe.arms]
+        return [self._checkpoint(entry) for entry in self._entries()]
+
+    def start(self) -> Checkpoint:
+        """The first of `checkpoints()`: the base, where there is one. Attack cases are made against it.
+
+        Raises:
+            MechrefusalError: there is no checkpoint yet, or it was changed.
+        """
+        if not (entries := self._entries()):
+            raise MechrefusalError(f"run '{self.folder}' has no checkpoints yet; train it first: mechrefusal train")
+        return self._checkpoint(entries[0])
+
+    def _entries(self) -> list[dict[str, Any]]:
+        arms = [BASE, WARM_UP, *self.recipe.arms, *self.recipe.checkpoints]
         listed = self.manifest.get("checkpoints", {}).values()
-        ordered = sorted(listed, key=lambda entry: (arms.index(entry["arm"]), entry["step"]))
-        return [self._checkpoint(entry) for entry in ordered]
+        return sorted(listed, key=lambda entry: (arms.index(entry["arm"]), entry["step"]))
 
     def checkpoint(self, arm: str, *, step: int) -> Checkpoint:
         """The checkpoint of `arm` at `step`; whatever the arm, step 0 is the base model, a warm-up's last step its end.
@@ -138,7 +158,9 @@ class Run:
         Raises:
             MechrefusalError: there is none.
         """
-        shared = {self.recipe.training.warm_up: WARM_UP, 0: "base"}  # no warm-up is one of 0 steps
+        shared = {self.recipe.training.warm_up: WARM_UP, 0: BASE}  # no warm-up is one of 0 steps
+        if arm in self.recipe.checkpoints:
+            shared = {}  # others trained it, from whatever
         key = Checkpoint(shared.get(step, arm), step, Path(), "").id
         entry = self.manifest.get("checkpoints", {}).get(key)
         if entry is None:
@@ -170,13 +192,15 @@ class Run:
 
     def _checkpoint(self, entry: dict[str, Any]) -> Checkpoint:
         path = self.folder / entry["path"]
-        if entry["arm"] == "base" and not path.is_dir():
-            path = fetch(self.recipe.model)  # the run was moved, or the cache was
+        source = self.recipe.model if entry["arm"] == BASE else entry.get("source", "")
+        if source and not path.is_dir():
+            path = fetch(source)  # the run was moved, or the cache was
         found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"])
         if found.weights != entry["weights"]:
+            since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
                 f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "
-                f"{entry['weights']}; it was changed after training: restore it, or start a new run"
+                f"{entry['weights']}; it was changed {since}: restore it, or start a new run"
             )
         return found
 

@@ -9,7 +9,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PairSet, PromptSet, Split
 from mechrefusal.prompts.splits import text_hash
 from mechrefusal.study.conversations import Conversation, read_conversations
-from mechrefusal.study.recipe import Recipe, Source
+from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Asked:
     """All prompts of one study. `behaviours` have a `target`; `dropped` are the prompts that the audit left out.
 
     `conversations`: the recipe's own chat dataset, None where the base model answers `instructions` itself. `probe` is
-    what is asked while an arm trains, the validation prompts: it is neither trained on nor reported as an evaluation.
+    what is asked while an arm trains, the validation prompts or others that are neither trained on nor reported as an
+    evaluation. `pairs`: None where they are to be found among the direction and validation prompts. `trains`: whether
+    the study trains an arm at all.
     """
 
     conversations: list[Conversation] | None
@@ -30,15 +32,25 @@ class Asked:
     overrefusal: PromptSet
     contrast: PromptSet
     utility: PromptSet
-    pairs: PairSet
+    pairs: PairSet | None
     probe: Split
     dropped: pd.DataFrame
+    trains: bool = True
+
+    def pairs_for(self, tokenizer) -> PairSet:
+        """Pairs of equal token length under this tokenizer: those that were given, or found among the other prompts."""
+        if self.pairs is not None:
+            return self.pairs.equal_length(tokenizer)
+        sides = [
+            _joined_sets("pairs", getattr(self.direction, side), getattr(self.validation, side))
+            for side in ("harmful", "harmless")
+        ]
+        return PairSet.matched(Split(*sides), tokenizer)
 
     def used(self) -> dict[str, PromptSet]:
         """What arms train on, and what directions and carriers are chosen by: an evaluation must not ask it again."""
         sets = {
-            "behaviours": self.behaviours,
-            "instructions": self.instructions,
+            **({"behaviours": self.behaviours, "instructions": self.instructions} if self.trains else {}),
             "direction_harmful": self.direction.harmful,
             "direction_harmless": self.direction.harmless,
             "validation_harmful": self.validation.harmful,
@@ -77,24 +89,26 @@ def asked(recipe: Recipe) -> Asked:
         instructions = PromptSet.from_texts("conversations", [turn["prompt"] for turn in conversations])
     else:
         instructions = _joined(own.utility_train, own.train.harmless, own.pool.harmless)
+    direction, validation = (
+        _sides(getattr(source, name), getattr(own, name), name) for name in ("direction", "validation")
+    )
     sets = {
-        "behaviours": behaviours,
-        "instructions": instructions,
-        "direction_harmful": own.direction.harmful,
-        "direction_harmless": own.direction.harmless,
-        "validation_harmful": own.validation.harmful,
-        "validation_harmless": own.validation.harmless,
+        **({"behaviours": behaviours, "instructions": instructions} if recipe.arms else {}),
+        "direction_harmful": direction.harmful,
+        "direction_harmless": direction.harmless,
+        "validation_harmful": validation.harmful,
+        "validation_harmless": validation.harmless,
         "evaluation_harmful": harmful,
         "evaluation_harmless": _read(source.harmless, own.evaluation.harmless, "harmless"),
         "overrefusal": overrefusal,
         "contrast": contrast,
-        "utility": own.utility_evaluation,
+        "utility": _read(source.utility, own.utility_evaluation, "utility"),
     }
     kept, dropped = _without_leaks(sets)
     chosen = Asked(
         conversations=conversations,
-        behaviours=kept["behaviours"],
-        instructions=kept["instructions"],
+        behaviours=kept.get("behaviours", behaviours),
+        instructions=kept.get("instructions", instructions),
         direction=Split(
             kept["direction_harmful"].take(wanted.n_direction), kept["direction_harmless"].take(wanted.n_direction)
         ),
@@ -106,10 +120,17 @@ def asked(recipe: Recipe) -> Asked:
         overrefusal=kept["overrefusal"].take(wanted.n_overrefusal),
         contrast=kept["contrast"].take(wanted.n_contrast),
         utility=kept["utility"].take(wanted.n_utility),
-        pairs=own.pairs,
-        probe=Split(kept["validation_harmful"], kept["validation_harmless"]),
+        pairs=_pairs(source, own),
+        probe=_sides(source.probe, Split(kept["validation_harmful"], kept["validation_harmless"]), "probe"),
         dropped=dropped,
+        trains=bool(recipe.arms),
     )
+    for name, side in (("direction", chosen.direction), ("validation", chosen.validation)):
+        if not len(side.harmful) or not len(side.harmless):
+            raise MechrefusalError(
+                f"the prompts '{name}' have {len(side.harmful)} harmful and {len(side.harmless)} harmless ones after "
+                "those that another set has were left out: give others of both"
+            )
     for name in ("behaviours", "instructions", "harmful", "harmless"):
         if len(getattr(chosen, name)) == 0:
             raise MechrefusalError(f"the prompt set '{name}' is empty; give a file with prompts that no other set has")
@@ -133,11 +154,39 @@ def behaviours(source: Source, *, n: int = 0) -> PromptSet:
 def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:
     if source.reader == "builtin":
         return builtin
-    found = prompts.read(source.reader, source.path, targets=source.targets or None)
+    if source.reader == "plain":
+        found = prompts.read_plain(source.path, name)
+    else:
+        found = prompts.read(source.reader, source.path, targets=source.targets or None)
     if len(found) == 0:
         raise MechrefusalError(f"'{source.path}' gives no prompt for '{name}'; is it a {source.reader} file?")
-    # Files come in blocks of categories: in the order of hashes the first n are a fair sample of the whole.
-    return found[sorted(range(len(found)), key=lambda row: text_hash(found[row]))]
+    return found[_by_hash(found)]
+
+
+def _sides(source: Sides, builtin: Split, name: str) -> Split:
+    """Own prompts of both sides in the order of their hashes, twins together; the first n are a fair sample then."""
+    if not source:
+        return builtin
+    found = prompts.read_sides(name, **vars(source))
+    if "twin" in found.harmful.table:
+        order = _by_hash(found.harmful)
+        return Split(found.harmful[order], found.harmless[order])
+    return Split(found.harmful[_by_hash(found.harmful)], found.harmless[_by_hash(found.harmless)])
+
+
+def _by_hash(found: PromptSet) -> list[int]:
+    """Files come in blocks of categories: in the order of hashes the first n are a fair sample of the whole."""
+    return sorted(range(len(found)), key=lambda row: text_hash(found[row]))
+
+
+def _pairs(source: PromptSources, own: prompts.Builtin) -> PairSet | None:
+    if source.pairs:
+        return prompts.read_pairs("pairs", **vars(source.pairs))
+    return None if source.direction else own.pairs
+
+
+def _joined_sets(name: str, *sets: PromptSet) -> PromptSet:
+    return PromptSet(name, pd.concat([found.table[["id", "text", "category"]] for found in sets], ignore_index=True))
 
 
 def _all_behaviours(own: prompts.Builtin) -> PromptSet:

@@ -143,6 +143,9 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
     # m_corrupted). `p`: adjusted for all cells of the site that every pair has.
     "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high", "p"),
+    # One row: how many pairs of equal token length there are (`n`), how many have others (`n_left_out`), how many of
+    # them are patched (`n_patched`). `origin`: given (or built-in), or found among the other prompts.
+    "pairs": ("origin", "n", "n_left_out", "n_patched"),
     # The same changes pair by pair (`pair`: its id), those of heads at all positions.
     "patching_pairs": ("site", "mode", "layer", "head", "position", "pair", "raw"),
     # One row a site that attribution patching estimated: `estimate` (nats), by `method` (eap, eap-ig), and, where
@@ -198,6 +201,11 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ACROSS: dict[str, tuple[str, ...]] = {
+    # One row a checkpoint: what it is. `source`: the folder or name it was given by, empty where this run trained it.
+    # `prompts`: fingerprint of the token ids that its tokenizer and chat template make of the direction prompts.
+    "checkpoints": (
+        "arm", "step", "weights", "source", "architecture", "n_layers", "d_model", "n_heads", "vocabulary", "prompts",
+    ),
     # One row a training step. Loss terms that an arm lacks are NaN (all terms, added ones too, are in `terms`).
     # `attack_loss_*`: mean target loss of the drawn cases before and after their refresh. `pool_age`: mean number of
     # refreshes since a drawn case had the initial suffix. `attack_tokens`: tokens that the refresh ran forward.

@@ -16,7 +16,7 @@ from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
-from mechrefusal.study import tables
+from mechrefusal.study import kinds, tables
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select
@@ -34,7 +34,7 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
     Sources are the carriers, or the best candidates where a checkpoint has no carrier (`kind`). All targets are asked
     the same validation prompts, whatever their metric calls refused. These chose the target's own direction, and no
     other: `decrease_held_out` is what it does to prompts that did not choose it. `at_once`: targets, each in a process
-    of its own.
+    of its own. A carrier that means nothing at a target of another kind is a row that says why.
     """
     known = tables.read("transfer", run.measurements())
     if run.recipe.geometry.n_transferred == 0:
@@ -82,6 +82,9 @@ def _to_target(
     started = time.perf_counter()
     by_id = {checkpoint.id: (checkpoint, kind) for checkpoint, (kind, _) in sources.items()}
     found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
+    apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
+    reasons = {checkpoint.id: why for checkpoint in sources if (why := apart(checkpoint, target))}
+    elsewhere = {name: found.pop(name) for name in reasons}
     metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
     own = None
     if run.recipe.measuring.reference == HARMLESS:
@@ -94,6 +97,12 @@ def _to_target(
         if target.id in found and (mine := _chosen(run, target, found[target.id], asked, model.cfg.n_layers)):
             chosen[target.id] = mine
         rows = transfer(model, found, validation, metric, own=own, chosen=chosen, description=description)
+    nowhere = [
+        {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}
+        for name, one in elsewhere.items()
+    ]
+    wanted = [name for name in tables.columns("transfer") if not name.startswith(("arm_", "step_")) and name != "kind"]
+    rows = pd.concat([rows, pd.DataFrame(nowhere)], ignore_index=True).reindex(columns=["source", *wanted])
     names = rows.pop("source")
     rows = rows.assign(
         arm_source=[by_id[name][0].arm for name in names],

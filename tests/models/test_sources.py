@@ -96,11 +96,23 @@ def test_hub_downloads_no_pickle_and_no_code(monkeypatch, tiny):
         huggingface_hub, "snapshot_download", lambda name, **keywords: asked.update(keywords, name=name) or str(tiny)
     )
     assert models.fetch("owner/model") == tiny
-    assert asked["name"] == "owner/model"
+    assert (asked["name"], asked["revision"]) == ("owner/model", None)
     for refused in ("pytorch_model.bin", "modeling_own.py", "weights.pt", "model.pkl", "a.gguf"):
         assert not any(fnmatch.fnmatch(refused, pattern) for pattern in asked["allow_patterns"]), refused
     for wanted in ("model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "chat_template.jinja"):
         assert any(fnmatch.fnmatch(wanted, pattern) for pattern in asked["allow_patterns"]), wanted
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "step1000", "refs/pr/3", "a" * 40])
+def test_a_revision_of_the_hub(revision, monkeypatch, tiny):
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **keywords: asked.update(keywords, name=name) or str(tiny)
+    )
+    assert models.fetch(f"owner/model@{revision}") == tiny
+    assert (asked["name"], asked["revision"]) == ("owner/model", revision)
 
 
 def test_tiny_random_is_made_once(tmp_path):

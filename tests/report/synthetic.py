@@ -43,6 +43,7 @@ def write_run(
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
+    across |= {"checkpoints": _models(ids)}
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
@@ -55,6 +56,15 @@ def write_run(
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
+
+
+def _models(ids: list[tuple[str, int]]) -> list[dict]:
+    """What each checkpoint is; none was given from outside."""
+    kind = {"architecture": "llama", "n_layers": LAYERS, "d_model": 576, "n_heads": HEADS, "vocabulary": 49152}
+    return [
+        {"arm": arm, "step": step, "weights": f"{arm}{step}", "source": "", "prompts": "ab" * 8, **kind}
+        for arm, step in ids
+    ]
 
 
 def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list[dict]]:
@@ -80,6 +90,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
                 "note": "" if carries else f"AUC below 0.9 {HOSTILE[2]}",
             }
         ],
+        "pairs": [{"origin": "given", "n": 22, "n_left_out": 2, "n_patched": 8}],
         "scores": [
             {
                 "set": name,

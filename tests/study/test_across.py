@@ -86,7 +86,7 @@ def named(*ids):
         # Steps that one arm alone has are compared with that arm's own.
         (
             ["base-0", "sft-4", "r2d2-8"],
-            ["base-0 sft-4", "base-0 r2d2-8"],
+            ["base-0 sft-4", "base-0 r2d2-8", "sft-4 r2d2-8"],
         ),
     ],
 )  # fmt: skip
@@ -155,6 +155,28 @@ def test_templates_with_other_positions():
     rows = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft")]
     assert list(rows["measure"]) == ["carrier_cosine", "direction_cosine"]
     assert rows["reason"].iloc[1] == "positions of the templates differ"
+
+
+def test_what_cannot_be_compared_is_one_row_that_says_why():
+    points, directions, carriers = _study()
+    apart = {(points[0].id, points[1].id): "other architectures (llama and gpt2)"}
+    table = across.drift(points, directions, carriers, why_apart=lambda a, b: apart.get((a.id, b.id), ""))
+    rows = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft") & (table["step_b"] == points[1].step)]
+    assert list(rows["reason"]) == ["other architectures (llama and gpt2)"]
+    assert rows["value"].isna().all()
+    assert (table["reason"] == "").any()
+
+
+def test_arms_without_a_base_or_a_common_step_are_compared_at_their_ends():
+    points = [Checkpoint(arm, step, Path(), "") for arm, step in (("a", 1), ("a", 2), ("b", 10), ("b", 30), ("c", 2))]
+    found = [(a.id, b.id) for a, b in across.pairs(points)]
+    assert found == [
+        ("a-step-00001", "a-step-00002"),
+        ("b-step-00010", "b-step-00030"),
+        ("a-step-00002", "b-step-00030"),
+        ("a-step-00002", "c-step-00002"),
+        ("b-step-00030", "c-step-00002"),
+    ]
 
 
 def test_effective_rank_names_every_variant():

@@ -42,7 +42,11 @@ def test_a_recipe_survives_yaml():
         ({"training": {"steps": "many"}}, "training.steps"),
         ({"training": {"steps": 4, "anchors": [0, 9]}}, r"anchors \[9\]"),
         ({"arms": ["sft", "dpo"]}, "dpo"),
-        ({"arms": []}, "name each arm once"),
+        ({"arms": ["sft", "sft"]}, "name each arm once"),
+        ({"arms": [], "model": ""}, "neither a model nor checkpoints"),
+        ({"checkpoints": {"mine": "abc"}}, "checkpoints"),
+        ({"checkpoints": ["abc"]}, "checkpoints"),
+        ({"prompts": {"direction": {"harmful": "a.txt"}}}, "or both of the others"),
         ({"measuring": {"n_pairs": 0}}, "n_pairs is 0"),
         ({"measuring": {"n_direction": -3}}, "n_direction is -3"),
         ({"prompts": {"harmful": {"reader": "advbench"}}}, "need a path"),
@@ -64,7 +68,8 @@ def test_screening_is_chosen_by_name():
 
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
     with pytest.raises(
-        MechrefusalError, match="unknown recipe 'nope': give a YAML file or one of demo, full, robustness, tiny"
+        MechrefusalError,
+        match="unknown recipe 'nope': give a YAML file or one of demo, full, measure, quick, robustness, tiny",
     ):
         recipe_path("nope")
     broken = tmp_path / "broken.yaml"

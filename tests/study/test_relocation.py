@@ -10,7 +10,7 @@ from mechrefusal.geometry import drift
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics.depth import Profile, depth_difference
 from mechrefusal.study import deciding, tables
-from mechrefusal.study.relocation import relocation
+from mechrefusal.study.relocation import OF_ACTIVATIONS, relocation
 
 NAN = float("nan")
 BASE, SFT = Checkpoint("base", 0, Path(), "w0"), Checkpoint("sft", 5, Path(), "w1")
@@ -67,7 +67,8 @@ def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
     both = dict(zip((BASE.id, SFT.id), pair(seed, length=length, **planted), strict=True))
     carriers = {BASE.id: first, SFT.id: second}
     profiles = {name: profile(table.iloc[0]) for name, table in carriers.items()}
-    table = relocation([BASE, SFT], both, carriers, tables.frame("transfer", transfers), N_LAYERS, profiles)
+    layers = dict.fromkeys(carriers, N_LAYERS)
+    table = relocation([BASE, SFT], both, carriers, tables.frame("transfer", transfers), layers, profiles)
     assert list(table.columns) == list(tables.columns("relocation"))
     assert set(table[["arm_a", "step_a", "arm_b", "step_b"]].itertuples(index=False, name=None)) == {
         ("base", 0, "sft", 5)
@@ -361,3 +362,21 @@ def test_the_least_of_what_would_decide_the_whole():
     assert found.loc["overall", "n_to_decide"] == found.loc["carrier_layer", "n_to_decide"]
     contradicting = decide(carrier((8, 10)), carrier((2, 4)), HELD)
     assert np.isnan(contradicting.loc["overall", "n_to_decide"])
+
+
+def test_of_models_of_another_kind_only_the_depth_is_compared_as_a_share_of_the_layers():
+    both = dict(zip((BASE.id, SFT.id), pair(0, length=5.0), strict=True))
+    carriers = {BASE.id: carrier((8, 8), layer=8), SFT.id: carrier((8, 8), layer=8)}
+    profiles = {name: profile(table.iloc[0]) for name, table in carriers.items()}
+    nothing = tables.frame("transfer", [])
+    for deep, verdict in ((N_LAYERS, "not moved"), (4 * N_LAYERS, "moved")):
+        layers = {BASE.id: N_LAYERS, SFT.id: deep}
+        told = {"why_apart": lambda a, b: "other architectures (llama and gpt2)"}
+        found = relocation([BASE, SFT], both, carriers, nothing, layers, profiles, **told).set_index("measure")
+        # Layer 8 of four times as many is layer 2 of the former's.
+        assert found.loc["carrier_layer", "value"] == pytest.approx(8 * N_LAYERS / deep - 8)
+        assert found.loc["carrier_layer", "verdict"] == found.loc["overall", "verdict"] == verdict
+        for measure in OF_ACTIVATIONS:
+            assert found.loc[measure, "verdict"] == "cannot tell"
+            assert found.loc[measure, "reason"].startswith("not compared: other architectures (llama and gpt2)")
+    assert f"of {N_LAYERS} and {deep} layers" in found.loc["carrier_layer", "reason"]

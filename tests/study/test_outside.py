@@ -1,0 +1,182 @@
+"""Models that others trained, measured as a run of their own."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mechrefusal import report, study
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import Checkpoint, tiny
+from mechrefusal.study import kinds, outside, tables
+from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
+
+
+def small(**changes) -> Recipe:
+    """The measuring of the recipe `tiny`, less what takes long."""
+    own = study.load_recipe("tiny")
+    return dataclasses.replace(
+        own,
+        arms=(),
+        attack=dataclasses.replace(own.attack, methods=("templates",)),
+        geometry=dataclasses.replace(own.geometry, largest_subspace=0, n_dosed=0, n_bootstrap=20),
+        causal=dataclasses.replace(own.causal, n_nodes=0, n_knocked_out=0, n_finalists=0, sites=False, n_rotations=3),
+        **changes,
+    )
+
+
+def across(run: study.Run, name: str) -> pd.DataFrame:
+    return tables.read(name, run.measurements())
+
+
+def test_models_by_arm():
+    assert outside.by_arm("owner/name") == {"name": ("owner/name",)}
+    assert outside.by_arm(["a/run/checkpoint-1", "a/run/checkpoint-2"]) == {
+        "run": ("a/run/checkpoint-1", "a/run/checkpoint-2")
+    }
+    assert outside.by_arm([Path("a"), "b"]) == {"models": ("a", "b")}
+    assert outside.by_arm({"mine": "a", "theirs": ["b", Path("c")]}) == {"mine": ("a",), "theirs": ("b", "c")}
+    with pytest.raises(MechrefusalError, match="no model to measure"):
+        outside.by_arm([])
+
+
+def test_a_recipe_for_models_takes_no_model_of_its_own():
+    found = study.recipe_of("owner/name", base="owner/base", recipe="quick")
+    assert (found.model, found.arms, found.checkpoints) == ("owner/base", (), {"name": ("owner/name",)})
+    assert found.measuring == study.load_recipe("quick").measuring
+
+
+def test_what_is_given_is_checked_first(tmp_path, tiny):
+    with pytest.raises(MechrefusalError, match="give its folder as out"):
+        study.measure(tiny)
+    with pytest.raises(MechrefusalError, match="absent"):
+        study.measure(str(tmp_path / "absent"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run = study.Run.create(tmp_path / "own", study.load_recipe("tiny"))
+    with pytest.raises(MechrefusalError, match="give neither out nor base"):
+        study.measure(run, out=tmp_path / "run")
+
+
+def test_kinds(tiny, family, tmp_path):
+    asked = study.asked(small()).direction.harmful
+    own, other = (kinds.kind_of(Checkpoint.open(folder), asked) for folder in (tiny, family("gpt2").folder))
+    assert kinds.why_apart(own, own) == ""
+    assert kinds.why_apart(own, other) == "other architectures (llama and gpt2)"
+    assert kinds.why_apart(own, dataclasses.replace(own, n_layers=9)) == "other sizes (layers: 4 and 9)"
+    copied = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    template = (copied / "chat_template.jinja").read_text()
+    (copied / "chat_template.jinja").write_text(template.replace("<|im_end|>", " <|im_end|>"))
+    changed = kinds.kind_of(Checkpoint.open(copied), asked)
+    assert "the same prompts are other tokens" in kinds.why_apart(own, changed)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, family):
+    """A base, a Trainer's output of two checkpoints, and a model of another architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    for number, name in enumerate(("base", "run/checkpoint-10", "run/checkpoint-20")):
+        tiny.make(folder / name, seed=number)
+    given = {"run": folder / "run", "gpt2": family("gpt2").folder}
+    return study.measure(given, out=folder / "out", base=folder / "base", recipe=small()), folder
+
+
+@pytest.mark.slow
+def test_every_model_is_measured_where_it_lies(measured, family):
+    run, folder = measured
+    assert [c.id for c in run.checkpoints()] == [
+        "base-step-00000", "run-step-00010", "run-step-00020", "gpt2-step-00001",
+    ]  # fmt: skip
+    assert run.checkpoints()[2].path == folder / "run/checkpoint-20"
+    assert not list(run.folder.rglob("*.safetensors")) or all(
+        path.parent.name == "directions" for path in run.folder.rglob("*.safetensors")
+    )
+    for checkpoint in run.checkpoints():
+        assert len(tables.read("rates", run.measurements(checkpoint)))
+        [pairs] = tables.read("pairs", run.measurements(checkpoint)).to_dict("records")
+        assert (pairs["origin"], pairs["n_patched"]) == ("given", 2)
+    known = across(run, "checkpoints").set_index("arm")
+    assert known.loc["gpt2", "source"] == str(family("gpt2").folder)
+    assert known.loc["gpt2", "architecture"] == "gpt2"
+    assert known.loc["base", "source"] == str(folder / "base")
+    assert len(across(run, "cases")) == 2 * 2  # templates against the base
+
+
+@pytest.mark.slow
+def test_what_compares_activations_says_why_it_does_not(measured):
+    run, _ = measured
+    why = "other architectures (llama and gpt2)"
+    drift = across(run, "drift")
+    to_gpt2 = drift[drift["arm_b"] == "gpt2"]
+    assert list(to_gpt2["reason"]) == [why] * len(to_gpt2)
+    assert (drift.loc[drift["arm_b"] == "run", "reason"] == "").any()
+    relocation = across(run, "relocation")
+    apart = relocation[(relocation["arm_b"] == "gpt2") & (relocation["measure"] == "direction_cosine")]
+    assert len(apart)
+    assert apart["reason"].str.startswith(f"not compared: {why}").all()
+    crossed = across(run, "cross_patching")
+    to_gpt2 = crossed[crossed["arm_target"] == "gpt2"]
+    assert len(to_gpt2)
+    assert to_gpt2["reason"].str.startswith("not compared: other architectures").all()
+    assert (crossed.loc[crossed["arm_target"] == "run", "reason"] == "").any()
+    rates = tables.read("rates", run.measurements())
+    assert {"gpt2", "run", "base"} <= set(rates["arm"])
+
+
+@pytest.mark.slow
+def test_the_report_names_the_models(measured):
+    run, folder = measured
+    text = report.write(run.folder).read_text(encoding="utf-8")
+    assert "What was measured" in text
+    assert str(folder / "run/checkpoint-20") in text
+    assert "They are of 2 kinds" in text
+
+
+@pytest.mark.slow
+def test_the_same_call_goes_on_and_changed_weights_are_refused(measured, family, monkeypatch):
+    run, folder = measured
+    monkeypatch.setattr(study.pipeline, "measure_checkpoint", None)  # nothing is measured again
+    given = {"run": folder / "run", "gpt2": family("gpt2").folder}
+    again = study.measure(given, out=folder / "out", base=folder / "base", recipe=small())
+    assert again.folder == run.folder
+    assert study.measure(run.folder).folder == run.folder
+    copied = Path(shutil.copytree(run.folder, folder / "moved"))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["checkpoints"]["run-step-00010"]["weights"] = "0" * 16
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MechrefusalError, match="was changed since it was first opened"):
+        study.measure(copied)
+
+
+@pytest.mark.slow
+def test_one_model_and_prompts_of_another_behaviour(tmp_path, tiny):
+    """Two sides in files, pairs found, without a base: a run of one checkpoint with its report."""
+    builtin = study.asked(study.load_recipe("tiny"))
+    rows = {"direction": builtin.direction, "validation": builtin.validation}
+    for name, split in rows.items():
+        sides = zip(split.harmful.texts, split.harmless.texts, strict=True)
+        pd.DataFrame(sides, columns=["harmful", "harmless"]).to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "asked.txt").write_text("\n".join(builtin.harmful.texts))
+    (tmp_path / "plain.txt").write_text("\n".join(builtin.utility.texts))
+    prompts = PromptSources(
+        direction=Sides(path=str(tmp_path / "direction.csv")),
+        validation=Sides(path=str(tmp_path / "validation.csv")),
+        harmful=Source("plain", str(tmp_path / "asked.txt")),
+        utility=Source("plain", str(tmp_path / "plain.txt")),
+    )
+    run = study.measure(tiny, out=tmp_path / "run", recipe=small(prompts=prompts))
+    [checkpoint] = run.checkpoints()
+    assert checkpoint.path == tiny
+    chosen = study.asked(run.recipe)
+    assert sorted(chosen.direction.harmful.texts) == sorted(builtin.direction.harmful.texts)
+    assert sorted(chosen.utility.texts) == sorted(builtin.utility.texts)
+    [pairs] = tables.read("pairs", run.measurements(checkpoint)).to_dict("records")
+    assert pairs["origin"] == "found"
+    assert pairs["n"] >= pairs["n_patched"] > 0
+    assert across(run, "relocation").empty
+    assert across(run, "transfer").empty or set(across(run, "transfer")["arm_target"]) == {checkpoint.arm}
+    text = report.write(run.folder).read_text(encoding="utf-8")
+    assert "every arm starts at the base model" not in text
+    report.summary(run.folder)
