@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from calibration import depth, intervals, maps
 from calibration.written import written
@@ -49,7 +50,8 @@ def main() -> int:
     chosen = [page for page in pages(quick=options.quick) if options.only in (None, page[0])]
     if not chosen:
         parser.error(f"no table '{options.only}'; there are {', '.join(name for name, *_ in pages(quick=True))}")
-    sections = [written(about, make()) for _, about, make in track(chosen, "calibrations")]
+    with threadpool_limits(1):  # matrices as small as these are multiplied slower by several threads
+        sections = [written(about, make()) for _, about, make in track(chosen, "calibrations")]
     words = " ".join(["python -m calibration", *sys.argv[1:]])
     text = "\n".join(
         [

@@ -35,7 +35,10 @@ def run():
 @pytest.mark.slow
 def test_first_look_runs_on_the_tiny_model(run, tmp_path, finished_run):
     shutil.copytree(finished_run, tmp_path / "run")  # what is there is not trained and measured again
-    cells = run("01_first_look.ipynb", f"recipe_name, folder, step = 'tiny', {str(tmp_path / 'run')!r}, 12")
+    cells = run(
+        "01_first_look.ipynb",
+        f"recipe_name, given_recipe, folder, step = 'tiny', 'tiny', {str(tmp_path / 'run')!r}, 12",
+    )
     shown = json.dumps([cell.get("outputs", []) for cell in cells])
     assert "application/vnd.plotly.v1+json" in shown
     assert "CircuitsVis" in shown

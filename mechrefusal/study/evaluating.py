@@ -25,6 +25,7 @@ from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
+from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
@@ -194,7 +195,7 @@ def _answered(
     frames: list[pd.DataFrame] = []
     losses: list[pd.DataFrame] = []
     skipped: list[str] = []
-    reference: dict[str, list[list[int]]] = {}
+    reference: dict[str, _Replies] = {}
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         possible: dict[str, causal.Intervention | None] = {NONE: None}
@@ -227,11 +228,18 @@ def _answered(
                         description=f"{checkpoint.id}: {suite.name}" + ("" if under is None else f", {spec}"),
                     )
                 frames.append(_rows(checkpoint, suite, spec, found, max_new_tokens))
-                if under is None and checkpoint.arm == "base":
-                    reference[suite.name] = found["token_ids"].tolist()
-                if under is None and suite.name in reference:
-                    of_suite = _losses(model, tokenizer, checkpoint, suite, reference[suite.name])
-                    losses += [of_suite] if len(of_suite) else []
+                if under is not None:
+                    continue
+                asked = prompts.prompt_ids(tokenizer, texts)
+                if checkpoint.arm == BASE:
+                    reference[suite.name] = _Replies(asked, found["token_ids"].tolist())
+                if (known := reference.get(suite.name)) is None:
+                    continue
+                if known.prompts != asked:
+                    skipped.append(f"loss of the base's answers at {checkpoint.id}: its prompts are other tokens")
+                    continue
+                of_suite = _losses(model, checkpoint, suite, known)
+                losses += [of_suite] if len(of_suite) else []
         del model
     for line in skipped:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
@@ -270,14 +278,21 @@ def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame, 
     )
 
 
-def _losses(model, tokenizer, checkpoint: Checkpoint, suite: Suite, replies: list[list[int]]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Replies:
+    """The base model's answers to a suite, as tokens: they mean the same only where the prompts' tokens do."""
+
+    prompts: list[tuple[int, ...]]
+    answers: list[list[int]]
+
+
+def _losses(model, checkpoint: Checkpoint, suite: Suite, known: _Replies) -> pd.DataFrame:
     """Cross-entropy of the base model's answers to the harmless prompts, one row a prompt."""
-    rows = [row for row, side in enumerate(suite.table["side"]) if side == "harmless" and replies[row]]
-    ids = prompts.prompt_ids(tokenizer, [suite.table["prompt"].iloc[row] for row in rows])
+    rows = [row for row, side in enumerate(suite.table["side"]) if side == "harmless" and known.answers[row]]
     with torch.no_grad():
-        found = [_loss(model, one, replies[row]) for one, row in zip(ids, rows, strict=True)]
-    known = {"arm": checkpoint.arm, "step": checkpoint.step, "suite": suite.name}
-    return pd.DataFrame({**known, "prompt_id": suite.table["prompt_id"].iloc[rows].tolist(), "loss": found})
+        found = [_loss(model, known.prompts[row], known.answers[row]) for row in rows]
+    place = {"arm": checkpoint.arm, "step": checkpoint.step, "suite": suite.name}
+    return pd.DataFrame({**place, "prompt_id": suite.table["prompt_id"].iloc[rows].tolist(), "loss": found})
 
 
 def _loss(model, prompt: Sequence[int], reply: Sequence[int]) -> float:

@@ -58,7 +58,7 @@ def check(recipe: Recipe) -> Asked:
         _check_training(recipe, chosen, base)
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
-    measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
+    measured = {**chosen.evaluation_sets(), **({"behaviours": chosen.behaviours} if recipe.arms else {})}
     others = [fetch(each.source) for each in given(recipe.checkpoints)]
     for folder in [*([base] if base is not None else []), *others]:
         tokenizer, context = load_tokenizer(folder), context_length(folder)

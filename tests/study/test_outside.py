@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechrefusal import report, study
+from mechrefusal import evaluation, report, study
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, tiny
-from mechrefusal.study import kinds, outside, tables
+from mechrefusal.study import chosen_direction, kinds, outside, tables
 from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
 
 
@@ -66,10 +66,7 @@ def test_kinds(tiny, family, tmp_path):
     assert kinds.why_apart(own, own) == ""
     assert kinds.why_apart(own, other) == "other architectures (llama and gpt2)"
     assert kinds.why_apart(own, dataclasses.replace(own, n_layers=9)) == "other sizes (layers: 4 and 9)"
-    copied = Path(shutil.copytree(tiny, tmp_path / "copy"))
-    template = (copied / "chat_template.jinja").read_text()
-    (copied / "chat_template.jinja").write_text(template.replace("<|im_end|>", " <|im_end|>"))
-    changed = kinds.kind_of(Checkpoint.open(copied), asked)
+    changed = kinds.kind_of(Checkpoint.open(other_template(tiny, tmp_path / "copy")), asked)
     assert "the same prompts are other tokens" in kinds.why_apart(own, changed)
 
 
@@ -180,3 +177,34 @@ def test_one_model_and_prompts_of_another_behaviour(tmp_path, tiny):
     text = report.write(run.folder).read_text(encoding="utf-8")
     assert "every arm starts at the base model" not in text
     report.summary(run.folder)
+
+
+@pytest.mark.slow
+def test_given_models_stand_beside_arms_that_are_trained(tmp_path):
+    theirs = tiny.make(tmp_path / "theirs", seed=5)
+    own = small(checkpoints={"theirs": (str(theirs),)})
+    recipe = dataclasses.replace(own, arms=("sft",), training=dataclasses.replace(own.training, steps=6, anchors=(6,)))
+    run = study.Run.create(tmp_path / "run", recipe)
+    assert [c.id for c in study.train(run)] == ["base-step-00000", "sft-step-00006", "theirs-step-00001"]
+    assert run.checkpoint("theirs", step=1).path == theirs
+    assert run.checkpoint("sft", step=0).arm == "base"
+    found, checkpoint = chosen_direction.located(run.folder / "theirs-step-00001")
+    assert (found, checkpoint.path) == (run, theirs)
+    assert {case.source for case in study.cases(run)} == {run.checkpoint("base", step=0).weights}
+
+
+def other_template(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").write_text(template.replace("<|im_end|>", " <|im_end|>"))
+    return copy
+
+
+@pytest.mark.slow
+def test_losses_of_the_bases_answers_need_the_same_tokens(tmp_path, tiny):
+    given = {"same": (str(tiny),), "other": (str(other_template(tiny, tmp_path / "copy")),)}
+    run = study.Run.create(tmp_path / "run", small(model=str(tiny), checkpoints=given))
+    study.train(run)
+    found = study.evaluate(run, [evaluation.read_suite("builtin-utility", n=2)], max_new_tokens=4)
+    assert set(found.losses["arm"]) == {"base", "same"}
+    assert found.skipped == ("loss of the base's answers at other-step-00001: its prompts are other tokens",)
