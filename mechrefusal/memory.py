@@ -1,15 +1,34 @@
-"""Freed memory: kept for the next training step, or given back to the system, where the C library can be told so."""
+"""Memory: what is free, and what becomes of freed memory.
+
+It is kept for the next training step, or given back to the system, where the C library can be told so.
+"""
 
 import ctypes
 import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt` (malloc.h)."""
 KEPT, USUAL = 1 << 30, 32 << 20
 """Bytes: blocks below this size come from memory that the process keeps. Usual: what glibc's own adaptation ends at."""
+CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Files below `/sys/fs/cgroup` that say what a container may take and has: version 2, version 1."""
+
+
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this machine, or the container that this runs in, has left."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used in CGROUPS:
+        try:
+            free = min(free, max(0, int((cgroup / limit).read_text()) - int((cgroup / used).read_text())))
+        except (OSError, ValueError):  # not there, or no limit ("max")
+            continue
+    return free
 
 
 @contextmanager
