@@ -238,15 +238,15 @@ def _weight_files(model: Path) -> tuple[Path, ...]:
 
 def _listed_in(index: Path) -> list[Path]:
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        files = [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     except (KeyError, AttributeError, TypeError) as error:
         raise MechrefusalError(f"'{index}' is not a safetensors index ({error}); copy it again") from error
-    for name in names:
-        if not (index.parent / name).is_file():
+    for path in files:
+        if not path.is_file():
             raise MechrefusalError(
-                f"'{index.parent}' lacks the weight file '{name}' that its index names; copy it again"
+                f"'{index.parent}' lacks the weight file '{path.name}' that its index names; copy it again"
             )
-    return [index.parent / name for name in names]
+    return files
 
 
 def _adapter_files(folder: Path) -> tuple[Path, ...]:

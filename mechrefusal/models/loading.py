@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
 from mechrefusal.models.capacity import require_memory
-from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, loaded_files
+from mechrefusal.models.checkpoint import Checkpoint, loaded_files
 from mechrefusal.models.forward import exact_length
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
@@ -62,7 +62,7 @@ def load_causal_lm(
     """
     folder = source.path if isinstance(source, Checkpoint) else Path(source)
     files = loaded_files(folder, base=base)
-    tokenizer = _tokenizer(files, chat=chat)
+    tokenizer = load_tokenizer(source, chat=chat, base=base)
     device = device or default_device()
     require_memory(files, hooked=False, device=device, dtype=dtype)
     with quiet():
@@ -81,23 +81,24 @@ def load_causal_lm(
 
 def require_loadable(folder: Path | str) -> None:
     """Raise what `load_causal_lm` would raise for a folder, without its weights in memory: their values aren't read."""
-    files = loaded_files(folder)
-    _tokenizer(files, chat=True)
+    load_tokenizer(folder)
     with quiet():
-        load_weights(files, dtype=torch.float32, in_memory=False)
+        load_weights(loaded_files(folder), dtype=torch.float32, in_memory=False)
 
 
-def load_tokenizer(folder: Path | str, *, chat: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Checkpoint | Path | str, *, chat: bool = True, base: Path | str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none).
+
+    Args:
+        base: the base model of an adapter, where it isn't the one that the adapter names.
 
     Raises:
         MechrefusalError: no tokenizer, none with a chat template (with `chat`), or one with tokens that have no row in
             the model's embedding.
     """
-    return _tokenizer(loaded_files(folder), chat=chat)
-
-
-def _tokenizer(files: LoadedFiles, *, chat: bool) -> PreTrainedTokenizerBase:
+    files = loaded_files(source.path if isinstance(source, Checkpoint) else source, base=base)
     folder = files.tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -134,6 +135,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             log-probabilities that differ from the Hugging Face model's by more than `PARITY_TOLERANCE` nats.
     """
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     device = device or default_device()
@@ -161,8 +163,10 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
-    # A fresh one: the bridge sets padding and special tokens of the one that it was given.
-    model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
+    # A fresh one: the bridge changes padding and special tokens of the one that it is given, and takes its vocabulary
+    # for the model's. Set past its property, which would do so again.
+    model._tokenizer = load_tokenizer(checkpoint, chat=chat)
+    model.cfg.tokenizer_prepends_bos, model.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(model._tokenizer)
     model.weights = checkpoint.weights
     model.requires_grad_(False)
     del reference

@@ -190,7 +190,7 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
         used = get_peft_model_state_dict(adapted, save_embedding_layers=True)
         if unused := sorted(set(stored) - set(used)):
             raise ValueError(f"{len(unused)} tensors of it would not be used, '{unused[0]}' among them")
-        return adapted.merge_and_unload() if merged else adapted.get_base_model()
+        return adapted.merge_and_unload().requires_grad_(True) if merged else adapted.get_base_model()
     except MechrefusalError:
         raise
     except Exception as error:

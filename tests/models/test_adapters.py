@@ -139,7 +139,7 @@ def test_adapters_that_do_not_fit(tiny, tmp_path, monkeypatch):
     name = sorted(whole)[0]
     save_file({key: value for key, value in whole.items() if key != name}, adapter / "adapter_model.safetensors")
     refused(adapter, "does not fit", "missing adapter keys")
-    deeper = {name.replace("layers.0", "layers.9"): whole[name]}
+    deeper = {name.replace("layers.0", "layers.9"): whole[name].clone()}
     save_file({**whole, **deeper}, adapter / "adapter_model.safetensors")
     refused(adapter, "does not fit", "layers.9")
     save_file(whole, adapter / "adapter_model.safetensors")

@@ -51,8 +51,9 @@ def test_a_pad_token_that_was_added_and_never_resized(folder, tiny):
 @pytest.mark.parametrize("load", [models.load_causal_lm, models.load_hooked, models.load_tokenizer])
 def test_an_end_token_without_a_row(folder, load):
     added = add(folder, "<|stop|>", eos_token="<|stop|>")
-    with pytest.raises(MechrefusalError, match=rf"'<\|stop\|>' \(id {added}\).* embedding of {added} rows") as caught:
+    with pytest.raises(MechrefusalError, match=rf"'<\|stop\|>' \(id {added}\)") as caught:
         load(folder)
+    assert f"embedding of {added} rows" in str(caught.value)
     assert folder.name in str(caught.value)
 
 
