@@ -11,8 +11,9 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import free_memory
 from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, loaded_files
 
-WHILE_HOOKING = 4.0
-"""Bytes in memory at most while a hooked transformer is made, for each byte of its float32 weights."""
+WHILE_HOOKING, WITH_BIASES = 3.0, 4.0
+"""Bytes in memory at most while a hooked transformer is made, for each byte of its float32 weights; those of a model
+with biases are copied once more."""
 WHILE_MERGING = 2.0
 """Bytes of host memory at most while an adapter is merged, for each byte of the weights."""
 
@@ -49,7 +50,9 @@ def bytes_to_load(source: Checkpoint | Path | str | LoadedFiles, *, dtype: torch
 
 def bytes_to_hook(source: Checkpoint | Path | str | LoadedFiles) -> int:
     """Bytes that memory holds at most while a hooked transformer (float32) is made of a checkpoint."""
-    return int(WHILE_HOOKING * bytes_to_load(source))
+    files = _files(source)
+    has_biases = any(name.endswith("bias") for name in stored_tensors(*files.weights))
+    return int((WITH_BIASES if has_biases else WHILE_HOOKING) * bytes_to_load(files))
 
 
 def require_memory(

@@ -18,7 +18,12 @@ def test_bytes_are_those_of_the_weights_in_memory(tiny, tiny_hf, tmp_path):
     save_file(weights, half / "model.safetensors", metadata={"format": "pt"})
     assert models.bytes_to_load(half) == 4 * n_weights, "a file of half the size takes as much in float32"
     assert models.bytes_to_load(half, dtype=torch.bfloat16) == 2 * n_weights
-    assert models.bytes_to_hook(half) == int(capacity.WHILE_HOOKING * 4 * n_weights)
+    assert models.bytes_to_hook(half) == 3 * 4 * n_weights
+
+
+def test_biases_are_copied_once_more(family):
+    folder = family("gpt2").folder
+    assert models.bytes_to_hook(folder) == 4 * models.bytes_to_load(folder)
 
 
 def test_a_model_beyond_memory_is_refused_before_it_is_loaded(tiny, monkeypatch):
