@@ -125,7 +125,7 @@ class Run:
         """Every checkpoint of the run: the base first, the end of a warm-up, then arm by arm in order of steps.
 
         Raises:
-            MechrefusalError: a checkpoint whose weights on disk are not those of the manifest.
+            MechrefusalError: a checkpoint of which something that is loaded is not what the manifest says.
         """
         arms = ["base", WARM_UP, *self.recipe.arms]
         listed = self.manifest.get("checkpoints", {}).values()
@@ -176,7 +176,8 @@ class Run:
         if found.weights != entry["weights"]:
             raise MechrefusalError(
                 f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "
-                f"{entry['weights']}; it was changed after training: restore it, or start a new run"
+                f"{entry['weights']}; it was changed after training (weights, config, tokenizer or chat template), or "
+                "recorded by a version that hashed the weights alone: restore it, or start a new run"
             )
         return found
 

@@ -401,7 +401,7 @@ def test_a_judge_that_cannot_be_loaded(tmp_path, yes_no, monkeypatch):
         HarmBenchClassifier(tmp_path / "mute")
 
     shutil.copytree(yes_no, tmp_path / "t5")
-    T5Config(vocab_size=32, d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
+    T5Config(vocab_size=1024, d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
     with pytest.raises(MechrefusalError, match=r"t5' cannot be used: .* cannot be loaded"):
         HarmBenchClassifier(tmp_path / "t5")
 
