@@ -13,8 +13,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.capacity import stored_tensors
 from mechrefusal.models.checkpoint import LoadedFiles, base_folder
 
-ATTENTION = ("eager", "sdpa")
-"""What of a config's `attn_implementation` is followed: those that transformers brings itself."""
+ATTENTION, EXPERTS = ("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm")
+"""What of a config's `attn_implementation` and `experts_implementation` is followed: transformers brings it itself."""
 NO_ADAPTER = ".none"
 """A subfolder that is not there: transformers looks for an adapter in it, finds none, and loads the base alone."""
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens")
@@ -51,8 +51,9 @@ def load_weights(
 ) -> PreTrainedModel:
     """The model of a folder's files, with its adapter's weights merged into it, or (`merged` False) beside it.
 
-    How attention is computed is no part of the weights: what the config demands is followed where transformers brings
-    it (`ATTENTION`), and `attn_implementation` goes before it. With `in_memory` False the weights have no values.
+    How attention and experts are computed is no part of the weights: what the config demands is followed where
+    transformers brings it (`ATTENTION`, `EXPERTS`), and `attn_implementation` goes before it. With `in_memory` False
+    the weights have no values.
 
     Raises:
         MechrefusalError: quantised weights (unless `quantised`), an architecture that transformers does not know,
@@ -63,6 +64,8 @@ def load_weights(
     _drop_pad_beyond_rows(config)
     if attn_implementation is not None or config._attn_implementation not in ATTENTION:
         config._attn_implementation = attn_implementation
+    if config._experts_implementation not in EXPERTS:
+        config._experts_implementation = None
     try:
         model, notes = AutoModelForCausalLM.from_pretrained(
             files.base,
@@ -170,7 +173,7 @@ def _require_all_used(model: PreTrainedModel, notes: dict[str, Any], files: Load
 
 
 def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -> PreTrainedModel:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
 
     folder = files.adapter[0].parent
     stored = stored_tensors(files.adapter[1])
@@ -187,8 +190,9 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
                 f"adapter '{folder}' is of type {config.peft_type.value}: it adds tokens, not weights, and can't be "
                 "merged; give one that changes weights (LoRA and its kin), or a merged model"
             )
-        used = get_peft_model_state_dict(adapted, save_embedding_layers=True)
-        if unused := sorted(set(stored) - set(used)):
+        # Once more: only this way PEFT says what it did not use, under the names that it maps older ones to.
+        notes = adapted.load_adapter(str(folder), "default", local_files_only=True, autocast_adapter_dtype=False)
+        if unused := sorted(notes.unexpected_keys):
             raise ValueError(f"{len(unused)} tensors of it would not be used, '{unused[0]}' among them")
         return adapted.merge_and_unload().requires_grad_(True) if merged else adapted.get_base_model()
     except MechrefusalError:
@@ -206,11 +210,9 @@ def _is_embedding(name: str) -> bool:
 
 
 def _make_savable(model: PreTrainedModel) -> None:
-    """Put right what transformers loads and would refuse to save: settings of sampling without `do_sample`, or in the
-    model config. Greedy answers are the same without them.
+    """Put right what transformers loads and refuses to save once it was touched: settings of sampling without
+    `do_sample`, from the generation config or the model's. Greedy answers are the same without them.
     """
-    for name in model.config._get_generation_parameters():
-        delattr(model.config, name)
     config = getattr(model, "generation_config", None)
     if config is None:
         return

@@ -14,7 +14,6 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import scratch_folder, whole_folder
 from mechrefusal.models.checkpoint import GENERATION_CONFIG
 from mechrefusal.models.loading import require_loadable
-from mechrefusal.models.weights import first_line
 
 
 def anchor_folder(out: Path | str, step: int) -> Path:
@@ -63,7 +62,7 @@ def require_anchors(
         except Exception as error:
             raise MechrefusalError(
                 f"the anchors in '{out}' could not be kept, so no step is made: writing and opening one fails "
-                f"({first_line(error)})"
+                f"({type(error).__name__}: {' '.join(str(error).split())[:500]})"
             ) from error
         size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
     if n_anchors * size > (free := shutil.disk_usage(out).free):

@@ -152,6 +152,24 @@ def test_attention_that_is_not_there_is_not_part_of_the_weights(copy, tiny_hf, d
         assert model.config._attn_implementation == tiny_hf[0].config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("demanded", ["deepgemm", "kernels/own"])
+def test_experts_that_are_computed_otherwise(tmp_path, demanded):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    words, folder = models.tiny.tokenizer(), tmp_path / "experts"
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3MoeConfig(vocab_size=len(words), num_experts=4, num_experts_per_tok=2, **sizes, **heads)
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        expected = models.load_causal_lm(folder)[0](ids).logits
+        edit_config(folder, experts_implementation=demanded)
+        found = models.load_causal_lm(folder)[0](ids).logits
+    torch.testing.assert_close(found, expected)
+
+
 def test_attention_that_is_asked_for(copy):
     edit_config(copy, attn_implementation="eager")
     assert models.load_causal_lm(copy)[0].config._attn_implementation == "eager"

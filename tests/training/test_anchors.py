@@ -71,8 +71,12 @@ def test_settings_of_sampling_do_not_cost_the_training(base, tmp_path, said):
 def test_settings_of_sampling_in_the_config_of_the_model(base, tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "temperature": 0.7, "max_length": 300}))
+    (base / "generation_config.json").unlink()
     train(base, tmp_path / "out")
-    assert models.Checkpoint.open(tmp_path / "out" / "step-00002")
+    for folder in (base, tmp_path / "out" / "step-00002"):
+        model, _ = models.load_causal_lm(folder)
+        model.generation_config.eos_token_id = [2, 3]
+        model.save_pretrained(tmp_path / "again")
 
 
 def test_what_fails_when_an_anchor_is_written_fails_before_a_step(base, tmp_path, monkeypatch, no_step):
