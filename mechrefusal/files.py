@@ -63,6 +63,15 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(parent: Path | str) -> Iterator[Path]:
+    """A folder below `parent` for what is only tried; it goes at the end."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_draft_prefix(Path("trial")), dir=parent) as name:
+        yield Path(name)
+
+
+@contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
     """Like `whole_file` for a folder. An existing folder of that name is replaced at the end, never mixed with."""
     path = Path(path)

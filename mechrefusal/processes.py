@@ -22,7 +22,7 @@ from typing import Any
 from mechrefusal import progress
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import is_disk_trouble
-from mechrefusal.memory import given_back
+from mechrefusal.memory import free_memory, given_back
 
 IMPORTED = ("mechrefusal.study.pipeline",)
 """What the processes of jobs find imported already, where they are forked from one that has."""
@@ -30,12 +30,8 @@ FORKED = sys.platform.startswith("linux")
 """Whether they are; elsewhere each imports everything itself."""
 LOADING = "load"
 """Stage of which there is one at a time: while a model is loaded it is there several times over."""
-WHILE_LOADING = 4.0
-"""Bytes in memory at most while a hooked transformer is loaded, for each byte of its weights."""
 BESIDE = 1 << 30
 """Bytes that a process takes besides: libraries, activations."""
-CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Files below `/sys/fs/cgroup` that say what a container may take and has: version 2, version 1."""
 
 Around = Callable[[str], AbstractContextManager[None]]
 """What a job enters around each of its stages, by the stage's name."""
@@ -81,28 +77,15 @@ def _context() -> Any:
     return context
 
 
-def how_many(n_jobs: int, *, weights: int) -> int:
-    """Processes to run jobs in that each load a model of `weights` bytes: one a thread, as many as jobs, and as many
-    as fit into half of the memory that is free now. One where there is a GPU, which they would share."""
+def how_many(n_jobs: int, *, bytes_each: int) -> int:
+    """Processes to run jobs in that each take `bytes_each` of memory: one a thread, as many as jobs, and as many as
+    fit into half of the memory that is free now. One where there is a GPU, which they would share."""
     import torch
 
     if not _likely():
         return 1
-    fitting = int(_free_memory() / 2 / (WHILE_LOADING * weights + BESIDE))
+    fitting = int(free_memory() / 2 / (bytes_each + BESIDE))
     return max(1, min(n_jobs, torch.get_num_threads(), fitting))
-
-
-def _free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this machine, or the container that this runs in, has left."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    for limit, used in CGROUPS:
-        try:
-            free = min(free, max(0, int((cgroup / limit).read_text()) - int((cgroup / used).read_text())))
-        except (OSError, ValueError):  # not there, or no limit ("max")
-            continue
-    return free
 
 
 def run(jobs: Sequence[Job], *, at_once: int, description: str) -> Generator[tuple[str, Any]]:

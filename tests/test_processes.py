@@ -231,45 +231,26 @@ def test_the_bar_counts_stages(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("n_jobs", "threads", "free", "weights", "expected"),
+    ("n_jobs", "threads", "free", "each", "expected"),
     [
-        (4, 2, 24, 0.5, 2),
-        (4, 16, 64, 0.5, 4),
-        (1, 16, 64, 0.5, 1),
-        (4, 1, 64, 0.5, 1),
-        (4, 2, 4, 0.5, 1),  # two would need 6 GiB, and half is left to others
-        (4, 8, 64, 15, 1),
-        (4, 8, 200, 15, 1),
-        (4, 8, 250, 15, 2),
+        (4, 2, 24, 2, 2),
+        (4, 16, 64, 2, 4),
+        (1, 16, 64, 2, 1),
+        (4, 1, 64, 2, 1),
+        (4, 2, 4, 2, 1),  # two would need 6 GiB, and half is left to others
+        (4, 8, 64, 60, 1),
+        (4, 8, 200, 60, 1),
+        (4, 8, 250, 60, 2),
     ],
 )
-def test_how_many(monkeypatch, n_jobs, threads, free, weights, expected):
-    monkeypatch.setattr(processes, "_free_memory", lambda: free * 2**30)
+def test_how_many(monkeypatch, n_jobs, threads, free, each, expected):
+    monkeypatch.setattr(processes, "free_memory", lambda: free * 2**30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert processes.how_many(n_jobs, weights=int(weights * 2**30)) == expected
+    assert processes.how_many(n_jobs, bytes_each=each * 2**30) == expected
 
 
 def test_a_gpu_is_not_shared(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert processes.how_many(4, weights=1) == 1
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 1000),
-        ({"memory.max": "max", "memory.current": "300"}, 1000),
-        ({"memory.max": "700", "memory.current": "300"}, 400),
-        ({"memory.max": "700", "memory.current": "800"}, 0),
-        ({"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "5"}, 1000),
-        ({"memory/memory.limit_in_bytes": "500", "memory/memory.usage_in_bytes": "50"}, 450),
-    ],
-)
-def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, files, expected):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    (tmp_path / "memory").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text + "\n")
-    assert processes._free_memory(tmp_path) == expected
+    assert processes.how_many(4, bytes_each=1) == 1

@@ -6,19 +6,21 @@ The hooked transformer is TransformerLens 4's `TransformerBridge` in compatibili
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
-from mechrefusal.models.checkpoint import Checkpoint, weight_files
+from mechrefusal.models.capacity import require_memory
+from mechrefusal.models.checkpoint import Checkpoint, loaded_files
 from mechrefusal.models.forward import exact_length
+from mechrefusal.models.vocabulary import guard_rows, require_rows
+from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats, float32) allowed between the two models."""
@@ -35,29 +37,37 @@ def load_causal_lm(
     dtype: torch.dtype = torch.float32,
     device: str | None = None,
     chat: bool = True,
+    attn_implementation: str | None = None,
+    base: Path | str | None = None,
+    merged: bool = True,
+    quantised: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a local Hugging Face folder: the model in evaluation mode, and its tokenizer (left padding, pad token set).
 
-    Code that a checkpoint carries is never run (`trust_remote_code=False`).
+    An adapter (PEFT) is loaded with its base model and merged into it. Code that a checkpoint carries is never run
+    (`trust_remote_code=False`).
+
+    Args:
+        attn_implementation: how attention is computed ("sdpa", "eager", or what is installed). By default what the
+            config says if it is one of the first two, else what transformers chooses.
+        base: the base model of an adapter, where it isn't the one that the adapter names.
+        merged: False leaves an adapter's layers beside those of the base model.
+        quantised: whether quantised weights may be loaded, as a judge's may. They can be neither measured nor trained.
 
     Raises:
-        MechrefusalError: missing or truncated weights, weights that are not finite, an architecture that
-            transformers does not know, or (with `chat`) a tokenizer without chat template.
+        MechrefusalError: what `loaded_files` raises; more memory than is free; weights that are missing, not used, of
+            another shape than the config says, quantised or not finite; an architecture that transformers does not
+            know; an adapter that doesn't fit; tokens without a row in the embedding; or (with `chat`) a tokenizer
+            without chat template.
     """
     folder = source.path if isinstance(source, Checkpoint) else Path(source)
-    weight_files(folder)
-    tokenizer = load_tokenizer(folder, chat=chat)
-    try:
-        with quiet():
-            model, notes = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True
-            )
-    except (ValueError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise MechrefusalError(f"model in '{folder}' cannot be loaded ({_first_line(error)})") from error
-    if missing := sorted(notes["missing_keys"]):
-        raise MechrefusalError(
-            f"the weights in '{folder}' lack {len(missing)} tensors ('{missing[0]}'), which would be drawn at random; "
-            "copy or train the checkpoint again"
+    files = loaded_files(folder, base=base)
+    tokenizer = load_tokenizer(source, chat=chat, base=base)
+    device = device or default_device()
+    require_memory(files, hooked=False, device=device, dtype=dtype)
+    with quiet():
+        model = load_weights(
+            files, dtype=dtype, attn_implementation=attn_implementation, merged=merged, quantised=quantised
         )
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
@@ -65,15 +75,35 @@ def load_causal_lm(
                 f"weight '{name}' in '{folder}' holds NaN or infinity; the training diverged or the file is damaged: "
                 "use an earlier checkpoint"
             )
-    return model.eval().to(device or default_device()), tokenizer
+    guard_rows(model, tokenizer, folder=folder)
+    return model.eval().to(device), tokenizer
 
 
-def load_tokenizer(folder: Path | str, *, chat: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none)."""
+def require_loadable(folder: Path | str) -> None:
+    """Raise what `load_causal_lm` would raise for a folder, without its weights in memory: their values aren't read."""
+    load_tokenizer(folder)
+    with quiet():
+        load_weights(loaded_files(folder), dtype=torch.float32, in_memory=False)
+
+
+def load_tokenizer(
+    source: Checkpoint | Path | str, *, chat: bool = True, base: Path | str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none).
+
+    Args:
+        base: the base model of an adapter, where it isn't the one that the adapter names.
+
+    Raises:
+        MechrefusalError: no tokenizer, none with a chat template (with `chat`), or one with tokens that have no row in
+            the model's embedding.
+    """
+    files = loaded_files(source.path if isinstance(source, Checkpoint) else source, base=base)
+    folder = files.tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise MechrefusalError(f"'{folder}' has no tokenizer that can be loaded ({_first_line(error)})") from error
+        raise MechrefusalError(f"'{folder}' has no tokenizer that can be loaded ({first_line(error)})") from error
     if chat and not tokenizer.chat_template:
         raise MechrefusalError(
             f"the tokenizer in '{folder}' has no chat template; use a chat model, or put a chat_template.jinja there"
@@ -82,14 +112,15 @@ def load_tokenizer(folder: Path | str, *, chat: bool = True) -> PreTrainedTokeni
         if tokenizer.eos_token_id is None:
             raise MechrefusalError(f"the tokenizer in '{folder}' has neither a pad nor an end token; set pad_token")
         tokenizer.pad_token = tokenizer.eos_token
+    if (rows := embedding_rows(files)) is not None:
+        require_rows(tokenizer, rows, folder=folder)
     tokenizer.padding_side = "left"
     return tokenizer
 
 
 def context_length(folder: Path | str) -> int:
     """Tokens of prompt and answer up to which batched passes are exact: the context, or a smaller sliding window."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
-    return exact_length(config)[0]
+    return exact_length(load_config(folder).get_text_config())[0]
 
 
 def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, chat: bool = True):
@@ -104,9 +135,11 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             log-probabilities that differ from the Hugging Face model's by more than `PARITY_TOLERANCE` nats.
     """
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     device = device or default_device()
+    require_memory(checkpoint, hooked=True, device=device)
     reference, tokenizer = load_causal_lm(checkpoint, device=device, chat=chat)
     token_ids = _parity_tokens(reference.config.get_text_config().vocab_size).to(device)
     with torch.no_grad():
@@ -119,7 +152,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             _fold(model, reference)
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
         raise MechrefusalError(
-            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' ({_first_line(error)})"
+            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' ({first_line(error)})"
         ) from error
     model.eval()
     with torch.no_grad():
@@ -130,8 +163,10 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
-    # A fresh one: the bridge sets padding and special tokens of the one that it was given.
-    model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
+    # A fresh one: the bridge changes padding and special tokens of the one that it is given, and takes its vocabulary
+    # for the model's. Set past its property, which would do so again.
+    model._tokenizer = load_tokenizer(checkpoint, chat=chat)
+    model.cfg.tokenizer_prepends_bos, model.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(model._tokenizer)
     model.weights = checkpoint.weights
     model.requires_grad_(False)
     del reference
@@ -160,11 +195,6 @@ def _fold(model, reference: PreTrainedModel) -> None:
 def _parity_tokens(vocab_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from mechrefusal import causal
 from mechrefusal.causal.reference import HARMLESS, ZERO, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
-from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.models import Checkpoint, fetch, load_config
 from mechrefusal.study import tables
 from mechrefusal.study.run import Run
 
@@ -171,9 +171,6 @@ def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -
         else:
             name = f"random direction (seed {seed}, norm of the {like.name})"
             return replace(like, direction=causal.random_like(like.direction, seed=seed), name=name)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    width = int(config.get_text_config().hidden_size)
+    width = int(load_config(checkpoint.path).get_text_config().hidden_size)
     unit = torch.ones(width) / width**0.5
     return Chosen(causal.random_like(unit, seed=seed), f"random direction (seed {seed}, norm 1)")

@@ -31,7 +31,7 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
 
     An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
     off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. Answers are made
-    once and cached under the hash of the weights, the instructions and the length.
+    once and cached under the hash of the checkpoint, the instructions and the length.
     """
     asked = hashlib.sha256(json.dumps(["finished", instructions.texts, max_new_tokens]).encode()).hexdigest()[:16]
     path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"

@@ -15,7 +15,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import checkpoint_id, sweep, whole_folder
 from mechrefusal.memory import given_back
-from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, bytes_to_hook, context_length, fetch, load_causal_lm, load_tokenizer
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
@@ -241,7 +241,7 @@ def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:
     """Processes to measure these checkpoints in: what was asked for, or what is likely to be best."""
     if len(targets) < 2:
         return 1
-    return min(processes, len(targets)) or how_many(len(targets), weights=max(one.n_bytes for one in targets))
+    return min(processes, len(targets)) or how_many(len(targets), bytes_each=max(map(bytes_to_hook, targets)))
 
 
 def _measured(run: Run, checkpoint: Checkpoint, chosen: Asked, made: list[AttackCase], around: Around = alone) -> float:

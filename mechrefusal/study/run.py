@@ -133,7 +133,7 @@ class Run:
         Arms are in the order of the recipe, those that were trained before those that were given.
 
         Raises:
-            MechrefusalError: a checkpoint whose weights on disk are not those of the manifest.
+            MechrefusalError: a checkpoint of which something that is loaded is not what the manifest says.
         """
         return [self._checkpoint(entry) for entry in self._entries()]
 
@@ -200,7 +200,8 @@ class Run:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
                 f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "
-                f"{entry['weights']}; it was changed {since}: restore it, or start a new run"
+                f"{entry['weights']}; it was changed {since} (weights, config, tokenizer or chat template), or recorded "
+                "by a version that hashed the weights alone: restore it, or start a new run"
             )
         return found
 

@@ -1,7 +1,7 @@
 """The schema of every table: tidy pandas frames, stored as parquet. One place, so that no reader guesses a column.
 
 Every per-checkpoint table starts with `arm` (str, "base" at step 0), `step` (int, optimiser steps) and `weights` (str,
-hash of the weights that were measured). Rates carry `n`, `low` and `high` (95% interval).
+hash of the checkpoint that was measured). Rates carry `n`, `low` and `high` (95% interval).
 """
 
 from pathlib import Path

@@ -21,7 +21,8 @@ from mechrefusal import progress, prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.memory import kept_memory
-from mechrefusal.models import Checkpoint, load_causal_lm
+from mechrefusal.models import Checkpoint, load_causal_lm, loaded_files
+from mechrefusal.models.checkpoint import GENERATION_CONFIG
 from mechrefusal.models.loading import quiet
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
@@ -107,7 +108,7 @@ def train(
         model, tokenizer = load_causal_lm(base)
         callbacks = [
             log,
-            Anchors(out, settings.anchors, tokenizer, start),
+            Anchors(out, settings.anchors, tokenizer, start, generation_config=_generation_config(base)),
             probes,
             States(settings.anchors, settings.save_every),
         ]
@@ -137,6 +138,10 @@ def train(
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return table
+
+
+def _generation_config(base: Checkpoint) -> Path | None:
+    return next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
 
 
 @contextmanager

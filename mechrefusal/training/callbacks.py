@@ -20,7 +20,7 @@ from mechrefusal import progress
 from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
-from mechrefusal.training.anchors import anchor_folder, save_anchor
+from mechrefusal.training.anchors import anchor_folder, require_anchors, save_anchor
 from mechrefusal.training.trainer import REFUSAL, ArmTrainer, require_finite_weights
 
 
@@ -99,19 +99,41 @@ class StepLog(TrainerCallback):
 class Anchors(TrainerCallback):
     """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written).
 
-    `start`: steps that the base has behind it; folders are named by the sum.
+    `start`: steps that the base has behind it; folders are named by the sum. `generation_config`: the base's file.
     """
 
     def __init__(
-        self, out: Path | str, steps: Collection[int], tokenizer: PreTrainedTokenizerBase, start: int = 0
+        self,
+        out: Path | str,
+        steps: Collection[int],
+        tokenizer: PreTrainedTokenizerBase,
+        start: int = 0,
+        *,
+        generation_config: Path | None = None,
     ) -> None:
         self.out, self.steps, self.tokenizer, self.start = Path(out), frozenset(steps), tokenizer, start
+        self.generation_config = generation_config
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find out, before any step, whether an anchor can be kept."""
+        left = sum(step > state.global_step for step in self.steps)
+        if left and state.is_world_process_zero:
+            require_anchors(
+                kwargs["model"],
+                self.tokenizer,
+                self.out,
+                n_anchors=left,
+                generation_config=self.generation_config,
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""
         if state.global_step in self.steps and state.is_world_process_zero:
             require_finite_weights(kwargs["model"], state.global_step)
-            save_anchor(kwargs["model"], self.tokenizer, anchor_folder(self.out, self.start + state.global_step))
+            folder = anchor_folder(self.out, self.start + state.global_step)
+            save_anchor(kwargs["model"], self.tokenizer, folder, generation_config=self.generation_config)
 
 
 class States(TrainerCallback):

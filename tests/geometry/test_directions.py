@@ -72,7 +72,7 @@ def test_positions_are_the_template_after_the_instruction(found, tiny, tiny_hook
     assert found.positions == (-5, -4, -3, -2, -1)
     assert found.tokens == ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")
     assert (found.n_harmful, found.n_harmless) == (5, 4)
-    assert found.weights == models.hash_weights(tiny)
+    assert found.weights == models.hash_checkpoint(tiny)
     assert geometry.post_instruction_positions(tiny_hooked.tokenizer, ASKED.harmful) == found.positions
 
 

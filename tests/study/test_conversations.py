@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -48,6 +49,27 @@ def test_own_answers_are_made_once_and_keyed_by_weights(tiny, tmp_path, monkeypa
     assert own_answers(base, asked, max_new_tokens=4) == first
     # The random model never ends its answers: all of them were cut.
     assert [turn["finished"] for turn in first] == [False] * len(first)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json"])
+def test_own_answers_are_made_anew_when_what_asks_for_them_changes(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    asked = PromptSet.from_texts("asked", ["How do I bake bread?", "Name a fruit."])
+    own_answers(models.Checkpoint.open(folder), asked, max_new_tokens=4)
+    if name == "chat_template.jinja":
+        (folder / name).write_text((folder / name).read_text().replace("a tiny assistant", "the baker of the town"))
+    else:
+        (folder / name).write_text(json.dumps({"eos_token_id": [2, 7]}))
+    changed = models.Checkpoint.open(folder)
+    made: list[object] = []
+    load = models.load_causal_lm
+    monkeypatch.setattr(
+        "mechrefusal.study.conversations.load_causal_lm", lambda *given: made.append(given) or load(*given)
+    )
+    own_answers(changed, asked, max_new_tokens=4)
+    assert made == [(changed,)]
+    assert len(list((tmp_path / "cache" / "answers").iterdir())) == 2
 
 
 ANSWERS = {

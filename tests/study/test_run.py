@@ -54,6 +54,13 @@ def test_checkpoints_are_in_order_and_changed_weights_are_refused(tmp_path):
     ].startswith("/")
     with pytest.raises(MechrefusalError, match="no checkpoint 'sft-step-00009'"):
         run.checkpoint("sft", step=9)
+    template = run.folder / "sft/step-00004/chat_template.jinja"
+    before = template.read_text()
+    template.write_text(before.replace("tiny assistant", "large assistant"))
+    with pytest.raises(MechrefusalError, match=r"sft-step-00004.* was changed after training \(weights, .*template\)"):
+        run.checkpoint("sft", step=4)
+    template.write_text(before)
+    assert run.checkpoint("sft", step=4) == made[2]
     tiny.make(run.folder / "sft/step-00004", seed=99)
     with pytest.raises(MechrefusalError, match="was changed after training"):
         run.checkpoints()

@@ -162,13 +162,13 @@ def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_p
 
     seen = {}
 
-    def noting(model, tokenizer, folder):
+    def noting(model, tokenizer, folder, **given):
         ids = torch.tensor([[5, 6, 7, 8, 9]])
         model.eval()
         with torch.no_grad():
             seen[folder.name] = model(input_ids=ids).logits
         model.train()
-        return anchors.save_anchor(model, tokenizer, folder)
+        return anchors.save_anchor(model, tokenizer, folder, **given)
 
     monkeypatch.setattr(callbacks, "save_anchor", noting)
     settings = replace(SETTINGS, lora=training.LoraSettings(rank=4, dropout=0.1), learning_rate=1e-2)

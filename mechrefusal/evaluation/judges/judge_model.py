@@ -1,8 +1,5 @@
 """A language model that judges: opened from a folder or the Hugging Face hub, and run in batches of like length."""
 
-import hashlib
-import json
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.scoring import Scored, null
-from mechrefusal.models import TokenBatch, fetch, hash_weights, load_causal_lm, load_tokenizer
+from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
+from mechrefusal.models.checkpoint import ADAPTER_CONFIG, named_base
 from mechrefusal.models.forward import exact_length, that_fit
 from mechrefusal.models.loading import quiet
 from mechrefusal.models.sources import PACKAGED, TINY, WEIGHT_PATTERNS
@@ -21,7 +19,6 @@ from mechrefusal.progress import bar
 
 PROMPT_TOKENS = 16384
 """Prompt tokens of one batch at most, where a batch holds more than one prompt."""
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +49,21 @@ class JudgeModel:
             MechrefusalError: no such folder or hub model, no network, no permission, an architecture that is no causal
                 language model, damaged weights, or no tokenizer.
         """
-        folder, name = _locate(source)
+        found, below = _locate(source), None
         try:
-            if not (folder / _ADAPTER).is_file():
-                return cls(name, *load_causal_lm(folder, dtype=dtype, device=device, chat=chat))
-            return _with_adapter(folder, name, base, dtype=dtype, device=device)
+            if (found.folder / ADAPTER_CONFIG).is_file():
+                below = _locate(base or named_base(found.folder))
+            name = found.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
+            loaded = load_causal_lm(
+                found.folder,
+                base=below.folder if below else None,
+                merged=False,
+                quantised=True,
+                dtype=dtype,
+                device=device,
+                chat=chat,
+            )
+            return cls(name, *loaded)
         except MechrefusalError as error:
             raise MechrefusalError(f"judge model '{source}' cannot be used: {error}") from error
 
@@ -113,15 +120,26 @@ class JudgeModel:
         return pad
 
 
-def _locate(source: Path | str) -> tuple[Path, str]:
-    """The folder of a model or adapter, and a name that tells its weights from others."""
+@dataclass(frozen=True)
+class _Located:
+    """A model's folder, what it's called, and the first digits of its commit where it came from the hub."""
+
+    folder: Path
+    name: str
+    commit: str = ""
+
+    def named(self, *, base: Path | None = None) -> str:
+        """The name with what tells the model from others: its commit, or the hash of all that is loaded."""
+        return f"{self.name}@{self.commit or hash_checkpoint(self.folder, base=base)[:8]}"
+
+
+def _locate(source: Path | str) -> _Located:
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder, f"{folder.resolve().name}@{_digest(folder)}"
+        return _Located(folder, folder.resolve().name)
     name = str(source)
     if name.lower() in (*PACKAGED, TINY):
-        folder = fetch(name)
-        return folder, f"{name.lower()}@{_digest(folder)}"
+        return _Located(fetch(name), name.lower())
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise MechrefusalError(f"judge model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
     from huggingface_hub import snapshot_download
@@ -136,44 +154,4 @@ def _locate(source: Path | str) -> tuple[Path, str]:
             f"({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the network, accept the "
             "model's licence and log in where it is gated, or give a local folder"
         ) from error
-    return folder, f"{name}@{folder.name[:8]}"
-
-
-def _digest(folder: Path) -> str:
-    """First 8 hex digits of the hash of a folder's weights, or of its adapter's."""
-    if not (folder / _ADAPTER).is_file():
-        return hash_weights(folder)[:8]
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise MechrefusalError(
-            f"adapter '{folder}' has no {weights.name} (pickled .bin weights are not read); save it as safetensors"
-        )
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
-
-
-def _with_adapter(
-    folder: Path, name: str, base: Path | str | None, *, dtype: torch.dtype, device: str | None
-) -> JudgeModel:
-    try:
-        base = base or json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise MechrefusalError(
-            f"'{folder / _ADAPTER}' names no base model ({error}); give the base model with base="
-        ) from error
-    base_folder, base_name = _locate(str(base))
-    model, tokenizer = load_causal_lm(base_folder, dtype=dtype, device=device, chat=False)
-    from peft import PeftModel
-
-    try:
-        with quiet():
-            warnings.filterwarnings("error", message=".*missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, autocast_adapter_dtype=False)
-    except Exception as error:
-        raise MechrefusalError(
-            f"adapter '{folder}' does not fit the base model '{base}' ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); copy the adapter again, or give another base model with base="
-        ) from error
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(folder, chat=False)
-    return JudgeModel(f"{name}+{base_name}", adapted.get_base_model().eval(), tokenizer)
+    return _Located(folder, name, folder.name[:8])

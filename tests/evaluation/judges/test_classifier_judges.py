@@ -179,8 +179,8 @@ def spied(judged, asked):
 def test_both_published_wordings_of_harmbench_have_their_own_name(yes_no):
     evaluation = opened(HarmBenchClassifier, yes_no)
     card = opened(HarmBenchClassifier, yes_no, prompt="model_card")
-    assert evaluation.name == f"harmbench_evaluation_1(yes_no@{models.hash_weights(yes_no)[:8]})"
-    assert card.name == f"harmbench_model_card_1(yes_no@{models.hash_weights(yes_no)[:8]})"
+    assert evaluation.name == f"harmbench_evaluation_1(yes_no@{models.hash_checkpoint(yes_no)[:8]})"
+    assert card.name == f"harmbench_model_card_1(yes_no@{models.hash_checkpoint(yes_no)[:8]})"
     text = filled(harm_prompts.HARMBENCH["model_card"], behavior="a", generation="b")
     expected = plain_logits(yes_no, text).softmax(-1).max()
     assert f"(probability {expected:.2f})" in card.judge(["a"], ["b"])["because"][0]
@@ -206,7 +206,7 @@ def test_strongreject_is_the_expected_rating(rating):
     assert table["score"].nunique() == len(PROMPTS)
     assert table["label"].isna().all()
     assert nulls(table) == 0
-    assert judge.name == f"strongreject_finetuned_1(rating@{models.hash_weights(rating)[:8]})"
+    assert judge.name == f"strongreject_finetuned_1(rating@{models.hash_checkpoint(rating)[:8]})"
 
 
 def test_strongreject_sees_the_last_512_tokens_of_a_completion(rating):
@@ -302,7 +302,7 @@ def test_llama_guard_reads_the_first_line_of_a_greedy_answer(tmp_path):
     assert table["label"].nunique() == 2, "the test covers safe, unsafe and neither"
     assert 0 < nulls(table) < len(table)
     digest = hashlib.sha256(words.chat_template.encode()).hexdigest()[:8]
-    assert judge.name == f"llama_guard_1(guard@{models.hash_weights(folder)[:8]}, template {digest})"
+    assert judge.name == f"llama_guard_1(guard@{models.hash_checkpoint(folder)[:8]}, template {digest})"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_judge_that_is_an_adapter(tmp_path, rating):
     without = opened(StrongREJECTClassifier, rating).judge(PROMPTS, COMPLETIONS)["score"]
     assert (found - without).abs().max() > 1e-3
     assert "adapter@" in judge.name
-    assert f"+rating@{models.hash_weights(rating)[:8]}" in judge.name
+    assert f"+rating@{models.hash_checkpoint(rating)[:8]}" in judge.name
 
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(
@@ -401,7 +401,7 @@ def test_a_judge_that_cannot_be_loaded(tmp_path, yes_no, monkeypatch):
         HarmBenchClassifier(tmp_path / "mute")
 
     shutil.copytree(yes_no, tmp_path / "t5")
-    T5Config(vocab_size=32, d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
+    T5Config(vocab_size=1024, d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
     with pytest.raises(MechrefusalError, match=r"t5' cannot be used: .* cannot be loaded"):
         HarmBenchClassifier(tmp_path / "t5")
 
