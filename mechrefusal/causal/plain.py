@@ -2,7 +2,7 @@
 
 They are found by what they do in one pass of a few tokens, not by the name of an architecture: blocks hand the stream
 from one to the next, and what a block adds to it is the sum of what two of its children return (attention and MLP, or
-the norms after them).
+the norms after them), or a constant share of it (Granite).
 """
 
 import math
@@ -31,6 +31,7 @@ class _Layout:
 
     blocks: tuple[str, ...]
     writers: tuple[str, str]
+    scale: float
     free_mean: bool
 
 
@@ -79,7 +80,7 @@ class PlainModel:
             for child in ("", *(f".{writer}" for writer in layout.writers))
         )
         backbone = model.get_submodule(layout.blocks[0].rpartition(".")[0].rpartition(".")[0])
-        modules = Twin(model, blocks, attention, mlp)
+        modules = Twin(model, blocks, attention, mlp, scale=layout.scale)
         cfg = _Config(len(blocks), _width(model), next(model.parameters()).device)
         return cls(modules, backbone, cfg, layout.free_mean)
 
@@ -146,10 +147,10 @@ def _found(model: nn.Module) -> _Layout:
         for name, blocks in lists:
             seen = _watched(model, blocks, token_ids)
             tolerance = math.sqrt(torch.finfo(embeddings.dtype).eps)
-            if not _hands_on(seen) or (writers := _writers(seen, tolerance)) is None:
+            if not _hands_on(seen) or (found := _writers(seen, tolerance)) is None:
                 continue
             names = tuple(f"{name}.{layer}" for layer in range(n))
-            return _Layout(names, writers, _mean_is_free(model, blocks, token_ids))
+            return _Layout(names, *found, _mean_is_free(model, blocks, token_ids))
     raise MechrefusalError(
         f"cannot find the residual stream of this {type(model).__name__}: none of {len(lists)} lists of {n} blocks "
         "hands it on from block to block with attention and MLP added; load it with models.load_hooked instead"
@@ -223,27 +224,45 @@ def _hands_on(seen: list[_Seen]) -> bool:
     )
 
 
-def _writers(seen: list[_Seen], tolerance: float) -> tuple[str, str] | None:
-    """The two children, in the order in which they run, whose sum a block adds to the stream."""
+def _writers(seen: list[_Seen], tolerance: float) -> tuple[tuple[str, str], float] | None:
+    """The two children, in the order in which they run, whose sum a block adds to the stream, and times what."""
     once = [name for name, written in seen[0].children.items() if len(written) == 1]
     best, least = None, tolerance
     for pair in combinations(once, 2):
-        error = max(_error(each, pair) for each in seen)
-        if error < least:  # the first of several that agree: what follows it passes it on (dropout)
-            best, least = pair, error
+        parts = [_parts(each, pair) for each in seen]
+        if any(part is None for part in parts):
+            continue
+        for scale in dict.fromkeys((1.0, _scale(parts[0]))):
+            error = max(_error(part, scale) for part in parts)
+            if error < least:  # the first of several that agree: what follows it passes it on (dropout)
+                best, least = (pair, scale), error
+                break
     return best
 
 
-def _error(seen: _Seen, pair: tuple[str, str]) -> float:
-    """How far what a pair of children wrote is from what the block added, relative to that."""
+def _parts(seen: _Seen, pair: tuple[str, str]) -> tuple[Tensor, Tensor] | None:
+    """What a pair of children wrote, and what the block added; float64. None where they did not write once a token."""
     written = [seen.children.get(name, []) for name in pair]
     assert seen.taken is not None
     assert seen.returned is not None
     if any(len(each) != 1 or each[0].shape != seen.taken.shape for each in written):
-        return math.inf
-    added = seen.returned.double() - seen.taken.double()
+        return None
+    total = written[0][0].double() + written[1][0].double()
+    return total, seen.returned.double() - seen.taken.double()
+
+
+def _scale(parts: tuple[Tensor, Tensor]) -> float:
+    """By how much what was written would have to be multiplied to be what was added: the middle one of all tokens."""
+    written, added = parts
+    found = ((written * added).sum(-1) / written.square().sum(-1)).median().item()
+    return found if math.isfinite(found) and found != 0 else 1.0
+
+
+def _error(parts: tuple[Tensor, Tensor], scale: float) -> float:
+    """How far `scale` times what was written is from what was added, relative to that."""
+    written, added = parts
     # By token, the middle one of them: in a few, low precision loses what is added to a huge stream.
-    off = (sum(each[0].double() for each in written) - added).norm(dim=-1) / added.norm(dim=-1)
+    off = (scale * written - added).norm(dim=-1) / added.norm(dim=-1)
     found = off.median().item()
     return found if math.isfinite(found) else math.inf
 

@@ -1,6 +1,7 @@
 """What is asked: where models come from, checkpoints that know their weights, and the hooked transformer."""
 
 from mechrefusal.models import tiny
+from mechrefusal.models.architectures import require_supported
 from mechrefusal.models.checkpoint import Checkpoint, hash_weights
 from mechrefusal.models.forward import TokenBatch, end_tokens, generate, head_cache, last_logits
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
@@ -29,6 +30,7 @@ __all__ = [
     "rd_tokens",
     "require_direction",
     "require_layers",
+    "require_supported",
     "tiny",
     "wanted_layers",
 ]

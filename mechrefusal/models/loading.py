@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
+from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import Checkpoint, weight_files
 from mechrefusal.models.forward import exact_length
+from mechrefusal.models.one_number import require_one_number
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats, float32) allowed between the two models."""
@@ -100,14 +102,17 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         hash of the checkpoint, which directions and tables made with it carry.
 
     Raises:
-        MechrefusalError: what `load_causal_lm` raises; an architecture that TransformerLens does not know; or
-            log-probabilities that differ from the Hugging Face model's by more than `PARITY_TOLERANCE` nats.
+        MechrefusalError: what `load_causal_lm` raises; an architecture that TransformerLens does not know, or that
+            keeps a recurrent state; log-probabilities that differ from the Hugging Face model's by more than
+            `PARITY_TOLERANCE` nats, or that depend on the batch or the cache (`models.one_number`).
     """
     from transformer_lens.model_bridge import TransformerBridge
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     device = device or default_device()
     reference, tokenizer = load_causal_lm(checkpoint, device=device, chat=chat)
+    if (why := why_not_continued(type(reference), reference.config)) is not None:
+        raise MechrefusalError(refusal(type(reference).__name__, why))
     token_ids = _parity_tokens(reference.config.get_text_config().vocab_size).to(device)
     with torch.no_grad():
         expected = reference(token_ids).logits[:, -1].log_softmax(-1)
@@ -130,6 +135,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
+    require_one_number(model)
     # A fresh one: the bridge sets padding and special tokens of the one that it was given.
     model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
     model.weights = checkpoint.weights

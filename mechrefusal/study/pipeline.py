@@ -14,7 +14,7 @@ from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_folder
 from mechrefusal.memory import given_back
-from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm, load_tokenizer, require_supported
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
@@ -53,6 +53,7 @@ def check(recipe: Recipe) -> Asked:
         )
     folder = fetch(recipe.model)
     tokenizer = load_tokenizer(folder)
+    require_supported(folder)
     trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
     trained["instructions"] = chosen.instructions
     for name, each in trained.items():
