@@ -15,42 +15,37 @@ D_HEAD = WIDTH // HEADS
 SPARE_TOKENS = 32
 """Rows of the embedding beyond the tokenizer's, for special tokens that the text never holds (images, audio)."""
 
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim", "embedding_size")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_QUERY_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "swa_num_key_value_heads")
+
 _SIZES: dict[str, int] = {
-    **dict.fromkeys(_WIDTHS, WIDTH),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), LAYERS),
-    **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
-    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), HEADS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim"), WIDTH),
+    **dict.fromkeys((*_QUERY_HEADS, "encoder_attention_heads"), HEADS),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "dff"), 2 * WIDTH),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size_mlp"), 2 * WIDTH),
     **dict.fromkeys(("dense_intermediate_size", "mlp_hidden_size"), 2 * WIDTH),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"), WIDTH // 2),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), WIDTH),
-    "moe_shared_expert_intermediate_size": WIDTH,
     **dict.fromkeys(("head_dim", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), D_HEAD),
     **dict.fromkeys(("swa_head_dim", "swa_v_head_dim", "global_head_dim", "attention_head_size"), D_HEAD),
-    "qk_head_dim": 2 * D_HEAD,
+    **dict.fromkeys(("qk_head_dim", "index_head_dim"), 2 * D_HEAD),
     "q_lora_rank": WIDTH // 2,
     "kv_lora_rank": WIDTH // 4,
     "rotary_dim": D_HEAD // 2,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"), CONTEXT),
+    "hidden_size_per_layer_input": D_HEAD,
+}
+"""What sizes become, as the configs of transformers name them; a size of 0 stays."""
+_AT_MOST: dict[str, int] = {
+    **dict.fromkeys((*_LAYERS, "encoder_layers"), LAYERS),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), EXPERTS),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
-    "hidden_size_per_layer_input": D_HEAD,
-    "index_head_dim": 2 * D_HEAD,
-    "index_n_heads": 2,
+    **dict.fromkeys(("index_n_heads", "num_kv_shared_layers"), 2),
     "laurel_rank": 8,
 }
-_KV_HEADS = (
-    "num_key_value_heads",
-    "num_kv_heads",
-    "kv_n_heads",
-    "swa_num_key_value_heads",
-    "num_global_key_value_heads",
-)
-_QUERY_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
+"""What is made smaller only."""
 
 
 def small_config(config: PretrainedConfig, vocab_size: int) -> PretrainedConfig:
@@ -60,14 +55,7 @@ def small_config(config: PretrainedConfig, vocab_size: int) -> PretrainedConfig:
         Exception: whatever the class says where its parts do not fit together when made small.
     """
     kept = _made_small(config.to_dict(), vocab_size + SPARE_TOKENS)
-    for key in (
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "quantization_config",
-        "transformers_version",
-        "_name_or_path",
-    ):
+    for key in ("architectures", "dtype", "quantization_config", "transformers_version"):
         kept.pop(key, None)
     return type(config).from_dict(kept)
 
@@ -108,17 +96,18 @@ def _made_small(values: dict[str, Any], vocab_size: int, spare: Iterator[int] | 
             found[key] = vocab_size
         elif key.endswith(("token_id", "token_index")):
             found[key] = _token(key, value, spare)
-        elif key in _SIZES and isinstance(value, int) and not isinstance(value, bool):
-            found[key] = min(value, _SIZES[key]) if value > 0 else value
+        elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            found[key] = value
+        elif key in _SIZES:
+            found[key] = _SIZES[key]
+        elif key in _AT_MOST:
+            found[key] = min(value, _AT_MOST[key])
         else:
             found[key] = value
     if layers is not None:
-        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
+        for key in _LAYERS:
             if key in found:
                 found[key] = len(layers.kept)
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(found.get(key), list):
-            found[key] = found[key][0]
     return found
 
 
@@ -135,7 +124,7 @@ class _Layers:
 
 
 def _layers(values: dict[str, Any]) -> _Layers | None:
-    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
+    for key in _LAYERS:
         if isinstance(of := values.get(key), int) and of > 0:
             lists = [v for k, v in values.items() if isinstance(v, list) and len(v) == of and not k.startswith("rope")]
             return _Layers(of, [each for each in lists if all(isinstance(v, str | int | bool) for v in each)])
