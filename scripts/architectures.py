@@ -24,7 +24,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mechrefusal import MechrefusalError, causal, models, study
-from mechrefusal.models import one_number, small
+from mechrefusal.models import architectures, one_number, small
 from mechrefusal.models.loading import quiet
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
@@ -49,6 +49,12 @@ for _name in ("granite, multipliers", "granitemoe, multipliers", "granitemoeshar
         embedding_multiplier=6.0, attention_multiplier=0.1, residual_multiplier=0.4, logits_scaling=3.0
     )
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+}
+"""What default configs leave out although their models need it."""
+
 FEWER = {
     "prompts": {"n_conversations": 8},
     "training": {"steps": 2, "anchors": [0, 2]},
@@ -69,23 +75,23 @@ def names() -> list[str]:
 
 
 def config_of(name: str):
-    """The small config of an architecture or variant."""
+    """The config of an architecture or variant, as large as it is by default."""
     kind, changes = VARIANTS.get(name, (name, {}))
-    config = CONFIG_MAPPING[kind](**changes)
-    return small.small_config(config, len(models.tiny.tokenizer()))
+    return CONFIG_MAPPING[kind](**NEEDED.get(kind, {}), **changes)
 
 
 def save(name: str, folder: Path) -> None:
     """Write the tiny random model of an architecture, with tokenizer and chat template."""
     words = models.tiny.tokenizer()
     with quiet():
-        small.small_model(config_of(name)).save_pretrained(folder)
+        small.small_model(small.small_config(config_of(name), len(words))).save_pretrained(folder)
         words.save_pretrained(folder)
 
 
 def tried(name: str) -> dict[str, str]:
     """What an architecture can do: "yes", or why not."""
-    found: dict[str, str] = {"class": _class(name)}
+    why = architectures.why_unsupported(config_of(name))
+    found: dict[str, str] = {"class": _class(name), "measured": why or "yes"}
     with TemporaryDirectory() as draft:
         folder = Path(draft) / "model"
         try:
@@ -93,13 +99,8 @@ def tried(name: str) -> dict[str, str]:
         except Exception as error:  # whatever a config says of sizes that do not fit
             return found | {"built": _line(error)}
         found |= {"built": "yes"} | _numbers(folder)
-        try:
-            models.require_supported(folder)
-            found["measured"] = "yes"
-        except MechrefusalError as error:
-            found["measured"] = str(error).partition("cannot be measured. ")[2]
-            return found
-        found["ablation"] = _ablation(folder)
+        if why is None:
+            found["ablation"] = _ablation(folder)
     return found
 
 
@@ -125,9 +126,9 @@ def run(name: str) -> dict[str, str]:
 
 def table(found: dict[str, dict[str, str]]) -> str:
     """The page: what can be measured, what is refused and why, what could not be built small."""
-    can = {name: row for name, row in found.items() if row.get("measured") == "yes"}
-    cannot = {name: row for name, row in found.items() if row.get("measured") not in ("yes", None)}
-    unbuilt = {name: row for name, row in found.items() if row["built"] != "yes"}
+    can = {name: row for name, row in found.items() if row["measured"] == row["built"] == "yes"}
+    cannot = {name: row for name, row in found.items() if row["measured"] != "yes"}
+    unbuilt = {name: row for name, row in found.items() if row["measured"] == "yes" != row["built"]}
     lines = [
         "# Architectures",
         "",
@@ -169,9 +170,9 @@ def table(found: dict[str, dict[str, str]]) -> str:
 @torch.no_grad()
 def _numbers(folder: Path) -> dict[str, str]:
     """Batch and cached head on the Hugging Face model."""
-    with quiet():
-        model, _ = models.load_causal_lm(folder, device="cpu")
     try:
+        with quiet():
+            model, _ = models.load_causal_lm(folder, device="cpu")
         apart = one_number.differences(model)
     except (*EXPECTED, MechrefusalError) as error:
         return {"batch": _line(error), "cached head": _line(error)}
@@ -245,7 +246,11 @@ def main() -> None:
             started = time.perf_counter()
             found[name] = {k: v for k, v in found.get(name, {}).items() if k in ("run", "seconds")} | tried(name)
             print(f"{name}: {found[name]} [{time.perf_counter() - started:.1f} s]", flush=True)
-        if options.runs and found[name]["built"] == "yes" and ("run" not in found[name] or options.again):
+        if (
+            options.runs
+            and found[name]["measured"] == found[name]["built"] == "yes"
+            and ("run" not in found[name] or options.again)
+        ):
             found[name] |= run(name)
             print(f"{name}: run {found[name]['run']} [{found[name]['seconds']} s]", flush=True)
         options.found.write_text(json.dumps(found, indent=1, sort_keys=True))

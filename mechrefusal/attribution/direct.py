@@ -181,7 +181,7 @@ class HeadReadout:
 def _norm_after_heads(model, layer: int) -> HeldNorm | None:
     """What stands between the output projection and hook_attn_out (Gemma 2 and 3), if anything does."""
     block = model.blocks[layer]
-    part = written_by(block, "hook_attn_out")
+    part = written_by(block, "hook_attn_out")[0]
     return None if part == "attn" else HeldNorm.of(model, getattr(block, part))
 
 

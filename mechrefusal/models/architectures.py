@@ -4,9 +4,8 @@ No architecture is known by its name. A small model is opened as the real one wo
 tried on it: the same numbers alone, in a batch and from a cache, and a residual stream that is the sum of its parts.
 """
 
-import json
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +19,7 @@ from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.loading import load_hooked, quiet
+from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
 from mechrefusal.models.twin import written_by, written_scale
 
@@ -42,15 +42,19 @@ def require_supported(folder: Path | str) -> None:
 
 def why_unsupported(config: PretrainedConfig) -> str | None:
     """Why models of this config cannot be measured, None where they can; tried out once a config."""
-    return _why_unsupported(type(config), config.to_json_string(use_diff=False))
+    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+    if key not in _KNOWN:
+        _KNOWN[key] = _why_unsupported(config)
+    return _KNOWN[key]
 
 
-@lru_cache(maxsize=16)
-def _why_unsupported(kind: type[PretrainedConfig], config_json: str) -> str | None:
-    config = kind.from_dict(json.loads(config_json))
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+_KNOWN: dict[str, str | None] = {}
+
+
+def _why_unsupported(config: PretrainedConfig) -> str | None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return f"transformers has no causal language model of type '{config.model_type}'"
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     architecture = architecture[0] if isinstance(architecture, tuple) else architecture
     if (why := why_not_continued(architecture, config)) is not None:
         return refusal(architecture.__name__, why)
@@ -66,9 +70,14 @@ def _why_unsupported(kind: type[PretrainedConfig], config_json: str) -> str | No
             words.save_pretrained(folder)
         del model
         try:
-            require_parts(load_hooked(folder, device="cpu"))
+            hooked = load_hooked(folder, device="cpu")
+            require_one_number(hooked)
+            require_parts(hooked)
         except MechrefusalError as error:
             return str(error).replace(f" in '{folder}'", "").replace(f"'{folder}'", "a small model like it")
+        except Exception as error:  # of TransformerLens' or transformers' code, used in a way that it does not know
+            lines = str(error).splitlines() or [""]
+            return refusal(architecture.__name__, f"trying it ends in {type(error).__name__}: {lines[0][:200]}")
         finally:
             given_back()
     return None
@@ -104,7 +113,7 @@ def _why_no_sum(model: Any, layer: int, seen: dict[str, Tensor]) -> str | None:
     n_heads, d_head, block = model.cfg.n_heads, model.cfg.d_head, model.blocks[layer]
     if pattern.shape[1] != n_heads or z.shape[2:].numel() != n_heads * d_head:
         return f"layer {layer} has not {n_heads} heads of {d_head}"
-    if written_by(block, "hook_attn_out") != "attn":
+    if written_by(block, "hook_attn_out")[0] != "attn":
         return None  # a norm stands between the heads and the stream
     total = torch.einsum("bphd,hdm->bpm", z.reshape(*z.shape[:2], n_heads, d_head), block.attn.W_O)
     total = total if block.attn.b_O is None else total + block.attn.b_O

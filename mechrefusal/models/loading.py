@@ -20,7 +20,7 @@ from mechrefusal.memory import given_back
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import Checkpoint, weight_files
 from mechrefusal.models.forward import exact_length
-from mechrefusal.models.one_number import require_one_number
+from mechrefusal.models.one_number import require_same_in_batch
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats, float32) allowed between the two models."""
@@ -124,7 +124,8 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             _fold(model, reference)
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
         raise MechrefusalError(
-            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' ({_first_line(error)})"
+            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' "
+            f"({_first_line(error).partition(' Available architectures')[0]})"
         ) from error
     model.eval()
     with torch.no_grad():
@@ -135,7 +136,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
-    require_one_number(model)
+    require_same_in_batch(model)
     # A fresh one: the bridge sets padding and special tokens of the one that it was given.
     model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
     model.weights = checkpoint.weights

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 WIDTH, HEADS, LAYERS, CONTEXT, EXPERTS = 64, 4, 4, 512, 4
 D_HEAD = WIDTH // HEADS
+LARGEST = 20_000_000
 SPARE_TOKENS = 32
 """Rows of the embedding beyond the tokenizer's, for special tokens that the text never holds (images, audio)."""
 
@@ -61,7 +62,17 @@ def small_config(config: PretrainedConfig, vocab_size: int) -> PretrainedConfig:
 
 
 def small_model(config: PretrainedConfig, *, seed: int = 7) -> PreTrainedModel:
-    """A float32 model of a small config, in evaluation mode, with noise on every weight, norms and biases included."""
+    """A float32 model of a small config, in evaluation mode, with noise on every weight, norms and biases included.
+
+    Raises:
+        ValueError: more than `LARGEST` parameters, where a config names its sizes in a way that is not known here; or
+            logits that are not finite.
+        Exception: whatever the class says where its parts do not fit together, built or run on a few tokens.
+    """
+    with torch.device("meta"):
+        n = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if n > LARGEST:
+        raise ValueError(f"a small {type(config).__name__} still has {n:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -73,7 +84,11 @@ def small_model(config: PretrainedConfig, *, seed: int = 7) -> PreTrainedModel:
                 elif not weight.isfinite().all() or weight.std() < 0.07:
                     # Left empty, zero, or so small that the model would say the same to everything.
                     weight.normal_(0.0, 0.5 if weight is embedding else 0.1)
-    return model.float().eval()
+    model.float().eval()
+    with torch.no_grad():
+        if not model(input_ids=torch.arange(3, 10)[None], use_cache=False).logits.isfinite().all():
+            raise ValueError(f"a small {type(model).__name__} gives logits that are not finite")
+    return model
 
 
 def _made_small(values: dict[str, Any], vocab_size: int, spare: Iterator[int] | None = None) -> dict[str, Any]:

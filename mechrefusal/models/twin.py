@@ -242,19 +242,23 @@ def written_scale(model) -> float:
     return scale
 
 
-def written_by(block, hook: str) -> str:
-    """The part of a block whose output the hook sees ("attn", "mlp", or the norm after one of them)."""
+def written_by(block, hook: str) -> tuple[str, ...]:
+    """The part of a block whose output the hook sees: ("attn",), ("mlp",), the norm after one, or ("attn", "o")."""
     if hook not in block.hook_aliases and hasattr(block, "residual_contribution_scale"):
-        return {"hook_attn_out": block.scaled_attn_submodule, "hook_mlp_out": block.scaled_mlp_submodule}[hook]
-    component, _, point = block.hook_aliases[hook].partition(".")
+        return ({"hook_attn_out": block.scaled_attn_submodule, "hook_mlp_out": block.scaled_mlp_submodule}[hook],)
+    *parts, point = block.hook_aliases[hook].split(".")
     if point != "hook_out":
         raise KeyError(f"{hook} is {block.hook_aliases[hook]}")
-    return component
+    return tuple(parts)
 
 
 def _writer(block, hook: str) -> str:
     """Path of the module whose output the hook of a block sees, but for `written_scale`."""
-    return f"{block.name}.{getattr(block, written_by(block, hook)).name}"
+    path, component = block.name, block
+    for part in written_by(block, hook):
+        component = getattr(component, part)
+        path = f"{path}.{component.name}"
+    return path
 
 
 def _with_inner_sites(model, found: Twin) -> Twin:
