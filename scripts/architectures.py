@@ -90,7 +90,11 @@ def save(name: str, folder: Path) -> None:
 
 def tried(name: str) -> dict[str, str]:
     """What an architecture can do: "yes", or why not."""
-    why = architectures.why_unsupported(config_of(name))
+    try:
+        config = config_of(name)
+    except Exception as error:  # a config whose defaults it does not take itself
+        return {"class": _class(name), "measured": "yes", "built": _line(error)}
+    why = architectures.why_unsupported(config)
     found: dict[str, str] = {"class": _class(name), "measured": why or "yes"}
     with TemporaryDirectory() as draft:
         folder = Path(draft) / "model"

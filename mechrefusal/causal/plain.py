@@ -198,7 +198,7 @@ def _watched(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> list
                 block.register_forward_hook(handed_on),
             ):
                 stack.callback(handle.remove)
-            for name, child in _parts_of(block):
+            for name, child in block.named_children():
 
                 def wrote(_, args, output, note=note, name=name):
                     if (written := _first(output)) is not None:
@@ -207,11 +207,6 @@ def _watched(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> list
                 stack.callback(child.register_forward_hook(wrote).remove)
         model(input_ids=token_ids, use_cache=False)
     return notes
-
-
-def _parts_of(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Children of a block, and what these are made of (Bloom's add what they were given themselves)."""
-    return [(name, module) for name, module in block.named_modules() if name and name.count(".") <= 1]
 
 
 def _first(output: Any) -> Tensor | None:
@@ -230,25 +225,19 @@ def _hands_on(seen: list[_Seen]) -> bool:
 
 
 def _writers(seen: list[_Seen], tolerance: float) -> tuple[tuple[str, str], float] | None:
-    """The two parts, in the order in which they run, whose sum a block adds to the stream, and times what.
-
-    They are children of the block, or where no two of these are it, parts of the children.
-    """
+    """The two children, in the order in which they run, whose sum a block adds to the stream, and times what."""
     once = [name for name, written in seen[0].children.items() if len(written) == 1]
-    for names in ([name for name in once if "." not in name], once):
-        best, least = None, tolerance
-        for pair in combinations(names, 2):
-            parts = [part for each in seen if (part := _parts(each, pair)) is not None]
-            if len(parts) < len(seen):
-                continue
-            for scale in dict.fromkeys((1.0, _scale(parts[0]))):
-                error = max(_error(part, scale) for part in parts)
-                if error < least:  # the first of several that agree: what follows it passes it on (dropout)
-                    best, least = (pair, scale), error
-                    break
-        if best is not None:
-            return best
-    return None
+    best, least = None, tolerance
+    for pair in combinations(once, 2):
+        parts = [part for each in seen if (part := _parts(each, pair)) is not None]
+        if len(parts) < len(seen):
+            continue
+        for scale in dict.fromkeys((1.0, _scale(parts[0]))):
+            error = max(_error(part, scale) for part in parts)
+            if error < least:  # the first of several that agree: what follows it passes it on (dropout)
+                best, least = (pair, scale), error
+                break
+    return best
 
 
 def _parts(seen: _Seen, pair: tuple[str, str]) -> tuple[Tensor, Tensor] | None:

@@ -4,6 +4,7 @@ No architecture is known by its name. A small model is opened as the real one wo
 tried on it: the same numbers alone, in a batch and from a cache, and a residual stream that is the sum of its parts.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
     architecture = architecture[0] if isinstance(architecture, tuple) else architecture
     if (why := why_not_continued(architecture, config)) is not None:
         return refusal(architecture.__name__, why)
+    if not _has_adapter(architecture.__name__, config):
+        return refusal(architecture.__name__, "TransformerLens has no adapter for it")
     words = tiny.tokenizer()
     try:
         with quiet():
@@ -81,6 +84,19 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
         finally:
             given_back()
     return None
+
+
+def _has_adapter(name: str, config: PretrainedConfig) -> bool:
+    """Whether TransformerLens knows a model of class `name` and this config."""
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+
+    named = copy.copy(config)
+    named.architectures = [name]
+    try:
+        determine_architecture_from_hf_config(named)
+    except ValueError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ def why_not_continued(architecture: type[PreTrainedModel], config: PretrainedCon
         layers = DynamicCache(config=config).layers
     except KeyError as error:
         return f"its layers of kind {error} keep something else than keys and values"
+    except AttributeError:  # a config of several parts, which says nothing of layers
+        return None
     return _odd_layer(layers)
 
 

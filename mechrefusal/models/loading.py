@@ -117,7 +117,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
     with torch.no_grad():
         expected = reference(token_ids).logits[:, -1].log_softmax(-1)
     try:
-        with quiet():
+        with quiet(), text_only():
             model = TransformerBridge.boot_transformers(
                 str(checkpoint.path), hf_model=reference, tokenizer=tokenizer, device=device, dtype=torch.float32
             )
@@ -172,6 +172,19 @@ def _parity_tokens(vocab_size: int) -> torch.Tensor:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def text_only() -> Iterator[None]:
+    """TransformerLens without processors of images and sound, for which it would install packages by itself (pip)."""
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    before = source.load_modality_processor
+    source.load_modality_processor = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        source.load_modality_processor = before
 
 
 @contextlib.contextmanager
