@@ -150,7 +150,14 @@ def _found(model: nn.Module) -> _Layout:
             if not _hands_on(seen) or (found := _writers(seen, tolerance)) is None:
                 continue
             names = tuple(f"{name}.{layer}" for layer in range(n))
-            return _Layout(names, *found, _mean_is_free(model, blocks, token_ids))
+            free_mean = _mean_is_free(model, blocks, token_ids)
+            if free_mean and not _from_tables(model, blocks[0], token_ids):
+                raise MechrefusalError(
+                    f"cannot intervene on this {type(model).__name__}: what stands in its residual stream before the "
+                    "first block is no sum of learned embeddings, so that its mean, which the norms take out, is not "
+                    "that of the hooked transformer; load it with models.load_hooked instead"
+                )
+            return _Layout(names, *found, free_mean)
     raise MechrefusalError(
         f"cannot find the residual stream of this {type(model).__name__}: none of {len(lists)} lists of {n} blocks "
         "hands it on from block to block with attention and MLP added; load it with models.load_hooked instead"
@@ -265,6 +272,32 @@ def _error(parts: tuple[Tensor, Tensor], scale: float) -> float:
     off = (scale * written - added).norm(dim=-1) / added.norm(dim=-1)
     found = off.median().item()
     return found if math.isfinite(found) else math.inf
+
+
+def _from_tables(model: nn.Module, block: nn.Module, token_ids: Tensor) -> bool:
+    """Whether what enters the first block is a sum of learned embeddings (tokens, positions), each times a constant.
+
+    Of such the hooked transformer takes the mean out row by row; not of a norm after them, or of computed positions.
+    """
+    found: list[Tensor] = []
+    entering: list[Tensor] = []
+
+    def enters(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        entering.append((args[0] if args else kwargs["hidden_states"]).double())
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                hook = module.register_forward_hook(lambda *given: found.append(given[-1].double()))
+                stack.callback(hook.remove)
+        stack.callback(block.register_forward_pre_hook(enters, with_kwargs=True, prepend=True).remove)
+        model(input_ids=token_ids, use_cache=False)
+    tables = [each.expand_as(entering[0]).flatten() for each in found if each.shape[-2:] == entering[0].shape[-2:]]
+    if not tables:
+        return False
+    stream, parts = entering[0].flatten(), torch.stack(tables, dim=1)
+    off = stream - parts @ torch.linalg.lstsq(parts, stream[:, None]).solution[:, 0]
+    return bool(off.norm() <= 0.01 * stream.norm())
 
 
 def _mean_is_free(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> bool:

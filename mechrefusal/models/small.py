@@ -99,7 +99,11 @@ def _made_small(values: dict[str, Any], vocab_size: int, spare: Iterator[int] | 
     for key, value in values.items():
         if key in ("id2label", "label2id"):
             continue
-        if isinstance(value, dict) and not key.startswith("rope"):
+        if key == "per_layer_config" and isinstance(value, dict) and layers is not None:
+            by_layer = {int(layer): its for layer, its in value.items()}
+            kept = [(new, by_layer[old]) for new, old in enumerate(layers.kept) if old in by_layer]
+            found[key] = {new: _made_small(its, vocab_size, spare) for new, its in kept}
+        elif isinstance(value, dict) and not key.startswith("rope"):
             found[key] = _made_small(value, vocab_size, spare)
         elif isinstance(value, dict):
             found[key] = _rope(value)

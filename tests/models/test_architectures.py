@@ -192,7 +192,7 @@ def test_a_twin_at_another_place_of_the_same_direction_is_no_twin(opened, monkey
 
 
 def config(kind: str):
-    return transformers.CONFIG_MAPPING[kind]()
+    return SCRIPT.config_of(kind)
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
