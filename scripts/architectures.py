@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mechrefusal import MechrefusalError, causal, models, study
 from mechrefusal.models import architectures, one_number, small
 from mechrefusal.models.loading import quiet
+from mechrefusal.study.loader import recipe_from_dict
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,7 +115,7 @@ def run(name: str) -> dict[str, str]:
     with TemporaryDirectory() as draft:
         folder, out = Path(draft) / "model", Path(draft) / "run"
         save(name, folder)
-        recipe = study.recipe_from_dict(_merged({"model": str(folder), "name": "tiny"}))
+        recipe = recipe_from_dict(_merged({"model": str(folder), "name": "tiny"}))
         try:
             with quiet():
                 made = study.Run.create(out, recipe)
@@ -122,7 +123,7 @@ def run(name: str) -> dict[str, str]:
                 study.measure(made, processes=1)
             found = "yes"
         except MechrefusalError as error:
-            found = f"no: {_line(error)}" if list(out.glob("*/step-*")) else "refused"
+            found = f"no: {_line(error)}"
         except Exception as error:
             found = f"no: {_line(error)} ({traceback.extract_tb(error.__traceback__)[-1].name})"
     return {"run": found, "seconds": f"{time.perf_counter() - started:.0f}"}

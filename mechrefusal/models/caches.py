@@ -44,6 +44,13 @@ def require_continued(model: Any, cache: Any) -> DynamicCache:
     return cache
 
 
+def without_router_logits(config: PretrainedConfig) -> None:
+    """Have passes leave out the loss that balances experts, which cannot be taken of a text that continues a cache."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+
+
 def refusal(name: str, why: str) -> str:
     """The message for a model of class `name` that cannot be measured."""
     return f"{name} cannot be measured: {why}; docs/architectures.md lists the architectures that can"

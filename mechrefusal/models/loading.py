@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
-from mechrefusal.models.caches import refusal, why_not_continued
+from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
 from mechrefusal.models.checkpoint import Checkpoint, weight_files
 from mechrefusal.models.forward import exact_length
 from mechrefusal.models.one_number import require_same_in_batch
@@ -67,6 +67,7 @@ def load_causal_lm(
                 f"weight '{name}' in '{folder}' holds NaN or infinity; the training diverged or the file is damaged: "
                 "use an earlier checkpoint"
             )
+    without_router_logits(model.config)
     return model.eval().to(device or default_device()), tokenizer
 
 

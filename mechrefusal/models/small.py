@@ -5,6 +5,7 @@ the architecture stays: kinds of layers, multipliers, soft caps, biases, positio
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ def _made_small(values: dict[str, Any], vocab_size: int, spare: Iterator[int] | 
             found[key] = _made_small(value, vocab_size, spare)
         elif isinstance(value, dict):
             found[key] = _rope(value)
+        elif layers is not None and key.endswith("layers") and _are_places(value):
+            found[key] = [new for new, old in enumerate(layers.kept) if old in value]
         elif isinstance(value, list) and layers is not None and len(value) == layers.of:
             found[key] = [value[layer] for layer in layers.kept]
         elif key in _KV_HEADS and isinstance(value, int):
@@ -146,8 +149,15 @@ def _layers(values: dict[str, Any]) -> _Layers | None:
     for key in _LAYERS:
         if isinstance(of := values.get(key), int) and of > 0:
             lists = [v for k, v in values.items() if isinstance(v, list) and len(v) == of and not k.startswith("rope")]
-            return _Layers(of, [each for each in lists if all(isinstance(v, str | int | bool) for v in each)])
+            by_layer = [each for each in lists if all(isinstance(v, str | int) for v in each) and not _are_places(each)]
+            return _Layers(of, by_layer)
     return None
+
+
+def _are_places(value: Any) -> bool:
+    """Whether this is a list of layers by their numbers, not one entry a layer."""
+    numbers = isinstance(value, list) and len(value) > 1 and all(type(each) is int for each in value)
+    return numbers and all(a < b for a, b in pairwise(value))
 
 
 def _kv_heads(values: dict[str, Any], kv_heads: int) -> int:

@@ -13,6 +13,7 @@ from tolerances import COMPOUND, FORWARD
 from mechrefusal import MechrefusalError, attribution, causal, models, study
 from mechrefusal.models import architectures, caches, one_number, small
 from mechrefusal.models.twin import twin
+from mechrefusal.study.loader import recipe_from_dict
 
 REPOSITORY = Path(__file__).parents[2]
 KINDS = ("granitemoe, multipliers", "mixtral", "bloom", "cohere", "gpt_neox, sequential")
@@ -226,7 +227,7 @@ def recurrent_folder(folder: Path) -> Path:
 
 def test_a_recurrent_model_is_named_before_training_and_wherever_it_runs(tmp_path):
     folder = recurrent_folder(tmp_path / "mamba")
-    recipe = study.recipe_from_dict({"model": str(folder)})
+    recipe = recipe_from_dict({"model": str(folder)})
     with pytest.raises(MechrefusalError, match=r"MambaForCausalLM cannot be measured: .*recurrent state"):
         study.check(recipe)
     with pytest.raises(MechrefusalError, match=r"MambaForCausalLM cannot be measured: .*recurrent state"):
