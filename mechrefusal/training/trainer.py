@@ -22,8 +22,8 @@ from trl import SFTTrainer
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
-from mechrefusal.models.tree import Branch
 from mechrefusal.models.caches import without_router_logits
+from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward, attending, shares
 from mechrefusal.training import rows
 from mechrefusal.training.clock import Clock, peak_mib
