@@ -115,7 +115,10 @@ def run(name: str) -> dict[str, str]:
     with TemporaryDirectory() as draft:
         folder, out = Path(draft) / "model", Path(draft) / "run"
         save(name, folder)
-        recipe = recipe_from_dict(_merged({"model": str(folder), "name": "tiny"}))
+        chats = Path(draft) / "chats.jsonl"  # a random model may answer nothing at all
+        rows = [{"prompt": f"What is {n} and {n}?", "answer": f"It is {2 * n}."} for n in range(8)]
+        chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = recipe_from_dict(_merged(str(folder), str(chats)))
         try:
             with quiet():
                 made = study.Run.create(out, recipe)
@@ -207,11 +210,12 @@ def _ablation(folder: Path) -> str:
     return "yes" if apart <= one_number.TOLERANCE else f"no: {apart:.2g} nats apart"
 
 
-def _merged(values: dict[str, Any]) -> dict[str, Any]:
+def _merged(model: str, chats: str) -> dict[str, Any]:
     recipe = study.load_recipe("tiny").as_dict()
     for part, changed in FEWER.items():
         recipe[part] |= changed
-    return recipe | values
+    recipe["prompts"]["conversations"] = chats
+    return recipe | {"model": model}
 
 
 def _class(name: str) -> str:
