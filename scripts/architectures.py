@@ -5,7 +5,7 @@
 Of each architecture a tiny random model is made from its default config (`models.small`), with noise on every weight,
 and tried: whether a batch of unequal prompts gives what prompts give one at a time, whether a cached beginning does,
 whether an ablation by TransformerLens' hooks does what the same ablation by torch's hooks on the Hugging Face model
-does, and (with --runs) whether a whole run ends: the recipe `tiny` with two training steps. An architecture that cannot
+does, and (with --runs) whether a whole run ends: the recipe `tiny` with two training steps of r2d2. An architecture that cannot
 be measured is refused before anything is trained. What was found is kept in FOUND.json, so that a sweep can go on where
 it stopped; without --runs the runs noted there stay. On two cores: about a second an architecture, and half a minute
 with a run.
@@ -214,6 +214,7 @@ def _merged(model: str, chats: str) -> dict[str, Any]:
     recipe = study.load_recipe("tiny").as_dict()
     for part, changed in FEWER.items():
         recipe[part] |= changed
+    recipe["arms"] = ["r2d2"]
     recipe["prompts"]["conversations"] = chats
     return recipe | {"model": model}
 
@@ -252,11 +253,8 @@ def main() -> None:
             started = time.perf_counter()
             found[name] = {k: v for k, v in found.get(name, {}).items() if k in ("run", "seconds")} | tried(name)
             print(f"{name}: {found[name]} [{time.perf_counter() - started:.1f} s]", flush=True)
-        if (
-            options.runs
-            and found[name]["measured"] == found[name]["built"] == "yes"
-            and ("run" not in found[name] or options.again)
-        ):
+        can = found[name]["measured"] == found[name]["built"] == "yes"
+        if options.runs and can and (options.again or found[name].get("run") != "yes"):
             found[name] |= run(name)
             print(f"{name}: run {found[name]['run']} [{found[name]['seconds']} s]", flush=True)
         options.found.write_text(json.dumps(found, indent=1, sort_keys=True))
