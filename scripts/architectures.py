@@ -7,8 +7,8 @@ and tried: whether a batch of unequal prompts gives what prompts give one at a t
 whether an ablation by TransformerLens' hooks does what the same ablation by torch's hooks on the Hugging Face model
 does, and (with --runs) whether a whole run ends: the recipe `tiny` with two training steps of r2d2. An architecture
 that cannot be measured is refused before anything is trained. What was found is kept in FOUND.json, so that a sweep can
-go on where it stopped; without --runs the runs noted there stay. On two cores: about a second an architecture, and half a minute
-with a run.
+go on where it stopped; without --runs the runs noted there stay. On two cores: two seconds an architecture, and half a
+minute with a run.
 """
 
 import argparse
