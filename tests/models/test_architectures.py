@@ -11,7 +11,7 @@ import transformers
 from tolerances import COMPOUND, FORWARD
 
 from mechrefusal import MechrefusalError, attribution, causal, models, study
-from mechrefusal.models import architectures, caches, one_number, small
+from mechrefusal.models import architectures, one_number, small
 from mechrefusal.models.twin import twin
 from mechrefusal.study.loader import recipe_from_dict
 
@@ -238,9 +238,10 @@ def test_a_recurrent_model_is_named_before_training_and_wherever_it_runs(tmp_pat
 
 
 def test_a_hybrid_cache_is_refused_by_its_layers():
-    states = transformers.DynamicCache(config=small.small_config(config("lfm2"), 100))
+    hybrid = small.small_model(small.small_config(config("lfm2"), 100))
+    batch = models.TokenBatch.of([[3, 4, 5], [3, 4]], pad=0)
     with pytest.raises(MechrefusalError, match="Lfm2ForCausalLM cannot be measured: layer 0 keeps a recurrent state"):
-        caches.require_continued(transformers.Lfm2ForCausalLM, states)
+        models.generate(hybrid, batch, max_new_tokens=2, end=set())
 
 
 def test_a_model_whose_number_depends_on_the_batch_is_refused_with_the_difference(tiny_hf, monkeypatch):
