@@ -38,7 +38,7 @@ def require_supported(folder: Path | str) -> None:
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if (why := why_unsupported(config)) is not None:
-        raise MechrefusalError(f"the model in '{folder}' cannot be measured. {why}")
+        raise MechrefusalError(f"'{folder}': {why}")
 
 
 def why_unsupported(config: PretrainedConfig) -> str | None:
