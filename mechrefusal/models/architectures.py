@@ -36,7 +36,11 @@ def require_supported(folder: Path | str) -> None:
 
     Its weights are not read. A config that cannot be made small passes: what can be wrong shows when it is opened.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise MechrefusalError(f"config.json in '{folder}' is of no architecture known here ({first[:300]})") from error
     if (why := why_unsupported(config)) is not None:
         raise MechrefusalError(f"'{folder}': {why}")
 
