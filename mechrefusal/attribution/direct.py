@@ -20,6 +20,7 @@ from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric
+from mechrefusal.models.twin import written_by, written_scale
 from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3
@@ -161,7 +162,7 @@ class HeadReadout:
         """For the stream read by `vector`."""
         attention = model.blocks[layer].attn
         norm = _norm_after_heads(model, layer)
-        pulled = vector if norm is None else norm.pulled_back(vector)
+        pulled = written_scale(model) * (vector if norm is None else norm.pulled_back(vector))
         bias = 0.0 if attention.b_O is None else (attention.b_O.double() @ pulled).item()
         constant = 0.0 if norm is None else (norm.bias @ vector).item()
         return cls(layer, attention.W_O.double() @ pulled, bias, constant, norm)
@@ -180,7 +181,7 @@ class HeadReadout:
 def _norm_after_heads(model, layer: int) -> HeldNorm | None:
     """What stands between the output projection and hook_attn_out (Gemma 2 and 3), if anything does."""
     block = model.blocks[layer]
-    part = block.hook_aliases["hook_attn_out"].partition(".")[0]
+    part = written_by(block, "hook_attn_out")[0]
     return None if part == "attn" else HeldNorm.of(model, getattr(block, part))
 
 

@@ -50,12 +50,12 @@ class RefusalLogits:
 
     def vector(self, model) -> Float[Tensor, " d_model"]:
         """Difference of the mean columns of the unembedding, through the final norm's gain."""
-        return _final_norm(model).pulled_back(self._difference(model.W_U.T))
+        return _logit_scale(model) * _final_norm(model).pulled_back(self._difference(model.W_U.T))
 
     def constant(self, model) -> float:
         """From the biases of the unembedding and of the final norm."""
         through = _final_norm(model).bias @ self._difference(model.W_U.T)
-        return (through + self._difference(model.b_U)).item()
+        return _logit_scale(model) * (through + self._difference(model.b_U)).item()
 
     def scales(self, model, written: Writes) -> Float[Tensor, " prompt"]:
         """The final norm's, held."""
@@ -125,6 +125,12 @@ def require_tokens(model, metric: RefusalMetric) -> None:
             f"token {outside[0]} of the refusal metric is beyond this model's vocabulary of {model.cfg.d_vocab}; "
             "discover the metric on this model"
         )
+
+
+def _logit_scale(model) -> float:
+    """What the model multiplies the unembedding's output by (Granite, Cohere); a soft cap does nothing to so little."""
+    little = torch.tensor([1e-3], dtype=torch.float64, device=model.cfg.device)
+    return model.adapter.apply_output_logits_transform(little).item() / little.item()
 
 
 def _final_norm(model) -> HeldNorm:

@@ -2,7 +2,7 @@
 
 They are found by what they do in one pass of a few tokens, not by the name of an architecture: blocks hand the stream
 from one to the next, and what a block adds to it is the sum of what two of its children return (attention and MLP, or
-the norms after them).
+the norms after them), or a constant share of it (Granite).
 """
 
 import math
@@ -31,6 +31,7 @@ class _Layout:
 
     blocks: tuple[str, ...]
     writers: tuple[str, str]
+    scale: float
     free_mean: bool
 
 
@@ -79,7 +80,7 @@ class PlainModel:
             for child in ("", *(f".{writer}" for writer in layout.writers))
         )
         backbone = model.get_submodule(layout.blocks[0].rpartition(".")[0].rpartition(".")[0])
-        modules = Twin(model, blocks, attention, mlp)
+        modules = Twin(model, blocks, attention, mlp, scale=layout.scale)
         cfg = _Config(len(blocks), _width(model), next(model.parameters()).device)
         return cls(modules, backbone, cfg, layout.free_mean)
 
@@ -146,10 +147,17 @@ def _found(model: nn.Module) -> _Layout:
         for name, blocks in lists:
             seen = _watched(model, blocks, token_ids)
             tolerance = math.sqrt(torch.finfo(embeddings.dtype).eps)
-            if not _hands_on(seen) or (writers := _writers(seen, tolerance)) is None:
+            if not _hands_on(seen) or (found := _writers(seen, tolerance)) is None:
                 continue
             names = tuple(f"{name}.{layer}" for layer in range(n))
-            return _Layout(names, writers, _mean_is_free(model, blocks, token_ids))
+            free_mean = _mean_is_free(model, blocks, token_ids)
+            if free_mean and not _from_tables(model, blocks[0], token_ids):
+                raise MechrefusalError(
+                    f"cannot intervene on this {type(model).__name__}: what stands in its residual stream before the "
+                    "first block is no sum of learned embeddings, so that its mean, which the norms take out, is not "
+                    "that of the hooked transformer; load it with models.load_hooked instead"
+                )
+            return _Layout(names, *found, free_mean)
     raise MechrefusalError(
         f"cannot find the residual stream of this {type(model).__name__}: none of {len(lists)} lists of {n} blocks "
         "hands it on from block to block with attention and MLP added; load it with models.load_hooked instead"
@@ -223,29 +231,73 @@ def _hands_on(seen: list[_Seen]) -> bool:
     )
 
 
-def _writers(seen: list[_Seen], tolerance: float) -> tuple[str, str] | None:
-    """The two children, in the order in which they run, whose sum a block adds to the stream."""
+def _writers(seen: list[_Seen], tolerance: float) -> tuple[tuple[str, str], float] | None:
+    """The two children, in the order in which they run, whose sum a block adds to the stream, and times what."""
     once = [name for name, written in seen[0].children.items() if len(written) == 1]
     best, least = None, tolerance
     for pair in combinations(once, 2):
-        error = max(_error(each, pair) for each in seen)
-        if error < least:  # the first of several that agree: what follows it passes it on (dropout)
-            best, least = pair, error
+        parts = [part for each in seen if (part := _parts(each, pair)) is not None]
+        if len(parts) < len(seen):
+            continue
+        for scale in dict.fromkeys((1.0, _scale(parts[0]))):
+            error = max(_error(part, scale) for part in parts)
+            if error < least:  # the first of several that agree: what follows it passes it on (dropout)
+                best, least = (pair, scale), error
+                break
     return best
 
 
-def _error(seen: _Seen, pair: tuple[str, str]) -> float:
-    """How far what a pair of children wrote is from what the block added, relative to that."""
+def _parts(seen: _Seen, pair: tuple[str, str]) -> tuple[Tensor, Tensor] | None:
+    """What a pair of children wrote, and what the block added; float64. None where they did not write once a token."""
     written = [seen.children.get(name, []) for name in pair]
     assert seen.taken is not None
     assert seen.returned is not None
     if any(len(each) != 1 or each[0].shape != seen.taken.shape for each in written):
-        return math.inf
-    added = seen.returned.double() - seen.taken.double()
+        return None
+    total = written[0][0].double() + written[1][0].double()
+    return total, seen.returned.double() - seen.taken.double()
+
+
+def _scale(parts: tuple[Tensor, Tensor]) -> float:
+    """By how much what was written would have to be multiplied to be what was added: the middle one of all tokens."""
+    written, added = parts
+    found = ((written * added).sum(-1) / written.square().sum(-1)).median().item()
+    return found if math.isfinite(found) and found != 0 else 1.0
+
+
+def _error(parts: tuple[Tensor, Tensor], scale: float) -> float:
+    """How far `scale` times what was written is from what was added, relative to that."""
+    written, added = parts
     # By token, the middle one of them: in a few, low precision loses what is added to a huge stream.
-    off = (sum(each[0].double() for each in written) - added).norm(dim=-1) / added.norm(dim=-1)
+    off = (scale * written - added).norm(dim=-1) / added.norm(dim=-1)
     found = off.median().item()
     return found if math.isfinite(found) else math.inf
+
+
+def _from_tables(model: nn.Module, block: nn.Module, token_ids: Tensor) -> bool:
+    """Whether what enters the first block is a sum of learned embeddings (tokens, positions), each times a constant.
+
+    Of such the hooked transformer takes the mean out row by row; not of a norm after them, or of computed positions.
+    """
+    found: list[Tensor] = []
+    entering: list[Tensor] = []
+
+    def enters(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        entering.append((args[0] if args else kwargs["hidden_states"]).double())
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                hook = module.register_forward_hook(lambda *given: found.append(given[-1].double()))
+                stack.callback(hook.remove)
+        stack.callback(block.register_forward_pre_hook(enters, with_kwargs=True, prepend=True).remove)
+        model(input_ids=token_ids, use_cache=False)
+    tables = [each.expand_as(entering[0]).flatten() for each in found if each.shape[-2:] == entering[0].shape[-2:]]
+    if not tables:
+        return False
+    stream, parts = entering[0].flatten(), torch.stack(tables, dim=1)
+    off = stream - parts @ torch.linalg.lstsq(parts, stream[:, None]).solution[:, 0]
+    return bool(off.norm() <= 0.01 * stream.norm())
 
 
 def _mean_is_free(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> bool:

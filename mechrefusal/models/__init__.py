@@ -1,6 +1,7 @@
 """What is asked: where models come from, checkpoints that know their weights, and the hooked transformer."""
 
 from mechrefusal.models import tiny
+from mechrefusal.models.architectures import require_supported
 from mechrefusal.models.capacity import bytes_to_hook, bytes_to_load, require_memory
 from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, hash_checkpoint, loaded_files
 from mechrefusal.models.forward import TokenBatch, end_tokens, generate, head_cache, last_logits
@@ -37,6 +38,7 @@ __all__ = [
     "require_direction",
     "require_layers",
     "require_memory",
+    "require_supported",
     "tiny",
     "wanted_layers",
 ]

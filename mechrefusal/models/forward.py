@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.caches import require_continued
 
 IN_HEAD: ContextVar[bool] = ContextVar("mechrefusal_in_head", default=False)
 """Whether the pass under way is over a common head: what looks at it cannot tell where the prompts end."""
@@ -169,22 +171,32 @@ def _step(
 ) -> tuple[Tensor, DynamicCache]:
     """One forward pass that continues `cache`; the logits of (at least) the last `keep` positions, and the cache."""
     _check_length(model, mask.shape[1] if mask is not None else token_ids.shape[1])
-    arguments: dict = {"logits_to_keep": keep, "use_cache": True}
+    arguments: dict = {"use_cache": True}
+    if takes(_inner(model), "logits_to_keep"):
+        arguments["logits_to_keep"] = keep
     if mask is not None:
         arguments["attention_mask"] = mask
     if cache is not None:
         arguments["past_key_values"] = cache
     with contiguous_head(model):
         if hasattr(model, "hook_dict"):
-            return model(token_ids, return_type="logits_and_cache", **arguments)
-        return _hugging_face_step(model, token_ids, mask, arguments)
+            logits, kept = model(token_ids, return_type="logits_and_cache", **arguments)
+        else:
+            logits, kept = _hugging_face_step(model, token_ids, mask, arguments)
+    return logits, require_continued(model, kept)
 
 
-def _hugging_face_step(model, token_ids: Tensor, mask: Tensor | None, arguments: dict) -> tuple[Tensor, DynamicCache]:
-    if mask is not None and "position_ids" in inspect.signature(model.forward).parameters:
+def _hugging_face_step(model, token_ids: Tensor, mask: Tensor | None, arguments: dict) -> tuple[Tensor, Any]:
+    if mask is not None and takes(model, "position_ids"):
         arguments["position_ids"] = positions(mask)[:, -token_ids.shape[1] :]
     output = model(input_ids=token_ids, **arguments)
-    return output.logits, output.past_key_values
+    return output.logits, getattr(output, "past_key_values", None)
+
+
+def takes(model, name: str) -> bool:
+    """Whether a model's forward pass names an argument. (PEFT's names none, and hands on to that of its base.)"""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return name in inspect.signature(base.forward).parameters
 
 
 def positions(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
@@ -195,12 +207,26 @@ def positions(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
 def exact_length(config) -> tuple[int, str]:
     """Tokens up to which batched passes of a model with this text config are exact, and what sets that limit.
 
-    It is the context; or the sliding window, if that is smaller: it counts padded and cached columns, so that left
-    padding would shift it.
+    It is the context; or the smallest window or chunk of attention, if that is smaller: it counts padded and cached
+    columns, so that left padding would shift it.
     """
-    context = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return (window, "sliding window") if window is not None and window < context else (context, "context")
+    context = next((n for name in _CONTEXTS if (n := getattr(config, name, None))), sys.maxsize)
+    slides = getattr(config, "use_sliding_window", True)
+    found = {name: getattr(config, name, None) for name in _WINDOWS if slides or name != "sliding_window"}
+    windows = {_WINDOWS[name]: n for name, n in found.items() if isinstance(n, int) and n > 0}
+    what = min(windows, key=windows.__getitem__, default="context")
+    return (windows[what], what) if windows.get(what, context) < context else (context, "context")
+
+
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_ctx")
+_WINDOWS = {
+    "sliding_window": "sliding window",
+    "window_size": "window of local attention",
+    "local_attention": "window of local attention",
+    "attention_window_size": "window of local attention",
+    "attention_chunk_size": "chunk of attention",
+}
+"""How configs of transformers name the number of tokens that attention reaches at most, in all or in some layers."""
 
 
 def _check_length(model, n_tokens: int) -> None:

@@ -16,9 +16,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
+from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
 from mechrefusal.models.capacity import require_memory
 from mechrefusal.models.checkpoint import Checkpoint, loaded_files
 from mechrefusal.models.forward import exact_length
+from mechrefusal.models.one_number import require_same_in_batch
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
 
@@ -75,6 +77,7 @@ def load_causal_lm(
                 f"weight '{name}' in '{folder}' holds NaN or infinity; the training diverged or the file is damaged: "
                 "use an earlier checkpoint"
             )
+    without_router_logits(model.config)
     guard_rows(model, tokenizer, folder=folder)
     return model.eval().to(device), tokenizer
 
@@ -131,8 +134,9 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         hash of the checkpoint, which directions and tables made with it carry.
 
     Raises:
-        MechrefusalError: what `load_causal_lm` raises; an architecture that TransformerLens does not know; or
-            log-probabilities that differ from the Hugging Face model's by more than `PARITY_TOLERANCE` nats.
+        MechrefusalError: what `load_causal_lm` raises; an architecture that TransformerLens does not know, or that
+            keeps a recurrent state; log-probabilities that differ from the Hugging Face model's by more than
+            `PARITY_TOLERANCE` nats, or that depend on the batch or the cache (`models.one_number`).
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
@@ -141,18 +145,21 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
     device = device or default_device()
     require_memory(checkpoint, hooked=True, device=device)
     reference, tokenizer = load_causal_lm(checkpoint, device=device, chat=chat)
+    if (why := why_not_continued(type(reference), reference.config)) is not None:
+        raise MechrefusalError(refusal(type(reference).__name__, why))
     token_ids = _parity_tokens(reference.config.get_text_config().vocab_size).to(device)
     with torch.no_grad():
         expected = reference(token_ids).logits[:, -1].log_softmax(-1)
     try:
-        with quiet():
+        with quiet(), text_only():
             model = TransformerBridge.boot_transformers(
                 str(checkpoint.path), hf_model=reference, tokenizer=tokenizer, device=device, dtype=torch.float32
             )
             _fold(model, reference)
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
         raise MechrefusalError(
-            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' ({first_line(error)})"
+            f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' "
+            f"({first_line(error).partition(' Available architectures')[0]})"
         ) from error
     model.eval()
     with torch.no_grad():
@@ -163,6 +170,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
+    require_same_in_batch(model)
     # A fresh one: the bridge changes padding and special tokens of the one that it is given, and takes its vocabulary
     # for the model's. Set past its property, which would do so again.
     model._tokenizer = load_tokenizer(checkpoint, chat=chat)
@@ -195,6 +203,19 @@ def _fold(model, reference: PreTrainedModel) -> None:
 def _parity_tokens(vocab_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
+
+
+@contextlib.contextmanager
+def text_only() -> Iterator[None]:
+    """TransformerLens without processors of images and sound, for which it would install packages by itself (pip)."""
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    before = source.load_modality_processor
+    source.load_modality_processor = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        source.load_modality_processor = before
 
 
 @contextlib.contextmanager

@@ -46,6 +46,9 @@ class Twin:
     """The modules whose input is z [batch, token, head, d_head] or mlp_post [batch, token, d_mlp] (the neurons), where
     they agree with the hooked transformer."""
     d_head: int = 0
+    scale: float = 1.0
+    """What a block multiplies the outputs of attention and MLP by before it adds them (Granite); the sites attn_out and
+    mlp_out are what it adds."""
 
     def has(self, site: Site) -> bool:
         """Whether activations at `site` can be edited."""
@@ -77,8 +80,13 @@ class Twin:
 
             return self.inner[site][layer].register_forward_pre_hook(into)
 
+        scale = 1.0 if site == "resid_post" else self.scale
+
+        def edited(output: Tensor) -> Tensor:
+            return edit(output) if scale == 1 else edit(output * scale) / scale
+
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
-            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+            return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
 
         modules = {"resid_post": self.blocks, "attn_out": self.attention, "mlp_out": self.mlp}[site]
         return modules[layer].register_forward_hook(after)
@@ -117,9 +125,9 @@ class Twin:
 def twin(model) -> Twin | None:
     """The twin of a hooked transformer; None where the model has none that agrees with it, or hooks of the caller.
 
-    Whether it agrees is tried out once: log-probabilities as they are, under a direction ablated at every site, and
-    under one added at a middle layer. While hooks of the caller stand at the hooked transformer there is no twin, as
-    they would not act on it.
+    Whether it agrees is tried out once: log-probabilities as they are, with the projection on a direction set to a
+    constant at every site, and with a direction added at a middle layer. While hooks of the caller stand at the hooked
+    transformer there is no twin, as they would not act on it.
     """
     if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
         return None
@@ -171,6 +179,9 @@ def _build(model) -> Twin:
     with torch.device("meta"):
         plain = type(original)(config)
     plain.eval()
+    for name, value in vars(original).items():
+        if isinstance(value, float):
+            setattr(plain, name, value)  # a multiplier of logits, which may have been folded into the weights
     for block in model.blocks:
         if hasattr(block.attn, "split_qkv_matrix"):
             tensors |= _joint(f"{block.name}.{block.attn.name}", block.attn, plain, tensors)
@@ -189,6 +200,7 @@ def _build(model) -> Twin:
         tuple(plain.get_submodule(name) for name in names),
         tuple(plain.get_submodule(_writer(block, "hook_attn_out")) for block in model.blocks),
         tuple(plain.get_submodule(_writer(block, "hook_mlp_out")) for block in model.blocks),
+        scale=written_scale(model),
     )
 
 
@@ -224,12 +236,29 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _WRAPPER)
 
 
-def _writer(block, hook: str) -> str:
-    """Path of the module whose output the hook of a block sees."""
-    component, _, point = block.hook_aliases[hook].partition(".")
+def written_scale(model) -> float:
+    """What the blocks of a hooked transformer multiply what attention and MLP return by before they add it."""
+    (scale,) = {float(getattr(block, "residual_contribution_scale", 1.0)) for block in model.blocks}
+    return scale
+
+
+def written_by(block, hook: str) -> tuple[str, ...]:
+    """The part of a block whose output the hook sees: ("attn",), ("mlp",), the norm after one, or ("attn", "o")."""
+    if hook not in block.hook_aliases and hasattr(block, "residual_contribution_scale"):
+        return ({"hook_attn_out": block.scaled_attn_submodule, "hook_mlp_out": block.scaled_mlp_submodule}[hook],)
+    *parts, point = block.hook_aliases[hook].split(".")
     if point != "hook_out":
         raise KeyError(f"{hook} is {block.hook_aliases[hook]}")
-    return f"{block.name}.{getattr(block, component).name}"
+    return tuple(parts)
+
+
+def _writer(block, hook: str) -> str:
+    """Path of the module whose output the hook of a block sees, but for `written_scale`."""
+    path, component = block.name, block
+    for part in written_by(block, hook):
+        component = getattr(component, part)
+        path = f"{path}.{component.name}"
+    return path
 
 
 def _with_inner_sites(model, found: Twin) -> Twin:
@@ -289,7 +318,7 @@ def _agrees(model, found: Twin) -> bool:
     direction = torch.randn(model.cfg.d_model, generator=generator).to(model.cfg.device)
     unit = direction / direction.norm()
     everywhere: list[Edit] = [
-        (layer, site, lambda x: x - (x @ unit)[..., None] * unit)
+        (layer, site, lambda x: x - (x @ unit - 0.5)[..., None] * unit)  # not linear: it must be the very same site
         for layer in range(model.cfg.n_layers)
         for site in ("resid_pre", "attn_out", "mlp_out")
     ]

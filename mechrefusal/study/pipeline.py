@@ -15,7 +15,15 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import checkpoint_id, sweep, whole_folder
 from mechrefusal.memory import given_back
-from mechrefusal.models import Checkpoint, bytes_to_hook, context_length, fetch, load_causal_lm, load_tokenizer
+from mechrefusal.models import (
+    Checkpoint,
+    bytes_to_hook,
+    context_length,
+    fetch,
+    load_causal_lm,
+    load_tokenizer,
+    require_supported,
+)
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
@@ -53,14 +61,16 @@ def check(recipe: Recipe) -> Asked:
             f"training r2d2 pool_size is {pool}, but there are {len(chosen.behaviours)} behaviours; "
             "give a smaller pool_size, or 0 for all of them"
         )
-    base = fetch(recipe.model) if recipe.model else None
-    if recipe.arms and base is not None:
-        _check_training(recipe, chosen, base)
+    folders = [fetch(recipe.model)] if recipe.model else []
+    folders += [fetch(each.source) for each in given(recipe.checkpoints)]
+    for folder in folders:
+        require_supported(folder)
+    if recipe.arms:
+        _check_training(recipe, chosen, folders[0])
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), **({"behaviours": chosen.behaviours} if recipe.arms else {})}
-    others = [fetch(each.source) for each in given(recipe.checkpoints)]
-    for folder in [*([base] if base is not None else []), *others]:
+    for folder in folders:
         tokenizer, context = load_tokenizer(folder), context_length(folder)
         for name, each in measured.items():
             require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")

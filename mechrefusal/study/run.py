@@ -200,8 +200,8 @@ class Run:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
                 f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "
-                f"{entry['weights']}; it was changed {since} (weights, config, tokenizer or chat template), or recorded "
-                "by a version that hashed the weights alone: restore it, or start a new run"
+                f"{entry['weights']}; it was changed {since} (weights, config, tokenizer or chat template), or "
+                "recorded by a version that hashed the weights alone: restore it, or start a new run"
             )
         return found
 

@@ -330,6 +330,7 @@ def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "router_aux_loss_coef": 0.0,  # experts are not balanced: arms differ in their own terms, rows share tokens
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
         "use_cache": True,  # only what the saved config says; TRL trains without

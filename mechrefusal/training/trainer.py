@@ -22,6 +22,7 @@ from trl import SFTTrainer
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
+from mechrefusal.models.caches import without_router_logits
 from mechrefusal.models.tree import Branch
 from mechrefusal.models.tree_forward import TreeForward, attending, shares
 from mechrefusal.training import rows
@@ -61,6 +62,7 @@ class ArmTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, callbacks=[*(callbacks or []), _StepParts(self), FiniteGradients()], **kwargs)
+        without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
         self.terms = with_changes(self.own_terms(), losses or {})
         self.clock = Clock(self.accelerator.device)
         self._sums: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ from mechrefusal.causal.patching.sites import require_site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import RefusalMetric, wanted_layers
 from mechrefusal.models.tree import Branch, Tree
-from mechrefusal.models.twin import Edit, Site
+from mechrefusal.models.twin import Edit, Site, written_scale
 
 CrossSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "result"]
 SITES: tuple[CrossSite, ...] = ("resid_pre", "attn_out", "mlp_out", "z", "result")
@@ -199,8 +199,8 @@ def stored(sites: Sequence[CrossSite]) -> list[Site]:
 
 
 def writer(model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_O of a layer."""
-    return model.blocks[layer].attn.W_O.detach().float()
+    """W_O of a layer, times what the block multiplies its output by."""
+    return written_scale(model) * model.blocks[layer].attn.W_O.detach().float()
 
 
 class _AddingUp:
@@ -225,7 +225,7 @@ class _AddingUp:
         def edit(written: Tensor) -> Tensor:
             attention = self._model.blocks[layer].attn
             total = torch.einsum("thd,hdm->tm", self._z.pop(layer), writer(self._model, layer))
-            total = total if attention.b_O is None else total + attention.b_O
+            total = total if attention.b_O is None else total + written_scale(self._model) * attention.b_O
             off = (total - flat(self._model, "attn_out", written)).norm() / total.norm()
             self.true = self.true and bool(off <= 1e-3)
             return written

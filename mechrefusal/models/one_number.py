@@ -1,0 +1,134 @@
+"""One model, one number, whatever the way: alone or in a batch, in one pass or continued from a cache, cut or whole.
+
+Everything measured relies on it, and no architecture is known by name to keep it: it is tried out on drawn tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.caches import refusal
+from mechrefusal.models.forward import TokenBatch, _step, exact_length, expanded, head_cache
+
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities (nats, float32) between two ways."""
+LONGEST, N_STEPS = 14, 2
+
+WAYS = {
+    "later tokens": "earlier tokens see later ones, so that it is no causal language model",
+    "padding": "a prompt in a batch of unequal ones has other probabilities than alone",
+    "shared head": "prompts that continue a cached beginning have other probabilities than alone",
+    "continuing": "a token after a cached prompt has other probabilities than in one pass",
+}
+"""What may differ, and what that means."""
+
+
+def require_one_number(model: Any) -> None:
+    """Try out a hooked transformer or a Hugging Face model on a few drawn tokens, every way.
+
+    Raises:
+        MechrefusalError: a way in which its log-probabilities are others, with the difference.
+    """
+    _require(model, differences(model))
+
+
+def require_same_in_batch(model: Any) -> None:
+    """The quickest of these trials, for every model that is opened: four passes over some fourteen tokens.
+
+    Raises:
+        MechrefusalError: a batch of two unequal prompts with a cached head gives other log-probabilities.
+    """
+    if (drawn := _Drawn.of(model, rows=2)) is not None:
+        found, _ = drawn.continued(model, drawn.prompts, keep=1)
+        _require(model, {"shared head": _apart(found, drawn.alone(model)[:, 0])})
+
+
+def differences(model: Any) -> dict[str, float]:
+    """Largest difference of log-probabilities (nats) from passes of whole rows one at a time, by way (see `WAYS`).
+
+    Empty where attention reaches too few tokens to tell.
+    """
+    if (drawn := _Drawn.of(model, rows=3)) is None:
+        return {}
+    expected, text = drawn.alone(model), drawn.texts[0]
+    longest = len(drawn.prompts[0])
+    cut, whole = (_logits(model, torch.tensor([text[:n]], device=drawn.device))[0] for n in (longest, len(text)))
+    padded, continued = drawn.continued(model, drawn.texts, keep=longest)
+    from_head, _ = drawn.continued(model, drawn.prompts, keep=1)
+    return {
+        "later tokens": _apart(cut, whole[:longest]),
+        "padding": _apart(padded, expected[:, 0]),
+        "shared head": _apart(from_head, expected[:, 0]),
+        "continuing": _apart(continued, expected[:, 1:]),
+    }
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Texts of unequal length that begin with the same tokens; the last `N_STEPS` tokens of each follow its prompt."""
+
+    texts: list[list[int]]
+    pad: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: Any, *, rows: int) -> Self | None:
+        """None where attention reaches too few tokens to tell."""
+        inner = getattr(model, "original_model", model)
+        config = inner.config.get_text_config()
+        longest = min(LONGEST, exact_length(config)[0] - N_STEPS)
+        if longest < 4:
+            return None
+        drawn = torch.randint(config.vocab_size, (rows, longest + N_STEPS), generator=torch.Generator().manual_seed(0))
+        drawn[:, : longest // 3] = drawn[0, : longest // 3]
+        lengths = (longest, longest // 3 + 1, longest - 2)
+        texts = [row[: n + N_STEPS].tolist() for row, n in zip(drawn, lengths, strict=False)]
+        return cls(texts, config.vocab_size - 1, inner.get_input_embeddings().weight.device)
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The texts without what follows."""
+        return [text[:-N_STEPS] for text in self.texts]
+
+    @torch.no_grad()
+    def alone(self, model: Any) -> Float[Tensor, "row token vocab"]:
+        """Logits at the end of each prompt and at what follows it, one row after another."""
+        rows = (_logits(model, torch.tensor([text], device=self.device))[0] for text in self.texts)
+        return torch.stack([row[-N_STEPS - 1 :] for row in rows])
+
+    @torch.no_grad()
+    def continued(self, model: Any, texts: list[list[int]], *, keep: int) -> tuple[Tensor, Tensor]:
+        """Logits at the end of every prompt [row, vocab], and after each token of a text that follows it."""
+        batch = TokenBatch.of(self.prompts, pad=self.pad, device=str(self.device), keep=keep)
+        following = torch.tensor([text[len(p) :] for text, p in zip(texts, self.prompts, strict=True)])
+        mask, cache = batch.full_mask(), expanded(head_cache(model, batch), len(batch))
+        logits, cache = _step(model, batch.rest, mask, cache, keep=1)
+        found = [logits[:, -1]]
+        for column in following.to(self.device).T:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits, cache = _step(model, column.long()[:, None], mask, cache, keep=1)
+            found.append(logits[:, -1])
+        return found[0], torch.stack(found[1:] or found, dim=1)
+
+
+def _require(model: Any, apart: dict[str, float]) -> None:
+    for way, difference in apart.items():
+        if not difference <= TOLERANCE:
+            name = type(getattr(model, "original_model", model)).__name__
+            raise MechrefusalError(refusal(name, f"{WAYS[way]} ({difference:.2g} nats apart, allowed {TOLERANCE:g})"))
+
+
+@torch.no_grad()
+def _logits(model: Any, token_ids: Tensor) -> Float[Tensor, "row token vocab"]:
+    """One pass without cache or mask."""
+    if hasattr(model, "hook_dict"):
+        return model(token_ids, return_type="logits")
+    return model(input_ids=token_ids, use_cache=False).logits
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    return (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs().max().item()
