@@ -1,5 +1,6 @@
 """Readers of the public benchmarks, from the files as their authors publish them."""
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,10 +13,30 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
 from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
+from mechrefusal.prompts.values import ASSISTANT, USER, as_text, is_blank, is_missing
 
 XSTEST_LABELS = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
+_SAID_BY_THE_MODEL = ("target", "completion")
 
-Row = dict[str, str]
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source: its values as text, "" where they are missing. A value that is no text is a ValueError."""
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, column: str) -> str:
+        try:
+            return as_text(self.values.get(column), role=ASSISTANT if column in _SAID_BY_THE_MODEL else USER)
+        except ValueError as error:
+            raise ValueError(f"column '{column}' holds {error}") from None
+
+    def kept(self, column: str) -> str:
+        """A value that nobody is asked: where it is no text, the JSON of it."""
+        try:
+            return self[column]
+        except ValueError:
+            return json.dumps(self.values[column], ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,9 @@ def read(
     Names (case and punctuation do not count): harmbench, strongreject, xstest, xstestcompletions, advbench,
     jailbreakbench, maliciousinstruct, alpaca. Ids come from the source where it has them, otherwise they are
     `<name>-0001`, by row; an id that occurs again gets `-2`, `-3`, with a warning. Rows without text are left out,
-    counted in `dropped` and warned of.
+    counted in `dropped` and warned of. A value that a file calls missing (an empty field, null, NaN, NaT) is missing;
+    the word "None" or "nan" is a word. A prompt given as a conversation of one turn of the user is that turn's text;
+    any other list or object in place of a text is an error. In columns that keep their own names it stays, as JSON.
 
     `targets` (HarmBench only): a JSON file with the openings of a complying answer by BehaviorID, or such a mapping.
     The set then has the columns `targets` (list of str, without blank ones) and `target` (the first of them). Where a
@@ -86,15 +109,17 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
     seen: set[str] = set()
     times: dict[str, int] = {}
     dropped = rows.blank
-    for number, row in rows.rows:
+    for number, values in rows.rows:
+        row = Row(values)
         try:
             record = benchmark.record(row)
+            own = record.get("id", "").strip() or row["id"].strip()
         except ValueError as error:
             raise MechrefusalError(f"{rows.where}, row {number}: {error}") from error
         if not record["text"].strip():
             dropped += 1
             continue
-        wanted = record.get("id", "").strip() or row.get("id", "").strip() or f"{key}-{number:04d}"
+        wanted = own or f"{key}-{number:04d}"
         times[wanted] = times.get(wanted, 0) + 1
         identity, again = wanted, 1
         while identity in seen:
@@ -102,7 +127,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
             identity = f"{wanted}-{again}"
         seen.add(identity)
         used = {"", "id", "text", *record, *(column.lower() for column in (*benchmark.required, *benchmark.used))}
-        extra = {column: value for column, value in row.items() if column not in used}
+        extra = {column: row.kept(column) for column in values if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
 
@@ -116,13 +141,13 @@ def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[s
         raise MechrefusalError(f"{where} does not map behaviour ids to targets: give a JSON object")
     without = []
     for record in records:
-        found = openings.get(record["id"], [])
-        found = [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(opening, str) for opening in found):
+        found = openings.get(record["id"])
+        found = [] if is_missing(found) else [found] if isinstance(found, str) else found
+        if not isinstance(found, list) or not all(isinstance(one, str) or is_missing(one) for one in found):
             raise MechrefusalError(
                 f"{where} holds no list of strings for '{record['id']}': give its targets as strings"
             )
-        record["targets"] = [opening for opening in found if opening.strip()]
+        record["targets"] = [opening for opening in found if not is_blank(opening)]
         record["target"] = next(iter(record["targets"]), None)
         if record["target"] is None:
             without.append(record["id"])
@@ -135,22 +160,22 @@ def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[s
 
 
 def _harmbench(row: Row) -> dict[str, Any]:
-    behaviour, context = row["behavior"], row.get("contextstring", "")
+    behaviour, context = row["behavior"], row["contextstring"]
     # As HarmBench asks it: context, a line of three dashes and behaviour, in one message of the user.
     with_context = f"{context}\n\n---\n\n{behaviour}" if context.strip() and behaviour.strip() else behaviour
     return {
-        "id": row.get("behaviorid", ""),
+        "id": row["behaviorid"],
         "text": with_context,
-        "category": row.get("semanticcategory", "") or row.get("category", ""),
-        "functional_category": row.get("functionalcategory", "") or None,
-        "tags": row.get("tags", ""),
+        "category": row["semanticcategory"] or row["category"],
+        "functional_category": row["functionalcategory"] or None,
+        "tags": row.kept("tags"),
         "behavior": behaviour,
         "context": context if context.strip() else None,
     }
 
 
 def _strongreject(row: Row) -> dict[str, Any]:
-    return {"text": row["forbidden_prompt"], "category": row.get("category", "")}
+    return {"text": row["forbidden_prompt"], "category": row["category"]}
 
 
 def _advbench(row: Row) -> dict[str, Any]:
@@ -161,9 +186,9 @@ def _jailbreakbench(row: Row) -> dict[str, Any]:
     # `Behavior` is the short name of the goal here, not a request, and must not pass for HarmBench's column.
     return {
         "text": row["goal"],
-        "category": row.get("category", ""),
-        "target": row.get("target", "") or None,
-        "behavior_name": row.get("behavior", ""),
+        "category": row["category"],
+        "target": row["target"] or None,
+        "behavior_name": row.kept("behavior"),
     }
 
 
@@ -172,22 +197,24 @@ def _malicious_instruct(row: Row) -> dict[str, Any]:
 
 
 def _xstest(row: Row) -> dict[str, Any]:
-    kind = row["type"].strip()
-    label = row.get("label", "").strip().lower() or ("unsafe" if kind.startswith("contrast_") else "safe")
+    kind, label = row["type"].strip(), row["label"].strip().lower()
+    if not (kind or label) and row["prompt"].strip():
+        raise ValueError("neither type nor label says whether the prompt is safe: fill one of the two")
+    label = label or ("unsafe" if kind.startswith("contrast_") else "safe")
     if label not in ("safe", "unsafe"):
         raise ValueError(f"label '{label}' is neither safe nor unsafe: mend the file")
     return {"text": row["prompt"], "category": kind, "type": kind, "label": label}
 
 
 def _xstest_completion(row: Row) -> dict[str, Any]:
-    final = row.get("final_label", "").strip() or None
+    final = row["final_label"].strip() or None
     if final is not None and final not in XSTEST_LABELS:
         raise ValueError(f"final_label '{final}' is unknown: expected one of {', '.join(XSTEST_LABELS)}")
     return {**_xstest(row), "completion": row["completion"], "final_label": final}
 
 
 def _alpaca(row: Row) -> dict[str, Any]:
-    instruction, given = row["instruction"], row.get("input", "")
+    instruction, given = row["instruction"], row["input"]
     with_input = f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction
     return {"text": with_input, "category": ""}
 

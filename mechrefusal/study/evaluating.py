@@ -26,6 +26,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import Suite, require_distinct
+from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
@@ -99,7 +100,9 @@ def evaluate(
     asked: list[Judge] = list(judges) or [RefusalJudge()]
     evaluation_tables.require_judges(asked, suites)
     leaks = _leaks(run, suites, strict=strict)
-    folder = Path(out) if out is not None else run.folder if run is not None else None
+    folder = Path(out).expanduser() if out is not None else run.folder if run is not None else None
+    if folder is not None:
+        require_writable(folder / FOLDER, folder / "measurements", folder=True)
     labels = labelling.labels_in(folder) if folder is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
@@ -148,7 +151,8 @@ def stressed(
     settings = {name: replace(known[name], steps=steps) if steps else known[name] for name in methods}
     if out is None and run is None:
         raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
-    folder = Path(out) if out is not None else run.folder  # type: ignore[union-attr]
+    folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
+    require_writable(folder / "stress", folder / "measurements", folder=True)
     found = stress(
         run,
         chosen,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -65,6 +66,9 @@ def check(recipe: Recipe) -> Asked:
     spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
     context = context_length(folder)
+    if chosen.conversations is None:
+        answered = chosen.instructions.take(recipe.prompts.n_conversations or len(chosen.instructions))
+        require_room(tokenizer, answered, limit=context, spare=recipe.prompts.answer_tokens, what="the model's context")
     for name, each in measured.items():
         require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
     require_evaluation(recipe)
@@ -312,7 +316,10 @@ def _lock(run: Run, chosen: Asked) -> None:
             "restore the files, or start another run with --out"
         )
     left_out = [f"{row.set_b}: {row.id_b} (is {row.id_a} of {row.set_a})" for row in chosen.dropped.itertuples()]
-    run.update({"prompts": found, "left_out_as_leaks": left_out})
+    noted: dict[str, Any] = {"prompts": found, "left_out_as_leaks": left_out}
+    if chosen.conversations is not None:
+        noted["left_out_conversations"] = chosen.conversations.left_out.to_dict("records")
+    run.update(noted)
 
 
 def _base(run: Run) -> Checkpoint:
@@ -328,7 +335,8 @@ def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conv
     if chosen.conversations is not None:
         return chosen.conversations
     wanted = recipe.prompts
-    return own_answers(base, chosen.instructions.take(wanted.n_conversations), max_new_tokens=wanted.answer_tokens)
+    asked = chosen.instructions.take(wanted.n_conversations or len(chosen.instructions))
+    return own_answers(base, asked, max_new_tokens=wanted.answer_tokens)
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:

@@ -40,7 +40,7 @@ class Run:
         Raises:
             MechrefusalError: the folder belongs to another recipe, or holds something else.
         """
-        folder, recipe = Path(folder), recipe.with_absolute_paths()
+        folder, recipe = Path(folder).expanduser(), recipe.with_absolute_paths()
         if (folder / "recipe.yaml").is_file():
             run = cls.open(folder)
             if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
@@ -65,7 +65,7 @@ class Run:
         Raises:
             MechrefusalError: no run there, or a recipe that cannot be read.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise MechrefusalError(

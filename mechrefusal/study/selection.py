@@ -8,7 +8,7 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PairSet, PromptSet, Split
 from mechrefusal.prompts.splits import text_hash
-from mechrefusal.study.conversations import Conversation, read_conversations
+from mechrefusal.study.conversations import Conversations, read_conversations
 from mechrefusal.study.recipe import Recipe, Source
 
 
@@ -20,7 +20,7 @@ class Asked:
     what is asked while an arm trains, the validation prompts: it is neither trained on nor reported as an evaluation.
     """
 
-    conversations: list[Conversation] | None
+    conversations: Conversations | None
     behaviours: PromptSet
     instructions: PromptSet
     direction: Split

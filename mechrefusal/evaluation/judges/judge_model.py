@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, unless_secret
 from mechrefusal.evaluation.judges.scoring import Scored, null
 from mechrefusal.models import TokenBatch, fetch, hash_weights, load_causal_lm, load_tokenizer
 from mechrefusal.models.forward import exact_length, that_fit
@@ -135,7 +135,7 @@ def _locate(source: Path | str) -> tuple[Path, str]:
             f"judge model '{name}' is no folder here, and the Hugging Face hub gave none "
             f"({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the network, accept the "
             "model's licence and log in where it is gated, or give a local folder"
-        ) from error
+        ) from unless_secret(error)
     return folder, f"{name}@{folder.name[:8]}"
 
 
