@@ -191,8 +191,8 @@ class ChatClient:
         metered = answer.tokens_in is not None and answer.tokens_out is not None
         if answer.problem:
             return answer
-        shown = {name: masked_in_answer(getattr(answer, name), self._key) for name in ("text", "finish_reason")}
-        answer = replace(answer, **shown)
+        text, reason = (masked_in_answer(said, self._key) for said in (answer.text, answer.finish_reason))
+        answer = replace(answer, text=text, finish_reason=reason or "")
         self._count(
             asked=1,
             tokens_in=answer.tokens_in or 0,
