@@ -37,7 +37,7 @@ def require_writable(*paths: Path | str, folder: bool = False) -> None:
         folder: the paths are folders that files are to be written to.
     """
     for path in map(Path, paths):
-        if not folder and path.is_dir():
+        if not folder and os.path.isdir(path):  # False for what cannot be looked at
             raise MechrefusalError(f"'{path}' is a folder: give the path of a file")
         try:
             _try_to_write(path / "file" if folder else path)
