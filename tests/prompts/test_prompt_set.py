@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet
+from mechrefusal.prompts import Pair, PromptSet
 
 
 def letters() -> PromptSet:

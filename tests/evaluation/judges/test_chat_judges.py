@@ -300,7 +300,7 @@ def test_a_server_that_repeats_the_key_in_any_writing_does_not_have_it_shown(
     from html import escape
     from urllib.parse import quote, quote_plus
 
-    monkeypatch.setenv("JUDGE_KEY", key)
+    monkeypatch.setenv("OF_A_JUDGE", key)
     slashes = json.dumps(key)[1:-1].replace("/", "\\/")
     coded = "".join(f"\\u{ord(character):04x}" for character in key)
     written = [key, json.dumps(key), slashes, quote(key), quote(key, safe=""), quote_plus(key), escape(key), coded]
@@ -308,14 +308,14 @@ def test_a_server_that_repeats_the_key_in_any_writing_does_not_have_it_shown(
         for form in written:
             body = f"{'x' * 150} the key {form} is wrong".encode()
             stub = serve(lambda *_, status=status, body=body: (status, {}, body))
-            judge = judge_of(stub, key_variable="JUDGE_KEY", retries=0)
+            judge = judge_of(stub, key_variable="OF_A_JUDGE", retries=0)
             with pytest.raises(MechrefusalError) as caught:
                 judge.judge(PROMPTS[:1], COMPLETIONS[:1])
             shown = str(caught.value)
             assert not [part for part in (key, form, key[: len(key) // 2]) if part in shown and len(part) > 3], shown
             assert caught.value.__cause__ is None
     stub = serve(lambda *_: completion(f"{key} says {GOOD.format(0, 4, 5)}"))
-    table = judge_of(stub, key_variable="JUDGE_KEY").judge(PROMPTS[:1], COMPLETIONS[:1])
+    table = judge_of(stub, key_variable="OF_A_JUDGE").judge(PROMPTS[:1], COMPLETIONS[:1])
     assert table["score"].tolist() == [0.875]
     kept = [path.read_text() for path in (tmp_path / "cache").rglob("*.json")]
     assert kept
