@@ -32,6 +32,11 @@ def without_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if _VARIABLE.search(name.upper()) and len(value.strip()) >= FEWEST_CHARACTERS:
             text = text.replace(value.strip(), "***")
+    return without_secrets_of_addresses(text)
+
+
+def without_secrets_of_addresses(text: str) -> str:
+    """As `without_secrets`, by the form alone: users and passwords, keys in queries, values of headers."""
     text = _HEADER.sub(r"\1***", text)
     return _PARAMETER.sub(r"\1***", _USER.sub(r"\1***@", text))
 

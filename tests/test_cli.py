@@ -651,6 +651,23 @@ def test_no_line_shows_a_secret(capsys, name):
         assert "s3cret" not in _fails(capsys, words, "does not exist")
 
 
+@pytest.mark.parametrize("key", ["model", "prompts.conversations", "prompts.harmful.path", "evaluation.suites"])
+def test_no_file_of_a_run_holds_a_secret(tmp_path, key):
+    from mechrefusal import MechrefusalError, study
+    from mechrefusal.study.loader import recipe_from_dict
+
+    secret = "https://me:s3cret@host/owner/data"
+    inner = [f"xstest={secret}"] if key.endswith("suites") else secret
+    if key.endswith(".path"):
+        key, inner = key.removesuffix(".path"), {"reader": "advbench", "path": secret}
+    for name in reversed(key.split(".")):
+        inner = {name: inner}
+    with pytest.raises(MechrefusalError, match=f"recipe key '{key}.*holds an address") as caught:
+        study.Run.create(tmp_path / "run", recipe_from_dict(inner))
+    assert "s3cret" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_home_is_found_where_the_shell_does_not_look(tmp_path, capsys, monkeypatch):
     from mechrefusal import study
 
