@@ -3,7 +3,10 @@
 import os
 import re
 
-_USER = re.compile(r"([a-z][a-z0-9+.-]*:/+)(?:\S*@|[^'\"\n]*@)", re.IGNORECASE)
+_USER = re.compile(
+    r"((?:[a-z][a-z0-9+.-]*://|(?:https?|ftp|s3|gs|hf|ssh):/)/*)(?:\S*@|[^'\"\n]*@)",  # a path has one of the slashes
+    re.IGNORECASE,
+)
 """What stands between the scheme of an address and its last "@": users and passwords hold any character."""
 _PARAMETER = re.compile(r"([?&;][^=\s?&;]*(?:key|token|secret|passw|auth|sig)[^=\s?&;]*=)[^\s&;'\"]+", re.IGNORECASE)
 _HEADER = re.compile(r"(\bbearer\s+|authorization\W+(?:\w+\s+)?)[^\s'\"]{6,}", re.IGNORECASE)

@@ -639,6 +639,8 @@ def test_folders_that_cannot_be_written_to_are_found_before_work(
 @pytest.mark.parametrize("new", [500, 100_000])
 def test_answers_that_leave_the_context_are_found_before_the_model_is_loaded(tmp_path, capsys, no_model, new):
     _fails(capsys, _ablate(tmp_path, "--max_new_tokens", str(new)), f"no room for {new} more tokens", "context")
+    words = ["evaluate", "tiny-random", "--suite", "builtin", "--max_new_tokens", str(new)]
+    _fails(capsys, words, f"no room for {new} more tokens", "context")
 
 
 @pytest.mark.parametrize("name", ["https://me:s3cret/word?#@host/owner/model", "https://host/model?token=s3cret word"])

@@ -14,6 +14,8 @@ from mechrefusal.errors import unless_secret, without_secrets
         ("'http://me:pass@host/v1' is gone", "'http://***@host/v1' is gone"),
         ("http://me:pa/ss?#@@host/v1", "http://***@host/v1"),
         ("'https://me:pa ss@host/v1'", "'https://***@host/v1'"),
+        ("https:/me:pass@host/v1 does not exist", "https:/***@host/v1 does not exist"),
+        ("give add:/tmp/one.safetensors@layer=3:1", "give add:/tmp/one.safetensors@layer=3:1"),
         ("https://host/v1?api_key=abc&n=3", "https://host/v1?api_key=***&n=3"),
         ("https://host/v1?n=3&access_token=abc; check it", "https://host/v1?n=3&access_token=***; check it"),
         ("Illegal header value b'Bearer abcdefgh'", "Illegal header value b'Bearer ***'"),

@@ -27,7 +27,7 @@ from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import require_writable
-from mechrefusal.models import Checkpoint, context_length, load_causal_lm
+from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
@@ -199,6 +199,11 @@ def _answered(
     losses: list[pd.DataFrame] = []
     skipped: list[str] = []
     reference: dict[str, list[list[int]]] = {}
+    for checkpoint in checkpoints:  # all of them before the first is asked
+        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
+        tokenizer = load_tokenizer(checkpoint.path)
+        for suite in suites:
+            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         possible: dict[str, causal.Intervention | None] = {NONE: None}
@@ -210,9 +215,6 @@ def _answered(
                     raise
                 skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
         model, tokenizer = load_causal_lm(checkpoint)
-        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
-        for suite in suites:
-            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
         for spec, under in possible.items():
             for suite in suites:
                 path = folder / FOLDER / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet"
