@@ -1,6 +1,5 @@
 """Readers of the public benchmarks, from the files as their authors publish them."""
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,30 +12,10 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
 from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
-from mechrefusal.prompts.values import ASSISTANT, USER, as_text, is_blank, is_missing
+from mechrefusal.prompts.sources import Row
+from mechrefusal.prompts.values import is_blank, is_missing
 
 XSTEST_LABELS = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
-_SAID_BY_THE_MODEL = ("target", "completion")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a source: its values as text, "" where they are missing. A value that is no text is a ValueError."""
-
-    values: Mapping[str, Any]
-
-    def __getitem__(self, column: str) -> str:
-        try:
-            return as_text(self.values.get(column), role=ASSISTANT if column in _SAID_BY_THE_MODEL else USER)
-        except ValueError as error:
-            raise ValueError(f"column '{column}' holds {error}") from None
-
-    def kept(self, column: str) -> str:
-        """A value that nobody is asked: where it is no text, the JSON of it."""
-        try:
-            return self[column]
-        except ValueError:
-            return json.dumps(self.values[column], ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -109,11 +88,12 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
     seen: set[str] = set()
     times: dict[str, int] = {}
     dropped = rows.blank
-    for number, values in rows.rows:
-        row = Row(values)
+    for number, row in rows.rows:
         try:
             record = benchmark.record(row)
-            own = record.get("id", "").strip() or row["id"].strip()
+            own = record.get("id", "").strip() or row.get("id", "").strip()
+        except MechrefusalError:
+            raise
         except ValueError as error:
             raise MechrefusalError(f"{rows.where}, row {number}: {error}") from error
         if not record["text"].strip():
@@ -127,7 +107,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
             identity = f"{wanted}-{again}"
         seen.add(identity)
         used = {"", "id", "text", *record, *(column.lower() for column in (*benchmark.required, *benchmark.used))}
-        extra = {column: row.kept(column) for column in values if column not in used}
+        extra = {column: row.kept(column) for column in row if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
 
@@ -160,14 +140,14 @@ def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[s
 
 
 def _harmbench(row: Row) -> dict[str, Any]:
-    behaviour, context = row["behavior"], row["contextstring"]
+    behaviour, context = row["behavior"], row.get("contextstring", "")
     # As HarmBench asks it: context, a line of three dashes and behaviour, in one message of the user.
     with_context = f"{context}\n\n---\n\n{behaviour}" if context.strip() and behaviour.strip() else behaviour
     return {
-        "id": row["behaviorid"],
+        "id": row.get("behaviorid", ""),
         "text": with_context,
-        "category": row["semanticcategory"] or row["category"],
-        "functional_category": row["functionalcategory"] or None,
+        "category": row.get("semanticcategory", "") or row.get("category", ""),
+        "functional_category": row.get("functionalcategory", "") or None,
         "tags": row.kept("tags"),
         "behavior": behaviour,
         "context": context if context.strip() else None,
@@ -175,7 +155,7 @@ def _harmbench(row: Row) -> dict[str, Any]:
 
 
 def _strongreject(row: Row) -> dict[str, Any]:
-    return {"text": row["forbidden_prompt"], "category": row["category"]}
+    return {"text": row["forbidden_prompt"], "category": row.get("category", "")}
 
 
 def _advbench(row: Row) -> dict[str, Any]:
@@ -186,8 +166,8 @@ def _jailbreakbench(row: Row) -> dict[str, Any]:
     # `Behavior` is the short name of the goal here, not a request, and must not pass for HarmBench's column.
     return {
         "text": row["goal"],
-        "category": row["category"],
-        "target": row["target"] or None,
+        "category": row.get("category", ""),
+        "target": row.get("target", "") or None,
         "behavior_name": row.kept("behavior"),
     }
 
@@ -197,7 +177,7 @@ def _malicious_instruct(row: Row) -> dict[str, Any]:
 
 
 def _xstest(row: Row) -> dict[str, Any]:
-    kind, label = row["type"].strip(), row["label"].strip().lower()
+    kind, label = row["type"].strip(), row.get("label", "").strip().lower()
     if not (kind or label) and row["prompt"].strip():
         raise ValueError("neither type nor label says whether the prompt is safe: fill one of the two")
     label = label or ("unsafe" if kind.startswith("contrast_") else "safe")
@@ -207,14 +187,14 @@ def _xstest(row: Row) -> dict[str, Any]:
 
 
 def _xstest_completion(row: Row) -> dict[str, Any]:
-    final = row["final_label"].strip() or None
+    final = row.get("final_label", "").strip() or None
     if final is not None and final not in XSTEST_LABELS:
         raise ValueError(f"final_label '{final}' is unknown: expected one of {', '.join(XSTEST_LABELS)}")
     return {**_xstest(row), "completion": row["completion"], "final_label": final}
 
 
 def _alpaca(row: Row) -> dict[str, Any]:
-    instruction, given = row["instruction"], row["input"]
+    instruction, given = row["instruction"], row.get("input", "")
     with_input = f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction
     return {"text": with_input, "category": ""}
 

@@ -15,26 +15,74 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.errors import MechrefusalError, unless_secret
+from mechrefusal.prompts.values import ASSISTANT, USER, as_text
 
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet")
 _COMPRESSED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _LINES = (".jsonl", ".ndjson")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.-]+))?")
+_SAID_BY_THE_MODEL = ("target", "completion")
 _LONGEST_FIELD = min(sys.maxsize, 2**31 - 1)
 """Characters of a CSV field; Python's own limit is 131,072."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows as they were read. `rows` pairs a row's number in its source, from 1, with its values by lower-case column.
+class Row(Mapping[str, str]):
+    """One row of a source, by lower-case column: its values as text, "" where they are missing.
 
-    Values are what the source holds: text from CSV, whatever else JSON and parquet know. See `prompts.values`.
+    To look at a value that is no text, such as a list, is a MechrefusalError that names file, row and column, but for
+    a conversation of one turn (`prompts.values.as_text`). `raw` has the values as the source holds them.
     """
 
     where: str
+    number: int
+    raw: Mapping[str, Any]
+
+    def __getitem__(self, column: str) -> str:
+        try:
+            return as_text(self.raw[column], role=ASSISTANT if column in _SAID_BY_THE_MODEL else USER)
+        except ValueError as error:
+            raise MechrefusalError(f"{self.where}, row {self.number}: column '{column}' holds {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def kept(self, column: str) -> str:
+        """A value that nobody is asked: where it is no text, the JSON of it; "" without the column."""
+        try:
+            return self.get(column, "")
+        except MechrefusalError:
+            return json.dumps(self.raw[column], ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as they were read. `rows` pairs a row's number in its source, from 1, with the row; all have all columns."""
+
+    where: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[int, dict[str, Any]], ...]
+    rows: tuple[tuple[int, Row], ...]
     blank: int
+
+    @classmethod
+    def of(
+        cls, where: str, columns: Iterable[str], records: Iterable[tuple[int, Mapping[str, Any]]], blank: int = 0
+    ) -> "Rows":
+        """Rows of these records; a column that a record does not have is missing there."""
+        names = tuple(columns)
+        lower = dict.fromkeys(name.lower() for name in names)
+        return cls(
+            where,
+            names,
+            tuple(
+                (number, Row(where, number, {**lower, **{name.lower(): value for name, value in record.items()}}))
+                for number, record in records
+            ),
+            blank,
+        )
 
     def __post_init__(self) -> None:
         named = [name.lower() for name in self.columns if name]
@@ -160,12 +208,12 @@ def csv_rows(text: str, where: str, delimiter: str = ",") -> Rows:
                 blank += 1
                 continue
             values = fields + [""] * (len(header) - len(fields))
-            rows.append((number, dict(zip((name.lower() for name in header), values, strict=True))))
+            rows.append((number, dict(zip(header, values, strict=True))))
     except csv.Error as error:
         raise MechrefusalError(
             f"{where} is not well-formed CSV at line {reader.line_num} ({error}): mend the file"
         ) from error
-    return Rows(where, tuple(header), tuple(rows), blank)
+    return Rows.of(where, header, rows, blank)
 
 
 def _of_any_length(reader: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -185,8 +233,8 @@ def _from_file(path: Path, *, one_a_line: bool) -> Rows:
         return _from_records(_parquet(path), str(path))
     if one_a_line and suffix not in (".csv", ".tsv"):
         lines = [line.strip() for line in text_of(path).strip().split("\n")]
-        rows = tuple((number, {"prompt": line}) for number, line in enumerate(lines, start=1) if line)
-        return Rows(str(path), ("prompt",), rows, len(lines) - len(rows))
+        rows = [(number, {"prompt": line}) for number, line in enumerate(lines, start=1) if line]
+        return Rows.of(str(path), ("prompt",), rows, len(lines) - len(rows))
     return csv_rows(text_of(path), str(path), "\t" if suffix == ".tsv" else ",")
 
 
@@ -206,12 +254,8 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 def _from_records(records: Any, where: str) -> Rows:
     if not isinstance(records, list) or not all(isinstance(record, Mapping) for record in records):
         raise MechrefusalError(f"{where} does not hold a list of objects: give a JSON list with one object a prompt")
-    columns = tuple(dict.fromkeys(str(name) for record in records for name in record))
-    rows = tuple(
-        (number, {str(name).lower(): value for name, value in record.items()})
-        for number, record in enumerate(records, start=1)
-    )
-    return Rows(where, columns, rows, 0)
+    named = [{str(name): value for name, value in record.items()} for record in records]
+    return Rows.of(where, dict.fromkeys(name for record in named for name in record), enumerate(named, start=1))
 
 
 def _from_hub(source: str, name: str, config: str | None, split: str | None) -> Rows:

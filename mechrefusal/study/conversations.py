@@ -143,7 +143,7 @@ def read_conversations(source: str, *, at_most: int) -> Conversations:
         if at_most and len(found) == at_most:
             break
         try:
-            question, answer = _first_turn(row)
+            question, answer = _first_turn(row.raw)
         except _LeftOutError as reason:
             left_out.append({"row": number, "reason": str(reason)})
         except ValueError as error:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet, read
+from mechrefusal.prompts import PromptSet, read, sources
 
 HARMBENCH = (
     "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\r\n"
@@ -518,3 +518,15 @@ def test_missing_and_null_targets_of_a_mapping(tmp_path: Path) -> None:
         read("harmbench", path, targets=openings)  # type: ignore[arg-type]
     found = read("harmbench", path, targets={**openings, "spoil": ["Sure"]})  # type: ignore[dict-item]
     assert found.table["targets"].tolist() == [["Sure"], ["Sure"], ["Sure"]]
+
+
+def test_rows_give_text_or_say_where_there_is_none(tmp_path: Path) -> None:
+    """Whoever reads a source of its own gets the same: no list is ever turned into its Python text."""
+    path = write(tmp_path, "own.json", json.dumps([{"Text": "a", "n": 3, "more": None}, {"Text": ["b"]}]))
+    [(_, first), (_, second)] = sources.load(path).rows
+    assert dict(first) == {"text": "a", "n": "3", "more": ""}
+    assert (second["n"], second.get("more"), second.get("other", "none")) == ("", "", "none")
+    assert second.raw["text"] == ["b"]
+    for look in (second.__getitem__, second.get):
+        with pytest.raises(MechrefusalError, match=r"own\.json, row 2: column 'text' holds a list"):
+            look("text")

@@ -190,3 +190,16 @@ def test_the_input_of_an_instruction_belongs_to_it(tmp_path):
     row = {"instruction": "Shorten this.", "input": "A long text.", "output": "A text."}
     turns = read_conversations(_jsonl(tmp_path / "c.jsonl", [row]), at_most=1)
     assert turns[0]["prompt"] == "Shorten this.\n\nA long text."
+
+
+def test_a_dataset_of_the_hub_gives_its_training_split(monkeypatch):
+    import datasets
+
+    calls = []
+    rows = datasets.Dataset.from_dict({"messages": [[USER, SAID]]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: calls.append((given, named)) or rows)
+    for source in ("owner/chat", "owner/chat:config", "owner/chat::other"):
+        assert read_conversations(source, at_most=0) == [{"prompt": "Q?", "answer": "A."}]
+    assert [(given[1], named["split"]) for given, named in calls] == [
+        (None, "train"), ("config", "train"), (None, "other"),
+    ]  # fmt: skip
