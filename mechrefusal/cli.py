@@ -1,6 +1,8 @@
 """The command line: one thin command a stage."""
 
+import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any
 import jsonargparse
 from jsonargparse.typing import NonNegativeInt
 
-from mechrefusal.errors import MechrefusalError
-from mechrefusal.files import is_disk_trouble
+from mechrefusal.errors import MechrefusalError, without_secrets
+from mechrefusal.files import is_disk_trouble, require_writable
 
 WIDE = 200
 """Columns of a table that no terminal shows."""
@@ -18,8 +20,12 @@ DESCRIPTION = "Locate a chat model's refusal by layer and head, and follow it th
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0, or 2 where the input is at fault (one line says what)."""
+    """Run a command. Returns the exit status: 0, or 2 where the input is at fault (one line says what).
+
+    130 where it was stopped, and 141 where nobody reads what it prints any more, as other programs have it.
+    """
     _quiet_libraries()
+    _print_any_character()
     try:
         words = [_with_packaged_recipe(word, before) for before, word in _with_previous(arguments)]
         words = _with_preset(words)
@@ -34,19 +40,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(words)
         command: str = options.subcommand
         COMMANDS[command](parser.instantiate(options)[command])
+        sys.stdout.flush()
+    except SystemExit:  # of --help and --version
+        if _nobody_reads():
+            return 141
+        raise
     except (MechrefusalError, jsonargparse.ArgumentError) as error:
-        print(f"mechrefusal: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("mechrefusal: stopped; finished work is kept, the same command continues", file=sys.stderr)
+        _complain("stopped; finished work is kept, the same command continues")
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         if not is_disk_trouble(error):
             raise
-        reason = " ".join(str(error).split())
-        print(f"mechrefusal: {reason}; free the disk or fix the path, the same command continues", file=sys.stderr)
+        _complain(f"{error}; free the disk or fix the path, the same command continues")
         return 2
     return 0
+
+
+def _complain(what: str) -> None:
+    print(f"mechrefusal: {without_secrets(' '.join(what.split()))}", file=sys.stderr)
+
+
+def _print_any_character() -> None:
+    """Print what the encoding of the output does not have as its number, in place of an error that ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> bool:
+    """Whether it is standard output whose reader has gone (`| head -1`); nothing is written to it any more then."""
+    try:
+        sys.stdout.flush()
+        if hasattr(select, "poll"):  # what is not buffered was lost when it was written: the system knows
+            asked = select.poll()
+            asked.register(sys.stdout.fileno(), 0)
+            if any(event & select.POLLERR for _, event in asked.poll(0)):
+                raise BrokenPipeError
+    except BrokenPipeError:
+        # So that Python does not complain when it flushes at its end; see "SIGPIPE" in the docs of its module signal.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    return False
 
 
 def fetch(options) -> None:
@@ -122,6 +163,7 @@ def report(options) -> None:
     from mechrefusal import study
 
     run = study.open(options.run)
+    require_writable(run.folder / "report", folder=True)
     _say_report(pages.write(run.folder, show_completions=options.show_completions))
 
 
@@ -131,17 +173,19 @@ def run(options) -> None:
     from mechrefusal import report as pages
 
     started = _started(options)
+    require_writable(started.folder / "report", folder=True)
     if options.processes != 1:
         processes.prepare()
     study.train(started)
     study.measure(started, processes=options.processes)
     study.evaluate_run(started)
+    written = pages.write(started.folder, show_completions=options.show_completions)
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
         stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
         across = ("suite_rates", "suite_differences", *stress)
         _show(*(study.tables.read(name, started.measurements()) for name in across))
-    _say_report(pages.write(started.folder, show_completions=options.show_completions))
+    _say_report(written)
 
 
 def attack(options) -> None:
@@ -151,10 +195,12 @@ def attack(options) -> None:
     from mechrefusal import attacks, models, study
     from mechrefusal import report as pages
 
+    out = Path(options.out).expanduser()
+    require_writable(out, folder=True)
     checkpoint = models.Checkpoint.open(models.fetch(options.source))
     behaviours = study.behaviours(options.behaviours, n=options.n)
     model, tokenizer = models.load_causal_lm(checkpoint, dtype=getattr(torch, options.dtype))
-    path = Path(options.out) / f"{options.method}-{checkpoint.weights}.parquet"
+    path = out / f"{options.method}-{checkpoint.weights}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = getattr(options, options.method)
     made = attacks.make_cases(
@@ -168,16 +214,17 @@ def ablate(options) -> None:
     """Answer prompts without and with a direction ablated or added; show rates and answers, and keep them in a file."""
     from mechrefusal import study
     from mechrefusal.report.side_by_side import side_by_side
-    from mechrefusal.study.ablating import require_suffix
+    from mechrefusal.study.ablating import writable_table
 
     if options.out:
-        require_suffix(options.out)
+        writable_table(options.out)
     asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
     settings = ("direction", "add", "dose", "induce", "reference", "layer", "position", "seed", "max_new_tokens")
     found = study.ablated(options.checkpoint, asked, **{name: getattr(options, name) for name in settings})
+    written = found.write(options.out) if options.out else None
     _print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
-    if options.out:
-        print(f"completions: {found.write(options.out)}")
+    if written is not None:
+        print(f"completions: {written}")
 
 
 def evaluate(options) -> None:
@@ -197,20 +244,24 @@ def evaluate(options) -> None:
         strict=options.strict,
         seed=options.seed,
     )
-    _show(found.rates, found.differences)
-    if options.attack:
-        stressed = study.stressed(
-            options.source,
-            suites,
-            options.attack,
-            judges=judges,
-            checkpoints=options.checkpoint,
-            n=options.n_attacked,
-            steps=options.attack_steps,
-            max_new_tokens=options.max_new_tokens,
-            out=options.out or None,
-            seed=options.seed,
-        )
+    try:
+        stressed = None
+        if options.attack:
+            stressed = study.stressed(
+                options.source,
+                suites,
+                options.attack,
+                judges=judges,
+                checkpoints=options.checkpoint,
+                n=options.n_attacked,
+                steps=options.attack_steps,
+                max_new_tokens=options.max_new_tokens,
+                out=options.out or None,
+                seed=options.seed,
+            )
+    finally:
+        _show(found.rates, found.differences)
+    if stressed is not None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
 
 
@@ -455,9 +506,11 @@ def _started(options):
 
     given = {name: value for name, value in vars(options).items() if name not in OF_COMMANDS}
     recipe = study.Recipe(**given)
-    if not (Path(options.out) / "recipe.yaml").is_file():
+    folder = Path(options.out).expanduser()
+    require_writable(folder, folder / "measurements", folder=True)
+    if not (folder / "recipe.yaml").is_file():
         study.check(recipe)
-    return study.Run.create(options.out, recipe)
+    return study.Run.create(folder, recipe)
 
 
 def _models(models: Sequence[str], arms: Sequence[str]) -> list[str] | dict[str, list[str]]:
@@ -515,9 +568,13 @@ def _print(what: Any) -> None:
     """Print a table; into a file or a pipe so wide that nothing of it is cut off."""
     from rich.console import Console
 
-    console = Console()
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # for `main`, which knows what to do; rich would end the process itself
+
+    console = Output()
     if not console.is_terminal and not os.environ.get("COLUMNS"):
-        console = Console(width=WIDE)
+        console = Output(width=WIDE)
     console.print(what)
 
 

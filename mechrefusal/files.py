@@ -1,11 +1,14 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mechrefusal.errors import MechrefusalError
 
 DRAFT = ".mechrefusal-draft-"
 
@@ -16,8 +19,44 @@ def checkpoint_id(arm: str, step: int) -> str:
 
 
 def is_disk_trouble(error: Exception) -> bool:
-    """Whether a disk or a path is at fault: an OSError, or what safetensors makes of one when it writes."""
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"  # importing it would load torch
+    """Whether a disk or a path is at fault: the system's word on a file, or what safetensors makes of one.
+
+    Connections, pipes and processes have OSErrors too, and libraries raise it for anything: without a number it is none
+    of the system's.
+    """
+    if isinstance(error, (ConnectionError, ChildProcessError, ProcessLookupError)):
+        return False
+    # Importing safetensors would load torch.
+    return (isinstance(error, OSError) and error.errno is not None) or type(error).__name__ == "SafetensorError"
+
+
+def require_writable(*paths: Path | str, folder: bool = False) -> None:
+    """Raise MechrefusalError where one of these files could not be written whole; it is tried, and nothing is left.
+
+    Args:
+        folder: the paths are folders that files are to be written to.
+    """
+    for path in map(Path, paths):
+        if not folder and os.path.isdir(path):  # False for what cannot be looked at
+            raise MechrefusalError(f"'{path}' is a folder: give the path of a file")
+        try:
+            _try_to_write(path / "file" if folder else path)
+        except OSError as error:
+            raise MechrefusalError(
+                f"cannot write '{path}' ({error.strerror or error}): free this path, or give another"
+            ) from error
+
+
+def _try_to_write(path: Path) -> None:
+    folder, missing = path.absolute().parent, [path.name]
+    while not os.path.lexists(folder):
+        folder, missing = folder.parent, [folder.name, *missing]
+    for name in missing[:-1]:
+        with suppress(FileNotFoundError):
+            (folder / name).lstat()  # too long a name is found out so
+    handle, draft = tempfile.mkstemp(prefix=_draft_prefix(path), suffix=path.suffix, dir=folder)
+    os.close(handle)
+    os.unlink(draft)
 
 
 def sweep(folder: Path | str) -> None:
@@ -72,16 +111,53 @@ def scratch_folder(parent: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path | str) -> Iterator[Path]:
-    """Like `whole_file` for a folder. An existing folder of that name is replaced at the end, never mixed with."""
+def whole_folder(path: Path | str, *, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """Like `whole_file` for a folder. An existing folder of that name is replaced at the end, never mixed with.
+
+    Args:
+        unless: asked at the end; where it is true, what stands there stays and the draft goes: another process was
+            faster.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(path), dir=path.parent))
     try:
         yield draft
         draft.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        draft.replace(path)
+        if not unless():
+            _take_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _take_place(draft: Path, path: Path) -> None:
+    """Give the folder `draft` the name `path`, whatever has it, and whoever else is doing the same."""
+    while True:
+        try:
+            draft.replace(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        # A folder that holds something is moved away in one step: nobody sees half of it, and only one succeeds.
+        aside = Path(tempfile.mkdtemp(prefix=_draft_prefix(path), dir=path.parent))
+        with suppress(FileNotFoundError):
+            path.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path | str) -> Iterator[None]:
+    """Wait until no other process is making `path`, and keep others waiting until the block ends."""
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{DRAFT}lock-{path.name}")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()  # while it is held: whoever waits for it looks whether it is still there

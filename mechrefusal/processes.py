@@ -4,6 +4,7 @@ On a CPU the operations of a small model are too short for two threads to share 
 end sooner than one process of two threads does one thing after the other.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -158,7 +159,9 @@ def _received(ready: Any, job: Job, process: Any) -> tuple[str, Any]:
                 'processes guards its start (if __name__ == "__main__"), and --processes 1 needs none'
             )
         return "failed", MechrefusalError(f"the process of '{job.name}' {why}")
-    errors = {"input": MechrefusalError, "disk": OSError, "error": RuntimeError}
+    if kind == "disk":
+        return "failed", OSError(*what)
+    errors = {"input": MechrefusalError, "error": RuntimeError}
     return ("failed", errors[kind](what)) if kind in errors else (kind, what)
 
 
@@ -185,7 +188,8 @@ def _work(job: Job, told: Any, share: Any, loading: str) -> None:
         told.send(("input", str(error)))
     except Exception as error:
         if is_disk_trouble(error):
-            told.send(("disk", str(error)))
+            number, reason = getattr(error, "errno", errno.EIO), getattr(error, "strerror", None) or str(error)
+            told.send(("disk", (number, reason, getattr(error, "filename", None))))
         else:
             told.send(("error", f"'{job.name}' failed:\n{traceback.format_exc()}"))
 

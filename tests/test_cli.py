@@ -1,14 +1,18 @@
 """The command line: what goes wrong is one line and status 2, and nothing is left behind."""
 
 import csv
+import io
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 
-from mechrefusal import attacks, models, prompts
+from mechrefusal import attacks, cli, models, prompts
 from mechrefusal.cli import main
 
 
@@ -519,3 +523,213 @@ def test_strict_evaluations_refuse_what_the_run_used(evaluated_run, tmp_path, ca
     _fails(capsys, [*words, "--strict"], "alpaca-0001 of alpaca (exact:")
     assert main(words) == 0
     assert "alpaca-0001 of alpaca (exact:" in capsys.readouterr().err
+
+
+# What is printed, and what is written
+
+
+@pytest.fixture
+def output(monkeypatch):
+    """`output(encoding)`: standard output of that encoding, whose bytes `.buffer.getvalue()` gives."""
+
+    def replaced(encoding, errors="strict"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        return stream
+
+    return replaced
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_an_output_of_any_encoding_shows_what_is_kept_in_files(tmp_path, output, encoding):
+    shown = output(encoding)
+    out = tmp_path / "answers łö.csv"
+    assert main(_ablate(tmp_path, "--out", str(out), "--add", "2", "--layer", "1")) == 0
+    shown.flush()
+    lines = shown.buffer.getvalue().decode(encoding).splitlines()
+    escaped = str(out).encode(encoding, "backslashreplace").decode(encoding)
+    assert lines[-1] == f"completions: {escaped}"
+    assert "How do I pick a lock?" in "".join(lines)
+    with out.open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_a_way_to_print_that_the_user_chose_stays(tiny, output):
+    shown = output("ascii", "replace")
+    assert main(["fetch", str(tiny)]) == 0
+    assert shown.errors == "replace"
+
+
+def test_answers_are_written_before_they_are_printed(tmp_path, monkeypatch):
+    out = tmp_path / "answers.jsonl"
+
+    def fail(what):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "_print", fail)
+    assert main(_ablate(tmp_path, "--out", str(out))) == 2
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_the_report_of_a_run_is_written_before_anything_is_printed(tmp_path, monkeypatch):
+    from mechrefusal import report, study
+
+    done = []
+    for name in ("train", "measure", "evaluate_run"):
+        monkeypatch.setattr(study, name, lambda *_, name=name, **__: done.append(name), raising=False)
+    monkeypatch.setattr(report, "write", lambda folder, **_: done.append("report") or folder / "report" / "index.html")
+    monkeypatch.setattr(cli, "_summarise", lambda folder: done.append("summary"))
+    assert main(["run", "--recipe", "tiny", "--processes", "1", "--out", str(tmp_path / "run")]) == 0
+    assert done == ["train", "measure", "evaluate_run", "report", "summary"]
+
+
+def test_rates_are_printed_after_attacks_also_where_those_fail(tiny, xstest, tmp_path, capsys, monkeypatch):
+    from mechrefusal import study
+
+    def fail(*_, **__):
+        assert capsys.readouterr().out == ""
+        raise ValueError("attacked")
+
+    monkeypatch.setattr(study, "stressed", fail)
+    words = ["evaluate", str(tiny), "--suite", f"xstest={xstest}", "--max_new_tokens", "2", "--attack", "gcg"]
+    with pytest.raises(ValueError, match="attacked"):
+        main([*words, "--out", str(tmp_path / "out")])
+    assert "xstest, harmful prompts" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_is_no_fault_of_a_disk(tiny, xstest, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["evaluate", str(tiny), "--suite", f"xstest={xstest}", "--max_new_tokens", "2", "--out", str(out)]
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(words) == 141
+        assert (out / "measurements" / "suite_rates.parquet").is_file()
+        assert "mechrefusal:" not in capsys.readouterr().err
+        stream.write("what Python flushes at its end goes nowhere")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("words", [pytest.param(["fetch", "MODEL"], marks=pytest.mark.slow), ["--help"], ["--version"]])
+def test_a_closed_pipe_ends_a_command_quietly(tiny, words, unbuffered):
+    """As a process of its own, which also ends as Python ends."""
+    words = [word.replace("MODEL", str(tiny)) for word in words]
+    code = "import os, sys; os.close(0); sys.stdin = None; from mechrefusal.cli import main; sys.exit(main())"
+    options = ["-u"] if unbuffered else []
+    command = [sys.executable, *options, "-c", code, *words]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=plain)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_of_something_else_that_breaks_is_not_silent(tiny, monkeypatch, output):
+    output("utf-8")
+
+    def broken(name):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(models, "fetch", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["fetch", str(tiny)])
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Any model that is loaded is an error from here on."""
+    from mechrefusal.study import ablating, evaluating
+
+    def fail(*_args, **_named):
+        raise AssertionError("loaded")
+
+    for module in (ablating, evaluating, models):
+        monkeypatch.setattr(module, "load_causal_lm", fail)
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/a.csv", "FILE/a.csv", "FOLDER.csv"])
+def test_an_output_that_cannot_be_written_is_found_before_answers_are_made(tmp_path, capsys, no_model, out):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "folder.csv").mkdir()
+    out = out.replace("FILE", str(tmp_path / "file")).replace("FOLDER", str(tmp_path / "folder"))
+    _fails(capsys, _ablate(tmp_path, "--out", out), out)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "attack", "train", "run", "report", "labels"])
+@pytest.mark.parametrize("out", ["/proc/nowhere", "FILE"])
+def test_folders_that_cannot_be_written_to_are_found_before_work(
+    command, out, tmp_path, xstest, evaluated_run, tiny, capsys, no_model, no_search, monkeypatch
+):
+    from mechrefusal import report, study
+    from mechrefusal.study import tables
+
+    folder = evaluated_run.folder
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    out = out.replace("FILE", str(tmp_path / "file"))
+    monkeypatch.setattr(study, "check", lambda recipe: pytest.fail("checked"))
+    monkeypatch.setattr(report, "write", lambda *_, **__: pytest.fail("written"))
+    words = {
+        "evaluate": ["evaluate", str(tiny), "--suite", f"xstest={xstest}", "--out", out],
+        "attack": attack("gcg", out),
+        "train": ["train", "--recipe", "tiny", "--out", out],
+        "run": ["run", "--recipe", "tiny", "--out", out],
+        "report": ["report", str(folder)],
+        "labels": ["labels", str(folder)],
+    }[command]
+    if command == "report":
+        out = str(folder / "report")
+        (folder / "report").write_text("mine", encoding="utf-8")
+    if command == "labels":
+        out = str(folder / "labels.csv")
+        (folder / "labels.csv").mkdir()
+        one = {name: [1] for name in tables.columns("verdicts")} | {"prompt": ["a"], "completion": ["b"]}
+        monkeypatch.setattr(tables, "read", lambda *_: pd.DataFrame(one))
+    _fails(capsys, words, out)
+
+
+@pytest.mark.parametrize("new", [500, 100_000])
+def test_answers_that_leave_the_context_are_found_before_the_model_is_loaded(tmp_path, capsys, no_model, new):
+    _fails(capsys, _ablate(tmp_path, "--max_new_tokens", str(new)), f"no room for {new} more tokens", "context")
+    words = ["evaluate", "tiny-random", "--suite", "builtin", "--max_new_tokens", str(new)]
+    _fails(capsys, words, f"no room for {new} more tokens", "context")
+
+
+@pytest.mark.parametrize("name", ["https://me:s3cret/word?#@host/owner/model", "https://host/model?token=s3cret word"])
+def test_no_line_shows_a_secret(capsys, name):
+    for words in (
+        ["fetch", name],
+        ["evaluate", name, "--suite", "builtin"],
+        ["evaluate", "x", "--suite", f"xstest={name}"],
+    ):
+        assert "s3cret" not in _fails(capsys, words, "does not exist")
+
+
+@pytest.mark.parametrize("key", ["model", "prompts.conversations", "prompts.harmful.path", "evaluation.suites"])
+def test_no_file_of_a_run_holds_a_secret(tmp_path, key):
+    from mechrefusal import MechrefusalError, study
+    from mechrefusal.study.loader import recipe_from_dict
+
+    secret = "https://me:s3cret@host/owner/data"
+    inner = [f"xstest={secret}"] if key.endswith("suites") else secret
+    if key.endswith(".path"):
+        key, inner = key.removesuffix(".path"), {"reader": "advbench", "path": secret}
+    for name in reversed(key.split(".")):
+        inner = {name: inner}
+    with pytest.raises(MechrefusalError, match=f"recipe key '{key}.*holds an address") as caught:
+        study.Run.create(tmp_path / "run", recipe_from_dict(inner))
+    assert "s3cret" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_home_is_found_where_the_shell_does_not_look(tmp_path, capsys, monkeypatch):
+    from mechrefusal import study
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = study.Run.create("~/run", study.load_recipe("tiny"))
+    assert made.folder == tmp_path / "run"
+    assert study.open("~/run").folder == tmp_path / "run"
+    assert main(attack("templates", "~/cases", "--n", "1")) == 0
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cases", "run"]

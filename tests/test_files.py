@@ -105,6 +105,110 @@ class TestFolder:
         assert os.listdir(tmp_path) == ["old"]
 
 
+class TestWritable:
+    def test_nothing_is_left_of_the_trial(self, tmp_path):
+        (tmp_path / "there.csv").write_text("old")
+        files.require_writable(tmp_path / "new.csv", tmp_path / "a" / "b" / "new.csv", tmp_path / "there.csv")
+        files.require_writable(tmp_path / "a", tmp_path, folder=True)
+        assert os.listdir(tmp_path) == ["there.csv"]
+        assert (tmp_path / "there.csv").read_text() == "old"
+
+    @pytest.mark.parametrize(
+        ("path", "folder", "said"),
+        [
+            ("file/new.csv", False, "Not a directory"),
+            ("file/deep/new.csv", False, "Not a directory"),
+            ("file", True, "Not a directory"),
+            ("folder", False, "is a folder: give the path of a file"),
+            ("x" * 300 + ".csv", False, "File name too long"),
+            ("a/" + "x" * 300 + "/new.csv", False, "File name too long"),
+            ("/proc/nowhere/new.csv", False, "cannot write '/proc/nowhere/new.csv'"),
+            ("/proc/nowhere", True, "cannot write '/proc/nowhere'"),
+        ],
+    )
+    def test_what_stands_in_the_way_is_named(self, tmp_path, path, folder, said):
+        (tmp_path / "file").write_text("mine")
+        (tmp_path / "folder").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(MechrefusalError, match=said):
+            files.require_writable(tmp_path / path, folder=folder)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (PermissionError(13, "Permission denied", "/x"), True),
+        (FileNotFoundError(2, "No such file", "/x"), True),
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (ProcessLookupError(3, "No such process"), False),
+        (OSError("owner/model is no model that a library knows"), False),
+        (ValueError("28"), False),
+    ],
+)
+def test_pipes_connections_and_libraries_are_no_disk(error, is_one):
+    assert files.is_disk_trouble(error) is is_one
+
+
+def _make(path, number, started):
+    """In a process of its own: make the folder `path` over and over, as fast as it goes."""
+    started.wait()
+    for turn in range(40):
+        with files.whole_folder(path) as draft:
+            for name in "abcd":
+                (draft / name).write_text(f"{number}-{turn}")
+
+
+def test_processes_that_replace_one_folder_do_not_meet(tmp_path):
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    makers = [context.Process(target=_make, args=(tmp_path / "model", n, started)) for n in range(3)]
+    for maker in makers:
+        maker.start()
+    started.set()
+    for maker in makers:
+        maker.join()
+    assert [maker.exitcode for maker in makers] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["model"]
+    assert len({(tmp_path / "model" / name).read_text() for name in "abcd"}) == 1, "of one of them"
+
+
+def test_whoever_comes_second_leaves_what_is_finished(tmp_path):
+    path = tmp_path / "model"
+    with files.whole_folder(path, unless=lambda: (path / "done").is_file()) as slow:
+        with files.whole_folder(path, unless=lambda: (path / "done").is_file()) as fast:
+            (fast / "done").write_text("fast")
+        (slow / "done").write_text("slow")
+    assert (path / "done").read_text() == "fast"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_one_at_a_time_and_no_lock_is_left(tmp_path):
+    import threading
+    import time
+
+    inside, most = [], []
+
+    def work():
+        with files.one_at_a_time(tmp_path / "models" / "one"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most == [1, 1, 1, 1]
+    assert os.listdir(tmp_path / "models") == []
+
+
 def test_sweep_removes_the_drafts_of_dead_processes_only(tmp_path):
     import os
     import subprocess

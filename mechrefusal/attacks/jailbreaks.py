@@ -7,7 +7,7 @@ whether a refusal survives another framing. Nothing is optimised, so the cost of
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -136,7 +136,7 @@ def filled(text: str, behaviour: str) -> str:
 
 
 @cache
-def stored(name: str) -> tuple[dict[str, str], ...]:
+def stored(name: str) -> tuple[Mapping[str, str], ...]:
     """The rows of a CSV file that lies beside this module. Do not change them: they are read once."""
     text = (files("mechrefusal.attacks") / name).read_text(encoding="utf-8").replace("\r\n", "\n")
     return tuple(row for _, row in csv_rows(text, name).rows)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judges.chat_address import model_and_url
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class EvaluationSettings:
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise MechrefusalError(f"evaluation {name} are {list(given)}: name each once")
+        for name, _, source in (spec.partition("=") for spec in self.judges):
+            if name == "chat":
+                model_and_url(source)  # before a recipe with a password in it could be written anywhere
         if self.suites and not self.judges:
             raise MechrefusalError("evaluation judges are none: give at least one, such as refusal")
         if not self.suites and (self.intervene or self.attack):

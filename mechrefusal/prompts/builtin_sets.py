@@ -1,6 +1,6 @@
 """The project's own prompts: named, disjoint splits, so that a study needs no download."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +77,7 @@ def _builtin() -> Builtin:
     )
 
 
-def _rows(name: str, text: str = "harmful") -> list[dict[str, str]]:
+def _rows(name: str, text: str = "harmful") -> list[Mapping[str, str]]:
     """The rows of a file of package data, ordered by the hash of their column `text`."""
     # Through the parent package: importing the data folder as a module would hide the function `builtin`.
     file = files("mechrefusal.prompts") / "builtin" / f"{name}.csv"
@@ -85,11 +85,11 @@ def _rows(name: str, text: str = "harmful") -> list[dict[str, str]]:
     return _ordered([row for _, row in table.rows], text)
 
 
-def _ordered(rows: list[dict[str, str]], text: str) -> list[dict[str, str]]:
+def _ordered(rows: list[Mapping[str, str]], text: str) -> list[Mapping[str, str]]:
     return sorted(rows, key=lambda row: text_hash(row[text]))
 
 
-def _split(name: str, rows: list[dict[str, str]]) -> Split:
+def _split(name: str, rows: list[Mapping[str, str]]) -> Split:
     sides = []
     for side in ("harmful", "harmless"):
         values = [(f"{row['id']}-{side}", row[side], row["category"], row["id"]) for row in rows]
@@ -97,12 +97,12 @@ def _split(name: str, rows: list[dict[str, str]]) -> Split:
     return Split(sides[0].with_targets(), sides[1])
 
 
-def _labelled(name: str, rows: list[dict[str, str]]) -> PromptSet:
+def _labelled(name: str, rows: list[Mapping[str, str]]) -> PromptSet:
     values = [(row["id"], row["prompt"], row["type"], row["type"], row["label"]) for row in rows]
     return PromptSet(name, _table(values, ["id", "text", "category", "type", "label"]))
 
 
-def _utility(name: str, rows: list[dict[str, str]]) -> PromptSet:
+def _utility(name: str, rows: list[Mapping[str, str]]) -> PromptSet:
     return PromptSet(
         name, _table([(row["id"], row["prompt"], row["category"]) for row in rows], ["id", "text", "category"])
     )

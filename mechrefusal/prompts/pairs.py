@@ -10,6 +10,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.splits import Split
 from mechrefusal.prompts.templates import segments
+from mechrefusal.prompts.values import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ class Pair:
     def __post_init__(self) -> None:
         if not self.harmful.strip() or not self.harmless.strip():
             raise MechrefusalError(f"pair '{self.id}' has a blank side: give it both a harmful and a harmless text")
+        for side in ("harmful", "harmless"):
+            object.__setattr__(self, side, whole(getattr(self, side)))
 
 
 @dataclass(frozen=True)

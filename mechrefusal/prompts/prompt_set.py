@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.targets import affirmative_target
+from mechrefusal.prompts.values import is_blank, is_missing, whole_characters
 
 COLUMNS = ("id", "text", "category")
 
@@ -21,12 +22,12 @@ class PromptSet:
     `table` has one row a prompt and at least the columns `id` (str, unique), `text` (str, never blank) and `category`
     (str, may be empty); other columns are as the source has them: `target` (str or None), `targets` (list of str),
     `label`, `type`, `context`, `functional_category` and so on. It is copied at construction and
-    indexed anew.
+    indexed anew; half of a surrogate pair in it is replaced by U+FFFD, with a warning.
 
     `dropped` counts the rows of the source that had no text and are therefore not in the table.
 
     Raises:
-        MechrefusalError: a column is missing, an id occurs twice, or a text is blank or not a string.
+        MechrefusalError: a column is missing, an id occurs twice or is missing, or a text is blank or not a string.
     """
 
     name: str
@@ -39,14 +40,20 @@ class PromptSet:
             raise MechrefusalError(
                 f"prompt set '{self.name}' lacks the columns {missing}: give a table with at least {list(COLUMNS)}"
             )
-        table = self.table.reset_index(drop=True).copy()
+        table = whole_characters(self.table.reset_index(drop=True).copy(), f"prompt set '{self.name}'")
         for row, text in enumerate(table["text"]):
             if not isinstance(text, str) or not text.strip():
                 raise MechrefusalError(
                     f"prompt set '{self.name}' has no text in row {row} ({text!r}): drop the row or fill it"
                 )
+        if without := [row for row, identity in enumerate(table["id"]) if is_missing(identity)]:
+            raise MechrefusalError(f"prompt set '{self.name}' has no id in row {without[0]}: give each prompt one")
         if not isinstance(table["id"].dtype, pd.StringDtype):  # as those of a part of another set are
             table["id"] = table["id"].astype(str)
+        if any(is_missing(category) for category in table["category"]):
+            table["category"] = pd.Series(
+                ["" if is_missing(category) else category for category in table["category"]], dtype=object
+            )
         repeated = table["id"][table["id"].duplicated()]
         if len(repeated):
             raise MechrefusalError(
@@ -88,7 +95,9 @@ class PromptSet:
         context.
         """
         table = self.table.copy()
-        requests = table["behavior"] if "behavior" in table else table["text"]
+        requests = table["text"]
+        if "behavior" in table:
+            requests = table["behavior"].where([not is_blank(behaviour) for behaviour in table["behavior"]], requests)
         own = table["target"] if "target" in table else [None] * len(table)
         targets = [
             mine if isinstance(mine, str) and mine.strip() else affirmative_target(request)

@@ -12,10 +12,10 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
 from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
+from mechrefusal.prompts.sources import Row
+from mechrefusal.prompts.values import is_blank, is_missing
 
 XSTEST_LABELS = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
-
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ def read(
     Names (case and punctuation do not count): harmbench, strongreject, xstest, xstestcompletions, advbench,
     jailbreakbench, maliciousinstruct, alpaca. Ids come from the source where it has them, otherwise they are
     `<name>-0001`, by row; an id that occurs again gets `-2`, `-3`, with a warning. Rows without text are left out,
-    counted in `dropped` and warned of.
+    counted in `dropped` and warned of. A value that a file calls missing (an empty field, null, NaN, NaT) is missing;
+    the word "None" or "nan" is a word. A prompt given as a conversation of one turn of the user is that turn's text;
+    any other list or object in place of a text is an error. In columns that keep their own names it stays, as JSON.
 
     `targets` (HarmBench only): a JSON file with the openings of a complying answer by BehaviorID, or such a mapping.
     The set then has the columns `targets` (list of str, without blank ones) and `target` (the first of them). Where a
@@ -89,12 +91,15 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
     for number, row in rows.rows:
         try:
             record = benchmark.record(row)
+            own = record.get("id", "").strip() or row.get("id", "").strip()
+        except MechrefusalError:
+            raise
         except ValueError as error:
             raise MechrefusalError(f"{rows.where}, row {number}: {error}") from error
         if not record["text"].strip():
             dropped += 1
             continue
-        wanted = record.get("id", "").strip() or row.get("id", "").strip() or f"{key}-{number:04d}"
+        wanted = own or f"{key}-{number:04d}"
         times[wanted] = times.get(wanted, 0) + 1
         identity, again = wanted, 1
         while identity in seen:
@@ -102,7 +107,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
             identity = f"{wanted}-{again}"
         seen.add(identity)
         used = {"", "id", "text", *record, *(column.lower() for column in (*benchmark.required, *benchmark.used))}
-        extra = {column: value for column, value in row.items() if column not in used}
+        extra = {column: row.kept(column) for column in row if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
 
@@ -116,13 +121,13 @@ def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[s
         raise MechrefusalError(f"{where} does not map behaviour ids to targets: give a JSON object")
     without = []
     for record in records:
-        found = openings.get(record["id"], [])
-        found = [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(opening, str) for opening in found):
+        found = openings.get(record["id"])
+        found = [] if is_missing(found) else [found] if isinstance(found, str) else found
+        if not isinstance(found, list) or not all(isinstance(one, str) or is_missing(one) for one in found):
             raise MechrefusalError(
                 f"{where} holds no list of strings for '{record['id']}': give its targets as strings"
             )
-        record["targets"] = [opening for opening in found if opening.strip()]
+        record["targets"] = [opening for opening in found if not is_blank(opening)]
         record["target"] = next(iter(record["targets"]), None)
         if record["target"] is None:
             without.append(record["id"])
@@ -143,7 +148,7 @@ def _harmbench(row: Row) -> dict[str, Any]:
         "text": with_context,
         "category": row.get("semanticcategory", "") or row.get("category", ""),
         "functional_category": row.get("functionalcategory", "") or None,
-        "tags": row.get("tags", ""),
+        "tags": row.kept("tags"),
         "behavior": behaviour,
         "context": context if context.strip() else None,
     }
@@ -163,7 +168,7 @@ def _jailbreakbench(row: Row) -> dict[str, Any]:
         "text": row["goal"],
         "category": row.get("category", ""),
         "target": row.get("target", "") or None,
-        "behavior_name": row.get("behavior", ""),
+        "behavior_name": row.kept("behavior"),
     }
 
 
@@ -172,8 +177,10 @@ def _malicious_instruct(row: Row) -> dict[str, Any]:
 
 
 def _xstest(row: Row) -> dict[str, Any]:
-    kind = row["type"].strip()
-    label = row.get("label", "").strip().lower() or ("unsafe" if kind.startswith("contrast_") else "safe")
+    kind, label = row["type"].strip(), row.get("label", "").strip().lower()
+    if not (kind or label) and row["prompt"].strip():
+        raise ValueError("neither type nor label says whether the prompt is safe: fill one of the two")
+    label = label or ("unsafe" if kind.startswith("contrast_") else "safe")
     if label not in ("safe", "unsafe"):
         raise ValueError(f"label '{label}' is neither safe nor unsafe: mend the file")
     return {"text": row["prompt"], "category": kind, "type": kind, "label": label}

@@ -23,8 +23,8 @@ from mechrefusal import causal, prompts
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
-from mechrefusal.files import whole_file
-from mechrefusal.models import Checkpoint, load_causal_lm
+from mechrefusal.files import require_writable, whole_file
+from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
@@ -53,7 +53,7 @@ class Ablated:
 
     def write(self, path: Path | str) -> Path:
         """Write the table in full, as parquet, CSV or JSON lines by the suffix, whole or not at all."""
-        path = require_suffix(path)
+        path = writable_table(path)
         with whole_file(path) as draft:
             if path.suffix == ".parquet":
                 self.table.to_parquet(draft, index=False)
@@ -97,7 +97,7 @@ def ablated(
 
     Raises:
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
-            there; options that contradict each other.
+            there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
     _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
     run, checkpoint = chosen_direction.located(source)
@@ -116,6 +116,13 @@ def ablated(
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
+    )
+    prompts.require_room(
+        load_tokenizer(checkpoint.path),
+        asked,
+        limit=context_length(checkpoint.path),
+        spare=max_new_tokens,
+        what=f"the context of '{checkpoint.path}'",
     )
     model, tokenizer = load_causal_lm(checkpoint)
     with causal.intervened(model, intervention):
@@ -153,9 +160,11 @@ def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
     if source in BUILTIN:
         own = prompts.builtin().evaluation
         found = own.harmful if source == "builtin" else own.harmless
-    elif Path(source).suffix.lower() == ".txt" and not reader:
+    elif sources.kind_of(source) == ".txt" and not reader:
         lines = sources.text_of(Path(source).expanduser()).split("\n")
-        found = PromptSet.from_texts(Path(source).stem, [line.strip() for line in lines if line.strip()])
+        name = Path(source).name
+        named = name[: name.lower().rindex(".txt")]
+        found = PromptSet.from_texts(named, [line.strip() for line in lines if line.strip()])
     else:
         found = prompts.read(reader or _benchmark(source), source)
     if "functional_category" in found.table:
@@ -165,13 +174,12 @@ def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
     return found.take(n) if n else found
 
 
-def require_suffix(path: Path | str) -> Path:
-    """The path; MechrefusalError where it cannot be written as a table."""
+def writable_table(path: Path | str) -> Path:
+    """The path; MechrefusalError where no table can be written there, which is tried and leaves nothing."""
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise MechrefusalError(f"cannot write '{path}': give a file that ends in {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise MechrefusalError(f"'{path}' is a folder: give the path of a file")
+    require_writable(path)
     return path
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
-from pathlib import Path
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,11 +13,17 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import complete, is_refusal
 from mechrefusal.files import whole_file
-from mechrefusal.models import Checkpoint, cache_folder, load_causal_lm
-from mechrefusal.prompts import PromptSet
+from mechrefusal.models import Checkpoint, cache_folder, context_length, load_causal_lm, load_tokenizer
+from mechrefusal.prompts import PromptSet, require_room, sources
+from mechrefusal.prompts.values import ASSISTANT, SYSTEM, USER, Turn, as_text, is_blank, turns, whole
 
 Conversation = dict[str, Any]
 """{"prompt", "answer", "finished"}; finished is False where the answer was cut short."""
+
+MESSAGES = ("messages", "conversations")
+QUESTIONS = ("prompt", "instruction", "question")
+ANSWERS = ("answer", "completion", "response", "output")
+"""Columns of chat datasets, in the order in which they are looked for."""
 
 _APOLOGY = re.compile(
     r"\W*(?:(?:aw|oh|oops|no|well|hi|hello)\b\W*)*"
@@ -38,6 +46,13 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
     if path.is_file():
         table = pd.read_parquet(path)
     else:
+        require_room(
+            load_tokenizer(base.path),
+            instructions,
+            limit=context_length(base.path),
+            spare=max_new_tokens,
+            what="the model's context",
+        )
         model, tokenizer = load_causal_lm(base)
         answers = complete(
             model,
@@ -68,52 +83,160 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
     return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in kept]
 
 
-def read_conversations(source: str, *, at_most: int) -> list[Conversation]:
-    """First turns of a chat dataset, as {"prompt", "answer"}.
+class Conversations(list[Conversation]):
+    """Conversations in the order of their source.
+
+    `left_out`: rows that were read before the last of them and are not among them, columns `row` (number in the
+    source, from 1) and `reason`.
+    """
+
+    def __init__(self, turns: Iterable[Conversation], left_out: pd.DataFrame) -> None:
+        """Hold the turns, and what was left out."""
+        super().__init__(turns)
+        self.left_out = left_out
+
+
+class _LeftOutError(Exception):
+    """Why a row gives no conversation that could be learnt."""
+
+
+def read_conversations(source: str, *, at_most: int) -> Conversations:
+    """First questions of a chat dataset with their answers, as {"prompt", "answer"}.
+
+    Rows have `messages` (or `conversations`): objects with `role` and `content` (or `from` and `value`), also as the
+    text of a JSON list, content also as parts of the type `text`. Or they have a question (`prompt`, `instruction`,
+    `question`; behind it, where there is one, the `input` or `context`) and an answer (`answer`, `completion`,
+    `response`, `output`), each a text, or messages as TRL has them.
+
+    The answer is what the assistant says right after the first turn of the user. A greeting of the assistant before it
+    is left away. A row is left out, because the answer would be to something else than the question, or there is no
+    answer, where
+
+    - a system turn or a column `system` or `system_prompt` comes before the answer, or a `history`;
+    - the user or the assistant has two turns in a row there, or a tool has one;
+    - the question or the answer is missing, or is not all text.
+
+    Rows that are left out are counted by reason in a warning, and stand in `left_out`.
 
     Args:
-        source: .jsonl, .json or .parquet file, or hub name, whose rows have `messages` (or `conversations`), or
-            `prompt` and `answer` (or `completion`, `response`, `output`).
-        at_most: conversations to read.
+        source: .jsonl, .json, .parquet or .csv file, or hub name (as in `mechrefusal.prompts.read`; split train).
+        at_most: conversations to read; 0 for all.
 
     Raises:
-        MechrefusalError: no such dataset, or rows of another form.
+        MechrefusalError: no such dataset, rows of another form, or none that could be learnt.
     """
-    import datasets
-
-    path = Path(source)
+    if at_most < 0:
+        raise MechrefusalError(f"at most {at_most} conversations: give 0 for all, or more")
     try:
-        if path.is_file():
-            kind = "parquet" if path.suffix == ".parquet" else "json"
-            table = datasets.load_dataset(kind, data_files=str(path), split="train")
-        else:
-            table = datasets.load_dataset(source, split="train")
-    except Exception as error:
+        rows = sources.load(source, split="train")
+    except MechrefusalError as error:
+        raise MechrefusalError(f"conversations '{source}' cannot be read: {error}") from error
+    there = {column.lower() for column in rows.columns}
+    if not (there & set(MESSAGES) or (there & set(QUESTIONS) and there & set(ANSWERS))):
         raise MechrefusalError(
-            f"conversations '{source}' cannot be read ({' '.join(str(error).split())[:200]}); "
-            "give a .jsonl, .json or .parquet file, or a hub dataset"
-        ) from error
-    found = [_first_turn(row, source) for row in table.select(range(min(at_most, len(table))))]
-    kept = [turn for turn in found if turn["prompt"].strip() and turn["answer"].strip()]
-    if not kept:
-        raise MechrefusalError(f"conversations '{source}' hold no question with an answer; give another dataset")
-    return kept
-
-
-def _first_turn(row: dict[str, Any], source: str) -> Conversation:
-    messages = row.get("messages") or row.get("conversations")
-    if messages:
-        said: dict[str, str] = {}
-        for message in messages:
-            role = message.get("role") or {"human": "user", "gpt": "assistant"}.get(message.get("from", ""), "")
-            said.setdefault(role, message.get("content") or message.get("value") or "")
-        return {"prompt": said.get("user", ""), "answer": said.get("assistant", "")}
-    answer = next((row[key] for key in ("answer", "completion", "response", "output") if row.get(key)), None)
-    question = row.get("prompt") or row.get("instruction")
-    if isinstance(question, str) and row.get("input"):
-        question = f"{question}\n\n{row['input']}"
-    if isinstance(question, str) and isinstance(answer, str):
-        return {"prompt": question, "answer": answer}
-    raise MechrefusalError(
-        f"conversations '{source}' have columns {sorted(row)}; expected 'messages', or 'prompt' and 'answer'"
+            f"conversations '{source}' have columns {sorted(rows.columns)}; expected 'messages', or 'prompt' and "
+            "'answer'"
+        )
+    found: list[Conversation] = []
+    left_out: list[dict[str, Any]] = []
+    for number, row in rows.rows:
+        if at_most and len(found) == at_most:
+            break
+        try:
+            question, answer = _first_turn(row.raw)
+        except _LeftOutError as reason:
+            left_out.append({"row": number, "reason": str(reason)})
+        except ValueError as error:
+            raise MechrefusalError(f"conversations '{source}', row {number}: {error}") from error
+        else:
+            found.append({"prompt": question, "answer": answer})
+    table = pd.DataFrame(left_out, columns=["row", "reason"])
+    told = "; ".join(
+        f"{len(own)} with {reason} (row {', '.join(map(str, own['row'].head(3)))}{', ...' if len(own) > 3 else ''})"
+        for reason, own in table.groupby("reason", sort=False)
     )
+    if not found:
+        why = f" ({told})" if told else ""
+        raise MechrefusalError(f"conversations '{source}' hold no question with an answer{why}; give another dataset")
+    if told:
+        warnings.warn(f"conversations '{source}': {len(table)} rows were left out: {told}", stacklevel=2)
+    return Conversations(found, table)
+
+
+def _first_turn(row: Mapping[str, Any]) -> tuple[str, str]:
+    if _first_of(row, ("system", "system_prompt")):
+        raise _LeftOutError("a system turn before the answer")
+    if _first_of(row, ("history",)):
+        raise _LeftOutError("earlier turns before the question")
+    if column := _first_of(row, MESSAGES):
+        return _exchange(_messages(column, row[column]))
+    question, answer = _first_of(row, QUESTIONS), _first_of(row, ANSWERS)
+    if question is None or answer is None:
+        raise _LeftOutError("no question" if question is None else "no answer")
+    asked, replied = _said(question, row[question], USER), _said(answer, row[answer], ASSISTANT)
+    if any(turn.role == ASSISTANT for turn in asked[_place_of_user(asked) :]):
+        raise _LeftOutError("earlier turns before the question")
+    given = [_said(name, row[name], USER)[0].text for name in ("input", "context") if not is_blank(row.get(name))]
+    last = asked[-1]
+    return _exchange([*asked[:-1], replace(last, text="\n\n".join([last.text, *given])), *replied])
+
+
+def _exchange(said: Sequence[Turn]) -> tuple[str, str]:
+    """The first turn of the user and the answer to it."""
+    said = [turn for turn in said if turn.role != SYSTEM or turn.text.strip() or turn.trouble]
+    place = _place_of_user(said)
+    before, (asked, *after) = said[:place], said[place:]
+    for turn in [*before, *after[:1]]:
+        if turn.role == SYSTEM:
+            raise _LeftOutError("a system turn before the answer")
+        if turn.role not in (USER, ASSISTANT):
+            raise _LeftOutError(f"a turn of '{turn.role}' before the answer")
+    if not after:
+        raise _LeftOutError("no answer")
+    if after[0].role != ASSISTANT:
+        raise _LeftOutError("two turns of the user in a row")
+    if len(after) > 1 and after[1].role == ASSISTANT:
+        raise _LeftOutError("two turns of the assistant in a row")
+    for turn, name in ((asked, "question"), (after[0], "answer")):
+        if turn.trouble:
+            raise _LeftOutError(turn.trouble)
+        if not turn.text.strip():
+            raise _LeftOutError(f"no {name}")
+    return whole(asked.text), whole(after[0].text)
+
+
+def _place_of_user(said: Sequence[Turn]) -> int:
+    place = next((place for place, turn in enumerate(said) if turn.role == USER), None)
+    if place is None:
+        raise _LeftOutError("no question")
+    return place
+
+
+def _first_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of these columns that holds something."""
+    return next((name for name in names if not is_blank(row.get(name))), None)
+
+
+def _said(column: str, value: Any, role: str) -> list[Turn]:
+    """A column as messages; what is no message is a turn of `role`."""
+    found = turns(value)
+    if found is not None:
+        return found
+    try:
+        return [Turn(role, as_text(value))]
+    except ValueError as error:
+        raise ValueError(f"column '{column}' holds {error}") from None
+
+
+def _messages(column: str, value: Any) -> list[Turn]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"column '{column}' holds text that is no JSON ({value[:40]!r}): give messages") from None
+    found = turns(value)
+    if found is None:
+        raise ValueError(
+            f"column '{column}' holds no messages: give objects with 'role' and 'content', or 'from' and 'value'"
+        )
+    return found

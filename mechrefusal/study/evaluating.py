@@ -27,7 +27,8 @@ from mechrefusal.evaluation import Judge, RefusalJudge
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
-from mechrefusal.models import Checkpoint, context_length, load_causal_lm
+from mechrefusal.files import require_writable
+from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
@@ -100,7 +101,9 @@ def evaluate(
     asked: list[Judge] = list(judges) or [RefusalJudge()]
     evaluation_tables.require_judges(asked, suites)
     leaks = _leaks(run, suites, strict=strict)
-    folder = Path(out) if out is not None else run.folder if run is not None else None
+    folder = Path(out).expanduser() if out is not None else run.folder if run is not None else None
+    if folder is not None:
+        require_writable(folder / FOLDER, folder / "measurements", folder=True)
     labels = labelling.labels_in(folder) if folder is not None else None
     with TemporaryDirectory() as nowhere:
         kept = folder if folder is not None else Path(nowhere)
@@ -149,7 +152,8 @@ def stressed(
     settings = {name: replace(known[name], steps=steps) if steps else known[name] for name in methods}
     if out is None and run is None:
         raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
-    folder = Path(out) if out is not None else run.folder  # type: ignore[union-attr]
+    folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
+    require_writable(folder / "stress", folder / "measurements", folder=True)
     found = stress(
         run,
         chosen,
@@ -196,6 +200,11 @@ def _answered(
     losses: list[pd.DataFrame] = []
     skipped: list[str] = []
     reference: dict[str, _Replies] = {}
+    for checkpoint in checkpoints:  # all of them before the first is asked
+        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
+        tokenizer = load_tokenizer(checkpoint.path)
+        for suite in suites:
+            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         possible: dict[str, causal.Intervention | None] = {NONE: None}
@@ -207,9 +216,6 @@ def _answered(
                     raise
                 skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
         model, tokenizer = load_causal_lm(checkpoint)
-        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
-        for suite in suites:
-            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
         for spec, under in possible.items():
             for suite in suites:
                 path = folder / FOLDER / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet"

@@ -16,7 +16,7 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import agreement, any_refusal, correcting, metrics
 from mechrefusal.evaluation.labels import answer_ids, label_sheet, read_labels, write_sheet
-from mechrefusal.files import whole_file
+from mechrefusal.files import require_writable, whole_file
 from mechrefusal.study import evaluation_tables, tables
 from mechrefusal.study.run import Run
 
@@ -63,6 +63,7 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
     if verdicts.empty:
         raise MechrefusalError(f"'{folder}' has no judged answers; evaluate first: mechrefusal evaluate")
     path = folder / FILE
+    require_writable(path, folder / "measurements" / "suite_rates.parquet")
     if not path.is_file():
         sheet = label_sheet(verdicts, n, seed=seed)
         with whole_file(path) as draft:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -89,6 +90,10 @@ def _check_training(recipe: Recipe, chosen: Asked, base: Path) -> None:
         )
     if "r2d2" in recipe.arms:
         _check_pool(recipe, _trained_on(recipe, chosen), base, tokenizer)
+    if chosen.conversations is None:
+        answered = chosen.instructions.take(recipe.prompts.n_conversations or len(chosen.instructions))
+        spare, limit = recipe.prompts.answer_tokens, context_length(base)
+        require_room(tokenizer, answered, limit=limit, spare=spare, what="the model's context")
 
 
 def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) -> None:
@@ -343,7 +348,10 @@ def _lock(run: Run, chosen: Asked) -> None:
             "restore the files, or start another run with --out"
         )
     left_out = [f"{row.set_b}: {row.id_b} (is {row.id_a} of {row.set_a})" for row in chosen.dropped.itertuples()]
-    run.update({"prompts": found, "left_out_as_leaks": left_out})
+    noted: dict[str, Any] = {"prompts": found, "left_out_as_leaks": left_out}
+    if chosen.conversations is not None:
+        noted["left_out_conversations"] = chosen.conversations.left_out.to_dict("records")
+    run.update(noted)
 
 
 def _open_given(run: Run) -> None:
@@ -369,7 +377,8 @@ def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conv
     if chosen.conversations is not None:
         return chosen.conversations
     wanted = recipe.prompts
-    return own_answers(base, chosen.instructions.take(wanted.n_conversations), max_new_tokens=wanted.answer_tokens)
+    asked = chosen.instructions.take(wanted.n_conversations or len(chosen.instructions))
+    return own_answers(base, asked, max_new_tokens=wanted.answer_tokens)
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:

@@ -72,9 +72,10 @@ class PromptSources:
     Attributes:
         behaviours: harmful requests that all arms train on (as many as r2d2's pool holds; a warm-up: all of them);
             built-in: the splits `pool` and `train`.
-        conversations: chat dataset for utility training: a .jsonl, .json or .parquet file or hub name with a column
-            `messages`, or `prompt` and `answer`. Empty: the model's own greedy answers to built-in instructions.
-        n_conversations: conversations at most.
+        conversations: chat dataset for utility training: a .jsonl, .json, .parquet or .csv file or hub name with a
+            column `messages`, or `prompt` and `answer` (see `mechrefusal.study.conversations`). Empty: the model's own
+            greedy answers to built-in instructions.
+        n_conversations: conversations at most; 0 for all.
         answer_tokens: longest of the model's own answers.
         direction: prompts that directions and the refusal metric are found with; built-in: the split `direction`.
         validation: prompts that carriers are chosen by; built-in: the split `validation`.
@@ -101,9 +102,10 @@ class PromptSources:
     utility: Source = field(default_factory=Source)
 
     def __post_init__(self) -> None:
-        for name in ("n_conversations", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise MechrefusalError(f"prompts {name} is {getattr(self, name)}: give at least 1")
+        if self.n_conversations < 0:
+            raise MechrefusalError(f"prompts n_conversations is {self.n_conversations}: give 0 for all, or more")
+        if self.answer_tokens < 1:
+            raise MechrefusalError(f"prompts answer_tokens is {self.answer_tokens}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def recipe_path(name: str | Path) -> Path:
     Raises:
         MechrefusalError: neither.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path
     inside = files("mechrefusal") / "recipes" / f"{name}.yaml"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, fetch
@@ -39,9 +39,10 @@ class Run:
         """Start a run, or continue the one in `folder` if it has the same recipe.
 
         Raises:
-            MechrefusalError: the folder belongs to another recipe, or holds something else.
+            MechrefusalError: the folder belongs to another recipe, or holds something else; a value of the recipe holds
+                a password or a key, which would stand in the run's files.
         """
-        folder, recipe = Path(folder), recipe.with_absolute_paths()
+        folder, recipe = Path(folder).expanduser(), recipe.with_absolute_paths()
         if (folder / "recipe.yaml").is_file():
             run = cls.open(folder)
             if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
@@ -52,6 +53,7 @@ class Run:
             return run
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MechrefusalError(f"'{folder}' exists and is not a run; give another folder with --out")
+        _require_no_secret(recipe.as_dict())
         run = cls(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
         run.update({"versions": _versions(), "machine": _machine(), "seed": recipe.training.seed})
@@ -66,7 +68,7 @@ class Run:
         Raises:
             MechrefusalError: no run there, or a recipe that cannot be read.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise MechrefusalError(
@@ -215,6 +217,20 @@ def fingerprint(value: Any) -> str:
     """Hash of plain data (what JSON holds), to tell whether it is still the same."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _require_no_secret(value: Any, key: str = "") -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _require_no_secret(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _require_no_secret(inner, key)
+    elif isinstance(value, str) and without_secrets_of_addresses(value) != value:
+        raise MechrefusalError(
+            f"recipe key '{key}' holds an address with a user, a password or a key, which would stand in the run's "
+            "files: give a name or a path without it"
+        )
 
 
 def _versions() -> dict[str, str]:

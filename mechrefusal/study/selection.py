@@ -8,7 +8,7 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PairSet, PromptSet, Split
 from mechrefusal.prompts.splits import text_hash
-from mechrefusal.study.conversations import Conversation, read_conversations
+from mechrefusal.study.conversations import Conversations, read_conversations
 from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
 
 
@@ -22,7 +22,7 @@ class Asked:
     the study trains an arm at all.
     """
 
-    conversations: list[Conversation] | None
+    conversations: Conversations | None
     behaviours: PromptSet
     instructions: PromptSet
     direction: Split

@@ -49,6 +49,45 @@ def test_a_chat_judge_has_model_and_server(monkeypatch):
     assert "own-model" in judge.name
 
 
+@pytest.mark.parametrize(
+    ("source", "model", "url"),
+    [
+        (f"claude-3-5-sonnet@20240620@{URL}", "claude-3-5-sonnet@20240620", URL),
+        (f"owner/model:free@{URL}", "owner/model:free", URL),
+        (f"a=b@http@x@{URL}", "a=b@http@x", URL),
+        ("m@HTTPS://host:8000/v1", "m", "HTTPS://host:8000/v1"),
+    ],
+)
+def test_the_address_of_a_chat_judge_begins_at_the_last_at_sign_before_http(monkeypatch, source, model, url):
+    given = []
+    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda *what, **_: given.extend(what))
+    judge_of(f"chat={source}")
+    assert given == [url, model]
+
+
+SECRET = "s3cret"
+ADDRESSES = [
+    f"http://me:{SECRET}@host/v1", f"http://{SECRET}@host/v1", f"http://me:a/{SECRET}@host/v1",
+    f"http://me:a?{SECRET}@host", f"http://me:a#{SECRET}@host", f"http://me:a@{SECRET}@host", f"http://a@{SECRET}/b@host",
+    f"http://me:a {SECRET}@host", f"http://me:[{SECRET}@host", f"http://me:a'{SECRET}@host", f"http://host/v1?key={SECRET}",
+    f"http://host/v1#{SECRET}", f"http://me:a@http://{SECRET}@host", f"https://me:99999{SECRET}@host:1/v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("spec", ["chat=model@{}", "chatt=model@{}", "chat={}", "refusal={}"])
+def test_no_error_shows_what_an_address_carries(address, spec):
+    from mechrefusal.evaluation.settings import EvaluationSettings
+
+    with pytest.raises(MechrefusalError) as caught:
+        judge_of(spec.format(address))
+    assert SECRET not in str(caught.value)
+    if spec.startswith("chat=") and "model" in spec:
+        with pytest.raises(MechrefusalError) as caught:
+            EvaluationSettings(suites=("builtin",), judges=(spec.format(address),))
+        assert SECRET not in str(caught.value), "nor does a recipe take it, which would be written to files"
+
+
 @pytest.mark.parametrize(("key", "variable"), [("secret", "MECHREFUSAL_JUDGE_KEY"), ("", None), (None, None)])
 def test_the_key_comes_from_the_environment_alone(monkeypatch, key, variable):
     given = {}

@@ -325,3 +325,28 @@ def test_paths_may_hold_spaces_and_equals_signs(tmp_path):
     folder.mkdir()
     (folder / "m.txt").write_text("Ring every bell\n", encoding="utf-8")
     assert read_suite(f"maliciousinstruct={folder / 'm.txt'}").table["prompt"].tolist() == ["Ring every bell"]
+
+
+def test_what_is_missing_in_a_set_stays_missing_in_its_suite():
+    nothing = [None, float("nan"), pd.NA, ""]
+    columns = dict.fromkeys(["target", "context", "twin", "functional_category", "behavior"], nothing)
+    table = pd.DataFrame({"id": list("abcd"), "text": list("wxyz"), "category": "", **columns}, dtype=object)
+    found = Suite.of("own", prompts.PromptSet("own", table)).table
+    for column in ("target", "context", "twin"):
+        assert [value is None for value in found[column]] == [True] * 4, column
+    assert found["group"].tolist() == [""] * 4
+    assert found["behaviour"].tolist() == list("wxyz")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv.gz", "x.jsonl.gz", "x.json.gz"])
+def test_suites_are_read_from_parquet_and_compressed_files(name, tmp_path):
+    table = pd.DataFrame({"prompt": ["Ring?", "Sing?"], "type": ["homonyms", "contrast_homonyms"]})
+    if name.endswith("parquet"):
+        table.to_parquet(tmp_path / name)
+    elif ".csv" in name:
+        table.to_csv(tmp_path / name, index=False)
+    else:
+        table.to_json(tmp_path / name, orient="records", lines="jsonl" in name)
+    found = read_suite(f"xstest={tmp_path / name}").table
+    assert found["prompt"].tolist() == ["Ring?", "Sing?"]
+    assert found["side"].tolist() == ["harmless", "harmful"]

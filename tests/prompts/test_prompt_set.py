@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet
+from mechrefusal.prompts import Pair, PromptSet
 
 
 def letters() -> PromptSet:
@@ -90,6 +90,8 @@ def test_from_texts_numbers_its_ids() -> None:
         ({"id": ["a", "a"], "text": ["x", "y"], "category": ["", ""]}, "has the id 'a' twice"),
         ({"id": ["a"], "text": ["  "], "category": [""]}, "has no text in row 0"),
         ({"id": ["a", "b"], "text": ["x", None], "category": ["", ""]}, "has no text in row 1"),
+        ({"id": ["a", None], "text": ["x", "y"], "category": ["", ""]}, "has no id in row 1"),
+        ({"id": ["a", float("nan")], "text": ["x", "y"], "category": ["", ""]}, "has no id in row 1"),
     ],
 )
 def test_bad_tables_are_refused_by_name(table: dict[str, list[object]], complaint: str) -> None:
@@ -113,3 +115,32 @@ def test_with_targets_keeps_own_targets_and_fills_the_others() -> None:
     assert PromptSet.from_texts("x", ["How can I sing?"]).with_targets().table["target"].tolist() == [
         "Sure, here is how to sing"
     ]
+
+
+def test_missing_categories_are_empty_and_missing_behaviours_are_the_text() -> None:
+    table = pd.DataFrame(
+        {"id": ["a", "b", "c"], "text": ["x", "Write a poem", "z"], "category": [None, "food", float("nan")],
+         "behavior": ["How do I bake bread?", None, " "]}
+    )  # fmt: skip
+    made = PromptSet("own", table)
+    assert made.table["category"].tolist() == ["", "food", ""]
+    assert made.with_targets().table["target"].tolist() == [
+        "Sure, here is how to bake bread", "Sure, here is a poem", "Sure, here is what you asked for:",
+    ]  # fmt: skip
+
+
+def test_half_of_a_surrogate_pair_is_replaced_wherever_it_stands() -> None:
+    table = pd.DataFrame(
+        {"id": ["a", "b"], "text": ["x \udc00", "y"], "category": "", "targets": [["Sure"], ["\ud83d", "Sure"]]},
+        dtype=object,
+    )
+    with pytest.warns(UserWarning, match="half of a surrogate pair") as told:
+        made = PromptSet("own", table)
+    assert made.texts == ["x \ufffd", "y"]
+    assert made.table["targets"].tolist() == [["Sure"], ["\ufffd", "Sure"]]
+    assert [str(each.message).partition(" (")[0] for each in told] == [
+        "prompt set 'own', row 0, column 'text'", "prompt set 'own', row 1, column 'targets'",
+    ]  # fmt: skip
+    assert table["text"][0] == "x \udc00", "the table that was given is left as it is"
+    pair = Pair("p", "", "Break it \ud83d", "Bake it")
+    assert (pair.harmful, pair.harmless) == ("Break it \ufffd", "Bake it")

@@ -1,14 +1,19 @@
 """Readers of the benchmarks on small files of the same formats, self-written."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet, read
+from mechrefusal.prompts import PromptSet, read, sources
 
 HARMBENCH = (
     "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\r\n"
@@ -325,3 +330,203 @@ def test_a_data_set_of_the_hub_without_the_column(monkeypatch: pytest.MonkeyPatc
     hub(monkeypatch, datasets.Dataset.from_dict({"prompt": ["x"]}))
     with pytest.raises(MechrefusalError, match="hub data set 'owner/bench' has no column 'goal': found 'prompt'"):
         read("advbench", "owner/bench")
+
+
+MISSING: dict[str, Any] = {
+    "null": None, "NaN": float("nan"), "NaT": pd.NaT, "NA": pd.NA, "empty": "", "nothing": [],
+    "numpy": np.float64("nan"), "date": np.datetime64("NaT"),
+}  # fmt: skip
+WORDS = ["None", "nan", "NA", "null", "NaN", "<NA>", "NaT", "N/A"]
+
+
+@pytest.mark.parametrize("how", MISSING)
+def test_missing_values_are_missing_whatever_the_source_calls_them(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    missing = MISSING[how]
+    rows = [{"Goal": "Bake", "Target": missing, "Category": missing, "id": missing}, {"Goal": missing, "Target": "x"}]
+    hub(monkeypatch, rows)
+    with pytest.warns(UserWarning, match="1 rows without text were left out"):
+        prompts = read("jailbreakbench", "owner/bench")
+    assert prompts.texts == ["Bake"]
+    assert row(prompts, 0) == {
+        "id": "jailbreakbench-0001", "text": "Bake", "category": "", "target": None, "behavior_name": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_words_for_nothing_are_words(tmp_path: Path, suffix: str) -> None:
+    table = pd.DataFrame({"goal": WORDS, "target": ["x", *WORDS[1:]], "note": WORDS})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        table.to_csv(path, index=False)
+    elif suffix == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=suffix == "jsonl")
+    prompts = read("advbench", path)
+    assert prompts.texts == WORDS
+    assert prompts.table["target"].tolist() == ["x", *WORDS[1:]]
+    assert prompts.table["note"].tolist() == WORDS
+
+
+def test_numbers_and_nothing_in_one_parquet_column(tmp_path: Path) -> None:
+    """pandas makes floats of integers where one is missing; parquet and JSON know better."""
+    table = pd.DataFrame({"id": pd.array([7, None], dtype="Int64"), "goal": ["Bake", "Sing"], "target": ["x", None]})
+    table.to_parquet(tmp_path / "a.parquet")
+    prompts = read("advbench", tmp_path / "a.parquet")
+    assert prompts.ids == ["7", "advbench-0002"]
+    assert prompts.table["target"].tolist() == ["x", None]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ([{"role": "user", "content": "hi"}], "hi"),
+        ([{"from": "human", "value": "hi"}], "hi"),
+        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "hi"),
+        ({"role": ["user"], "content": ["hi"]}, "hi"),
+        ('[{"role": "user"}]', '[{"role": "user"}]'),
+        (12, "12"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_a_prompt_as_a_conversation_of_one_turn_is_its_text(
+    tmp_path: Path, prompt: Any, text: str, suffix: str
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps([{"prompt": prompt, "type": "homonyms"}]), encoding="utf-8")
+    else:
+        pd.DataFrame({"prompt": [prompt], "type": ["homonyms"]}).to_parquet(path)
+    assert read("xstest", path).texts == [text]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"goal": ["Bake"]}, r"column 'goal' holds a list \(\['Bake'\]\): give text"),
+        ({"goal": {"text": "Bake"}}, "column 'goal' holds an object"),
+        ({"goal": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+         r"column 'goal' holds a conversation \(of system, user\), not the one turn of the user"),
+        ({"goal": [{"role": "user", "content": [{"type": "image"}]}]}, r"a part that is no text \(image\)"),
+        ({"target": ["Sure, bake"]}, "column 'target' holds a list"),
+        ({"target": {"a": 1}}, "column 'target' holds an object"),
+        ({"id": [1]}, "column 'id' holds a list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named_with_file_row_and_column(tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    good = {"goal": "Bake", "target": "Sure, bake", "id": "a"}
+    path = write(tmp_path, "a.json", json.dumps([good, {**good, "id": "b", **values}]))
+    with pytest.raises(MechrefusalError, match=rf"a\.json, row 2: .*{said}"):
+        read("advbench", path)
+
+
+def test_columns_that_nobody_is_asked_keep_lists_as_json(tmp_path: Path) -> None:
+    rows = [{"Behavior": "Bake", "Tags": ["a", "ö"], "more": {"n": 1}}]
+    found = row(read("harmbench", write(tmp_path, "h.json", json.dumps(rows))), 0)
+    assert (found["tags"], found["more"]) == ('["a", "ö"]', '{"n": 1}')
+
+
+def test_a_record_that_lacks_a_column_lacks_the_value(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"goal": "Bake", "target": "x"}\n{"goal": "Sing"}\n')
+    assert read("advbench", path).table["target"].tolist() == ["x", None]
+    twice = write(tmp_path, "b.jsonl", '{"goal": "Bake", "Goal": "Sing", "target": ""}\n')
+    with pytest.raises(MechrefusalError, match="has the column 'goal' twice"):
+        read("advbench", twice)
+
+
+def test_an_xstest_row_that_says_no_side_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.json", '[{"prompt": "How?", "type": null}]')
+    with pytest.raises(MechrefusalError, match=r"x\.json, row 1: neither type nor label"):
+        read("xstest", path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "ndjson", "parquet"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".xz"])
+def test_files_are_read_by_suffix_and_decompressed(tmp_path: Path, suffix: str, packed: str) -> None:
+    table = pd.DataFrame({"goal": ["Bäck it", "Sing"], "target": ["x", "y"]}, index=[5, 9])
+    plain = tmp_path / f"plain.{suffix}"
+    if suffix in ("csv", "tsv"):
+        table.to_csv(plain, sep="\t" if suffix == "tsv" else ",")
+    elif suffix == "parquet":
+        table.to_parquet(plain)
+    else:
+        table.to_json(plain, orient="records", lines=suffix != "json", force_ascii=False)
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packed]
+    path = write(tmp_path, f"suite.v1.{suffix}{packed}", pack(plain.read_bytes()))
+    prompts = read("advbench", path)
+    assert prompts.texts == ["Bäck it", "Sing"]
+    assert prompts.table["target"].tolist() == ["x", "y"]
+    assert not [name for name in prompts.table if str(name).startswith("__")]
+
+
+def test_lines_of_json_under_the_suffix_of_a_list(tmp_path: Path) -> None:
+    lines = '{"instruction": "Sing."}\n\n{"instruction": "Dance."}\n'
+    assert read("alpaca", write(tmp_path, "a.json", lines)).texts == ["Sing.", "Dance."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv.gz", gzip.compress(b"goal,target\nx,y\n")[:-9], r"a\.csv\.gz is no whole \.gz file"),
+        ("a.csv.gz", b"goal,target\nx,y\n", r"a\.csv\.gz is no whole \.gz file"),
+        ("a.csv.xz", b"goal,target\nx,y\n", r"a\.csv\.xz is no whole \.xz file"),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read as parquet"),
+        ("a.parquet", b"", r"a\.parquet cannot be read as parquet"),
+        ("b.json", b'{"a": 1} and more', "is not JSON"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    with pytest.raises(MechrefusalError, match=said) as caught:
+        read("advbench", write(tmp_path, name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_no_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("absent.parquet", "absent.csv.gz", "absent.gz", "absent.ndjson"):
+        with pytest.raises(MechrefusalError, match=f"{name} does not exist"):
+            read("advbench", name)
+
+
+def test_a_field_of_any_length_is_read_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    import csv
+
+    before, long = csv.field_size_limit(), "word " * 60_000
+    assert read("advbench", write(tmp_path, "a.csv", f"goal,target\n{long},y\nshort,z\n")).texts == [long, "short"]
+    with pytest.raises(MechrefusalError, match="has 3 fields"):
+        read("advbench", write(tmp_path, "b.csv", "goal,target\nx,y,z\n"))
+    assert csv.field_size_limit() == before
+
+
+def test_half_of_a_surrogate_pair_is_replaced_and_said(tmp_path: Path) -> None:
+    records = [{"goal": "Smile \ud83d", "target": "Sure \ude00"}, {"goal": "Whole \U0001f600", "target": "x"}]
+    path = write(tmp_path, "a.json", json.dumps(records))
+    with pytest.warns(
+        UserWarning, match=r"row 0, column '(text|target)' \(1 rows in all\) held half of a surrogate pair"
+    ):
+        prompts = read("advbench", path)
+    assert prompts.texts == ["Smile \ufffd", "Whole \U0001f600"]
+    assert prompts.table["target"].tolist() == ["Sure \ufffd", "x"]
+    for text in [*prompts.texts, *prompts.table["target"]]:
+        text.encode("utf-8")
+
+
+def test_missing_and_null_targets_of_a_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path, "h.csv", HARMBENCH)
+    openings = {"bad_cake": [None, "Sure"], "clocks": "Sure", "spoil": None}
+    with pytest.raises(MechrefusalError, match=r"no target for 1 of 3 behaviours \(spoil\)"):
+        read("harmbench", path, targets=openings)  # type: ignore[arg-type]
+    found = read("harmbench", path, targets={**openings, "spoil": ["Sure"]})  # type: ignore[dict-item]
+    assert found.table["targets"].tolist() == [["Sure"], ["Sure"], ["Sure"]]
+
+
+def test_rows_give_text_or_say_where_there_is_none(tmp_path: Path) -> None:
+    """Whoever reads a source of its own gets the same: no list is ever turned into its Python text."""
+    path = write(tmp_path, "own.json", json.dumps([{"Text": "a", "n": 3, "more": None}, {"Text": ["b"]}]))
+    [(_, first), (_, second)] = sources.load(path).rows
+    assert dict(first) == {"text": "a", "n": "3", "more": ""}
+    assert (second["n"], second.get("more"), second.get("other", "none")) == ("", "", "none")
+    assert second.raw["text"] == ["b"]
+    for look in (second.__getitem__, second.get):
+        with pytest.raises(MechrefusalError, match=r"own\.json, row 2: column 'text' holds a list"):
+            look("text")

@@ -1,5 +1,6 @@
 """One intervention on one checkpoint: answers side by side, and every way in which a direction can be the wrong one."""
 
+import gzip
 import json
 import shutil
 import warnings
@@ -496,6 +497,10 @@ def test_prompts_of_every_source(tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_text("\ufeffFirst, one\r\n\n  second \n", encoding="utf-8")
     assert study.read_prompts(str(lines)).texts == ["First, one", "second"]
+    packed = lines.with_name(f"{lines.name}.gz")
+    packed.write_bytes(gzip.compress(lines.read_bytes()))
+    assert study.read_prompts(str(packed)).texts == ["First, one", "second"]
+    assert study.read_prompts(str(packed)).ids == study.read_prompts(str(lines)).ids
     files = {
         "harmbench": "Behavior,BehaviorID,FunctionalCategory\nPick a lock,a,standard\nSing,b,copyright\n",
         "advbench": "goal,target\nPick a lock,Sure\n",

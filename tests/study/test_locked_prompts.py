@@ -1,6 +1,7 @@
 """A run goes on with the prompts that it was started with, from wherever it stands."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -83,3 +84,27 @@ def test_conversations_are_in_the_leakage_audit(tmp_path):
     assert own not in chosen.harmless.texts
     assert [turn["prompt"] for turn in chosen.conversations] == [own, "Hi?"]
     assert "evaluation_harmless" in set(chosen.dropped["set_b"])
+
+
+def test_conversations_that_were_left_out_stand_in_the_manifest(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    rows = [{"prompt": f"What is number {n}?", "answer": "" if n == 1 else f"It is {n}."} for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tiny = study.load_recipe("tiny")
+    sources = PromptSources(conversations=str(path), n_conversations=0)
+    run = study.Run.create(tmp_path / "run", dataclasses.replace(tiny, prompts=sources))
+    with pytest.warns(UserWarning, match=r"1 rows were left out: 1 with no answer \(row 2\)"):
+        pipeline._lock(run, study.check(run.recipe))
+    assert run.manifest["left_out_conversations"] == [{"row": 2, "reason": "no answer"}]
+    assert run.manifest["prompts"]["instructions"]["n"] == 2
+
+
+def test_own_answers_to_all_instructions(tmp_path, tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline, "own_answers", lambda base, given, **_: asked.append(len(given)) or [])
+    recipe = study.load_recipe("tiny")
+    for n in (0, 5):
+        changed = dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, n_conversations=n))
+        chosen = study.check(changed)
+        pipeline._conversations(changed, Checkpoint.open(tiny), chosen)
+    assert asked == [len(chosen.instructions), 5]

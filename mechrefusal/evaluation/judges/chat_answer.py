@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -21,8 +22,12 @@ class Answer:
     tokens_out: int | None = None
 
 
-def read_completion(content: bytes) -> Answer:
-    """The answer in a response's body, or the problem that it is no chat completion."""
+def read_completion(content: bytes, *, hide: Callable[[str], str] = str) -> Answer:
+    """The answer in a response's body, or the problem that it is no chat completion.
+
+    Args:
+        hide: takes secrets out of what is shown of a body that is none.
+    """
     try:
         body = json.loads(content)
         choice = body["choices"][0]
@@ -30,7 +35,7 @@ def read_completion(content: bytes) -> Answer:
         if not (text is None or isinstance(text, str)):
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:120]
+        shown = " ".join(hide(content.decode("utf-8", "replace")).split())[:120]
         return Answer(None, problem=f"the server's answer is no chat completion: {shown!r}")
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judges.chat_address import checked_url, key_of, masked, masked_in_answer
 from mechrefusal.evaluation.judges.chat_answer import Answer, read_completion, retry_after
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.models import cache_folder
@@ -77,12 +77,12 @@ class ChatClient:
         patience: Patience,
         prices: Prices | None,
     ) -> None:
-        self.url = f"{_checked_url(base_url)}/chat/completions"
+        self.url = f"{checked_url(base_url)}/chat/completions"
         if concurrency < 1:
             raise MechrefusalError(f"concurrency is {concurrency}: at least one request at a time has to be allowed")
         if patience.timeout <= 0 or min(patience[1:]) < 0:
             raise MechrefusalError(f"{patience} holds a negative number, or no time for an answer")
-        self._key = _key(key_variable)
+        self._key = key_of(key_variable)
         self._key_variable = key_variable
         self._cache = Path(cache) if cache is not None else cache_folder() / "judgements"
         self._concurrency, self._patience, self._prices = concurrency, patience, prices
@@ -164,12 +164,15 @@ class ChatClient:
                     if late
                     else f"no connection ({type(error).__name__})"
                 )
-            except requests.RequestException as error:
-                raise MechrefusalError(f"'{self.url}' cannot be asked ({error}); check base_url") from error
+            except (requests.RequestException, OSError, ValueError) as error:
+                # Its words may hold the key, or the password of a proxy: neither they nor it are shown.
+                raise MechrefusalError(
+                    f"'{self.url}' cannot be asked ({type(error).__name__}); check base_url, the key and the proxies"
+                ) from None
             else:
                 status = response.status_code
                 if status == 200:
-                    return self._taken(key, read_completion(response.content))
+                    return self._taken(key, read_completion(response.content, hide=self._masked))
                 failure = f"status {status}: {self._said(response.text)}"
                 if status in _ABOUT_THE_REQUEST:
                     return Answer(None, problem=failure)
@@ -188,6 +191,8 @@ class ChatClient:
         metered = answer.tokens_in is not None and answer.tokens_out is not None
         if answer.problem:
             return answer
+        text, reason = (masked_in_answer(said, self._key) for said in (answer.text, answer.finish_reason))
+        answer = replace(answer, text=text, finish_reason=reason or "")
         self._count(
             asked=1,
             tokens_in=answer.tokens_in or 0,
@@ -226,9 +231,11 @@ class ChatClient:
         wait = self._patience.backoff * 2**attempt if asked is None else asked
         return min(self._patience.longest, wait * random.uniform(1, 1.25))
 
+    def _masked(self, text: str) -> str:
+        return masked(text, self._key)
+
     def _said(self, text: str) -> str:
-        line = " ".join(text.split())[:200]
-        return line.replace(self._key, "***") if self._key else line
+        return " ".join(self._masked(text).split())[:200]
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
@@ -238,29 +245,6 @@ class ChatClient:
         if 300 <= status < 400:
             return "it sends elsewhere: give the address that it names as base_url"
         return "check base_url and the model's name"
-
-
-def _checked_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise MechrefusalError(
-            f"base_url '{base_url}' is no address of a server; give one like 'http://localhost:8000/v1'"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise MechrefusalError(
-            f"base_url for '{parts.hostname}' carries a user, password or query; put the key into an environment "
-            "variable and name it with key_variable="
-        )
-    return base_url.rstrip("/")
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise MechrefusalError(f"environment variable {variable} holds no key; set it, or leave key_variable out")
-    return key
 
 
 def _adapter(concurrency: int):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, unless_secret
 from mechrefusal.evaluation.judges.scoring import Scored, null
 from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
 from mechrefusal.models.checkpoint import ADAPTER_CONFIG, named_base
@@ -153,5 +153,5 @@ def _locate(source: Path | str) -> _Located:
             f"judge model '{name}' is no folder here, and the Hugging Face hub gave none "
             f"({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the network, accept the "
             "model's licence and log in where it is gated, or give a local folder"
-        ) from error
+        ) from unless_secret(error)
     return _Located(folder, name, folder.name[:8])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -287,6 +288,64 @@ def test_a_key_goes_to_the_server_and_nowhere_else(serve, judge_of, monkeypatch,
     monkeypatch.setenv("JUDGE_KEY", " ")
     with pytest.raises(MechrefusalError, match="JUDGE_KEY holds no key"):
         judge_of(stub, key_variable="JUDGE_KEY")
+
+
+KEYS = ["s3cret", 'se"c\\ret/+&<>', "sk-a b%20c=?", "x'y#z@w:/", "a" * 300]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_server_that_repeats_the_key_in_any_writing_does_not_have_it_shown(
+    serve, judge_of, monkeypatch, tmp_path, key
+):
+    from html import escape
+    from urllib.parse import quote, quote_plus
+
+    monkeypatch.setenv("OF_A_JUDGE", key)
+    slashes = json.dumps(key)[1:-1].replace("/", "\\/")
+    coded = "".join(f"\\u{ord(character):04x}" for character in key)
+    written = [key, json.dumps(key), slashes, quote(key), quote(key, safe=""), quote_plus(key), escape(key), coded]
+    for status in (200, 400, 403, 500):
+        for form in written:
+            body = f"{'x' * 150} the key {form} is wrong".encode()
+            stub = serve(lambda *_, status=status, body=body: (status, {}, body))
+            judge = judge_of(stub, key_variable="OF_A_JUDGE", retries=0)
+            with pytest.raises(MechrefusalError) as caught:
+                judge.judge(PROMPTS[:1], COMPLETIONS[:1])
+            shown = str(caught.value)
+            assert not [part for part in (key, form, key[: len(key) // 2]) if part in shown and len(part) > 3], shown
+            assert caught.value.__cause__ is None
+    stub = serve(lambda *_: completion(f"{key} says {GOOD.format(0, 4, 5)}"))
+    table = judge_of(stub, key_variable="OF_A_JUDGE").judge(PROMPTS[:1], COMPLETIONS[:1])
+    assert table["score"].tolist() == [0.875]
+    kept = [path.read_text() for path in (tmp_path / "cache").rglob("*.json")]
+    assert kept
+    assert not any(key in text or json.dumps(key)[1:-1] in text for text in [table["because"][0], *kept])
+
+
+@pytest.mark.parametrize("character", "\n\t\r\0\u0142\u00e9\ufeff\u2019")
+def test_a_key_that_no_header_carries_is_named_by_its_variable(serve, judge_of, monkeypatch, character):
+    monkeypatch.setattr("os.environ", {**os.environ, "JUDGE_KEY": f"sec{character}ret-one"})
+    with pytest.raises(MechrefusalError, match="variable JUDGE_KEY holds a key whose character") as caught:
+        judge_of(serve(by_number), key_variable="JUDGE_KEY")
+    assert "ret-one" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_the_password_of_a_proxy_is_not_shown(judge_of, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:s3cret word@:bad")
+    monkeypatch.setenv("NO_PROXY", "")
+    with pytest.raises(MechrefusalError) as caught:
+        judge_of("http://nowhere.invalid/v1", retries=0).judge(PROMPTS[:1], COMPLETIONS[:1])
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_key_of_a_few_characters_does_not_change_numbers(serve, judge_of, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "4")
+    table = judge_of(serve(lambda *_: completion(GOOD.format(0, 4, 5))), key_variable="JUDGE_KEY").judge(
+        PROMPTS[:1], COMPLETIONS[:1]
+    )
+    assert table["score"].tolist() == [0.875]
 
 
 def test_a_netrc_file_gives_no_key(serve, judge_of, monkeypatch, tmp_path):
