@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
+from mechrefusal.prompts.given_targets import Targets, with_given_targets
 from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
 
 XSTEST_LABELS = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
@@ -27,9 +28,7 @@ class _Benchmark:
     used: tuple[str, ...] = ()
 
 
-def read(
-    name: str, source: str | Path, *, targets: "str | Path | Mapping[str, str | list[str]] | None" = None
-) -> PromptSet:
+def read(name: str, source: str | Path, *, targets: Targets | None = None) -> PromptSet:
     """The benchmark `name` from a file, or from a data set of the hub (`owner/name`, `owner/name:config:split`).
 
     Names (case and punctuation do not count): harmbench, strongreject, xstest, xstestcompletions, advbench,
@@ -37,9 +36,10 @@ def read(
     `<name>-0001`, by row; an id that occurs again gets `-2`, `-3`, with a warning. Rows without text are left out,
     counted in `dropped` and warned of.
 
-    `targets` (HarmBench only): a JSON file with the openings of a complying answer by BehaviorID, or such a mapping.
-    The set then has the columns `targets` (list of str, without blank ones) and `target` (the first of them). Where a
-    published file lacks a behaviour, read the JSON, add what is missing and give the mapping.
+    `targets`: a file with the openings of a complying answer by id or by text (see `with_given_targets`; HarmBench's
+    adversarial training files have one by BehaviorID), or such a mapping. The set then has the columns `targets` (list
+    of str, without blank ones) and `target` (the first of them). Where a published file lacks a behaviour, read the
+    JSON, add what is missing and give the mapping.
 
     Columns beyond id, text and category. HarmBench: `behavior`, `context`, `functional_category` (standard, contextual
     or copyright; None in files without it), `tags`; the text of a row with a context is the context, a rule and the
@@ -53,8 +53,6 @@ def read(
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     if key not in BENCHMARKS:
         raise MechrefusalError(f"unknown benchmark '{name}': expected one of {', '.join(BENCHMARKS)}")
-    if targets is not None and key != "harmbench":
-        raise MechrefusalError(f"benchmark '{name}' takes no targets file: targets= belongs to harmbench")
     benchmark = BENCHMARKS[key]
     rows = sources.load(source, one_a_line=key == "maliciousinstruct")
     if not rows.rows:
@@ -65,9 +63,6 @@ def read(
         raise MechrefusalError(
             f"{rows.where} has no prompt in its {dropped} rows: fill the column '{benchmark.required[0]}'"
         )
-    if targets is not None:
-        rows.require("BehaviorID")
-        _add_targets(records, targets)
     if repeated := [identity for identity, n in again.items() if n > 1]:
         warnings.warn(
             f"{rows.where}: the id '{repeated[0]}' occurs {again[repeated[0]]} times, in all {len(repeated)} ids more "
@@ -77,7 +72,8 @@ def read(
     if dropped:
         warnings.warn(f"{rows.where}: {dropped} rows without text were left out", stacklevel=2)
     columns = list(dict.fromkeys([*COLUMNS, *(column for record in records for column in record)]))
-    return PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
+    found = PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
+    return found if targets is None else with_given_targets(found, targets)
 
 
 def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
@@ -105,33 +101,6 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
         extra = {column: value for column, value in row.items() if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
-
-
-def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[str, str | list[str]]") -> None:
-    if isinstance(targets, Mapping):
-        where, openings = "the mapping of targets", dict(targets)
-    else:
-        where, openings = str(targets), sources.json_of(Path(targets).expanduser())
-    if not isinstance(openings, dict):
-        raise MechrefusalError(f"{where} does not map behaviour ids to targets: give a JSON object")
-    without = []
-    for record in records:
-        found = openings.get(record["id"], [])
-        found = [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(opening, str) for opening in found):
-            raise MechrefusalError(
-                f"{where} holds no list of strings for '{record['id']}': give its targets as strings"
-            )
-        record["targets"] = [opening for opening in found if opening.strip()]
-        record["target"] = next(iter(record["targets"]), None)
-        if record["target"] is None:
-            without.append(record["id"])
-    if without:
-        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        raise MechrefusalError(
-            f"{where} has no target for {len(without)} of {len(records)} behaviours ({named}): add them, "
-            "or read without targets= and use .with_targets()"
-        )
 
 
 def _harmbench(row: Row) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def _train(
             behaviours=behaviours,
             out=run.folder / name,
             settings=settings,
-            probe=probes.of(settings, chosen.probe, name) if settings.n_probe else None,
+            probe=probes.of(settings, chosen.probe, name, run.recipe.measuring.refusal_judge())
+            if settings.n_probe
+            else None,
         )
     run.record(*(Checkpoint.open(run.folder / name / f"step-{step:05d}", arm=name, step=step) for step in steps))
     _append(run, "training", log, name)
@@ -257,7 +259,8 @@ def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
 def _stamp(run: Run, checkpoint: Checkpoint) -> str:
     """The weights, and a fingerprint of what else a measurement hangs on: its settings and the version of its rules."""
     recipe = run.recipe.as_dict()
-    told = {"version": RULES, **{name: recipe[name] for name in ("measuring", "geometry", "causal")}}
+    judge = run.recipe.measuring.refusal_judge().name
+    told = {"version": RULES, "judge": judge, **{name: recipe[name] for name in ("measuring", "geometry", "causal")}}
     return f"{checkpoint.weights}-{fingerprint(told)}"
 
 
@@ -328,7 +331,12 @@ def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conv
     if chosen.conversations is not None:
         return chosen.conversations
     wanted = recipe.prompts
-    return own_answers(base, chosen.instructions.take(wanted.n_conversations), max_new_tokens=wanted.answer_tokens)
+    return own_answers(
+        base,
+        chosen.instructions.take(wanted.n_conversations),
+        max_new_tokens=wanted.answer_tokens,
+        judge=recipe.measuring.refusal_judge(),
+    )
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:

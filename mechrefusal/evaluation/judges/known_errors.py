@@ -50,7 +50,7 @@ from mechrefusal.evaluation.judge_error import JudgeCounts
 
 XSTEST = "XSTest, Llama 2"
 MEASURED: dict[str, dict[str, JudgeCounts]] = {
-    "refusal_rules_8": {
+    "refusal_rules_9": {
         XSTEST: JudgeCounts(true_positives=135, positives=136, true_negatives=89, negatives=91),
         "chatgpt-refusals": JudgeCounts(true_positives=143, positives=181, true_negatives=481, negatives=528),
         "GPTFuzz": JudgeCounts(true_positives=2676, positives=2904, true_negatives=805, negatives=1100),

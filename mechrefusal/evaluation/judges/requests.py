@@ -252,7 +252,7 @@ _ASKING = re.compile(
 
 def kind_of(prompt: str) -> Request:
     """What a prompt asks for, by how it opens; an order of any other form is a task."""
-    asked = " ".join(prompt[:LONGEST].replace("’", "'").split()).lstrip("\"'([")
+    asked = " ".join(prompt[:LONGEST].split()).lstrip("\"'([")
     if not asked:
         return Request.UNKNOWN
     for kind, pattern in _COMPILED:
