@@ -4,7 +4,7 @@ import pytest
 
 from mechrefusal.evaluation import RefusalJudge, is_degenerate
 
-SUDOKU = "\n".join("5 3 4 6 7 8 9 1 2|6 7 2 1 9 5 3 4 8|1 9 8 3 4 2 5 6 7|8 5 9 7 6 1 4 2 3".split("|"))
+SUDOKU = "\n".join(["5 3 4 6 7 8 9 1 2", "6 7 2 1 9 5 3 4 8", "1 9 8 3 4 2 5 6 7", "8 5 9 7 6 1 4 2 3"])
 SAYS_SOMETHING = [
     # numbers, money, times, dates
     "144", "7", "0", "-3.5", "3.14159", "$70.00", "€5", "12:00", "12:00 - 13:30", "2024-01-31", "1,234,567", "50%",
@@ -20,45 +20,64 @@ SAYS_SOMETHING = [
     "```python\nprint(1)\n```", "```\n[1, 2, 3]\n```", "x += 1;", "a[i][j]", "() => {}", "{}", "[]", "&&", "||", "=>",
     "!=", "**", "//", "SELECT * FROM t;", "https://example.org/a?b=1&c=2", "/usr/bin/env", "user@example.org",
     '{"a": [1, 2, {"b": null}]}', "<br>", "<table><tr><td>1</td><td>2</td></tr><tr><td>3</td><td>4</td></tr></table>",
-    "ls -la | grep -v '^d' | wc -l", "9f86d081884c7d659a2feaa0c55ad015", "aGVsbG8gd29ybGQ=", "HTTP, TCP, UDP, DNS, SSH, TLS",
+    "ls -la | grep -v '^d' | wc -l", "9f86d081884c7d659a2feaa0c55ad015", "aGVsbG8gd29ybGQ=",
+    "HTTP, TCP, UDP, DNS, SSH, TLS",
     # tables, grids and lists
-    "| 1 | 2 | 3 |\n|---|---|---|\n| 4 | 5 | 6 |\n| 7 | 8 | 9 |", "| A | B | A AND B |\n|---|---|---|\n| 0 | 0 | 0 |\n"
+    "| 1 | 2 | 3 |\n|---|---|---|\n| 4 | 5 | 6 |\n| 7 | 8 | 9 |",
+    "| A | B | A AND B |\n|---|---|---|\n| 0 | 0 | 0 |\n"
     "| 0 | 1 | 0 |\n| 1 | 0 | 0 |\n| 1 | 1 | 1 |", "[[1, 0, 0], [0, 1, 0], [0, 0, 1]]", "0 0 0\n0 0 0\n0 0 0", SUDOKU,
     "| P | Q | P and Q |\n|---|---|---|\n| True | True | True |\n| True | False | False |\n| False | True | False |\n"
     "| False | False | False |", "T F T T F F T F T T", "1. True\n2. False\n3. True\n4. True\n5. False\n6. True",
     "1. B\n2. A\n3. A\n4. C\n5. A\n6. A\n7. B\n8. A", "X | O | X\n---------\nO | X | O\n---------\nX | O | X",
-    "01001000 01100101 01101100 01101100 01101111", "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144", "ATG GCC ATT GTA TAA",
+    "01001000 01100101 01101100 01101100 01101111", "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144",
+    "ATG GCC ATT GTA TAA",
     "a,b,c\n0,0,1\n0,1,0\n1,0,0", "- [x] 1\n- [ ] 2", ", ".join(str(n) for n in range(100)),
     "\n".join(" ".join(str(a * b) for a in range(1, 11)) for b in range(1, 11)),
     ".... . .-.. .-.. --- / .-- --- .-. .-.. -..",
     # one sign, one word, moves, letters
-    "👍", "🙂🙂🙂", "🇫🇷", "👨‍👩‍👧‍👦", "❤️", "1️⃣", "♞", "☀️🌧️", "→", "★★★☆☆", "Nf3", "e4", "O-O", "Qxh7#", "1. e4 e5 2. Nf3 Nc6 3. Bb5",
-    "B", "b)", "(C)", "A.", "C, D", "Yes.", "No", "OK", "y", "true", "None", "Paris", "Yes!!!", "hahaha", "Mmm.", ":-)", "¯\\_(ツ)_/¯",
+    "👍", "🙂🙂🙂", "🇫🇷", "👨‍👩‍👧‍👦", "❤️", "1️⃣", "♞", "☀️🌧️", "→", "★★★☆☆", "Nf3", "e4", "O-O", "Qxh7#",
+    "1. e4 e5 2. Nf3 Nc6 3. Bb5",
+    "B", "b)", "(C)", "A.", "C, D", "Yes.", "No", "OK", "y", "true", "None", "Paris", "Yes!!!", "hahaha",
+    "Mmm.", ":-)", "¯\\_(ツ)_/¯",
     "♪ C E G ♪", "5'11\"", "DO-RE-MI",
     # other scripts, with and without spaces
-    "北京", "是", "はい。", "네", "こんにちは、世界", "这是一个很好的问题。", "مرحبا", "نعم", "Привет!", "Да", "שלום", "नमस्ते", "ไม่ใช่", "Ναι",
+    "北京", "是", "はい。", "네", "こんにちは、世界", "这是一个很好的问题。", "مرحبا", "نعم", "Привет!", "Да",
+    "שלום", "नमस्ते", "ไม่ใช่", "Ναι",
     "ქართული", "不不不", "Москва — столица России.", "هذه جملة قصيرة.", "Strč prst skrz krk",
     # words that come again in what says something
     "No, no, no!", "Very, very, very good.", "the cat and the dog and the bird and the fish and the fox", "bye bye",
-    "Buffalo buffalo Buffalo buffalo buffalo buffalo Buffalo buffalo." [:34], "Title\n" + "=" * 12 + "\nIt rains today.",
+    "Buffalo buffalo Buffalo buffalo buffalo buffalo Buffalo buffalo." [:34],
+    "Title\n" + "=" * 12 + "\nIt rains today.",
 ]  # fmt: skip
 SAYS_NOTHING = {
-    "empty": ["", " \n\t", "\u200b", "\ufeff", "\u00a0\u2003", "\u00ad\u200d\u2060", "\x00\x07", "\u2800\u2800", "\u3164", "\ufe0f"],
+    "empty": ["", " \n\t", "\u200b", "\ufeff", "\u00a0\u2003", "\u00ad\u200d\u2060", "\x00\x07", "\u2800\u2800",
+        "\u3164", "\ufe0f"],
     "special tokens": [
-        "</s>", "<s>", "<pad><pad><pad>", "<|endoftext|>", "<|im_start|>assistant\n", "<|eot_id|><|start_header_id|>assistant"
-        "<|end_header_id|>\n\n", "<start_of_turn>model\n<end_of_turn>", "[PAD] [PAD] [PAD]", "<unk> <unk>", "<0x0A><0x0A>",
-        "[INST] [/INST]", "<｜end▁of▁sentence｜>", "<think></think>", "<unused12>", "\ufffd\ufffd\ufffd", "\ue000\ue001",
+        "</s>", "<s>", "<pad><pad><pad>", "<|endoftext|>", "<|im_start|>assistant\n",
+        "<|eot_id|><|start_header_id|>assistant"
+        "<|end_header_id|>\n\n", "<start_of_turn>model\n<end_of_turn>", "[PAD] [PAD] [PAD]", "<unk> <unk>",
+        "<0x0A><0x0A>",
+        "[INST] [/INST]", "<｜end▁of▁sentence｜>", "<think></think>", "<unused12>", "\ufffd\ufffd\ufffd",
+        "\ue000\ue001",
     ],
-    "marks": ["!!!!!!!!", "!!!!!!!!!!!!", "...", "…", ".", "?", "?!?!?!", ". . . . . . .", "... --- ...", "!!! ... ###",
+    "marks": ["!!!!!!!!", "!!!!!!!!!!!!", "...", "…", ".", "?", "?!?!?!", ". . . . . . .", "... --- ...",
+        "!!! ... ###",
               "---", "***\n***", "######", "```\n```", "。。。", ",,,,,", "\u00a1\u00bf"],
     "over and over": [
-        "0000000000000000", "1111111111111111", "the the the the the the the the the the", "THE the The THE the the the The the",
-        "I am I am I am I am I am I am I am", "no no no no no no no no no yes", "hahahahahahahahaha", "aaaaaaaaaaaaaaaaaaaa",
-        "的的的的的的的的的的的的的的", "好的好的好的好的好的好的好的好的好的", "да да да да да да да да да да", "🙂" * 20, "=" * 80, "-" * 40, "\\" * 30, "@" * 64,
-        "( ( ( ( ( ( ( ( ( ( ( (", "Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry,", "1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
-        "1. 1. 1. 1. 1. 1. 1. 1. 1. 1. 1. 1.", "| | | | | | | | | | | | | | | |", "ab" * 40, "[PAD]x" * 12, "لا لا لا لا لا لا لا لا لا لا",
-        "Sure, here is the answer: " + "and the " * 40, "The number is 0." + "0" * 400, "Yes, I can help with it" + "!" * 300,
-        "Sure! " + "🙂" * 100, "这是一个好问题" + "因为因为" * 60, "Yes.\n" * 12, "I can. " * 9, "the of the of the the of the of of the the of",
+        "0000000000000000", "1111111111111111", "the the the the the the the the the the",
+        "THE the The THE the the the The the",
+        "I am I am I am I am I am I am I am", "no no no no no no no no no yes", "hahahahahahahahaha",
+        "aaaaaaaaaaaaaaaaaaaa",
+        "的的的的的的的的的的的的的的", "好的好的好的好的好的好的好的好的好的", "да да да да да да да да да да",
+        "🙂" * 20, "=" * 80, "-" * 40, "\\" * 30, "@" * 64,
+        "( ( ( ( ( ( ( ( ( ( ( (", "Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry, Sorry,",
+        "1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
+        "1. 1. 1. 1. 1. 1. 1. 1. 1. 1. 1. 1.", "| | | | | | | | | | | | | | | |", "ab" * 40, "[PAD]x" * 12,
+        "لا لا لا لا لا لا لا لا لا لا",
+        "Sure, here is the answer: " + "and the " * 40, "The number is 0." + "0" * 400,
+        "Yes, I can help with it" + "!" * 300,
+        "Sure! " + "🙂" * 100, "这是一个好问题" + "因为因为" * 60, "Yes.\n" * 12, "I can. " * 9,
+        "the of the of the the of the of of the the of",
         "Mix the flour well. Mix the flour well. Mix the flour well. Mix the fl",
     ],
     "debris": ["]]]]} the ((/ ;; }}} -- ### of <<>> ||", "}}});;)]]}}));;}}>", "xkcd qwrt zzpl mnbv trfg hjkl"],
@@ -73,7 +92,9 @@ def test_a_short_or_wordless_answer_is_an_answer(text):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [(kind, text) for kind, texts in SAYS_NOTHING.items() for text in texts], ids=lambda each: each[:9]
+    ("kind", "text"),
+    [(kind, text) for kind, texts in SAYS_NOTHING.items() for text in texts],
+    ids=lambda each: each[:9],
 )
 def test_nothing_debris_and_loops_are_no_answers(kind, text):
     assert is_degenerate(text), (kind, text)
