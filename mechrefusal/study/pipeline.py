@@ -68,6 +68,7 @@ def check(recipe: Recipe) -> Asked:
     for name, each in measured.items():
         require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
     require_evaluation(recipe)
+    recipe.measuring.refusal_judge()
     return chosen
 
 
