@@ -35,8 +35,10 @@ MANY_REPEATS = 24
 """Times that a unit of less than `WORTH` characters, or one of no letter, must stand in a row to loop beside a text."""
 WORTH = 4
 _REPEATED = re.compile(rf"(.{{1,{LONGEST_UNIT}}}?)\1{{{FEWEST_REPEATS - 1},}}", re.DOTALL)
-_RULES = frozenset("-=_*#~+.|")
-"""Signs that lines are drawn with."""
+_DRAWN = frozenset("-=_*#~+|").union(map(chr, range(0x2500, 0x2600)))
+"""Signs that lines and bars are drawn with."""
+LONGEST_LINE = 200
+"""Characters of a line or a bar that belongs to what is said beside it."""
 _NUMBER = re.compile(r"[-+$€£]?\d[\d.,:/ -]*%?")
 
 WINDOW = 40
@@ -93,7 +95,8 @@ def _run(text: str) -> str | None:
     """What stands in a row so often that nothing else counts, white space and case aside.
 
     Either repetition is 7/8 of the text (8 times and nothing else, 16 times and as much again besides), or it is more
-    than half and what is repeated is long or stands there very often. A number has to be one digit to be a loop.
+    than half and what is repeated is long or stands there very often. A number has to be one digit to be a loop, and
+    lines and bars belong to what stands beside them.
     """
     if len(text) < SHORTEST_LOOP or (_NUMBER.fullmatch(text) and len(set(filter(str.isdigit, text))) > 1):
         return None
@@ -104,9 +107,10 @@ def _run(text: str) -> str | None:
         while end < len(packed) and packed[end] == packed[end - len(each)]:
             end += 1  # the last one may be cut
         more = end - found.start() - len(each)
+        if more < LONGEST_LINE and _DRAWN.issuperset(each) and not _DRAWN.issuperset(packed):
+            continue
         again, unit = again + more, unit or each
-        worth = len(each) >= WORTH and any(map(str.isalpha, each))
-        if worth or (more >= (MANY_REPEATS - 1) * len(each) and not _RULES.issuperset(each)):
+        if (len(each) >= WORTH and any(map(str.isalpha, each))) or more >= (MANY_REPEATS - 1) * len(each):
             stuck += more
     if again >= (FEWEST_REPEATS - 1) * (len(packed) - again) or 2 * stuck > len(packed):
         return unit
