@@ -168,7 +168,10 @@ def ablate(options) -> None:
 
 def evaluate(options) -> None:
     """Evaluate a checkpoint, or all of a run, on suites; print rates, and keep tables and answers."""
+    from rich.text import Text
+
     from mechrefusal import evaluation, study
+    from mechrefusal.report import language
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -184,6 +187,8 @@ def evaluate(options) -> None:
         seed=options.seed,
     )
     _show(found.rates, found.differences)
+    if warned := language.of_verdicts(found.verdicts):
+        _print(Text(warned))
     if options.attack:
         stressed = study.stressed(
             options.source,

@@ -41,6 +41,12 @@ def of_verdicts(verdicts: pd.DataFrame) -> str:
     return _warning(own["judge"].unique(), own[["prompt", "completion"]], "--judge phrases=FILE")
 
 
+def of_ablation(table: pd.DataFrame) -> str:
+    """The same for answers without and with an intervention (`study.Ablated.table`)."""
+    texts = table[["prompt", "baseline"]].rename(columns={"baseline": "completion"})
+    return _warning(table["judge"].unique(), texts, "--judge phrases=FILE")
+
+
 def _warning(judges: Iterable[Any], texts: pd.DataFrame, instead: str) -> str:
     english = sorted({wording.plain(judge) for judge in judges if str(judge).startswith(BUILT_IN)})
     if not english:
