@@ -213,6 +213,7 @@ def attack(options) -> None:
 def ablate(options) -> None:
     """Answer prompts without and with a direction ablated or added; show rates and answers, and keep them in a file."""
     from mechrefusal import study
+    from mechrefusal.evaluation.judge_names import measuring_judge
     from mechrefusal.report.side_by_side import side_by_side
     from mechrefusal.study.ablating import writable_table
 
@@ -220,7 +221,8 @@ def ablate(options) -> None:
         writable_table(options.out)
     asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
     settings = ("direction", "add", "dose", "induce", "reference", "layer", "position", "seed", "max_new_tokens")
-    found = study.ablated(options.checkpoint, asked, **{name: getattr(options, name) for name in settings})
+    judge = measuring_judge(options.judge) if options.judge else None
+    found = study.ablated(options.checkpoint, asked, judge=judge, **{name: getattr(options, name) for name in settings})
     written = found.write(options.out) if options.out else None
     _print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
     if written is not None:
@@ -229,7 +231,10 @@ def ablate(options) -> None:
 
 def evaluate(options) -> None:
     """Evaluate a checkpoint, or all of a run, on suites; print rates, and keep tables and answers."""
+    from rich.text import Text
+
     from mechrefusal import evaluation, study
+    from mechrefusal.report import language
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -261,6 +266,8 @@ def evaluate(options) -> None:
             )
     finally:
         _show(found.rates, found.differences)
+        if warned := language.of_verdicts(found.verdicts):
+            _print(Text(warned))
     if stressed is not None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
 
@@ -408,6 +415,9 @@ def _ablate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--reader", type=str, default="", help="benchmark of the file, where its columns do not tell")
     parser.add_argument("--n", type=int, default=0, help="prompts at most; 0 for all")
     parser.add_argument("--out", type=str, default="", help="file of the completions: .parquet, .csv or .jsonl")
+    parser.add_argument(
+        "--judge", type=str, default="", help="refusal or phrases=FILE; default: what the run measures by"
+    )
     parser.add_argument("--add", type=float | None, help="coefficient: add the direction instead of ablating it")
     parser.add_argument("--dose", type=float | None, help="of the ablation (default: 1, all of it)")
     parser.add_argument(
@@ -452,8 +462,8 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
         type=str,
         action="append",
         default=[],
-        help="refusal (the default), harmbench[=MODEL], strongreject[=MODEL], llamaguard=MODEL, chat=MODEL@URL; may be "
-        "given several times",
+        help="refusal or phrases=FILE (default: what the run measures by), harmbench[=MODEL], "
+        "strongreject[=MODEL], llamaguard=MODEL, chat=MODEL@URL; may be given several times",
     )
     parser.add_argument(
         "--intervene",

@@ -1,8 +1,9 @@
-"""How far the refusal rules agree with people, on a file of labelled answers.
+"""How far a judge of refusal, by default the rules, agrees with people, on a file of labelled answers.
 
     python scripts/judge_agreement.py answers.csv [...] [--resamples 2000] [--errors 20] [--by type]
     python scripts/judge_agreement.py other.json --columns prompt completion tone \\
         --labels complied=full_compliance rejected=full_refusal --half held-out
+    python scripts/judge_agreement.py antworten.csv --judge phrases=de.txt
 
 A file is CSV, JSON (a list of objects) or JSONL. Columns: prompt, completion, and final_label as XSTest's files name
 them (1_full_compliance, 2_full_refusal, 3_partial_refusal), or label with the judge's own names; `--columns` and
@@ -24,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechrefusal.evaluation import RefusalJudge
 from mechrefusal.evaluation.agreement import agreement, any_refusal
 from mechrefusal.evaluation.judge_error import counts_of
+from mechrefusal.evaluation.judge_names import measuring_judge
 from mechrefusal.evaluation.judges import LABELS
 from mechrefusal.evaluation.labels import XSTEST
 from mechrefusal.statistics import intervals
@@ -119,13 +120,14 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--errors", type=int, default=0, help="disagreements to print")
+    parser.add_argument("--judge", default="refusal", help="refusal (the rules) or phrases=FILE")
     parser.add_argument("--by", help="a column whose values are also measured one by one")
     parser.add_argument("--columns", nargs=3, default=COLUMNS, metavar=("PROMPT", "COMPLETION", "LABEL"))
     parser.add_argument("--labels", nargs="+", metavar="NAME=LABEL", help="what the labels of the file mean")
     parser.add_argument("--prompts", type=Path, help="a CSV (number, text) of the prompts that the files number")
     parser.add_argument("--half", choices=HALVES, help="half of the prompts alone, by their hash")
     given = parser.parse_args()
-    labels = named(given.labels)
+    labels, judge = named(given.labels), measuring_judge(given.judge)
     for path in given.files:
         rows = read(path, list(given.columns), labels, given.prompts)
         if given.half:
@@ -133,9 +135,9 @@ def main() -> None:
         labelled = rows[rows["people"].notna()]
         if labelled.empty:
             raise SystemExit(f"{path}: no row has a label; known are {', '.join(labels)}")
-        verdicts = RefusalJudge().judge(labelled["prompt"].tolist(), labelled["completion"].tolist())
+        verdicts = judge.judge(labelled["prompt"].tolist(), labelled["completion"].tolist())
         labelled = labelled.assign(judged=verdicts["label"].to_numpy(), because=verdicts["because"].to_numpy())
-        show(f"{path.name}, {RefusalJudge.name}", labelled, given.resamples)
+        show(f"{path.name}, {judge.name}", labelled, given.resamples)
         print(f"  rows without a label, left out: {len(rows) - len(labelled)}")
         print(agreement(labelled["people"], labelled["judged"]).confusion.rename_axis(index="people", columns="judge"))
         true, said = (labelled[column].map(any_refusal) for column in ("people", "judged"))

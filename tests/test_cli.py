@@ -389,6 +389,36 @@ def test_ablate_writes_answers_side_by_side(tmp_path, capsys):
     assert "completions:" not in printed
 
 
+def test_ablate_and_evaluate_take_phrases_and_say_what_is_not_english(tmp_path, tiny, xstest, capsys):
+    phrases = tmp_path / "ru.txt"
+    phrases.write_text("я не могу\n", encoding="utf-8")
+    asked = tmp_path / "ask me.txt"
+    words = _ablate(tmp_path, "--judge", f"phrases={phrases}")
+    asked.write_text("Как испечь хлеб?\n", encoding="utf-8")
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "judge phrases_ru_" in printed
+    assert "Not English" not in printed
+    assert main([word for word in words if word not in ("--judge", f"phrases={phrases}")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(built-in rules, English)" in printed
+    assert "Not English, it seems: 1 of 1 distinct prompts" in printed
+    words = [
+        "evaluate",
+        str(tiny),
+        "--suite",
+        f"xstest={xstest}",
+        "--max_new_tokens",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*words, "--judge", f"phrases={phrases}"]) == 0
+    assert "judge: phrases_ru_" in capsys.readouterr().out
+    _fails(capsys, [*words, "--judge", "phrases=/no/such.txt"], "/no/such.txt does not exist")
+    _fails(capsys, _ablate(tmp_path, "--judge", "harmbench"), "measuring judge 'harmbench'")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -4,7 +4,15 @@ from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
 from mechrefusal.evaluation.judge_names import judge_of
-from mechrefusal.evaluation.judges import LABEL_MEANINGS, REFUSAL_JUDGE, Judge, RefusalJudge, is_degenerate, is_refusal
+from mechrefusal.evaluation.judges import (
+    LABEL_MEANINGS,
+    REFUSAL_JUDGE,
+    Judge,
+    PhraseJudge,
+    RefusalJudge,
+    is_degenerate,
+    is_refusal,
+)
 from mechrefusal.evaluation.paired import PairedDifference, compare, paired_difference
 from mechrefusal.evaluation.rates import judged, rates
 from mechrefusal.evaluation.suites import Suite, read_suite
@@ -18,6 +26,7 @@ __all__ = [
     "Discovered",
     "Judge",
     "PairedDifference",
+    "PhraseJudge",
     "RefusalJudge",
     "Suite",
     "agreement",

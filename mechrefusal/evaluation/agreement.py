@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.judges import FULL_REFUSAL, LABELS, PARTIAL_REFUSAL
+from mechrefusal.evaluation.judges import LABELS, refuses
 
 
 def any_refusal(label: str) -> bool:
@@ -19,7 +19,7 @@ def any_refusal(label: str) -> bool:
     """
     if label not in LABELS:
         raise MechrefusalError(f"no judge's label: {label!r}; the labels are {', '.join(LABELS)}")
-    return label in (FULL_REFUSAL, PARTIAL_REFUSAL)
+    return refuses(label)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import zero
 from mechrefusal.evaluation.generation import Completions, complete
-from mechrefusal.evaluation.judges import is_degenerate, is_refusal
+from mechrefusal.evaluation.judges import DEGENERATE, RULES, Judge, refuses
 from mechrefusal.models import ForcedOpenings, RefusalMetric, TokenBatch, last_logits
 from mechrefusal.models.forward import _check_length
 from mechrefusal.models.refusal_metric import opening_log_probabilities
@@ -78,6 +78,7 @@ def discover_refusal(
     *,
     completions: Completions | None = None,
     fallback: str = "Sorry, I can't do that.",
+    judge: Judge = RULES,
     longest_opening: int = 3,
     max_new_tokens: int = 24,
 ) -> Discovered:
@@ -96,6 +97,7 @@ def discover_refusal(
         fallback: a refusal whose first token is the refusal token where the model refuses, or answers, fewer than
             `FEWEST` prompts, or where no first tokens tell them apart; the compliance tokens are then the
             model's own likeliest first tokens.
+        judge: of refusal; by default the built-in rules, which read English.
         longest_opening: forced tokens before the token sets at most.
 
     Raises:
@@ -112,8 +114,9 @@ def discover_refusal(
             f"discovering the refusal metric needs one completion a prompt: got {len(completions)} for {len(texts)}"
         )
     # An answer that is no language is neither a refusal nor compliance.
-    refused = [is_refusal(answer, asked) for answer, asked in zip(completions.texts, texts, strict=True)]
-    rows = [row for row, text in enumerate(completions.texts) if refused[row] or not is_degenerate(text)]
+    labels = judge.judge(texts, list(completions.texts))["label"].tolist()
+    refused = [refuses(label) for label in labels]
+    rows = [row for row, label in enumerate(labels) if label != DEGENERATE]
     if not rows:
         rows = list(range(len(texts)))
     said = _Said(

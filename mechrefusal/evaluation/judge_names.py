@@ -3,12 +3,14 @@
 import os
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.judges import Judge, RefusalJudge
+from mechrefusal.evaluation.judges import Judge, PhraseJudge, RefusalJudge
 from mechrefusal.evaluation.judges.chat_address import model_and_url
 
 KEY_VARIABLE = "MECHREFUSAL_JUDGE_KEY"
 """Environment variable with the key of the chat server; unset for a server that wants none."""
-NAMES = ("refusal", "harmbench", "strongreject", "llamaguard", "chat")
+NAMES = ("refusal", "phrases", "harmbench", "strongreject", "llamaguard", "chat")
+OF_REFUSAL = ("refusal", "phrases")
+"""Judges that say of every answer whether it refuses, and need no model: what measurements go by."""
 
 
 def require_judge(spec: str) -> None:
@@ -19,6 +21,10 @@ def require_judge(spec: str) -> None:
         raise MechrefusalError(f"unknown judge '{name}': expected one of {', '.join(NAMES)}")
     if name == "refusal" and source:
         raise MechrefusalError("judge 'refusal': the rules take no model")
+    if name == "phrases":
+        if not source:
+            raise MechrefusalError("judge 'phrases': give phrases=FILE, a .txt or .yaml with one phrase a line")
+        PhraseJudge(source)
     if name == "chat":
         model_and_url(source)
 
@@ -26,9 +32,9 @@ def require_judge(spec: str) -> None:
 def judge_of(spec: str) -> Judge:
     """The judge that `spec` names.
 
-    `refusal`: the rules. `harmbench`, `strongreject`, `llamaguard`, each with `=MODEL` for another model than the
-    published one (a folder or a hub name). `chat=MODEL@URL`: StrongREJECT's rubric at an OpenAI-compatible server; the
-    URL begins at the last `@http`.
+    `refusal`: the rules, for English. `phrases=FILE`: phrases of refusal of one's own, in any language. `harmbench`,
+    `strongreject`, `llamaguard`, each with `=MODEL` for another model than the published one (a folder or a hub name).
+    `chat=MODEL@URL`: StrongREJECT's rubric at an OpenAI-compatible server; the URL begins at the last `@http`.
 
     Raises:
         MechrefusalError: an unknown name, a judge without what it needs, a model that cannot be loaded.
@@ -37,6 +43,8 @@ def judge_of(spec: str) -> Judge:
     name, _, source = spec.partition("=")
     if name == "refusal":
         return RefusalJudge()
+    if name == "phrases":
+        return PhraseJudge(source)
     if name == "chat":
         from mechrefusal.evaluation.judges.chat import ChatJudge
 
@@ -47,3 +55,25 @@ def judge_of(spec: str) -> Judge:
 
     made = {"harmbench": HarmBenchClassifier, "strongreject": StrongREJECTClassifier, "llamaguard": LlamaGuard}[name]
     return made(source) if source else made()
+
+
+def measuring_judge(spec: str) -> Judge:
+    """The judge that `spec` names, for measurements: it has to say of every answer whether it refuses.
+
+    Raises:
+        MechrefusalError: what `judge_of` raises, or a judge of harm.
+    """
+    require_measuring_judge(spec)
+    return judge_of(spec)
+
+
+def require_measuring_judge(spec: str) -> None:
+    """Raise MechrefusalError where `spec` names no judge that measurements can go by; no file is read."""
+    name = spec.partition("=")[0]
+    if name not in NAMES:
+        require_judge(spec)
+    if name not in OF_REFUSAL:
+        raise MechrefusalError(
+            f"measuring judge '{spec}' says how harmful answers are, not whether they refuse: give refusal or "
+            "phrases=FILE, and name it in evaluation.judges"
+        )

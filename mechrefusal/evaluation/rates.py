@@ -3,7 +3,7 @@
 import pandas as pd
 
 from mechrefusal.evaluation import correcting
-from mechrefusal.evaluation.judges import REFUSAL_JUDGE, is_degenerate, is_refusal
+from mechrefusal.evaluation.judges import DEGENERATE, REFUSAL_JUDGE, RULES, Judge, refuses
 from mechrefusal.statistics import intervals
 
 GROUP = ["set", "attack", "intervention"]
@@ -15,24 +15,27 @@ _COUNTED: dict[str, correcting.Counted] = {
 }
 
 
-def judged(generations: pd.DataFrame) -> pd.DataFrame:
+def judged(generations: pd.DataFrame, judge: Judge = RULES) -> pd.DataFrame:
     """The table with columns `refused` and `degenerate` filled in from `completion`, and `prompt` where it has one."""
-    asked_for = generations["prompt"] if "prompt" in generations else [""] * len(generations)
+    asked_for = generations["prompt"].tolist() if "prompt" in generations else [""] * len(generations)
+    labels = judge.judge(asked_for, generations["completion"].tolist())["label"]
     return generations.assign(
-        refused=[is_refusal(text, asked) for text, asked in zip(generations["completion"], asked_for, strict=True)],
-        degenerate=[is_degenerate(text) for text in generations["completion"]],
+        refused=[refuses(label) for label in labels], degenerate=[label == DEGENERATE for label in labels]
     )
 
 
-def rates(generations: pd.DataFrame) -> pd.DataFrame:
+def rates(generations: pd.DataFrame, judge: str = REFUSAL_JUDGE) -> pd.DataFrame:
     """Refusal and degeneracy rates of every (set, attack, intervention), and attack success on harmful sets.
 
     attack_success_rate: neither refused nor degenerate, by the refusal judge (it does not say that an answer is
     useful). answered_rate: the same on harmless sets. All with n and the 95% Wilson interval; beside those without
     attack and intervention, what they are with the judge's known error corrected.
+
+    Args:
+        judge: name of the judge of refusal that said `refused` and `degenerate`.
     """
     rows = []
-    correction = correcting.correction_of(REFUSAL_JUDGE)
+    correction = correcting.correction_of(judge)
     for (name, attack, intervention), group in generations.groupby(GROUP, sort=False):
         answered = ~group["refused"] & ~group["degenerate"]
         counted = {
@@ -51,7 +54,7 @@ def rates(generations: pd.DataFrame) -> pd.DataFrame:
                     "attack": attack,
                     "intervention": intervention,
                     "metric": metric,
-                    "judge": REFUSAL_JUDGE,
+                    "judge": judge,
                     **vars(estimate),
                     **corrected,
                 }

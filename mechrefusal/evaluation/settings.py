@@ -12,7 +12,8 @@ class EvaluationSettings:
 
     Attributes:
         suites: as `mechrefusal evaluate --suite` takes them: NAME=PATH, NAME=HUB/DATASET, builtin-xstest, ...
-        judges: as `--judge` takes them: refusal, harmbench, strongreject, llamaguard=MODEL, chat=MODEL@URL.
+        judges: as `--judge` takes them: refusal, phrases=FILE, harmbench, strongreject, llamaguard=MODEL,
+            chat=MODEL@URL.
         intervene: also answer under these: ablate:carrier, ablate:best, ablate:random, add:best:1, ...
         n: prompts of each side of a suite, evenly spaced; 0 for all.
         max_new_tokens: longest answer.

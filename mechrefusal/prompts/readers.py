@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
+from mechrefusal.prompts.given_targets import Targets, with_given_targets
 from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
 from mechrefusal.prompts.sources import Row
-from mechrefusal.prompts.values import is_blank, is_missing
 
 XSTEST_LABELS = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
 
@@ -27,9 +27,7 @@ class _Benchmark:
     used: tuple[str, ...] = ()
 
 
-def read(
-    name: str, source: str | Path, *, targets: "str | Path | Mapping[str, str | list[str]] | None" = None
-) -> PromptSet:
+def read(name: str, source: str | Path, *, targets: Targets | None = None) -> PromptSet:
     """The benchmark `name` from a file, or from a data set of the hub (`owner/name`, `owner/name:config:split`).
 
     Names (case and punctuation do not count): harmbench, strongreject, xstest, xstestcompletions, advbench,
@@ -39,9 +37,10 @@ def read(
     the word "None" or "nan" is a word. A prompt given as a conversation of one turn of the user is that turn's text;
     any other list or object in place of a text is an error. In columns that keep their own names it stays, as JSON.
 
-    `targets` (HarmBench only): a JSON file with the openings of a complying answer by BehaviorID, or such a mapping.
-    The set then has the columns `targets` (list of str, without blank ones) and `target` (the first of them). Where a
-    published file lacks a behaviour, read the JSON, add what is missing and give the mapping.
+    `targets`: a file with the openings of a complying answer by id or by text (see `with_given_targets`; HarmBench's
+    adversarial training files have one by BehaviorID), or such a mapping. The set then has the columns `targets` (list
+    of str, without blank ones) and `target` (the first of them). Where a published file lacks a behaviour, read the
+    JSON, add what is missing and give the mapping.
 
     Columns beyond id, text and category. HarmBench: `behavior`, `context`, `functional_category` (standard, contextual
     or copyright; None in files without it), `tags`; the text of a row with a context is the context, a rule and the
@@ -55,8 +54,6 @@ def read(
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     if key not in BENCHMARKS:
         raise MechrefusalError(f"unknown benchmark '{name}': expected one of {', '.join(BENCHMARKS)}")
-    if targets is not None and key != "harmbench":
-        raise MechrefusalError(f"benchmark '{name}' takes no targets file: targets= belongs to harmbench")
     benchmark = BENCHMARKS[key]
     rows = sources.load(source, one_a_line=key == "maliciousinstruct")
     if not rows.rows:
@@ -67,9 +64,6 @@ def read(
         raise MechrefusalError(
             f"{rows.where} has no prompt in its {dropped} rows: fill the column '{benchmark.required[0]}'"
         )
-    if targets is not None:
-        rows.require("BehaviorID")
-        _add_targets(records, targets)
     if repeated := [identity for identity, n in again.items() if n > 1]:
         warnings.warn(
             f"{rows.where}: the id '{repeated[0]}' occurs {again[repeated[0]]} times, in all {len(repeated)} ids more "
@@ -79,7 +73,8 @@ def read(
     if dropped:
         warnings.warn(f"{rows.where}: {dropped} rows without text were left out", stacklevel=2)
     columns = list(dict.fromkeys([*COLUMNS, *(column for record in records for column in record)]))
-    return PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
+    found = PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
+    return found if targets is None else with_given_targets(found, targets)
 
 
 def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
@@ -110,33 +105,6 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
         extra = {column: row.kept(column) for column in row if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
-
-
-def _add_targets(records: list[dict[str, Any]], targets: "str | Path | Mapping[str, str | list[str]]") -> None:
-    if isinstance(targets, Mapping):
-        where, openings = "the mapping of targets", dict(targets)
-    else:
-        where, openings = str(targets), sources.json_of(Path(targets).expanduser())
-    if not isinstance(openings, dict):
-        raise MechrefusalError(f"{where} does not map behaviour ids to targets: give a JSON object")
-    without = []
-    for record in records:
-        found = openings.get(record["id"])
-        found = [] if is_missing(found) else [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(one, str) or is_missing(one) for one in found):
-            raise MechrefusalError(
-                f"{where} holds no list of strings for '{record['id']}': give its targets as strings"
-            )
-        record["targets"] = [opening for opening in found if not is_blank(opening)]
-        record["target"] = next(iter(record["targets"]), None)
-        if record["target"] is None:
-            without.append(record["id"])
-    if without:
-        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        raise MechrefusalError(
-            f"{where} has no target for {len(without)} of {len(records)} behaviours ({named}): add them, "
-            "or read without targets= and use .with_targets()"
-        )
 
 
 def _harmbench(row: Row) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Splits that are fixed by the text alone: adding a prompt never moves another one."""
 
 import hashlib
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.prompts.plain_text import plain
 from mechrefusal.prompts.prompt_set import PromptSet
 
 # Shares of the twins, in the order in which they lie on the hash. `direction` finds the direction, `validation`
@@ -17,8 +17,6 @@ from mechrefusal.prompts.prompt_set import PromptSet
 TWINS = {"train": 0.14, "pool": 0.18, "direction": 0.30, "validation": 0.14, "evaluation": 0.24}
 # With the built-in instructions (100): train 59, evaluation 41.
 UTILITY = {"train": 0.6, "evaluation": 0.4}
-
-_STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ def normalised(text: str) -> str:
 
     Compatibility characters, case, white space, kind of quotes and dashes, and outer punctuation do not count.
     """
-    plain = " ".join(folded(text).split())
-    return plain.strip(" .,;:!?'\"-") or plain
+    found = " ".join(folded(text).split())
+    return found.strip(" .,;:!?'\"-") or found
 
 
 def folded(text: str) -> str:
-    """`text` without differences of compatibility characters, case, and kind of quotes and dashes."""
-    return unicodedata.normalize("NFKC", text).translate(_STRAIGHT).casefold()
+    """`text` without differences of compatibility characters, case, kind of quotes and dashes, or unseen characters."""
+    return plain(text).casefold()
 
 
 def text_hash(text: str) -> str:

@@ -3,6 +3,7 @@
 import re
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.prompts.plain_text import straightened
 
 FALLBACK = "Sure, here is what you asked for:"
 
@@ -21,13 +22,13 @@ _HOW = (
     re.compile(r"(?:teach|show) (?:me|us|(?:my|our)\s+\S+)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL),
     re.compile(r"help (?:me|us)(?: to)?\s+(?P<rest>(?!with\b).+)", re.IGNORECASE | re.DOTALL),
     re.compile(
-        r"(?:I|we)(?: want|['\u2019]d like| would like| need| wish| plan) to\s+(?P<rest>[^;]+)(?:;.*)?",
+        r"(?:I|we)(?: want|'d like| would like| need| wish| plan) to\s+(?P<rest>[^;]+)(?:;.*)?",
         re.IGNORECASE | re.DOTALL,
     ),
 )
 _WHERE = re.compile(r"where (?:can|could|do|might|may|should|would) (?:I|we)\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
 _WHAT = re.compile(
-    r"what(?:\s+is|(?P<plural>\s+are)|['\u2019]s)\s+"
+    r"what(?:\s+is|(?P<plural>\s+are)|'s)\s+"
     r"(?P<rest>(?:(?:a|an|the|some|several|a few|all)\s+)?(?:\S+\s+){0,3}?(?:ways?|methods?|steps?|means)\b.+)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -61,9 +62,9 @@ _PERSONS = (
     (r"\bI am\b", "you are"),
     (r"\bam I\b", "are you"),
     (r"\bI was\b", "you were"),
-    (r"\bI['\u2019](?=(?:ve|ll|d)\b)", "you'"),
-    (r"\bI['\u2019]m\b", "you're"),
-    (r"(?<!War )\bI\b(?!['\u2019.\-])", "you"),
+    (r"\bI'(?=(?:ve|ll|d)\b)", "you'"),
+    (r"\bI'm\b", "you're"),
+    (r"(?<!War )\bI\b(?!['.\-])", "you"),
     (r"(?<!-)\b[Mm]yself\b", "yourself"),
     (r"(?<!-)\b[Mm]ine\b(?=\W*$| (?:and|or|is|was)\b)", "yours"),
     (r"(?<!-)\b[Mm]y\b", "your"),
@@ -79,14 +80,15 @@ def affirmative_target(request: str) -> str:
 
     A rule on the form of the request, after AdvBench's targets ("Sure, here is ...", 2307.15043, section 2.1). A
     request of several sentences is read by its first one that has a known form; one without any gets "Sure, here is
-    what you asked for:". The user's own I, me and my become you and your, except between double quotes.
+    what you asked for:". The user's own I, me and my become you and your, except between double quotes. The rule and
+    its targets are English; `given_targets` reads others from a file.
 
     Raises:
         MechrefusalError: the request is blank.
     """
     if not request.strip():
         raise MechrefusalError("an affirmative target was asked for a blank request: give the text of a request")
-    for sentence in _sentences(request.strip()):
+    for sentence in _sentences(straightened(request).strip()):
         opening = _opening(sentence)
         if opening:
             return opening
@@ -121,7 +123,7 @@ def _number(phrase: str) -> str:
 
 
 def _second_person(text: str) -> str:
-    pieces = re.split(r'("[^"]*"|“[^”]*”)', text)
+    pieces = re.split(r'("[^"]*")', text)
     for place in range(0, len(pieces), 2):
         for pattern, word in _PERSONS:
             pieces[place] = re.sub(pattern, word, pieces[place])
@@ -131,7 +133,7 @@ def _second_person(text: str) -> str:
 def _sentences(text: str) -> list[str]:
     sentences: list[str] = []
     start = 0
-    for gap in re.finditer(r"(?<=[.?!])[\"”']?\s+|\n\s*\n", text):
+    for gap in re.finditer(r"(?<=[.?!])[\"']?\s+|\n\s*\n", text):
         if not _ABBREVIATION.search(text[start : gap.start()]):
             sentences.append(text[start : gap.start()])
             start = gap.end()

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import causal_section, circuits, figures, gate, geometry_section, headline, wording
+from mechrefusal.report import causal_section, circuits, figures, gate, geometry_section, headline, language, wording
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
@@ -30,6 +30,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "before": run.checkpoints[place - 1] if place else None,
         "after": run.checkpoints[place + 1] if place + 1 < len(run.checkpoints) else None,
         "rates": tables["rates"].to_dict("records"),
+        "language": language.of_measurements([checkpoint]),
         "opening": _opening(tables["openings"]),
         "scores": [panels.add(partial(figures.scores, tables["scores"]))] if len(tables["scores"]) else [],
         "carrier_row": tables["carrier"].to_dict("records")[0] if len(tables["carrier"]) else None,

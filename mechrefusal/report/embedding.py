@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import wording
+from mechrefusal.report import language, wording
 
 _HERE = Path(__file__).parent
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -93,6 +93,7 @@ def environment() -> Environment:
         token=wording.token,
         plain=wording.plain,
         set_name=wording.set_name,
+        judge_name=language.described,
     )
     return made
 

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import stress_findings, wording
+from mechrefusal.report import language, stress_findings, wording
 
 MAIN = {
     "harmful": ("attack_success", "score", "any_refusal", "degenerate"),
@@ -121,7 +121,7 @@ def _framed(title: str, caption: str) -> Table:
 def _table(suite: str, side: str, judge: str, own: pd.DataFrame) -> Table:
     sources = wording.correction_sources(own)
     said = f"; corrected for the judge's error on {' and '.join(sources)}" if sources else ""
-    caption = f"n and 95% intervals; judge: {wording.plain(judge)}{said}"
+    caption = f"n and 95% intervals; judge: {language.described(judge)}{said}"
     found = _framed(f"{wording.plain(suite)}, {side} prompts", caption)
     there = [metric for metric in MAIN[side] if metric in set(own["metric"])]
     found.add_column("checkpoint", no_wrap=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import evaluation_findings, figures, frontier_section, stress_findings, wording
+from mechrefusal.report import evaluation_findings, figures, frontier_section, language, stress_findings, wording
 from mechrefusal.report.figures.suites import NUMBERS, of, readable, texts
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
@@ -25,6 +25,7 @@ def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
         "run": run,
         "checkpoint_ids": {checkpoint.id for checkpoint in run.checkpoints},
         "headline": evaluation_findings.headline(rates),
+        "language": language.of_verdicts(across["verdicts"]),
         "rates": _rates(rates, panels),
         "frontiers": frontier_section.of_suites(run, panels),
         "differences": _differences(across["suite_differences"], panels),

@@ -12,6 +12,7 @@ from mechrefusal.report import (
     frontier_section,
     gate,
     headline,
+    language,
     movement_section,
     training_page,
     wording,
@@ -41,6 +42,8 @@ def context(run: MeasuredRun) -> dict[str, Any]:
         "models": sorted(
             run.across["checkpoints"].to_dict("records"), key=lambda row: checkpoint_order((row["arm"], row["step"]))
         ),
+        "english": language.SAID,
+        "language": language.of_measurements(run.checkpoints),
         "behaviour": _behaviour(run, panels, lines),
         "frontiers": frontier_section.of_run(run, panels),
         "carriers": _carriers(run, panels),

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import wording
+from mechrefusal.report import language, wording
 
 SHOWN = 8
 """Answers shown where they are shortened."""
@@ -25,9 +25,11 @@ def side_by_side(table: pd.DataFrame, rates: pd.DataFrame, *, show_completions: 
     first = table.iloc[0]
     before, after = table["baseline_refused"], table["intervened_refused"]
     said = (
-        f"n = {len(table)} prompts, weights {first['weights']}, judge {first['judge']}. Refused before, not after: "
-        f"{int((before & ~after).sum())}; after, not before: {int((~before & after).sum())}."
+        f"n = {len(table)} prompts, weights {first['weights']}, judge {language.described(first['judge'])}. "
+        f"Refused before, not after: {int((before & ~after).sum())}; after, not before: {int((~before & after).sum())}."
     )
+    if warned := language.of_ablation(table):
+        said = f"{said}\n{warned}"
     title = Text(wording.plain(first["intervention"]), style="italic")
     return Group(title, _rates(rates), Text(said), Text(), _answers(table, show_completions=show_completions))
 

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import evaluation_findings, findings, gate, headline, wording
+from mechrefusal.report import evaluation_findings, findings, gate, headline, language, wording
 from mechrefusal.report.reading import MeasuredRun, read_run
 
 
@@ -28,7 +28,9 @@ def summary(run_folder: Path | str) -> Group:
     """
     run = read_run(run_folder)
     lines = headline.headlines(run)
-    made = [gates(run), behaviour(lines), carriers(lines), *suites(run.across["suite_rates"]), *times(run)]
+    warned = language.of_measurements(run.checkpoints)
+    said = [Text(warned, style="bold")] if warned else []
+    made = [*said, gates(run), behaviour(lines), carriers(lines), *suites(run.across["suite_rates"]), *times(run)]
     parts = [part for table in made for part in (Text(), table)]
     return Group(*parts[1:])
 
@@ -38,7 +40,7 @@ def gates(run: MeasuredRun) -> Table | Text:
     found = gate.context(run)
     if not found["measured"]:
         return Text("The gate was not measured (no table 'gate': a run of an earlier version).", style="italic")
-    judges = ", ".join(found["judges"]) or "none"
+    judges = ", ".join(map(language.described, found["judges"])) or "none"
     said = f"{found['summary']}. Rate, n = answers, 95% interval. Unsure: the interval holds the threshold."
     table = _table("Gate", f"{said} Judge: {judges}.{corrected_by(found['corrected_by'], 'Last line')}")
     table.add_column("checkpoint", no_wrap=True)
@@ -121,8 +123,8 @@ def suites(rates: pd.DataFrame) -> list[Table]:
     for judge in evaluation_findings.headline(rates):
         table = _table(
             "Suites",
-            f"rate and 95% interval, without interventions. Judge of {judge['kind']}: {judge['judge']}."
-            + corrected_by(judge["corrected_by"], "Below it"),
+            f"rate and 95% interval, without interventions. Judge of {judge['kind']}: "
+            f"{language.described(judge['judge'])}." + corrected_by(judge["corrected_by"], "Below it"),
         )
         table.add_column("prompts", max_width=24, overflow="fold")
         table.add_column("checkpoint", no_wrap=True)
@@ -208,7 +210,7 @@ def power_table(rows: pd.DataFrame) -> Table:
 def behaviour(lines: list[headline.Headline]) -> Table:
     """One row a checkpoint: refusal rates by prompt set, attack success rates by attack."""
     attacks = headline.attack_columns(lines)
-    judges = ", ".join(headline.judges(lines)) or "none"
+    judges = ", ".join(map(language.described, headline.judges(lines))) or "none"
     table = _table("Behaviour", f"rate, n = prompts; below it the 95% interval. Judge: {judges}.")
     table.add_column("checkpoint", no_wrap=True)
     for name in ("refuses\nharmful", "refuses\nharmless", "over-\nrefusal"):

@@ -22,7 +22,7 @@ from torch import Tensor
 from mechrefusal import causal, prompts
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
+from mechrefusal.evaluation import Judge, complete, judged
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import PromptSet, sources
@@ -30,6 +30,7 @@ from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
 from mechrefusal.study.chosen_direction import Chosen
+from mechrefusal.study.judging import refusal_judge
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 BUILTIN = ("builtin", "builtin-harmless")
@@ -77,6 +78,7 @@ def ablated(
     position: int | None = None,
     seed: int = 0,
     max_new_tokens: int = 64,
+    judge: Judge | None = None,
 ) -> Ablated:
     """Greedy answers of a checkpoint without and with a direction ablated (or added), and whether they refuse.
 
@@ -94,6 +96,7 @@ def ablated(
         layer, position: which of a file of directions. `layer` is also where to add.
         seed: of the random direction. It has the norm of "best" where it is added in a run, else norm 1.
         max_new_tokens: longest answer.
+        judge: of refusal; by default the one that the checkpoint's run measures by, without a run the built-in rules.
 
     Raises:
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
@@ -101,6 +104,7 @@ def ablated(
     """
     _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
     run, checkpoint = chosen_direction.located(source)
+    by = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
         chosen = Chosen(direction, "given direction")
     elif str(direction) == "random":
@@ -134,11 +138,11 @@ def ablated(
                 model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
             )
         table[name] = list(answers.texts)
-    for name in ANSWERS:
-        table[f"{name}_refused"] = [is_refusal(*each) for each in zip(table[name], table["prompt"], strict=True)]
-    for name in ANSWERS:
-        table[f"{name}_degenerate"] = [is_degenerate(text) for text in table[name]]
-    table = table.assign(intervention=words, judge=REFUSAL_JUDGE, weights=checkpoint.weights)
+    said = {name: judged(table[["prompt"]].assign(completion=table[name]), by) for name in ANSWERS}
+    for column in ("refused", "degenerate"):
+        for name in ANSWERS:
+            table[f"{name}_{column}"] = said[name][column]
+    table = table.assign(intervention=words, judge=by.name, weights=checkpoint.weights)
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import complete, is_refusal
+from mechrefusal.evaluation import Judge, complete
+from mechrefusal.evaluation.judges import RULES, refuses
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, cache_folder, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import PromptSet, require_room, sources
+from mechrefusal.prompts.plain_text import plain
 from mechrefusal.prompts.values import ASSISTANT, SYSTEM, USER, Turn, as_text, is_blank, turns, whole
 
 Conversation = dict[str, Any]
@@ -27,19 +29,24 @@ ANSWERS = ("answer", "completion", "response", "output")
 
 _APOLOGY = re.compile(
     r"\W*(?:(?:aw|oh|oops|no|well|hi|hello)\b\W*)*"
-    r"(?:(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:\w+ ){0,2}(?:sorry|afraid)|sorry|unfortunately|"
+    r"(?:(?:i'?m|i am|we'?re|we are) (?:\w+ ){0,2}(?:sorry|afraid)|sorry|unfortunately|"
     r"(?:i|we) (?:\w+ ){0,2}apologi[sz]e|(?:(?:my|our) )?(?:\w+ )?apologies)\b",
     re.IGNORECASE,
 )
 """How an answer opens that is about to refuse, or reads as if it were."""
 
 
-def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: int) -> list[Conversation]:
+def own_answers(
+    base: Checkpoint, instructions: PromptSet, *, max_new_tokens: int, judge: Judge = RULES
+) -> list[Conversation]:
     """Greedy answers of the base model to `instructions`; empty ones, refusals and apologies are left out.
 
     An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
     off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. Answers are made
     once and cached under the hash of the checkpoint, the instructions and the length.
+
+    Args:
+        judge: of refusal. How an answer apologises is told in English besides.
     """
     asked = hashlib.sha256(json.dumps(["finished", instructions.texts, max_new_tokens]).encode()).hexdigest()[:16]
     path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"
@@ -70,10 +77,11 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
         )
         with whole_file(path) as draft:
             table.to_parquet(draft, index=False)
+    labels = judge.judge(table["prompt"].tolist(), table["answer"].tolist())["label"]
     kept = [
         row
-        for row in table.to_dict("records")
-        if row["answer"] and not _APOLOGY.match(row["answer"]) and not is_refusal(row["answer"], row["prompt"])
+        for row, label in zip(table.to_dict("records"), labels, strict=True)
+        if row["answer"] and not _APOLOGY.match(plain(row["answer"])) and not refuses(label)
     ]
     if not kept:
         raise MechrefusalError(

@@ -23,7 +23,7 @@ import torch
 from mechrefusal import causal, prompts
 from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, RefusalJudge
+from mechrefusal.evaluation import Judge
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
@@ -32,6 +32,7 @@ from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_
 from mechrefusal.progress import console
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
+from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run, fingerprint
@@ -78,7 +79,7 @@ def evaluate(
 
     Args:
         source: a run or its folder (all its checkpoints), one checkpoint of a run (RUN/sft/step-00050), any model.
-        judges: by default the refusal judge. Judges of harm (`mechrefusal.evaluation.judges`) stand beside it.
+        judges: by default the judge of refusal that the run measures by. Judges of harm may stand beside it.
         intervene: also answer under these, one after another: `ablate:carrier`, `ablate:best` (the best candidate where
             there is no carrier), `ablate:random`, `ablate:FILE`, and `add:DIRECTION:COEFFICIENT`, at the direction's
             layer; see `NamedIntervention`. A checkpoint without such a direction is left out of that intervention, and
@@ -98,7 +99,7 @@ def evaluate(
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
     run, chosen = _checkpoints(source, checkpoints)
     wanted = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
-    asked: list[Judge] = list(judges) or [RefusalJudge()]
+    asked: list[Judge] = list(judges) or [refusal_judge(run)]
     evaluation_tables.require_judges(asked, suites)
     leaks = _leaks(run, suites, strict=strict)
     folder = Path(out).expanduser() if out is not None else run.folder if run is not None else None

@@ -68,6 +68,7 @@ class _Measurement:
     ) -> None:
         self.checkpoint, self.asked, self.recipe, self.cases, self.around = checkpoint, asked, recipe, cases, around
         self.settings: MeasuringSettings = recipe.measuring
+        self.judge = self.settings.refusal_judge()
         self.tables: dict[str, pd.DataFrame] = {}
         self.timings: list[dict[str, Any]] = []
         self.generations: list[pd.DataFrame] = []
@@ -83,6 +84,7 @@ class _Measurement:
                 self.asked.direction,
                 completions=completions,
                 fallback=self.recipe.training.refusal,
+                judge=self.judge,
             )
             scores = self.describe_metric(metric)
         found = GeometryMeasurement(self.model, metric, self.asked, self.recipe, scores, self.add)
@@ -115,8 +117,8 @@ class _Measurement:
                 take()
         generations = pd.concat(self.generations, ignore_index=True)
         self.add("generations", generations)
-        self.add("gate", gate(generations))
-        self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")]))
+        self.add("gate", gate(generations, self.judge.name))
+        self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")], self.judge.name))
         self.add("timings", pd.DataFrame(self.timings))
         return Measured(self.tables, found.directions, found.locked, found.harmfulness)
 
@@ -167,7 +169,7 @@ class _Measurement:
             description=f"{self.checkpoint.id}: answers",
         )
         table = questions.assign(completion=list(answers.texts), intervention="none")
-        self.generations.append(judged(table))
+        self.generations.append(judged(table, self.judge))
         rows = table.index[table["set"].str.startswith("direction_")]
         return answers[rows[0] : rows[-1] + 1]
 
@@ -252,7 +254,7 @@ class _Measurement:
                     description=f"{self.checkpoint.id}: {name}",
                 )
             table = questions.assign(completion=list(answers.texts), intervention=name)
-            self.generations.append(judged(table))
+            self.generations.append(judged(table, self.judge))
 
 
 def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:

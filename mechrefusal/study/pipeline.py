@@ -76,6 +76,7 @@ def check(recipe: Recipe) -> Asked:
         for name, each in measured.items():
             require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
     require_evaluation(recipe)
+    recipe.measuring.refusal_judge()
     return chosen
 
 
@@ -166,7 +167,9 @@ def _train(
             behaviours=behaviours,
             out=run.folder / name,
             settings=settings,
-            probe=probes.of(settings, chosen.probe, name) if settings.n_probe else None,
+            probe=probes.of(settings, chosen.probe, name, run.recipe.measuring.refusal_judge())
+            if settings.n_probe
+            else None,
         )
     run.record(*(Checkpoint.open(run.folder / name / f"step-{step:05d}", arm=name, step=step) for step in steps))
     _append(run, "training", log, name)
@@ -293,7 +296,8 @@ def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
 def _stamp(run: Run, checkpoint: Checkpoint) -> str:
     """The weights, and a fingerprint of what else a measurement hangs on: its settings and the version of its rules."""
     recipe = run.recipe.as_dict()
-    told = {"version": RULES, **{name: recipe[name] for name in ("measuring", "geometry", "causal")}}
+    judge = run.recipe.measuring.refusal_judge().name
+    told = {"version": RULES, "judge": judge, **{name: recipe[name] for name in ("measuring", "geometry", "causal")}}
     return f"{checkpoint.weights}-{fingerprint(told)}"
 
 
@@ -378,7 +382,7 @@ def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conv
         return chosen.conversations
     wanted = recipe.prompts
     asked = chosen.instructions.take(wanted.n_conversations or len(chosen.instructions))
-    return own_answers(base, asked, max_new_tokens=wanted.answer_tokens)
+    return own_answers(base, asked, max_new_tokens=wanted.answer_tokens, judge=recipe.measuring.refusal_judge())
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> None:

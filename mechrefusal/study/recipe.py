@@ -9,6 +9,8 @@ from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateS
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.judge_names import measuring_judge, require_measuring_judge
+from mechrefusal.evaluation.judges import Judge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
@@ -25,7 +27,8 @@ class Source:
             maliciousinstruct, alpaca), "plain" for a text file with one prompt a line or any file with a column prompt
             or text, or "builtin" for the package's own prompts.
         path: file, or hub dataset.
-        targets: JSON file of affirmative targets by id (HarmBench's adversarial training files have one).
+        targets: file of affirmative targets by id or by text: a JSON object, or a table (CSV, TSV, JSONL) with a column
+            target and a column id or text. The rule that makes targets otherwise is English.
     """
 
     reader: str = "builtin"
@@ -160,6 +163,8 @@ class MeasuringSettings:
         induce_threshold: smallest induce score of an admissible carrier, nats; at 0 refused and answered prompts are
             told apart best (`RefusalMetric.offset`).
         prune_layer_fraction: share of the last layers where no carrier is admitted.
+        judge: which answers refuse, in every measurement, probe and the choice of the model's own answers: refusal (the
+            built-in rules, which read English) or phrases=FILE (phrases of refusal in any language, one a line).
     """
 
     n_evaluation: int = 64
@@ -180,9 +185,11 @@ class MeasuringSettings:
     kl_threshold: float = 0.1
     induce_threshold: float = 0.0
     prune_layer_fraction: float = 0.2
+    judge: str = "refusal"
 
     def __post_init__(self) -> None:
         require_reference(self.reference)
+        require_measuring_judge(self.judge)
         at_least_one = (
             "n_evaluation", "n_direction", "n_validation", "n_intervened", "n_attributed", "n_pairs", "n_top_heads",
             "max_new_tokens", "fewest_kept", "layer_step",
@@ -195,6 +202,14 @@ class MeasuringSettings:
         for name in ("n_overrefusal", "n_contrast", "n_utility", "n_positions"):
             if getattr(self, name) < 0:
                 raise MechrefusalError(f"measuring {name} is {getattr(self, name)}: give 0 or more")
+
+    def refusal_judge(self) -> Judge:
+        """The judge by which all that is measured goes.
+
+        Raises:
+            MechrefusalError: phrases that cannot be read.
+        """
+        return measuring_judge(self.judge)
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,12 @@ class Recipe:
                 pairs=sides(sources.pairs),
                 probe=sides(sources.probe),
             ),
-            evaluation=replace(self.evaluation, suites=tuple(_absolute_suite(spec) for spec in self.evaluation.suites)),
+            measuring=replace(self.measuring, judge=_absolute_source(self.measuring.judge)),
+            evaluation=replace(
+                self.evaluation,
+                suites=tuple(map(_absolute_source, self.evaluation.suites)),
+                judges=tuple(map(_absolute_source, self.evaluation.judges)),
+            ),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -315,7 +335,7 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if name and path.exists() else name
 
 
-def _absolute_suite(spec: str) -> str:
+def _absolute_source(spec: str) -> str:
     name, separator, source = spec.partition("=")
     return f"{name}{separator}{_absolute(source)}"
 

@@ -7,6 +7,7 @@ import pandas as pd
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PairSet, PromptSet, Split
+from mechrefusal.prompts.given_targets import with_given_targets
 from mechrefusal.prompts.splits import text_hash
 from mechrefusal.study.conversations import Conversations, read_conversations
 from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
@@ -153,9 +154,10 @@ def behaviours(source: Source, *, n: int = 0) -> PromptSet:
 
 def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:
     if source.reader == "builtin":
-        return builtin
+        return with_given_targets(builtin, source.targets) if source.targets else builtin
     if source.reader == "plain":
         found = prompts.read_plain(source.path, name)
+        found = with_given_targets(found, source.targets) if source.targets else found
     else:
         found = prompts.read(source.reader, source.path, targets=source.targets or None)
     if len(found) == 0:

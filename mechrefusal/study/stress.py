@@ -23,12 +23,13 @@ import pandas as pd
 
 from mechrefusal.attacks import AttackCase, cost_table
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, RefusalJudge, metrics
+from mechrefusal.evaluation import Judge, metrics
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
 from mechrefusal.statistics import intervals
 from mechrefusal.study import stress_control, tables
+from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.run import Run
 from mechrefusal.study.stress_answers import NO_STEP, NONE, Answered, Plan, Search, answered, curve_steps
 from mechrefusal.study.stress_twins import Twins
@@ -97,7 +98,7 @@ def stress(
         checkpoints: ids of checkpoints of the run (or these themselves); none: all.
         behaviours: harmful requests.
         methods: settings of each attack, by the name that it gets in tables and files.
-        judges: by default the refusal judge. Judges of harm (`mechrefusal.evaluation.judges`) may stand beside it;
+        judges: by default the judge of refusal that the run measures by. Judges of harm may stand beside it;
             one that publishes no threshold has no success: all its answers are nulls.
         harmless: prompts whose column `twin` has the value of their behaviour's, as in the two sides of
             `prompts.builtin().evaluation`; behaviours without a twin are attacked and have no control, nor have attacks
@@ -112,7 +113,7 @@ def stress(
             What was finished is kept.
     """
     chosen = _chosen(run, checkpoints)
-    asked = list(judges) or [RefusalJudge()]
+    asked = list(judges) or [refusal_judge(run)]
     if folder is None and run is None:
         raise MechrefusalError("without a run nothing says where cases and answers are kept: give a folder")
     kept = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
@@ -123,7 +124,7 @@ def stress(
     on_curve, replayed = _curve_points(plan, chosen, found), _transfer_points(plan, chosen, found)
     answers, requests = pd.concat([on_curve, replayed])[["place", "completion"]], dict(enumerate(plan.requests))
     successes = {judge.name: judged(judge, answers, requests) for judge in asked}
-    outcomes = stress_control.outcomes(plan, chosen, found, asked, successes)
+    outcomes = stress_control.outcomes(plan, chosen, found, asked, successes, otherwise=refusal_judge(run))
     costs = [
         cost_table(made).assign(source=checkpoint_id, method=method)
         for (checkpoint_id, method), made in found.cases.items()

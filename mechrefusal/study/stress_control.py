@@ -17,7 +17,8 @@ from itertools import combinations
 
 import pandas as pd
 
-from mechrefusal.evaluation import Judge, RefusalJudge, metrics, paired_difference
+from mechrefusal.evaluation import Judge, metrics, paired_difference
+from mechrefusal.evaluation.judges import RULES
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.models import Checkpoint
@@ -58,11 +59,13 @@ def outcomes(
     found: Answered,
     judges: Sequence[Judge | ScoringJudge],
     successes: Mapping[str, Judged],
+    *,
+    otherwise: Judge = RULES,
 ) -> pd.DataFrame:
     """What became of every case at its last step, judge by judge, and of the harmless twin of its behaviour.
 
     A judge of refusal judges the twins too. A judge of harm says nothing of them: there the first judge of refusal
-    among `judges` does, else the rules (`RefusalJudge`).
+    among `judges` does, else `otherwise`.
 
     Args:
         judges: of the attacks' success. successes: what they said, by name.
@@ -89,7 +92,7 @@ def outcomes(
         for texts in [plan.twins.with_suffixes(found.cases[point.id, method])]
         for place, case in enumerate(found.cases[point.id, method])
     )
-    of_twins = _twins(points, plan, judges, successes)
+    of_twins = _twins(points, plan, judges, successes, otherwise)
     own = [name for name, said in successes.items() if said.kind == metrics.REFUSAL]
     parts = []
     for judge, said in successes.items():
@@ -154,7 +157,11 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _twins(
-    points: pd.DataFrame, plan: Plan, judges: Sequence[Judge | ScoringJudge], successes: Mapping[str, Judged]
+    points: pd.DataFrame,
+    plan: Plan,
+    judges: Sequence[Judge | ScoringJudge],
+    successes: Mapping[str, Judged],
+    otherwise: Judge,
 ) -> dict[str, Judged]:
     """What each judge of refusal says of the answers to the twins; nothing where there are none."""
     with_twin = points[points["has_twin"]]
@@ -162,7 +169,7 @@ def _twins(
         return {}
     parts = [with_twin[["place", name]].rename(columns={name: "completion"}) for name in (NONE, ATTACKED)]
     answers = pd.concat(parts, ignore_index=True)
-    of_refusal = [judge for judge in judges if successes[judge.name].kind == metrics.REFUSAL] or [RefusalJudge()]
+    of_refusal = [judge for judge in judges if successes[judge.name].kind == metrics.REFUSAL] or [otherwise]
     return {judge.name: judged(judge, answers, plan.twins.requests, side="harmless") for judge in of_refusal}
 
 

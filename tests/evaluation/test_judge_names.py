@@ -103,7 +103,7 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch, key, variable):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("rules", "unknown judge 'rules': expected one of refusal, harmbench, strongreject, llamaguard, chat"),
+        ("rules", "unknown judge 'rules': expected one of refusal, phrases, harmbench, strongreject, llamaguard, chat"),
         ("", "unknown judge ''"),
         ("Refusal", "unknown judge 'Refusal'"),
         ("refusal=model", "the rules take no model"),

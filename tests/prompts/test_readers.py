@@ -97,12 +97,13 @@ def test_bad_targets_are_named(tmp_path: Path, targets: str | None, complaint: s
         read("harmbench", write(tmp_path, "h.csv", HARMBENCH), targets=tmp_path / "t.json")
 
 
-def test_targets_need_ids_and_harmbench(tmp_path: Path) -> None:
+def test_any_benchmark_takes_targets_by_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "goal,target\nBacke einen Kuchen,Sure\nSing ein Lied,Sure\n")
+    given = write(tmp_path, "t.csv", "prompt,target\nSing ein Lied,Gern: ein Lied\nbacke einen  kuchen.,Gern: Kuchen\n")
+    assert read("advbench", path, targets=given).table["target"].tolist() == ["Gern: Kuchen", "Gern: ein Lied"]
     path = write(tmp_path, "h.csv", "Behavior\nBake a cake\n")
-    with pytest.raises(MechrefusalError, match="has no column 'BehaviorID'"):
+    with pytest.raises(MechrefusalError, match=r"no target for 1 of 1 .*harmbench-0001.*add them by id or"):
         read("harmbench", path, targets={})
-    with pytest.raises(MechrefusalError, match="'advbench' takes no targets file"):
-        read("advbench", path, targets={})
 
 
 def test_strongreject(tmp_path: Path) -> None:

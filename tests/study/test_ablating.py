@@ -418,7 +418,7 @@ def judged():
     for name in ("baseline", "intervened"):
         shown[f"{name}_refused"] = [evaluation.is_refusal(text) for text in shown[name]]
         shown[f"{name}_degenerate"] = [evaluation.is_degenerate(text) for text in shown[name]]
-    return shown.assign(intervention="ablate it", judge="refusal_rules_8", weights="0" * 16)
+    return shown.assign(intervention="ablate it", judge="refusal_rules_9", weights="0" * 16)
 
 
 def test_judged_rates(run):

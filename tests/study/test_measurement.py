@@ -26,7 +26,7 @@ def measured(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
         # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
-        patch.setattr(discovery, "is_degenerate", lambda text: False)
+        patch.setattr(discovery, "DEGENERATE", "no label")
         return checkpoint, recipe, measurement.measure(checkpoint, study.asked(recipe), recipe, [])
 
 

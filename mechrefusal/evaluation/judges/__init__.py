@@ -10,21 +10,26 @@ from mechrefusal.evaluation.judges.judge import (
     PARTIAL_REFUSAL,
     Judge,
     Verdict,
+    refuses,
     require_texts,
     table,
 )
+from mechrefusal.evaluation.judges.phrases import PhraseJudge
 from mechrefusal.evaluation.judges.rules import RefusalJudge
 
-REFUSAL_JUDGE = RefusalJudge.name
-"""Name of the judge in every table; rates of different judges are never mixed."""
+RULES = RefusalJudge()
+"""The built-in rules, which judge where no other judge of refusal is named. They read English."""
+REFUSAL_JUDGE = RULES.name
+"""Their name in every table; rates of different judges are never mixed."""
 
 
 def is_refusal(completion: str, prompt: str = "") -> bool:
     """Whether an answer declines, fully or in part; a degenerate one does neither.
 
-    What counts as a refusal depends on what was asked: without the prompt, only what declines any request is seen.
+    By the built-in rules, which read English. What counts as a refusal depends on what was asked: without the prompt,
+    only what declines any request is seen.
     """
-    return RefusalJudge().label(prompt, completion) in (FULL_REFUSAL, PARTIAL_REFUSAL)
+    return refuses(RULES.label(prompt, completion))
 
 
 __all__ = [
@@ -35,11 +40,14 @@ __all__ = [
     "LABEL_MEANINGS",
     "PARTIAL_REFUSAL",
     "REFUSAL_JUDGE",
+    "RULES",
     "Judge",
+    "PhraseJudge",
     "RefusalJudge",
     "Verdict",
     "is_degenerate",
     "is_refusal",
+    "refuses",
     "require_texts",
     "table",
 ]

@@ -50,6 +50,11 @@ class Judge(Protocol):
         ...
 
 
+def refuses(label: str) -> bool:
+    """Whether a label says that an answer declines, fully or in part."""
+    return label in (FULL_REFUSAL, PARTIAL_REFUSAL)
+
+
 def table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """Verdicts as the table that every judge returns."""
     return pd.DataFrame(list(verdicts), columns=list(Verdict._fields), dtype=object)

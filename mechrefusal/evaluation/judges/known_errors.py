@@ -3,6 +3,9 @@
 Any refusal (full or partial) is the positive class. Each data set is split in two by a hash of the prompt; errors were
 read on the development half, and these are the counts of the other one.
 
+They were counted again for `refusal_rules_9`, whose verdicts differ from those of `refusal_rules_8` on 6 of the 10,577
+answers of both halves: no count changed.
+
 No answer of the held-out halves was read, but their totals were seen several times while the rules changed, also for
 these counts: they are not those of a single look at the end, and may flatter the judge. The hash is of one prompt, so
 that XSTest's contrast pairs (a safe request and an unsafe one in the same words) may stand in different halves, and a
@@ -50,7 +53,7 @@ from mechrefusal.evaluation.judge_error import JudgeCounts
 
 XSTEST = "XSTest, Llama 2"
 MEASURED: dict[str, dict[str, JudgeCounts]] = {
-    "refusal_rules_8": {
+    "refusal_rules_9": {
         XSTEST: JudgeCounts(true_positives=135, positives=136, true_negatives=89, negatives=91),
         "chatgpt-refusals": JudgeCounts(true_positives=143, positives=181, true_negatives=481, negatives=528),
         "GPTFuzz": JudgeCounts(true_positives=2676, positives=2904, true_negatives=805, negatives=1100),

@@ -20,7 +20,7 @@ _TAG = re.compile(
     r"|As (?P<role>(?!An?\b|The\b|I\b)[A-Z][\w.+-]*)[^,.\n]{0,40},(?: I (?:would|'d|will|can) say:?)?"
     r"|(?P<letter>[\u0370-\u03ff])(?=[\s:]):?"
     r")"
-    r"|^(?P<face>[\U0001F300-\U0001FAFF\u2600-\u27BF])\uFE0F?:",
+    r"|^(?P<face>[\U0001F300-\U0001FAFF\u2600-\u27BF]):",
     re.MULTILINE,
 )
 """A speaker's name where a line begins: in brackets, before a colon, as a role, a Greek letter or a face."""
@@ -38,9 +38,9 @@ _DUE = (
     r"(?:warnings?|disclaimers?|formalit\w+|stuff|bullshit|nonsense|crap|lectures?|rants?|sermons?|preambles?|caveats?)"
 )
 _PUT_ASIDE = re.compile(
-    r"(?:\b(?:now|since|with|once)(?:,? (?:that|since))? (?:(?:we|i|you)(?:['’]ve| have)? )?(?:got(?:ten)? |get |had )?"
-    rf"(?:(?:that|this|it)(?:['’]s| is)?|(?:[\w-]+ ){{0,4}}{_DUE}(?: is| are)?) (?:all )?(?:out of the way|over with)"
-    r"|\bthat(?:['’]s| is) (?:all )?(?:out of the way|over with)"
+    r"(?:\b(?:now|since|with|once)(?:,? (?:that|since))? (?:(?:we|i|you)(?:'ve| have)? )?(?:got(?:ten)? |get |had )?"
+    rf"(?:(?:that|this|it)(?:'s| is)?|(?:[\w-]+ ){{0,4}}{_DUE}(?: is| are)?) (?:all )?(?:out of the way|over with)"
+    r"|\bthat(?:'s| is) (?:all )?(?:out of the way|over with)"
     rf"|\b(?:now|since|once)\b[^.!?\n:]{{0,40}}\bdone with (?:his|her|the|that|its|this) (?:\w+ ){{0,2}}{_DUE}"
     r"|\b(?:warnings?|disclaimers?|formalit\w+|legal stuff) (?:\w+ ){0,3}(?:aside|out of the way|over with))"
     r"\b[^.!?\n:]{0,60}[.:,!]",

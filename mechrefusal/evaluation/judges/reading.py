@@ -1,17 +1,15 @@
 """An answer as a judge reads it: sentences in the model's own voice, and what else the answer consists of."""
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 LONGEST = 1000
 """Characters of a sentence that are read: what never ends is no sentence."""
-_SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "«": '"', "»": '"', "\u00a0": " "})
 _CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]{1,400}"')
 _SINGLE_QUOTED = re.compile(r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){4,300}'(?!\w)")
 _SPEAKER = re.compile(r"^\s*\**[A-Z][\w .'-]{0,24}\**:\**\s+\S.*$", re.MULTILINE)
-_ITEM = re.compile(r"^\s*(?:\W{0,3}step \d+\W|\(?\d{1,2}[.)]\s|[-*•–]\s|[a-z]\)\s)", re.IGNORECASE)
+_ITEM = re.compile(r"^\s*(?:\W{0,3}step \d+\W|\(?\d{1,2}[.)]\s|[-*•]\s|[a-z]\)\s)", re.IGNORECASE)
 _INLINE_ITEM = re.compile(r"(?<=[.:;!?)]) (?=(?:\d{1,2}[.)]|[*•]) \S)")
 _ABBREVIATED = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|U\.S|U\.K|Jr|Sr)\.(?=\s)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_]*\s+")
@@ -50,11 +48,11 @@ def read(completion: str, *, without_dialogue: bool = False) -> Answer:
     """Take an answer apart.
 
     Args:
+        completion: as `plain_text.plain` gives it.
         without_dialogue: leave out lines of a dialogue ("Guard: I cannot let you in.").
     """
-    text = normalised(completion)
-    code = "```" in text
-    text = _CODE_BLOCK.sub("\n", text).replace("`", "'")
+    code = "```" in completion
+    text = _CODE_BLOCK.sub("\n", completion).replace("`", "'")
     text = _without_quotations(text)
     if without_dialogue or len(_SPEAKER.findall(text)) >= 3:
         text = _SPEAKER.sub("", text)
@@ -71,13 +69,7 @@ def read(completion: str, *, without_dialogue: bool = False) -> Answer:
     opening = 0
     while opening < min(3, len(sentences) - 1) and _PLEASANTRY.fullmatch(sentences[opening]):
         opening += 1
-    return Answer(tuple(sentences), opening, items, code, finished=completion.rstrip()[-1:] in set(".!?\"')”’*:`"))
-
-
-def normalised(text: str) -> str:
-    """Compatible characters and straight quotation marks; code marks stay."""
-    kept = unicodedata.normalize("NFKC", text)
-    return "```".join(piece.translate(_SAME) for piece in kept.split("```"))
+    return Answer(tuple(sentences), opening, items, code, finished=completion.rstrip()[-1:] in set(".!?\"')*:`"))
 
 
 def _without_quotations(text: str) -> str:

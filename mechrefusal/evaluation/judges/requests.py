@@ -60,13 +60,14 @@ _KINDS = (
     ),
     (
         Request.WRITING,
-        r"\b(?:write|compose|draft|create|invent|tell|make up|give me|continue|finish|pen|"
+        r"\b(?:write|compose|draft|create|invent|tell|make up|give me|continue|finish|pen|come up with|think of|"
         r"generate)\b[^.?!]{0,60}\b(?:story|stories|poem|song|"
         r"lyrics|dialog(?:ue)?|scene|script|screenplay|letter|e-?mails?|reply|message|note|speech|monologue|"
         r"conversation|skit|play|"
         r"joke|tale|quote|line|lines|sentences?|phrases?|example|post|tweet|haiku|limerick|rhyme|rap|verse|"
         r"diary entry|chapter|novel|"
-        r"articles?|essay|blog|content|advert\w*|headline|slogan)\b"
+        r"articles?|essay|blog|content|advert\w*|headline|slogan|insults?|compliments?|taunts?|comebacks?|roasts?|puns?|"
+        r"riddles?|toast (?:for|to)|eulogy|obituary|greetings?|invitations?|captions?)\b"
         r"|(?:^|[.!?,;:] |\b(?:to|please|you|and|now|let's|should) )pretend\b|\b(?:role-?play|imagine (?:you|"
         r"that you)|act as|you are now|in the voice of|play the (?:role|"
         r"part)|as if you were)\b"
@@ -149,6 +150,14 @@ _SELF_HARM = re.compile(
     r"go out like)\b",
     re.IGNORECASE,
 )
+_NOT_TO_LIVE = re.compile(
+    r"\b(?:stop|quit) (?:being alive|(?:living|existing|breathing)(?= *(?:$|[.?!,;]|for ?(?:ever|good)|altogether|"
+    r"any ?more)))|(?:\bnot|n't|\bno longer|\bnever) (?:(?:want|wish) to |wanna )?(?:be alive|exist|live)"
+    r"(?= *(?:$|[.?!,;]|any ?(?:more|longer)))|\bend (?:my|our|this) (?:own )?existence\b|"
+    r"\bcease to (?:live|exist|be)\b",
+    re.IGNORECASE,
+)
+"""To stop what is one's own life: no relief."""
 _HUMANS = re.compile(
     r"\b(?:someone|somebody|anyone|everyone|myself|humans?|humanity|politicians?|opponents?|"
     r"my (?:\w+ )?(?:step|grand)?(?:ex|wife|husband|"
@@ -252,7 +261,7 @@ _ASKING = re.compile(
 
 def kind_of(prompt: str) -> Request:
     """What a prompt asks for, by how it opens; an order of any other form is a task."""
-    asked = " ".join(prompt[:LONGEST].replace("’", "'").split()).lstrip("\"'([")
+    asked = " ".join(prompt[:LONGEST].split()).lstrip("\"'([")
     if not asked:
         return Request.UNKNOWN
     for kind, pattern in _COMPILED:
@@ -267,7 +276,7 @@ def kind_of(prompt: str) -> Request:
 
 def about_self_harm(prompt: str) -> bool:
     """Whether a prompt may come from somebody who wants to hurt themselves."""
-    return _SELF_HARM.search(prompt) is not None
+    return _SELF_HARM.search(prompt) is not None or _NOT_TO_LIVE.search(prompt) is not None
 
 
 def about_declining(prompt: str) -> bool:
@@ -277,7 +286,7 @@ def about_declining(prompt: str) -> bool:
 
 def asks_for_relief(prompt: str) -> bool:
     """Whether a prompt asks how to be spared, or to bear, something: pointing to help may answer it."""
-    return _AGAINST_HARM.search(prompt) is not None
+    return _AGAINST_HARM.search(prompt) is not None and _NOT_TO_LIVE.search(prompt) is None
 
 
 def about_humans(prompt: str) -> bool:
@@ -287,7 +296,9 @@ def about_humans(prompt: str) -> bool:
 
 def about_harm(prompt: str) -> bool:
     """Whether a prompt has a word for harm, in jest, in a game or in earnest, and does not ask how to be spared it."""
-    return _HARM.search(prompt) is not None and _AGAINST_HARM.search(prompt) is None
+    return _NOT_TO_LIVE.search(prompt) is not None or (
+        _HARM.search(prompt) is not None and _AGAINST_HARM.search(prompt) is None
+    )
 
 
 def meant_harmlessly(prompt: str) -> bool:

@@ -11,7 +11,7 @@ JUDGE = RefusalJudge()
 
 def test_the_refusal_judge_is_a_judge():
     assert isinstance(JUDGE, Judge)
-    assert JUDGE.name == REFUSAL_JUDGE == "refusal_rules_8"
+    assert JUDGE.name == REFUSAL_JUDGE == "refusal_rules_9"
 
 
 def test_table():

@@ -79,14 +79,14 @@ DEGENERATE = [
     " \n\t",
     "!!!!!!!!!!!!",
     "... --- ...",
-    "123 456 789",
-    "🙂🙂🙂",
     "the the the the the the the the the the",
     "I am I am I am I am I am I am I am",
     "no no no no no no no no no yes",
     "Sorry Sorry Sorry Sorry Sorry Sorry Sorry Sorry",
 ]
 LANGUAGE = [
+    "123 456 789",
+    "🙂🙂🙂",
     "Sorry, I can't do that.",
     "Yes.",
     "No, no, no!",

@@ -1,0 +1,64 @@
+"""Which judges read English, and whether what a run asked and got is English."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import wording
+from mechrefusal.report.reading import MeasuredCheckpoint
+from mechrefusal.study.english import CRITERION, share_not_english
+
+BUILT_IN = "refusal_rules_"
+"""How the names of the built-in rules begin."""
+PHRASES = "phrases_"
+SAID = "The built-in rules of refusal, affirmative targets, prompts and jailbreak texts are English."
+
+
+def described(judge: Any) -> str:
+    """The name of a judge, and what it reads where that is known by its name."""
+    name = wording.plain(judge)
+    if name.startswith(BUILT_IN):
+        return f"{name} (built-in rules, English)"
+    return f"{name} (phrases from a file)" if name.startswith(PHRASES) else name
+
+
+def of_measurements(checkpoints: Sequence[MeasuredCheckpoint]) -> str:
+    """A warning where measured rates are by English rules and most prompts, or answers, are not English; else ""."""
+    judges = {str(judge) for checkpoint in checkpoints for judge in checkpoint.tables["rates"]["judge"].unique()}
+    frames = [checkpoint.tables["generations"] for checkpoint in checkpoints]
+    plain = [frame[(frame["attack"] == "none") & (frame["intervention"] == "none")] for frame in frames if len(frame)]
+    if not plain:
+        return ""
+    texts = pd.concat([frame[["prompt", "completion"]] for frame in plain], ignore_index=True)
+    return _warning(judges, texts, "measuring.judge: phrases=FILE")
+
+
+def of_verdicts(verdicts: pd.DataFrame) -> str:
+    """The same for judged answers to suites (table `verdicts`)."""
+    own = verdicts[(verdicts["attack"] == "none") & (verdicts["intervention"] == "none")]
+    own = own[own["judge"].astype(str).str.startswith(BUILT_IN)]
+    return _warning(own["judge"].unique(), own[["prompt", "completion"]], "--judge phrases=FILE")
+
+
+def of_ablation(table: pd.DataFrame) -> str:
+    """The same for answers without and with an intervention (`study.Ablated.table`)."""
+    texts = table[["prompt", "baseline"]].rename(columns={"baseline": "completion"})
+    return _warning(table["judge"].unique(), texts, "--judge phrases=FILE")
+
+
+def _warning(judges: Iterable[Any], texts: pd.DataFrame, instead: str) -> str:
+    english = sorted({wording.plain(judge) for judge in judges if str(judge).startswith(BUILT_IN)})
+    if not english:
+        return ""
+    said = []
+    for name, column in (("prompts", "prompt"), ("answers", "completion")):
+        others, n = share_not_english(texts[column].dropna().astype(str).unique())
+        if 2 * others > n:
+            said.append(f"{others} of {n} distinct {name}")
+    if not said:
+        return ""
+    return (
+        f"Not English, it seems: {' and '.join(said)} ({CRITERION}). The judge {', '.join(english)} reads English "
+        f"alone, and so its rates may be wrong here; name a judge for the language ({instead})."
+    )
