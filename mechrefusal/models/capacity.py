@@ -14,8 +14,6 @@ from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, loaded_files
 WHILE_HOOKING, WITH_BIASES = 3.0, 4.0
 """Bytes in memory at most while a hooked transformer is made, for each byte of its float32 weights; those of a model
 with biases are copied once more."""
-WHILE_MERGING = 2.0
-"""Bytes of host memory at most while an adapter is merged, for each byte of the weights."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,13 @@ def require_memory(
     files = _files(source)
     weights = bytes_to_load(files, dtype=dtype)
     whole = bytes_to_hook(files) if hooked else weights
-    on_host = int(weights * (WHILE_MERGING if files.adapter else 1.0))
-    needs = {"memory": on_host}
+    needs = {"memory": weights}
     free = {"memory": free_memory()}
     if torch.device(device).type == "cuda":
         needs["memory of the GPU"] = whole
         free["memory of the GPU"] = torch.cuda.mem_get_info(device)[0]
     else:
-        needs["memory"] = max(on_host, whole)
+        needs["memory"] = whole
     for where, bytes_needed in needs.items():
         if bytes_needed > free[where]:
             what = "hooked transformer" if hooked else "model"
