@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
-from transformers import AutoConfig
 
 from mechrefusal.files import checkpoint_id
-from mechrefusal.models import Checkpoint, load_tokenizer
+from mechrefusal.models import Checkpoint, load_config, load_tokenizer
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables
 from mechrefusal.study.across import WhyApart
@@ -28,15 +27,14 @@ class Kind:
 
 def kind_of(checkpoint: Checkpoint, asked: PromptSet) -> Kind:
     """The kind of a checkpoint that is asked these prompts."""
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    text = config.get_text_config()
+    text = load_config(checkpoint.path).get_text_config()
     return Kind(
         str(text.model_type),
         int(text.num_hidden_layers),
         int(text.hidden_size),
         int(text.num_attention_heads),
         int(text.vocab_size),
-        fingerprint([list(map(int, ids)) for ids in prompt_ids(load_tokenizer(checkpoint.path), asked.texts)]),
+        fingerprint([list(map(int, ids)) for ids in prompt_ids(load_tokenizer(checkpoint), asked.texts)]),
     )
 
 
