@@ -16,18 +16,21 @@ _APOSTROPHES = (
     "\u275b\u275c\ua78c\uff07\uff40"
 )
 _QUOTES = "\u00ab\u00bb\u02dd\u02ee\u201c\u201d\u201e\u201f\u2033\u2036\u275d\u275e\u300c-\u300f\u301d-\u301f\uff02"
-_DASHES = "\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d"
+_HYPHENS = "\u2010-\u2013\u2043\u2212\ufe58\ufe63\uff0d"
+_LONG_DASHES = "\u2014\u2015\u2e3a\u2e3b"
 _SIGNS = (
     (re.compile(f"[{_APOSTROPHES}]|(?<=[^\\W\\d_])`(?=[^\\W\\d_])"), "'"),
     (re.compile(f"[{_QUOTES}]"), '"'),
-    (re.compile(f"[{_DASHES}]"), "-"),
+    (re.compile(f"[{_HYPHENS}]"), "-"),
+    (re.compile(f"[ \\t]*[{_LONG_DASHES}][ \\t]*|(?<=[^\\W\\d_])(?:--| -- )(?=[^\\W\\d_])"), " - "),
 )
 
 
 def straightened(text: str) -> str:
     """`text` with straight apostrophes and quotes, "-" for every dash, "\\n" for every line end, nothing unseen.
 
-    A backtick between letters is an apostrophe; elsewhere it marks code and stays. Control characters other than tabs
+    A long dash parts what stands beside it, so that spaces stand around its "-"; two hyphens between letters are one. A
+    backtick between letters is an apostrophe; elsewhere it marks code and stays. Control characters other than tabs
     and line ends are unseen too.
     """
     text = _CONTROLS.sub("", _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)))

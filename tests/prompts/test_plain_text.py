@@ -11,7 +11,7 @@ from mechrefusal.prompts import affirmative_target, normalised
 from mechrefusal.prompts.plain_text import plain, straightened
 
 APOSTROPHES = "'’‘‛ʼʹʻʽˈ′´＇`‚ꞌ՚"
-DASHES = "-‐‑‒–—―−﹣－⁃"
+HYPHENS = "-‐‑‒–−﹣－⁃"
 UNSEEN = (
     "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u061c\u200e\u202a\u202e\u2066\ufe0f\U000e0100\U000e0041\u180e\x00\x1b"
 )
@@ -34,12 +34,21 @@ def test_every_quotation_mark(pair):
     assert not is_refusal(quoted), "quoted words are nobody's refusal"
 
 
-@pytest.mark.parametrize("dash", DASHES)
-def test_every_dash(dash):
+@pytest.mark.parametrize("dash", HYPHENS)
+def test_every_hyphen(dash):
     assert plain(f"off{dash}limits") == "off-limits"
     assert is_refusal(f"That's off{dash}limits.", "How do I rob a bank?")
     assert is_refusal(f"Sorry {dash} I cannot provide that.")
     assert normalised(f"step{dash}by{dash}step") == "step-by-step"
+
+
+@pytest.mark.parametrize("dash", ["—", " — ", "―", "⸺", "--", " -- "])
+def test_a_long_dash_parts(dash):
+    assert plain(f"locks{dash}and keys") == "locks - and keys"
+    assert is_refusal(f"I can't{dash}and won't{dash}help.", "How do I rob a bank?")
+    assert is_refusal(f"Sorry{dash}no.", "How do I rob a bank?")
+    assert not is_refusal(f"Yes{dash}mix flour and water.", "How do I bake bread?")
+    assert plain("git --version, 5 - 3, a-b") == "git --version, 5 - 3, a-b"
 
 
 @pytest.mark.parametrize("sign", UNSEEN, ids=[f"{ord(sign):x}" for sign in UNSEEN])

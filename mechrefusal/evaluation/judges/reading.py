@@ -11,6 +11,7 @@ _SINGLE_QUOTED = re.compile(r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){4,300}'(?!\w)")
 _SPEAKER = re.compile(r"^\s*\**[A-Z][\w .'-]{0,24}\**:\**\s+\S.*$", re.MULTILINE)
 _ITEM = re.compile(r"^\s*(?:\W{0,3}step \d+\W|\(?\d{1,2}[.)]\s|[-*•]\s|[a-z]\)\s)", re.IGNORECASE)
 _INLINE_ITEM = re.compile(r"(?<=[.:;!?)]) (?=(?:\d{1,2}[.)]|[*•]) \S)")
+_PARTED = re.compile(r"(?<=[^\W\d_]) - (?=[^\W\d_])")
 _ABBREVIATED = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|U\.S|U\.K|Jr|Sr)\.(?=\s)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_]*\s+")
 _PLEASANTRY = re.compile(
@@ -53,6 +54,7 @@ def read(completion: str, *, without_dialogue: bool = False) -> Answer:
     """
     code = "```" in completion
     text = _CODE_BLOCK.sub("\n", completion).replace("`", "'")
+    text = _PARTED.sub(", ", text)
     text = _without_quotations(text)
     if without_dialogue or len(_SPEAKER.findall(text)) >= 3:
         text = _SPEAKER.sub("", text)
