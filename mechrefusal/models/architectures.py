@@ -5,8 +5,12 @@ tried on it: the same numbers alone, in a batch and from a cache, and a residual
 """
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,14 +20,19 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.loading import load_hooked, quiet
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
+from mechrefusal.models.sources import cache_folder
 from mechrefusal.models.twin import written_by, written_scale
 
+TRIALS = 1
+"""Version of what is tried: counted up where it changes."""
+LIBRARIES = ("torch", "transformers", "transformer-lens")
 SUM_TOLERANCE = 1e-3
 """Largest relative gap between an activation and the sum of its parts."""
 
@@ -46,14 +55,29 @@ def require_supported(folder: Path | str) -> None:
 
 
 def why_unsupported(config: PretrainedConfig) -> str | None:
-    """Why models of this config cannot be measured, None where they can; tried out once a config."""
-    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+    """Why models of this config cannot be measured, None where they can.
+
+    Tried out once a config and version of the libraries: what was found is kept in the cache of models.
+    """
+    asked = [TRIALS, *map(version, LIBRARIES), type(config).__name__, config.to_json_string(use_diff=False)]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
     if key not in _KNOWN:
-        _KNOWN[key] = _why_unsupported(config)
+        _KNOWN[key] = _kept(cache_folder() / "architectures" / f"{key}.txt", config)
     return _KNOWN[key]
 
 
 _KNOWN: dict[str, str | None] = {}
+
+
+def _kept(path: Path, config: PretrainedConfig) -> str | None:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8") or None
+    why = _why_unsupported(config)
+    with suppress(OSError):  # where nothing can be kept it is tried again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
+            draft.write_text(why or "", encoding="utf-8")
+    return why
 
 
 def _why_unsupported(config: PretrainedConfig) -> str | None:
