@@ -153,7 +153,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in can.items():
-        cells = [name, f"`{row['class']}`", row["batch"], row["cached head"], row["ablation"], row.get("run", "not tried")]
+        whole = row.get("run", "not tried")
+        cells = [name, f"`{row['class']}`", row["batch"], row["cached head"], row["ablation"], whole]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
