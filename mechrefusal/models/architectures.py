@@ -148,10 +148,13 @@ def require_parts(model: Any) -> None:
 
 def _why_no_sum(model: Any, layer: int, seen: dict[str, Tensor]) -> str | None:
     """Why the parts of a layer are not what the stream gains there."""
-    found = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, "attn.hook_z", "attn.hook_pattern")]
+    found = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
     if any(each is None for each in found):
         return f"a hook of TransformerLens in layer {layer} is never reached"
-    pre, attention, mlp, post, z, pattern = (each for each in found if each is not None)
+    pre, attention, mlp, post, q, k, v, pattern, z = (each for each in found if each is not None)
+    for name, each in (("q", q), ("k", k), ("v", v)):
+        if each.shape[:2] != pre.shape[:2]:
+            return f"TransformerLens' hook_{name} in layer {layer} is not by token and head ({tuple(each.shape)})"
     if not _close(pre + attention + mlp, post):
         return f"what attention and MLP of layer {layer} write is not what its residual stream gains"
     n_heads, d_head, block = model.cfg.n_heads, model.cfg.d_head, model.blocks[layer]
@@ -173,8 +176,8 @@ def _seen(model: Any) -> dict[str, Tensor]:
     def keep(activation: Tensor, hook: Any, name: str) -> None:
         kept[name] = activation.detach().clone()
 
-    sites = (*STREAM_HOOKS, "attn.hook_z", "attn.hook_pattern")
-    names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers) for hook in sites]
+    layers = range(model.cfg.n_layers)
+    names = [f"blocks.{layer}.{hook}" for layer in layers for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
     hooks: list[tuple[str, Callable[..., None]]] = [(name, partial(keep, name=name)) for name in names]
     drawn = torch.randint(model.cfg.d_vocab, (1, 7), generator=torch.Generator().manual_seed(0))
     with model.hooks(fwd_hooks=hooks):
