@@ -95,6 +95,9 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
             model = small_model(small_config(config, len(words)))
     except Exception:  # whatever a class says of sizes that do not fit says nothing about the real ones
         return None
+    if model.base_model is model:
+        prefix = model.base_model_prefix
+        return refusal(architecture.__name__, f"it has no body under the name '{prefix}', so that TRL cannot train it")
     with TemporaryDirectory() as folder:
         with quiet():
             model.save_pretrained(folder)
