@@ -13,6 +13,7 @@ minute with a run.
 
 import argparse
 import json
+import os
 import time
 import traceback
 from pathlib import Path
@@ -152,7 +153,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in can.items():
-        cells = [name, f"`{row['class']}`", row["batch"], row["cached head"], row["ablation"], row.get("run", "")]
+        whole = row.get("run", "not tried")
+        cells = [name, f"`{row['class']}`", row["batch"], row["cached head"], row["ablation"], whole]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -247,6 +249,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    with TemporaryDirectory() as cache:  # what was found before is not asked
+        os.environ["MECHREFUSAL_CACHE"] = cache
+        _sweep(options)
+
+
+def _sweep(options: argparse.Namespace) -> None:
     found = json.loads(options.found.read_text()) if options.found.is_file() else {}
     for name in options.only or names():
         if options.again or name not in found:

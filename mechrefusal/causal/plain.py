@@ -151,11 +151,11 @@ def _found(model: nn.Module) -> _Layout:
                 continue
             names = tuple(f"{name}.{layer}" for layer in range(n))
             free_mean = _mean_is_free(model, blocks, token_ids)
-            if free_mean and not _from_tables(model, blocks[0], token_ids):
+            if free_mean and not (_gains_are_weights(model, blocks[0]) and _from_tables(model, blocks[0], token_ids)):
                 raise MechrefusalError(
-                    f"cannot intervene on this {type(model).__name__}: what stands in its residual stream before the "
-                    "first block is no sum of learned embeddings, so that its mean, which the norms take out, is not "
-                    "that of the hooked transformer; load it with models.load_hooked instead"
+                    f"cannot intervene on this {type(model).__name__}: its norms take out the mean of its residual "
+                    "stream, but it is no sum of learned embeddings before the first block, or the norms add to their "
+                    "weights: its mean is not that of the hooked transformer; load it with models.load_hooked instead"
                 )
             return _Layout(names, *found, free_mean)
     raise MechrefusalError(
@@ -272,6 +272,24 @@ def _error(parts: tuple[Tensor, Tensor], scale: float) -> float:
     off = (scale * written - added).norm(dim=-1) / added.norm(dim=-1)
     found = off.median().item()
     return found if math.isfinite(found) else math.inf
+
+
+def _gains_are_weights(model: nn.Module, block: nn.Module) -> bool:
+    """Whether the norms of a block multiply by the weights that they hold (Nemotron's by one more).
+
+    The hooked transformer takes the mean out of what is written only where it can fold the norms' weights.
+    """
+    signs = torch.ones(_width(model), device=next(block.parameters()).device, dtype=next(block.parameters()).dtype)
+    signs[1::2] = -1
+    for norm in block.modules():
+        weight = getattr(norm, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.shape != signs.shape:
+            continue
+        bias = getattr(norm, "bias", None)
+        gain = (norm(1e3 * signs[None, None])[0, 0] - (0 if bias is None else bias)) * signs
+        if (gain - weight).norm() > 0.01 * weight.norm():
+            return False
+    return True
 
 
 def _from_tables(model: nn.Module, block: nn.Module, token_ids: Tensor) -> bool:

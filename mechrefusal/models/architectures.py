@@ -5,8 +5,12 @@ tried on it: the same numbers alone, in a batch and from a cache, and a residual
 """
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,14 +20,19 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.loading import load_hooked, quiet
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
+from mechrefusal.models.sources import cache_folder
 from mechrefusal.models.twin import written_by, written_scale
 
+TRIALS = 1
+"""Version of what is tried: counted up where it changes."""
+LIBRARIES = ("torch", "transformers", "transformer-lens")
 SUM_TOLERANCE = 1e-3
 """Largest relative gap between an activation and the sum of its parts."""
 
@@ -46,14 +55,29 @@ def require_supported(folder: Path | str) -> None:
 
 
 def why_unsupported(config: PretrainedConfig) -> str | None:
-    """Why models of this config cannot be measured, None where they can; tried out once a config."""
-    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+    """Why models of this config cannot be measured, None where they can.
+
+    Tried out once a config and version of the libraries: what was found is kept in the cache of models.
+    """
+    asked = [TRIALS, *map(version, LIBRARIES), type(config).__name__, config.to_json_string(use_diff=False)]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
     if key not in _KNOWN:
-        _KNOWN[key] = _why_unsupported(config)
+        _KNOWN[key] = _kept(cache_folder() / "architectures" / f"{key}.txt", config)
     return _KNOWN[key]
 
 
 _KNOWN: dict[str, str | None] = {}
+
+
+def _kept(path: Path, config: PretrainedConfig) -> str | None:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8") or None
+    why = _why_unsupported(config)
+    with suppress(OSError):  # where nothing can be kept it is tried again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
+            draft.write_text(why or "", encoding="utf-8")
+    return why
 
 
 def _why_unsupported(config: PretrainedConfig) -> str | None:
@@ -71,6 +95,9 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
             model = small_model(small_config(config, len(words)))
     except Exception:  # whatever a class says of sizes that do not fit says nothing about the real ones
         return None
+    if model.base_model is model:
+        prefix = model.base_model_prefix
+        return refusal(architecture.__name__, f"it has no body under the name '{prefix}', so that TRL cannot train it")
     with TemporaryDirectory() as folder:
         with quiet():
             model.save_pretrained(folder)
@@ -124,10 +151,13 @@ def require_parts(model: Any) -> None:
 
 def _why_no_sum(model: Any, layer: int, seen: dict[str, Tensor]) -> str | None:
     """Why the parts of a layer are not what the stream gains there."""
-    found = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, "attn.hook_z", "attn.hook_pattern")]
+    found = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
     if any(each is None for each in found):
         return f"a hook of TransformerLens in layer {layer} is never reached"
-    pre, attention, mlp, post, z, pattern = (each for each in found if each is not None)
+    pre, attention, mlp, post, q, k, v, pattern, z = (each for each in found if each is not None)
+    for name, each in (("q", q), ("k", k), ("v", v)):
+        if each.shape[:2] != pre.shape[:2]:
+            return f"TransformerLens' hook_{name} in layer {layer} is not by token and head ({tuple(each.shape)})"
     if not _close(pre + attention + mlp, post):
         return f"what attention and MLP of layer {layer} write is not what its residual stream gains"
     n_heads, d_head, block = model.cfg.n_heads, model.cfg.d_head, model.blocks[layer]
@@ -149,8 +179,8 @@ def _seen(model: Any) -> dict[str, Tensor]:
     def keep(activation: Tensor, hook: Any, name: str) -> None:
         kept[name] = activation.detach().clone()
 
-    sites = (*STREAM_HOOKS, "attn.hook_z", "attn.hook_pattern")
-    names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers) for hook in sites]
+    layers = range(model.cfg.n_layers)
+    names = [f"blocks.{layer}.{hook}" for layer in layers for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
     hooks: list[tuple[str, Callable[..., None]]] = [(name, partial(keep, name=name)) for name in names]
     drawn = torch.randint(model.cfg.d_vocab, (1, 7), generator=torch.Generator().manual_seed(0))
     with model.hooks(fwd_hooks=hooks):

@@ -217,6 +217,23 @@ def test_what_was_always_measured_is_not_refused(kind):
     assert models.architectures.why_unsupported(config(kind)) is None
 
 
+def test_what_was_found_is_kept_for_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path / "cache"))
+    tried = []
+
+    def found(config):
+        tried.append(config.model_type)
+        return "a reason" if config.model_type == "mamba" else None
+
+    monkeypatch.setattr(architectures, "_why_unsupported", found)
+    for _ in range(2):
+        monkeypatch.setattr(architectures, "_KNOWN", {})  # as in a new process
+        assert architectures.why_unsupported(transformers.MambaConfig()) == "a reason"
+        assert architectures.why_unsupported(transformers.LlamaConfig()) is None
+    assert architectures.why_unsupported(transformers.LlamaConfig(hidden_size=512)) is None
+    assert tried == ["mamba", "llama", "llama"]
+
+
 def recurrent_folder(folder: Path) -> Path:
     words = models.tiny.tokenizer()
     made = transformers.MambaConfig(vocab_size=len(words), hidden_size=32, state_size=4, num_hidden_layers=2)
