@@ -98,7 +98,7 @@ def test_wherever_judges_are_named(tmp_path):
         judge_of("phrases")
     with pytest.raises(MechrefusalError, match="measuring judge 'strongreject' says how harmful answers are"):
         measuring_judge("strongreject")
-    with pytest.raises(MechrefusalError, match="unknown judge 'frases=x'"):
+    with pytest.raises(MechrefusalError, match="unknown judge 'frases'"):
         measuring_judge("frases=x")
 
 
