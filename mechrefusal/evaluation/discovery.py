@@ -327,16 +327,16 @@ class _Likely:
 
 
 def _fallback(model, said: _Said, refusal: str, why: str) -> Discovered:
-    told = model.tokenizer(refusal, add_special_tokens=False).input_ids
-    if not told:
+    if not refusal.strip():
         raise MechrefusalError(f"the fallback refusal {refusal!r} has no tokens; give the start of a refusal")
-    token = told[0]
-    (logits,) = _logits(model, said.prompts, [()])
+    # What the template writes before an answer, such as an empty thought, is forced: the refusal's word comes after it.
+    opening, (token, *_) = prompts.opening_ids(model.tokenizer, refusal)
+    (logits,) = _logits(model, said.prompts, [opening])
     logits[:, token] = -torch.inf
     n_refused, n_answered = said.counts()
     likeliest = Counter((logits[~said.refused] if n_answered else logits).argmax(-1).tolist())
     return Discovered(
-        (),
+        opening,
         (token,),
         tuple(t for t, _ in likeliest.most_common(LARGEST_SET)),
         kind="fallback",

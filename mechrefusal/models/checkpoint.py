@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import checkpoint_id
+from mechrefusal.prompts import ChatSettings
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,27 @@ class Checkpoint:
     step: int
     path: Path
     weights: str
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
     @classmethod
-    def open(cls, path: Path | str, *, arm: str = "base", step: int = 0) -> "Checkpoint":
+    def open(
+        cls, path: Path | str, *, arm: str = "base", step: int = 0, chat: ChatSettings | None = None
+    ) -> "Checkpoint":
         """Check that `path` holds a readable model and hash its weights (sha256, first 16 hex digits).
+
+        Args:
+            chat: how the model is asked wherever it is loaded from this checkpoint; another way, another hash.
 
         Raises:
             MechrefusalError: no such folder, no config, no safetensors weights, or a truncated file.
         """
         path = Path(path)
-        return cls(arm, step, path, hash_weights(path))
+        return cls(arm, step, path, hash_weights(path)).asked(chat or ChatSettings())
+
+    def asked(self, chat: ChatSettings) -> "Checkpoint":
+        """The same model, asked in another way than by default: tables and answers tell the two apart by the hash."""
+        assert self.chat == ChatSettings()
+        return replace(self, chat=chat, weights=chat.hashed(self.weights))
 
     @property
     def id(self) -> str:

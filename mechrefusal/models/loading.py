@@ -46,7 +46,7 @@ def load_causal_lm(
     """
     folder = source.path if isinstance(source, Checkpoint) else Path(source)
     weight_files(folder)
-    tokenizer = load_tokenizer(folder, chat=chat)
+    tokenizer = load_tokenizer(source, chat=chat)
     try:
         with quiet():
             model, notes = AutoModelForCausalLM.from_pretrained(
@@ -68,8 +68,12 @@ def load_causal_lm(
     return model.eval().to(device or default_device()), tokenizer
 
 
-def load_tokenizer(folder: Path | str, *, chat: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none)."""
+def load_tokenizer(source: Checkpoint | Path | str, *, chat: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none).
+
+    That of a checkpoint asks as the checkpoint says (`prompts.ChatSettings`).
+    """
+    folder = source.path if isinstance(source, Checkpoint) else Path(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
@@ -83,6 +87,8 @@ def load_tokenizer(folder: Path | str, *, chat: bool = True) -> PreTrainedTokeni
             raise MechrefusalError(f"the tokenizer in '{folder}' has neither a pad nor an end token; set pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    if isinstance(source, Checkpoint) and chat:
+        source.chat.apply(tokenizer)
     return tokenizer
 
 
@@ -131,7 +137,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
             f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
         )
     # A fresh one: the bridge sets padding and special tokens of the one that it was given.
-    model.tokenizer = load_tokenizer(checkpoint.path, chat=chat)
+    model.tokenizer = load_tokenizer(checkpoint, chat=chat)
     model.weights = checkpoint.weights
     model.requires_grad_(False)
     del reference

@@ -1,5 +1,6 @@
 """What a model's chat template is told beside the messages, such as whether to think, and how long it may think."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -54,10 +55,12 @@ class ChatSettings:
             raise MechrefusalError(f"chat_template_kwargs are no plain values ({error}): {given!r:.120}") from error
         return cls(text, max_thought_tokens)
 
-    @property
-    def told(self) -> list[Any]:
-        """What an answer hangs on, for hashes; empty for the default."""
-        return [] if self == ChatSettings() else [self.template_kwargs, self.max_thought_tokens]
+    def hashed(self, weights: str) -> str:
+        """The hash of a model that is asked so: its own where nothing but the default is said."""
+        if self == ChatSettings():
+            return weights
+        told = json.dumps([weights, self.template_kwargs, self.max_thought_tokens])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def apply(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Make them the tokenizer's own: every rendering has them, here and where it is saved.

@@ -25,7 +25,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, complete, is_degenerate, is_refusal
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, load_causal_lm
-from mechrefusal.prompts import PromptSet, sources
+from mechrefusal.prompts import ChatSettings, PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
@@ -77,6 +77,7 @@ def ablated(
     position: int | None = None,
     seed: int = 0,
     max_new_tokens: int = 64,
+    chat: ChatSettings | None = None,
 ) -> Ablated:
     """Greedy answers of a checkpoint without and with a direction ablated (or added), and whether they refuse.
 
@@ -94,13 +95,14 @@ def ablated(
         layer, position: which of a file of directions. `layer` is also where to add.
         seed: of the random direction. It has the norm of "best" where it is added in a run, else norm 1.
         max_new_tokens: longest answer.
+        chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
 
     Raises:
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other.
     """
     _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
-    run, checkpoint = chosen_direction.located(source)
+    run, checkpoint = chosen_direction.located(source, chat=chat)
     if isinstance(direction, Tensor):
         chosen = Chosen(direction, "given direction")
     elif str(direction) == "random":

@@ -12,7 +12,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import complete, is_refusal
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, cache_folder, load_causal_lm
-from mechrefusal.prompts import PromptSet
+from mechrefusal.prompts import PromptSet, after_thought, turn
 
 Conversation = dict[str, Any]
 """{"prompt", "answer", "finished"}; finished is False where the answer was cut short."""
@@ -30,10 +30,12 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
     """Greedy answers of the base model to `instructions`; empty ones, refusals and apologies are left out.
 
     An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
-    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. Answers are made
-    once and cached under the hash of the weights, the instructions and the length.
+    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. What the model
+    thinks before it answers is no part of an answer. Answers are made once and cached under the hash of the weights,
+    the instructions and the length.
     """
-    asked = hashlib.sha256(json.dumps(["finished", instructions.texts, max_new_tokens]).encode()).hexdigest()[:16]
+    told = ["as said", instructions.texts, max_new_tokens]
+    asked = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"
     if path.is_file():
         table = pd.read_parquet(path)
@@ -49,8 +51,8 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
         table = pd.DataFrame(
             {
                 "prompt": instructions.texts,
-                "answer": [text.strip() for text in answers.texts],
-                "finished": [len(token_ids) < max_new_tokens for token_ids in answers.token_ids],
+                "answer": [_answer(text, turn(tokenizer).between) for text in answers.texts],
+                "finished": list(answers.ended),
             }
         )
         with whole_file(path) as draft:
@@ -58,7 +60,7 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
     kept = [
         row
         for row in table.to_dict("records")
-        if row["answer"] and not _APOLOGY.match(row["answer"]) and not is_refusal(row["answer"], row["prompt"])
+        if row["answer"].strip() and not _APOLOGY.match(row["answer"]) and not is_refusal(row["answer"], row["prompt"])
     ]
     if not kept:
         raise MechrefusalError(
@@ -66,6 +68,12 @@ def own_answers(base: Checkpoint, instructions: PromptSet, *, max_new_tokens: in
             "give a chat dataset with prompts.conversations"
         )
     return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in kept]
+
+
+def _answer(completion: str, between: str) -> str:
+    """The answer in a completion, as an assistant's message holds it: without what the template puts before it."""
+    answer = after_thought(completion) or ""
+    return (answer.removeprefix(between) if answer is completion else answer).rstrip()
 
 
 def read_conversations(source: str, *, at_most: int) -> list[Conversation]:

@@ -28,6 +28,7 @@ from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm
 from mechrefusal.progress import console
+from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.named_interventions import NamedIntervention
@@ -68,6 +69,7 @@ def evaluate(
     out: Path | str | None = None,
     strict: bool = False,
     seed: int = 0,
+    chat: ChatSettings | None = None,
 ) -> Evaluated:
     """Answer every suite at every checkpoint, judge the answers, and compare the checkpoints.
 
@@ -85,6 +87,7 @@ def evaluate(
         max_new_tokens: longest answer.
         out: folder; by default that of the run. Without a run and without it nothing is kept.
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
+        chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
 
     Raises:
         MechrefusalError: no suite, a name of a suite or judge twice, judges of harm without a harmful prompt, an
@@ -94,7 +97,7 @@ def evaluate(
     require_distinct(list(suites))
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
-    run, chosen = _checkpoints(source, checkpoints)
+    run, chosen = _checkpoints(source, checkpoints, chat)
     wanted = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
     asked: list[Judge] = list(judges) or [RefusalJudge()]
     evaluation_tables.require_judges(asked, suites)
@@ -122,13 +125,14 @@ def stressed(
     max_new_tokens: int = 128,
     out: Path | str | None = None,
     seed: int = 0,
+    chat: ChatSettings | None = None,
 ) -> Stressed:
     """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
 
     Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
 
     Args:
-        source, judges, checkpoints, max_new_tokens, out: as in `evaluate`; without a run `out` is needed.
+        source, judges, checkpoints, max_new_tokens, out, chat: as in `evaluate`; without a run `out` is needed.
         methods: gcg, autodan, with the settings of the run's recipe.
         n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
         steps: of an attack; 0 for those of the recipe.
@@ -139,7 +143,7 @@ def stressed(
     Raises:
         MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
     """
-    run, chosen = _checkpoints(source, checkpoints)
+    run, chosen = _checkpoints(source, checkpoints, chat)
     asked, harmless = attacked(suites, n)
     attack = run.recipe.attack if run is not None else AttackSettings()
     known: dict[str, GCGSettings | AutoDANSettings] = dict(zip(ATTACKS, (attack.gcg, attack.autodan), strict=True))
@@ -164,15 +168,18 @@ def stressed(
     return found
 
 
-def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> tuple[Run | None, list[Checkpoint]]:
+def _checkpoints(
+    source: Run | Checkpoint | Path | str, ids: Sequence[str], chat: ChatSettings | None
+) -> tuple[Run | None, list[Checkpoint]]:
     if isinstance(source, (Path, str)) and (Path(source).expanduser() / "recipe.yaml").is_file():
         source = Run.open(Path(source).expanduser())
     if not isinstance(source, Run):
         if ids:
             raise MechrefusalError(f"'{source}' is no run, so it has no checkpoint '{ids[0]}': leave checkpoints out")
-        run, checkpoint = chosen_direction.located(source)
+        run, checkpoint = chosen_direction.located(source, chat=chat)
         return run, [checkpoint]
     run = source
+    chosen_direction.require_no_settings(run, chat)
     there = {point.id: point for point in run.checkpoints()}
     if not there:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
@@ -208,7 +215,13 @@ def _answered(
         model, tokenizer = load_causal_lm(checkpoint)
         limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
         for suite in suites:
-            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
+            prompts.require_room(
+                tokenizer,
+                suite.prompt_set(),
+                limit=limit,
+                spare=prompts.answer_room(tokenizer, max_new_tokens),
+                what=what,
+            )
         for spec, under in possible.items():
             for suite in suites:
                 path = folder / FOLDER / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet"

@@ -11,6 +11,9 @@ import jsonargparse
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.study.recipe import Recipe, recipe_path
 
+FREE = "chat_template_kwargs"
+"""Key of a mapping whose own keys are the model's, not the recipe's."""
+
 
 def load_recipe(name: str | Path) -> Recipe:
     """Read a recipe: a YAML file, or a packaged one by name ("demo", "tiny").
@@ -73,7 +76,7 @@ def _refuse_unknown(content: dict[str, Any], known: dict[str, Any], where: str, 
             close = difflib.get_close_matches(str(key), known, n=1)
             meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known here: {', '.join(known)}"
             raise MechrefusalError(f"{where}: unknown key '{prefix}{key}'; {meant}")
-        if isinstance(value, dict) and isinstance(known[key], dict):
+        if isinstance(value, dict) and isinstance(known[key], dict) and key != FREE:
             _refuse_unknown(value, known[key], where, f"{prefix}{key}.")
 
 

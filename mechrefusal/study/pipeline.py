@@ -18,7 +18,7 @@ from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, require_room, segments
+from mechrefusal.prompts import PromptSet, answer_room, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
@@ -53,6 +53,7 @@ def check(recipe: Recipe) -> Asked:
         )
     folder = fetch(recipe.model)
     tokenizer = load_tokenizer(folder)
+    recipe.chat.apply(tokenizer)
     trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
     trained["instructions"] = chosen.instructions
     for name, each in trained.items():
@@ -62,7 +63,8 @@ def check(recipe: Recipe) -> Asked:
     if "r2d2" in recipe.arms:
         _check_pool(recipe, _trained_on(recipe, chosen), folder, tokenizer)
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
-    spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
+    spare = answer_room(tokenizer, recipe.measuring.max_new_tokens)
+    spare += recipe.attack.gcg.suffix_length if pressed else 0
     measured = {**chosen.evaluation_sets(), "behaviours": chosen.behaviours}
     context = context_length(folder)
     for name, each in measured.items():
@@ -137,7 +139,9 @@ def _train(
             settings=settings,
             probe=probes.of(settings, chosen.probe, name) if settings.n_probe else None,
         )
-    run.record(*(Checkpoint.open(run.folder / name / f"step-{step:05d}", arm=name, step=step) for step in steps))
+    folders = {step: run.folder / name / f"step-{step:05d}" for step in steps}
+    chat = run.recipe.chat
+    run.record(*(Checkpoint.open(path, arm=name, step=step, chat=chat) for step, path in folders.items()))
     _append(run, "training", log, name)
     for table in ("terms", "refreshes", "probes"):
         _append(run, table, training.read_log(run.folder / name, table), name)
@@ -172,7 +176,7 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
                 path=path,
             )
         attacking = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
-        answer = run.recipe.measuring.max_new_tokens
+        answer = answer_room(tokenizer, run.recipe.measuring.max_new_tokens)
         require_room(tokenizer, attacking, limit=context_length(base.path), spare=answer, what="the model's context")
         del model
     given_back()
@@ -319,7 +323,7 @@ def _base(run: Run) -> Checkpoint:
     known = run.manifest.get("checkpoints", {}).get("base-step-00000")
     if known is not None:
         return run.checkpoint("base", step=0)
-    base = Checkpoint.open(fetch(run.recipe.model))
+    base = Checkpoint.open(fetch(run.recipe.model), chat=run.recipe.chat)
     run.record(base)
     return base
 

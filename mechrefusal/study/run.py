@@ -172,7 +172,7 @@ class Run:
         path = self.folder / entry["path"]
         if entry["arm"] == "base" and not path.is_dir():
             path = fetch(self.recipe.model)  # the run was moved, or the cache was
-        found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"])
+        found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
         if found.weights != entry["weights"]:
             raise MechrefusalError(
                 f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "

@@ -4,6 +4,8 @@ import re
 import zlib
 from collections import Counter
 
+from mechrefusal.prompts import after_thought
+
 WINDOW = 40
 """Words in which variety is counted: a long answer repeats words, a loop repeats them at once."""
 FEWEST_DISTINCT = 0.3
@@ -18,8 +20,12 @@ _CODE = re.compile(r"```|^\s{4,}\S|[{};]\s*$", re.MULTILINE)
 
 
 def is_degenerate(completion: str) -> bool:
-    """Whether an answer is no language: empty, without letters, a loop, or noise."""
-    return why_degenerate(completion) is not None
+    """Whether the answer in a completion is no language: empty, without letters, a loop, noise, or not there yet.
+
+    What is thought before it does not count; a thought without an end has no answer.
+    """
+    answer = after_thought(completion)
+    return answer is None or why_degenerate(answer) is not None
 
 
 def why_degenerate(completion: str) -> str | None:
