@@ -191,7 +191,11 @@ def require_generation_prompt(tokenizer: "PreTrainedTokenizerBase", system: str 
         return
     question = SENTINELS[0]
     asked = render(tokenizer, question, system)
-    if asked == render(tokenizer, question, system, ask=False):
+    try:
+        same = asked == render(tokenizer, question, system, ask=False)
+    except MechrefusalError:  # it renders no question that it does not ask
+        same = False
+    if same:
         after, around = asked.split(question)[1], turn(tokenizer, system=system)
         trouble = ""
         if not after.strip():
