@@ -70,7 +70,7 @@ class ChatSettings:
         Raises:
             MechrefusalError: the chat template knows no variable of that name, or there is no template.
         """
-        tokenizer.max_thought_tokens = self.max_thought_tokens  # type: ignore[attr-defined]
+        tokenizer.max_thought_tokens = self.max_thought_tokens
         values = json.loads(self.template_kwargs)
         template = tokenizer.chat_template
         if not values:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from chat_templates import QWEN3
 from tolerances import COMPOUND
 
 from mechrefusal import MechrefusalError, evaluation, models
@@ -461,6 +462,32 @@ def test_one_prompt(tiny_hooked, asked):
 def test_completions_of_other_prompts(tiny_hooked, asked):
     with pytest.raises(MechrefusalError, match="got 3 for 12"):
         evaluation.discover_refusal(tiny_hooked, asked, completions=said(tiny_hooked, SORRY, SURE, SURE))
+
+
+def test_the_fallback_is_what_stands_in_the_template(tiny_hf, tiny_hooked, asked, monkeypatch):
+    """An empty thought that the template writes before an answer is forced; a space belongs to the first word."""
+    hf, tokenizer = tiny_hf
+    given = said(tiny_hooked, SORRY, SORRY, *[SURE] * 10)
+    spaced = QWEN3.replace("'\n</think>\n\n'", "'\n</think>'").replace("{{ content.lstrip('\n')", "{{ ' ' + content")
+    for template, lead, word in (
+        (QWEN3, "<think>\n\n</think>\n\n", "Sorry"),
+        (spaced, "<think>\n\n</think>", " Sorry"),
+    ):
+        monkeypatch.setattr(tiny_hooked.tokenizer, "chat_template", template)
+        metric = evaluation.discover_refusal(tiny_hooked, asked, completions=given, fallback=SORRY)
+        assert metric.kind == "fallback"
+        assert tokenizer.decode(metric.opening) == lead
+        assert word.startswith(tokenizer.decode(metric.refusal_tokens))
+        likeliest = set()
+        for text in [*asked.harmful, *asked.harmless][2:]:
+            prompt = tiny_hooked.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            with torch.no_grad():
+                logits = hf(torch.tensor([[*prompt, *metric.opening]])).logits[0, -1].clone()
+            logits[list(metric.refusal_tokens)] = -torch.inf
+            likeliest.add(int(logits.argmax()))
+        assert set(metric.compliance_tokens) == likeliest
 
 
 def test_a_fallback_without_tokens(tiny_hooked, asked):
