@@ -138,6 +138,8 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         )
     # A fresh one: the bridge sets padding and special tokens of the one that it was given.
     model.tokenizer = load_tokenizer(checkpoint, chat=chat)
+    if chat:
+        checkpoint.chat.apply(model.tokenizer)  # the bridge has loaded it again, to add a beginning-of-sequence token
     model.weights = checkpoint.weights
     model.requires_grad_(False)
     del reference
