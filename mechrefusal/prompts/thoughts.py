@@ -36,16 +36,17 @@ def after_thought(completion: str) -> str | None:
     marks, the completion is its answer.
     """
     text = completion
+    if _BEGINS.match(text) is None:
+        for opening, closing in MARKS:
+            ended = _CLOSES[closing].search(text)
+            if ended is not None and opening not in text[: ended.start()]:
+                text = text[ended.end() :].lstrip()
+                break
     while (begun := _BEGINS.match(text)) is not None:
         ended = _CLOSES[dict(MARKS)[begun["opening"]]].search(text, begun.end())
         if ended is None:
             return None
         text = text[ended.end() :].lstrip()
-    if text is completion:
-        for opening, closing in MARKS:
-            ended = _CLOSES[closing].search(text)
-            if ended is not None and opening not in text[: ended.start()]:
-                return after_thought(text[ended.end() :].lstrip())
     return text
 
 

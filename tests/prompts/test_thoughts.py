@@ -37,6 +37,11 @@ def test_the_answer_is_what_follows_the_thought(completion: str, answer: str | N
     assert after_thought(completion) == answer
 
 
+def test_many_thoughts_are_read_one_after_another() -> None:
+    assert after_thought("<think></think>" * 3000 + "Sure") == "Sure"
+    assert after_thought("a" + "</think>" * 3000) == "</think>" * 2999
+
+
 def test_the_thought_at_the_end_of_a_prompt() -> None:
     assert thought_at_end("user<think>\n") == ("user", "\n</think>\n\n")
     assert thought_at_end("user<think>") == ("user", "\n\n</think>\n\n")
