@@ -179,13 +179,16 @@ class _Spent:
         if token in end:
             self.ended = True
             return False
-        self.thinks = self.thinks or (not self.tokens and token in self.marks.opens)
         self.tokens.append(token)
+        if not self.thinks and tuple(self.tokens) in self.marks.opens:
+            self.thinks = True
+            self.left += len(self.tokens) - 1  # its first tokens could have been an answer's
+            self.thought_left -= len(self.tokens) - 1
         if not self.thinks:
             self.left -= 1
             return self.left > 0
         self.thought_left -= 1
-        self.thinks = token not in self.marks.closes
+        self.thinks = not any(tuple(self.tokens[-len(mark) :]) == mark for mark in self.marks.closes)
         return self.thought_left > 0 if self.thinks else self.left > 0
 
 

@@ -81,7 +81,7 @@ def short(text: str) -> str:
 
 def tokenised(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[tuple[int, ...], list[int]]:
     """Ids of a rendered conversation, and where each token starts."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = tuple(encoding["input_ids"])
     return ids, _starts(tokenizer, text, ids, encoding["offset_mapping"])
 

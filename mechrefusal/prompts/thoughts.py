@@ -14,6 +14,7 @@ MARKS = (
     ("<thought>", "</thought>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 """What opens and what closes a thought, by family of models."""
 MAX_THOUGHT_TOKENS = 512
@@ -66,13 +67,13 @@ def thought_at_end(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ThoughtMarks:
-    """Thoughts as tokens: ids that open and close one, and how many tokens one may take.
+    """Thoughts as tokens: what opens and closes one (ids, mostly one token each), and how many tokens one may take.
 
     `begun`: the prompt opens one, by `opened` (text). Empty sets: the vocabulary has no such marks.
     """
 
-    opens: frozenset[int] = frozenset()
-    closes: frozenset[int] = frozenset()
+    opens: frozenset[tuple[int, ...]] = frozenset()
+    closes: frozenset[tuple[int, ...]] = frozenset()
     at_most: int = 0
     opened: str = ""
 
@@ -82,19 +83,24 @@ class ThoughtMarks:
         return bool(self.opened and self.closes)
 
 
-def mark_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[frozenset[int], frozenset[int]]:
-    """Ids of the tokens that open and that close a thought: of pairs of marks that are one token each."""
+def mark_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[frozenset[tuple[int, ...]], frozenset[tuple[int, ...]]]:
+    """Token ids of what opens and of what closes a thought: of the pairs of marks that the vocabulary knows.
+
+    A mark begins and ends in tokens of its own, which no text around it changes; else it is text like any other.
+    """
+    added = set(tokenizer.added_tokens_decoder)
     found = []
     for pair in MARKS:
-        ids = tokenizer.convert_tokens_to_ids(list(pair))
-        if all(isinstance(one, int) and one != tokenizer.unk_token_id for one in ids):
+        ids = [tuple(tokenizer(mark, add_special_tokens=False)["input_ids"]) for mark in pair]
+        if all(mark and mark[0] in added and mark[-1] in added for mark in ids):
             found.append(ids)
     return frozenset(opening for opening, _ in found), frozenset(closing for _, closing in found)
 
 
 def texts_of(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Sequence[int]]) -> list[str]:
     """The texts of completions without special tokens; marks of thoughts stay, whether they are special or not."""
-    marks = frozenset().union(*mark_ids(tokenizer))
+    opens, closes = mark_ids(tokenizer)
+    marks = {token for mark in (*opens, *closes) for token in mark}
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} if marks else set()
     if not marks & special:
         return [str(tokenizer.decode(list(row), skip_special_tokens=True)) for row in rows]

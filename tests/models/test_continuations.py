@@ -1,5 +1,7 @@
 """Where continuations stop: at the end of a turn, or where the tokens of a thought or an answer are spent."""
 
+from dataclasses import replace
+
 import pytest
 from chains import Chain, saying
 
@@ -8,7 +10,7 @@ from mechrefusal.models import Continuation, TokenBatch
 from mechrefusal.prompts import ThoughtMarks
 
 OPEN, CLOSE, END = 1, 2, 3
-MARKS = {"opens": frozenset({OPEN}), "closes": frozenset({CLOSE})}
+MARKS = {"opens": frozenset({(OPEN,)}), "closes": frozenset({(CLOSE,)})}
 
 
 def said(model: Chain, *lasts: int, most: int, **marks) -> list[Continuation]:
@@ -68,3 +70,18 @@ def test_a_thought_that_the_prompt_opens_is_counted_from_there(model: Chain) -> 
 def test_a_mark_inside_an_answer_opens_no_thought() -> None:
     model = Chain(saying([9, OPEN, 4, 5, 6, CLOSE, END], after=20), vocab=32)
     assert said(model, 20, most=3, at_most=9) == [Continuation((9, OPEN, 4), ended=False)]
+
+
+def test_marks_of_several_tokens() -> None:
+    """As gpt-oss has them: a channel's name between two tokens opens a thought, another one closes it."""
+    marks = ThoughtMarks(frozenset({(10, 11, 12)}), frozenset({(13, 14, 15)}), at_most=9)
+    model = Chain(saying([10, 11, 12, 4, 5, 13, 14, 15, 7, 8, END], after=20), vocab=32)
+    batch = TokenBatch.of([[20]], pad=0)
+
+    def found(most, thoughts):
+        return models.continuations(model, batch, max_new_tokens=most, end={END}, thoughts=thoughts)
+
+    whole = (10, 11, 12, 4, 5, 13, 14, 15, 7, 8)
+    assert found(3, marks) == found(3, replace(marks, at_most=8)) == [Continuation(whole, ended=True)]
+    assert found(3, replace(marks, at_most=7)) == [Continuation(whole[:7], ended=False)]
+    assert found(3, None) == [Continuation(whole[:3], ended=False)]

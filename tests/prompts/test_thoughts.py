@@ -24,6 +24,9 @@ MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
         ("<think>a</think>\n<think>b</think>\nSure", "Sure"),
         ("[THINK]a[/THINK]Sure", "Sure"),
         ("<seed:think>a</seed:think>Sure", "Sure"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>Sure", "Sure"),
+        ("<|channel|>final<|message|>Sure", "Sure"),
+        ("<|channel|>analysis<|message|>a", None),
         ("I must see.\n</think>\n\nSure", "Sure"),  # the prompt had opened it
         ("<think>\nI must", None),
         ("<think>a</think><think>b", None),

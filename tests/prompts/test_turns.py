@@ -1,6 +1,9 @@
 """Where the assistant's turn begins and ends, in templates of the forms that model families have."""
 
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from chat_templates import GLM, MISTRAL, QWEN3, R1, ROLES, sentencepiece
@@ -157,7 +160,7 @@ def test_marks_of_thoughts_are_tokens_or_nothing(make_tokenizer: MakeTokenizer) 
     tokenizer = thinking(make_tokenizer, QWEN3)
     marks = thought_marks(tokenizer)
     assert (marks.opens, marks.closes) == tuple(
-        {tokenizer.convert_tokens_to_ids(mark)} for mark in ("<think>", "</think>")
+        {(tokenizer.convert_tokens_to_ids(mark),)} for mark in ("<think>", "</think>")
     )
     assert not marks.begun
     assert answer_room(tokenizer, 30) == 30 + 512
@@ -166,3 +169,43 @@ def test_marks_of_thoughts_are_tokens_or_nothing(make_tokenizer: MakeTokenizer) 
     # Where the prompt closes the thought, none is to come.
     ChatSettings.of({"enable_thinking": False}, 7).apply(tokenizer)
     assert answer_room(tokenizer, 30) == 30
+
+
+# What published templates write between prompt and answer, which token ends the turn, and whether the prompt opens a
+# thought: as TRL carries them.
+PUBLISHED = {
+    "cohere": ("", "<|END_OF_TURN_TOKEN|>", ""),
+    "deepseek_r1_distill": ("\n</think>\n\n", "<｜end▁of▁sentence｜>", "<think>\n"),
+    "gemma3": ("", "<end_of_turn>", ""),
+    "glm4moe": ("\n<think></think>\n", "<|user|>", ""),
+    "gptoss": ("<|channel|>final<|message|>", "<|return|>", ""),
+    "lfm2": ("", "<|im_end|>", ""),
+    "llama3_1": ("", "<|eot_id|>", ""),
+    "nemotron_3_nano": ("\n</think>\n\n", "<|im_end|>", "<think>\n"),
+    "phi3": ("", "<|end|>", ""),
+    "qwen2_5": ("", "<|im_end|>", ""),
+    "qwen3": ("<think>\n\n</think>\n\n", "<|im_end|>", ""),
+    "qwen3_5_think": ("\n</think>\n\n", "<|im_end|>", "<think>\n"),
+    "qwen3_instruct_2507": ("", "<|im_end|>", ""),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_templates(make_tokenizer: MakeTokenizer, name: str) -> None:
+    (folder,) = find_spec("trl").submodule_search_locations
+    path = Path(folder) / "chat_templates" / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"this version of TRL carries no template '{name}'")
+    template = path.read_text(encoding="utf-8")
+    tokenizer = make_tokenizer(template)
+    marks = re.findall(r"<[|｜][^<>\s]{1,40}?[|｜]>|</?think>", template)
+    tokenizer.add_tokens([AddedToken(mark, special="think" not in mark) for mark in dict.fromkeys(marks)])
+    between, end, opened = PUBLISHED[name]
+    assert turn(tokenizer).between == between
+    assert end_of_turn_tokens(tokenizer) == {tokenizer.convert_tokens_to_ids(end)}
+    assert thought_marks(tokenizer).opened == opened
+    found = segments(tokenizer, "Tell me how", target="Sure, here", end_of_turn=False)
+    assert tokenizer.decode(found.prompt_ids + found.target).endswith(opened + between + "Sure, here")
+    lead, words = opening_ids(tokenizer, "Sure, here")
+    assert tokenizer.decode(words) == "Sure, here"
+    assert (lead == ()) is (between == "")
