@@ -41,8 +41,15 @@ class Checkpoint:
         return cls(arm, step, path, hash_weights(path)).asked(chat or ChatSettings())
 
     def asked(self, chat: ChatSettings) -> "Checkpoint":
-        """The same model, asked in another way than by default: tables and answers tell the two apart by the hash."""
-        assert self.chat == ChatSettings()
+        """The same model, asked in another way than by default: tables and answers tell the two apart by the hash.
+
+        Raises:
+            MechrefusalError: the checkpoint is asked in a way of its own already.
+        """
+        if self.chat != ChatSettings():
+            raise MechrefusalError(
+                f"checkpoint '{self.path}' is asked with {self.chat} already: open it again for other settings"
+            )
         return replace(self, chat=chat, weights=chat.hashed(self.weights))
 
     @property

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mechrefusal import models, prompts
+from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.evaluation import Completions
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study import conversations
@@ -43,6 +43,8 @@ def test_answers_of_a_model_that_is_asked_otherwise_are_others(tiny, tmp_path, m
     other = base.asked(prompts.ChatSettings.of(max_thought_tokens=3))
     assert other.weights != base.weights == models.Checkpoint.open(tiny, chat=prompts.ChatSettings()).weights
     assert models.Checkpoint.open(tiny, chat=other.chat) == other
+    with pytest.raises(MechrefusalError, match=r"is asked with .* already"):
+        other.asked(prompts.ChatSettings())
     for checkpoint in (base, other):
         own_answers(checkpoint, asked, max_new_tokens=2)
     assert len(list((tmp_path / "answers").iterdir())) == 2
