@@ -11,7 +11,15 @@ from mechrefusal.prompts.splits import Split, normalised
 from mechrefusal.prompts.targets import affirmative_target
 from mechrefusal.prompts.templates import Segments, prompt_ids, segments
 from mechrefusal.prompts.thoughts import ThoughtMarks, after_thought, texts_of
-from mechrefusal.prompts.turns import Turn, answer_room, end_of_turn_tokens, opening_ids, thought_marks, turn
+from mechrefusal.prompts.turns import (
+    Turn,
+    after_empty_thought,
+    answer_room,
+    end_of_turn_tokens,
+    opening_ids,
+    thought_marks,
+    turn,
+)
 
 __all__ = [
     "Audit",
@@ -25,6 +33,7 @@ __all__ = [
     "ThoughtMarks",
     "Turn",
     "affirmative_target",
+    "after_empty_thought",
     "after_thought",
     "answer_room",
     "audit",

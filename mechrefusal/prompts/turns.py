@@ -1,6 +1,7 @@
 """Where the assistant's turn begins and ends: what a chat template writes around an answer."""
 
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -111,6 +112,37 @@ def thought_marks(tokenizer: "PreTrainedTokenizerBase") -> ThoughtMarks:
     prompt = render(tokenizer, SENTINELS[0], None)
     stem, closing = thought_at_end(prompt)
     return ThoughtMarks(opens, closes, at_most if opens else 0, prompt[len(stem) :] if closing else "")
+
+
+def after_empty_thought(
+    tokenizer: "PreTrainedTokenizerBase", completions: Sequence[Sequence[int]]
+) -> tuple[list[tuple[int, ...]], int]:
+    """Completions (token ids) with an empty thought, as the template writes it, in place of their own.
+
+    What a model thinks differs from prompt to prompt; how it answers after no thought is the same question for all.
+
+    Returns:
+        The completions, and how many first tokens the empty thought takes: 0, and the completions as they are, where
+        none of them holds a thought that ended.
+    """
+    closes = mark_ids(tokenizer)[1]
+    ends = [_end_of(closes, ids) for ids in completions]
+    if not any(ends):
+        return [tuple(ids) for ids in completions], 0
+    lead = opening_ids(tokenizer, ANSWER)[0]
+    lead = lead[: _end_of(closes, lead)]
+    return [(*lead, *ids[end:]) for ids, end in zip(completions, ends, strict=True)], len(lead)
+
+
+def _end_of(marks: Iterable[tuple[int, ...]], ids: Sequence[int]) -> int:
+    """How many tokens there are up to the end of the first of these marks; 0 where there is none."""
+    found = [
+        start + len(mark)
+        for mark in marks
+        for start in range(len(ids) - len(mark) + 1)
+        if tuple(ids[start : start + len(mark)]) == mark
+    ]
+    return min(found, default=0)
 
 
 def answer_room(tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> int:

@@ -18,7 +18,7 @@ from mechrefusal.models import Checkpoint, context_length, fetch, load_causal_lm
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, answer_room, require_room, segments
+from mechrefusal.prompts import PromptSet, answer_room, end_of_turn_tokens, require_room, segments
 from mechrefusal.study import across, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
@@ -54,6 +54,7 @@ def check(recipe: Recipe) -> Asked:
     folder = fetch(recipe.model)
     tokenizer = load_tokenizer(folder)
     recipe.chat.apply(tokenizer)
+    end_of_turn_tokens(tokenizer)  # a model whose answers have no end is refused here, not after training
     trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
     trained["instructions"] = chosen.instructions
     for name, each in trained.items():

@@ -490,6 +490,33 @@ def test_the_fallback_is_what_stands_in_the_template(tiny_hf, tiny_hooked, asked
         assert set(metric.compliance_tokens) == likeliest
 
 
+@pytest.mark.parametrize("opens", [True, False])
+def test_openings_of_a_model_that_thinks_are_those_of_its_answers(tiny, tmp_path, asked, opens):
+    """Every thought is another one; refusals and answers differ in what comes after it."""
+    hf, tokenizer = models.load_causal_lm(tiny)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    begun = QWEN3.replace("' }}{% if enable_thinking", "<think>\n' }}{% if enable_thinking")
+    tokenizer.chat_template = QWEN3 if opens else begun
+    for part in (hf, tokenizer):
+        part.save_pretrained(tmp_path / "thinker")
+    model = models.load_hooked(tmp_path / "thinker")
+    thoughts = [f"{'<think>' if opens else ''}\nThe user wants number {n}.\n</think>\n\n" for n in range(12)]
+    texts = [thought + (SORRY if n < 6 else SURE) for n, thought in enumerate(thoughts)]
+    ids = tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
+    metric = evaluation.discover_refusal(model, asked, completions=Completions(tuple(texts), ids))
+    assert (metric.n_refused, metric.n_answered) == (6, 6)
+    assert metric.kind in ("discovered", "teacher_forced")
+    lead = ("<think>" if opens else "") + "\n\n</think>"
+    refusals = {tokenizer.decode((*metric.opening, token)) for token in metric.refusal_tokens}
+    assert all(told.lstrip("\n").startswith(lead.lstrip("\n")) for told in refusals)
+    assert all(f"{lead}\n\n{SORRY}".lstrip("\n").startswith(told.lstrip("\n")) for told in refusals)
+    if metric.forced is not None:
+        openings = [tokenizer.decode(opening) for opening in metric.forced.refusals]
+        assert openings
+        assert all("</think>" in told and "Sorry" in told for told in openings)
+
+
 def test_a_fallback_without_tokens(tiny_hooked, asked):
     with pytest.raises(MechrefusalError, match="fallback refusal ''"):
         evaluation.discover_refusal(tiny_hooked, asked, completions=said(tiny_hooked, *[SURE] * 12), fallback="")

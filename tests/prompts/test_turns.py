@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import (
     ChatSettings,
+    after_empty_thought,
     answer_room,
     end_of_turn_tokens,
     opening_ids,
@@ -169,6 +170,17 @@ def test_marks_of_thoughts_are_tokens_or_nothing(make_tokenizer: MakeTokenizer) 
     # Where the prompt closes the thought, none is to come.
     ChatSettings.of({"enable_thinking": False}, 7).apply(tokenizer)
     assert answer_room(tokenizer, 30) == 30
+
+
+def test_thoughts_are_replaced_by_the_templates_empty_one(make_tokenizer: MakeTokenizer) -> None:
+    for template, lead in ((QWEN3, "<think>\n\n</think>"), (R1, "\n</think>")):
+        tokenizer = thinking(make_tokenizer, template)
+        said = ["<think>\nI see.\n</think>\n\nSure", "Hm.\n</think>\n\nSorry", "No thought"]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+        found, n_lead = after_empty_thought(tokenizer, ids)
+        assert [tokenizer.decode(row) for row in found] == [f"{lead}\n\nSure", f"{lead}\n\nSorry", f"{lead}No thought"]
+        assert {tokenizer.decode(row[:n_lead]) for row in found} == {lead}
+        assert after_empty_thought(tokenizer, ids[2:]) == ([tuple(ids[2])], 0)
 
 
 # What published templates write between prompt and answer, which token ends the turn, and whether the prompt opens a

@@ -66,6 +66,17 @@ def test_a_recipe_for_another_template_is_refused_before_training():
         study.check(recipe)
 
 
+def test_a_model_whose_answers_have_no_end_is_refused_before_training(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "endless")
+    (folder / "chat_template.jinja").write_text(
+        "{% for one in messages %}{{ one.role + ': ' + one.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}",
+        encoding="utf-8",
+    )
+    with pytest.raises(MechrefusalError, match=r"endless' writes no special token after an answer"):
+        study.check(recipe_from_dict(load_recipe("tiny").as_dict() | {"model": str(folder)}))
+
+
 def test_every_way_to_load_a_checkpoint_asks_alike_and_anchors_keep_it(thinker, tmp_path):
     checkpoint = models.Checkpoint.open(thinker, chat=ChatSettings.of(OFF))
     model, tokenizer = models.load_causal_lm(checkpoint)
