@@ -104,3 +104,19 @@ def test_the_commands_take_it_too(thinker, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--chat_template_kwargs", '{"think": false}']) == 2
     assert "knows no 'think'" in capsys.readouterr().err
+
+
+def test_a_study_is_told_from_the_command_line(thinker, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["run", "--recipe", "tiny", "--out", str(out), "--chat_template_kwargs", '{"enable_thinking": false}']
+    assert main(words) == 2
+    assert "knows no 'enable_thinking'" in capsys.readouterr().err
+    # The tiny model's context of 512 tokens has no room for thoughts of as many; where it does not think there is room.
+    tokenizer = models.load_tokenizer(thinker)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    asked = prompts.PromptSet.from_texts("asked", ["Tell me how to bake bread."])
+    with pytest.raises(MechrefusalError, match=r"no room for 522 more tokens.*ask for shorter answers or thoughts"):
+        prompts.require_room(tokenizer, asked, limit=512, spare=prompts.answer_room(tokenizer, 10), what="the context")
+    ChatSettings.of(OFF).apply(tokenizer)
+    prompts.require_room(tokenizer, asked, limit=512, spare=prompts.answer_room(tokenizer, 10), what="the context")
+    assert not out.exists()
