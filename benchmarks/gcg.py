@@ -176,7 +176,7 @@ def sized(tokenizer, behaviours: prompts.PromptSet, *, prompt_tokens: int, targe
                 break
         table.loc[row, "text"] = led
         if target_tokens:
-            ids = tokenizer(target, add_special_tokens=False).input_ids[:target_tokens]
+            ids = prompts.opening_ids(tokenizer, target)[1][:target_tokens]
             table.loc[row, "target"] = tokenizer.decode(ids)
     return prompts.PromptSet(behaviours.name, table)
 

@@ -114,7 +114,7 @@ def main() -> None:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     layers = sorted({round(i * (n_layers - 1) / 4) for i in range(5)}) if options.quick else list(range(n_layers))
     pairs = prompts.builtin().pairs.equal_length(model.tokenizer)[options.pair : options.pair + 1]
-    first = [model.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("Sorry", "The")]
+    first = [prompts.opening_ids(model.tokenizer, word)[1][0] for word in ("Sorry", "The")]
     metric = models.RefusalMetric((), (first[0],), (first[1],))
     source, target = (
         torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids])

@@ -197,7 +197,7 @@ def attack(options) -> None:
 
     out = Path(options.out).expanduser()
     require_writable(out, folder=True)
-    checkpoint = models.Checkpoint.open(models.fetch(options.source))
+    checkpoint = models.Checkpoint.open(models.fetch(options.source), chat=_chat(options))
     behaviours = study.behaviours(options.behaviours, n=options.n)
     model, tokenizer = models.load_causal_lm(checkpoint, dtype=getattr(torch, options.dtype))
     path = out / f"{options.method}-{checkpoint.weights}.parquet"
@@ -222,7 +222,8 @@ def ablate(options) -> None:
     asked = study.read_prompts(options.prompts, reader=options.reader, n=options.n)
     settings = ("direction", "add", "dose", "induce", "reference", "layer", "position", "seed", "max_new_tokens")
     judge = measuring_judge(options.judge) if options.judge else None
-    found = study.ablated(options.checkpoint, asked, judge=judge, **{name: getattr(options, name) for name in settings})
+    given = {name: getattr(options, name) for name in settings}
+    found = study.ablated(options.checkpoint, asked, judge=judge, chat=_chat(options), **given)
     written = found.write(options.out) if options.out else None
     _print(side_by_side(found.table, found.rates, show_completions=options.show_completions))
     if written is not None:
@@ -248,6 +249,7 @@ def evaluate(options) -> None:
         out=options.out or None,
         strict=options.strict,
         seed=options.seed,
+        chat=_chat(options),
     )
     try:
         stressed = None
@@ -263,6 +265,7 @@ def evaluate(options) -> None:
                 max_new_tokens=options.max_new_tokens,
                 out=options.out or None,
                 seed=options.seed,
+                chat=_chat(options),
             )
     finally:
         _show(found.rates, found.differences)
@@ -390,6 +393,7 @@ def _attack_parser(*, with_settings: bool) -> jsonargparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=0, help="behaviours at most; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
     parser.add_argument("--dtype", type=str, choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    _add_chat(parser)
     parser.add_class_arguments(Source, "behaviours", help="the harmful requests; built-in: the split `evaluation`")
     parser.add_class_arguments(GCGSettings, "gcg")
     parser.add_class_arguments(AutoDANSettings, "autodan")
@@ -439,6 +443,7 @@ def _ablate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--position", type=int | None, help="which of a file of directions, from the end of the prompt")
     parser.add_argument("--seed", type=int, default=0, help="of the random direction")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
+    _add_chat(parser)
     parser.add_argument(
         "--show_completions", action="store_true", help="print all answers in full (they are shortened otherwise)"
     )
@@ -486,6 +491,7 @@ def _evaluate_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=str, action="append", default=[], help="of the run, by id; default: all")
     parser.add_argument("--n", type=int, default=0, help="prompts of each side of a suite, evenly spaced; 0 for all")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer")
+    _add_chat(parser)
     parser.add_argument("--out", type=str, default="", help="folder of answers and tables (default: the run's)")
     parser.add_argument("--strict", action="store_true", help="refuse to evaluate on prompts that the run has used")
     parser.add_argument("--seed", type=int, default=0, help="of the random direction")
@@ -498,6 +504,28 @@ def _add_show_completions(parser: jsonargparse.ArgumentParser) -> None:
         action="store_true",
         help="show answers to harmful prompts in full in the report (they are shortened otherwise)",
     )
+
+
+def _add_chat(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat_template_kwargs",
+        type=dict[str, Any] | None,
+        help="what the chat template gets beside the messages, such as '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument(
+        "--max_thought_tokens",
+        type=int | None,
+        help="tokens that a thought (<think> ... </think>) may take beside the answer's (default: 512)",
+    )
+
+
+def _chat(options):
+    """How the model is asked; None where the options say nothing."""
+    from mechrefusal.prompts import ChatSettings
+
+    given = {"template_kwargs": options.chat_template_kwargs, "max_thought_tokens": options.max_thought_tokens}
+    told = {name: value for name, value in given.items() if value is not None}
+    return ChatSettings.of(**told) if told else None
 
 
 def _add_processes(parser: jsonargparse.ArgumentParser) -> None:

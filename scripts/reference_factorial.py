@@ -29,7 +29,7 @@ class Activations:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.blocks = self.model.model.layers
-        self.opening = [self.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Sorry", " Sorry")]
+        self.opening = [prompts.opening_ids(self.tokenizer, word)[1][0] for word in ("Sorry", " Sorry")]
 
     @contextmanager
     def hooked(self, edit, layers, sites):

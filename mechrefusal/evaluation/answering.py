@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.generation import complete
+from mechrefusal.evaluation.generation import Completions, complete
 from mechrefusal.files import whole_file
 
 COLUMNS = ("completion", "token_ids", "ended")
@@ -37,7 +38,7 @@ def answers(
 
     Returns:
         One row a text: completion (str), token_ids (list of int, without the end token), ended (whether the model ended
-        its turn within `max_new_tokens`).
+        its turn before its tokens were spent).
 
     Raises:
         MechrefusalError: no text, or a file at `path` that is not such a table.
@@ -57,10 +58,10 @@ def answers(
                 file.truncate(0)
                 file.write(json.dumps({"stamp": stamp, "n": len(texts)}) + "\n")
 
-            def keep(rows: list[int], found: list[str], tokens: list[list[int]]) -> None:
-                for row, text, ids in zip(rows, found, tokens, strict=True):
-                    done[left[row]] = (text, ids)
-                    file.write(json.dumps({"row": left[row], "completion": text, "token_ids": ids}) + "\n")
+            def keep(rows: list[int], found: Completions) -> None:
+                for row, *told in zip(rows, found.texts, found.token_ids, found.ended, strict=True):
+                    done[left[row]] = dict(zip(COLUMNS, told, strict=True))
+                    file.write(json.dumps({"row": left[row], **done[left[row]]}) + "\n")
                 file.flush()
 
             complete(
@@ -73,13 +74,8 @@ def answers(
                 on_batch=keep,
             )
     rows = [done[row] for row in range(len(texts))]
-    table = pd.DataFrame(
-        {
-            "completion": [text for text, _ in rows],
-            "token_ids": [list(ids) for _, ids in rows],
-            "ended": [len(ids) < max_new_tokens for _, ids in rows],
-        }
-    )
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["token_ids"] = [list(ids) for ids in table["token_ids"]]
     with whole_file(path) as whole:
         table.assign(stamp=stamp).to_parquet(whole, index=False)
     draft.unlink(missing_ok=True)
@@ -100,20 +96,24 @@ def _read(path: Path, stamp: str, n: int) -> pd.DataFrame | None:
     return table[list(COLUMNS)]
 
 
-def _continued(draft: Path, stamp: str, n: int) -> dict[int, tuple[str, list[int]]]:
+def _continued(draft: Path, stamp: str, n: int) -> dict[int, dict[str, Any]]:
     """What a killed run left, by row; a line that was cut off is not there."""
     if not draft.is_file():
         return {}
     lines = draft.read_bytes().split(b"\n")
     complete_lines = lines[:-1]  # what follows the last line end was cut off
-    done: dict[int, tuple[str, list[int]]] = {}
+    done: dict[int, dict[str, Any]] = {}
     try:
         head = json.loads(complete_lines[0])
         if head != {"stamp": stamp, "n": n}:
             return {}
         for line in complete_lines[1:]:
             entry = json.loads(line)
-            done[int(entry["row"])] = (str(entry["completion"]), [int(token) for token in entry["token_ids"]])
+            done[int(entry["row"])] = {
+                "completion": str(entry["completion"]),
+                "token_ids": [int(token) for token in entry["token_ids"]],
+                "ended": bool(entry["ended"]),
+            }
     except (IndexError, KeyError, TypeError, ValueError):
         return {}
     if lines[-1]:

@@ -89,7 +89,9 @@ def discover_refusal(
     by `auc_held_out` where both have one, by `auc` otherwise. "The model's own answers" are the commonest openings
     among all answers that this checkpoint gave to these prompts (those of answers to earlier prompts among equally
     common ones), the same for every prompt: the score is a fixed function of a prompt and needs no answer of its own.
-    Openings on both sides are left out. The token sets stay in the metric, for what looks at one position only.
+    Openings on both sides are left out. Where the model thinks before it answers, answers are read as if they came
+    after an empty thought, which is then part of every opening. The token sets stay in the metric, for what looks at
+    one position only.
 
     Args:
         contrast: harmful and harmless prompts.
@@ -119,10 +121,12 @@ def discover_refusal(
     rows = [row for row, label in enumerate(labels) if label != DEGENERATE]
     if not rows:
         rows = list(range(len(texts)))
+    answers, n_lead = prompts.after_empty_thought(model.tokenizer, [completions.token_ids[row] for row in rows])
     said = _Said(
         prompts=prompts.prompt_ids(model.tokenizer, [texts[row] for row in rows]),
-        answers=[tuple(completions.token_ids[row]) for row in rows],
+        answers=answers,
         refused=torch.tensor([refused[row] for row in rows]),
+        n_lead=n_lead,
     )
     n_refused, n_answered = said.counts()
     if min(n_refused, n_answered) < FEWEST:
@@ -138,11 +142,15 @@ def discover_refusal(
 
 @dataclass(frozen=True)
 class _Said:
-    """Prompts (token ids), what was said to them, and which of that are refusals."""
+    """Prompts (token ids), what was said to them, and which of that are refusals.
+
+    Where the model thinks, all answers begin with the same `n_lead` tokens, an empty thought in place of their own.
+    """
 
     prompts: Sequence[Sequence[int]]
     answers: Sequence[tuple[int, ...]]
     refused: Bool[Tensor, " prompt"]
+    n_lead: int = 0
 
     def counts(self, rows: Tensor | None = None) -> tuple[int, int]:
         """Refusals and answers, among `rows` or all."""
@@ -194,7 +202,7 @@ class _Said:
 
 def _best_token_sets(model, said: _Said, longest_opening: int) -> Discovered | None:
     tried: list[Discovered] = []
-    openings = [_opening(said, length) for length in range(longest_opening + 1)]
+    openings = [_opening(said, said.n_lead + length) for length in range(longest_opening + 1)]
     known = [opening for opening in openings if opening is not None]
     for opening, logits in zip(known, _logits(model, said.prompts, known), strict=True):
         found = _try_opening(said, opening, logits)
@@ -261,7 +269,7 @@ def _token_sets(
 def _with_forced_openings(model, said: _Said, found: Discovered) -> Discovered:
     """`found`, or the teacher-forced metric with the token sets of `found` where that separates better."""
     everywhere, forced, length = torch.arange(len(said.prompts)), None, 0
-    for length in FORCED_TOKENS:
+    for length in (said.n_lead + n for n in FORCED_TOKENS):
         forced = _forced_openings(said, everywhere, length)
         if forced is not None:
             break
@@ -330,16 +338,16 @@ class _Likely:
 
 
 def _fallback(model, said: _Said, refusal: str, why: str) -> Discovered:
-    told = model.tokenizer(refusal, add_special_tokens=False).input_ids
-    if not told:
+    if not refusal.strip():
         raise MechrefusalError(f"the fallback refusal {refusal!r} has no tokens; give the start of a refusal")
-    token = told[0]
-    (logits,) = _logits(model, said.prompts, [()])
+    # What the template writes before an answer, such as an empty thought, is forced: the refusal's word comes after it.
+    opening, (token, *_) = prompts.opening_ids(model.tokenizer, refusal)
+    (logits,) = _logits(model, said.prompts, [opening])
     logits[:, token] = -torch.inf
     n_refused, n_answered = said.counts()
     likeliest = Counter((logits[~said.refused] if n_answered else logits).argmax(-1).tolist())
     return Discovered(
-        (),
+        opening,
         (token,),
         tuple(t for t, _ in likeliest.most_common(LARGEST_SET)),
         kind="fallback",

@@ -1,11 +1,10 @@
 """Greedy answers of a model to plain instructions, under whatever interventions are active."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mechrefusal import prompts
-from mechrefusal.models import TokenBatch, end_tokens
-from mechrefusal.models import generate as continue_greedily
+from mechrefusal.models import TokenBatch, continuations, end_tokens
 from mechrefusal.models.twin import plain_model
 from mechrefusal.progress import bar
 
@@ -15,16 +14,23 @@ PADDED_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Completions:
-    """Answers in the order of the prompts: their text, and their token ids without the end token."""
+    """Completions in the order of the prompts: their text, and their token ids without the end token.
+
+    A thought ("<think> ... </think>") is part of a completion. Where the prompt opens it, the text begins with the
+    opening mark, so that it can be told from the answer wherever the text is read.
+
+    ended: whether the model ended its turn itself, before its tokens were spent.
+    """
 
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, rows: slice) -> "Completions":
-        return Completions(self.texts[rows], self.token_ids[rows])
+        return Completions(self.texts[rows], self.token_ids[rows], self.ended[rows])
 
 
 def complete(
@@ -36,9 +42,9 @@ def complete(
     chunk: int = 64,
     tokenizer=None,
     description: str = "generating",
-    on_batch: Callable[[list[int], list[str], list[list[int]]], None] | None = None,
+    on_batch: Callable[[list[int], Completions], None] | None = None,
 ) -> Completions:
-    """Answer every instruction greedily.
+    """Answer every instruction greedily, to the end of the assistant's turn as the chat template writes it.
 
     A hooked transformer's answers come from the plain model behind it (`models.twin`), where it has one and no hooks
     stand at it: they are the same, in two thirds of the time.
@@ -46,33 +52,41 @@ def complete(
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
         suffixes: an adversarial suffix for each instruction ("" for none).
-        max_new_tokens: tokens at most in one answer.
+        max_new_tokens: tokens at most in one answer; a thought before it may take the tokenizer's `max_thought_tokens`
+            beside them (`prompts.ChatSettings`).
         chunk: prompts in one batch.
-        on_batch: called with the rows, texts and token ids of every finished batch.
+        on_batch: called with the rows and the completions of every finished batch.
+
+    Raises:
+        MechrefusalError: a chat template that says not where an answer ends.
     """
+    if not texts:
+        return Completions((), ())
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     attacks = suffixes if suffixes is not None else [""] * len(texts)
     parts = [prompts.segments(tokenizer, text, attack=attack) for text, attack in zip(texts, attacks, strict=True)]
     ids = [part.prompt_ids for part in parts]
     # The end of the template comes in one pass, so that interventions can tell its tokens from the instruction's.
-    tail = max((len(part.after) for part in parts), default=0)
+    tail = max(len(part.after) for part in parts)
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
-    end = end_tokens(model, tokenizer)
+    end, thoughts = end_tokens(model, tokenizer), prompts.thought_marks(tokenizer)
     running = plain_model(model)
-    answers: dict[int, list[int]] = {}
+    answers: dict[int, tuple[str, tuple[int, ...], bool]] = {}
     with bar(description, total=len(ids)) as progress:
         for rows in _batches([len(prompt) for prompt in ids], chunk):
             batch = TokenBatch.of(
                 [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
             )
-            found = continue_greedily(running, batch, max_new_tokens=max_new_tokens, end=end)
-            answers.update(zip(rows, found, strict=True))
+            found = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts)
+            told = prompts.texts_of(tokenizer, [each.tokens for each in found])
+            finished = [
+                (thoughts.opened + text, each.tokens, each.ended) for text, each in zip(told, found, strict=True)
+            ]
+            answers.update(zip(rows, finished, strict=True))
             if on_batch is not None:
-                on_batch(rows, tokenizer.batch_decode(found, skip_special_tokens=True), found)
+                on_batch(rows, Completions(*zip(*finished, strict=True)))
             progress.advance(len(rows))
-    in_order = [tuple(answers[row]) for row in range(len(ids))]
-    decoded = tokenizer.batch_decode([list(row) for row in in_order], skip_special_tokens=True) if in_order else []
-    return Completions(tuple(decoded), tuple(in_order))
+    return Completions(*zip(*(answers[row] for row in range(len(ids))), strict=True))
 
 
 def _batches(lengths: Sequence[int], chunk: int) -> Iterator[list[int]]:

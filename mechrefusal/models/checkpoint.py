@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import checkpoint_id
+from mechrefusal.prompts import ChatSettings
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,16 +52,34 @@ class Checkpoint:
     step: int
     path: Path
     weights: str
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
     @classmethod
-    def open(cls, path: Path | str, *, arm: str = "base", step: int = 0) -> "Checkpoint":
+    def open(
+        cls, path: Path | str, *, arm: str = "base", step: int = 0, chat: ChatSettings | None = None
+    ) -> "Checkpoint":
         """Check that `path` holds a readable model or adapter, and hash it (sha256, first 16 hex digits).
+
+        Args:
+            chat: how the model is asked wherever it is loaded from this checkpoint; another way, another hash.
 
         Raises:
             MechrefusalError: what `loaded_files` raises.
         """
         path = Path(path)
-        return cls(arm, step, path, hash_checkpoint(path))
+        return cls(arm, step, path, hash_checkpoint(path)).asked(chat or ChatSettings())
+
+    def asked(self, chat: ChatSettings) -> "Checkpoint":
+        """The same model, asked in another way than by default: tables and answers tell the two apart by the hash.
+
+        Raises:
+            MechrefusalError: the checkpoint is asked in a way of its own already.
+        """
+        if self.chat != ChatSettings():
+            raise MechrefusalError(
+                f"checkpoint '{self.path}' is asked with {self.chat} already: open it again for other settings"
+            )
+        return replace(self, chat=chat, weights=chat.hashed(self.weights))
 
     @property
     def id(self) -> str:

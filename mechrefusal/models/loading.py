@@ -94,6 +94,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none).
 
+    That of a checkpoint asks as the checkpoint says (`prompts.ChatSettings`).
+
     Args:
         base: the base model of an adapter, where it isn't the one that the adapter names.
 
@@ -118,6 +120,8 @@ def load_tokenizer(
     if (rows := embedding_rows(files)) is not None:
         require_rows(tokenizer, rows, folder=folder)
     tokenizer.padding_side = "left"
+    if isinstance(source, Checkpoint) and chat:
+        source.chat.apply(tokenizer)
     return tokenizer
 
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.forward import TokenBatch, _step, expanded, head_cache, last_logits
 from mechrefusal.models.twin import plain_model
+from mechrefusal.prompts import opening_ids
 
 LOGIT_BYTES = 1 << 28
 """Logits of one pass, where one prompt does not need more: a vocabulary can have 256k tokens."""
@@ -274,8 +275,8 @@ RD_OPENINGS = ("I", "As")
 
 
 def rd_tokens(tokenizer) -> tuple[int, ...]:
-    """First token of each of `RD_OPENINGS` under `tokenizer`."""
-    return tuple(dict.fromkeys(tokenizer(word, add_special_tokens=False).input_ids[0] for word in RD_OPENINGS))
+    """First token of each of `RD_OPENINGS`, as an answer in the chat template of `tokenizer` opens with it."""
+    return tuple(dict.fromkeys(opening_ids(tokenizer, word)[1][0] for word in RD_OPENINGS))
 
 
 def _tuples(rows: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:

@@ -22,5 +22,5 @@ def require_room(tokenizer: "PreTrainedTokenizerBase", chosen: PromptSet, *, lim
         raise MechrefusalError(
             f"{len(too_long)} of {len(lengths)} prompts of '{chosen.name}' leave no room for {spare} more tokens in "
             f"{what} of {limit} tokens, such as '{chosen.ids[first]}' with {lengths[first]} tokens "
-            f"('{chosen.texts[first][:60]}'): leave them out, ask for shorter answers, or raise the limit"
+            f"('{chosen.texts[first][:60]}'): leave them out, ask for shorter answers or thoughts, or raise the limit"
         )

@@ -25,7 +25,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, complete, judged
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
-from mechrefusal.prompts import PromptSet, sources
+from mechrefusal.prompts import ChatSettings, PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
@@ -79,6 +79,7 @@ def ablated(
     seed: int = 0,
     max_new_tokens: int = 64,
     judge: Judge | None = None,
+    chat: ChatSettings | None = None,
 ) -> Ablated:
     """Greedy answers of a checkpoint without and with a direction ablated (or added), and whether they refuse.
 
@@ -97,13 +98,14 @@ def ablated(
         seed: of the random direction. It has the norm of "best" where it is added in a run, else norm 1.
         max_new_tokens: longest answer.
         judge: of refusal; by default the one that the checkpoint's run measures by, without a run the built-in rules.
+        chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
 
     Raises:
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
     _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
-    run, checkpoint = chosen_direction.located(source)
+    run, checkpoint = chosen_direction.located(source, chat=chat)
     by = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
         chosen = Chosen(direction, "given direction")
@@ -121,11 +123,12 @@ def ablated(
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
     )
+    tokenizer = load_tokenizer(checkpoint)
     prompts.require_room(
-        load_tokenizer(checkpoint.path),
+        tokenizer,
         asked,
         limit=context_length(checkpoint.path),
-        spare=max_new_tokens,
+        spare=prompts.answer_room(tokenizer, max_new_tokens),
         what=f"the context of '{checkpoint.path}'",
     )
     model, tokenizer = load_causal_lm(checkpoint)

@@ -13,6 +13,7 @@ from mechrefusal.causal.reference import HARMLESS, ZERO, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, fetch, load_config
+from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import tables
 from mechrefusal.study.run import Run
 
@@ -59,11 +60,12 @@ class Chosen:
         return self.own.reference(place, HARMLESS, coefficient=coefficient)
 
 
-def located(source: Checkpoint | Path | str) -> tuple[Run | None, Checkpoint]:
+def located(source: Checkpoint | Path | str, *, chat: ChatSettings | None = None) -> tuple[Run | None, Checkpoint]:
     """A checkpoint, and the run that it belongs to if it lies in the folder of one.
 
     Args:
         source: a model's folder or name; or RUN/ID with the id of one of a run's checkpoints (`sft-step-00050`).
+        chat: how a model is asked that belongs to no run; a run's recipe says it of its own.
 
     Raises:
         MechrefusalError: no such model, or weights that are not those of the run.
@@ -76,8 +78,21 @@ def located(source: Checkpoint | Path | str) -> tuple[Run | None, Checkpoint]:
         run = Run.open(folder)
         for identity, entry in run.manifest.get("checkpoints", {}).items():
             if given == folder / identity or given.resolve() == (folder / entry["path"]).resolve():
+                require_no_settings(run, chat)
                 return run, run.checkpoint(entry["arm"], step=entry["step"])
-    return None, source if isinstance(source, Checkpoint) else Checkpoint.open(fetch(source))
+    if isinstance(source, Checkpoint):
+        return None, source if chat is None else source.asked(chat)
+    return None, Checkpoint.open(fetch(source), chat=chat)
+
+
+def require_no_settings(run: Run, chat: ChatSettings | None) -> None:
+    """Raise MechrefusalError where a run's checkpoints are to be asked otherwise than its recipe says."""
+    if chat is not None and chat != run.recipe.chat:
+        raise MechrefusalError(
+            f"checkpoints of '{run.folder}' are asked as its recipe says, with chat_template_kwargs "
+            f"{run.recipe.chat.template_kwargs} and max_thought_tokens {run.recipe.chat.max_thought_tokens}: "
+            "leave both out"
+        )
 
 
 def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:

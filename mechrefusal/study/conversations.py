@@ -15,8 +15,9 @@ from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import RULES, refuses
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, cache_folder, context_length, load_causal_lm, load_tokenizer
-from mechrefusal.prompts import PromptSet, require_room, sources
+from mechrefusal.prompts import PromptSet, after_thought, answer_room, require_room, sources
 from mechrefusal.prompts.plain_text import plain
+from mechrefusal.prompts.turns import turn as turn_of
 from mechrefusal.prompts.values import ASSISTANT, SYSTEM, USER, Turn, as_text, is_blank, turns, whole
 
 Conversation = dict[str, Any]
@@ -42,24 +43,22 @@ def own_answers(
     """Greedy answers of the base model to `instructions`; empty ones, refusals and apologies are left out.
 
     An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
-    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. Answers are made
-    once and cached under the hash of the checkpoint, the instructions and the length.
+    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. What the model
+    thinks before it answers is no part of an answer. Answers are made once and cached under the hash of the checkpoint,
+    the instructions and the length.
 
     Args:
         judge: of refusal. How an answer apologises is told in English besides.
     """
-    asked = hashlib.sha256(json.dumps(["finished", instructions.texts, max_new_tokens]).encode()).hexdigest()[:16]
+    told = ["as said", instructions.texts, max_new_tokens]
+    asked = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"
     if path.is_file():
         table = pd.read_parquet(path)
     else:
-        require_room(
-            load_tokenizer(base.path),
-            instructions,
-            limit=context_length(base.path),
-            spare=max_new_tokens,
-            what="the model's context",
-        )
+        tokenizer, limit = load_tokenizer(base), context_length(base.path)
+        room = answer_room(tokenizer, max_new_tokens)
+        require_room(tokenizer, instructions, limit=limit, spare=room, what="the model's context")
         model, tokenizer = load_causal_lm(base)
         answers = complete(
             model,
@@ -71,8 +70,8 @@ def own_answers(
         table = pd.DataFrame(
             {
                 "prompt": instructions.texts,
-                "answer": [text.strip() for text in answers.texts],
-                "finished": [len(token_ids) < max_new_tokens for token_ids in answers.token_ids],
+                "answer": [_answer(text, turn_of(tokenizer).between) for text in answers.texts],
+                "finished": list(answers.ended),
             }
         )
         with whole_file(path) as draft:
@@ -81,7 +80,7 @@ def own_answers(
     kept = [
         row
         for row, label in zip(table.to_dict("records"), labels, strict=True)
-        if row["answer"] and not _APOLOGY.match(plain(row["answer"])) and not refuses(label)
+        if row["answer"].strip() and not _APOLOGY.match(plain(row["answer"])) and not refuses(label)
     ]
     if not kept:
         raise MechrefusalError(
@@ -89,6 +88,12 @@ def own_answers(
             "give a chat dataset with prompts.conversations"
         )
     return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in kept]
+
+
+def _answer(completion: str, between: str) -> str:
+    """The answer in a completion, as an assistant's message holds it: without what the template puts before it."""
+    answer = after_thought(completion) or ""
+    return (answer.removeprefix(between) if answer is completion else answer).rstrip()
 
 
 class Conversations(list[Conversation]):

@@ -30,6 +30,7 @@ from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
+from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
 from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.judging import refusal_judge
@@ -71,6 +72,7 @@ def evaluate(
     out: Path | str | None = None,
     strict: bool = False,
     seed: int = 0,
+    chat: ChatSettings | None = None,
 ) -> Evaluated:
     """Answer every suite at every checkpoint, judge the answers, and compare the checkpoints.
 
@@ -88,6 +90,7 @@ def evaluate(
         max_new_tokens: longest answer.
         out: folder; by default that of the run. Without a run and without it nothing is kept.
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
+        chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
 
     Raises:
         MechrefusalError: no suite, a name of a suite or judge twice, judges of harm without a harmful prompt, an
@@ -97,7 +100,7 @@ def evaluate(
     require_distinct(list(suites))
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
-    run, chosen = _checkpoints(source, checkpoints)
+    run, chosen = _checkpoints(source, checkpoints, chat)
     wanted = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
     asked: list[Judge] = list(judges) or [refusal_judge(run)]
     evaluation_tables.require_judges(asked, suites)
@@ -127,13 +130,14 @@ def stressed(
     max_new_tokens: int = 128,
     out: Path | str | None = None,
     seed: int = 0,
+    chat: ChatSettings | None = None,
 ) -> Stressed:
     """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
 
     Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
 
     Args:
-        source, judges, checkpoints, max_new_tokens, out: as in `evaluate`; without a run `out` is needed.
+        source, judges, checkpoints, max_new_tokens, out, chat: as in `evaluate`; without a run `out` is needed.
         methods: gcg, autodan, with the settings of the run's recipe.
         n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
         steps: of an attack; 0 for those of the recipe.
@@ -144,7 +148,7 @@ def stressed(
     Raises:
         MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
     """
-    run, chosen = _checkpoints(source, checkpoints)
+    run, chosen = _checkpoints(source, checkpoints, chat)
     asked, harmless = attacked(suites, n)
     attack = run.recipe.attack if run is not None else AttackSettings()
     known: dict[str, GCGSettings | AutoDANSettings] = dict(zip(ATTACKS, (attack.gcg, attack.autodan), strict=True))
@@ -170,15 +174,18 @@ def stressed(
     return found
 
 
-def _checkpoints(source: Run | Checkpoint | Path | str, ids: Sequence[str]) -> tuple[Run | None, list[Checkpoint]]:
+def _checkpoints(
+    source: Run | Checkpoint | Path | str, ids: Sequence[str], chat: ChatSettings | None
+) -> tuple[Run | None, list[Checkpoint]]:
     if isinstance(source, (Path, str)) and (Path(source).expanduser() / "recipe.yaml").is_file():
         source = Run.open(Path(source).expanduser())
     if not isinstance(source, Run):
         if ids:
             raise MechrefusalError(f"'{source}' is no run, so it has no checkpoint '{ids[0]}': leave checkpoints out")
-        run, checkpoint = chosen_direction.located(source)
+        run, checkpoint = chosen_direction.located(source, chat=chat)
         return run, [checkpoint]
     run = source
+    chosen_direction.require_no_settings(run, chat)
     there = {point.id: point for point in run.checkpoints()}
     if not there:
         raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
@@ -203,9 +210,10 @@ def _answered(
     reference: dict[str, _Replies] = {}
     for checkpoint in checkpoints:  # all of them before the first is asked
         limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
-        tokenizer = load_tokenizer(checkpoint.path)
+        tokenizer = load_tokenizer(checkpoint)
+        spare = prompts.answer_room(tokenizer, max_new_tokens)
         for suite in suites:
-            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=max_new_tokens, what=what)
+            prompts.require_room(tokenizer, suite.prompt_set(), limit=limit, spare=spare, what=what)
     for number, checkpoint in enumerate(checkpoints, start=1):
         console.print(f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})", highlight=False, soft_wrap=True)
         possible: dict[str, causal.Intervention | None] = {NONE: None}

@@ -28,7 +28,7 @@ from mechrefusal.models import (
 from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, require_room, segments
+from mechrefusal.prompts import PromptSet, answer_room, end_of_turn_tokens, require_room, segments
 from mechrefusal.study import across, kinds, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
@@ -69,10 +69,11 @@ def check(recipe: Recipe) -> Asked:
     if recipe.arms:
         _check_training(recipe, chosen, folders[0])
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
-    spare = recipe.measuring.max_new_tokens + (recipe.attack.gcg.suffix_length if pressed else 0)
     measured = {**chosen.evaluation_sets(), **({"behaviours": chosen.behaviours} if recipe.arms else {})}
     for folder in folders:
-        tokenizer, context = load_tokenizer(folder), context_length(folder)
+        tokenizer, context = _asking(recipe, folder), context_length(folder)
+        spare = answer_room(tokenizer, recipe.measuring.max_new_tokens)
+        spare += recipe.attack.gcg.suffix_length if pressed else 0
         for name, each in measured.items():
             require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
     require_evaluation(recipe)
@@ -80,9 +81,17 @@ def check(recipe: Recipe) -> Asked:
     return chosen
 
 
+def _asking(recipe: Recipe, folder: Path):
+    """The tokenizer of a folder as the recipe has it ask; a model whose answers have no end is refused here."""
+    tokenizer = load_tokenizer(folder)
+    recipe.chat.apply(tokenizer)
+    end_of_turn_tokens(tokenizer)
+    return tokenizer
+
+
 def _check_training(recipe: Recipe, chosen: Asked, base: Path) -> None:
     """Whether all rows fit into the length that arms train with."""
-    tokenizer = load_tokenizer(base)
+    tokenizer = _asking(recipe, base)
     trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else _trained_on(recipe, chosen)}
     trained["instructions"] = chosen.instructions
     for name, each in trained.items():
@@ -93,7 +102,7 @@ def _check_training(recipe: Recipe, chosen: Asked, base: Path) -> None:
         _check_pool(recipe, _trained_on(recipe, chosen), base, tokenizer)
     if chosen.conversations is None:
         answered = chosen.instructions.take(recipe.prompts.n_conversations or len(chosen.instructions))
-        spare, limit = recipe.prompts.answer_tokens, context_length(base)
+        spare, limit = answer_room(tokenizer, recipe.prompts.answer_tokens), context_length(base)
         require_room(tokenizer, answered, limit=limit, spare=spare, what="the model's context")
 
 
@@ -171,7 +180,9 @@ def _train(
             if settings.n_probe
             else None,
         )
-    run.record(*(Checkpoint.open(run.folder / name / f"step-{step:05d}", arm=name, step=step) for step in steps))
+    folders = {step: run.folder / name / f"step-{step:05d}" for step in steps}
+    chat = run.recipe.chat
+    run.record(*(Checkpoint.open(path, arm=name, step=step, chat=chat) for step, path in folders.items()))
     _append(run, "training", log, name)
     for table in ("terms", "refreshes", "probes"):
         _append(run, table, training.read_log(run.folder / name, table), name)
@@ -207,7 +218,7 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
                 path=path,
             )
         attacking = PromptSet.from_texts("attack cases", list(dict.fromkeys(case.prompt for case in made)))
-        answer = run.recipe.measuring.max_new_tokens
+        answer = answer_room(tokenizer, run.recipe.measuring.max_new_tokens)
         require_room(tokenizer, attacking, limit=context_length(base.path), spare=answer, what="the model's context")
         del model
     given_back()
@@ -365,14 +376,15 @@ def _open_given(run: Run) -> None:
         _base(run)
     for each in given(run.recipe.checkpoints):
         if checkpoint_id(each.arm, each.step) not in known:
-            run.record(Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step), source=each.source)
+            found = Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step, chat=run.recipe.chat)
+            run.record(found, source=each.source)
 
 
 def _base(run: Run) -> Checkpoint:
     known = run.manifest.get("checkpoints", {}).get(checkpoint_id(BASE, 0))
     if known is not None:
         return run.checkpoint("base", step=0)
-    base = Checkpoint.open(fetch(run.recipe.model))
+    base = Checkpoint.open(fetch(run.recipe.model), chat=run.recipe.chat)
     run.record(base)
     return base
 

@@ -14,6 +14,8 @@ from mechrefusal.evaluation.judges import Judge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
+from mechrefusal.prompts import ChatSettings
+from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
 from mechrefusal.study.given import require_arms
 from mechrefusal.training import ARMS, WARM_UP, TrainingSettings
 
@@ -230,6 +232,10 @@ class Recipe:
         geometry: how far its geometry is taken.
         causal: how far cause by layer and head is taken.
         evaluation: benchmarks that every checkpoint is evaluated on.
+        chat_template_kwargs: what the chat template gets beside the messages wherever the model is asked: in training,
+            attacks and measurements alike. `{enable_thinking: false}` turns the thinking of Qwen3-like models off.
+        max_thought_tokens: tokens that a thought ("<think> ... </think>") may take beside the answer's; 0: it takes
+            the answer's.
     """
 
     name: str = "study"
@@ -243,8 +249,11 @@ class Recipe:
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     causal: CausalSettings = field(default_factory=CausalSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_thought_tokens: int = MAX_THOUGHT_TOKENS
 
     def __post_init__(self) -> None:
+        _ = self.chat  # what cannot be told a chat template is said at once
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise MechrefusalError(f"unknown arms {unknown}: choose from {', '.join(ARMS)}")
         if len(set(self.arms)) < len(self.arms):
@@ -257,6 +266,11 @@ class Recipe:
         if self.arms and not self.training.arm_anchors:
             above = f"above the warm-up of {warm_up} steps" if (warm_up := self.training.warm_up) else "above 0"
             raise MechrefusalError(f"training anchors hold no step {above}: there would be nothing to compare")
+
+    @property
+    def chat(self) -> ChatSettings:
+        """How the model is asked."""
+        return ChatSettings.of(self.chat_template_kwargs, self.max_thought_tokens)
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe with existing files and folders named in full, so that it holds from any folder."""

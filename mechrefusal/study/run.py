@@ -197,7 +197,7 @@ class Run:
         source = self.recipe.model if entry["arm"] == BASE else entry.get("source", "")
         if source and not path.is_dir():
             path = fetch(source)  # the run was moved, or the cache was
-        found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"])
+        found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
         if found.weights != entry["weights"]:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(

@@ -14,7 +14,7 @@ from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, require_room
+from mechrefusal.prompts import PromptSet, answer_room, require_room
 from mechrefusal.study.run import fingerprint
 from mechrefusal.study.stress_twins import Twins
 
@@ -111,7 +111,9 @@ class Plan:
     def require_room(self, checkpoint: Checkpoint, tokenizer, asked: PromptSet, *, suffix: int = 0) -> None:
         """Raise MechrefusalError where a prompt with a suffix of so many tokens leaves no room for an answer."""
         limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
-        require_room(tokenizer, asked, limit=limit, spare=self.max_new_tokens + suffix, what=what)
+        require_room(
+            tokenizer, asked, limit=limit, spare=answer_room(tokenizer, self.max_new_tokens) + suffix, what=what
+        )
 
     def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
         """The cases of every method against one checkpoint; those on disk are not made again."""
@@ -185,7 +187,7 @@ def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
         _say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
     for checkpoint in checkpoints:
         for each in asked:
-            plan.require_room(checkpoint, load_tokenizer(checkpoint.path), each, suffix=suffix)
+            plan.require_room(checkpoint, load_tokenizer(checkpoint), each, suffix=suffix)
     held, found = Held(), Answered()
     for number, target in enumerate(checkpoints, start=1):
         _say(f"attacking {target.id} ({number} of {len(checkpoints)})")

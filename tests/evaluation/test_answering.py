@@ -72,7 +72,7 @@ class Killed(Exception):
 
 def killed_after(monkeypatch, n_batches):
     """Generation ends the process after this many batches; returns how to bring it back."""
-    generate, left = generation.continue_greedily, [n_batches]
+    generate, left = generation.continuations, [n_batches]
 
     def dying(*given, **named):
         if left[0] == 0:
@@ -80,8 +80,8 @@ def killed_after(monkeypatch, n_batches):
         left[0] -= 1
         return generate(*given, **named)
 
-    monkeypatch.setattr(generation, "continue_greedily", dying)
-    return lambda: monkeypatch.setattr(generation, "continue_greedily", generate)
+    monkeypatch.setattr(generation, "continuations", dying)
+    return lambda: monkeypatch.setattr(generation, "continuations", generate)
 
 
 def partial(path):

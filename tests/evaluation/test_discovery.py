@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from chat_templates import QWEN3
 from tolerances import COMPOUND
 
 from mechrefusal import MechrefusalError, evaluation, models
@@ -461,6 +462,59 @@ def test_one_prompt(tiny_hooked, asked):
 def test_completions_of_other_prompts(tiny_hooked, asked):
     with pytest.raises(MechrefusalError, match="got 3 for 12"):
         evaluation.discover_refusal(tiny_hooked, asked, completions=said(tiny_hooked, SORRY, SURE, SURE))
+
+
+def test_the_fallback_is_what_stands_in_the_template(tiny_hf, tiny_hooked, asked, monkeypatch):
+    """An empty thought that the template writes before an answer is forced; a space belongs to the first word."""
+    hf, tokenizer = tiny_hf
+    given = said(tiny_hooked, SORRY, SORRY, *[SURE] * 10)
+    spaced = QWEN3.replace("'\n</think>\n\n'", "'\n</think>'").replace("{{ content.lstrip('\n')", "{{ ' ' + content")
+    for template, lead, word in (
+        (QWEN3, "<think>\n\n</think>\n\n", "Sorry"),
+        (spaced, "<think>\n\n</think>", " Sorry"),
+    ):
+        monkeypatch.setattr(tiny_hooked.tokenizer, "chat_template", template)
+        metric = evaluation.discover_refusal(tiny_hooked, asked, completions=given, fallback=SORRY)
+        assert metric.kind == "fallback"
+        assert tokenizer.decode(metric.opening) == lead
+        assert word.startswith(tokenizer.decode(metric.refusal_tokens))
+        likeliest = set()
+        for text in [*asked.harmful, *asked.harmless][2:]:
+            prompt = tiny_hooked.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            with torch.no_grad():
+                logits = hf(torch.tensor([[*prompt, *metric.opening]])).logits[0, -1].clone()
+            logits[list(metric.refusal_tokens)] = -torch.inf
+            likeliest.add(int(logits.argmax()))
+        assert set(metric.compliance_tokens) == likeliest
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_openings_of_a_model_that_thinks_are_those_of_its_answers(tiny, tmp_path, asked, opens):
+    """Every thought is another one; refusals and answers differ in what comes after it."""
+    hf, tokenizer = models.load_causal_lm(tiny)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    begun = QWEN3.replace("' }}{% if enable_thinking", "<think>\n' }}{% if enable_thinking")
+    tokenizer.chat_template = QWEN3 if opens else begun
+    for part in (hf, tokenizer):
+        part.save_pretrained(tmp_path / "thinker")
+    model = models.load_hooked(tmp_path / "thinker")
+    thoughts = [f"{'<think>' if opens else ''}\nThe user wants number {n}.\n</think>\n\n" for n in range(12)]
+    texts = [thought + (SORRY if n < 6 else SURE) for n, thought in enumerate(thoughts)]
+    ids = tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
+    metric = evaluation.discover_refusal(model, asked, completions=Completions(tuple(texts), ids))
+    assert (metric.n_refused, metric.n_answered) == (6, 6)
+    assert metric.kind in ("discovered", "teacher_forced")
+    lead = ("<think>" if opens else "") + "\n\n</think>"
+    refusals = {tokenizer.decode((*metric.opening, token)) for token in metric.refusal_tokens}
+    assert all(told.lstrip("\n").startswith(lead.lstrip("\n")) for told in refusals)
+    assert all(f"{lead}\n\n{SORRY}".lstrip("\n").startswith(told.lstrip("\n")) for told in refusals)
+    if metric.forced is not None:
+        openings = [tokenizer.decode(opening) for opening in metric.forced.refusals]
+        assert openings
+        assert all("</think>" in told and "Sorry" in told for told in openings)
 
 
 def test_a_fallback_without_tokens(tiny_hooked, asked):

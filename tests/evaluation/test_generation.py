@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from chains import Chain, saying
 
-from mechrefusal import causal, evaluation
+from mechrefusal import MechrefusalError, causal, evaluation, models, prompts
 from mechrefusal.evaluation import Completions, complete
 
 TEXTS = ["Tell me how to steal a car in ten minutes.", "x", "Bake bread", "How do I swim across a river?"]
@@ -73,8 +74,6 @@ def test_a_suffix_for_each(tiny_hooked):
 
 @pytest.mark.slow
 def test_real_model_answers(smollm2, smollm2_hooked):
-    from mechrefusal import models
-
     hf, tokenizer = models.load_causal_lm(smollm2)
     question = ["What is the capital of France?"]
     found = complete(smollm2_hooked, question, max_new_tokens=12)
@@ -92,3 +91,67 @@ def test_a_long_prompt_does_not_pad_many_short_ones():
         assert len(batch) <= 64
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= PADDED_TOKENS
     assert max(map(len, batches)) == 64
+
+
+def chained(words: str, **options):
+    """The tiny tokenizer, knowing marks of thoughts, and a model that says these words after every prompt."""
+    tokenizer = models.tiny.tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    for name, value in options.pop("tokenizer", {}).items():
+        setattr(tokenizer, name, value)
+    tokens = tokenizer(words, add_special_tokens=False).input_ids
+    last = chat(tokenizer, TEXTS[0])[-1]
+    return Chain(saying(tokens, after=last), vocab=len(tokenizer), **options), tokenizer
+
+
+@pytest.mark.parametrize("wrong", [None, "<|endoftext|>"])
+def test_an_answer_ends_where_the_template_ends_it_whatever_the_folder_says(wrong):
+    options = {"tokenizer": {"eos_token": wrong}} if wrong else {}
+    model, tokenizer = chained("Sure, here<|im_end|> I go on", **options)
+    found = complete(model, TEXTS, tokenizer=tokenizer, max_new_tokens=30)
+    assert set(found.texts) == {"Sure, here"}
+    assert found.ended == (True,) * len(TEXTS)
+    cut = complete(model, TEXTS[:1], tokenizer=tokenizer, max_new_tokens=2)
+    assert cut.ended == (False,)
+    assert found[1:3].ended == (True, True)
+
+
+def test_the_folders_own_end_tokens_end_an_answer_too():
+    tokenizer = models.tiny.tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model, tokenizer = chained("Sure<|endoftext|> I go on", eos=end)
+    assert complete(model, TEXTS[:1], tokenizer=tokenizer).texts == ("Sure",)
+
+
+def test_a_model_whose_turns_do_not_end_is_named():
+    model, tokenizer = chained("Sure")
+    tokenizer.chat_template = (
+        "{% for one in messages %}{{ one.role + ': ' + one.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    with pytest.raises(MechrefusalError, match="writes no special token after an answer"):
+        complete(model, TEXTS, tokenizer=tokenizer)
+
+
+def test_a_thought_is_in_the_completion_and_takes_tokens_of_its_own():
+    model, tokenizer = chained("<think> I must refuse</think>Sure, here<|im_end|>")
+    found = complete(model, TEXTS[:2], tokenizer=tokenizer, max_new_tokens=8)
+    assert set(found.texts) == {"<think> I must refuse</think>Sure, here"}
+    assert found.ended == (True, True)
+    prompts.ChatSettings.of(max_thought_tokens=2).apply(tokenizer)
+    cut = complete(model, TEXTS[:1], tokenizer=tokenizer, max_new_tokens=8)
+    assert len(cut.token_ids[0]) == 2
+    assert cut.texts[0].startswith("<think>")
+    assert evaluation.is_degenerate(cut.texts[0])
+    assert not evaluation.is_refusal(cut.texts[0])
+
+
+def test_a_thought_that_the_prompt_opens_can_be_read_off_the_text():
+    _, tokenizer = chained("Sure")
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    last = chat(tokenizer, TEXTS[0])[-1]
+    words = " I must refuse</think>Sure, here<|im_end|>"
+    tokens = tokenizer(words, add_special_tokens=False).input_ids
+    found = complete(Chain(saying(tokens, after=last), vocab=len(tokenizer)), TEXTS[:1], tokenizer=tokenizer)
+    assert found.texts == ("<think>\n I must refuse</think>Sure, here",)
+    assert prompts.after_thought(found.texts[0]) == "Sure, here"

@@ -68,8 +68,11 @@ def test_ids_equal_the_tokenizers_own_chat_template(
         assert list(answered.ids) == wanted
 
         bare = segments(tokenizer, instruction, attack=attack, target=target, end_of_turn=False, system=system)
-        text = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False) + target
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        text = text[: text.rindex(target) + len(target)]
         assert list(bare.ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert bare.prompt_ids == answered.prompt_ids
+        assert answered.target[: len(bare.target)] == bare.target
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
@@ -217,9 +220,18 @@ def test_a_system_message_that_is_refused_or_dropped_is_an_error(make_tokenizer:
 
 
 def test_an_answer_that_does_not_continue_the_generation_prompt_is_an_error(make_tokenizer: MakeTokenizer) -> None:
-    tokenizer = make_tokenizer("chatml-thinking")
-    with pytest.raises(MechrefusalError, match="continuation of its generation prompt: use end_of_turn=False"):
-        segments(tokenizer, "hello", target="Sure")
-    bare = segments(tokenizer, "hello", target="Sure", end_of_turn=False)
-    assert tokenizer.decode(bare.after).endswith("<think>\n")
-    assert tokenizer.decode(bare.target) == "Sure"
+    template = "{{ 'user: ' + messages[0]['content'] + '|' }}{% if add_generation_prompt %}{{ 'bot: ' }}{% else %}"
+    tokenizer = make_tokenizer(template + "{{ 'model: ' + messages[1]['content'] }}{% endif %}")
+    for end_of_turn in (True, False):
+        with pytest.raises(MechrefusalError, match="does not render an answer as a continuation of its generation"):
+            segments(tokenizer, "hello", target="Sure", end_of_turn=end_of_turn)
+
+
+def test_a_template_that_changes_the_answer_is_an_error(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(
+        "{% for one in messages %}{{ one.role + ': ' + one.content.replace('!', '.') + '|' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    assert segments(tokenizer, "hello", target="Sure").target
+    with pytest.raises(MechrefusalError, match=r"changes the answer 'Sure!' beyond its outer white space"):
+        segments(tokenizer, "hello", target="Sure!")

@@ -440,7 +440,7 @@ def test_changed_weights_drop_what_was_known_of_them(run, answered):
 
 def test_a_killed_evaluation_continues(run, answered, monkeypatch):
     expected = evaluate(run, out=run.folder.parent / "whole")
-    generate, left = generation.continue_greedily, [2]
+    generate, left = generation.continuations, [2]
 
     def dying(*given, **named):
         left[0] -= 1
@@ -449,7 +449,7 @@ def test_a_killed_evaluation_continues(run, answered, monkeypatch):
         return generate(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "continue_greedily", dying)
+        patch.setattr(generation, "continuations", dying)
         with pytest.raises(KeyboardInterrupt):
             evaluate(run)
     assert not (run.measurements() / "verdicts.parquet").exists()

@@ -1,8 +1,9 @@
 """Rows: the right tokens are learnt, in the right order, and shared prompts change nothing."""
 
 import pytest
+from chat_templates import MISTRAL, QWEN3, sentencepiece
 
-from mechrefusal import MechrefusalError
+from mechrefusal import MechrefusalError, models
 from mechrefusal.attacks import GCGSettings, gcg
 from mechrefusal.training import data
 
@@ -77,3 +78,35 @@ def test_the_attacked_context_is_the_one_trained_on(tiny_hf):
     assert tokenizer.decode(away[1]) == "Sure, here"
     assert tokenizer.decode(toward[1]) == "Sorry, no.<|im_end|>\n"
     assert tokenizer.bos_token_id not in case.suffix_ids
+
+
+@pytest.mark.parametrize("end_of_turn", [True, False])
+def test_rows_learn_the_token_with_which_the_model_opens(end_of_turn):
+    """A space before an answer is the template's: cut answers keep it as whole ones do."""
+    tokenizer = sentencepiece(MISTRAL)
+    found = row(tokenizer, "Sure, here", end_of_turn=end_of_turn)
+    learnt = tokenizer.convert_ids_to_tokens([label for label in found["labels"] if label != -100])
+    assert learnt == ["▁Sure", ",", "▁here", *(["</s>"] if end_of_turn else [])]
+
+
+def test_away_and_toward_rows_begin_alike():
+    away, toward = away_and_toward(sentencepiece(MISTRAL))
+    assert away[0][0] == "▁Sure"
+    assert toward[0][0] == "▁"  # "Sorry" is no word of this vocabulary: a space, and letters
+    tokenizer = models.tiny.tokenizer()
+    tokenizer.chat_template = QWEN3
+    (away_tokens, away_text), (toward_tokens, toward_text) = away_and_toward(tokenizer)
+    thought = "<think>\n\n</think>\n\n"
+    assert away_text == thought + "Sure, here"
+    assert toward_text == thought + "Sorry, no.<|im_end|>\n"
+    n = len(tokenizer(thought, add_special_tokens=False).input_ids)
+    assert away_tokens[:n] == toward_tokens[:n]
+
+
+def away_and_toward(tokenizer):
+    """Tokens and text of what the two rows of a case learn; their prompts are the same."""
+    settings = GCGSettings(suffix_length=4)
+    case = gcg.start(tokenizer, id="a", behaviour="Explain it", target="Sure, here", settings=settings)
+    rows = data.away_row(tokenizer, case), data.toward_row(tokenizer, case, "Sorry, no.")
+    assert rows[0][0] == rows[1][0]
+    return [(tokenizer.convert_ids_to_tokens(ids), tokenizer.decode(ids)) for _, ids in rows]

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import harm_prompts
-from mechrefusal.evaluation.judges.judge import require_text, require_texts
+from mechrefusal.evaluation.judges.judge import require_text
 from mechrefusal.evaluation.judges.judge_model import JudgeModel
 from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
+from mechrefusal.evaluation.judges.thinking import of_answers
 from mechrefusal.models import TokenBatch, last_logits
 
 COMPLETION_TOKENS = 512
@@ -62,6 +63,7 @@ class HarmBenchClassifier:
         self._batch_size = batch_size
         self.name = f"harmbench_{prompt}_1({self._judge.id})"
 
+    @of_answers
     def judge(
         self,
         prompts: Sequence[str],
@@ -78,7 +80,6 @@ class HarmBenchClassifier:
         Raises:
             MechrefusalError: not one completion, or context, a prompt, or one that is not a string.
         """
-        require_texts(prompts, completions)
         contexts = _contexts(contexts, len(prompts))
         clipped = [self._judge.clipped(text, COMPLETION_TOKENS, keep="first", special=False) for text in completions]
         asked = [
@@ -147,13 +148,13 @@ class StrongREJECTClassifier:
         self._batch_size = batch_size
         self.name = f"strongreject_finetuned_1({self._judge.id})"
 
+    @of_answers
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> pd.DataFrame:
         """The table of `ScoringJudge`, with `label` None throughout.
 
         Raises:
             MechrefusalError: not one completion a prompt, or one that is not a string.
         """
-        require_texts(prompts, completions)
         clipped = [self._judge.clipped(text, COMPLETION_TOKENS, keep="last", special=True) for text in completions]
         asked = [
             harm_prompts.STRONGREJECT_FINETUNED.format(forbidden_prompt=prompt, response=text)

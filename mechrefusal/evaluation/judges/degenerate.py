@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 
+from mechrefusal.prompts import after_thought
 from mechrefusal.prompts.plain_text import plain
 
 _ROLE = r"(?:system|user|assistant|model|tool)"
@@ -54,8 +55,12 @@ _CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 
 
 def is_degenerate(completion: str) -> bool:
-    """Whether an answer says nothing: empty, debris, or a loop."""
-    return why_degenerate(plain(completion)) is not None
+    """Whether the answer in a completion says nothing: empty, debris, a loop, or not there yet.
+
+    What is thought before it does not count; a thought without an end has no answer.
+    """
+    answer = after_thought(completion)
+    return answer is None or why_degenerate(plain(answer)) is not None
 
 
 def why_degenerate(text: str) -> str | None:

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.judges.judge import require_texts
 from mechrefusal.evaluation.judges.judge_model import JudgeModel
 from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
+from mechrefusal.evaluation.judges.thinking import of_answers
 from mechrefusal.models import TokenBatch, end_tokens, generate
 
 GUARD_TOKENS = 24
@@ -52,13 +52,13 @@ class LlamaGuard:
         template = hashlib.sha256(str(self._judge.tokenizer.chat_template).encode()).hexdigest()[:8]
         self.name = f"llama_guard_1({self._judge.id}, template {template})"
 
+    @of_answers
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> pd.DataFrame:
         """The table of `ScoringJudge`.
 
         Raises:
             MechrefusalError: not one completion a prompt, or one that is not a string.
         """
-        require_texts(prompts, completions)
         ids = [
             self._judge.tokenizer.apply_chat_template(
                 _turns(prompt, completion, parts=self._parts), add_generation_prompt=True, return_dict=False
@@ -77,7 +77,7 @@ class LlamaGuard:
 
     def _read(self, batch: TokenBatch) -> Iterator[Scored]:
         model, tokenizer = self._judge.model, self._judge.tokenizer
-        found = generate(model, batch, max_new_tokens=GUARD_TOKENS, end=end_tokens(model, tokenizer))
+        found = generate(model, batch, max_new_tokens=GUARD_TOKENS, end=end_tokens(model, tokenizer, chat=False))
         for answer in tokenizer.batch_decode(found, skip_special_tokens=True):
             yield read_guard(answer)
 

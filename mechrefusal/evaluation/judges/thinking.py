@@ -1,0 +1,38 @@
+"""Judges of completions with a thought: the answer is judged, and a thought without an end is no answer."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.evaluation.judges.judge import require_texts
+from mechrefusal.evaluation.judges.scoring import Scored, null, score_table
+from mechrefusal.prompts import after_thought
+
+UNFINISHED = "a thought without an end, so no answer"
+"""Why a completion is neither a refusal nor an answer."""
+
+
+def of_answers(judge: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """A harm judge's method `judge` that is shown answers without their thoughts; unfinished thoughts are nulls."""
+
+    @wraps(judge)
+    def judged(self, prompts, completions, **others: Any) -> pd.DataFrame:
+        require_texts(prompts, completions)
+        answers = [after_thought(text) for text in completions]
+        there = [row for row, answer in enumerate(answers) if answer is not None]
+        if len(there) == len(answers):
+            return judge(self, prompts, answers, **others)
+        rows = [null(UNFINISHED)] * len(answers)
+        if there:
+            of_rows = {
+                name: [value[row] for row in there] if value is not None and len(value) == len(answers) else value
+                for name, value in others.items()
+            }
+            found = judge(self, [prompts[row] for row in there], [answers[row] for row in there], **of_rows)
+            for row, told in zip(there, found.itertuples(index=False, name=None), strict=True):
+                rows[row] = Scored(*told)
+        return score_table(rows)
+
+    return judged
