@@ -276,6 +276,39 @@ def test_a_stream_that_is_not_the_sum_of_its_parts_is_refused(tiny, monkeypatch)
         models.architectures.require_parts(hooked)
 
 
+@pytest.mark.parametrize("name", ["xglm", "nemotron"])
+def test_a_stream_whose_mean_is_another_in_the_hooked_transformer_takes_no_plain_interventions(folder, name):
+    """Positions that are computed, and norms that add to their weights, leave the hooked stream its mean."""
+    plain, _ = models.load_causal_lm(folder(name))
+    with (
+        pytest.raises(MechrefusalError, match=r"cannot intervene on this .*: its norms take out the mean"),
+        causal.ablate(plain, torch.ones(small.WIDTH)),
+    ):
+        pass
+
+
+def test_nothing_is_installed_for_images_when_a_model_of_several_parts_is_opened(monkeypatch, folder):
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    def install():
+        raise AssertionError("packages would be installed")
+
+    monkeypatch.setattr(helpers, "_ensure_torchvision", install)
+    hooked = models.load_hooked(folder("gemma4_unified"))
+    assert hooked.cfg.is_multimodal
+
+
+def test_a_folder_that_asks_for_router_logits_is_run_without(folder, tmp_path):
+    """Else its forward pass balances experts over a mask that covers the cached tokens too."""
+    words = models.tiny.tokenizer()
+    made = small.small_config(SCRIPT.config_of("mixtral"), len(words))
+    made.output_router_logits = True
+    small.small_model(made).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    plain, _ = models.load_causal_lm(tmp_path / "model")
+    assert one_number.differences(plain)["shared head"] <= one_number.TOLERANCE
+
+
 # Small configs
 
 
