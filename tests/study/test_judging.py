@@ -73,7 +73,8 @@ def says(monkeypatch, module):
 
     def complete(_model, texts, **_named):
         said = [ANSWERS[row % len(ANSWERS)] for row in range(len(texts))]
-        return Completions(tuple(said), tuple((row % len(ANSWERS),) for row in range(len(texts))))
+        tokens = tuple((row % len(ANSWERS),) for row in range(len(texts)))
+        return Completions(tuple(said), tokens, (True,) * len(texts))
 
     monkeypatch.setattr(module, "complete", complete)
 
