@@ -176,6 +176,8 @@ def test_one_model_and_prompts_of_another_behaviour(tmp_path, tiny):
     assert across(run, "transfer").empty or set(across(run, "transfer")["arm_target"]) == {checkpoint.arm}
     text = report.write(run.folder).read_text(encoding="utf-8")
     assert "every arm starts at the base model" not in text
+    assert "There is one checkpoint, and nothing to compare it with" in text
+    assert "No training was logged" not in text
     report.summary(run.folder)
 
 
