@@ -124,8 +124,9 @@ def measure(options) -> None:
     run = study.measure(
         models, out=options.out, base=options.base, recipe=study.Recipe(**given), processes=options.processes
     )
+    written = pages.write(run.folder, show_completions=options.show_completions)
     _summarise(run.folder)
-    _say_report(pages.write(run.folder, show_completions=options.show_completions))
+    _say_report(written)
 
 
 def power(options) -> None:
@@ -541,14 +542,11 @@ def _add_processes(parser: jsonargparse.ArgumentParser) -> None:
 def _started(options):
     """The run of these options, made or continued; what is wrong with the recipe is said before anything is written."""
     from mechrefusal import study
+    from mechrefusal.study.outside import start
 
     given = {name: value for name, value in vars(options).items() if name not in OF_COMMANDS}
     recipe = study.Recipe(**given)
-    folder = Path(options.out).expanduser()
-    require_writable(folder, folder / "measurements", folder=True)
-    if not (folder / "recipe.yaml").is_file():
-        study.check(recipe)
-    return study.Run.create(folder, recipe)
+    return start(recipe, options.out)
 
 
 def _models(models: Sequence[str], arms: Sequence[str]) -> list[str] | dict[str, list[str]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.files import require_writable
 from mechrefusal.study import pipeline
 from mechrefusal.study.evaluation_of_run import evaluate_run
 from mechrefusal.study.given import arm_of
@@ -87,9 +88,11 @@ def by_arm(models: Models) -> dict[str, tuple[str, ...]]:
 
 def start(recipe: Recipe, out: Path | str) -> Run:
     """The run of a recipe, made or gone on with; what is wrong with the recipe is said before anything is written."""
-    if not (Path(out) / "recipe.yaml").is_file():
+    folder = Path(out).expanduser()
+    require_writable(folder, folder / "measurements", folder / "report", folder=True)
+    if not (folder / "recipe.yaml").is_file():
         pipeline.check(recipe)
-    return Run.create(out, recipe)
+    return Run.create(folder, recipe)
 
 
 def _told(models: Models) -> str:
