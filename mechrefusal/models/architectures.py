@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
@@ -29,6 +29,7 @@ from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
 from mechrefusal.models.sources import cache_folder
 from mechrefusal.models.twin import written_by, written_scale
+from mechrefusal.models.weights import load_config
 
 TRIALS = 1
 """Version of what is tried: counted up where it changes."""
@@ -45,12 +46,7 @@ def require_supported(folder: Path | str) -> None:
 
     Its weights are not read. A config that cannot be made small passes: what can be wrong shows when it is opened.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise MechrefusalError(f"config.json in '{folder}' is of no architecture known here ({first[:300]})") from error
-    if (why := why_unsupported(config)) is not None:
+    if (why := why_unsupported(load_config(folder))) is not None:
         raise MechrefusalError(f"'{folder}': {why}")
 
 

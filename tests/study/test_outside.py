@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from mechrefusal import evaluation, report, study
 from mechrefusal.errors import MechrefusalError
@@ -210,3 +211,26 @@ def test_losses_of_the_bases_answers_need_the_same_tokens(tmp_path, tiny):
     found = study.evaluate(run, [evaluation.read_suite("builtin-utility", n=2)], max_new_tokens=4)
     assert set(found.losses["arm"]) == {"base", "same"}
     assert found.skipped == ("loss of the base's answers at other-step-00001: its prompts are other tokens",)
+
+
+@pytest.mark.slow
+def test_the_checkpoints_of_a_trainer_may_be_adapters(tmp_path, tiny):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for step in (10, 20):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, target_modules=["q_proj"]))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight += 0.01 * step
+        model.save_pretrained(tmp_path / "lora" / f"checkpoint-{step}")
+    causal = dataclasses.replace(small().causal, n_crossed=0)
+    recipe = dataclasses.replace(small(), causal=causal)
+    run = study.measure(tmp_path / "lora", base=tiny, out=tmp_path / "run", recipe=recipe)
+    points = run.checkpoints()
+    assert [c.id for c in points] == ["base-step-00000", "lora-step-00010", "lora-step-00020"]
+    assert len({c.weights for c in points}) == 3
+    cosines = across(run, "drift").query("measure == 'direction_cosine' and arm_a == 'base'")
+    assert not cosines["reason"].str.contains("other").any()
+    assert cosines["value"].lt(0.9999).any()
