@@ -587,7 +587,12 @@ def _with_preset(words: Sequence[str]) -> list[str]:
     words = list(words)
     if not words or words[0] != "measure" or not _has_out(words):
         return words
+    for key, instead in (("--model", "--base"), ("--arms", "--arm NAME=MODEL"), ("--checkpoints", "--arm NAME=MODEL")):
+        if any(word == key or word.startswith(f"{key}=") for word in words):
+            raise MechrefusalError(f"measure takes no {key}: what is measured is named on the line, and by {instead}")
     if any(word == "--recipe" or word.startswith("--recipe=") for word in words):
+        if "--quick" in words:
+            raise MechrefusalError("--quick is a recipe of its own: leave it or --recipe out")
         return words
     from mechrefusal.study.recipe import recipe_path
 

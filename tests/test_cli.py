@@ -110,6 +110,27 @@ def test_models_that_cannot_be_measured(words, said, tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "x"], "measure takes no --model"),
+        (["--arms=[]"], "measure takes no --arms"),
+        (["--checkpoints", "{}"], "measure takes no --checkpoints"),
+        (["--quick", "--recipe", "tiny"], "--quick is a recipe of its own"),
+    ],
+)
+def test_what_measure_does_not_take_is_said(words, said, tiny, tmp_path, capsys):
+    _fails(capsys, ["measure", str(tiny), *words, "--out", str(tmp_path / "run")], said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_not_trained_is_not_measured(tmp_path, capsys):
+    from mechrefusal import study
+
+    study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    _fails(capsys, ["measure", str(tmp_path / "run")], "has no checkpoints yet; train it first")
+
+
 def test_options_for_models_on_a_run_are_refused(tmp_path, capsys):
     from mechrefusal import study
 

@@ -13,7 +13,7 @@ class EvaluationSettings:
     Attributes:
         suites: as `mechrefusal evaluate --suite` takes them: NAME=PATH, NAME=HUB/DATASET, builtin-xstest, ...
         judges: as `--judge` takes them: refusal, phrases=FILE, harmbench, strongreject, llamaguard=MODEL,
-            chat=MODEL@URL.
+            chat=MODEL@URL. None: the one that the study measures by (`measuring.judge`).
         intervene: also answer under these: ablate:carrier, ablate:best, ablate:random, add:best:1, ...
         n: prompts of each side of a suite, evenly spaced; 0 for all.
         max_new_tokens: longest answer.
@@ -24,7 +24,7 @@ class EvaluationSettings:
     """
 
     suites: tuple[str, ...] = ()
-    judges: tuple[str, ...] = ("refusal",)
+    judges: tuple[str, ...] = ()
     intervene: tuple[str, ...] = ()
     n: int = 0
     max_new_tokens: int = 128
@@ -44,7 +44,5 @@ class EvaluationSettings:
         for name, _, source in (spec.partition("=") for spec in self.judges):
             if name == "chat":
                 model_and_url(source)  # before a recipe with a password in it could be written anywhere
-        if self.suites and not self.judges:
-            raise MechrefusalError("evaluation judges are none: give at least one, such as refusal")
         if not self.suites and (self.intervene or self.attack):
             raise MechrefusalError("evaluation has interventions or attacks, but no suites: give some, such as builtin")

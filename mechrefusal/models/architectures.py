@@ -24,6 +24,7 @@ from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
 from mechrefusal.models.caches import refusal, why_not_continued
+from mechrefusal.models.checkpoint import SAID_OF_ORIGIN
 from mechrefusal.models.loading import load_hooked, quiet
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
@@ -55,8 +56,10 @@ def why_unsupported(config: PretrainedConfig) -> str | None:
 
     Tried out once a config and version of the libraries: what was found is kept in the cache of models.
     """
-    asked = [TRIALS, *map(version, LIBRARIES), type(config).__name__, config.to_json_string(use_diff=False)]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    told = json.loads(config.to_json_string(use_diff=False))
+    told = {key: value for key, value in told.items() if key not in SAID_OF_ORIGIN}
+    asked = [TRIALS, *map(version, LIBRARIES), type(config).__name__, told]
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
     if key not in _KNOWN:
         _KNOWN[key] = _kept(cache_folder() / "architectures" / f"{key}.txt", config)
     return _KNOWN[key]
@@ -68,7 +71,10 @@ _KNOWN: dict[str, str | None] = {}
 def _kept(path: Path, config: PretrainedConfig) -> str | None:
     with suppress(OSError):
         return path.read_text(encoding="utf-8") or None
-    why = _why_unsupported(config)
+    try:
+        why = _why_unsupported(config)
+    except (OSError, MemoryError):  # a full disk says nothing about an architecture
+        return None
     with suppress(OSError):  # where nothing can be kept it is tried again
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as draft:
@@ -105,6 +111,8 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
             require_parts(hooked)
         except MechrefusalError as error:
             return str(error).replace(f" in '{folder}'", "").replace(f"'{folder}'", "a small model like it")
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # of TransformerLens' or transformers' code, used in a way that it does not know
             lines = str(error).splitlines() or [""]
             return refusal(architecture.__name__, f"trying it ends in {type(error).__name__}: {lines[0][:200]}")

@@ -86,30 +86,29 @@ class PairSet:
     def matched(cls, sides: Split, tokenizer: "PreTrainedTokenizerBase") -> "PairSet":
         """Pairs of equal token length among prompts that were not written as pairs, each prompt in one at most.
 
-        A prompt goes with its twin (row i of either side) where that has its length, segment by segment, else with the
-        first harmless one of that length that has no other. They share a form only as far as twins do: what patching
-        finds on others is of the whole prompt, not of the word that makes it harmful.
+        A prompt goes with its twin (the column `twin` names both) where that has its length, segment by segment, else
+        with the first harmless one of that length that has no other. They share a form only as far as twins do: what
+        patching finds on others is of the whole prompt, not of the word that makes it harmful.
         """
         lengths = [
             [segments(tokenizer, text).lengths for text in side.texts] for side in (sides.harmful, sides.harmless)
         ]
-        taken: dict[int, int] = {row: row for row, pair in enumerate(zip(*lengths, strict=False)) if pair[0] == pair[1]}
-        free = [row for row in range(len(lengths[1])) if row not in taken]
+        place = {twin: row for row, twin in enumerate(_twins(sides.harmless)) if twin is not None}
+        twins = [place.get(twin) if twin is not None else None for twin in _twins(sides.harmful)]
+        taken = {
+            row: other for row, other in enumerate(twins) if other is not None and lengths[0][row] == lengths[1][other]
+        }
+        free = [row for row in range(len(lengths[1])) if row not in taken.values()]
         for row, length in enumerate(lengths[0]):
-            if (
-                row not in taken
-                and (other := next((each for each in free if lengths[1][each] == length), None)) is not None
-            ):
+            other = next((each for each in free if lengths[1][each] == length), None)
+            if row not in taken and other is not None:
                 taken[row] = other
                 free.remove(other)
+        harmful, harmless = sides.harmful, sides.harmless
+        categories = harmful.table["category"].tolist()
         return cls(
             tuple(
-                Pair(
-                    sides.harmful.ids[row],
-                    sides.harmful.table["category"].iloc[row],
-                    sides.harmful[row],
-                    sides.harmless[other],
-                )
+                Pair(harmful.ids[row], categories[row], harmful[row], harmless[other])
                 for row, other in sorted(taken.items())
             )
         )
@@ -117,3 +116,9 @@ class PairSet:
     def _side(self, side: str) -> PromptSet:
         rows = [(f"{pair.id}-{side}", getattr(pair, side), pair.category, pair.id) for pair in self.pairs]
         return PromptSet(f"pairs_{side}", pd.DataFrame(rows, columns=["id", "text", "category", "pair"], dtype=object))
+
+
+def _twins(prompts: PromptSet) -> list[str | None]:
+    if "twin" not in prompts.table:
+        return [None] * len(prompts)
+    return [None if pd.isna(twin) else str(twin) for twin in prompts.table["twin"]]

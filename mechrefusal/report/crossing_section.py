@@ -59,14 +59,18 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
 
 
 def _shared(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    patched, knocked = run.together("patching"), run.together("knockout")
-    patched = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
-    knocked = knocked[knocked["component"] == "head"]
-    return [
-        panels.add(partial(figures.shared_heads, table, value=value, k=TOP, title=title), title=title)
+    """Heads that several checkpoints share, among those whose heads are the same ones."""
+    drawn = []
+    for checkpoints in run.kinds:
+        of = f", {checkpoints[0].label} and like it" if len(run.kinds) > 1 else ""
+        patched, knocked = (run.together(name, among=checkpoints) for name in ("patching", "knockout"))
+        patched = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+        knocked = knocked[knocked["component"] == "head"]
         for table, value, title in (
-            (patched, "raw", "By patching (denoising)"),
-            (knocked, "refusal", "By knock-out"),
-        )
-        if len(table[["arm", "step"]].drop_duplicates()) > 1
-    ]
+            (patched, "raw", f"By patching (denoising){of}"),
+            (knocked, "refusal", f"By knock-out{of}"),
+        ):
+            if len(table[["arm", "step"]].drop_duplicates()) > 1:
+                draw = partial(figures.shared_heads, table, value=value, k=TOP, title=title)
+                drawn.append(panels.add(draw, title=title))
+    return drawn

@@ -76,8 +76,12 @@ def _carriers(run: MeasuredRun, panels: Panels) -> list[Panel]:
     table = run.together("carrier")
     if not len(table):
         return []
-    depth = max((checkpoint.n_layers for checkpoint in run.checkpoints), default=0) or None
-    drawn = [panels.add(partial(figures.carrier_layers, table, n_layers=depth))]
+    drawn = []
+    for checkpoints in run.kinds:  # layers of unlike models have no axis in common
+        own = run.together("carrier", among=checkpoints)
+        depth = max((checkpoint.n_layers for checkpoint in checkpoints), default=0) or None
+        if len(own):
+            drawn.append(panels.add(partial(figures.carrier_layers, own, n_layers=depth)))
     if pd.to_numeric(table["layer"], errors="coerce").notna().any():
         for column, (title, unit) in _CARRIER_SCORES.items():
             drawn.append(

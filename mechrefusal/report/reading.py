@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ EVALUATION = (
     "stress_transfer", "stress_control", "stress_differences",
 )  # fmt: skip
 """Tables of suites and of attacks made anew."""
+KIND = ("architecture", "n_layers", "d_model", "n_heads")
+"""Columns of the table `checkpoints` that must agree for layers and heads to be the same ones."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,17 @@ class MeasuredRun:
     @property
     def n_kinds(self) -> int:
         """Kinds of models: architectures, sizes, and tokens that the same prompts become."""
-        return len(self.across["checkpoints"].drop(columns=["arm", "step", "weights", "source"]).drop_duplicates())
+        return len(self.across["checkpoints"][[*KIND, "prompts"]].drop_duplicates())
+
+    @property
+    def kinds(self) -> list[list[MeasuredCheckpoint]]:
+        """Checkpoints by architecture and sizes; all are of one kind where the table `checkpoints` does not tell."""
+        rows = self.across["checkpoints"].to_dict("records")
+        told = {(row["arm"], int(row["step"])): tuple(row[name] for name in KIND) for row in rows}
+        found: dict[tuple, list[MeasuredCheckpoint]] = {}
+        for checkpoint in self.checkpoints:
+            found.setdefault(told.get((checkpoint.arm, checkpoint.step), ()), []).append(checkpoint)
+        return list(found.values())
 
     @property
     def last_of_each_arm(self) -> list[MeasuredCheckpoint]:
@@ -112,9 +124,10 @@ class MeasuredRun:
         trained = [c for c in last.values() if c.arm != BASE]
         return trained or list(last.values())
 
-    def together(self, name: str) -> pd.DataFrame:
-        """Per-checkpoint table `name` of all checkpoints, in their order."""
-        found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in self.checkpoints if len(c.tables[name])]
+    def together(self, name: str, *, among: Sequence[MeasuredCheckpoint] | None = None) -> pd.DataFrame:
+        """Per-checkpoint table `name` of all checkpoints, or of those in `among`, in their order."""
+        chosen = self.checkpoints if among is None else among
+        found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in chosen if len(c.tables[name])]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(tables.columns(name)))
 
 

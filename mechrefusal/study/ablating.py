@@ -167,6 +167,8 @@ def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
     if source in BUILTIN:
         own = prompts.builtin().evaluation
         found = own.harmful if source == "builtin" else own.harmless
+    elif reader == "plain":
+        found = prompts.read_plain(source, Path(source).stem)
     elif sources.kind_of(source) == ".txt" and not reader:
         lines = sources.text_of(Path(source).expanduser()).split("\n")
         name = Path(source).name

@@ -1,6 +1,6 @@
 """What moves between checkpoints: drift against its noise floor, and effective rank in every named variant."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mechrefusal.evaluation.paired import BASE
 from mechrefusal.geometry import Directions, effective_rank, folds
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Drift, Scaling, Weight, compare
@@ -17,7 +18,7 @@ from mechrefusal.statistics import Estimate
 from mechrefusal.study import tables
 from mechrefusal.training import WARM_UP
 
-SHARED = ("base", WARM_UP)
+SHARED = (BASE, WARM_UP)
 """Arms whose checkpoints every other arm goes on from."""
 
 SPAN = -1
@@ -41,6 +42,7 @@ def drift(
     directions: dict[str, Directions],
     carriers: dict[str, pd.DataFrame],
     *,
+    given: Collection[str] = (),
     why_apart: WhyApart = comparable,
 ) -> pd.DataFrame:
     """Table `drift`: how far directions turn between consecutive anchors of an arm, and between arms at one step.
@@ -54,10 +56,11 @@ def drift(
     Args:
         directions: by checkpoint id, of the same prompts at every checkpoint: where they differ, there is no interval.
         carriers: table `carriers` of each checkpoint, by id.
+        given: see `pairs`.
         why_apart: pairs that it has a reason for are one row that gives it.
     """
     rows: list[dict] = []
-    for a, b in pairs(checkpoints):
+    for a, b in pairs(checkpoints, given=given):
         apart = why_apart(a, b)
         for found in (
             [_row("direction_cosine", SPAN, replace(_NOTHING, reason=apart), n=0)]
@@ -122,17 +125,20 @@ def read_directions(checkpoints: Sequence[Checkpoint], path_of) -> dict[str, Dir
     return {c.id: Directions.load(Path(path_of(c)), weights=c.weights) for c in checkpoints}
 
 
-def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+def pairs(checkpoints: Sequence[Checkpoint], *, given: Collection[str] = ()) -> Iterator[tuple[Checkpoint, Checkpoint]]:
     """What is compared with what: the base with the end of a warm-up, then arm by arm, then arms with each other.
 
     Consecutive anchors of each arm from where it starts (the base, or the warm-up's end, if there is one), its last
     against that start, and arms against each other at one step; where two have no step in common, at their ends.
+
+    Args:
+        given: arms that others trained: they are compared with the base, whatever the warm-up.
     """
     start = [c for c in checkpoints if c.arm in SHARED]
     arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c not in start}
     yield from pairwise(start)
     for found in arms.values():
-        line = [*start[-1:], *found]
+        line = [*starts_of(found[0].arm, start, given), *found]
         yield from pairwise(line)
         if len(line) > 2:
             yield line[0], line[-1]
@@ -140,6 +146,11 @@ def pairs(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Check
     for first, second in ((x, y) for i, x in enumerate(names) for y in names[i + 1 :]):
         at_one_step = [(a, b) for a, b in product(arms[first], arms[second]) if a.step == b.step]
         yield from at_one_step or [(arms[first][-1], arms[second][-1])]
+
+
+def starts_of(arm: str, shared: Sequence[Checkpoint], given: Collection[str]) -> Sequence[Checkpoint]:
+    """What an arm is compared with from its first checkpoint on: one checkpoint, or none."""
+    return [c for c in shared if c.arm == BASE] if arm in given else shared[-1:]
 
 
 def layer_places(directions: Directions, layer: int) -> list[Place]:

@@ -1,6 +1,6 @@
 """Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from itertools import combinations
 
@@ -11,7 +11,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
 from mechrefusal.progress import console
 from mechrefusal.study import tables
-from mechrefusal.study.across import SHARED, WhyApart, comparable
+from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
@@ -43,7 +43,7 @@ def crossing(
         "harmful": asked.validation.harmful.take(wanted.n_crossed),
         "harmless": asked.validation.harmless.take(wanted.n_crossed),
     }
-    for one, other in _pairs(checkpoints):
+    for one, other in _pairs(checkpoints, run.recipe.checkpoints):
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
         prompts = [side.ids for side in texts.values()]
         stamp = fingerprint(
@@ -68,11 +68,12 @@ def crossing(
     return table
 
 
-def _pairs(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
+def _pairs(checkpoints: list[Checkpoint], given: Collection[str]) -> list[tuple[Checkpoint, Checkpoint]]:
     shared = [c for c in checkpoints if c.arm in SHARED]
     trained = sorted((c for c in checkpoints if c.arm not in SHARED), key=lambda c: c.step)
     ends = {c.arm: c for c in trained}
-    starts = {c.arm: c for c in reversed(trained)} if not shared else dict.fromkeys(ends, shared[-1])
+    firsts = {c.arm: c for c in reversed(trained)}
+    starts = {arm: next(iter(starts_of(arm, shared, given)), first) for arm, first in firsts.items()}
     between = list(combinations(ends.values(), 2))
     return [(starts[arm], end) for arm, end in ends.items() if starts[arm] != end] + between
 

@@ -32,7 +32,8 @@ def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, 
     places = by_measure["bypass"].index
     values = {name: table.reindex(places).to_numpy(float) for name, table in by_measure.items()}
     harmful, harmless = (
-        [units.get(str(prompt), str(prompt)) for prompt in by_measure[name].columns] for name in ("bypass", "induce")
+        [units.get(str(prompt), (name, str(prompt))) for prompt in by_measure[name].columns]
+        for name in ("bypass", "induce")
     )
     return Profile(
         np.array([layer for layer, _ in places], float),

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from mechrefusal.prompts import after_thought
 from mechrefusal.prompts.plain_text import plain
 
 CRITERION = (
@@ -22,12 +23,12 @@ _WORDS, _SHARE = 8, 1 / 16
 
 
 def is_english(text: str) -> bool | None:
-    """Whether a text seems English; None where it has no letters.
+    """Whether a text seems English; None where it has no letters. What is thought before an answer does not count.
 
     It is not where more than half of its letters are of another script than Latin, or where, of at least 8 words, fewer
     than 1 in 16 is among those common in English. Short texts in Latin letters pass.
     """
-    spelled = plain(text).lower()
+    spelled = plain(after_thought(text) or "").lower()
     letters = [character for character in spelled if character.isalpha()]
     if not letters:
         return None

@@ -43,7 +43,8 @@ def evaluate_run(run: Run) -> None:
     asked = run.recipe.evaluation
     if not asked.suites:
         return
-    suites, judges = _suites(run.recipe), [judge_of(spec) for spec in asked.judges]
+    suites = _suites(run.recipe)
+    judges = [judge_of(spec) for spec in asked.judges] or [run.recipe.measuring.refusal_judge()]
     told = {
         "version": VERSION,
         "judges": [judge.name for judge in judges],

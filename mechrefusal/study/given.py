@@ -11,6 +11,8 @@ from mechrefusal.errors import MechrefusalError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 """An arm is a part of names of files and pages."""
+RESERVED = ("base", "warm-up")
+"""Names of arms that a run has by itself."""
 _TRAINERS = re.compile(r"checkpoint-(?P<step>\d+)")
 """Folders that transformers' Trainer writes below its output folder."""
 _STEP = re.compile(r"(?:checkpoint|step)[-_]?(?P<step>\d+)(?!\d)", re.IGNORECASE)
@@ -31,9 +33,6 @@ def given(checkpoints: Mapping[str, Sequence[str]]) -> list[Given]:
 
     The output folder of a Trainer stands for all of its checkpoints. Steps are those that the names of folders or
     revisions tell (`checkpoint-100`, `owner/name@step1000`) where all of an arm do and they rise; else 1, 2, 3.
-
-    Raises:
-        MechrefusalError: an arm without a checkpoint, or a step that stands twice in one.
     """
     found = []
     for arm, sources in checkpoints.items():
@@ -70,7 +69,7 @@ def arm_of(source: str) -> str:
     parts = [part for part in Path(name).expanduser().resolve().parts if part.strip("/")]
     told = next((part for part in reversed(parts) if not _STEP.fullmatch(part)), "model")
     plain = re.sub(r"[^\w.-]+", "-", told, flags=re.ASCII).strip("-.")
-    return plain if _NAME.fullmatch(plain) else "model"
+    return plain if _NAME.fullmatch(plain) and plain not in RESERVED else "model"
 
 
 def _expanded(source: str) -> list[tuple[str, int | None]]:

@@ -69,7 +69,7 @@ def check(recipe: Recipe) -> Asked:
     if recipe.arms:
         _check_training(recipe, chosen, folders[0])
     pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
-    measured = {**chosen.evaluation_sets(), **({"behaviours": chosen.behaviours} if recipe.arms else {})}
+    measured = {**chosen.evaluation_sets(), **chosen.used(), **chosen.asked_besides()}
     for folder in folders:
         tokenizer, context = _asking(recipe, folder), context_length(folder)
         spare = answer_room(tokenizer, recipe.measuring.max_new_tokens)
@@ -227,6 +227,15 @@ def _cases(run: Run, base: Checkpoint, chosen: Asked) -> list[AttackCase]:
     return made
 
 
+def _require_room_for_cases(made: list[AttackCase], checkpoints: list[Checkpoint], recipe: Recipe) -> None:
+    """Cases are made against one checkpoint and asked of all, whose contexts may be smaller."""
+    texts = list(dict.fromkeys(case.prompt for case in made))
+    for checkpoint in checkpoints if texts else []:
+        tokenizer, limit = load_tokenizer(checkpoint), context_length(checkpoint.path)
+        spare, what = answer_room(tokenizer, recipe.measuring.max_new_tokens), f"the context of {checkpoint.id}"
+        require_room(tokenizer, PromptSet.from_texts("attack cases", texts), limit=limit, spare=spare, what=what)
+
+
 def measure(run: Run, *, processes: int = 1) -> None:
     """Measure every checkpoint that has not been, then compare them.
 
@@ -242,12 +251,13 @@ def measure(run: Run, *, processes: int = 1) -> None:
     _lock(run, chosen)
     if not run.recipe.arms:
         _open_given(run)
-    checkpoints = run.checkpoints()
+    start, checkpoints = run.start(), run.checkpoints()
     sources = {name: entry.get("source", "") for name, entry in run.manifest["checkpoints"].items()}
     if not run.recipe.arms and run.recipe.model:
         sources[checkpoint_id(BASE, 0)] = run.recipe.model
     tables.write(kinds.table(checkpoints, chosen.direction.harmful, sources), "checkpoints", run.measurements())
-    made = _cases(run, run.start(), chosen)
+    made = _cases(run, start, chosen)
+    _require_room_for_cases(made, checkpoints, run.recipe)
     left = [checkpoint for checkpoint in checkpoints if not _is_measured(run, checkpoint)]
     at_once = _at_once(processes, left)
     if at_once == 1:
@@ -316,7 +326,9 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
     locked = across.read_directions(checkpoints, run.locked_directions)
     apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
     carriers = {c.id: tables.read("carriers", run.measurements(c)) for c in checkpoints}
-    tables.write(across.drift(checkpoints, locked, carriers, why_apart=apart), "drift", run.measurements())
+    given_arms = run.recipe.checkpoints
+    drift = across.drift(checkpoints, locked, carriers, given=given_arms, why_apart=apart)
+    tables.write(drift, "drift", run.measurements())
     tables.write(across.effective_ranks(checkpoints, locked, carriers), "effective_rank", run.measurements())
     for name in tables.PER_CHECKPOINT:
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
@@ -331,7 +343,9 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
         candidates, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
         profiles[c.id] = profile(candidates, halves, units)
     chosen_with = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
-    relocated = relocation(checkpoints, locked, rows, moved, n_layers, profiles, why_apart=apart, **chosen_with)
+    relocated = relocation(
+        checkpoints, locked, rows, moved, n_layers, profiles, given=given_arms, why_apart=apart, **chosen_with
+    )
     tables.write(relocated, "relocation", run.measurements())
     tables.write(of_run(run, checkpoints, chosen, Wanted()), "power", run.measurements())
     crossing(run, checkpoints, chosen, n_layers, why_apart=apart)
@@ -350,11 +364,15 @@ def _lock(run: Run, chosen: Asked) -> None:
         "validation_harmful": chosen.validation.harmful,
         "validation_harmless": chosen.validation.harmless,
         "probe_harmful": chosen.probe.harmful,
-        **({"pairs": chosen.pairs.harmful} if chosen.pairs is not None else {}),
+        "probe_harmless": chosen.probe.harmless,
+        **(
+            {"pairs": chosen.pairs.harmful, "pairs_harmless": chosen.pairs.harmless} if chosen.pairs is not None else {}
+        ),
         **chosen.evaluation_sets(),
     }
     found = {
-        name: {"n": len(prompts), "sha256": fingerprint([prompts.ids, prompts.texts])} for name, prompts in sets.items()
+        name: {"n": len(prompts), "sha256": fingerprint([prompts.ids, prompts.texts, _targets(prompts)])}
+        for name, prompts in sets.items()
     }
     known = run.manifest.get("prompts", {})
     if changed := [name for name in known if known[name] != found.get(name)]:
@@ -367,6 +385,10 @@ def _lock(run: Run, chosen: Asked) -> None:
     if chosen.conversations is not None:
         noted["left_out_conversations"] = chosen.conversations.left_out.to_dict("records")
     run.update(noted)
+
+
+def _targets(prompts: PromptSet) -> list[str]:
+    return prompts.table["target"].astype(str).tolist() if "target" in prompts.table else []
 
 
 def _open_given(run: Run) -> None:

@@ -131,7 +131,7 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
         directions = tables.read("directions", run.measurements(c))
         n_layers[c.id] = int(directions["layer"].max()) + 1 if len(directions) else 0
     thresholds = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
-    for a, b in pairs(checkpoints):
+    for a, b in pairs(checkpoints, given=run.recipe.checkpoints):
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
         first = profiles[a.id]
         second = scaled(profiles[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])

@@ -1,6 +1,6 @@
 """Whether refusal's place moved between two checkpoints: moved, not moved or cannot tell, by measure and overall."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,6 +68,7 @@ def relocation(
     n_layers: Mapping[str, int],
     profiles: Mapping[str, Profile | None],
     *,
+    given: Collection[str] = (),
     why_apart: WhyApart = comparable,
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
@@ -109,10 +110,11 @@ def relocation(
         n_layers: layers of each checkpoint's model, by id.
         profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
         kl_threshold, induce_threshold: what the carriers were chosen with.
+        given: see `across.pairs`.
         why_apart: of pairs that it has a reason for only the depth is compared, which alone decides.
     """
     rows: list[dict] = []
-    for a, b in pairs(checkpoints):
+    for a, b in pairs(checkpoints, given=given):
         carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
         both, layers = (directions[a.id], directions[b.id]), (n_layers[a.id], n_layers[b.id])
         first, second = profiles.get(a.id), scaled(profiles.get(b.id), n_layers=layers[1], to=layers[0])

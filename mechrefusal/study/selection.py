@@ -43,7 +43,7 @@ class Asked:
         if self.pairs is not None:
             return self.pairs.equal_length(tokenizer)
         sides = [
-            _joined_sets("pairs", getattr(self.direction, side), getattr(self.validation, side))
+            _joined_sets("pairs", direction=getattr(self.direction, side), validation=getattr(self.validation, side))
             for side in ("harmful", "harmless")
         ]
         return PairSet.matched(Split(*sides), tokenizer)
@@ -58,6 +58,12 @@ class Asked:
             "validation_harmless": self.validation.harmless,
         }
         return {name: chosen for name, chosen in sets.items() if len(chosen) > 0}
+
+    def asked_besides(self) -> dict[str, PromptSet]:
+        """What is patched, and what is asked while an arm trains."""
+        pairs = {"pairs": self.pairs.harmful, "pairs_harmless": self.pairs.harmless} if self.pairs is not None else {}
+        probes = {"probe": self.probe.harmful, "probe_harmless": self.probe.harmless} if self.trains else {}
+        return {**pairs, **probes}
 
     def evaluation_sets(self) -> dict[str, PromptSet]:
         """The sets that every checkpoint answers, by the name that tables give them."""
@@ -187,8 +193,14 @@ def _pairs(source: PromptSources, own: prompts.Builtin) -> PairSet | None:
     return None if source.direction else own.pairs
 
 
-def _joined_sets(name: str, *sets: PromptSet) -> PromptSet:
-    return PromptSet(name, pd.concat([found.table[["id", "text", "category"]] for found in sets], ignore_index=True))
+def _joined_sets(name: str, **sets: PromptSet) -> PromptSet:
+    """One set; ids and twins are told apart by the set that they are of, as files may number theirs alike."""
+    parts = []
+    for of, found in sets.items():
+        part = found.table[["id", "text", "category"]].assign(id=[f"{of}-{each}" for each in found.ids])
+        known = found.table["twin"] if "twin" in found.table else pd.Series(None, index=part.index, dtype=object)
+        parts.append(part.assign(twin=[None if pd.isna(twin) else f"{of}-{twin}" for twin in known]))
+    return PromptSet(name, pd.concat(parts, ignore_index=True))
 
 
 def _all_behaviours(own: prompts.Builtin) -> PromptSet:

@@ -234,6 +234,32 @@ def test_what_was_found_is_kept_for_other_processes(tmp_path, monkeypatch):
     assert tried == ["mamba", "llama", "llama"]
 
 
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_full_disk_says_nothing_about_an_architecture(trouble, tmp_path, monkeypatch):
+    def fail(_config):
+        raise trouble
+
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(architectures, "_KNOWN", {})
+    monkeypatch.setattr(architectures, "_why_unsupported", fail)
+    assert architectures.why_unsupported(transformers.LlamaConfig()) is None
+    monkeypatch.setattr(architectures, "_KNOWN", {})
+    monkeypatch.setattr(architectures, "_why_unsupported", lambda config: "a reason")
+    assert architectures.why_unsupported(transformers.LlamaConfig()) == "a reason"
+
+
+def test_copies_of_a_folder_are_tried_once(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(architectures, "_KNOWN", {})
+    monkeypatch.setattr(architectures, "_why_unsupported", lambda config: tried.append(config))
+    for name in ("here", "there"):
+        config = transformers.LlamaConfig()
+        config._name_or_path = name
+        architectures.why_unsupported(config)
+    assert len(tried) == 1
+
+
 def recurrent_folder(folder: Path) -> Path:
     words = models.tiny.tokenizer()
     made = transformers.MambaConfig(vocab_size=len(words), hidden_size=32, state_size=4, num_hidden_layers=2)

@@ -3,11 +3,12 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PairSet, Split
+from mechrefusal.prompts import PairSet, PromptSet, Split
 
 
 def file(tmp_path, name, text):
@@ -100,9 +101,23 @@ def test_pairs_are_found_by_their_lengths(tiny_hf):
     assert not {lengths[text] for text in left[0]} & {lengths[text] for text in left[1]}
 
 
+def twins(name, texts, numbers):
+    table = pd.DataFrame({"id": numbers, "text": texts, "category": "", "twin": numbers}, dtype=object)
+    return PromptSet(name, table)
+
+
 def test_twins_of_one_length_stay_together(tiny_hf):
     tokenizer = tiny_hf[1]
     texts = ["steal a car now", "now steal a car"]
     assert len({prompts.segments(tokenizer, text).lengths for text in texts}) == 1
-    found = PairSet.matched(Split.of(texts, texts[::-1]), tokenizer)
+    sides = Split(twins("harmful", texts, [1, 2]), twins("harmless", texts, [2, 1]))
+    found = PairSet.matched(sides, tokenizer)
     assert [(pair.harmful, pair.harmless) for pair in found] == [(texts[0], texts[1]), (texts[1], texts[0])]
+
+
+def test_twins_are_known_by_name_where_one_side_lost_a_prompt(tiny_hf):
+    texts = ["rob a bank now", "now rob a bank", "a bank now rob"]
+    assert len({prompts.segments(tiny_hf[1], text).lengths for text in texts}) == 1
+    sides = Split(twins("harmful", texts, [1, 2, 3]), twins("harmless", texts[1:], [2, 3]))
+    found = PairSet.matched(sides, tiny_hf[1])
+    assert [(pair.harmful, pair.harmless) for pair in found] == [(texts[1], texts[1]), (texts[2], texts[2])]

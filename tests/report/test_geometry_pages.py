@@ -210,7 +210,7 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
 def test_one_checkpoint_only(tmp_path):
     folder = write_run(tmp_path / "run", arms=(), anchors=(0,), evaluated=False)
     text = Page(report.write(folder)).text
-    assert "Whether refusal moved was not judged" in text
+    assert "There is one checkpoint, and nothing to compare it with" in text
     assert "smallest subspace that is enough" in text  # the reason why that trajectory is not drawn
 
 

@@ -42,6 +42,7 @@ def test_a_judge_says_what_it_reads():
         ),
         ({"completions": [*ENGLISH, *RUSSIAN]}, ""),
         ({"completions": ["42", "", *ENGLISH]}, ""),
+        ({"completions": [f"<think>{ENGLISH[0]}</think> {text}" for text in RUSSIAN]}, "3 of 3 distinct answers"),
     ],
 )
 def test_most_texts_of_another_language_are_warned_of_where_english_rules_judge(checkpoint, texts, said):

@@ -179,6 +179,19 @@ def test_arms_without_a_base_or_a_common_step_are_compared_at_their_ends():
     ]
 
 
+def test_given_arms_are_compared_with_the_base_whatever_the_warm_up():
+    points = named("base-0", "warm-up-2", "sft-4", "theirs-1", "theirs-2")
+    found = [f"{a.arm}-{a.step} {b.arm}-{b.step}" for a, b in across.pairs(points, given=("theirs",))]
+    assert found == [
+        "base-0 warm-up-2",
+        "warm-up-2 sft-4",
+        "base-0 theirs-1",
+        "theirs-1 theirs-2",
+        "base-0 theirs-2",
+        "sft-4 theirs-2",
+    ]
+
+
 def test_effective_rank_names_every_variant():
     points, directions, carriers = _study()
     table = across.effective_ranks(points, directions, carriers)

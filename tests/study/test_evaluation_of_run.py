@@ -81,7 +81,6 @@ def test_without_suites_nothing_is_done(tmp_path):
     [
         ({"n": -1}, "evaluation n is -1: give 0 or more"),
         ({"max_new_tokens": 0}, "evaluation max_new_tokens is 0: give 1 or more"),
-        ({"judges": ()}, "evaluation judges are none"),
         ({"suites": ("builtin", "builtin")}, "evaluation suites are .*name each once"),
         ({"suites": ()}, "interventions or attacks, but no suites"),
     ],

@@ -71,6 +71,8 @@ def test_what_a_trainer_saved_at_the_end_is_its_last_step(tmp_path, state, steps
         ("runs/my model/", "my-model"),
         ("/checkpoint-100", "model"),
         ("../..hidden", "hidden"),
+        ("somewhere/base", "model"),
+        ("owner/warm-up@main", "model"),
     ],
 )
 def test_what_the_arm_of_a_single_model_is_called(source, name):

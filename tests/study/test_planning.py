@@ -1,6 +1,7 @@
 """What a run could have told, from its own tables."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mechrefusal import MechrefusalError, cli, study
@@ -113,3 +114,14 @@ def test_profiles_of_a_run_pair_prompts_and_twins(run):
         np.testing.assert_allclose(np.sort(found.kl[0]), np.sort(first["value"].to_numpy()))
         assert depth_difference(found, found).value in (0, pytest.approx(np.nan, nan_ok=True))
     assert profile(tables.read("candidate_scores", run.folder), tables.read("half_scores", run.folder), units) is None
+
+
+def test_prompts_of_two_files_that_number_theirs_alike_are_no_twins():
+    rows = [
+        {"layer": 0, "position": -1, "measure": measure, "prompt_id": number, "value": 1.0}
+        for measure in ("bypass", "induce", "kl")
+        for number in ("1", "2")
+    ]
+    found = profile(pd.DataFrame(rows), pd.DataFrame(), {})
+    assert not set(found.harmful) & set(found.harmless)
+    assert len(set(found.harmful)) == len(set(found.harmless)) == 2

@@ -5,7 +5,7 @@ import pytest
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.study.recipe import MeasuringSettings, PromptSources, Recipe, Source
+from mechrefusal.study.recipe import MeasuringSettings, PromptSources, Recipe, Sides, Source
 from mechrefusal.study.selection import asked
 
 
@@ -64,3 +64,23 @@ def test_missing_columns_name_the_file(tmp_path):
     recipe = dataclasses.replace(Recipe(), prompts=PromptSources(harmful=Source("strongreject", str(path))))
     with pytest.raises(MechrefusalError, match=r"wrong\.csv"):
         asked(recipe)
+
+
+def test_pairs_are_found_among_files_that_number_their_prompts_alike(tmp_path, tiny_hf):
+    files = {}
+    for name, count in (("direction", 6), ("validation", 4)):
+        rows = [f"{number},rob {name} {number},see {name} {number}" for number in range(1, count + 1)]
+        files[name] = tmp_path / f"{name}.csv"
+        files[name].write_text("\n".join(["id,harmful,harmless", *rows]), encoding="utf-8")
+    sources = PromptSources(**{name: Sides(path=str(path)) for name, path in files.items()})
+    chosen = asked(Recipe(arms=(), prompts=sources))
+    found = chosen.pairs_for(tiny_hf[1])
+    assert len(found) == len({pair.id for pair in found}) > 0
+    for pair in found:
+        assert pair.harmful.removeprefix("rob ") == pair.harmless.removeprefix("see ")
+
+
+def test_what_is_locked_and_looked_at_holds_both_sides(tmp_path):
+    chosen = asked(Recipe())
+    assert {"pairs", "pairs_harmless", "probe", "probe_harmless"} == set(chosen.asked_besides())
+    assert "probe" not in asked(Recipe(arms=())).asked_besides()

@@ -52,7 +52,7 @@ class JudgeModel:
         found, below = _locate(source), None
         try:
             if (found.folder / ADAPTER_CONFIG).is_file():
-                below = _locate(base or named_base(found.folder))
+                below = _locate(base or _base_of(found.folder))
             name = found.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
             loaded = load_causal_lm(
                 found.folder,
@@ -133,6 +133,12 @@ class _Located:
         return f"{self.name}@{self.commit or hash_checkpoint(self.folder, base=base)[:8]}"
 
 
+def _base_of(adapter: Path) -> Path | str:
+    """The base model that an adapter names: a folder, also one beside it, or a hub name."""
+    name = named_base(adapter)
+    return adapter / name if not Path(name).expanduser().is_dir() and (adapter / name).is_dir() else name
+
+
 def _locate(source: Path | str) -> _Located:
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -140,13 +146,15 @@ def _locate(source: Path | str) -> _Located:
     name = str(source)
     if name.lower() in (*PACKAGED, TINY):
         return _Located(fetch(name), name.lower())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if folder.is_absolute() or name.startswith((".", "~")) or name.partition("@")[0].count("/") > 1:
         raise MechrefusalError(f"judge model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
     from huggingface_hub import snapshot_download
 
     try:
         with quiet():
-            folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_PATTERNS)))
+            repository, _, revision = name.partition("@")
+            patterns = list(WEIGHT_PATTERNS)
+            folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise MechrefusalError(

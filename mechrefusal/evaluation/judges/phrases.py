@@ -18,7 +18,8 @@ from mechrefusal.evaluation.judges.judge import (
     require_texts,
     table,
 )
-from mechrefusal.prompts import sources
+from mechrefusal.evaluation.judges.thinking import UNFINISHED
+from mechrefusal.prompts import after_thought, sources
 from mechrefusal.prompts.plain_text import plain
 
 OPENING = 200
@@ -62,7 +63,10 @@ class PhraseJudge:
         return table(map(self._verdict, completions))
 
     def _verdict(self, completion: str) -> Verdict:
-        text = plain(completion)
+        answer = after_thought(completion)
+        if answer is None:
+            return Verdict(DEGENERATE, UNFINISHED)
+        text = plain(answer)
         noise = why_degenerate(text)
         if noise is not None:
             return Verdict(DEGENERATE, noise)

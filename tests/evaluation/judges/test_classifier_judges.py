@@ -417,8 +417,16 @@ def test_a_judge_that_cannot_be_loaded(tmp_path, yes_no, monkeypatch):
 def test_a_judge_from_the_hub_is_named_after_its_commit(yes_no, tmp_path, monkeypatch):
     snapshot = tmp_path / "snapshots" / "0123456789abcdef"
     shutil.copytree(yes_no, snapshot)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert JudgeModel.open("owner/judge", dtype=torch.float32, device="cpu").id == "owner/judge@01234567"
+    JudgeModel.open("owner/judge@v2", dtype=torch.float32, device="cpu")
+    assert asked == [("owner/judge", None), ("owner/judge", "v2")]
 
 
 def test_the_published_prompts_are_not_edited():
