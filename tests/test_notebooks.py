@@ -71,9 +71,7 @@ def test_cause_and_attribution_run_on_the_tiny_model(run):
     given = "source, base, n, n_pairs = 'tiny-random', 'tiny-random', 4, 2"
     cells = run("04_cause_and_attribution.ipynb", given)
     shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
-    # Not the circuit: this model does not tell harmful from harmless, and says so.
-    assert sum(outputs.count("application/vnd.plotly.v1+json") for outputs in shown) == 4
-    assert any("has no meaning" in outputs for outputs in shown)
+    assert sum(outputs.count("application/vnd.plotly.v1+json") for outputs in shown) == 5
     for name in ("spearman", "difference", "segment", "random_refusal", "random_kept", "control"):
         assert any(name in outputs for outputs in shown), name
 
