@@ -1,6 +1,6 @@
 """All calibrations, as one page of tables.
 
-python -m calibration --out docs/calibration.md   # what `make calibrate` runs: three quarters of an hour
+python -m calibration --out docs/calibration.md   # what `make calibrate` runs first: five minutes
 python -m calibration --quick                     # about a minute, to the terminal
 python -m calibration --only corrected_rates      # one table
 """
