@@ -174,7 +174,6 @@ def run(options) -> None:
     from mechrefusal import report as pages
 
     started = _started(options)
-    require_writable(started.folder / "report", folder=True)
     if options.processes != 1:
         processes.prepare()
     study.train(started)

@@ -8,10 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.evaluation.paired import BASE
+from mechrefusal.training import WARM_UP
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 """An arm is a part of names of files and pages."""
-RESERVED = ("base", "warm-up")
+RESERVED = (BASE, WARM_UP)
 """Names of arms that a run has by itself."""
 _TRAINERS = re.compile(r"checkpoint-(?P<step>\d+)")
 """Folders that transformers' Trainer writes below its output folder."""

@@ -11,13 +11,12 @@ from mechrefusal.causal.settings import CausalSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judge_names import measuring_judge, require_measuring_judge
 from mechrefusal.evaluation.judges import Judge
-from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
-from mechrefusal.study.given import require_arms
-from mechrefusal.training import ARMS, WARM_UP, TrainingSettings
+from mechrefusal.study.given import RESERVED, require_arms
+from mechrefusal.training import ARMS, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,7 @@ class Recipe:
             raise MechrefusalError(f"unknown arms {unknown}: choose from {', '.join(ARMS)}")
         if len(set(self.arms)) < len(self.arms):
             raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once")
-        require_arms(self.checkpoints, taken=(BASE, WARM_UP, *self.arms))
+        require_arms(self.checkpoints, taken=(*RESERVED, *self.arms))
         if not self.arms and not self.checkpoints and not self.model:
             raise MechrefusalError("the recipe names neither a model nor checkpoints: give what is to be measured")
         if self.arms and not self.model:
