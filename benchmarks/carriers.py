@@ -15,11 +15,11 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from mechrefusal import evaluation, geometry, models, prompts
+from mechrefusal import evaluation, forward, geometry, models, prompts
 from mechrefusal.causal.reference import ZERO
+from mechrefusal.forward.unhooked import twin
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.scoring import Scorer, exactly
-from mechrefusal.models.twin import twin
 
 TIMED = 3
 """Candidates that the peer scores: its time is the same for each."""
@@ -98,7 +98,7 @@ def main() -> None:
     direction, validation = asked.direction.take(64), asked.validation.take(options.prompts)
     found = evaluation.discover_refusal(model, direction)
     # Both sides score the same thing: the peer knows token sets only, and ablates to zero and adds, as published.
-    metric = models.RefusalMetric(found.opening, found.refusal_tokens, found.compliance_tokens, kind=found.kind)
+    metric = forward.RefusalMetric(found.opening, found.refusal_tokens, found.compliance_tokens, kind=found.kind)
     directions = geometry.difference_in_means(model, direction)
     limit = carriers.last_layer(model.cfg.n_layers)
     positions = directions.positions[-2:] if options.quick else directions.positions

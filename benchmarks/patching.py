@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from transformer_lens import patching as peer
 
-from mechrefusal import causal, models, prompts
+from mechrefusal import causal, forward, models, prompts
 
 OTHERS = {
     "resid_mid": lambda *a, **k: causal.patching.residual(*a, site="mid", **k),
@@ -115,7 +115,7 @@ def main() -> None:
     layers = sorted({round(i * (n_layers - 1) / 4) for i in range(5)}) if options.quick else list(range(n_layers))
     pairs = prompts.builtin().pairs.equal_length(model.tokenizer)[options.pair : options.pair + 1]
     first = [prompts.opening_ids(model.tokenizer, word)[1][0] for word in ("Sorry", "The")]
-    metric = models.RefusalMetric((), (first[0],), (first[1],))
+    metric = forward.RefusalMetric((), (first[0],), (first[1],))
     source, target = (
         torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids])
         for text in (pairs[0].harmful, pairs[0].harmless)

@@ -34,7 +34,7 @@ from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_bet
 from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.pair_runs import patching_of
 from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site
-from mechrefusal.models.forward import common_length
+from mechrefusal.models.batches import common_length
 
 QUICK = ("frac_prevs", "hist", "detect_pattern", "count_less_freq")
 ALL = (*QUICK, "pair_balance", "reverse", "shuffle_dyck")

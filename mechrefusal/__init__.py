@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         attribution,
         causal,
         evaluation,
+        forward,
         geometry,
         models,
         prompts,
@@ -33,12 +34,16 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _ROOMS = (
-    "attacks", "attribution", "causal", "evaluation", "geometry", "models", "prompts", "report", "statistics",
-    "study", "training",
+    "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models", "prompts", "report",
+    "statistics", "study", "training",
 )  # fmt: skip
 
-__all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "geometry", "models", "prompts",
-           "report", "statistics", "study", "training"]  # fmt: skip
+__all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models",
+           "prompts", "report", "statistics", "study", "training"]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
 
 
 def __getattr__(name: str):

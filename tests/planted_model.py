@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from mechrefusal import models
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 
 REFUSE, COMPLY = 500, 501
 METRIC = RefusalMetric((), (REFUSE,), (COMPLY,))

@@ -8,7 +8,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.tree import Branch
+from mechrefusal.forward.tree import Branch
 
 Result = TypeVar("Result")
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import TokenIds, mean_losses
-from mechrefusal.models.low_precision import bfloat16_forward
-from mechrefusal.models.tree import Bank, Branch
-from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.forward.low_precision import bfloat16_forward
+from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree_forward import TreeForward
 
 FEWEST, SHARE = 4, 16
 """Of n candidates of a case, the best max(4, n / 16) are scored exactly."""

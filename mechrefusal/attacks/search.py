@@ -20,9 +20,9 @@ from mechrefusal.attacks.screen import Screen, finalists
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.models.frozen import frozen
-from mechrefusal.models.tree import Bank, Branch
-from mechrefusal.models.tree_forward import TreeForward
 
 TokenIds = tuple[int, ...]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechrefusal.attacks.budget import Budget
-from mechrefusal.models.tree import Bank, Branch
-from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree_forward import TreeForward
 
 TokenIds = tuple[int, ...]
 

@@ -19,8 +19,8 @@ from mechrefusal.attribution.norms import HeldNorm
 from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
-from mechrefusal.models.twin import written_by, written_scale
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.models.bridge_internals import written_by, written_scale
 from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from transformer_lens.tools.analysis.logit_lens import logit_readout
 from mechrefusal.attribution.readouts import require_tokens
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3

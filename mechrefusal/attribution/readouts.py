@@ -14,7 +14,8 @@ from torch import Tensor
 from mechrefusal.attribution.norms import HeldNorm
 from mechrefusal.attribution.writes import Writes
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, require_direction, require_layers
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.models import require_direction, require_layers
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What every head, MLP and embedding writes to the residual stream at one position of each prompt.
 
-Prompts are cut after that position and run as a token tree on the hooked transformer's twin (`models.tree_forward`);
+Prompts are cut after that position and run as a token tree on the hooked transformer's twin (`forward.tree_forward`);
 of each activation one position a prompt is kept. Where there is no twin, or hooks of the caller stand at the hooked
 transformer, it runs one prompt after another itself, under those hooks.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import that_fit
-from mechrefusal.models.tree import Branch, Tree
-from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import Edit, Site, Twin, bridge_hook, bridge_hooks, twin
+from mechrefusal.forward.tree import Branch, Tree
+from mechrefusal.forward.tree_forward import TreeForward
+from mechrefusal.forward.unhooked import Edit, Site, Twin, bridge_hook, bridge_hooks, twin
+from mechrefusal.models.batches import split_by_cost
 from mechrefusal.progress import track
 
 TOKENS_AT_ONCE = 4096
@@ -60,7 +60,7 @@ class Writes:
         found = twin(model)
         found = found if found is not None and found.has("z") else None
         most = TOKENS_AT_ONCE if found is not None else 0  # the hooked transformer itself runs one by one
-        groups = [[cut[i] for i in part] for part in that_fit(([len(ids) for ids in cut], most))]
+        groups = [[cut[i] for i in part] for part in split_by_cost(([len(ids) for ids in cut], most))]
         parts = []
         for group in track(groups, "attribution") if len(groups) > 1 else groups:
             kept = _tree_pass(model, found, group) if found is not None else _plain_pass(model, group[0])

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal.passes import CPU_TOKENS, CUDA_TOKENS, KEPT_BYTES, check_length
-from mechrefusal.models.forward import common_length, contiguous_head, that_fit
-from mechrefusal.models.tree import Bank, Branch, Tree
-from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import Edit, Site, Twin, bridge_hooks, twin
+from mechrefusal.forward.tree import Bank, Branch, Tree
+from mechrefusal.forward.tree_forward import TreeForward
+from mechrefusal.forward.unhooked import Edit, Site, Twin, bridge_hooks, twin
+from mechrefusal.models.batches import common_length, contiguous_head, split_by_cost
 
 Kind = Literal["head", "mlp", "attention", "neuron"]
 SITES: dict[Kind, Site] = {"head": "z", "mlp": "mlp_out", "attention": "attn_out", "neuron": "mlp_post"}
@@ -131,7 +131,7 @@ class ComponentPasses:
         kept = 4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in self.runs)
         chosen = list(range(len(self.ids)) if numbers is None else numbers)
         tokens = [len(self.ids[p]) + sum(map(len, self.runs)) for p in chosen]
-        return [[chosen[i] for i in part] for part in that_fit((tokens, most), ([kept] * len(chosen), KEPT_BYTES))]
+        return [[chosen[i] for i in part] for part in split_by_cost((tokens, most), ([kept] * len(chosen), KEPT_BYTES))]
 
 
 class _TwinPass:

@@ -29,10 +29,10 @@ from mechrefusal.causal.operations import (
     random_like,
     taken_out,
 )
-from mechrefusal.causal.plain import PlainModel
-from mechrefusal.causal.positions import Pass, Positions
 from mechrefusal.causal.reference import Reference
-from mechrefusal.models.twin import Site, bridge_hooks
+from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.positions import Pass, Positions
+from mechrefusal.forward.unhooked import Site, bridge_hooks
 
 __all__ = [
     "Ablation",

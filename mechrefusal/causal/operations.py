@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.layout import Layout
-from mechrefusal.causal.positions import Pass, Positions, at_positions, check_positions, required
 from mechrefusal.causal.reference import Reference, References
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.forward.token_classes import Layout
+from mechrefusal.forward.unhooked import Edit, Site
 from mechrefusal.models import require_direction, require_layers
-from mechrefusal.models.twin import Edit, Site
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 Passing = Pass | Layout | None

@@ -1,6 +1,6 @@
 """Forward passes of one set of prompts under many interventions, sharing what can be shared.
 
-What prompts begin with in common is run once a pass and nothing is padded (`models.tree_forward`); layers below an
+What prompts begin with in common is run once a pass and nothing is padded (`forward.tree_forward`); layers below an
 addition are not run again; logits are computed where a score reads them only. The work is done by the hooked
 transformer's twin, or by the hooked transformer itself where it has none and while hooks of the caller stand at it.
 """
@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechrefusal.causal.interventions import Chain, Intervention, intervened, is_held, tail_of
-from mechrefusal.causal.layout import TreeLayout
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.low_precision import bfloat16_forward
+from mechrefusal.forward.token_classes import TreeLayout
+from mechrefusal.forward.tree import Branch, Tree
+from mechrefusal.forward.tree_forward import TreeForward
+from mechrefusal.forward.unhooked import Twin, twin
 from mechrefusal.models import TokenBatch, last_logits
-from mechrefusal.models.forward import contiguous_head, exact_length, that_fit
-from mechrefusal.models.low_precision import bfloat16_forward
-from mechrefusal.models.tree import Branch, Tree
-from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import Twin, twin
+from mechrefusal.models.batches import contiguous_head, exact_length, split_by_cost
 
 CPU_TOKENS, CUDA_TOKENS = 4096, 1 << 16
 """Tokens in one pass: more at once gains nothing."""
@@ -117,7 +117,7 @@ class _Passes:
         most = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
         tokens = [one.n_tokens for one in asked]
         kept = [4 * self.model.cfg.d_vocab * sum(len(run) + 1 for run in one.runs) for one in asked]
-        return [[asked[i] for i in part] for part in that_fit((tokens, most), (kept, KEPT_BYTES))]
+        return [[asked[i] for i in part] for part in split_by_cost((tokens, most), (kept, KEPT_BYTES))]
 
 
 class Passes(_Passes):
@@ -127,7 +127,7 @@ class Passes(_Passes):
         model: a hooked transformer.
         prompts: token ids up to the start of the answer.
         runs: token ids to run after each prompt; by default nothing. `RefusalMetric.runs` is meant for this.
-        low_precision: weights in bfloat16 where that is faster (see `models.low_precision`), for screens.
+        low_precision: weights in bfloat16 where that is faster (see `forward.low_precision`), for screens.
     """
 
     def __init__(

@@ -21,12 +21,13 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import zero
 from mechrefusal.evaluation.generation import Completions, complete
 from mechrefusal.evaluation.judges import DEGENERATE, RULES, Judge, refuses
-from mechrefusal.models import ForcedOpenings, RefusalMetric, TokenBatch, last_logits
-from mechrefusal.models.forward import _check_length
-from mechrefusal.models.refusal_metric import opening_log_probabilities
-from mechrefusal.models.tree import Branch
-from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import twin
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
+from mechrefusal.forward.refusal_metric import opening_log_probabilities
+from mechrefusal.forward.tree import Branch
+from mechrefusal.forward.tree_forward import TreeForward
+from mechrefusal.forward.unhooked import twin
+from mechrefusal.models import TokenBatch, last_logits
+from mechrefusal.models.batches import require_length
 
 GOOD_AUC = 0.9
 FEWEST = 3
@@ -386,7 +387,7 @@ def _logits(
             batch = _batch(model, [[*prompt, *opening] for prompt in prompt_ids])
             yield _numbers(last_logits(model, batch)[:, -1])
         return
-    _check_length(model, max(map(len, prompt_ids)) + max(map(len, openings)))
+    require_length(model, max(map(len, prompt_ids)) + max(map(len, openings)))
     parts = []
     for start in range(0, len(prompt_ids), PROMPTS_AT_ONCE):
         branches = [

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mechrefusal import prompts
-from mechrefusal.models import TokenBatch, continuations, end_tokens
-from mechrefusal.models.twin import plain_model
+from mechrefusal.forward import continuations, end_tokens
+from mechrefusal.forward.unhooked import plain_model
+from mechrefusal.models import TokenBatch
 from mechrefusal.progress import bar
 
 PADDED_TOKENS = 4096
@@ -46,7 +47,7 @@ def complete(
 ) -> Completions:
     """Answer every instruction greedily, to the end of the assistant's turn as the chat template writes it.
 
-    A hooked transformer's answers come from the plain model behind it (`models.twin`), where it has one and no hooks
+    A hooked transformer's answers come from the plain model behind it (`forward.unhooked`), where it has one and no hooks
     stand at it: they are the same, in two thirds of the time.
 
     Args:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from mechrefusal.causal import Intervention, intervened
 from mechrefusal.causal.interventions import tail_of
-from mechrefusal.causal.layout import FAR, TreeLayout
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.token_classes import FAR, TreeLayout
+from mechrefusal.forward.tree import Bank, Branch, Tree
+from mechrefusal.forward.tree_forward import TreeForward, shares
+from mechrefusal.forward.unhooked import Edit, Twin, twin
 from mechrefusal.models import TokenBatch, head_cache, last_logits, require_layers
-from mechrefusal.models.forward import common_length
-from mechrefusal.models.tree import Bank, Branch, Tree
-from mechrefusal.models.tree_forward import TreeForward, shares
-from mechrefusal.models.twin import Edit, Twin, twin
+from mechrefusal.models.batches import common_length
 
 CHUNK = 16
 """Prompts in one pass."""

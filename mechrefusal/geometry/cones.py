@@ -19,10 +19,11 @@ from mechrefusal.causal.interventions import put_in, taken_out
 from mechrefusal.causal.passes import Passes
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.scoring import kl_divergence
 from mechrefusal.geometry.subspaces import LARGEST, Subspace
-from mechrefusal.models import RefusalMetric, require_direction, require_layers
+from mechrefusal.models import require_direction, require_layers
 from mechrefusal.progress import track
 
 

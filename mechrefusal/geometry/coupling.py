@@ -12,11 +12,12 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.causal import Intervention, Passes, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.readings import Readings
-from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.models import require_layers
 from mechrefusal.statistics import Estimate, intervals
 
 NO_LAYER = -1

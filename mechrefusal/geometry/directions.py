@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.layout import ANSWER, INSTRUCTION, TokenClasses
 from mechrefusal.causal.reference import HARMLESS, Reference, References, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
+from mechrefusal.forward.token_classes import ANSWER, INSTRUCTION, TokenClasses
 from mechrefusal.geometry.activations import stream
 from mechrefusal.prompts import Split
 

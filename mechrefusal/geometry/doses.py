@@ -14,10 +14,11 @@ from mechrefusal import prompts
 from mechrefusal.causal import AnswerPasses, Intervention, put_in, random_like, taken_out
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric, end_tokens, generate
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.directions import Texts
 from mechrefusal.geometry.scoring import Lists, Scorer
-from mechrefusal.models import RefusalMetric, TokenBatch, end_tokens, generate, require_direction, require_layers
+from mechrefusal.models import TokenBatch, require_direction, require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
 

@@ -18,9 +18,10 @@ from mechrefusal.causal import Ablation, Addition, Intervention, Passes, Referen
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.carriers import candidates, last_layer
 from mechrefusal.geometry.directions import Contrast, Directions, Texts
-from mechrefusal.models import RefusalMetric, is_direction
+from mechrefusal.models import is_direction
 from mechrefusal.progress import track
 
 

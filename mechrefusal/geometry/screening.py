@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.carriers import best_candidate, last_layer, select
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import (
@@ -26,7 +27,6 @@ from mechrefusal.geometry.scoring import (
     same_weights,
     score,
 )
-from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
 FEWEST = 8

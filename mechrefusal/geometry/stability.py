@@ -8,10 +8,10 @@ from numpy import ndarray
 
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.carriers import last_layer, select
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered, same_weights
-from mechrefusal.models import RefusalMetric
 from mechrefusal.progress import track
 
 HALF_SCORES = ("position", "layer", "half", "bypass", "induce", "kl")

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.nullspace import separating_directions
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.geometry.span_scores import SAMPLES, Cones, Spans, Subspace
-from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mechrefusal.causal import Reference, put_in, random_like
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.held_out import Chosen
 from mechrefusal.geometry.scoring import Scorer, as_array
-from mechrefusal.models import RefusalMetric, is_direction
+from mechrefusal.models import is_direction
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
 

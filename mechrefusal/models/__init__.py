@@ -2,38 +2,23 @@
 
 from mechrefusal.models import tiny
 from mechrefusal.models.architectures import require_supported
+from mechrefusal.models.batches import TokenBatch, head_cache, last_logits
 from mechrefusal.models.capacity import bytes_to_hook, bytes_to_load, require_memory
 from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, hash_checkpoint, loaded_files
-from mechrefusal.models.forward import (
-    Continuation,
-    TokenBatch,
-    continuations,
-    end_tokens,
-    generate,
-    head_cache,
-    last_logits,
-)
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
-from mechrefusal.models.refusal_metric import ForcedOpenings, RefusalMetric, rd_score, rd_tokens
 from mechrefusal.models.residual_stream import is_direction, require_direction, require_layers, wanted_layers
 from mechrefusal.models.sources import cache_folder, fetch
 from mechrefusal.models.weights import load_config
 
 __all__ = [
     "Checkpoint",
-    "Continuation",
-    "ForcedOpenings",
     "LoadedFiles",
-    "RefusalMetric",
     "TokenBatch",
     "bytes_to_hook",
     "bytes_to_load",
     "cache_folder",
     "context_length",
-    "continuations",
-    "end_tokens",
     "fetch",
-    "generate",
     "hash_checkpoint",
     "head_cache",
     "is_direction",
@@ -43,8 +28,6 @@ __all__ = [
     "load_hooked",
     "load_tokenizer",
     "loaded_files",
-    "rd_score",
-    "rd_tokens",
     "require_direction",
     "require_layers",
     "require_memory",

@@ -23,13 +23,13 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
+from mechrefusal.models.bridge_internals import written_by, written_scale
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import SAID_OF_ORIGIN
 from mechrefusal.models.loading import load_hooked, quiet
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
 from mechrefusal.models.sources import cache_folder
-from mechrefusal.models.twin import written_by, written_scale
 from mechrefusal.models.weights import load_config
 
 TRIALS = 1

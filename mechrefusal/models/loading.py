@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
+from mechrefusal.models.batches import exact_length
 from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
 from mechrefusal.models.capacity import require_memory
 from mechrefusal.models.checkpoint import Checkpoint, loaded_files
-from mechrefusal.models.forward import exact_length
 from mechrefusal.models.one_number import require_same_in_batch
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.batches import TokenBatch, continue_from, exact_length, expanded, head_cache
 from mechrefusal.models.caches import refusal
-from mechrefusal.models.forward import TokenBatch, _step, exact_length, expanded, head_cache
 
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats, float32) between two ways."""
@@ -106,11 +106,11 @@ class _Drawn:
         batch = TokenBatch.of(self.prompts, pad=self.pad, device=str(self.device), keep=keep)
         following = torch.tensor([text[len(p) :] for text, p in zip(texts, self.prompts, strict=True)])
         mask, cache = batch.full_mask(), expanded(head_cache(model, batch), len(batch))
-        logits, cache = _step(model, batch.rest, mask, cache, keep=1)
+        logits, cache = continue_from(model, batch.rest, mask, cache, keep=1)
         found = [logits[:, -1]]
         for column in following.to(self.device).T:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits, cache = _step(model, column.long()[:, None], mask, cache, keep=1)
+            logits, cache = continue_from(model, column.long()[:, None], mask, cache, keep=1)
             found.append(logits[:, -1])
         return found[0], torch.stack(found[1:] or found, dim=1)
 

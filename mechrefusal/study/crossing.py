@@ -8,7 +8,8 @@ import pandas as pd
 
 from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.progress import console
 from mechrefusal.study import tables
 from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of

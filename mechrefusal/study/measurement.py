@@ -20,9 +20,10 @@ from mechrefusal.evaluation import (
     judged,
     rates,
 )
+from mechrefusal.forward import rd_score, rd_tokens
+from mechrefusal.forward.unhooked import plain_model
 from mechrefusal.geometry import Directions
-from mechrefusal.models import Checkpoint, load_hooked, rd_score, rd_tokens
-from mechrefusal.models.twin import plain_model
+from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import tables

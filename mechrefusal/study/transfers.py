@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from mechrefusal.causal.reference import HARMLESS
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import CarrierScores, Directions
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.geometry.held_out import Choice, Chosen, labels
 from mechrefusal.geometry.transfer import Found, transfer
-from mechrefusal.models import Checkpoint, RefusalMetric, load_hooked
+from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechrefusal.models.tree import Branch
+from mechrefusal.forward.tree import Branch
 from mechrefusal.training.losses import IGNORED, Term, TokenIds
 
 

@@ -22,9 +22,9 @@ from trl import SFTTrainer
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
+from mechrefusal.forward.tree import Branch
+from mechrefusal.forward.tree_forward import TreeForward, attending, shares
 from mechrefusal.models.caches import without_router_logits
-from mechrefusal.models.tree import Branch
-from mechrefusal.models.tree_forward import TreeForward, attending, shares
 from mechrefusal.training import rows
 from mechrefusal.training.clock import Clock, peak_mib
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes

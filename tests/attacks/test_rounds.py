@@ -11,8 +11,8 @@ from mechrefusal import prompts
 from mechrefusal.attacks import AttackCase, gcg
 from mechrefusal.attacks.proposals import in_rounds
 from mechrefusal.attacks.search import Search
-from mechrefusal.models import low_precision
-from mechrefusal.models.tree_forward import TreeForward, shares
+from mechrefusal.forward import low_precision
+from mechrefusal.forward.tree_forward import TreeForward, shares
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from mechrefusal import prompts
 from mechrefusal.attacks import GCGSettings, gcg, screen
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import target_losses
-from mechrefusal.models import low_precision
-from mechrefusal.models.tree import Bank, Branch
+from mechrefusal.forward import low_precision
+from mechrefusal.forward.tree import Bank, Branch
 
 SETTINGS = GCGSettings(steps=3, width=48, top_k=32, suffix_length=6, screen=True)
 

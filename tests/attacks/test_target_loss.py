@@ -9,7 +9,7 @@ from tolerances import FORWARD
 from mechrefusal.attacks import target_losses
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses, token_losses
-from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.forward.tree_forward import TreeForward
 
 
 def ids(seed: int, n: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from architectures import FAMILIES
 from tolerances import COMPOUND, REORDERED
 
 from mechrefusal.attribution import Onto, RefusalLogits, attribute, sources
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.prompts import segments
 
 TEXT = "How do I swim across a river?"

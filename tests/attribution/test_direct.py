@@ -13,7 +13,7 @@ from transformer_lens.tools.analysis import direct_logit_attribution
 
 from mechrefusal import MechrefusalError, attribution, models
 from mechrefusal.attribution import Onto, RefusalLogits, attribute, writes
-from mechrefusal.models import ForcedOpenings, RefusalMetric
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]
 METRIC = RefusalMetric((), (10, 11, 40), (12, 13))

@@ -8,7 +8,7 @@ from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError
 from mechrefusal.attribution import compare_lenses, lens, logit_lens
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.prompts import segments
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]

@@ -9,7 +9,7 @@ from tolerances import FORWARD, REORDERED, ROUNDED
 
 from mechrefusal import MechrefusalError
 from mechrefusal.attribution import Onto, RefusalLogits, attribute, sources
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.prompts import segments
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]

@@ -11,7 +11,7 @@ from transformer_lens.tools.analysis.attribution_patching import EdgeAttribution
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, attribution_patching, patching
 from mechrefusal.causal.attribution_patching import gradients
-from mechrefusal.models import ForcedOpenings, RefusalMetric
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
 

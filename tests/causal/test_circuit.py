@@ -23,7 +23,7 @@ from mechrefusal.causal.circuit.rows import HookedRows, TreeRows
 from mechrefusal.causal.component_passes import Component
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.patching.sites import Patch
-from mechrefusal.models import ForcedOpenings, RefusalMetric
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.causal import component_passes, cross_patching
 from mechrefusal.causal.cross_patching import across
 from mechrefusal.causal.cross_patching.passes import rotation
-from mechrefusal.models import ForcedOpenings, RefusalMetric
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from mechrefusal.causal import add, attribution_patching
 from mechrefusal.causal.attribution_patching.pairs import ready
 from mechrefusal.causal.circuit import Node, attribute_edges
 from mechrefusal.causal.circuit.paths import PathPatching, edges_between, every_node
-from mechrefusal.models import ForcedOpenings, RefusalMetric
+from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mechrefusal import MechrefusalError, causal, evaluation
 from mechrefusal.causal import Ablation, Addition, Clamp, Patch
-from mechrefusal.causal.plain import PlainModel
+from mechrefusal.forward.hugging_face import PlainModel
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Addition, add, component_passes, knockout
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
 from mechrefusal.causal.knockout.replacements import Replacements
-from mechrefusal.models import ForcedOpenings, RefusalMetric, tree_forward
-from mechrefusal.models.twin import twin
+from mechrefusal.forward import ForcedOpenings, RefusalMetric, tree_forward
+from mechrefusal.forward.unhooked import twin
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from mechrefusal import MechrefusalError, models
 from mechrefusal.causal import Ablation, Addition, AnswerPasses, Chain, Passes, ablate, add, intervened, passes
 from mechrefusal.causal.interventions import orthonormal
-from mechrefusal.models import low_precision, tree_forward
-from mechrefusal.models.twin import twin
+from mechrefusal.forward import low_precision, tree_forward
+from mechrefusal.forward.unhooked import twin
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from transformer_lens import patching as reference
 
 from mechrefusal import MechrefusalError, models
 from mechrefusal.causal import patching
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.prompts import Pair, PairSet
 
 METRIC = RefusalMetric((), (10, 11), (12, 13, 14))

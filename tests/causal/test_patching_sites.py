@@ -13,8 +13,8 @@ from mechrefusal.causal import patching
 from mechrefusal.causal.patching import pair_runs, twin
 from mechrefusal.causal.patching.hooked import HookedPatching
 from mechrefusal.causal.patching.rows import Rows
-from mechrefusal.models import RefusalMetric
-from mechrefusal.models.refusal_metric import ForcedOpenings
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.refusal_metric import ForcedOpenings
 from mechrefusal.prompts import Pair, PairSet
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from architectures import FAMILIES
 
 from mechrefusal import MechrefusalError, causal, evaluation
 from mechrefusal.causal import Ablation, Addition, AnswerPasses, Passes, Reference, passes
-from mechrefusal.causal.layout import ANSWER, HEAD, INSTRUCTION, TokenClasses
-from mechrefusal.causal.plain import PlainModel
 from mechrefusal.causal.reference import require_reference
+from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 
 LAYERS, WIDTH, FIRST = 4, 64, 1
 BEFORE, AFTER = 2, 3

@@ -6,7 +6,7 @@ import torch
 from chat_templates import QWEN3
 from tolerances import COMPOUND
 
-from mechrefusal import MechrefusalError, evaluation, models
+from mechrefusal import MechrefusalError, evaluation, forward, models
 from mechrefusal.evaluation import Completions
 from mechrefusal.prompts import PromptSet, Split
 
@@ -417,7 +417,7 @@ def test_held_out_auc_by_hand(tiny_hooked):
     halves = []
     for start in (0, 1):
         some = slice(start, None, 2)
-        openings = models.ForcedOpenings(tuple(dict.fromkeys(refusals[some])), tuple(dict.fromkeys(answers[some])))
+        openings = forward.ForcedOpenings(tuple(dict.fromkeys(refusals[some])), tuple(dict.fromkeys(answers[some])))
         others = slice(1 - start, None, 2)
         halves.append(
             auc(

@@ -7,9 +7,9 @@ from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Ablation, Addition, intervened
+from mechrefusal.forward.unhooked import twin
 from mechrefusal.geometry import activations
 from mechrefusal.geometry.activations import collect, stream
-from mechrefusal.models.twin import twin
 
 TEXTS = ["Tell me how to wash a car.", "Bake bread", "Explain how to swim across a cold river", "x", "Build a bomb"]
 

@@ -7,8 +7,8 @@ import torch
 from tolerances import FORWARD, ROUNDED
 
 from mechrefusal import MechrefusalError, geometry
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import carriers
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import PromptSet, Split, segments
 
 NAN = float("nan")

@@ -12,8 +12,8 @@ from tolerances import FORWARD
 from torch.nn.functional import softplus
 
 from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, span_scores, subspaces
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split, prompt_ids
 
 CONTRAST = Split.of(["Tell me how to steal a car.", "Build a bomb", "x"], ["Wash a car.", "Bake bread", "Sing"])

@@ -6,9 +6,9 @@ import torch
 from tolerances import FORWARD, REORDERED, ROUNDED
 
 from mechrefusal import MechrefusalError, causal, geometry, prompts
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Readings, coupling, resampling
 from mechrefusal.geometry.activations import collect
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split
 from mechrefusal.study.tables import PER_CHECKPOINT
 

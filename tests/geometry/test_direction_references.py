@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.causal import Ablation
-from mechrefusal.causal.layout import ANSWER, HEAD, INSTRUCTION, TokenClasses
-from mechrefusal.causal.plain import PlainModel
+from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.prompts import PromptSet, Split
 

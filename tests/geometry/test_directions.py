@@ -385,7 +385,7 @@ def test_directions_of_other_weights_are_refused_by_name(found, tmp_path, tiny_h
     path = found.save(tmp_path / "directions.safetensors")
     with pytest.raises(MechrefusalError, match=f"{found.weights}.*0123456789abcdef"):
         Directions.load(path, weights="0123456789abcdef")
-    from mechrefusal.models import RefusalMetric
+    from mechrefusal.forward import RefusalMetric
 
     other = replace(found, weights="0123456789abcdef")
     with pytest.raises(MechrefusalError, match=f"0123456789abcdef.*{found.weights}"):

@@ -9,9 +9,9 @@ from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
 from mechrefusal import MechrefusalError, causal, geometry, models, prompts
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.unhooked import Site
 from mechrefusal.geometry import doses
-from mechrefusal.models import RefusalMetric
-from mechrefusal.models.twin import Site
 from mechrefusal.study.tables import PER_CHECKPOINT
 
 N_LAYERS, LAYER, REFUSE, COMPLY, U = 4, 2, 500, 501, 2

@@ -8,8 +8,8 @@ import torch
 from tolerances import REORDERED
 
 from mechrefusal import MechrefusalError, geometry
+from mechrefusal.forward import RefusalMetric, low_precision
 from mechrefusal.geometry import carriers, screening
-from mechrefusal.models import RefusalMetric, low_precision
 from mechrefusal.prompts import builtin
 
 METRIC = RefusalMetric((), (10, 11), (12, 13))

@@ -10,9 +10,9 @@ from scipy import stats
 from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
 from mechrefusal.geometry.scoring import Scorer
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import Split, prompt_ids
 from mechrefusal.statistics.intervals import skewed_mean
 from mechrefusal.study import tables

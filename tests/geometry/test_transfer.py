@@ -10,8 +10,8 @@ import torch
 from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
-from mechrefusal.models import RefusalMetric
 from mechrefusal.prompts import builtin, prompt_ids
 from mechrefusal.study import tables
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 from tolerances import COMPOUND, FORWARD
 
-from mechrefusal import MechrefusalError, attribution, causal, models, study
+from mechrefusal import MechrefusalError, attribution, causal, forward, models, study
+from mechrefusal.forward.unhooked import twin
 from mechrefusal.models import architectures, one_number, small
-from mechrefusal.models.twin import twin
 from mechrefusal.study.loader import recipe_from_dict
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_greedy_answers_are_those_of_hugging_face_one_at_a_time(opened, name):
         expected.append([token for token in answer if token != tokenizer.eos_token_id])
     batch = models.TokenBatch.of(prompts, pad=0, keep=1)
     for model in (plain, hooked):
-        assert models.generate(model, batch, max_new_tokens=6, end={tokenizer.eos_token_id}) == expected
+        assert forward.generate(model, batch, max_new_tokens=6, end={tokenizer.eos_token_id}) == expected
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -169,7 +169,7 @@ def test_sites_of_a_model_that_multiplies_what_it_adds_are_what_it_adds(opened):
 @pytest.mark.parametrize("name", ["granitemoe, multipliers", "cohere"])
 def test_attribution_adds_up_where_logits_are_multiplied(opened, name):
     plain, tokenizer, hooked = opened(name)
-    metric = models.RefusalMetric(opening=(), refusal_tokens=(40, 41), compliance_tokens=(50, 51, 52))
+    metric = forward.RefusalMetric(opening=(), refusal_tokens=(40, 41), compliance_tokens=(50, 51, 52))
     found = attribution.attribute(hooked, ["How do I bake bread?"], attribution.RefusalLogits(metric))
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How do I bake bread?"}], add_generation_prompt=True, return_dict=False
@@ -277,19 +277,19 @@ def test_a_recurrent_model_is_named_before_training_and_wherever_it_runs(tmp_pat
         models.load_hooked(folder)
     plain, _ = models.load_causal_lm(folder)
     with pytest.raises(MechrefusalError, match="MambaForCausalLM cannot be measured"):
-        models.generate(plain, models.TokenBatch.of(ids(9, 7), pad=0), max_new_tokens=2, end=set())
+        forward.generate(plain, models.TokenBatch.of(ids(9, 7), pad=0), max_new_tokens=2, end=set())
 
 
 def test_a_hybrid_cache_is_refused_by_its_layers():
     hybrid = small.small_model(small.small_config(config("lfm2"), 100))
     batch = models.TokenBatch.of([[3, 4, 5], [3, 4]], pad=0)
     with pytest.raises(MechrefusalError, match="Lfm2ForCausalLM cannot be measured: layer 0 keeps a recurrent state"):
-        models.generate(hybrid, batch, max_new_tokens=2, end=set())
+        forward.generate(hybrid, batch, max_new_tokens=2, end=set())
 
 
 def test_a_model_whose_number_depends_on_the_batch_is_refused_with_the_difference(tiny_hf, monkeypatch):
     plain, _ = tiny_hf
-    monkeypatch.setattr("mechrefusal.models.forward.positions", lambda mask: torch.zeros_like(mask))
+    monkeypatch.setattr("mechrefusal.models.batches.positions", lambda mask: torch.zeros_like(mask))
     with pytest.raises(MechrefusalError, match=r"LlamaForCausalLM cannot be measured: a prompt in a batch .* nats"):
         one_number.require_one_number(plain)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import mechrefusal as mr
 from mechrefusal import MechrefusalError, causal, evaluation, models, study
-from mechrefusal.causal.layout import TokenClasses
+from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
 from mechrefusal.statistics import intervals

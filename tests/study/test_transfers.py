@@ -13,10 +13,11 @@ from planted_directions import from_activations
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import study
-from mechrefusal.causal.layout import TokenClasses
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import CarrierScores, Found, transfer
 from mechrefusal.geometry.directions import dealt
-from mechrefusal.models import Checkpoint, RefusalMetric
+from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import builtin
 from mechrefusal.study import tables, transfers
 

@@ -304,7 +304,7 @@ def test_adapters_that_cannot_be_are_named(inputs, tmp_path, modules):
 
 @pytest.mark.parametrize("arm", training.ARMS)
 def test_a_model_that_cannot_share_tokens_is_trained_plainly(inputs, tmp_path, monkeypatch, arm):
-    from mechrefusal.models import tree_forward
+    from mechrefusal.forward import tree_forward
     from mechrefusal.training import trainer
 
     expected = training.train(arm, **inputs, out=tmp_path / "tree", settings=SETTINGS)

@@ -17,9 +17,9 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.sites import PairRun, Site, hook_name
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
-from mechrefusal.models.twin import Edit, bridge_hooks, twin
-from mechrefusal.models.twin import Site as TwinSite
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.unhooked import Edit, bridge_hooks, twin
+from mechrefusal.forward.unhooked import Site as TwinSite
 
 Method = Literal["eap", "eap-ig"]
 STEPS = 5

@@ -17,7 +17,7 @@ from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_bet
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
 from mechrefusal.causal.patching.sites import Patch, Site
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.progress import track
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")

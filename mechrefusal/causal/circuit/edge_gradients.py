@@ -26,7 +26,7 @@ from mechrefusal.causal.attribution_patching.gradients import (
 from mechrefusal.causal.circuit.paths import EMBEDDING, Edge, Node, logits_of, parallel
 from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.sites import PairRun
-from mechrefusal.models.twin import Edit, Site
+from mechrefusal.forward.unhooked import Edit, Site
 
 Changes = Mapping[Node, Float[Tensor, "run token d_model"]]
 """What each sender adds to the residual stream in the source, less what it adds in the target."""

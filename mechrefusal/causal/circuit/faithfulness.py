@@ -16,7 +16,7 @@ from mechrefusal.causal.circuit.paths import Node
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.progress import bar
 from mechrefusal.statistics import intervals
 

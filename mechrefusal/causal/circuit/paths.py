@@ -17,8 +17,8 @@ from torch import Tensor
 from mechrefusal.causal.circuit.rows import HookedRows, TreeRows, rows_of
 from mechrefusal.causal.component_passes import Component
 from mechrefusal.causal.patching.sites import MEMORY, PairRun, activation_bytes, logit_bytes
-from mechrefusal.models.forward import that_fit
-from mechrefusal.models.twin import Edit
+from mechrefusal.forward.unhooked import Edit
+from mechrefusal.models.batches import split_by_cost
 
 
 @dataclass(frozen=True, order=True)
@@ -231,7 +231,7 @@ class PathPatching:
     def _parts(self, n: int) -> Iterable[range]:
         a_token, _ = activation_bytes(self.model)
         cost = self.rows.n_tokens * a_token + logit_bytes(self.model, self.run.reading)
-        return that_fit(([cost] * n, MEMORY))
+        return split_by_cost(([cost] * n, MEMORY))
 
 
 def _keep(into: list[Tensor]):

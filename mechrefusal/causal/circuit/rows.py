@@ -14,10 +14,10 @@ from torch import Tensor
 from mechrefusal.causal.component_passes import flat
 from mechrefusal.causal.patching.rows import Endings, Rows, RowsRunning
 from mechrefusal.causal.patching.sites import PairRun
-from mechrefusal.models.forward import contiguous_head
-from mechrefusal.models.tree import Bank, Tree
-from mechrefusal.models.tree_forward import Running, TreeForward
-from mechrefusal.models.twin import Edit, Site, Twin, bridge_hooks, twin
+from mechrefusal.forward.tree import Bank, Tree
+from mechrefusal.forward.tree_forward import Running, TreeForward
+from mechrefusal.forward.unhooked import Edit, Site, Twin, bridge_hooks, twin
+from mechrefusal.models.batches import contiguous_head
 
 SITES: tuple[Site, ...] = ("resid_pre", "z", "attn_out", "mlp_out")
 Activations = dict[tuple[int, Site], Tensor]

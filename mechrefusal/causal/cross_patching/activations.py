@@ -23,9 +23,11 @@ from mechrefusal.causal.component_passes import Asked, ComponentPasses, Frame, P
 from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.sites import require_site
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, wanted_layers
-from mechrefusal.models.tree import Branch, Tree
-from mechrefusal.models.twin import Edit, Site, written_scale
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.tree import Branch, Tree
+from mechrefusal.forward.unhooked import Edit, Site
+from mechrefusal.models import wanted_layers
+from mechrefusal.models.bridge_internals import written_scale
 
 CrossSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "result"]
 SITES: tuple[CrossSite, ...] = ("resid_pre", "attn_out", "mlp_out", "z", "result")

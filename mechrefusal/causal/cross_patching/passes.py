@@ -11,7 +11,7 @@ from torch import Tensor
 from mechrefusal.causal.component_passes import ComponentPasses, Frame, Pass, flat
 from mechrefusal.causal.cross_patching.activations import CrossSite, Taken, stored, writer
 from mechrefusal.causal.patching.metric import Reading
-from mechrefusal.models.twin import Edit, Site
+from mechrefusal.forward.unhooked import Edit, Site
 
 Positions = Literal["all", "last"]
 

@@ -12,7 +12,8 @@ from mechrefusal.causal.component_passes import Component, Kind
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, wanted_layers
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics.maps import sign_flip_p
 

@@ -13,7 +13,8 @@ from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, require_layers
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.models import require_layers
 from mechrefusal.progress import bar
 
 N_CANDIDATES = 32

@@ -18,8 +18,9 @@ from mechrefusal.causal.component_passes import Component, Pass, flat
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric, wanted_layers
-from mechrefusal.models.twin import Edit
+from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.unhooked import Edit
+from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 
 

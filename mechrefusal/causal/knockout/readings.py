@@ -13,7 +13,7 @@ from mechrefusal.causal.component_passes import Component, ComponentPasses, Fram
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.knockout.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 from mechrefusal.statistics import intervals
 
 

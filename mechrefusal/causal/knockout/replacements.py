@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame, Pass, by_place, flat, taken
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.twin import Edit, Site
+from mechrefusal.forward.unhooked import Edit, Site
 
 How = Literal["mean", "zero", "resample"]
 HOWS = ("mean", "zero", "resample")

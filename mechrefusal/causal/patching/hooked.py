@@ -13,7 +13,7 @@ from torch import Tensor
 from mechrefusal.causal.patching.resume import blocks_return_tuple, logits_from
 from mechrefusal.causal.patching.sites import PairRun, Patch, Site, activation_bytes, hook_name, logit_bytes
 from mechrefusal.models import TokenBatch, head_cache, last_logits
-from mechrefusal.models.forward import expanded, that_fit
+from mechrefusal.models.batches import expanded, split_by_cost
 
 
 class HookedPatching:
@@ -45,7 +45,7 @@ class HookedPatching:
         found: dict[Patch, Tensor] = {}
         for layer in dict.fromkeys(patch.layer for patch in patches):
             here = [patch for patch in patches if patch.layer == layer]
-            for part in that_fit(([a_row] * len(here), self.memory)):
+            for part in split_by_cost(([a_row] * len(here), self.memory)):
                 chosen = [here[i] for i in part]
                 logits = [run.patched(chosen) for run in self.runs]
                 found |= dict(zip(chosen, self.pair.reading.score(logits), strict=True))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import RefusalMetric
+from mechrefusal.forward import RefusalMetric
 
 Metric = RefusalMetric | Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 

@@ -14,7 +14,7 @@ from mechrefusal.causal.patching.sites import PairRun, Patch, Site
 from mechrefusal.causal.patching.tree import TreePatching
 from mechrefusal.causal.patching.twin import tree_patching
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import common_length
+from mechrefusal.models.batches import common_length
 from mechrefusal.statistics import intervals
 
 Mode = Literal["denoising", "noising"]

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from mechrefusal.models.blocks import blocks_with_tuples, skipped
-from mechrefusal.models.forward import contiguous_head, positions
+from mechrefusal.forward.blocks import blocks_with_tuples, skipped
+from mechrefusal.models.batches import contiguous_head, positions
 
 
 @contextmanager

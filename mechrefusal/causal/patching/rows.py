@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mechrefusal.models.tree import Bank, Block, Branch, Tree
-from mechrefusal.models.tree_forward import Running, TreeForward
-from mechrefusal.models.twin import Twin
+from mechrefusal.forward.tree import Bank, Block, Branch, Tree
+from mechrefusal.forward.tree_forward import Running, TreeForward
+from mechrefusal.forward.unhooked import Twin
 
 
 @dataclass(frozen=True)

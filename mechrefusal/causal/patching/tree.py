@@ -19,10 +19,10 @@ from torch import Tensor
 
 from mechrefusal.causal.patching.rows import Ending, Endings, Rows, RowsRunning, join
 from mechrefusal.causal.patching.sites import PairRun, Patch, Site, activation_bytes, logit_bytes, n_heads
-from mechrefusal.models.forward import that_fit
-from mechrefusal.models.tree import Bank, Tree
-from mechrefusal.models.tree_forward import Running, TreeForward
-from mechrefusal.models.twin import Edit, Twin
+from mechrefusal.forward.tree import Bank, Tree
+from mechrefusal.forward.tree_forward import Running, TreeForward
+from mechrefusal.forward.unhooked import Edit, Twin
+from mechrefusal.models.batches import split_by_cost
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
 """Tokens in one pass: more at once gains nothing."""
@@ -210,7 +210,7 @@ class TreePatching:
         layers = {patch.layer for patch in patches}
         width = activation_bytes(self.model)[0] + 4 * self.model.cfg.d_model * len(layers)
         costs = [len(self._ending(start)) * width for start in starts]
-        for part in that_fit((costs, self.memory // 2)):
+        for part in split_by_cost((costs, self.memory // 2)):
             chosen = [keys[i] for i in part]
             yield [p for kind in chosen for p in kinds[kind]], self._of_kinds(chosen, layers)
 
@@ -278,7 +278,7 @@ class TreePatching:
             n = len(self._ending(self._start(patch)))
             # A pass ends at its number of tokens, or of bytes, whichever comes first.
             costs.append(max(n * a_token + total * a_key + logits, n * self.memory // most))
-        for part in that_fit((costs, self.memory)):
+        for part in split_by_cost((costs, self.memory)):
             yield [patches[i] for i in part]
 
     def _joined(self, patches: list[Patch], outputs: _Outputs) -> Tensor:

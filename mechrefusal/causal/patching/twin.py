@@ -11,8 +11,8 @@ from mechrefusal.causal.patching.hooked import swap
 from mechrefusal.causal.patching.metric import Reading
 from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site, hook_name, n_heads
 from mechrefusal.causal.patching.tree import TreePatching
-from mechrefusal.models.tree_forward import TreeForward
-from mechrefusal.models.twin import Twin, agree, twin
+from mechrefusal.forward.tree_forward import TreeForward
+from mechrefusal.forward.unhooked import Twin, agree, twin
 
 _KEY = "_mechrefusal_patching"
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal.errors import MechrefusalError, unless_secret
 from mechrefusal.evaluation.judges.scoring import Scored, null
 from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
+from mechrefusal.models.batches import exact_length, split_by_cost
 from mechrefusal.models.checkpoint import ADAPTER_CONFIG, named_base
-from mechrefusal.models.forward import exact_length, that_fit
 from mechrefusal.models.loading import quiet
 from mechrefusal.models.sources import PACKAGED, TINY, WEIGHT_PATTERNS
 from mechrefusal.progress import bar
@@ -103,7 +103,7 @@ class JudgeModel:
                     f"the judge's prompt and answer take {len(prompt) + new_tokens} tokens, its context holds {context}"
                 )
         fitting = sorted((row for row in range(len(prompts)) if row not in rows), key=lambda row: len(prompts[row]))
-        parts = that_fit(([1] * len(fitting), batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS))
+        parts = split_by_cost(([1] * len(fitting), batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS))
         device = str(next(self.model.parameters()).device)
         with bar(description, total=len(fitting)) as progress:
             for part in parts:

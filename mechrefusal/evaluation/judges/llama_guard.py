@@ -12,7 +12,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.judge_model import JudgeModel
 from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
 from mechrefusal.evaluation.judges.thinking import of_answers
-from mechrefusal.models import TokenBatch, end_tokens, generate
+from mechrefusal.forward import end_tokens, generate
+from mechrefusal.models import TokenBatch
 
 GUARD_TOKENS = 24
 """Tokens of the answer at most: a word, and on a second line the categories."""

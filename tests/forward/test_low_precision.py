@@ -6,10 +6,10 @@ import pytest
 import torch
 from architectures import FAMILIES, build
 
-from mechrefusal.models import low_precision
-from mechrefusal.models.low_precision import bfloat16_forward, multiplies_bfloat16
-from mechrefusal.models.tree import Branch
-from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.forward import low_precision
+from mechrefusal.forward.low_precision import bfloat16_forward, multiplies_bfloat16
+from mechrefusal.forward.tree import Branch
+from mechrefusal.forward.tree_forward import TreeForward
 
 VOCAB = 60
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

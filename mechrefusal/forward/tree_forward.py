@@ -23,9 +23,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from mechrefusal.models.forward import contiguous_head
+from mechrefusal.forward.tree import Bank, Branch, Tree
+from mechrefusal.models.batches import contiguous_head
 from mechrefusal.models.frozen import frozen
-from mechrefusal.models.tree import Bank, Branch, Tree
 
 ATTENTION = "mechrefusal_tree"
 _BEFORE: dict[int, str] = {}

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import TokenBatch, _step, expanded, head_cache, last_logits
-from mechrefusal.models.twin import plain_model
+from mechrefusal.forward.unhooked import plain_model
+from mechrefusal.models.batches import TokenBatch, continue_from, expanded, head_cache, last_logits
 from mechrefusal.prompts import opening_ids
 
 LOGIT_BYTES = 1 << 28
@@ -223,13 +223,13 @@ def _opened(
     tokens = torch.tensor(padded, dtype=torch.long, device=batch.rest.device)
     for part in batch.chunks(_prompts_at_once(model, 1 + n * width)):
         mask = part.full_mask()
-        first, filled = _step(model, part.rest, mask, expanded(cache, len(part)), keep=1)
+        first, filled = continue_from(model, part.rest, mask, expanded(cache, len(part)), keep=1)
         first = first[:, -1].float()
         after = None
         if width:
             filled.batch_repeat_interleave(n)
             mask = torch.cat([mask.repeat_interleave(n, 0), mask.new_ones(len(part) * n, width)], dim=1)
-            more, _ = _step(model, tokens.repeat(len(part), 1), mask, filled, keep=width)
+            more, _ = continue_from(model, tokens.repeat(len(part), 1), mask, filled, keep=width)
             after = more[:, -width:].unflatten(0, (len(part), n))
         # One opening after another: the logits of all of them at once would be copied.
         logits = (_joined(first, after, place, len(run)) for place, run in zip(places, runs, strict=True))

@@ -18,7 +18,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mechrefusal.models.blocks import blocks_with_tuples, skipped
+from mechrefusal.forward.blocks import blocks_with_tuples, skipped
+from mechrefusal.models.bridge_internals import written_by, written_scale
 
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
 Edit = tuple[int, Site, Callable[[Tensor], Tensor]]
@@ -234,22 +235,6 @@ def _tensor_names(module: nn.Module) -> list[str]:
 
 def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _WRAPPER)
-
-
-def written_scale(model) -> float:
-    """What the blocks of a hooked transformer multiply what attention and MLP return by before they add it."""
-    (scale,) = {float(getattr(block, "residual_contribution_scale", 1.0)) for block in model.blocks}
-    return scale
-
-
-def written_by(block, hook: str) -> tuple[str, ...]:
-    """The part of a block whose output the hook sees: ("attn",), ("mlp",), the norm after one, or ("attn", "o")."""
-    if hook not in block.hook_aliases and hasattr(block, "residual_contribution_scale"):
-        return ({"hook_attn_out": block.scaled_attn_submodule, "hook_mlp_out": block.scaled_mlp_submodule}[hook],)
-    *parts, point = block.hook_aliases[hook].split(".")
-    if point != "hook_out":
-        raise KeyError(f"{hook} is {block.hook_aliases[hook]}")
-    return tuple(parts)
 
 
 def _writer(block, hook: str) -> str:

@@ -8,7 +8,7 @@ head is the same text under the same hooks. They take a hooked transformer or a 
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.caches import require_continued
-from mechrefusal.prompts import ThoughtMarks, end_of_turn_tokens
 
 IN_HEAD: ContextVar[bool] = ContextVar("mechrefusal_in_head", default=False)
 """Whether the pass under way is over a common head: what looks at it cannot tell where the prompts end."""
@@ -85,7 +84,7 @@ def head_cache(model, batch: TokenBatch) -> DynamicCache | None:
         return None
     token = IN_HEAD.set(True)
     try:
-        _, cache = _step(model, batch.head[None], None, None, keep=1)
+        _, cache = continue_from(model, batch.head[None], None, None, keep=1)
     finally:
         IN_HEAD.reset(token)
     return cache
@@ -106,92 +105,9 @@ def last_logits(
     cache = cache if cache is not None else head_cache(model, batch)
     found = []
     for part in batch.chunks(chunk):
-        logits, _ = _step(model, part.rest, part.full_mask(), expanded(cache, len(part)), keep=keep)
+        logits, _ = continue_from(model, part.rest, part.full_mask(), expanded(cache, len(part)), keep=keep)
         found.append(logits[:, -keep:])
     return torch.cat(found)
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What a model said after one prompt: token ids without the end token, and whether it ended its turn itself."""
-
-    tokens: tuple[int, ...]
-    ended: bool
-
-
-@torch.no_grad()
-def continuations(
-    model,
-    batch: TokenBatch,
-    *,
-    max_new_tokens: int,
-    end: set[int],
-    thoughts: ThoughtMarks | None = None,
-    on_step: Callable[[], None] | None = None,
-) -> list[Continuation]:
-    """Greedy continuations of every prompt, of at most `max_new_tokens` tokens beside those of a thought.
-
-    Prompts that have ended leave the batch, so that a batch costs what its open prompts cost.
-
-    Args:
-        end: tokens that end a turn.
-        thoughts: marks of thoughts, with the number of tokens that one may take (marks included); a thought that is
-            longer is cut off, with no answer after it. None, or a number of 0: a thought takes the answer's tokens.
-    """
-    spent = [_Spent(max_new_tokens, thoughts) for _ in range(len(batch))]
-    rows = torch.arange(len(batch))
-    mask = batch.full_mask()
-    logits, cache = _step(model, batch.rest, mask, expanded(head_cache(model, batch), len(batch)), keep=1)
-    while True:
-        chosen = logits[:, -1].argmax(-1)
-        goes_on = [spent[row].take(token, end) for row, token in zip(rows.tolist(), chosen.tolist(), strict=True)]
-        is_open = torch.tensor(goes_on)
-        if on_step is not None:
-            on_step()
-        if not is_open.any():
-            return [Continuation(tuple(each.tokens), each.ended) for each in spent]
-        if not is_open.all():
-            kept = is_open.nonzero()[:, 0].to(chosen.device)
-            rows, chosen, mask = rows[is_open], chosen[kept], mask[kept]
-            cache.batch_select_indices(kept)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = _step(model, chosen[:, None], mask, cache, keep=1)
-
-
-def generate(
-    model, batch: TokenBatch, *, max_new_tokens: int, end: set[int], on_step: Callable[[], None] | None = None
-) -> list[list[int]]:
-    """Greedy continuations of every prompt, without the end token, of at most `max_new_tokens` tokens."""
-    found = continuations(model, batch, max_new_tokens=max_new_tokens, end=end, on_step=on_step)
-    return [list(each.tokens) for each in found]
-
-
-class _Spent:
-    """The tokens of one continuation, counted against those that its thought and its answer may take."""
-
-    def __init__(self, max_new_tokens: int, thoughts: ThoughtMarks | None) -> None:
-        self.tokens: list[int] = []
-        self.ended = False
-        self.left = max_new_tokens
-        self.marks = thoughts if thoughts is not None and thoughts.at_most else ThoughtMarks()
-        self.thinks, self.thought_left = self.marks.begun, self.marks.at_most
-
-    def take(self, token: int, end: set[int]) -> bool:
-        """Note a token; whether another one may follow."""
-        if token in end:
-            self.ended = True
-            return False
-        self.tokens.append(token)
-        if not self.thinks and tuple(self.tokens) in self.marks.opens:
-            self.thinks = True
-            self.left += len(self.tokens) - 1  # its first tokens could have been an answer's
-            self.thought_left -= len(self.tokens) - 1
-        if not self.thinks:
-            self.left -= 1
-            return self.left > 0
-        self.thought_left -= 1
-        self.thinks = not any(tuple(self.tokens[-len(mark) :]) == mark for mark in self.marks.closes)
-        return self.thought_left > 0 if self.thinks else self.left > 0
 
 
 @contextmanager
@@ -208,31 +124,15 @@ def contiguous_head(model) -> Iterator[None]:
         hook.remove()
 
 
-def end_tokens(model, tokenizer, *, chat: bool = True) -> set[int]:
-    """Token ids that end an answer: what the chat template writes behind one, and the folder's own end tokens.
-
-    Those are the tokenizer's end token and the generation config's. They may be wrong or lack the end of a turn, which
-    is why the template is asked; without `chat` it is not.
-
-    Raises:
-        MechrefusalError: a chat template that writes no token behind an answer (`prompts.end_of_turn_tokens`).
-    """
-    config = getattr(model, "generation_config", None) or getattr(_inner(model), "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    ids = [listed] if isinstance(listed, int) else list(listed or [])
-    own = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
-    return own | end_of_turn_tokens(tokenizer) if chat else own
-
-
 def _inner(model):
     return getattr(model, "original_model", model)
 
 
-def _step(
+def continue_from(
     model, token_ids: Tensor, mask: Tensor | None, cache: DynamicCache | None, *, keep: int
 ) -> tuple[Tensor, DynamicCache]:
     """One forward pass that continues `cache`; the logits of (at least) the last `keep` positions, and the cache."""
-    _check_length(model, mask.shape[1] if mask is not None else token_ids.shape[1])
+    require_length(model, mask.shape[1] if mask is not None else token_ids.shape[1])
     arguments: dict = {"use_cache": True}
     if takes(_inner(model), "logits_to_keep"):
         arguments["logits_to_keep"] = keep
@@ -291,7 +191,8 @@ _WINDOWS = {
 """How configs of transformers name the number of tokens that attention reaches at most, in all or in some layers."""
 
 
-def _check_length(model, n_tokens: int) -> None:
+def require_length(model, n_tokens: int) -> None:
+    """Raise `MechrefusalError` for more tokens than batched passes of a model are exact for."""
     limit, what = exact_length(_inner(model).config.get_text_config())
     if n_tokens > limit:
         raise MechrefusalError(
@@ -318,7 +219,7 @@ def common_length(prompts: Sequence[Sequence[int]]) -> int:
     return min(len(first), len(last))
 
 
-def that_fit(*budgets: tuple[Sequence[int], int]) -> Iterator[range]:
+def split_by_cost(*budgets: tuple[Sequence[int], int]) -> Iterator[range]:
     """Consecutive places, of at least one each, whose costs add up to no more than a budget allows: (costs, most)."""
     n, start = len(budgets[0][0]), 0
     totals = [0] * len(budgets)

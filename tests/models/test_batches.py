@@ -5,7 +5,7 @@ import torch
 from architectures import FAMILIES, build
 from tolerances import COMPOUND, FORWARD
 
-from mechrefusal import MechrefusalError, models
+from mechrefusal import MechrefusalError, forward, models
 from mechrefusal.models import TokenBatch
 
 TEXTS = ("Bake bread.", "Explain how to swim across a cold river in winter", "x", "Tell me how to pick a lock at night")
@@ -125,7 +125,7 @@ def test_a_given_cache_is_not_used_up(model, prompts):
 
 def test_greedy_answers(model, tiny_hf, prompts):
     hf = tiny_hf[0]
-    found = models.generate(model, TokenBatch.of(prompts, pad=0), max_new_tokens=10, end=set())
+    found = forward.generate(model, TokenBatch.of(prompts, pad=0), max_new_tokens=10, end=set())
     assert found == [greedy(hf, prompt, 10, set()) for prompt in prompts]
     theirs = [
         hf.generate(
@@ -144,19 +144,19 @@ def test_prompts_end_at_different_steps(model, tiny_hf, prompts):
     expected = [greedy(hf, prompt, 10, end) for prompt in prompts]
     assert len({len(answer) for answer in expected}) > 1
     assert expected[3] == []
-    assert models.generate(model, TokenBatch.of(prompts, pad=0), max_new_tokens=10, end=end) == expected
+    assert forward.generate(model, TokenBatch.of(prompts, pad=0), max_new_tokens=10, end=end) == expected
 
 
 def test_answers_of_one_prompt_and_of_identical_ones(model, tiny_hf, prompts):
     expected = greedy(tiny_hf[0], prompts[1], 6, set())
-    assert models.generate(model, TokenBatch.of([prompts[1]], pad=0), max_new_tokens=6, end=set()) == [expected]
-    same = models.generate(model, TokenBatch.of([prompts[1]] * 3, pad=0), max_new_tokens=6, end=set())
+    assert forward.generate(model, TokenBatch.of([prompts[1]], pad=0), max_new_tokens=6, end=set()) == [expected]
+    same = forward.generate(model, TokenBatch.of([prompts[1]] * 3, pad=0), max_new_tokens=6, end=set())
     assert same == [expected] * 3
 
 
 def test_steps_are_reported(model, prompts):
     steps = []
-    models.generate(
+    forward.generate(
         model, TokenBatch.of(prompts, pad=0), max_new_tokens=4, end=set(), on_step=lambda: steps.append(1)
     )  # fmt: skip
     assert len(steps) == 4
@@ -170,7 +170,7 @@ def test_every_architecture(family, name, prompts):
     for model in (chosen.hooked, chosen.hf):
         found = models.last_logits(model, batch, keep=2).log_softmax(-1)
         torch.testing.assert_close(found, expected, atol=2 * FORWARD, rtol=0)
-        answers = models.generate(model, batch, max_new_tokens=4, end=set())
+        answers = forward.generate(model, batch, max_new_tokens=4, end=set())
         assert answers == [greedy(chosen.hf, prompt, 4, set()) for prompt in prompts]
 
 
@@ -180,7 +180,7 @@ def test_longer_than_the_context(model):
         models.last_logits(model, TokenBatch.of(long, pad=0))
     models.last_logits(model, TokenBatch.of([[5] * 512], pad=0))
     with pytest.raises(MechrefusalError, match="context"):
-        models.generate(model, TokenBatch.of([[5] * 510], pad=0), max_new_tokens=8, end=set())
+        forward.generate(model, TokenBatch.of([[5] * 510], pad=0), max_new_tokens=8, end=set())
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
@@ -209,15 +209,15 @@ def test_empty(prompts):
 
 def test_end_tokens(tiny_hf, tiny_hooked):
     hf, tokenizer = tiny_hf
-    assert models.end_tokens(hf, tokenizer) == {tokenizer.eos_token_id}
-    assert models.end_tokens(tiny_hooked, tokenizer) == {tokenizer.eos_token_id}
+    assert forward.end_tokens(hf, tokenizer) == {tokenizer.eos_token_id}
+    assert forward.end_tokens(tiny_hooked, tokenizer) == {tokenizer.eos_token_id}
     config = hf.generation_config
     before = config.eos_token_id
     try:
         config.eos_token_id = [5, 9]
-        assert models.end_tokens(hf, tokenizer) == {5, 9, tokenizer.eos_token_id}
+        assert forward.end_tokens(hf, tokenizer) == {5, 9, tokenizer.eos_token_id}
         config.eos_token_id = None
-        assert models.end_tokens(hf, tokenizer) == {tokenizer.eos_token_id}
+        assert forward.end_tokens(hf, tokenizer) == {tokenizer.eos_token_id}
     finally:
         config.eos_token_id = before
 
@@ -229,5 +229,5 @@ def test_real_model(smollm2):
     batch = TokenBatch.of(prompts, pad=tokenizer.pad_token_id)
     found = models.last_logits(hf, batch).log_softmax(-1)
     torch.testing.assert_close(found, alone(hf, prompts), atol=COMPOUND, rtol=0)
-    answers = models.generate(hf, batch, max_new_tokens=8, end=models.end_tokens(hf, tokenizer))
+    answers = forward.generate(hf, batch, max_new_tokens=8, end=forward.end_tokens(hf, tokenizer))
     assert answers == [greedy(hf, prompt, 8, {tokenizer.eos_token_id}) for prompt in prompts]

@@ -8,8 +8,8 @@ from architectures import FAMILIES, build
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import models
+from mechrefusal.forward.unhooked import Edit, bridge_hooks, twin
 from mechrefusal.models import twin as twins
-from mechrefusal.models.twin import Edit, bridge_hooks, twin
 
 SITES = ("resid_pre", "attn_out", "mlp_out")
 WINDOWED = ("mistral", "gemma2", "gemma3")

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from chains import Chain, saying
 
-from mechrefusal import models
-from mechrefusal.models import Continuation, TokenBatch
+from mechrefusal import forward
+from mechrefusal.forward import Continuation
+from mechrefusal.models import TokenBatch
 from mechrefusal.prompts import ThoughtMarks
 
 OPEN, CLOSE, END = 1, 2, 3
@@ -20,7 +21,7 @@ def said(model: Chain, *lasts: int, most: int, **marks) -> list[Continuation]:
 
     def run(some):
         batch = TokenBatch.of(some, pad=0)
-        return models.continuations(model, batch, max_new_tokens=most, end={END}, thoughts=thoughts)
+        return forward.continuations(model, batch, max_new_tokens=most, end={END}, thoughts=thoughts)
 
     together = run(prompts)
     assert together == [run([prompt])[0] for prompt in prompts]
@@ -42,7 +43,7 @@ def test_an_answer_ends_with_the_turn_or_its_tokens(model: Chain) -> None:
         Continuation((OPEN, 4, 5, 6), ended=False),
     ]
     assert said(model, 21, 22, most=5)[0] == Continuation((9, 10, 11, 12), ended=True)
-    assert models.generate(model, TokenBatch.of([[21]], pad=0), max_new_tokens=5, end={END}) == [[9, 10, 11, 12]]
+    assert forward.generate(model, TokenBatch.of([[21]], pad=0), max_new_tokens=5, end={END}) == [[9, 10, 11, 12]]
 
 
 def test_a_thought_has_tokens_of_its_own(model: Chain) -> None:
@@ -79,7 +80,7 @@ def test_marks_of_several_tokens() -> None:
     batch = TokenBatch.of([[20]], pad=0)
 
     def found(most, thoughts):
-        return models.continuations(model, batch, max_new_tokens=most, end={END}, thoughts=thoughts)
+        return forward.continuations(model, batch, max_new_tokens=most, end={END}, thoughts=thoughts)
 
     whole = (10, 11, 12, 4, 5, 13, 14, 15, 7, 8)
     assert found(3, marks) == found(3, replace(marks, at_most=8)) == [Continuation(whole, ended=True)]

@@ -10,9 +10,9 @@ from architectures import FAMILIES, build
 from tolerances import FORWARD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mechrefusal.models import tree_forward
-from mechrefusal.models.tree import Bank, Branch, Tree
-from mechrefusal.models.tree_forward import TreeForward, attending, shares
+from mechrefusal.forward import tree_forward
+from mechrefusal.forward.tree import Bank, Branch, Tree
+from mechrefusal.forward.tree_forward import TreeForward, attending, shares
 
 VOCAB = 60
 WINDOWED = ("mistral", "gemma2", "gemma3")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.twin import Edit, Twin
+from mechrefusal.forward.unhooked import Edit, Twin
 
 N_TOKENS = 6
 FREE_MEAN = 0.05

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from mechrefusal.causal.layout import FAR, Layout
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.forward import IN_HEAD
+from mechrefusal.forward.token_classes import FAR, Layout
+from mechrefusal.models.batches import IN_HEAD
 
 Positions = Sequence[int] | Literal["prompt"]
 """Token positions: from 0 counted from the beginning of the row, negative ones from the end of the prompt (−1 is its
@@ -50,7 +50,7 @@ class Pass:
         return here
 
     def places(self, n_tokens: int) -> tuple[Tensor, Tensor]:
-        """Index and distance from the prompt's end of each token of the pass (see `layout.TokenClasses.of`).
+        """Index and distance from the prompt's end of each token of the pass (see `token_classes.TokenClasses.of`).
 
         A pass of one token after others is a generated one; any other pass over more ends with the prompt, or
         `after_prompt` tokens after it.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tolerances import COMPOUND, FORWARD, REORDERED
 
-from mechrefusal import MechrefusalError, causal, models
-from mechrefusal.models import ForcedOpenings, RefusalMetric, refusal_metric
-from mechrefusal.models.twin import plain_model
+from mechrefusal import MechrefusalError, causal, forward, models
+from mechrefusal.forward import ForcedOpenings, RefusalMetric, refusal_metric
+from mechrefusal.forward.unhooked import plain_model
 
 
 def probabilities(logits):
@@ -65,19 +65,19 @@ def test_the_offset_is_written_and_older_metrics_have_none():
 def test_rd_score(logits):
     p = probabilities(logits.double().numpy())[:, [3, 9]].sum(1)
     expected = np.log(p + 1e-8) - np.log(1 - p + 1e-8)
-    np.testing.assert_allclose(models.rd_score(logits, [3, 9]).numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(forward.rd_score(logits, [3, 9]).numpy(), expected, atol=1e-9)
 
 
 def test_rd_score_where_the_model_is_certain():
     logits = torch.full((2, 10), -100.0)
     logits[0, 3] = logits[1, 4] = 100.0
     expected = np.log(1 + 1e-8) - np.log(1e-8)
-    np.testing.assert_allclose(models.rd_score(logits, [3]).numpy(), [expected, -expected], rtol=1e-6)
+    np.testing.assert_allclose(forward.rd_score(logits, [3]).numpy(), [expected, -expected], rtol=1e-6)
 
 
 def test_rd_tokens(tiny_hf):
     tokenizer = tiny_hf[1]
-    found = models.rd_tokens(tokenizer)
+    found = forward.rd_tokens(tokenizer)
     assert found[0] == tokenizer("I", add_special_tokens=False).input_ids[0]
     assert all("As".startswith(tokenizer.decode([token])) or tokenizer.decode([token]) == "I" for token in found)
 
@@ -177,9 +177,9 @@ def test_forced_scores_against_plain_forward_passes(name, tiny_hf, tiny_hooked, 
 @pytest.mark.parametrize("metric", [METRIC, RefusalMetric((7, 8), (10, 11), (12, 13, 14))], ids=["forced", "sets"])
 def test_prompts_are_scored_together_with_what_is_read_at_their_ends(metric, tiny_hf, tiny_hooked):
     prompts = chat(tiny_hf[1])
-    scores, rd = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: models.rd_score(logits, [3, 9]))
+    scores, rd = metric.score_prompts(tiny_hooked, prompts, read=lambda logits: forward.rd_score(logits, [3, 9]))
     following = next_logits(lambda tokens: tiny_hf[0](tokens).logits, prompts)
-    torch.testing.assert_close(rd, models.rd_score(following, [3, 9]), atol=COMPOUND, rtol=0)
+    torch.testing.assert_close(rd, forward.rd_score(following, [3, 9]), atol=COMPOUND, rtol=0)
     batch = metric.batch(prompts, pad=0)
     torch.testing.assert_close(scores, metric.score_and_next(tiny_hooked, batch)[0])
     torch.testing.assert_close(scores, metric.score(tiny_hooked, batch), atol=REORDERED, rtol=0)

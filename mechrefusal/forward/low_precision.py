@@ -6,7 +6,7 @@ import torch
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from mechrefusal.models.tree_forward import TreeForward
+from mechrefusal.forward.tree_forward import TreeForward
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,110 @@
+"""Greedy continuations of many prompts at once, on a hooked transformer or a Hugging Face model alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from mechrefusal.models.batches import TokenBatch, continue_from, expanded, head_cache
+from mechrefusal.prompts import ThoughtMarks, end_of_turn_tokens
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model said after one prompt: token ids without the end token, and whether it ended its turn itself."""
+
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+@torch.no_grad()
+def continuations(
+    model,
+    batch: TokenBatch,
+    *,
+    max_new_tokens: int,
+    end: set[int],
+    thoughts: ThoughtMarks | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[Continuation]:
+    """Greedy continuations of every prompt, of at most `max_new_tokens` tokens beside those of a thought.
+
+    Prompts that have ended leave the batch, so that a batch costs what its open prompts cost.
+
+    Args:
+        end: tokens that end a turn.
+        thoughts: marks of thoughts, with the number of tokens that one may take (marks included); a thought that is
+            longer is cut off, with no answer after it. None, or a number of 0: a thought takes the answer's tokens.
+    """
+    spent = [_Spent(max_new_tokens, thoughts) for _ in range(len(batch))]
+    rows = torch.arange(len(batch))
+    mask = batch.full_mask()
+    logits, cache = continue_from(model, batch.rest, mask, expanded(head_cache(model, batch), len(batch)), keep=1)
+    while True:
+        chosen = logits[:, -1].argmax(-1)
+        goes_on = [spent[row].take(token, end) for row, token in zip(rows.tolist(), chosen.tolist(), strict=True)]
+        is_open = torch.tensor(goes_on)
+        if on_step is not None:
+            oncontinue_from()
+        if not is_open.any():
+            return [Continuation(tuple(each.tokens), each.ended) for each in spent]
+        if not is_open.all():
+            kept = is_open.nonzero()[:, 0].to(chosen.device)
+            rows, chosen, mask = rows[is_open], chosen[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits, cache = continue_from(model, chosen[:, None], mask, cache, keep=1)
+
+
+def generate(
+    model, batch: TokenBatch, *, max_new_tokens: int, end: set[int], on_step: Callable[[], None] | None = None
+) -> list[list[int]]:
+    """Greedy continuations of every prompt, without the end token, of at most `max_new_tokens` tokens."""
+    found = continuations(model, batch, max_new_tokens=max_new_tokens, end=end, on_step=on_step)
+    return [list(each.tokens) for each in found]
+
+
+class _Spent:
+    """The tokens of one continuation, counted against those that its thought and its answer may take."""
+
+    def __init__(self, max_new_tokens: int, thoughts: ThoughtMarks | None) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+        self.left = max_new_tokens
+        self.marks = thoughts if thoughts is not None and thoughts.at_most else ThoughtMarks()
+        self.thinks, self.thought_left = self.marks.begun, self.marks.at_most
+
+    def take(self, token: int, end: set[int]) -> bool:
+        """Note a token; whether another one may follow."""
+        if token in end:
+            self.ended = True
+            return False
+        self.tokens.append(token)
+        if not self.thinks and tuple(self.tokens) in self.marks.opens:
+            self.thinks = True
+            self.left += len(self.tokens) - 1  # its first tokens could have been an answer's
+            self.thought_left -= len(self.tokens) - 1
+        if not self.thinks:
+            self.left -= 1
+            return self.left > 0
+        self.thought_left -= 1
+        self.thinks = not any(tuple(self.tokens[-len(mark) :]) == mark for mark in self.marks.closes)
+        return self.thought_left > 0 if self.thinks else self.left > 0
+
+
+def end_tokens(model, tokenizer, *, chat: bool = True) -> set[int]:
+    """Token ids that end an answer: what the chat template writes behind one, and the folder's own end tokens.
+
+    Those are the tokenizer's end token and the generation config's. They may be wrong or lack the end of a turn, which
+    is why the template is asked; without `chat` it is not.
+
+    Raises:
+        MechrefusalError: a chat template that writes no token behind an answer (`prompts.end_of_turn_tokens`).
+    """
+    config = getattr(model, "generation_config", None) or getattr(
+        getattr(model, "original_model", model), "generation_config", None
+    )
+    listed = getattr(config, "eos_token_id", None)
+    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    own = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+    return own | end_of_turn_tokens(tokenizer) if chat else own
