@@ -17,7 +17,7 @@ import torch
 
 from mechrefusal import evaluation, forward, geometry, models, prompts
 from mechrefusal.causal.reference import ZERO
-from mechrefusal.forward.unhooked import twin
+from mechrefusal.forward import runner_of
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.scoring import Scorer, exactly
 
@@ -157,7 +157,7 @@ def main() -> None:
         "settings": {
             "checkpoint": options.checkpoint,
             "dtype": "float32",
-            "twin": twin(model) is not None,
+            "runner": runner_of(model).name,
             "candidates": len(rows),
             "peer_candidates": len(timed),
             "prompts": [len(harmful), len(harmless)],

@@ -20,7 +20,7 @@ from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.models.bridge_internals import written_by, written_scale
+from mechrefusal.models.bridge_internals import scale_of_writes, written_by
 from mechrefusal.statistics import intervals
 
 TOLERANCE = 1e-3
@@ -162,7 +162,7 @@ class HeadReadout:
         """For the stream read by `vector`."""
         attention = model.blocks[layer].attn
         norm = _norm_after_heads(model, layer)
-        pulled = written_scale(model) * (vector if norm is None else norm.pulled_back(vector))
+        pulled = scale_of_writes(model) * (vector if norm is None else norm.pulled_back(vector))
         bias = 0.0 if attention.b_O is None else (attention.b_O.double() @ pulled).item()
         constant = 0.0 if norm is None else (norm.bias @ vector).item()
         return cls(layer, attention.W_O.double() @ pulled, bias, constant, norm)

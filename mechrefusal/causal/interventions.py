@@ -32,7 +32,7 @@ from mechrefusal.causal.operations import (
 from mechrefusal.causal.reference import Reference
 from mechrefusal.forward.hugging_face import PlainModel
 from mechrefusal.forward.positions import Pass, Positions
-from mechrefusal.forward.unhooked import Site, bridge_hooks
+from mechrefusal.forward.sites import Site, bridge_hooks
 
 __all__ = [
     "Ablation",

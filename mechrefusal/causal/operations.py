@@ -15,8 +15,8 @@ from torch import Tensor
 from mechrefusal.causal.reference import Reference, References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.forward.token_classes import Layout
-from mechrefusal.forward.unhooked import Edit, Site
 from mechrefusal.models import require_direction, require_layers
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")

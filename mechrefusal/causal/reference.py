@@ -34,7 +34,7 @@ class Reference:
 
     Fields:
         name: for tables and errors ("harmless mean", "harmful mean").
-        means: r⁻ of every layer and class (see `forward.token_classes`), of which the part along the directions is used.
+        means: r⁻ of every layer and class (see `TokenClasses`), of which the part along the directions is used.
         classes: the chat template's.
         held: whether tokens of a class are set; others stay.
         first_layer: layers below it are left as they are.

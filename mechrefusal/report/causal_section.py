@@ -13,8 +13,8 @@ from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 
 _NO_EFFECT = {"denoising": 0.0, "noising": 1.0}
-_PATCHED = ("resid_pre", "attn_out", "mlp_out", "head_z")
-_COMPONENTS = ("attn_out", "mlp_out", "head_z")
+_PATCHED = ("resid_pre", "attn_out", "mlp_out", "z")
+_COMPONENTS = ("attn_out", "mlp_out", "z")
 _ONTO = {
     "refusal_logits": ("the refusal logits", "logits"),
     "carrier": ("the carrier", "projection"),
@@ -56,7 +56,7 @@ def _patching(table: pd.DataFrame, panels: Panels) -> dict[str, Any]:
             own = rows[rows["site"] == site]
             if not len(own):
                 continue
-            draw: Callable[..., go.Figure] = figures.layer_by_head if site == "head_z" else figures.layer_by_position
+            draw: Callable[..., go.Figure] = figures.layer_by_head if site == "z" else figures.layer_by_position
             shown: dict[str, Any] = {"title": SITES[site], "unit": "effect", "centre": centre}
             shown["limit"] = 1.0 if site == "resid_pre" else limit
             drawn.append(panels.add(partial(draw, own, **shown), title=SITES[site]))

@@ -64,7 +64,7 @@ def _shared(run: MeasuredRun, panels: Panels) -> list[Panel]:
     for checkpoints in run.kinds:
         of = f", {checkpoints[0].label} and like it" if len(run.kinds) > 1 else ""
         patched, knocked = (run.together(name, among=checkpoints) for name in ("patching", "knockout"))
-        patched = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+        patched = patched[(patched["site"] == "z") & (patched["mode"] == "denoising")]
         knocked = knocked[knocked["component"] == "head"]
         for table, value, title in (
             (patched, "raw", f"By patching (denoising){of}"),

@@ -151,7 +151,7 @@ def judges(lines: list[Headline]) -> list[str]:
 def top_heads(checkpoint: MeasuredCheckpoint, n: int) -> tuple[list[Head], str]:
     """Heads of largest absolute denoising effect; if absent, of largest attribution to the refusal logits."""
     patching = checkpoint.tables["patching"]
-    patched = patching[(patching["site"] == "head_z") & (patching["mode"] == "denoising")]
+    patched = patching[(patching["site"] == "z") & (patching["mode"] == "denoising")]
     found = _largest(patched, "effect", n)
     if found:
         return found, "patching"

@@ -20,8 +20,7 @@ from mechrefusal.evaluation import (
     judged,
     rates,
 )
-from mechrefusal.forward import rd_score, rd_tokens
-from mechrefusal.forward.unhooked import plain_model
+from mechrefusal.forward import rd_score, rd_tokens, refusal_scores_and, unhooked_model
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
@@ -210,8 +209,8 @@ class _Measurement:
         }
         texts = [text for chosen in sets.values() for text in chosen.texts]
         hand_picked = rd_tokens(tokenizer)
-        score, rd = metric.score_prompts(
-            self.model, prompt_ids(tokenizer, texts), read=lambda logits: rd_score(logits, hand_picked)
+        score, rd = refusal_scores_and(
+            self.model, prompt_ids(tokenizer, texts), metric, read=lambda logits: rd_score(logits, hand_picked)
         )
         rows = [(name, prompt_id) for name, chosen in sets.items() for prompt_id in chosen.ids]
         table = pd.DataFrame(rows, columns=["set", "prompt_id"])
@@ -244,7 +243,7 @@ class _Measurement:
             "induce": (causal.put_in(direction, ends, layer=layer), harmless),
             "induce_random": (causal.put_in(control, ends, layer=layer), harmless),
         }
-        plain = plain_model(self.model)
+        plain = unhooked_model(self.model)
         for name, (intervention, questions) in under.items():
             with causal.intervened(plain, intervention):
                 answers = complete(

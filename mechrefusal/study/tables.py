@@ -139,7 +139,7 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # One row a layer's input (the last: the output) and quantity: refusal, compliance (log-probability of the token
     # set), score, rank (of the best refusal token, 0 is first).
     "logit_lens": ("set", "layer", "quantity", "value", "low", "high", "n"),
-    # One row a patched site. `site`: resid_pre, attn_out, mlp_out (layer x position, `head` -1) or head_z (layer x
+    # One row a patched site. `site`: resid_pre, attn_out, mlp_out (layer x position, `head` -1) or z (layer x
     # head, `position` 0 for all). `raw`: change of the metric, nats; `effect`: (m - m_corrupted) / (m_clean -
     # m_corrupted). `p`: adjusted for all cells of the site that every pair has.
     "patching": ("site", "mode", "layer", "head", "position", "token", "raw", "effect", "n", "low", "high", "p"),

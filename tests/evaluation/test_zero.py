@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_discovery import taught
 
-from mechrefusal import evaluation, geometry
+from mechrefusal import evaluation, forward, geometry
 from mechrefusal.evaluation import discovery, zero
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
@@ -149,7 +149,7 @@ def test_on_a_model_the_kept_prompts_and_the_candidates_stay(says_many, asked, m
         metric = discovered(says_many, asked, monkeypatch, most)
         assert metric.kind == "teacher_forced"
         assert len(metric.forced.answers) == most
-        scores = metric.score_prompts(says_many, ids, read=lambda logits: logits[:, :1])[0].numpy()
+        scores = forward.refusal_scores(says_many, ids, metric).numpy()
         kept.append((scores > 0).tolist())
         raw.append((scores[16:] + metric.offset > 0).sum())
         found = carriers.select(geometry.score(says_many, directions, asked, metric, rows=rows, reference="zero"), 9, 5)

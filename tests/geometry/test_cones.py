@@ -11,7 +11,7 @@ import torch
 from tolerances import FORWARD
 from torch.nn.functional import softplus
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, span_scores, subspaces
 from mechrefusal.prompts import Split, prompt_ids
@@ -32,8 +32,8 @@ def test_losses_of_the_first_step_equal_the_hooked_model(tiny_hooked, opening):
     first = learn_cone(tiny_hooked, difference, CONTRAST, metric, layer=2, largest=1, settings=settings).history.loc[0]
 
     def run(texts):
-        batch = metric.batch(prompt_ids(tiny_hooked.tokenizer, texts), pad=tiny_hooked.tokenizer.pad_token_id)
-        return metric.score_and_next(tiny_hooked, batch)
+        ids = prompt_ids(tiny_hooked.tokenizer, texts)
+        return forward.refusal_scores_and(tiny_hooked, ids, metric, read=lambda logits: logits.log_softmax(-1))
 
     base = run(CONTRAST.harmless)[1].double().exp()
     with causal.ablate(tiny_hooked, difference):
@@ -242,7 +242,7 @@ def test_scores_of_a_cone_are_those_of_its_directions(planted_cone, scored_cones
     asked, metric = coned.split(1), planted_model.METRIC
 
     def scores(texts):
-        return metric.score(planted_cone, metric.batch(prompt_ids(planted_cone.tokenizer, texts), pad=0)).numpy()
+        return forward.refusal_scores(planted_cone, prompt_ids(planted_cone.tokenizer, texts), metric).numpy()
 
     bypass, induce = [], []
     for each in span_scores.drawn_from_cone(truth, 8):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tolerances import FORWARD, REORDERED, ROUNDED
 
-from mechrefusal import MechrefusalError, causal, geometry, prompts
+from mechrefusal import MechrefusalError, causal, forward, geometry, prompts
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Readings, coupling, resampling
 from mechrefusal.geometry.activations import collect
@@ -200,7 +200,7 @@ class TestEffects:
 
     def score(self, model, texts):
         ids = prompts.prompt_ids(model.tokenizer, texts)
-        return METRIC.score(model, METRIC.batch(ids, pad=model.tokenizer.pad_token_id)).double()
+        return forward.refusal_scores(model, ids, METRIC).double()
 
     def test_columns_and_rows(self, tiny_hooked, table):
         assert set(table) == set(PER_CHECKPOINT["coupling"])

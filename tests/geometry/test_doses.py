@@ -8,7 +8,7 @@ from scipy import integrate
 from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
-from mechrefusal import MechrefusalError, causal, geometry, models, prompts
+from mechrefusal import MechrefusalError, causal, forward, geometry, models, prompts
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.unhooked import Site
 from mechrefusal.geometry import doses
@@ -61,7 +61,7 @@ def curve(found, intervention, measure, column="value"):
 
 def scores(model, texts):
     ids = prompts.prompt_ids(model.tokenizer, texts)
-    return METRIC.score(model, METRIC.batch(ids, pad=model.tokenizer.pad_token_id))
+    return forward.refusal_scores(model, ids, METRIC)
 
 
 class TestDoses:

@@ -12,7 +12,7 @@ import planted_model
 import pytest
 from planted_model import METRIC
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
@@ -64,7 +64,7 @@ def chosen(model, direction, validation):
 
 def scores_of(model, texts):
     prompts = prompt_ids(model.tokenizer, texts)
-    return METRIC.score(model, METRIC.batch(prompts, pad=0))
+    return forward.refusal_scores(model, prompts, METRIC)
 
 
 def test_the_model_refuses_what_it_should(planted):

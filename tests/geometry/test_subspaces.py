@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
 from mechrefusal.geometry.scoring import Scorer
@@ -263,8 +263,9 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
     def run(texts):
         scores, following = [], []
         for ids in prompt_ids(tiny_hooked.tokenizer, texts):
-            batch = metric.batch([ids], pad=0)
-            score, after = metric.score_and_next(tiny_hooked, batch)
+            score, after = forward.refusal_scores_and(
+                tiny_hooked, [ids], metric, read=lambda logits: logits.log_softmax(-1)
+            )
             scores.append(score.item())
             following.append(after[0].double().exp())
         return np.array(scores), torch.stack(following)

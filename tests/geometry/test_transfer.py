@@ -9,7 +9,7 @@ import pytest
 import torch
 from tolerances import COMPOUND, FORWARD, REORDERED
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
 from mechrefusal.prompts import builtin, prompt_ids
@@ -24,9 +24,8 @@ def validation():
 
 
 def mean(model, texts, context):
-    batch = METRIC.batch(prompt_ids(model.tokenizer, texts), pad=0)
     with context:
-        return METRIC.score(model, batch).numpy()
+        return forward.refusal_scores(model, prompt_ids(model.tokenizer, texts), METRIC).numpy()
 
 
 def test_rows_are_plain_interventions(tiny_hooked, validation):

@@ -178,7 +178,7 @@ def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:
 
 
 def _of_pair(number: int) -> dict:
-    place = {"site": "head_z", "mode": "denoising", "layer": 19, "head": 3, "position": 0}
+    place = {"site": "z", "mode": "denoising", "layer": 19, "head": 3, "position": 0}
     return {**place, "pair": f"pair-{number}", "raw": 0.4}
 
 
@@ -202,7 +202,7 @@ def _patching(rng: np.random.Generator) -> list[dict]:
                     rng.normal(0, 0.02) + (0.42 if (lay, head) == (19, 3) else -0.21 if (lay, head) == (23, 7) else 0)
                 )
                 rows.append(
-                    _patched("head_z", mode, lay, head, 0, "all", effect if (lay, head) != (2, 2) else float("nan"), 20)
+                    _patched("z", mode, lay, head, 0, "all", effect if (lay, head) != (2, 2) else float("nan"), 20)
                 )
     return rows
 

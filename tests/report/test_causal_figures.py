@@ -113,7 +113,7 @@ def test_logit_lens_of_one_set_has_no_gap(checkpoint):
 def test_attribution_patching_puts_each_scored_cell_in_its_panel(checkpoint):
     table = checkpoint.tables["attribution_patching"]
     figure = figures.attribution_patching(table)
-    sites = ("resid_pre", "attn_out", "mlp_out", "head_z")
+    sites = ("resid_pre", "attn_out", "mlp_out", "z")
     for scored in ("finalist", "random"):
         for site, trace in zip(sites, named(figure, scored), strict=True):
             own = table[(table["site"] == site) & (table["scored"] == scored)]

@@ -62,14 +62,14 @@ def test_every_figure_is_on_the_page(page, index):
 
 def test_patched_parts_share_one_scale_that_the_page_states(small_run, checkpoint, page):
     table = checkpoint.tables["patching"]
-    parts = table[table["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    parts = table[table["site"].isin(["attn_out", "mlp_out", "z"])]
     centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
     panels = Panels()
     found = causal_section._patching(table, panels)
     assert found["patching_limit"] == wording.number((parts["effect"] - centre).abs().max())
     assert [len(group["panels"]) for group in found["patching"]] == [4, 4]
     own = measured(small_run, "patching")
-    parts = own[own["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    parts = own[own["site"].isin(["attn_out", "mlp_out", "z"])]
     centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
     assert f"which saturates {wording.number((parts['effect'] - centre).abs().max())} from no effect" in page.text
 
@@ -211,7 +211,7 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
             path.unlink()
     for path in folder.rglob("patching.parquet"):
         old = pd.read_parquet(path)
-        old = old[old["site"].isin(["resid_pre", "head_z"]) & (old["mode"] == "denoising")]
+        old = old[old["site"].isin(["resid_pre", "z"]) & (old["mode"] == "denoising")]
         old.to_parquet(path, index=False)
     index = Page(report.write(folder))
     page = Page(folder / "report" / "r2d2-step-00050.html")

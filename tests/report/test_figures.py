@@ -13,7 +13,7 @@ from mechrefusal.study import tables
 
 def heads(checkpoint, mode="denoising"):
     table = checkpoint.tables["patching"]
-    return table[(table["site"] == "head_z") & (table["mode"] == mode)]
+    return table[(table["site"] == "z") & (table["mode"] == mode)]
 
 
 def test_layer_by_head_puts_every_value_at_its_place(checkpoint):

@@ -99,7 +99,7 @@ def test_matrices_have_it_after_the_base(warmed):
     assert list(moved.layout.xaxis.ticktext) == labels
     assert [label.rstrip("*") for label in moved.layout.yaxis.ticktext] == labels
     patched = warmed.together("patching")
-    heads = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+    heads = patched[(patched["site"] == "z") & (patched["mode"] == "denoising")]
     assert list(figures.shared_heads(heads).layout.xaxis.ticktext) == labels
     replayed = figures.stress_matrix(warmed.across["stress_transfer"])
     assert list(replayed.layout.xaxis.ticktext) == labels

@@ -138,7 +138,7 @@ ALL_NAN = {
 def test_both_modes_and_all_sites_are_patched(measured):
     _, recipe, found = measured
     seen = found.tables["patching"].groupby(["mode", "site"]).size()
-    sites = ("resid_pre", "attn_out", "mlp_out", "head_z")
+    sites = ("resid_pre", "attn_out", "mlp_out", "z")
     assert set(seen.index) == {(mode, site) for mode in recipe.causal.modes for site in sites}
 
 

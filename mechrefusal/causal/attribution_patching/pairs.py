@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.pair_runs import (
     ALL_POSITIONS,
     SMALLEST_GAP,
@@ -19,13 +18,13 @@ from mechrefusal.causal.patching.pair_runs import (
     Pairs,
     cells,
     oriented,
-    patching_of,
     require_mode,
     rows_of,
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site
+from mechrefusal.forward import Metric, MetricReader, runner_of
+from mechrefusal.forward.patches import PairRun, Patch, Site
 from mechrefusal.prompts import Pair
 
 CELL = ["site", "layer", "head", "position"]
@@ -88,7 +87,7 @@ class Runs:
         target = self.corrupted if self.mode == "denoising" else self.clean
         if not patches:
             return []
-        found = patching_of(self.model, self.runs[number], site, memory=MEMORY).scores(patches)
+        found = runner_of(self.model).patching(self.runs[number], site).scores(patches)
         return (found.cpu() - target[number]).tolist()
 
     def rows(self, number: int, site: Site, patches: Sequence[Patch], raw: Sequence[float]) -> list[dict]:
@@ -104,13 +103,13 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
         MechrefusalError: no pairs, none of equal length, an unknown mode, or a metric that is none.
     """
     require_mode(mode)
-    reading = Reading.of(metric)
+    reader = MetricReader.of(metric)
     usable, left_out = usable_pairs(model, pairs)
     runs, tokens, clean, corrupted = [], [], [], []
     for number, pair in enumerate(usable):
-        run, texts = oriented(model, pair, reading, mode)
-        ready = patching_of(model, run, "head_z", memory=MEMORY)
-        source, target = (score.cpu() for score in unpatched_scores(ready, reading, check=number == 0))
+        run, texts = oriented(model, pair, reader, mode)
+        ready = runner_of(model).patching(run, "z")
+        source, target = (score.cpu() for score in unpatched_scores(ready, reader, check=number == 0))
         runs.append(run)
         tokens.append(texts)
         clean.append(source if mode == "denoising" else target)

@@ -15,15 +15,15 @@ from mechrefusal.causal.circuit.effects import by_effect, effect_of, with_held_o
 from mechrefusal.causal.circuit.faithfulness import COLUMNS, Faithfulness, require_metric
 from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
-from mechrefusal.causal.patching.sites import Patch, Site
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.patches import Patch, Site
 from mechrefusal.progress import track
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")
 EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n")
 UNSEEN = "held-out pairs"
-_PARTS: tuple[tuple[str, Site], ...] = (("head", "head_z"), ("mlp", "mlp_out"))
+_PARTS: tuple[tuple[str, Site], ...] = (("head", "z"), ("mlp", "mlp_out"))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from mechrefusal.causal.circuit.discovery import EDGES
 from mechrefusal.causal.circuit.edge_gradients import edge_estimates
 from mechrefusal.causal.circuit.effects import by_effect, effect_of
 from mechrefusal.causal.circuit.paths import Edge, Node, edges_between, every_node
-from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.progress import track
 
 
@@ -71,15 +71,15 @@ def attribute_edges(
             `steps` runs with the embedding k / steps of the way from that prompt to the other, k = 1 … steps.
         steps: of "eap-ig"; published: 5.
         nodes: heads and MLPs; all of the model by default.
-        tool: "twin" or "hooked"; by default the first that works.
+        tool: "token trees" or "hooks"; by default the first that works.
 
     Raises:
         MechrefusalError: no usable pairs, an unknown mode, method or tool, a node that the model lacks, no steps, a
             metric without a gradient.
     """
     points = shares(method, steps)
-    if tool not in (None, "twin", "hooked"):
-        raise MechrefusalError(f"unknown tool '{tool}' of edge attribution; use 'twin' or 'hooked', or None")
+    if tool not in (None, "token trees", "hooks"):
+        raise MechrefusalError(f"unknown tool '{tool}' of edge attribution; use 'token trees' or 'hooks', or None")
     known = every_node(model)
     if nodes is not None and (unknown := [str(node) for node in nodes if node not in known]):
         raise MechrefusalError(f"this model has no '{unknown[0]}' as a node of a circuit; give heads and MLPs it has")

@@ -14,23 +14,20 @@ from torch import Tensor
 from mechrefusal.causal.attribution_patching.gradients import (
     EMBEDDED,
     STEPS,
-    Both,
     Method,
-    Place,
+    PairGradients,
     Tool,
     between,
     by_tools,
-    keeping,
     shares,
+    watching,
 )
 from mechrefusal.causal.circuit.paths import EMBEDDING, Edge, Node, logits_of, parallel
-from mechrefusal.causal.patching.metric import Metric
-from mechrefusal.causal.patching.sites import PairRun
-from mechrefusal.forward.unhooked import Edit, Site
+from mechrefusal.forward import Edit, Metric, PairRun, Place, Runner, Site, flat
 
-Changes = Mapping[Node, Float[Tensor, "run token d_model"]]
+Changes = Mapping[Node, Float[Tensor, "place d_model"]]
 """What each sender adds to the residual stream in the source, less what it adds in the target."""
-Gradients = dict[Node, Float[Tensor, "run token d_model"]]
+Gradients = dict[Node, Float[Tensor, "place d_model"]]
 """Of the metric with regard to each receiver's input, before its norm."""
 
 
@@ -50,7 +47,7 @@ def edge_estimates(
         model: a hooked transformer, under whatever hooks the caller has open.
         method: "eap": gradients in the target as it is. "eap-ig": their mean over `steps` runs in which the embedding
             is k / steps of the way to that of the source.
-        tool: "twin" or "hooked"; by default the first that works.
+        tool: "token trees" or "hooks"; by default the first that works.
 
     Raises:
         MechrefusalError: an unknown method, no steps; the metric has no gradient, or no tool gives one.
@@ -58,20 +55,20 @@ def edge_estimates(
     points = shares(method, steps)
     senders, receivers = ({edge[i] for edge in edges} for i in (0, 1))
 
-    def make(on_twin: bool) -> Float[Tensor, " edge"]:  # noqa: FBT001
-        passes = EdgePasses(Both(model, run, metric), on_twin=on_twin)
+    def make(runner: Runner) -> Float[Tensor, " edge"]:
+        passes = EdgePasses(PairGradients(runner, run, metric))
         gradients = passes.gradients(sorted(receivers), points)
         return contracted(passes.changes(sorted(senders)), gradients, edges)
 
-    sites: set[Site] = {"resid_pre", "z", "attn_out", "mlp_out", "resid_post"}
-    return by_tools(model, {"twin": lambda: make(True), "hooked": lambda: make(False)}, sites, tool)
+    sites: tuple[Site, ...] = ("z",)
+    return by_tools(model, {}, make, sites, tool)
 
 
 def contracted(changes: Changes, gradients: Changes, edges: Sequence[Edge]) -> Float[Tensor, " edge"]:
-    """Score of each edge: the sender's change times the receiver's mean gradient, over runs, tokens and features."""
+    """Score of each edge: the sender's change times the receiver's mean gradient, over places and features."""
     if not edges:
         return torch.zeros(0, dtype=torch.float64)
-    sent, received = (torch.stack([each.flatten(0, 1) for each in of.values()]) for of in (changes, gradients))
+    sent, received = (torch.stack(list(of.values())) for of in (changes, gradients))
     total = torch.zeros(len(sent), len(received), dtype=torch.float64, device=sent.device)
     for token in range(sent.shape[1]):  # in float64 a token at a time: all at once take a lot of memory
         total += sent[:, token].double() @ received[:, token].double().T
@@ -83,15 +80,13 @@ def contracted(changes: Changes, gradients: Changes, edges: Sequence[Edge]) -> F
 class EdgePasses:
     """One pair, its activations, and passes that give gradients."""
 
-    def __init__(self, both: Both, *, on_twin: bool) -> None:
-        self.both, self.on_twin, self.cfg = both, on_twin, both.model.cfg
+    def __init__(self, both: PairGradients) -> None:
+        self.both, self.cfg = both, both.model.cfg
         sites: tuple[Site, ...] = ("resid_pre", "z", "attn_out", "mlp_out")
         self.places: list[Place] = [(layer, site) for layer in range(self.cfg.n_layers) for site in sites]
         self.last: Place = (self.cfg.n_layers - 1, "resid_post")
         self.places.append(self.last)
-        self.source, self.target = (
-            both.recorded(prompt, self.places, on_twin=on_twin) for prompt in (both.source, both.target)
-        )
+        self.source, self.target = (both.recorded(batch, self.places) for batch in (both.source, both.target))
 
     def changes(self, senders: Sequence[Node]) -> Changes:
         """Changes of the residual stream by each sender; exact also where attention is normed before it is added."""
@@ -110,15 +105,13 @@ class EdgePasses:
     def _written_by(self, head: int, layers: Sequence[int]) -> dict[int, Tensor]:
         """What attention of each layer writes where this head alone is as in the source, in one pass for all layers."""
         edits: list[Edit] = []
-        kept: dict[Place, Tensor] = {}
         for layer in layers:
-            z = self._by_head(self.target[layer, "z"]).clone()
-            z[:, :, head] = self._by_head(self.source[layer, "z"])[:, :, head]
+            z = self.target[layer, "z"].clone()
+            z[:, head] = self.source[layer, "z"][:, head]
             edits += [(layer, "resid_pre", _constant(self.target[layer, "resid_pre"])), (layer, "z", _constant(z))]
         with torch.no_grad():
-            places: list[Place] = [(layer, "attn_out") for layer in layers]
-            self.both.logits(self.both.target, [*edits, *keeping(places, kept)], on_twin=self.on_twin)
-        return {layer: kept[layer, "attn_out"] for layer in layers}
+            cache = self.both.target.run(edits, keep=[(layer, "attn_out") for layer in layers]).cache
+        return {layer: cache[layer, "attn_out"] for layer in layers}
 
     def gradients(self, receivers: Sequence[Node], points: Sequence[float]) -> Gradients:
         """Mean gradients with regard to each receiver's input over `points` of the way from target to source.
@@ -135,24 +128,24 @@ class EdgePasses:
 
     def _at(self, share: float, receivers: Sequence[Node]) -> Gradients:
         graph: dict[Place, Tensor] = {}
-        edits = [between(self.source, self.target, share), *keeping(self.places, graph)]
-        score = self.both.score(self.both.logits(self.both.target, edits, on_twin=self.on_twin))
+        score = self.both.score([between(self.source, self.target, share), *watching(self.places, graph)])
         outputs = list(dict.fromkeys(self._output(one) for one in receivers))
         after = torch.autograd.grad(score, [graph[at] for at in outputs], retain_graph=True, materialize_grads=True)
         by_output = dict(zip(outputs, after, strict=True))
         found: Gradients = {}
         for receiver in receivers:
-            at = self._output(receiver)
+            at, into = self._output(receiver), self._input(receiver)
             gradient = by_output[at]
-            if receiver == logits_of(self.both.model):
-                found[receiver] = gradient
-                continue
-            if receiver.component == "head":
-                whole, gradient = gradient, torch.zeros_like(gradient)
-                self._by_head(gradient)[:, :, receiver.head] = self._by_head(whole)[:, :, receiver.head]
-            (found[receiver],) = torch.autograd.grad(
-                graph[at], graph[self._input(receiver)], gradient, retain_graph=True, materialize_grads=True
-            )
+            if receiver != logits_of(self.both.model):
+                if receiver.component == "head":
+                    whole = flat(self.both.model, "z", gradient)
+                    alone = torch.zeros_like(whole)
+                    alone[:, receiver.head] = whole[:, receiver.head]
+                    gradient = alone.reshape(gradient.shape)
+                (gradient,) = torch.autograd.grad(
+                    graph[at], graph[into], gradient, retain_graph=True, materialize_grads=True
+                )
+            found[receiver] = flat(self.both.model, into[1], gradient)
         return found
 
     def _output(self, receiver: Node) -> Place:
@@ -165,9 +158,6 @@ class EdgePasses:
         after_attention = receiver.component == "mlp" and not parallel(self.both.model)
         return receiver.layer, "attn_out" if after_attention else "resid_pre"
 
-    def _by_head(self, z: Tensor) -> Float[Tensor, "run token head d_head"]:
-        return z if z.ndim == 4 else z.unflatten(-1, (-1, self.cfg.d_head))
-
 
 def _constant(value: Tensor):
-    return lambda _: value
+    return lambda activation: value.reshape(activation.shape)

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.circuit.rows import HookedRows, TreeRows, rows_of
-from mechrefusal.causal.component_passes import Component
-from mechrefusal.causal.patching.sites import MEMORY, PairRun, activation_bytes, logit_bytes
-from mechrefusal.forward.unhooked import Edit
+from mechrefusal.causal.components import Component
+from mechrefusal.forward import Asked, Edit, PairRun, Place, Site, flat, runner_of
+from mechrefusal.forward.patches import MEMORY, activation_bytes, logit_bytes
 from mechrefusal.models.batches import split_by_cost
 
 
@@ -91,8 +90,17 @@ class PathPatching:
 
     @torch.no_grad()
     def __init__(self, model, run: PairRun) -> None:
-        self.model, self.run = model, run
-        self.rows: TreeRows | HookedRows = rows_of(model, run)
+        self.model, self.run, self.runner = model, run, runner_of(model, sites=("z",))
+        n_layers = model.cfg.n_layers
+        sites: tuple[Site, ...] = ("resid_pre", "z", "attn_out", "mlp_out")
+        places: list[Place] = [(layer, site) for layer in range(n_layers) for site in sites]
+        places.append((n_layers - 1, "resid_post"))
+        source, self._batch = (
+            self.runner.batch([Asked(prompt, run.reader.runs, run.reader.kept)], first=run.first)
+            for prompt in (run.source, run.target)
+        )
+        self.source, found = source.run(keep=places).cache, self._batch.run(keep=places)
+        self.target, self._unpatched = found.cache, run.reader.score([part[None] for part in found.logits])[0]
         self.n_rows = self.n_passes = 0
         self._changes: dict[Node, Tensor] = {}
 
@@ -139,11 +147,11 @@ class PathPatching:
         """
         layer = receivers[0].layer
         if receivers[0].component == "mlp":
-            site = "resid_pre" if parallel(self.model) else "attn_out"
-            return [self._written(layer, site, changes, "mlp_out")[0] - self.rows.target[layer, "mlp_out"]]
+            site: Site = "resid_pre" if parallel(self.model) else "attn_out"
+            return [self._written(layer, site, changes, "mlp_out")[0] - self.target[layer, "mlp_out"]]
         z = self._written(layer, "resid_pre", changes, "z")
         own = torch.stack([row[:, one.head] for row, one in zip(z, receivers, strict=True)])
-        return list(self._attention(receivers, own) - self.rows.target[layer, "attn_out"])
+        return list(self._attention(receivers, own) - self.target[layer, "attn_out"])
 
     @torch.no_grad()
     def into_logits(self, change: Tensor) -> float:
@@ -155,7 +163,7 @@ class PathPatching:
         layer, n = receivers[0].layer, len(receivers)
         if receivers[0].component == "logits":
             change = torch.cat(list(changes))
-            return self._score(layer, n, [(layer - 1, "resid_post", lambda x: x + change)])
+            return self._score(layer, n, [(layer - 1, "resid_post", lambda x: x + change.reshape(x.shape))])
         heads = [i for i, one in enumerate(receivers) if one.component == "head"]
         mlps = [i for i, one in enumerate(receivers) if one.component == "mlp"]
         edits: list[Edit] = []
@@ -165,31 +173,30 @@ class PathPatching:
             z = torch.stack([row[:, head] for row, head in zip(z, index.tolist(), strict=True)])
             edits.append((layer, "z", self._put(n, heads, z, index)))
         if mlps:
-            site = "resid_pre" if parallel(self.model) else "attn_out"
+            site: Site = "resid_pre" if parallel(self.model) else "attn_out"
             written = self._written(layer, site, [changes[i] for i in mlps], "mlp_out")
             edits.append((layer, "mlp_out", self._put(n, mlps, written)))
         return self._score(layer, n, edits)
 
-    def _written(self, layer: int, site, changes: Sequence[Tensor], of) -> Float[Tensor, "row token ..."]:
+    def _written(self, layer: int, site: Site, changes: Sequence[Tensor], of: Site) -> Float[Tensor, "row token ..."]:
         """What stands at site `of` of a block where `site` is changed, row by row, all else unpatched."""
         unique = list({id(change): change for change in changes}.values())
         order = [next(i for i, one in enumerate(unique) if one is change) for change in changes]
         change = torch.cat(unique)
-        found: list[Tensor] = []
-        self._count(len(unique))
-        self.rows.block(layer, len(unique), [(layer, site, lambda x: x + change), (layer, of, _keep(found))])
-        return found[0].unflatten(0, (len(unique), -1))[order]
+        found = self._block(layer, len(unique), [(layer, site, lambda x: x + change.reshape(x.shape))], of)
+        return found[order]
 
     def _put(self, n: int, rows: list[int], values: Tensor, heads: Tensor | None = None):
         """An edit that gives some of `n` rows other values, of one head each where `heads` says which."""
 
         def put(activation: Tensor) -> Tensor:
-            changed = activation.clone().unflatten(0, (n, -1))
+            whole = flat(self.model, "resid_pre" if heads is None else "z", activation)
+            changed = whole.clone().unflatten(0, (n, -1))
             if heads is None:
                 changed[rows] = values
             else:
                 changed[torch.tensor(rows), :, heads] = values
-            return changed.flatten(0, 1)
+            return changed.reshape(activation.shape)
 
         return put
 
@@ -202,41 +209,36 @@ class PathPatching:
                 self._changes[sender] = self._change(sender.layer, "mlp_out")
         for layer in sorted({one.layer for one in senders - self._changes.keys()}):
             heads = sorted(one for one in senders if one.layer == layer and one.component == "head")
-            z = torch.stack([self.rows.source[layer, "z"][:, one.head] for one in heads])
+            z = torch.stack([self.source[layer, "z"][:, one.head] for one in heads])
             for one, row in zip(heads, self._attention(heads, z), strict=True):
-                self._changes[one] = row - self.rows.target[layer, "attn_out"]
+                self._changes[one] = row - self.target[layer, "attn_out"]
 
     def _attention(self, heads: Sequence[Node], z: Float[Tensor, "row token d_head"]) -> Float[Tensor, "row token d"]:
         """What attention writes where one head of its layer has another output, a row a head."""
         layer, index = heads[0].layer, torch.tensor([one.head for one in heads])
-        written: list[Tensor] = []
-        edits: list[Edit] = [
-            (layer, "z", self._put(len(heads), list(range(len(heads))), z, index)),
-            (layer, "attn_out", _keep(written)),
-        ]
-        self._count(len(heads))
-        self.rows.block(layer, len(heads), edits)
-        return written[0].unflatten(0, (len(heads), -1))
+        edits: list[Edit] = [(layer, "z", self._put(len(heads), list(range(len(heads))), z, index))]
+        return self._block(layer, len(heads), edits, "attn_out")
+
+    def _block(self, layer: int, n: int, edits: Sequence[Edit], of: Site) -> Float[Tensor, "row token ..."]:
+        """What stands at site `of` of a block that alone is run, in `n` rows under `edits`."""
+        self._count(n)
+        found = self._batch.repeated(n).run(edits, layers=range(layer, layer + 1), keep=[(layer, of)])
+        return found.cache[layer, of].unflatten(0, (n, -1))
 
     def _change(self, layer: int, site) -> Tensor:
-        return self.rows.source[layer, site] - self.rows.target[layer, site]
+        return self.source[layer, site] - self.target[layer, site]
 
     def _score(self, layer: int, n: int, edits: Sequence[Edit]) -> Float[Tensor, " row"]:
         self._count(n)
-        return self.run.reading.score(self.rows.logits(layer, n, edits)) - self.rows.score
+        logits = self._batch.repeated(n).run(edits, layers=range(layer, self.model.cfg.n_layers)).logits
+        n_runs = len(self.run.reader.runs)
+        by_run = [torch.stack(list(logits[run::n_runs])) for run in range(n_runs)]
+        return self.run.reader.score(by_run) - self._unpatched
 
     def _count(self, n: int) -> None:
         self.n_rows, self.n_passes = self.n_rows + n, self.n_passes + 1
 
     def _parts(self, n: int) -> Iterable[range]:
         a_token, _ = activation_bytes(self.model)
-        cost = self.rows.n_tokens * a_token + logit_bytes(self.model, self.run.reading)
+        cost = self._batch.n_tokens * a_token + logit_bytes(self.model, self.run.reader)
         return split_by_cost(([cost] * n, MEMORY))
-
-
-def _keep(into: list[Tensor]):
-    def edit(activation: Tensor) -> Tensor:
-        into.append(activation.detach())
-        return activation
-
-    return edit

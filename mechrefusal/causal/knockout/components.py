@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.component_passes import Component, Kind
+from mechrefusal.causal.components import Component, Kind
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError

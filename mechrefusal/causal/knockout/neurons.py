@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
-from mechrefusal.causal.component_passes import Component, Pass, flat
+from mechrefusal.causal.components import Component, ComponentBatch
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric
-from mechrefusal.forward.unhooked import Edit
+from mechrefusal.forward import Edit, RefusalMetric, flat
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 
@@ -92,7 +91,7 @@ def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.nda
     found: dict[int, Tensor] = {}
     steps: dict[tuple[int, int], Tensor] = {}
     taken: dict[tuple[int, int], Tensor] = {}
-    opened: list[Pass] = []
+    opened: list[ComponentBatch] = []
 
     def watch(layer: int, number: int) -> Callable[[Tensor], Tensor]:
         def edit(activation: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.nda
 
         return edit
 
-    def edits(one: Pass) -> list[Edit]:
+    def edits(one: ComponentBatch) -> list[Edit]:
         opened.append(one)
         return [(layer, "mlp_post", watch(layer, len(opened) - 1)) for layer in layers]
 

@@ -10,21 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.pair_runs import (
     SMALLEST_GAP,
     Mode,
     Pairs,
     cells,
     oriented,
-    patching_of,
     require_mode,
     rows_of,
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patching.sites import Site, require_memory, require_site
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import Metric, MetricReader, runner_of
+from mechrefusal.forward.patches import Site, require_memory, require_site
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
@@ -145,16 +144,16 @@ def heads(
     The other arguments, and the errors, are those of `residual`.
 
     Returns:
-        `Patching` with site head_z, head_pattern, head_q, head_k or head_v; position is `ALL_POSITIONS` without
+        `Patching` with site z, pattern, q, k or v; position is `ALL_POSITIONS` without
         `by_position`.
     """
     _require_one_of("site of heads", site, ("z", "pattern", "q", "k", "v"))
     sites: dict[str, Site] = {
-        "z": "head_z",
-        "pattern": "head_pattern",
-        "q": "head_q",
-        "k": "head_k",
-        "v": "head_v",
+        "z": "z",
+        "pattern": "pattern",
+        "q": "q",
+        "k": "k",
+        "v": "v",
     }
     return _patch(model, pairs, metric, sites[site], by_position=by_position, layers=layers, mode=mode, memory=memory)
 
@@ -179,14 +178,14 @@ def _patch(
     wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
     require_layers(model, wanted)
     require_site(model, site)
-    reading, budget = Reading.of(metric), require_memory(memory)
+    reader, budget = MetricReader.of(metric), require_memory(memory)
     usable, left_out = usable_pairs(model, pairs)
     found, clean, corrupted = [], [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
-        run, tokens = oriented(model, pair, reading, mode)
+        run, tokens = oriented(model, pair, reader, mode)
         patches = run.patches(model, site, wanted, by_position=by_position)
-        ready = patching_of(model, run, site, memory=budget)
-        source, target = unpatched_scores(ready, reading, check=number == 0)
+        ready = runner_of(model).patching(run, site, memory=budget)
+        source, target = unpatched_scores(ready, reader, check=number == 0)
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
         raw = (ready.scores(patches) - target).tolist()

@@ -8,12 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.patching.hooked import HookedPatching
-from mechrefusal.causal.patching.metric import Reading
-from mechrefusal.causal.patching.sites import PairRun, Patch, Site
-from mechrefusal.causal.patching.tree import TreePatching
-from mechrefusal.causal.patching.twin import tree_patching
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import MetricReader, PairRun, Patch, PatchedPair
 from mechrefusal.models.batches import common_length
 from mechrefusal.statistics import intervals
 
@@ -71,7 +67,7 @@ def usable_pairs(model, pairs: Pairs) -> tuple[prompts.PairSet, LeftOut]:
     return usable, left_out
 
 
-def oriented(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
+def oriented(model, pair: prompts.Pair, reader: MetricReader, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
     """The pair in the direction that is patched, and the tokens of the harmful prompt as text."""
     clean, corrupted = (
         tuple(prompts.segments(model.tokenizer, text).prompt_ids) for text in (pair.harmful, pair.harmless)
@@ -80,23 +76,17 @@ def oriented(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[P
     if first == len(clean):
         raise MechrefusalError(f"pair '{pair.id}' has the same tokens on both sides; there is nothing to patch")
     source, target = (clean, corrupted) if mode == "denoising" else (corrupted, clean)
-    return PairRun(source, target, first, reading), tuple(model.tokenizer.decode([token]) for token in clean)
-
-
-def patching_of(model, run: PairRun, site: Site, *, memory: int) -> TreePatching | HookedPatching:
-    """The pair ready to be patched at `site`: on the twin where it agrees, else through hooks."""
-    found = tree_patching(model, run, site, memory=memory)
-    return found if found is not None else HookedPatching(model, run, site, memory=memory)
+    return PairRun(source, target, first, reader), tuple(model.tokenizer.decode([token]) for token in clean)
 
 
 def unpatched_scores(
-    ready: TreePatching | HookedPatching, reading: Reading, *, check: bool
+    ready: PatchedPair, reader: MetricReader, *, check: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The metric of source and target as they are; `check` also tries the metric out (see `Reading.check`)."""
+    """The metric of source and target as they are; `check` also tries the metric out (see `MetricReader.check`)."""
     unpatched = ready.unpatched()
     if check:
-        reading.check(unpatched)
-    source, target = reading.score(unpatched)
+        reader.check(unpatched)
+    source, target = reader.score(unpatched)
     return source, target
 
 

@@ -10,7 +10,7 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
 from mechrefusal.report.figures.screening import SITES
 
-HEAD_SITES = ("z", "head_z", "result")
+HEAD_SITES = ("z", "result")
 _COLUMNS = 4
 PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 

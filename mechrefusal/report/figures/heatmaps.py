@@ -76,7 +76,7 @@ def layer_by_position(
         tokens: token string of each position; by default the table's own column `token`.
     """
     if "site" in table:
-        table = table[table["site"] != "head_z"]
+        table = table[table["site"] != "z"]
     known = tokens if tokens is not None else position_tokens(table)
     return _by_layer(
         table,

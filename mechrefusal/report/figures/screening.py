@@ -13,7 +13,6 @@ SITES = {
     "resid_pre": "Residual stream",
     "attn_out": "Attention output",
     "mlp_out": "MLP output",
-    "head_z": "Heads",
     "z": "Heads (what they read and carry)",
     "result": "Heads (whole, with their output weights)",
 }

@@ -30,7 +30,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
 
     Args:
         table: one row a head and checkpoint, with `arm`, `step`, `layer`, `head`: table `patching` of several
-            checkpoints with site `head_z` and one mode, or `knockout` with component `head` and value `refusal`.
+            checkpoints with site `z` and one mode, or `knockout` with component `head` and value `refusal`.
 
     Raises:
         MechrefusalError: fewer than two checkpoints have `k` heads with a value, or there is no such column.

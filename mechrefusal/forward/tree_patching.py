@@ -1,4 +1,4 @@
-"""Exact patching on the twin: what a patch changes is computed, and nothing else.
+"""Exact patching on token trees: what a patch changes is computed, and nothing else.
 
 Three passes a pair, each over all layers:
 
@@ -12,22 +12,26 @@ Three passes a pair, each over all layers:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patching.rows import Ending, Endings, Rows, RowsRunning, join
-from mechrefusal.causal.patching.sites import PairRun, Patch, Site, activation_bytes, logit_bytes, n_heads
-from mechrefusal.forward.tree import Bank, Tree
-from mechrefusal.forward.tree_forward import Running, TreeForward
-from mechrefusal.forward.unhooked import Edit, Twin
+from mechrefusal.forward.joined_rows import Ending, Endings, Rows, RowsRunning, join
+from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
+from mechrefusal.forward.sites import Edit, Site
+from mechrefusal.forward.tree import KeyValues, Tree
+from mechrefusal.forward.tree_attention import Running
 from mechrefusal.models.batches import split_by_cost
+
+if TYPE_CHECKING:
+    from mechrefusal.forward.tree_runner import TreeRunner
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
 """Tokens in one pass: more at once gains nothing."""
 
-_PROJECTED: dict[str, tuple[int, ...]] = {"head_q": (0,), "head_k": (1,), "head_v": (2,), "head_pattern": (0, 1)}
+_PROJECTED: dict[str, tuple[int, ...]] = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
 """Which of queries, keys and values come from the source; a pattern is made of queries and keys."""
 
 
@@ -35,7 +39,7 @@ _PROJECTED: dict[str, tuple[int, ...]] = {"head_q": (0,), "head_k": (1,), "head_
 class _Base:
     """One prompt as it is: activations a layer, over the packed tokens of the prompt and the runs after it."""
 
-    bank: Bank
+    bank: KeyValues
     logits: Float[Tensor, "kept vocab"]
     stream: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # before each block, and after the last
     written: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # attn_out or mlp_out
@@ -45,7 +49,7 @@ class _Base:
 
 class _Recording(Running):
     def __init__(self, tree: Tree) -> None:
-        super().__init__(tree, Bank(), {})
+        super().__init__(tree, KeyValues(), {})
         self.queries: list[Tensor] = []
         self.z: list[Tensor] = []
 
@@ -60,7 +64,7 @@ class _Recording(Running):
 class _OtherProjections(RowsRunning):
     """Attention with queries, keys or values of the source: of every token of a row, or of the row's first."""
 
-    def __init__(self, rows: Rows, site: Site, source: _Base, bank: Bank, positions: Sequence[int | None]) -> None:
+    def __init__(self, rows: Rows, site: Site, source: _Base, bank: KeyValues, positions: Sequence[int | None]) -> None:
         super().__init__(rows, bank)
         self.site, self.source = site, source
         self.z: dict[int, Tensor] = {}
@@ -83,7 +87,9 @@ class _OtherProjections(RowsRunning):
 class _OtherHeads(RowsRunning):
     """In place of attention its result in the unpatched run, but for one group of heads a row."""
 
-    def __init__(self, rows: Rows, bank: Bank, heads: Tensor, base: list[Tensor], others: dict[int, Tensor]) -> None:
+    def __init__(
+        self, rows: Rows, bank: KeyValues, heads: Tensor, base: list[Tensor], others: dict[int, Tensor]
+    ) -> None:
         super().__init__(rows, bank)
         self.heads, self.base, self.others = heads, base, others
 
@@ -100,19 +106,18 @@ class _Outputs:
 
 
 class TreePatching:
-    """One pair, ready for any number of patches at one site.
+    """See `PatchedPair`.
 
     Args:
-        twin, forward: of the hooked transformer `model`; the forward shares trees.
         memory: bytes of one pass.
     """
 
     @torch.no_grad()
-    def __init__(self, model, twin: Twin, forward: TreeForward, pair: PairRun, site: Site, *, memory: int) -> None:
-        self.model, self.twin, self.forward = model, twin, forward
+    def __init__(self, runner: "TreeRunner", pair: PairRun, site: Site, *, memory: int) -> None:
+        self.model, self.modules, self.forward = runner.model, runner.modules, runner.forward
         self.pair, self.site, self.memory = pair, site, memory
-        self.n_layers = len(twin.blocks)
-        self.endings = Endings(pair.target, pair.reading.runs, pair.reading.kept)
+        self.n_layers = len(self.modules.blocks)
+        self.endings = Endings(pair.target, pair.reader.runs, pair.reader.kept)
         self.whole = Tree.of(self.endings.branches())
         self.source, self.target = self._both()
         self._known: dict[int, Ending] = {}
@@ -127,7 +132,7 @@ class TreePatching:
     def scores(self, patches: Sequence[Patch]) -> Tensor:
         """The metric under each patch, in their order."""
         found: dict[Patch, Tensor] = {}
-        plain = self.pair.reading.score([part[1:] for part in self.unpatched()])[0]
+        plain = self.pair.reader.score([part[1:] for part in self.unpatched()])[0]
         for group, outputs in self._outputs(patches):
             # After the last block, what stands before the end is read by no one.
             last = len(self.pair.target) - 1
@@ -163,7 +168,7 @@ class TreePatching:
         edits.append((self.n_layers - 1, "resid_post", keep(stream)))
         if self.site == "attn_out" or self.site == "mlp_out":
             edits += [(layer, self.site, keep(written)) for layer in range(self.n_layers)]
-        with self.twin.edited(edits):
+        with self.modules.edited(edits):
             logits = self.forward.run_tree(running).chunk(2)
         bank, n = running.bank(), len(self.endings.runs)
         found = []
@@ -192,7 +197,7 @@ class TreePatching:
     @property
     def _whole(self) -> bool:
         """Whether a patch changes its block's output at all positions after it, and not at its own only."""
-        return self.site in ("head_k", "head_v")
+        return self.site in ("k", "v")
 
     def _outputs(self, patches: Sequence[Patch]) -> Iterator[tuple[list[Patch], _Outputs]]:
         """Patches in groups whose block outputs fit in memory at once, and those outputs."""
@@ -229,7 +234,7 @@ class TreePatching:
         lengths = torch.tensor([len(ending) for ending in rows.endings])
         group = torch.arange(n_query) // (n_query // n_site)
         heads = torch.stack([group == head for head, _ in kinds]).repeat_interleave(lengths, 0)
-        if self.site == "head_z":
+        if self.site == "z":
             others = {layer: self.source.z[layer][rows.base] for layer in layers}
         else:
             positions = list(dict.fromkeys(position for _, position in kinds))
@@ -258,7 +263,7 @@ class TreePatching:
         every: list[Edit] = [(layer, "resid_pre", partial(forced, layer)) for layer in range(self.n_layers)]
         every.append((self.n_layers - 1, "resid_post", partial(forced, self.n_layers)))
         running.tree = _without_logits(running.tree)
-        with self.twin.skipping(set(range(self.n_layers)) - layers), self.twin.edited([*every, *edits]):
+        with self.modules.skipping(set(range(self.n_layers)) - layers), self.modules.edited([*every, *edits]):
             self.forward.run_tree(running)
         return found
 
@@ -272,7 +277,7 @@ class TreePatching:
 
     def _passes(self, patches: list[Patch]) -> Iterator[list[Patch]]:
         a_token, a_key = activation_bytes(self.model)
-        logits, most = logit_bytes(self.model, self.pair.reading), PASS_TOKENS.get(self.forward.device.type, 1 << 16)
+        logits, most = logit_bytes(self.model, self.pair.reader), PASS_TOKENS.get(self.forward.device.type, 1 << 16)
         costs, total = [], len(self.whole)
         for patch in patches:
             n = len(self._ending(self._start(patch)))
@@ -299,9 +304,9 @@ class TreePatching:
             stream[to] = outputs.values[patches[new.start].layer][taken]
             return stream
 
-        logits = join(self.twin, self.forward, rows, self.target.bank, enters, entering)
+        logits = join(self.modules, self.forward, rows, self.target.bank, enters, entering)
         by_run = logits.float().unflatten(0, (len(patches), -1)).split(list(self.endings.kept), dim=1)
-        return self.pair.reading.score(list(by_run))
+        return self.pair.reader.score(list(by_run))
 
     def _place(self, patch: Patch, outputs: _Outputs) -> int:
         """Where the values that a patch's row enters with begin in `outputs`."""

@@ -1,4 +1,7 @@
-"""A metric as patching reads it: a `RefusalMetric` of any kind, or any function of the last position's logits."""
+"""How a metric is read: what is run after each prompt, which logits are kept, and the score that they give.
+
+A metric is a `RefusalMetric` of any kind, or any function of the last position's logits.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.refusal_metric import RefusalMetric
 
 Metric = RefusalMetric | Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Where a metric reads.
+class MetricReader:
+    """Where a metric reads, and what it makes of it.
 
     Fields:
         runs: token ids to run after each prompt.
@@ -28,7 +31,7 @@ class Reading:
     score: Callable[[Sequence[Float[Tensor, "row place vocab"]]], Float[Tensor, " row"]]
 
     @classmethod
-    def of(cls, metric: Metric) -> "Reading":
+    def of(cls, metric: Metric) -> "MetricReader":
         """How to read `metric`.
 
         Raises:

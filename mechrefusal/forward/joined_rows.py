@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mechrefusal.forward.tree import Bank, Block, Branch, Tree
-from mechrefusal.forward.tree_forward import Running, TreeForward
-from mechrefusal.forward.unhooked import Twin
+from mechrefusal.forward.stream import StreamModules
+from mechrefusal.forward.tree import Block, Branch, KeyValues, Tree
+from mechrefusal.forward.tree_attention import Running
+from mechrefusal.forward.tree_forward import TreeForward
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _merged(items: list[Block], n_tokens: int) -> tuple[tuple[Block, ...], Tenso
 class RowsRunning(Running):
     """A run of rows of which layer l has the first `present[l]`."""
 
-    def __init__(self, rows: Rows, bank: Bank, present: Sequence[int] | None = None) -> None:
+    def __init__(self, rows: Rows, bank: KeyValues, present: Sequence[int] | None = None) -> None:
         super().__init__(rows.tree(), bank)
         self.rows, self.present = rows, present
         self._last = (len(rows), self.tree)
@@ -141,10 +142,10 @@ class RowsRunning(Running):
 
 
 def join(
-    twin: Twin,
+    modules: StreamModules,
     forward: TreeForward,
     rows: Rows,
-    bank: Bank,
+    bank: KeyValues,
     enters: Sequence[int],
     entering: Callable[[int, range], Float[Tensor, "token d_model"]],
 ) -> Float[Tensor, "kept vocab"]:
@@ -154,11 +155,11 @@ def join(
         enters: the block that each row enters, ascending; n_layers stands for what follows the last block.
         entering: (block, rows) gives the residual stream of those rows.
     """
-    n_layers = len(twin.blocks)
+    n_layers = len(modules.blocks)
     present = [sum(at <= layer for at in enters) for layer in range(n_layers + 1)]
     first = min(enters[0], n_layers - 1)
     if present[n_layers - 1] == 0:
-        return _after_the_last_block(twin, forward, rows, bank, entering)
+        return _after_the_last_block(modules, forward, rows, bank, entering)
     running = RowsRunning(rows, bank, present)
 
     def joined(layer: int, given: Tensor | None) -> Tensor:
@@ -169,26 +170,26 @@ def join(
         return torch.cat([*parts, *([entering(layer, new)] if new else [])])[None]
 
     with ExitStack() as stack:
-        stack.enter_context(twin.skipping(first))
+        stack.enter_context(modules.skipping(range(first)))
         for layer in range(first, n_layers):
             n_tokens = rows.offsets[present[layer]]
 
             def enter(given: Tensor, layer: int = layer) -> Tensor:
                 return joined(layer, None if layer == first else given)
 
-            stack.enter_context(_entered(twin.blocks[layer], enter, rows.offsets[-1], n_tokens))
+            stack.enter_context(_entered(modules.blocks[layer], enter, rows.offsets[-1], n_tokens))
         if present[n_layers] > present[n_layers - 1]:
-            stack.enter_context(twin.edited([(n_layers - 1, "resid_post", lambda given: joined(n_layers, given))]))
+            stack.enter_context(modules.edited([(n_layers - 1, "resid_post", lambda given: joined(n_layers, given))]))
         return forward.run_tree(running)
 
 
 def _after_the_last_block(
-    twin: Twin, forward: TreeForward, rows: Rows, bank: Bank, entering: Callable[[int, range], Tensor]
+    modules: StreamModules, forward: TreeForward, rows: Rows, bank: KeyValues, entering: Callable[[int, range], Tensor]
 ) -> Tensor:
-    n_layers = len(twin.blocks)
+    n_layers = len(modules.blocks)
     with (
-        twin.skipping(n_layers),
-        twin.edited([(n_layers - 1, "resid_post", lambda _: entering(n_layers, range(len(rows)))[None])]),
+        modules.skipping(range(n_layers)),
+        modules.edited([(n_layers - 1, "resid_post", lambda _: entering(n_layers, range(len(rows)))[None])]),
     ):
         return forward.run_tree(RowsRunning(rows, bank))
 
