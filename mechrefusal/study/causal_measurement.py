@@ -126,7 +126,7 @@ class CausalMeasurement:
         table = out.table
         self.add("knockout", table)
         by_prompt = table[["component", "layer", "head"]].loc[table.index.repeat(len(asked))].reset_index(drop=True)
-        values = out.changes.double().numpy().ravel()
+        values = out.observations.values.T.ravel()
         self.add("knockout_prompts", by_prompt.assign(prompt_id=asked.ids * len(table), value=values))
         heads = table[table["component"] == "head"].sort_values("refusal", kind="stable").head(wanted.n_candidates)
         sets = knockout.smallest_set(

@@ -106,7 +106,7 @@ def test_edges_are_those_of_autograd_on_a_model_written_out(family, method, shar
     assert len(found.table) == len(edges_between(tiny.hooked, every_node(tiny.hooked)))
     expected = [by_name[row.sender, row.receiver] for row in found.table.itertuples()]
     np.testing.assert_allclose(found.table["raw"], expected, atol=REORDERED * 10)
-    np.testing.assert_allclose(found.by_pair["raw"].abs().max(), np.abs(expected).max(), rtol=1e-4)
+    np.testing.assert_allclose(np.abs(found.observations.values).max(), np.abs(expected).max(), rtol=1e-4)
     assert np.abs(expected).max() > 1e-2, "there is something to compare"
 
 
@@ -195,7 +195,9 @@ def test_paths_of_a_sender_add_up_to_its_node(family, architecture, method):
 def test_trees_and_hooks_agree(family, architecture):
     model = family(architecture).hooked
     on_trees, hooked = (
-        attribute_edges(model, PAIRS, FORCED, tool=tool).by_pair.set_index(["pair", "sender", "receiver"])["raw"]
+        attribute_edges(model, PAIRS, FORCED, tool=tool).observations.table.set_index(["pair", "sender", "receiver"])[
+            "value"
+        ]
         for tool in ("token trees", "hooks")
     )
     np.testing.assert_allclose(on_trees, hooked.loc[on_trees.index], atol=REORDERED * 10)
@@ -222,7 +224,7 @@ def test_hooks_of_the_caller_act(family):
 def test_means_over_pairs_and_shares_of_the_gap(family):
     model = family("gpt2").hooked
     found = attribute_edges(model, PAIRS, METRIC, steps=2, mode="noising")
-    by_pair = found.by_pair.groupby(["sender", "receiver"])["raw"]
+    by_pair = found.observations.table.groupby(["sender", "receiver"])["value"]
     table = found.table.set_index(["sender", "receiver"])
     np.testing.assert_allclose(table["raw"], by_pair.mean().loc[table.index])
     gap = float((found.clean - found.corrupted).mean())

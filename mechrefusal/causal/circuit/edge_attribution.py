@@ -19,6 +19,7 @@ from mechrefusal.causal.patching.pair_runs import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.progress import track
+from mechrefusal.statistics import Estimate, Observations
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,26 @@ class EdgeScores:
     where the path carries refusal), low, high (95% t interval of the effect over pairs), n, method, steps (1 for
     "eap"), tool (what gave the gradients). Largest absolute effect first.
 
-    `by_pair`: pair (its id), sender, receiver, raw, in the order of the pairs.
+    `observations`: raw, of every pair (its id) and path (sender, receiver).
 
     `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of all of it.
     """
 
     table: pd.DataFrame
-    by_pair: pd.DataFrame
+    observations: Observations
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str
     seconds: float
     left_out: tuple[tuple[str, int, int], ...] = field(default=())
+
+    def interval(self, sender: str, receiver: str) -> Estimate:
+        """Mean estimate of one path over pairs, nats, with its 95% interval."""
+        return self.observations.interval(sender=sender, receiver=receiver)
+
+    def top(self, k: int) -> pd.DataFrame:
+        """The `k` paths with the largest absolute effect."""
+        return self.table.head(k)
 
 
 def attribute_edges(
@@ -96,10 +105,9 @@ def attribute_edges(
     table = pd.concat([names, effects], axis=1)[list(EDGES)]
     table = table.loc[by_effect(table)].reset_index(drop=True)
     table["method"], table["steps"], table["tool"] = method, len(points), "/".join(sorted(tools))
-    by_pair = [names.assign(raw=values).assign(pair=pair.id) for values, pair in zip(raw, runs.pairs, strict=True)]
     return EdgeScores(
         table,
-        pd.concat(by_pair, ignore_index=True)[["pair", "sender", "receiver", "raw"]],
+        Observations(np.array(raw), names, tuple(pair.id for pair in runs.pairs), "pair"),
         runs.clean,
         runs.corrupted,
         runs.reason,

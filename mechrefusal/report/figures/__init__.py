@@ -2,8 +2,13 @@
 
 The tables' schema is `mechrefusal.study.tables`. Signed values are drawn on a diverging red-blue scale centred at zero
 (colour-blind safe, ColorBrewer RdBu), positive red; unsigned ones on Cividis. Arms have the colours of Okabe and Ito. A
-table that cannot be drawn raises `MechrefusalError`.
+table that cannot be drawn raises `MechrefusalError`. Results of measures that hold their table (`.table`) are drawn as
+they are: `figures.layer_by_head(mr.causal.patching.heads(model, pairs, metric))`.
 """
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
 from mechrefusal.report.figures.attribution import attribution_difference, token_segments, top_components
@@ -92,3 +97,14 @@ __all__ = [
     "transfer",
     "zero_distances",
 ]
+
+
+def _of_results(draw: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(draw)
+    def drawn(table: Any, *args: Any, **named: Any) -> Any:
+        return draw(getattr(table, "table", table), *args, **named)
+
+    return drawn
+
+
+globals().update({name: _of_results(globals()[name]) for name in __all__ if callable(globals()[name])})
