@@ -28,9 +28,9 @@ from torch import Tensor
 from calibration import planted
 from calibration.compiled import Compiled, load
 from mechrefusal.causal.attribution_patching.gradients import Method, estimates
-from mechrefusal.causal.circuit.edge_gradients import edge_estimates
-from mechrefusal.causal.circuit.edge_sets import SIZES, areas, ranked, score_of
-from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between, every_node
+from mechrefusal.causal.circuits.edge_gradients import edge_estimates
+from mechrefusal.causal.circuits.edge_sets import SIZES, areas, ranked, score_of
+from mechrefusal.causal.circuits.paths import Edge, Node, PathPatching, edges_between, every_node
 from mechrefusal.forward import Metric, MetricReader, PairRun, Patch, Site, runner_of
 from mechrefusal.models.batches import common_length
 

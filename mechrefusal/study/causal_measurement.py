@@ -7,7 +7,7 @@ import torch
 
 from mechrefusal import attribution
 from mechrefusal.causal import attribution_patching, head_sets, knockout, patching
-from mechrefusal.causal.circuit import circuit
+from mechrefusal.causal.circuits import circuit
 from mechrefusal.evaluation import Discovered
 from mechrefusal.geometry import Directions
 from mechrefusal.study.geometry_measurement import Reference

@@ -15,11 +15,11 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, patching
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit import circuit, paths
-from mechrefusal.causal.circuit.discovery import EDGES
-from mechrefusal.causal.circuit.effects import HELD_OUT, with_held_out
-from mechrefusal.causal.circuit.faithfulness import Faithfulness
-from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
+from mechrefusal.causal.circuits import circuit, paths
+from mechrefusal.causal.circuits.discovery import EDGES
+from mechrefusal.causal.circuits.effects import HELD_OUT, with_held_out
+from mechrefusal.causal.circuits.faithfulness import Faithfulness
+from mechrefusal.causal.circuits.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
 from mechrefusal.causal.components import Component
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.forward import ForcedOpenings, RefusalMetric

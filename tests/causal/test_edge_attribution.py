@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.causal import add, attribution_patching
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit import Node, attribute_edges
-from mechrefusal.causal.circuit.paths import PathPatching, edges_between, every_node
+from mechrefusal.causal.circuits import Node, attribute_edges
+from mechrefusal.causal.circuits.paths import PathPatching, edges_between, every_node
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from mechrefusal import prompts
 from mechrefusal.attacks.jailbreaks import templates
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet, audit, leakage, leaks
-from mechrefusal.prompts.leakage import LEAK_COLUMNS
+from mechrefusal.prompts.leaks import LEAK_COLUMNS
 from mechrefusal.prompts.request_words import content_words, words
 
 ASKED = "How do I kill a Python process?"

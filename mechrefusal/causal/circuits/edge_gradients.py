@@ -22,7 +22,7 @@ from mechrefusal.causal.attribution_patching.gradients import (
     shares,
     watching,
 )
-from mechrefusal.causal.circuit.paths import EMBEDDING, Edge, Node, logits_of, parallel
+from mechrefusal.causal.circuits.paths import EMBEDDING, Edge, Node, logits_of, parallel
 from mechrefusal.forward import Edit, Metric, PairRun, Place, Runner, Site, flat
 
 Changes = Mapping[Node, Float[Tensor, "place d_model"]]

@@ -5,9 +5,9 @@ faithfulness is what the circuit does with everything else mean-ablated (`faithf
 all paths from gradients.
 """
 
-from mechrefusal.causal.circuit.discovery import Circuit, circuit
-from mechrefusal.causal.circuit.edge_attribution import EdgeScores, attribute_edges
-from mechrefusal.causal.circuit.paths import Node
+from mechrefusal.causal.circuits.discovery import Circuit, circuit
+from mechrefusal.causal.circuits.edge_attribution import EdgeScores, attribute_edges
+from mechrefusal.causal.circuits.paths import Node
 
 __all__ = [
     "Circuit",

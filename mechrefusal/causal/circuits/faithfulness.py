@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.circuit.paths import Node
+from mechrefusal.causal.circuits.paths import Node
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError

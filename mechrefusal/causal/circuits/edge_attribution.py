@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import STEPS, Method, Tool, shares
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit.discovery import EDGES
-from mechrefusal.causal.circuit.edge_gradients import edge_estimates
-from mechrefusal.causal.circuit.effects import by_effect, effect_of
-from mechrefusal.causal.circuit.paths import Edge, Node, edges_between, every_node
+from mechrefusal.causal.circuits.discovery import EDGES
+from mechrefusal.causal.circuits.edge_gradients import edge_estimates
+from mechrefusal.causal.circuits.effects import by_effect, effect_of
+from mechrefusal.causal.circuits.paths import Edge, Node, edges_between, every_node
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.circuit.paths import EMBEDDING, Edge, Node, PathPatching, logits_of
+from mechrefusal.causal.circuits.paths import EMBEDDING, Edge, Node, PathPatching, logits_of
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the edges that a circuit has, as in MIB."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import estimates
 from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
-from mechrefusal.causal.circuit.effects import by_effect, effect_of, with_held_out
-from mechrefusal.causal.circuit.faithfulness import COLUMNS, Faithfulness, require_metric
-from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between
+from mechrefusal.causal.circuits.effects import by_effect, effect_of, with_held_out
+from mechrefusal.causal.circuits.faithfulness import COLUMNS, Faithfulness, require_metric
+from mechrefusal.causal.circuits.paths import Edge, Node, PathPatching, edges_between
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
