@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 from mechrefusal.forward.hooked_runner import HookedRunner
-from mechrefusal.forward.runner import Runner, tell
+from mechrefusal.forward.runner import Runner
 from mechrefusal.forward.tree_forward import why_not_shared
 from mechrefusal.forward.tree_runner import TreeRunner
 from mechrefusal.forward.unhooked import CALLERS_HOOKS, unhooked
+from mechrefusal.progress import tell_once
 
 
 def runner_of(model: Any, *, low_precision: bool = False, sites: tuple = ()) -> Runner:
@@ -29,5 +30,5 @@ def runner_of(model: Any, *, low_precision: bool = False, sites: tuple = ()) -> 
         why = why if lacking else f"the unhooked model runs no token trees: {why}"
     level = logging.INFO if why == CALLERS_HOOKS else logging.WARNING
     name = type(model.original_model).__name__
-    tell(model, f"{name} is run through hooks, about three times as slowly: {why}", level=level)
+    tell_once(model, f"{name} is run through hooks, about three times as slowly: {why}", level=level)
     return HookedRunner(model, why)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mechrefusal.forward.runner import Asked
 from mechrefusal.forward.stream import StreamModules
 from mechrefusal.forward.tree import Block, Branch, KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running
@@ -22,67 +23,59 @@ from mechrefusal.forward.tree_forward import TreeForward
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What follows the first `start` tokens of a prompt, and every run after it.
+class Suffix:
+    """What follows the first `start` tokens of a prompt, and every continuation of it.
 
     Fields:
-        start: tokens of the prompt that are read from the bank.
+        start: tokens of the prompt whose keys and values are read from elsewhere.
         tree: the tokens from there on.
-        base: of each of them, its place in the tree of the whole prompt with its runs.
+        base: of each of them, its place in the tree of the whole prompt with its continuations.
     """
 
     start: int
     tree: Tree
     base: Int[Tensor, " token"]
 
+    @classmethod
+    def of(cls, asked: Asked, start: int, whole: Tree) -> "Suffix":
+        """The tokens from `start` on; `whole` is the tree of `branches_of(asked)`."""
+        tree = Tree.of(branches_of(asked, start), bank_size=len(whole))
+        base = torch.zeros(len(tree), dtype=torch.long)
+        for own, full in zip(tree.places, whole.places, strict=True):
+            base[list(own)] = torch.tensor(full[start:])
+        return cls(start, tree, base)
+
     def __len__(self) -> int:
         return len(self.base)
 
 
-@dataclass(frozen=True)
-class Endings:
-    """A prompt, the runs after it, and the places at the end of each run (counted back) at which logits are wanted."""
-
-    prompt: tuple[int, ...]
-    runs: tuple[tuple[int, ...], ...]
-    kept: tuple[int, ...]
-
-    def branches(self, start: int = 0) -> list[Branch]:
-        """One branch a run, after the prompt from `start` on."""
-        after = self.prompt[start:]
-        found = []
-        for run, kept in zip(self.runs, self.kept, strict=True):
-            tokens = (*after, *run)
-            found.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start))))
-        return found
-
-    def at(self, start: int, whole: Tree) -> Ending:
-        """The tokens from `start` on; `whole` is the tree of `branches()`."""
-        tree = Tree.of(self.branches(start), bank_size=len(whole))
-        base = torch.zeros(len(tree), dtype=torch.long)
-        for own, full in zip(tree.places, whole.places, strict=True):
-            base[list(own)] = torch.tensor(full[start:])
-        return Ending(start, tree, base)
+def branches_of(asked: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
+    """One branch a continuation, after the prompt's first `start` tokens."""
+    found = []
+    for run, kept in zip(asked.continuations, asked.n_kept, strict=True):
+        tokens = (*asked.prompt[start:], *run)
+        found.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start)), row))
+    return found
 
 
 class Rows:
-    """Endings packed one after another, the order of the rows kept."""
+    """Suffixes packed one after another, the order of the rows kept."""
 
-    def __init__(self, endings: Sequence[Ending], *, bank_size: int, device: torch.device) -> None:
-        self.endings, self.bank_size, self.device = endings, bank_size, device
-        self.offsets = [0, *accumulate(len(ending) for ending in endings)]
-        self.base = torch.cat([ending.base for ending in endings]).to(device)
+    def __init__(self, suffixes: Sequence[Suffix], *, bank_size: int, device: torch.device) -> None:
+        self.suffixes, self.bank_size, self.device = suffixes, bank_size, device
+        self.offsets = [0, *accumulate(len(suffix) for suffix in suffixes)]
+        self.base = torch.cat([suffix.base for suffix in suffixes]).to(device)
 
     def __len__(self) -> int:
-        return len(self.endings)
+        return len(self.suffixes)
 
     def tree(self, n_rows: int | None = None) -> Tree:
         """The tree of all tokens, or of the first `n_rows` rows."""
         n = len(self) if n_rows is None else n_rows
-        trees = [ending.tree for ending in self.endings[:n]]
+        trees = [suffix.tree for suffix in self.suffixes[:n]]
         starts: dict[int, list[int]] = {}
-        for ending, offset in zip(self.endings[:n], self.offsets, strict=False):
-            starts.setdefault(id(ending.tree), []).append(offset)
+        for suffix, offset in zip(self.suffixes[:n], self.offsets, strict=False):
+            starts.setdefault(id(suffix.tree), []).append(offset)
         by_id = {id(tree): tree for tree in trees}
         items = [self._moved(b, torch.tensor(at)) for key, at in starts.items() for b in by_id[key].blocks]
         blocks, unpad = _merged(items, self.offsets[n])

@@ -8,10 +8,11 @@ from mechrefusal.forward.hooked_patching import HookedPatching
 from mechrefusal.forward.hooked_runner import HookedRunner
 from mechrefusal.forward.metric_reader import MetricReader
 from mechrefusal.forward.patches import MEMORY, PairRun, Patch, n_heads
-from mechrefusal.forward.runner import PatchedPair, tell
+from mechrefusal.forward.runner import PatchedPair
 from mechrefusal.forward.sites import Site
 from mechrefusal.forward.tree_patching import TreePatching
 from mechrefusal.forward.unhooked import FAILURES, agree, failure
+from mechrefusal.progress import tell_once
 
 if TYPE_CHECKING:
     from mechrefusal.forward.tree_runner import TreeRunner
@@ -26,7 +27,7 @@ def patching_of_trees(runner: "TreeRunner", pair: PairRun, site: Site, *, memory
         why_not[site] = _why_not(runner, site)
     if not why_not[site]:
         return TreePatching(runner, pair, site, memory=memory)
-    tell(runner.model, f"{site} is patched through hooks, several times as slowly: {why_not[site]}")
+    tell_once(runner.model, f"{site} is patched through hooks, several times as slowly: {why_not[site]}")
     return HookedPatching(HookedRunner(runner.model, why_not[site]), pair, site, memory=memory)
 
 

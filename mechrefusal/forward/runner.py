@@ -5,7 +5,6 @@ with in common is run once and nothing is padded. The hooked runner runs padded 
 own hooks. A measure does not know which one it has; `runner_of` says which, and why, once.
 """
 
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -195,11 +194,3 @@ def require_context(model, asked: Sequence[Asked]) -> None:
             f"a prompt with its answer takes {n_tokens} tokens, more than this model's context of {limit}, inside "
             "which its passes are exact; shorten the prompt or the answer"
         )
-
-
-def tell(model: Any, message: str, *, level: int = logging.WARNING) -> None:
-    """Log a message once a model."""
-    told = model.__dict__.setdefault("_mechrefusal_told", set())
-    if message not in told:
-        told.add(message)
-        logging.getLogger("mechrefusal").log(level, message)

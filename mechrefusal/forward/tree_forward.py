@@ -22,6 +22,7 @@ from mechrefusal.forward.tree import Branch, KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree
 from mechrefusal.models.batches import contiguous_head
 from mechrefusal.models.frozen import frozen
+from mechrefusal.progress import tell_once
 
 CHECK_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.05
 """Mean difference of logits between the tree and plain passes, in standard deviations of the logits, at which trees are
@@ -52,6 +53,9 @@ class TreeForward:
     def __init__(self, model: PreTrainedModel, *, call: Callable[..., Any] | None = None) -> None:
         self.model, self.call = model, call if call is not None else model
         self.shares = shares(model)
+        if not self.shares:
+            what = f"{type(model).__name__} runs every text in full, several times as slowly as a token tree"
+            tell_once(model, f"{what}: {why_not_shared(model)}")
         self.windows: set[int | None] = set()  # sliding windows that the attention of the last run was told of
 
     @property

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.forward.joined_rows import Ending, Endings, Rows, RowsRunning, join
+from mechrefusal.forward.joined_rows import Rows, RowsRunning, Suffix, branches_of, join
 from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
+from mechrefusal.forward.runner import Asked
 from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.forward.tree import KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running
@@ -117,16 +118,16 @@ class TreePatching:
         self.model, self.modules, self.forward = runner.model, runner.modules, runner.forward
         self.pair, self.site, self.memory = pair, site, memory
         self.n_layers = len(self.modules.blocks)
-        self.endings = Endings(pair.target, pair.reader.runs, pair.reader.kept)
-        self.whole = Tree.of(self.endings.branches())
+        self.asked = Asked(pair.target, pair.reader.runs, pair.reader.kept)
+        self.whole = Tree.of(branches_of(self.asked))
         self.source, self.target = self._both()
-        self._known: dict[int, Ending] = {}
+        self._known: dict[int, Suffix] = {}
 
     @torch.no_grad()
     def unpatched(self) -> list[Float[Tensor, "two place vocab"]]:
         """Logits of source and target as they are, run by run."""
         rows = torch.stack([self.source.logits, self.target.logits])
-        return list(rows.float().split(list(self.endings.kept), dim=1))
+        return list(rows.float().split(list(self.asked.n_kept), dim=1))
 
     @torch.no_grad()
     def scores(self, patches: Sequence[Patch]) -> Tensor:
@@ -150,7 +151,7 @@ class TreePatching:
         branches = [
             branch
             for prompt in (self.pair.source, self.pair.target)
-            for branch in Endings(prompt, self.endings.runs, self.endings.kept).branches()
+            for branch in branches_of(Asked(prompt, self.asked.continuations, self.asked.kept))
         ]
         tree = Tree.of(branches).to(self.forward.device)
         running = _Recording(tree)
@@ -170,7 +171,7 @@ class TreePatching:
             edits += [(layer, self.site, keep(written)) for layer in range(self.n_layers)]
         with self.modules.edited(edits):
             logits = self.forward.run_tree(running).chunk(2)
-        bank, n = running.bank(), len(self.endings.runs)
+        bank, n = running.bank(), len(self.asked.continuations)
         found = []
         for one, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
             at = torch.zeros(len(self.whole), dtype=torch.long)
@@ -183,14 +184,14 @@ class TreePatching:
             found.append(_Base(bank.at(at.tolist()), one, streams, writes, queries, z))
         return found[0], found[1]
 
-    def _ending(self, start: int) -> Ending:
+    def _suffix(self, start: int) -> Suffix:
         if start not in self._known:
-            self._known[start] = self.endings.at(start, self.whole)
+            self._known[start] = Suffix.of(self.asked, start, self.whole)
         return self._known[start]
 
     def _rows(self, starts: Sequence[int]) -> Rows:
-        endings = [self._ending(start) for start in starts]
-        return Rows(endings, bank_size=len(self.whole), device=self.forward.device)
+        suffixes = [self._suffix(start) for start in starts]
+        return Rows(suffixes, bank_size=len(self.whole), device=self.forward.device)
 
     # 2. What patches make of their blocks
 
@@ -214,7 +215,7 @@ class TreePatching:
         starts = [self.pair.first if position is None else position for _, position in keys]
         layers = {patch.layer for patch in patches}
         width = activation_bytes(self.model)[0] + 4 * self.model.cfg.d_model * len(layers)
-        costs = [len(self._ending(start)) * width for start in starts]
+        costs = [len(self._suffix(start)) * width for start in starts]
         for part in split_by_cost((costs, self.memory // 2)):
             chosen = [keys[i] for i in part]
             yield [p for kind in chosen for p in kinds[kind]], self._of_kinds(chosen, layers)
@@ -231,7 +232,7 @@ class TreePatching:
 
     def _heads(self, rows: Rows, kinds: Sequence[tuple[int | None, int | None]], layers: set[int]) -> RowsRunning:
         n_query, n_site = self.model.cfg.n_heads, n_heads(self.model, self.site)
-        lengths = torch.tensor([len(ending) for ending in rows.endings])
+        lengths = torch.tensor([len(suffix) for suffix in rows.suffixes])
         group = torch.arange(n_query) // (n_query // n_site)
         heads = torch.stack([group == head for head, _ in kinds]).repeat_interleave(lengths, 0)
         if self.site == "z":
@@ -280,7 +281,7 @@ class TreePatching:
         logits, most = logit_bytes(self.model, self.pair.reader), PASS_TOKENS.get(self.forward.device.type, 1 << 16)
         costs, total = [], len(self.whole)
         for patch in patches:
-            n = len(self._ending(self._start(patch)))
+            n = len(self._suffix(self._start(patch)))
             # A pass ends at its number of tokens, or of bytes, whichever comes first.
             costs.append(max(n * a_token + total * a_key + logits, n * self.memory // most))
         for part in split_by_cost((costs, self.memory)):
@@ -297,7 +298,7 @@ class TreePatching:
             taken: list[int] = []
             for row in new:
                 patch, at = patches[row], rows.offsets[row] - begin
-                n = len(rows.endings[row]) if patch.position is None or self._whole else 1
+                n = len(rows.suffixes[row]) if patch.position is None or self._whole else 1
                 to += range(at, at + n)
                 place = self._place(patch, outputs)
                 taken += range(place, place + n)
@@ -305,7 +306,7 @@ class TreePatching:
             return stream
 
         logits = join(self.modules, self.forward, rows, self.target.bank, enters, entering)
-        by_run = logits.float().unflatten(0, (len(patches), -1)).split(list(self.endings.kept), dim=1)
+        by_run = logits.float().unflatten(0, (len(patches), -1)).split(list(self.asked.n_kept), dim=1)
         return self.pair.reader.score(list(by_run))
 
     def _place(self, patch: Patch, outputs: _Outputs) -> int:

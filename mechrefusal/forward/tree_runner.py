@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechrefusal.forward.joined_rows import Ending, Rows
+from mechrefusal.forward.joined_rows import Rows, Suffix, branches_of
 from mechrefusal.forward.low_precision import bfloat16_forward
 from mechrefusal.forward.patches import MEMORY, PairRun
 from mechrefusal.forward.patching_trials import patching_of_trees
@@ -49,14 +49,7 @@ class TreeRunner:
             with torch.no_grad():
                 before = self.forward.run([Branch(asked[0].prompt[:first], ())], capture=True).bank
         branches = [
-            Branch(
-                (*one.prompt, *run)[first:],
-                tuple(range(len(one.prompt) + len(run) - first - kept, len(one.prompt) + len(run) - first)),
-                tuple(range(first)),
-                row=number if apart else 0,
-            )
-            for number, one in enumerate(asked)
-            for run, kept in zip(one.continuations, one.n_kept, strict=True)
+            branch for number, one in enumerate(asked) for branch in branches_of(one, first, row=number if apart else 0)
         ]
         numbers = tuple((number, run) for number, one in enumerate(asked) for run in range(len(one.continuations)))
         tree = Tree.of(branches, bank_size=first)
@@ -142,8 +135,8 @@ class TreeBatch:
     def repeated(self, n: int) -> "TreeBatch":
         """See `Batch.repeated`."""
         runner, device = self._runner, self._runner.forward.device
-        ending = Ending(len(self._before), self._tree, torch.arange(len(self._tree)))
-        rows = Rows([ending] * n, bank_size=len(self._before), device=device)
+        suffix = Suffix(len(self._before), self._tree, torch.arange(len(self._tree)))
+        rows = Rows([suffix] * n, bank_size=len(self._before), device=device)
         numbers = tuple((row * self._n_prompts + number, run) for row in range(n) for number, run in self.numbers)
         return TreeBatch(
             runner, rows.tree(), self._before, self._prompts * n, numbers, self._n_kept * n, rows, alone=self

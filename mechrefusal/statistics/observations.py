@@ -35,12 +35,12 @@ class Observations:
     @classmethod
     def of_rows(cls, rows: pd.DataFrame, axes: list[str], *, unit: str, value: str) -> "Observations":
         """From tidy rows, one a unit and cell; units and cells in the order in which they first stand."""
-        wide = rows.pivot_table(index=unit, columns=axes, values=value, sort=False, dropna=False)
-        names = dict.fromkeys(rows[unit])
-        cells = rows[axes].drop_duplicates(ignore_index=True)
-        columns = pd.MultiIndex.from_frame(cells) if len(axes) > 1 else pd.Index(cells[axes[0]])
-        found = wide.reindex(index=list(names), columns=columns).to_numpy(float)
-        return cls(found, cells, tuple(map(str, names)), unit)
+        keys, names = keys_of(rows[axes]), list(dict.fromkeys(rows[unit]))
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        found = np.full((len(names), len(places)), np.nan)
+        found[[names.index(name) for name in rows[unit]], [places[key] for key in keys]] = rows[value]
+        cells = pd.DataFrame(list(places), columns=axes)
+        return cls(found, cells.convert_dtypes(), tuple(map(str, names)), unit)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Observations:
         return cells.assign(**{self.unit: names, "value": self.values.T.ravel()}).dropna(subset=["value"])
 
     def where(self, **axes: Any) -> "Observations":
-        """The cells with these values on these axes, such as `layer=3`.
+        """The cells with these values on these axes, such as `layer=3`; None is where an axis has no value.
 
         Raises:
             MechrefusalError: an axis that is none, or no such cell.
@@ -64,7 +64,8 @@ class Observations:
             raise MechrefusalError(f"no axis '{unknown[0]}'; these observations have {', '.join(self.axes)}")
         chosen = np.ones(len(self.cells), dtype=bool)
         for name, value in axes.items():
-            chosen &= (self.cells[name] == value).to_numpy()
+            own = self.cells[name]
+            chosen &= (own.isna() if value is None else (own == value).fillna(False)).to_numpy(bool)
         if not chosen.any():
             named = ", ".join(f"{name} {value}" for name, value in axes.items())
             raise MechrefusalError(f"no cell with {named} was measured")
@@ -109,3 +110,8 @@ class Observations:
         means = self.cells.assign(value=np.nanmean(self.values, axis=0) if len(self.units) else np.nan)
         order = means["value"].abs().sort_values(ascending=False, kind="stable").index[:k]
         return means.loc[order].reset_index(drop=True)
+
+
+def keys_of(cells: pd.DataFrame) -> list[tuple]:
+    """The rows of a table of axes as tuples, None where an axis has no value."""
+    return [tuple(None if pd.isna(each) else each for each in row) for row in cells.itertuples(index=False, name=None)]

@@ -178,7 +178,7 @@ def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:
 
 
 def _of_pair(number: int) -> dict:
-    place = {"site": "z", "mode": "denoising", "layer": 19, "head": 3, "position": 0}
+    place = {"site": "z", "mode": "denoising", "layer": 19, "head": 3, "position": pd.NA}
     return {**place, "pair": f"pair-{number}", "raw": 0.4}
 
 

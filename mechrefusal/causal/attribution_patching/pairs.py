@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.patching.pair_runs import (
-    ALL_POSITIONS,
     SMALLEST_GAP,
     LeftOut,
     Mode,
@@ -134,12 +133,13 @@ def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
         }
         for cell in cells(rows, CELL)
     ]
-    return pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
+    table = pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
+    return table.astype({"position": "Int64"})
 
 
-def position_of(patch: Patch, n_tokens: int) -> int:
-    """Position of a patch as tables have it."""
-    return ALL_POSITIONS if patch.position is None else patch.position - n_tokens
+def position_of(patch: Patch, n_tokens: int) -> int | None:
+    """Position of a patch as tables have it: counted from the end, or None for all."""
+    return None if patch.position is None else patch.position - n_tokens
 
 
 def largest(values: pd.Series, k: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.forward.patches import Patch, Site, require_site
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics.observations import keys_of
 
 SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
 """Sites of the screen: heads at all positions at once, the others by position, as in `patching`."""
@@ -27,7 +28,7 @@ SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
 class Screen:
     """Estimates from gradients.
 
-    `table`: site, layer, head (−1 where there is none), position (0: all at once; else counted from the end), token,
+    `table`: site, layer, head (−1 where there is none), position (counted from the end; missing: all at once), token,
     estimate (of the change of the metric against the unpatched run, nats), low, high (95% t interval over pairs), n
     (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
     refusal), mode, method ("eap", "eap-ig"), tool (that gave gradients: "transformer_lens", "token trees", "hooks").
@@ -234,7 +235,7 @@ def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
         for site, group in cells.groupby("site", sort=False):
-            wanted = set(zip(group["layer"], group["head"], group["position"], strict=True))
+            wanted = set(keys_of(group[["layer", "head", "position"]]))
             layers = sorted(set(group["layer"]))
             every = run.patches(runs.model, site, layers, by_position=site != "z")
             n = len(run.target)

@@ -8,11 +8,10 @@ What circuits and the other ways of patching share with it is in `pair_runs`.
 """
 
 from mechrefusal.causal.patching.exact import Patching, attention_output, heads, mlp_output, residual
-from mechrefusal.causal.patching.pair_runs import ALL_POSITIONS, SMALLEST_GAP
+from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.forward.patches import MEMORY
 
 __all__ = [
-    "ALL_POSITIONS",
     "MEMORY",
     "SMALLEST_GAP",
     "Patching",

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.patching.pair_runs import (
-    ALL_POSITIONS,
     SMALLEST_GAP,
     Mode,
     Pairs,
@@ -27,7 +26,7 @@ from mechrefusal.forward.patches import Site, require_memory, require_site
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
-from mechrefusal.statistics.observations import Observations
+from mechrefusal.statistics.observations import Observations, keys_of
 
 _CELL = ("layer", "head", "position")
 
@@ -60,7 +59,7 @@ class Patching:
         first = self.table.iloc[0]
         return rows.assign(site=first["site"], mode=first["mode"])[["site", "mode", *_CELL, "pair", "raw"]]
 
-    def interval(self, layer: int, head: int = -1, position: int = ALL_POSITIONS) -> intervals.Estimate:
+    def interval(self, layer: int, head: int = -1, position: int | None = None) -> intervals.Estimate:
         """Mean change of the metric by one patch over pairs, nats, with its 95% interval."""
         return self.observations.interval(layer=layer, head=head, position=position)
 
@@ -155,7 +154,7 @@ def heads(
     The other arguments, and the errors, are those of `residual`.
 
     Returns:
-        `Patching` with site z, pattern, q, k or v; position is `ALL_POSITIONS` without
+        `Patching` with site z, pattern, q, k or v; position is missing (all at once) without
         `by_position`.
     """
     _require_one_of("site of heads", site, ("z", "pattern", "q", "k", "v"))
@@ -205,8 +204,8 @@ def _patch(
     ids = [pair.id for pair in usable]
     rows = pd.DataFrame([{"pair": ids[row["pair"]], **{name: row[name] for name in (*_CELL, "raw")}} for row in found])
     seen = Observations.of_rows(rows, list(_CELL), unit="pair", value="raw")
-    p = pd.Series(seen.p(), index=pd.MultiIndex.from_frame(seen.cells))
-    table["p"] = p.reindex(pd.MultiIndex.from_frame(table[list(_CELL)])).to_numpy(float)
+    p = dict(zip(keys_of(seen.cells), seen.p(), strict=True))
+    table["p"] = [p[key] for key in keys_of(table[list(_CELL)])]
     return Patching(table, seen, torch.stack(clean), torch.stack(corrupted), reason, left_out)
 
 
@@ -247,4 +246,4 @@ def _averaged(
             f"{smallest:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share of that difference"
         )
     )
-    return pd.DataFrame(rows), reason
+    return pd.DataFrame(rows).astype({"position": "Int64"}), reason

@@ -18,9 +18,6 @@ Pairs = prompts.PairSet | Sequence[tuple[str, str]]
 LeftOut = tuple[tuple[str, int, int], ...]
 """(id, tokens of the harmful prompt, tokens of the harmless one) of each pair of unequal length."""
 
-ALL_POSITIONS = 0
-"""Value of `position` where every position was patched at once; a single one counts from the end and is negative."""
-
 SMALLEST_GAP = 0.05
 """Mean m_clean − m_corrupted (nats) below which an effect has no meaning and is NaN; `raw` remains."""
 
@@ -91,11 +88,14 @@ def unpatched_scores(
 
 
 def rows_of(patches: Sequence[Patch], raw: Sequence[float], tokens: Sequence[str], first: int) -> list[dict]:
-    """Rows of one pair: layer, head, position, token, raw, and whether the two runs are the same there (`shared`)."""
+    """Rows of one pair: layer, head, position, token, raw, and whether the two runs are the same there (`shared`).
+
+    A position counts from the end and is negative; it is None where all were patched at once.
+    """
     rows = []
     for patch, value in zip(patches, raw, strict=True):
         at, head = patch.position, -1 if patch.head is None else patch.head
-        position, token = (ALL_POSITIONS, "all") if at is None else (at - len(tokens), tokens[at])
+        position, token = (None, "all") if at is None else (at - len(tokens), tokens[at])
         rows.append({"layer": patch.layer, "head": head, "position": position, "token": token, "raw": value})
     # Before the first difference both runs are the same: exactly zero, and part of the mean over pairs.
     by_position = any(patch.position is not None for patch in patches)
