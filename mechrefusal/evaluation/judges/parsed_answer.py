@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from mechrefusal.evaluation.judges.words import FRAMING
+
 LONGEST = 1000
 """Characters of a sentence that are read: what never ends is no sentence."""
 _CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -12,40 +14,28 @@ _SPEAKER = re.compile(r"^\s*\**[A-Z][\w .'-]{0,24}\**:\**\s+\S.*$", re.MULTILINE
 _ITEM = re.compile(r"^\s*(?:\W{0,3}step \d+\W|\(?\d{1,2}[.)]\s|[-*•]\s|[a-z]\)\s)", re.IGNORECASE)
 _INLINE_ITEM = re.compile(r"(?<=[.:;!?)]) (?=(?:\d{1,2}[.)]|[*•]) \S)")
 _PARTED = re.compile(r"(?<=[^\W\d_]) - (?=[^\W\d_])")
-_ABBREVIATED = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|U\.S|U\.K|Jr|Sr)\.(?=\s)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_]*\s+")
-_PLEASANTRY = re.compile(
-    r"(?:thank(?:s| you)\b[^,]*|(?:hi|hello|hey|greetings)\b.{0,40}|(?:that's an? )?(?:great|good|"
-    r"interesting) question"
-    r"|(?:hmm|well|oh|wow|ah|no|yes|sure|okay|of course|absolutely not|absolutely|certainly|unfortunately)"
-    r"|i(?:'m| am|'d be|would be) (?:always |more than )?(?:happy|glad|here) to (?:help|assist)\b.{0,60}"
-    r"|(?:(?:oh|ah|aha|well|hey|haha|wow|alright|all right|hmm|ooh|yo|greetings)\b[,.!]* ?)+.{0,160}(?:[?!]|\bhuh\W*)"
-    r"|.{0,120}\b(?:huh|eh)\?|(?:well, )?that(?:'s| is) quite (?:a|an|the) .{0,90}|developer mode enabled"
-    r"|i understand (?:that |your |you|how |why ).{0,150}|(?:answer|response|assistant|ai)\s*:?)\W*",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """sentences: the model's own words, lower case, one sentence each, without quotations, code and list marks.
 
-    opening: index of the first sentence that is more than a greeting. items: lines of a list. code: whether there is a
-    block of code. finished: whether the last sentence ends, which a cut answer's does not.
+    start: index of the first sentence that is more than a greeting. items: lines of a list. code: whether there is a
+    block of code.
     """
 
     sentences: tuple[str, ...]
-    opening: int
+    start: int
     items: int
     code: bool
-    finished: bool
 
     def first(self, n: int) -> tuple[str, ...]:
         """The first `n` sentences after greetings, and the greetings."""
-        return self.sentences[: self.opening + n]
+        return self.sentences[: self.start + n]
 
 
-def read(completion: str, *, without_dialogue: bool = False) -> Answer:
+def parse_answer(completion: str, *, without_dialogue: bool = False) -> ParsedAnswer:
     """Take an answer apart.
 
     Args:
@@ -58,7 +48,7 @@ def read(completion: str, *, without_dialogue: bool = False) -> Answer:
     text = _without_quotations(text)
     if without_dialogue or len(_SPEAKER.findall(text)) >= 3:
         text = _SPEAKER.sub("", text)
-    text = _ABBREVIATED.sub(lambda found: found.group(1).replace(".", ""), text)
+    text = FRAMING.abbreviation.sub(lambda found: found.group(1).replace(".", ""), text)
     sentences: list[str] = []
     items = 0
     for line in _INLINE_ITEM.sub("\n", text).split("\n"):
@@ -68,10 +58,10 @@ def read(completion: str, *, without_dialogue: bool = False) -> Answer:
         sentences += [
             s[:LONGEST] for s in (piece.strip(" \t*_#>~-").lower() for piece in _SENTENCE_END.split(rest)) if s
         ]
-    opening = 0
-    while opening < min(3, len(sentences) - 1) and _PLEASANTRY.fullmatch(sentences[opening]):
-        opening += 1
-    return Answer(tuple(sentences), opening, items, code, finished=completion.rstrip()[-1:] in set(".!?\"')*:`"))
+    start = 0
+    while start < min(3, len(sentences) - 1) and FRAMING.pleasantry.fullmatch(sentences[start]):
+        start += 1
+    return ParsedAnswer(tuple(sentences), start, items, code)
 
 
 def _without_quotations(text: str) -> str:
