@@ -2,6 +2,7 @@
 
 import numpy as np
 import one_head
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -81,7 +82,8 @@ def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
             for node, score in found.items():
                 position = node.position - clean.shape[1] + len(METRIC.opening)
                 if node.kind == "attn_head_out":
-                    own[("z", node.layer, node.head, 0)] = own.get(("z", node.layer, node.head, 0), 0) + score
+                    cell = ("z", node.layer, node.head, None)
+                    own[cell] = own.get(cell, 0) + score
                 elif node.kind == "mlp_out" and position < 0:
                     own[("mlp_out", node.layer, -1, position)] = score
             for cell, score in own.items():
@@ -89,7 +91,7 @@ def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
     finally:
         model.requires_grad_(False)
     for row in table.itertuples():
-        cell = (row.site, row.layer, row.head, row.position)
+        cell = (row.site, row.layer, row.head, None if pd.isna(row.position) else row.position)
         assert row.n == len(totals[cell])
         assert row.estimate == pytest.approx(np.mean(totals[cell]), abs=REORDERED)
 
