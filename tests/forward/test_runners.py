@@ -20,6 +20,7 @@ from mechrefusal.forward.unhooked import CALLERS_HOOKS
 RUNNERS = ("token trees", "hooks")
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "mlp_post")
 LAYERS = 4
+WINDOWED = ("mistral", "gemma2", "gemma3")
 
 
 def ids(seed: int, n: int) -> tuple[int, ...]:
@@ -65,9 +66,11 @@ def same(batch, output, model, edits=()) -> None:
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_an_edit_does_what_a_hook_of_transformer_lens_does(family, made, architecture, site):
-    model = family(architecture).hooked
+@pytest.mark.parametrize("architecture", [*FAMILIES, *(f"{name}, window" for name in WINDOWED)])
+def test_an_edit_does_what_a_hook_of_transformer_lens_does(family, windowed, made, architecture, site):
+    """Also with sliding windows that are shorter than the prompts."""
+    name, _, window = architecture.partition(", ")
+    model = windowed(name) if window else family(name).hooked
     batch = made(model).batch(ASKED)
     edits = [(layer, site, lambda x: 0.9 * x + 0.01) for layer in (1, 3)]
     with torch.no_grad():

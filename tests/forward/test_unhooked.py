@@ -70,10 +70,6 @@ def seen(run: Callable, model) -> dict[str, torch.Tensor]:
     return kept
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, atol: float = FORWARD) -> None:
-    torch.testing.assert_close(found, expected, atol=atol * max(1.0, float(expected.abs().max())), rtol=0)
-
-
 def traces(found) -> list[str]:
     """Hooks and replaced forwards that stand at the modules of an unhooked model."""
     return [
@@ -96,24 +92,6 @@ def test_log_probabilities_are_those_of_the_model_on_disk(family, name):
     with torch.no_grad():
         expected = family(name).hf(TOKENS).logits.log_softmax(-1)
     torch.testing.assert_close(of_unhooked(family(name).hooked), expected, atol=5 * FORWARD, rtol=0)
-
-
-def test_every_site_is_that_of_the_hooked_transformer(hooked):
-    found, expected = seen(of_unhooked, hooked), seen(of_bridge, hooked)
-    assert len(found) == len(expected) == LAYERS * len(SITES)
-    for name, activation in expected.items():
-        assert activation.shape == (2, 20, 64)
-        close(found[name], activation)
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_an_edit_does_there_what_a_hook_does_here(hooked, site):
-    before = of_unhooked(hooked)
-    for layer in range(LAYERS):
-        edits: list[Edit] = [(layer, site, lambda x: 1.5 * x + 0.3 * random(64))]
-        edited = of_unhooked(hooked, edits)
-        torch.testing.assert_close(edited, of_bridge(hooked, edits), atol=2 * FORWARD, rtol=0)
-        assert (edited - before).abs().max() > 1e-2, f"{site} of layer {layer} does nothing"
 
 
 def test_edits_of_one_site_act_in_order(tiny_hooked):
@@ -372,19 +350,6 @@ def keeping(held: list) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 # Sites within attention and MLP
-
-
-@pytest.mark.parametrize("site", ["z", "mlp_post"])
-def test_heads_and_neurons_are_edited_as_in_the_hooked_transformer(hooked, site):
-    found = unhooked(hooked)[0]
-    assert found is not None
-    assert found.has(site)
-    before = of_unhooked(hooked)
-    for layer in range(LAYERS):
-        edits: list[Edit] = [(layer, site, lambda x: x * (torch.arange(x.shape[2:].numel()).view(x.shape[2:]) % 3))]
-        edited = of_unhooked(hooked, edits)
-        torch.testing.assert_close(edited, of_bridge(hooked, edits), atol=2 * FORWARD, rtol=0)
-        assert (edited - before).abs().max() > 1e-3, f"{site} of layer {layer} does nothing"
 
 
 def test_z_is_seen_head_by_head(tiny_hooked):
