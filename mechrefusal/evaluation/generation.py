@@ -47,8 +47,8 @@ def complete(
 ) -> Completions:
     """Answer every instruction greedily, to the end of the assistant's turn as the chat template writes it.
 
-    A hooked transformer's answers come from the plain model behind it (`forward.unhooked`), where it has one and no hooks
-    stand at it: they are the same, in two thirds of the time.
+    A hooked transformer's answers come from the plain model behind it (`forward.unhooked`), where it has one and no
+    hooks stand at it: they are the same, in two thirds of the time.
 
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
