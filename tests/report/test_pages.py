@@ -146,7 +146,8 @@ def test_categories_and_prompts_of_directions_are_in_no_headline(small_run, page
     before = page.text[: page.text.index("Each rate is the share")]
     section = before[before.rindex("Rates") :]
     assert "any refusal" in section
-    assert "0.43" not in section
+    assert "\n0.60\n" in section
+    assert "\n0.43\n" not in section
 
 
 def test_no_admissible_carrier_is_shown_as_a_result(base):
