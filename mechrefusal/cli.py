@@ -172,6 +172,7 @@ def run(options) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
     from mechrefusal import processes, study
     from mechrefusal import report as pages
+    from mechrefusal.study import own_suites
 
     started = _started(options)
     if options.processes != 1:
@@ -183,8 +184,10 @@ def run(options) -> None:
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
         stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
-        across = ("suite_rates", "suite_differences", *stress)
-        _show(*(study.tables.read(name, started.measurements()) for name in across))
+        rates, *others = (
+            study.tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress)
+        )
+        _show(own_suites.benchmarks(rates), *others)
     _say_report(written)
 
 
@@ -236,6 +239,7 @@ def evaluate(options) -> None:
 
     from mechrefusal import evaluation, study
     from mechrefusal.report import language
+    from mechrefusal.study import own_suites
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -268,8 +272,8 @@ def evaluate(options) -> None:
                 chat=_chat(options),
             )
     finally:
-        _show(found.rates, found.differences)
-        if warned := language.of_verdicts(found.verdicts):
+        _show(own_suites.benchmarks(found.rates), found.differences)
+        if warned := language.of_verdicts(own_suites.benchmarks(found.verdicts)):
             _print(Text(warned))
     if stressed is not None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
@@ -311,7 +315,9 @@ def _parser(*, with_recipe: bool, with_attack: bool, with_models: bool) -> jsona
         "evaluate", _evaluate_parser(), help="evaluate a checkpoint, or all of a run, on benchmarks, with judges"
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
-    words.add_argument("run", type=str, help="folder of an evaluated run, or that an evaluation was written to")
+    words.add_argument(
+        "run", type=str, help="folder of a measured or evaluated run, or that an evaluation was written to"
+    )
     words.add_argument("--n", type=int, default=60, help="answers to label, drawn at random")
     words.add_argument("--seed", type=int, default=0, help="of the draw")
     commands.add_subcommand(

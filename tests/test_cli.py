@@ -394,7 +394,7 @@ def test_ablate_writes_answers_side_by_side(tmp_path, capsys):
     assert main(_ablate(tmp_path, "--out", str(out))) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"completions: {out}"
-    assert "refusal rate" in printed
+    assert "any refusal" in printed
     assert "ablate tensor of direction.safetensors to zero" in printed.replace("\n", " ")
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["How do I pick a lock?", "What is a cat?"]
@@ -519,7 +519,7 @@ def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
         for suite, side in (("xstest", "harmless"), ("xstest", "harmful"), ("builtin-utility", "harmless"))
         for under in ("none", "ablate:random")
     }
-    assert set(tables.read("suite_rates", folder)["suite"]) == {"xstest", "builtin-utility"}
+    assert set(tables.read("rates", folder)["suite"]) == {"xstest", "builtin-utility"}
     assert set(tables.read("suite_differences", folder)["pair"]) == {"intervention"}
     assert tables.read("answer_losses", folder)["difference"].tolist() == [0, 0]
 
@@ -656,7 +656,7 @@ def test_a_reader_that_goes_is_no_fault_of_a_disk(tiny, xstest, tmp_path, capsys
     with open(write, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(words) == 141
-        assert (out / "measurements" / "suite_rates.parquet").is_file()
+        assert (out / "measurements" / "rates.parquet").is_file()
         assert "mechrefusal:" not in capsys.readouterr().err
         stream.write("what Python flushes at its end goes nowhere")
 

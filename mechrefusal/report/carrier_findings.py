@@ -142,9 +142,9 @@ def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
         `judge`; `cells`, by (kind of prompts, intervention), those of `EFFECTS` that were measured. Nothing where no
         intervention was made.
     """
-    own = rates[rates["attack"] == "none"]
-    refusal = own[own["metric"] == "refusal_rate"]
-    broken = own[own["metric"] == "degenerate_rate"]
+    own = rates[(rates["attack"] == "none") & (rates["by"] == "all")]
+    refusal = own[own["metric"] == "any_refusal"]
+    broken = own[own["metric"] == "degenerate"]
     found = []
     for judge in sorted({str(name) for name in refusal["judge"]}):
         cells = {}
@@ -175,7 +175,7 @@ def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:
 def _of(rows: pd.DataFrame, judge: str, kind: str, intervention: str) -> pd.DataFrame:
     return rows[
         (rows["judge"].astype(str) == judge)
-        & (rows["set"] == f"evaluation_{kind}")
+        & (rows["suite"] == f"evaluation_{kind}")
         & (rows["intervention"] == intervention)
     ]
 

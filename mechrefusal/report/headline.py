@@ -10,8 +10,7 @@ from mechrefusal.report.figures import style
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
 ASKED_SETS = ("evaluation_harmful", "evaluation_harmless", "overrefusal")
-REFUSAL_METRICS = ("refusal_rate", "any_refusal_rate")
-ATTACK_METRIC = "attack_success_rate"
+REFUSAL_METRIC, ATTACK_METRIC = "any_refusal", "attack_success"
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Headline:
     """One line of the headline table.
 
     Fields:
-        refusals: rates by prompt set (`ASKED_SETS`); one entry a judge.
-        attacks: attack success rates by (set, attack); one entry a judge.
+        refusals: shares of refusals by suite (`ASKED_SETS`); one entry a judge.
+        attacks: attack success by (suite, attack); one entry a judge.
         carrier: None where there is none; `no_carrier` then says why.
         ablated_to: what its scores were taken with, in words; a dash in older runs.
         zero: the same under ablation to zero, or the best candidate where there is no carrier.
@@ -113,10 +112,11 @@ class Headline:
 def headline(checkpoint: MeasuredCheckpoint, *, n_heads: int = 4) -> Headline:
     """The headline numbers of one checkpoint."""
     rates = checkpoint.tables["rates"]
-    asked = rates[(rates["attack"] == "none") & (rates["intervention"] == "none")]
-    refusals = {name: _preferred(asked[asked["set"] == name]) for name in ASKED_SETS}
-    attacked = rates[(rates["metric"] == ATTACK_METRIC) & (rates["intervention"] == "none")]
-    attacks = {(str(s), str(a)): _rates(rows) for (s, a), rows in attacked.groupby(["set", "attack"], sort=False)}
+    rates = rates[(rates["by"] == "all") & (rates["intervention"] == "none")]
+    asked = rates[(rates["attack"] == "none") & (rates["metric"] == REFUSAL_METRIC)]
+    refusals = {name: _rates(asked[asked["suite"] == name]) for name in ASKED_SETS}
+    attacked = rates[rates["metric"] == ATTACK_METRIC]
+    attacks = {(str(s), str(a)): _rates(rows) for (s, a), rows in attacked.groupby(["suite", "attack"], sort=False)}
     carrier, why = _carrier(checkpoint.tables["carrier"])
     heads, ranked_by = top_heads(checkpoint, n_heads)
     table = checkpoint.tables["carrier"]
@@ -130,7 +130,7 @@ def headlines(run: MeasuredRun) -> list[Headline]:
 
 
 def attack_columns(lines: list[Headline]) -> list[tuple[str, str]]:
-    """(set, attack) pairs with an attack success rate, no attack first: of the evaluation prompts, else all."""
+    """(suite, attack) pairs with an attack success, no attack first: of the evaluation prompts, else all."""
     found = {key for line in lines for key in line.attacks}
     evaluated = {key for key in found if key[0] == "evaluation_harmful"}
     return sorted(evaluated or found, key=lambda key: (key[1] != "none", key[1], key[0]))
@@ -168,14 +168,6 @@ def _largest(table: pd.DataFrame, column: str, n: int) -> list[Head]:
     order = values.abs().dropna().sort_values(ascending=False, kind="stable").index[:n]
     told = style.told(table) if "p" in table else pd.Series(False, index=table.index)
     return [Head(int(table["layer"][i]), int(table["head"][i]), float(values[i]), bool(told[i])) for i in order]
-
-
-def _preferred(rows: pd.DataFrame) -> list[Rate]:
-    for metric in REFUSAL_METRICS:
-        found = rows[rows["metric"] == metric]
-        if len(found):
-            return _rates(found)
-    return []
 
 
 def _rates(rows: pd.DataFrame) -> list[Rate]:

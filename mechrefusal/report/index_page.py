@@ -59,16 +59,16 @@ def context(run: MeasuredRun) -> dict[str, Any]:
 
 def _behaviour(run: MeasuredRun, panels: Panels, lines: list[headline.Headline]) -> list[Panel]:
     rates = run.together("rates")
-    plain = rates[(rates["attack"] == "none") & (rates["intervention"] == "none")]
-    wanted = [(metric, name, "none") for name in headline.ASKED_SETS for metric in headline.REFUSAL_METRICS]
-    wanted += [("answered_rate", "utility", "none")]
+    rates = rates[(rates["intervention"] == "none") & (rates["by"] == "all")]
+    wanted = [(headline.REFUSAL_METRIC, name, "none") for name in headline.ASKED_SETS]
+    wanted += [("answered", "utility", "none")]
     wanted += [(headline.ATTACK_METRIC, *key) for key in headline.attack_columns(lines)]
     drawn = []
     for metric, name, attack in wanted:
-        source = plain if attack == "none" else rates[rates["intervention"] == "none"]
-        rows = source[(source["metric"] == metric) & (source["set"] == name) & (source["attack"] == attack)]
+        rows = rates[(rates["metric"] == metric) & (rates["suite"] == name) & (rates["attack"] == attack)]
+        look = {"suite": name, "metric": metric, "attack": attack}
         for judge in sorted({str(j) for j in rows["judge"]}):
-            drawn.append(panels.add(partial(figures.rates, rows, metric=metric, set=name, attack=attack, judge=judge)))
+            drawn.append(panels.add(partial(figures.rates, rows, judge=judge, **look)))
     return drawn
 
 

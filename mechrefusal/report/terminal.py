@@ -30,7 +30,7 @@ def summary(run_folder: Path | str) -> Group:
     lines = headline.headlines(run)
     warned = language.of_measurements(run.checkpoints)
     said = [Text(warned, style="bold")] if warned else []
-    made = [*said, gates(run), behaviour(lines), carriers(lines), *suites(run.across["suite_rates"]), *times(run)]
+    made = [*said, gates(run), behaviour(lines), carriers(lines), *suites(run.benchmarks("rates")), *times(run)]
     parts = [part for table in made for part in (Text(), table)]
     return Group(*parts[1:])
 
@@ -118,7 +118,7 @@ def _measured(timings: pd.DataFrame) -> Table:
 
 
 def suites(rates: pd.DataFrame) -> list[Table]:
-    """One table a judge (table `suite_rates`): a row a suite, side and checkpoint, without interventions."""
+    """One table a judge (table `rates`): a row a suite, side and checkpoint, without interventions."""
     made = []
     for judge in evaluation_findings.headline(rates):
         table = _table(

@@ -23,7 +23,6 @@ SET_NAMES = {
     "direction_harmful": "harmful prompts of the direction split",
     "direction_harmless": "harmless prompts of the direction split",
 }
-HARMFUL_SETS = frozenset({"evaluation_harmful", "contrast", "direction_harmful", "validation_harmful"})
 
 
 def is_missing(value: Any) -> bool:
@@ -144,9 +143,9 @@ def shortened(text: Any, limit: int = SHORT_COMPLETION) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def is_harmful(set_name: str, attack: str) -> bool:
+def is_harmful(side: Any, attack: Any) -> bool:
     """True where a completion answers a harmful request, and is shown shortened unless asked for."""
-    return set_name in HARMFUL_SETS or attack != "none"
+    return str(side) != "harmless" or str(attack) != "none"
 
 
 def counts(values: Any, noun: str = "prompts") -> str:

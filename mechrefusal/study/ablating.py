@@ -22,7 +22,8 @@ from torch import Tensor
 from mechrefusal import causal, prompts
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, complete, judged
+from mechrefusal.evaluation import Judge, complete
+from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import ChatSettings, PromptSet, sources
@@ -43,7 +44,7 @@ class Ablated:
 
     `table`: one row a prompt, columns prompt_id, prompt, baseline, intervened (completions), baseline_refused,
     intervened_refused, baseline_degenerate, intervened_degenerate (bool), intervention, judge, weights.
-    `rates`: one row an answer (baseline, intervened) and metric (refusal_rate, degenerate_rate): value, n and the 95%
+    `rates`: one row an answer (baseline, intervened) and metric (any_refusal, degenerate): value, n and the 95%
     Wilson interval (low, high).
     """
 
@@ -141,10 +142,11 @@ def ablated(
                 model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
             )
         table[name] = list(answers.texts)
-    said = {name: judged(table[["prompt"]].assign(completion=table[name]), by) for name in ANSWERS}
-    for column in ("refused", "degenerate"):
-        for name in ANSWERS:
-            table[f"{name}_{column}"] = said[name][column]
+    said = {name: by.judge(table["prompt"].tolist(), table[name].tolist())["label"].tolist() for name in ANSWERS}
+    for name in ANSWERS:
+        table[f"{name}_refused"] = [refuses(label) for label in said[name]]
+    for name in ANSWERS:
+        table[f"{name}_degenerate"] = [label == DEGENERATE for label in said[name]]
     table = table.assign(intervention=words, judge=by.name, weights=checkpoint.weights)
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 
@@ -258,7 +260,7 @@ def _benchmark(source: str) -> str:
 
 
 def _rates(table: pd.DataFrame) -> Iterator[dict]:
-    for metric, column in (("refusal_rate", "refused"), ("degenerate_rate", "degenerate")):
+    for metric, column in (("any_refusal", "refused"), ("degenerate", "degenerate")):
         for name in ANSWERS:
             estimate = intervals.rate(int(table[f"{name}_{column}"].sum()), len(table))
             yield {"answers": name, "metric": metric, **vars(estimate)}

@@ -10,7 +10,7 @@ from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run, fingerprint
 
-VERSION = 2
+VERSION = 3
 """Counted up where the same settings would give other numbers."""
 
 
@@ -34,7 +34,7 @@ def require_evaluation(recipe: Recipe) -> None:
 def evaluate_run(run: Run) -> None:
     """Evaluate every checkpoint as the recipe says, once; without suites there is nothing to do.
 
-    The tables are kept in `run.measurements()`: `suite_rates`, `suite_differences`, `stress` and the others of
+    The tables are kept in `run.measurements()`: `rates`, `suite_differences`, `stress` and the others of
     `mechrefusal.study.evaluate` and `stressed`.
 
     Raises:

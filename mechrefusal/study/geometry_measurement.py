@@ -10,7 +10,7 @@ import pandas as pd
 from mechrefusal import geometry
 from mechrefusal.causal.reference import ZERO, References
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import GOOD_AUC, Discovered
+from mechrefusal.evaluation import GOOD_AUC, Discovered, metrics
 from mechrefusal.geometry import Directions, carriers, subspaces
 from mechrefusal.geometry.activations import collect
 from mechrefusal.geometry.held_out import own_bypass
@@ -291,12 +291,12 @@ class GeometryMeasurement:
         )
         self.add("subspaces", found.table)
 
-    def take_overlap(self, generations: pd.DataFrame) -> None:
+    def take_overlap(self, verdicts: pd.DataFrame) -> None:
         """Do refusals of safe prompts share refusal's direction? Table `overlap`."""
         if self._nowhere("overlap"):
             return
         assert self.reference is not None
-        texts, refused = self._over_refused(generations)
+        texts, refused = self._over_refused(verdicts)
         if not texts:
             self.add("overlap", [_why("overlap", "no safe prompts that look unsafe were asked")])
             return
@@ -314,7 +314,7 @@ class GeometryMeasurement:
             ),
         )
 
-    def take_coupling(self, generations: pd.DataFrame) -> None:
+    def take_coupling(self, verdicts: pd.DataFrame) -> None:
         """Harmfulness and refusal, as means (table `coupling`) and as linear probes (table `linear_probes`).
 
         On all direction prompts: which of them are refused is what the probes of refusal tell apart.
@@ -338,14 +338,14 @@ class GeometryMeasurement:
                 references=self.locked.references({"position": last, "layer": layer}, self.settings.reference),
             ),
         )
-        asked = generations[(generations["set"] == "direction_harmful") & (generations["intervention"] == "none")]
-        safe, safe_refused = self._over_refused(generations)
+        asked = verdicts[verdicts["suite"] == "direction_harmful"]
+        safe, safe_refused = self._over_refused(verdicts)
         self.add(
             "linear_probes",
             geometry.linear_probes(
                 self.model,
                 everything,
-                refused=asked["refused"].astype(bool).tolist(),
+                refused=metrics.refused(asked).tolist(),
                 safe=safe or None,
                 safe_refused=safe_refused or None,
                 position=last,
@@ -374,11 +374,10 @@ class GeometryMeasurement:
         self.add("utility_coupling", found.area)
 
     @staticmethod
-    def _over_refused(generations: pd.DataFrame) -> tuple[list[str], list[bool]]:
+    def _over_refused(verdicts: pd.DataFrame) -> tuple[list[str], list[bool]]:
         """Safe prompts that look unsafe, and whether each was refused."""
-        plain = (generations["attack"] == "none") & (generations["intervention"] == "none")
-        rows = generations[(generations["set"] == "overrefusal") & plain]
-        return rows["prompt"].tolist(), rows["refused"].astype(bool).tolist()
+        rows = metrics.plain(verdicts[verdicts["suite"] == "overrefusal"])
+        return rows["prompt"].tolist(), metrics.refused(rows).tolist()
 
     def _nowhere(self, name: str) -> bool:
         """Whether there is no place to look at; table `name` then says so in a row."""

@@ -15,17 +15,19 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import (
     Completions,
     Discovered,
+    Suite,
+    answered,
     complete,
     discover_refusal,
     judged,
-    rates,
+    metrics,
 )
 from mechrefusal.forward import rd_score, rd_tokens, refusal_scores_and, unhooked_model
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
 from mechrefusal.prompts import PromptSet, prompt_ids
-from mechrefusal.study import tables
+from mechrefusal.study import own_suites, tables
 from mechrefusal.study.causal_measurement import CausalMeasurement
 from mechrefusal.study.gate import gate
 from mechrefusal.study.geometry_measurement import GeometryMeasurement
@@ -71,7 +73,7 @@ class _Measurement:
         self.judge = self.settings.refusal_judge()
         self.tables: dict[str, pd.DataFrame] = {}
         self.timings: list[dict[str, Any]] = []
-        self.generations: list[pd.DataFrame] = []
+        self.verdicts: list[pd.DataFrame] = []
 
     def take(self) -> Measured:
         with self.stage(LOADING):
@@ -97,9 +99,9 @@ class _Measurement:
         with self.stage("subspaces", optional=True):
             found.take_subspaces()
         with self.stage("over-refusal overlap", optional=True):
-            found.take_overlap(self.generations[0])
+            found.take_overlap(self.verdicts[0])
         with self.stage("harmfulness and refusal", optional=True):
-            found.take_coupling(self.generations[0])
+            found.take_coupling(self.verdicts[0])
         with self.stage("dose-response", optional=True):
             found.take_doses()
         with self.stage("interventions"):
@@ -115,10 +117,9 @@ class _Measurement:
         ):
             with self.stage(name, optional=True):
                 take()
-        generations = pd.concat(self.generations, ignore_index=True)
-        self.add("generations", generations)
-        self.add("gate", gate(generations, self.judge.name))
-        self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")], self.judge.name))
+        verdicts = pd.concat(self.verdicts, ignore_index=True)
+        self.add("verdicts", verdicts)
+        self.add("gate", gate(verdicts))
         self.add("timings", pd.DataFrame(self.timings))
         return Measured(self.tables, found.directions, found.locked, found.harmfulness)
 
@@ -145,33 +146,31 @@ class _Measurement:
 
     def answer(self) -> Completions:
         """Answer every set and the attack cases in one go; the answers to the direction prompts are returned."""
-        sets = self.asked.evaluation_sets()
-        direction = self.asked.direction
-        asked = [*sets.items(), ("direction_harmful", direction.harmful), ("direction_harmless", direction.harmless)]
-        frames = [_questions(name, chosen) for name, chosen in asked]
-        if self.cases:
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "set": "evaluation_harmful",
-                        "prompt_id": [case.id for case in self.cases],
-                        "category": "",
-                        "prompt": [case.prompt for case in self.cases],
-                        "attack": [case.method for case in self.cases],
-                    }
-                )
-            )
-        questions = pd.concat(frames, ignore_index=True)
+        direction = {f"direction_{side}": getattr(self.asked.direction, side) for side in ("harmful", "harmless")}
+        asked = {**self.asked.evaluation_sets(), **direction}
+        frames = [_questions(name, chosen) for name, chosen in asked.items()]
+        questions = pd.concat([*frames, *([_attacked(self.cases)] if self.cases else [])], ignore_index=True)
         answers = complete(
             self.model,
             questions["prompt"].tolist(),
             max_new_tokens=self.settings.max_new_tokens,
             description=f"{self.checkpoint.id}: answers",
         )
-        table = questions.assign(completion=list(answers.texts), intervention="none")
-        self.generations.append(judged(table, self.judge))
-        rows = table.index[table["set"].str.startswith("direction_")]
+        self.judge_answers(questions, answers)
+        rows = questions.index[questions["suite"].isin(direction)]
         return answers[rows[0] : rows[-1] + 1]
+
+    def judge_answers(self, questions: pd.DataFrame, answers: Completions, *, intervention: str = metrics.NONE) -> None:
+        """Rows of the table `verdicts`."""
+        told = answered(
+            questions,
+            answers.texts,
+            answers.token_ids,
+            answers.ended,
+            intervention=intervention,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        self.verdicts.append(judged(told, [self.judge]))
 
     def describe_metric(self, metric: Discovered) -> pd.DataFrame:
         """Tables `openings` and `scores`; returns the scores."""
@@ -202,11 +201,10 @@ class _Measurement:
             "validation_harmful": asked.validation.harmful,
             "validation_harmless": asked.validation.harmless,
         }
-        refused = {
-            (row.set, row.prompt_id): row.refused
-            for frame in self.generations
-            for row in frame[frame["attack"] == "none"].itertuples()
-        }
+        plain = metrics.plain(self.verdicts[0])
+        refused = dict(
+            zip(zip(plain["suite"], plain["prompt_id"], strict=True), metrics.refused(plain).tolist(), strict=True)
+        )
         texts = [text for chosen in sets.values() for text in chosen.texts]
         hand_picked = rd_tokens(tokenizer)
         score, rd = refusal_scores_and(
@@ -253,20 +251,21 @@ class _Measurement:
                     max_new_tokens=self.settings.max_new_tokens,
                     description=f"{self.checkpoint.id}: {name}",
                 )
-            table = questions.assign(completion=list(answers.texts), intervention=name)
-            self.generations.append(judged(table, self.judge))
+            self.judge_answers(questions, answers, intervention=name)
 
 
 def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "set": name,
-            "prompt_id": chosen.ids,
-            "category": chosen.table["category"].tolist(),
-            "prompt": chosen.texts,
-            "attack": "none",
-        }
-    )
+    return Suite.of(name, chosen, own_suites.SIDES[name]).questions()
+
+
+def _attacked(cases: list[AttackCase]) -> pd.DataFrame:
+    """Attack cases as questions: harmful requests as an attack puts them."""
+    known = {"suite": "evaluation_harmful", "side": own_suites.SIDES["evaluation_harmful"], "group": "", "category": ""}
+    told = [
+        {"prompt_id": case.id, "prompt": case.prompt, "behaviour": case.behaviour, "attack": case.method}
+        for case in cases
+    ]
+    return pd.DataFrame(told).assign(**known, context=None)
 
 
 def _strings(tokenizer, token_ids) -> str:

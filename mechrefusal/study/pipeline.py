@@ -29,7 +29,7 @@ from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, answer_room, end_of_turn_tokens, require_room, segments
-from mechrefusal.study import across, kinds, probes, tables
+from mechrefusal.study import across, evaluation_tables, kinds, labelling, probes, tables
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.depths import profile, twins
@@ -45,7 +45,7 @@ from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.transfers import transfers
 from mechrefusal.training import WARM_UP, TrainingSettings
 
-RULES = 9
+RULES = 10
 """Version of what is measured: counted up where the same settings would give other numbers."""
 
 
@@ -247,6 +247,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
     if processes < 0:
         raise MechrefusalError(f"processes is {processes}; give how many measure at once, or 0 to have it chosen")
     chosen = check(run.recipe)
+    labelling.labels_in(run.folder)  # a faulty sheet is named before anything is measured
     sweep(run.folder)
     _lock(run, chosen)
     if not run.recipe.arms:
@@ -306,7 +307,16 @@ def _measured_apart(folder: Path, checkpoint: Checkpoint, around: Around) -> flo
 
 def _note_measured(run: Run, checkpoint: Checkpoint, seconds: float, at_once: int) -> None:
     run.took(f"measure {checkpoint.id}", seconds)
+    _take_verdicts(run, [checkpoint])
     run.update({"measured": {checkpoint.id: _stamp(run, checkpoint)}, "at_once": {checkpoint.id: at_once}})
+
+
+def _take_verdicts(run: Run, checkpoints: list[Checkpoint]) -> None:
+    """Take what measured checkpoints answered into the run's tables `verdicts` and `rates`, beside evaluations."""
+    parts = [part for c in checkpoints if len(part := tables.read("verdicts", run.measurements(c)))]
+    if parts:
+        labels = labelling.labels_in(run.folder)
+        evaluation_tables.keep(pd.concat(parts, ignore_index=True), run.measurements(), labels)
 
 
 def _is_measured(run: Run, checkpoint: Checkpoint) -> bool:
@@ -334,6 +344,7 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
         parts = [part for c in checkpoints if len(part := tables.read(name, run.measurements(c)))]
         if parts:
             tables.write(pd.concat(parts, ignore_index=True), name, run.measurements())
+    _take_verdicts(run, checkpoints)
     moved = transfers(run, checkpoints, chosen, at_once=_at_once(processes, checkpoints))
     rows = {c.id: tables.read("carrier", run.measurements(c)) for c in checkpoints}
     n_layers = {name: len(found.values[0]) for name, found in locked.items()}

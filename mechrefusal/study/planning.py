@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import paired_difference
+from mechrefusal.evaluation import metrics, paired_difference
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
@@ -157,13 +157,14 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
 
 
 def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Iterator[dict]:
-    answers = {c.id: tables.read("generations", run.measurements(c)) for c in checkpoints}
+    verdicts = metrics.plain(tables.read("verdicts", run.measurements()))
     for a, b in pairs(checkpoints):
         for name in (HARMFUL, HARMLESS, UTILITY):
             sides = []
-            for each in (answers[a.id], answers[b.id]):
-                plain = each[(each["set"] == name) & (each["attack"] == "none") & (each["intervention"] == "none")]
-                sides.append(plain.set_index("prompt_id")["refused"].astype(float))
+            for each in (a, b):
+                here = (verdicts["arm"] == each.arm) & (verdicts["step"] == each.step)
+                own = verdicts[here & (verdicts["suite"] == name)]
+                sides.append(metrics.refused(own).astype(float).set_axis(own["prompt_id"]))
             both = pd.concat(sides, axis=1, join="inner")
             if len(both):
                 found = paired_difference(both.iloc[:, 0], both.iloc[:, 1], both.index)

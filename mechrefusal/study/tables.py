@@ -19,19 +19,6 @@ _UNSEEN = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
 _BYPASS_UNSEEN = ("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high")
 
 PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
-    # One row a completion. `set`: evaluation_harmful, evaluation_harmless, overrefusal, contrast, utility,
-    # direction_harmful, direction_harmless. `attack`: none, or the method that made the case.
-    # `intervention`: none, ablate, induce, ablate_random, induce_random (to the recipe's reference; see `carrier`).
-    "generations": (
-        "set", "prompt_id", "category", "prompt", "attack", "intervention", "completion", "refused", "degenerate",
-    ),
-    # One row a rate. `metric`: refusal_rate, degenerate_rate, attack_success_rate (harmful sets), answered_rate (the
-    # others). `judge` names the rule.
-    # `corrected`, here and elsewhere: the rate with the judge's known error corrected (Rogan and Gladen), with its 95%
-    # interval, NaN where that error is not known; `corrected_by`: what the error was measured on.
-    "rates": (
-        "set", "attack", "intervention", "metric", "judge", "value", "n", "low", "high", *_CORRECTED,
-    ),
     # One row a checkpoint. `kind`: discovered, teacher_forced or fallback. Token sets are JSON lists of strings. The
     # refusal metric is log P(refusal tokens) - log P(compliance tokens) after `opening`, nats; where `kind` is
     # teacher_forced that of whole openings; less `offset`, so that 0 lies between refused and answered prompts.
@@ -221,6 +208,7 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # included. `loss_before`, `loss_after`: cross-entropy of its target, nats a token.
     "refreshes": ("arm", "step", "case", "loss_before", "loss_after", "age", "forward_tokens", "dropped"),
     # One row an anchor of an arm and probe set (harmful, harmless, attacked: pool behaviours with their suffixes).
+    # `metric`: any_refusal.
     "probes": ("arm", "step", "set", "metric", "judge", "value", "n", "low", "high"),
     # One row an attack case made against `source` (arm-step-00000 or a hash of weights).
     "cases": (
@@ -274,10 +262,12 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # One row a checkpoint and variant. `rows`: positions, layers, admissible. `scaling`: raw, unit. `weight`: sigma,
     # sigma_squared. `low`, `high`: 95% interval over the direction prompts, the same at every checkpoint.
     "effective_rank": ("arm", "step", "rows", "scaling", "weight", "value", "low", "high", "n_rows", "reason"),
-    # One row an answer of `mechrefusal evaluate` and judge. `side`: harmful or harmless; `group`: HarmBench's
-    # functional category. `attack`: none, or the method that made the prompt. `intervention`: none, or what was done to
-    # the model. `ended`: the model ended its turn. `kind`: what the judge judges, refusal or harm. `label` and `score`
-    # are missing where it gave none; `because` says why, or what decided.
+    # One row an answer and judge, of measurements and evaluations. `suite`: one of the study's own (`own_suites`), or a
+    # benchmark; `side`: harmful or harmless; `group`: HarmBench's functional category. `attack`: none, or the method
+    # that made the prompt. `intervention`: none, or what was done to the model; of a measurement: ablate, induce,
+    # ablate_random, induce_random (to the recipe's reference; see `carrier`). `ended`: the model ended its turn.
+    # `kind`: what the judge judges, refusal or harm. `label` and `score` are missing where it gave none; `because` says
+    # why, or what decided.
     "verdicts": (
         "arm", "step", "weights", "suite", "side", "group", "category", "prompt_id", "attack", "intervention", "prompt",
         "completion", "n_tokens", "ended", "max_new_tokens", "judge", "kind", "label", "score", "because",
@@ -286,15 +276,17 @@ ACROSS: dict[str, tuple[str, ...]] = {
     # full_refusal, partial_refusal, full_compliance, degenerate, attack_success (harmful), answered (harmless), score
     # (mean of a judge's scores). `nulls`: answers that the judge gave nothing for; they are in no rate. HarmBench's
     # copyright rows are in their own group only.
-    "suite_rates": (
+    # `corrected`, here and elsewhere: the rate with the judge's known error corrected (Rogan and Gladen), with its 95%
+    # interval, NaN where that error is not known; `corrected_by`: what the error was measured on.
+    "rates": (
         "arm", "step", "suite", "side", "attack", "intervention", "judge", "kind", "by", "of", "metric", "value", "low",
         "high", "n", "nulls", *_CORRECTED,
     ),
-    # One row a pair of checkpoints and rate, on the prompts that both answered. `pair`: base, consecutive, last (of two
-    # arms), or intervention (b: the same checkpoint under it, a: without). `difference` is b minus a with its 95%
-    # interval over prompts; `only_a` and `only_b`: prompts that have the outcome at one alone, `mcnemar_p` of
-    # the exact test (NaN where the outcome is no 0/1), `p_adjusted` the same for all rows of the judge (Holm).
-    # `missing_a`, `missing_b`: prompts not asked at that one.
+    # One row a pair of checkpoints and rate of a benchmark, on the prompts that both answered. `pair`: base,
+    # consecutive, last (of two arms), or intervention (b: the same checkpoint under it, a: without). `difference` is
+    # b minus a with its 95% interval over prompts; `only_a` and `only_b`: prompts that have the outcome at one alone,
+    # `mcnemar_p` of the exact test (NaN where the outcome is no 0/1), `p_adjusted` the same for all rows of the judge
+    # (Holm). `missing_a`, `missing_b`: prompts not asked at that one.
     "suite_differences": (
         "pair", "arm_a", "step_a", "arm_b", "step_b", "suite", "side", "attack", "intervention", "judge", "metric",
         "difference", "low", "high", "mcnemar_p", "p_adjusted", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls",
@@ -346,7 +338,6 @@ ACROSS: dict[str, tuple[str, ...]] = {
 ADDED: dict[str, tuple[str, ...]] = {
     "rates": _CORRECTED,
     "gate": _CORRECTED,
-    "suite_rates": _CORRECTED,
     "suite_differences": ("p_adjusted",),
     "training": (
         "pool_age", "attack_tokens", "grad_norm", "learning_rate", "seconds_refresh", "seconds_forward",

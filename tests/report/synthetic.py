@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from synthetic_behaviour import HOSTILE, gate, generations, rates
+from synthetic_behaviour import HOSTILE, gate, rates, verdicts
 from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distance
 from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_evaluation import evaluation_tables
@@ -34,17 +34,23 @@ def write_run(
     rng = np.random.default_rng(seed)
     shared = [("base", 0)] + [("warm-up", warm_up)] * (warm_up > 0)
     ids = shared + [(arm, step) for arm in arms for step in anchors if step > warm_up]
+    behaviour: dict[str, list[pd.DataFrame]] = {"verdicts": [], "rates": []}
     for arm, step in ids:
         out = folder / "measurements" / f"{arm}-step-{step:05d}"
-        for name, rows in _checkpoint(rng, arm, step).items():
-            tables.write(
-                pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
-            )
+        made = _checkpoint(rng, arm, step)
+        here = {"arm": arm, "step": step, "weights": f"sha256:{arm}{step:05d}" + "ab" * 20}
+        for name, answered in behaviour.items():
+            rows = pd.DataFrame(made.pop(name)).assign(**here)
+            answered.append(rows[list(tables.columns(name))])
+        for name, rows in made.items():
+            tables.write(pd.DataFrame(rows).assign(**here), name, out)
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
     across |= {"checkpoints": _models(ids)}
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
+    for name, answered in behaviour.items():
+        across[name] = pd.concat([*answered, *([across[name]] if name in across else [])], ignore_index=True)
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
@@ -73,7 +79,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
     carries = step > 0
     layer = {"sft": 18 - step // 25, "r2d2": 21 if step <= 100 else 9, "warm-up": 17}.get(arm, 0)
     return {
-        "generations": generations(rng, strength),
+        "verdicts": verdicts(rng, strength),
         "rates": rates(rng, strength, carries=carries),
         "openings": [
             {

@@ -185,8 +185,8 @@ def test_pages_escape_what_the_tables_name(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), evaluated=False)
     place = folder / "measurements" / "r2d2-step-00050"
     tables.write(tables.read("carrier", place).assign(ablated_to=HOSTILE[2]), "carrier", place)
-    rates = tables.read("rates", place)
-    tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place)
+    rates = tables.read("rates", place.parent)
+    tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place.parent)
     index, page = Page(report.write(folder)), Page(folder / "report" / "r2d2-step-00050.html")
     row = tables.read("carrier", place).iloc[0]
     assert f"bypass {wording.number(row['bypass_zero'])}kl {wording.number(row['kl_zero'], 3)}" in "".join(

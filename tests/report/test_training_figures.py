@@ -73,7 +73,7 @@ def test_a_term_of_the_users_own_has_gaps_and_an_escaped_name(across):
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_names_are_escaped_wherever_they_stand(across, hostile):
     terms = across["terms"].assign(term=hostile, arm=hostile)
-    probes = across["probes"].assign(judge=hostile, arm=hostile, metric="refusal_rate", set=hostile)
+    probes = across["probes"].assign(judge=hostile, arm=hostile, metric="any_refusal", set=hostile)
     training, refreshes = (across[name].assign(arm=hostile) for name in ("training", "refreshes"))
     drawn = [
         figures.loss_term(terms, term=hostile),

@@ -42,7 +42,7 @@ def test_index_and_training_page_link_to_each_other(written):
     assert ("a", {"href": "index.html"}) in page.elements
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
     assert [title for title in titles if title.endswith("loss")] == ["Total loss"]
-    assert "Refusal rate: attacked probes" in titles
+    assert "Any refusal: attacked probes" in titles
 
 
 def test_every_figure_is_drawn(written):
@@ -58,9 +58,9 @@ def test_every_figure_is_drawn(written):
         "What attack and training win from each other",
         "Age of the refreshed cases",
         "Cases refreshed at least once",
-        "Refusal rate: harmful probes",
-        "Refusal rate: attacked probes",
-        "Refusal rate: harmless probes",
+        "Any refusal: harmful probes",
+        "Any refusal: attacked probes",
+        "Any refusal: harmless probes",
         "Where the time of a step goes",
         "Wall time of a step",
         "Gradient norm",

@@ -424,7 +424,7 @@ def judged():
 def test_judged_rates(run):
     found = study.ablated(run.folder / "sft/step-00003", ASKED, max_new_tokens=NEW)
     for row in found.rates.to_dict("records"):
-        judge = {"refusal_rate": evaluation.is_refusal, "degenerate_rate": evaluation.is_degenerate}[row["metric"]]
+        judge = {"any_refusal": evaluation.is_refusal, "degenerate": evaluation.is_degenerate}[row["metric"]]
         hits = sum(judge(text) for text in found.table[row["answers"]])
         expected = intervals.rate(hits, 4)
         assert (row["value"], row["low"], row["high"], row["n"]) == (expected.value, expected.low, expected.high, 4)

@@ -338,7 +338,7 @@ def test_another_judge_does_not_ask_again(run, answered):
     pd.testing.assert_frame_equal(again.reset_index(drop=True), first.verdicts, check_dtype=False)
     assert set(found.agreement["n"] + found.agreement["nulls_a"] + found.agreement["nulls_b"]) == {15}
     for name, table in {
-        "verdicts": found.verdicts, "suite_rates": found.rates, "suite_differences": found.differences,
+        "verdicts": found.verdicts, "rates": found.rates, "suite_differences": found.differences,
         "answer_losses": found.losses, "judge_agreement": found.agreement, "leaks": found.leaks,
     }.items():  # fmt: skip
         kept = tables.read(name, run.measurements())

@@ -116,9 +116,9 @@ def test_an_ablation_and_the_gate_are_judged_by_it(phrases, tiny, monkeypatch):
         found = ablating.ablated(checkpoint, asked, direction=torch.ones(width), judge=judge)
         assert found.table["baseline_refused"].tolist() == refused
         assert set(found.table["judge"]) == {(judge or RULES).name}
-    table = pd.DataFrame({"set": ["evaluation_harmful"] * 2, "attack": "none", "intervention": "none"})
-    table = table.assign(refused=[True, False], degenerate=False)
-    told = gate(table, by.name)
+    table = pd.DataFrame({"suite": ["evaluation_harmful"] * 2, "attack": "none", "intervention": "none"})
+    table = table.assign(side="harmful", judge=by.name, label=["full_refusal", "full_compliance"])
+    told = gate(table)
     assert set(told["judge"]) == {by.name}
     assert told["corrected"].isna().all()
 
@@ -129,15 +129,15 @@ def test_everything_measured_goes_by_it(phrases, tiny):
     by = recipe(phrases)
     found = measurement.measure(models.Checkpoint.open(tiny, arm="sft", step=3), study.asked(by), by, [])
     name = by.measuring.refusal_judge().name
-    for table in ("rates", "gate"):
+    for table in ("verdicts", "gate"):
         assert set(found.tables[table]["judge"]) == {name}
-    answers = found.tables["generations"]
+    answers = found.tables["verdicts"]
     labels = by.measuring.refusal_judge().judge(answers["prompt"].tolist(), answers["completion"].tolist())["label"]
-    assert answers["refused"].tolist() == (labels == "full_refusal").tolist()
-    assert answers["degenerate"].tolist() == (labels == "degenerate").tolist()
-    direction = answers[answers["set"].str.startswith("direction_") & (answers["attack"] == "none")]
+    assert answers["label"].tolist() == labels.tolist()
+    assert "full_refusal" in set(labels)
+    direction = answers[answers["suite"].str.startswith("direction_") & (answers["attack"] == "none")]
     opening = found.tables["openings"].iloc[0]
-    assert opening["n_refused"] == direction["refused"].sum()
+    assert opening["n_refused"] == (direction["label"] == "full_refusal").sum()
 
 
 def test_no_module_of_the_study_names_the_rules():

@@ -51,7 +51,8 @@ def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
 
 def test_interventions_are_answered_with_random_controls(measured):
     _, recipe, found = measured
-    counts = found.tables["generations"].groupby(["intervention", "set"]).size()
+    verdicts = found.tables["verdicts"]
+    counts = verdicts.groupby(["intervention", "suite"]).size()
     n = recipe.measuring.n_intervened
     asked = {
         "ablate": ["harmful", "harmless"], "ablate_random": ["harmful"], "induce": ["harmless"],
@@ -59,7 +60,9 @@ def test_interventions_are_answered_with_random_controls(measured):
     }  # fmt: skip
     for name, sides in asked.items():
         assert counts[name].to_dict() == {f"evaluation_{side}": n for side in sides}
-    assert {*asked, "none"} == set(found.tables["rates"]["intervention"])
+    assert {*asked, "none"} == set(verdicts["intervention"])
+    assert set(verdicts["max_new_tokens"]) == {recipe.measuring.max_new_tokens}
+    assert verdicts["n_tokens"].le(recipe.measuring.max_new_tokens).all()
 
 
 def test_the_carrier_says_what_it_was_ablated_to_and_where_zero_is(measured):
@@ -77,7 +80,7 @@ def test_the_carrier_says_what_it_was_ablated_to_and_where_zero_is(measured):
 
 def test_the_gate_is_that_of_the_answers(measured):
     checkpoint, _, found = measured
-    expected = gate(found.tables["generations"])
+    expected = gate(found.tables["verdicts"])
     assert len(expected) == 4
     table = found.tables["gate"]
     assert set(table["weights"]) == {checkpoint.weights}

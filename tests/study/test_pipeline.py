@@ -17,8 +17,8 @@ from mechrefusal.study.measurement import N_STAGES
 
 WALL_TIMES = {"timings", "stages"}
 OF_EVALUATIONS = {
-    "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
-    "stress_transfer", "stress_control", "stress_differences",
+    "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress", "stress_transfer", "stress_control",
+    "stress_differences",
 }  # fmt: skip
 """Tables that `mechrefusal evaluate` writes: training and measuring leave them empty."""
 

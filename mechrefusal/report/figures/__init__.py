@@ -27,14 +27,14 @@ from mechrefusal.report.figures.frontier import frontier
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
 from mechrefusal.report.figures.linear_probes import linear_probes
-from mechrefusal.report.figures.lines import effective_rank, probes, rates, trajectory
+from mechrefusal.report.figures.lines import effective_rank, trajectory
 from mechrefusal.report.figures.logit_lens import logit_lens
 from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.stress_control import stress_shares
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
-from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
+from mechrefusal.report.figures.suites import answer_losses, probes, rates, suite_categories
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
 from mechrefusal.report.figures.zero import zero_distances
@@ -90,7 +90,6 @@ __all__ = [
     "subspaces",
     "suite_categories",
     "suite_differences",
-    "suite_rates",
     "token_segments",
     "top_components",
     "trajectory",

@@ -18,19 +18,19 @@ _INTERVENTIONS = {
 _SET_COLOURS = {"harmful": style.POSITIVE, "harmless": style.NEGATIVE}
 
 
-def interventions(table: pd.DataFrame, *, metric: str = "refusal_rate") -> go.Figure:
-    """Refusal rate on harmful and harmless prompts by intervention, with 95% intervals (`rates`, one checkpoint).
+def interventions(table: pd.DataFrame, *, metric: str = "any_refusal") -> go.Figure:
+    """Share of refusals of harmful and harmless prompts by intervention, with 95% intervals (`rates`, one checkpoint).
 
     Runs of earlier versions add the carrier instead of inducing it.
     """
-    rows = table[(table["metric"] == metric) & (table["attack"] == "none")]
-    rows = rows[rows["set"].isin(["evaluation_harmful", "evaluation_harmless"])]
+    rows = table[(table["metric"] == metric) & (table["attack"] == "none") & (table["by"] == "all")]
+    rows = rows[rows["suite"].isin(["evaluation_harmful", "evaluation_harmless"])]
     rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} under interventions")
     figure = go.Figure()
     places: list[int] = []
     names: list[str] = []
     for kind in ("harmful", "harmless"):
-        own = rows[rows["set"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
+        own = rows[rows["suite"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
         order = [name for name in _INTERVENTIONS if name in own.index] + sorted(set(own.index) - set(_INTERVENTIONS))
         own = own.loc[order]
         labels = [wording.for_plotly(_INTERVENTIONS.get(name, name)) for name in order]
