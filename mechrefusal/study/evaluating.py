@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import causal, prompts
+from mechrefusal import causal, prompts, tables
 from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge
@@ -31,7 +31,7 @@ from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.prompts import ChatSettings
-from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
+from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection
 from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.named_interventions import NamedIntervention
@@ -48,7 +48,7 @@ ATTACKS = ("gcg", "autodan")
 @dataclass(frozen=True)
 class Evaluated:
     """What an evaluation gave: tables `verdicts`, `suite_rates`, `suite_differences`, `answer_losses`,
-    `judge_agreement` and `leaks` of the study (see `mechrefusal.study.tables`), and the checkpoints that could not be
+    `judge_agreement` and `leaks` of the study (see `mechrefusal.tables`), and the checkpoints that could not be
     intervened on, with the reason.
     """
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
 from mechrefusal.evaluation.suites import Suite
 from mechrefusal.files import checkpoint_id
 from mechrefusal.statistics import intervals, maps
-from mechrefusal.study import tables
 
 NONE = "none"
 LENGTH = "max_new_tokens"

@@ -48,7 +48,7 @@ def generations(rng: np.random.Generator, strength: float) -> list[dict]:
                     "attack": attack,
                     "intervention": intervention,
                     "completion": completion,
-                    "refused": refused if i % 11 else None,
+                    "refused": refused,
                     "degenerate": i % 9 == 0,
                 }
             )

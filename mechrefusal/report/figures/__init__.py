@@ -1,8 +1,8 @@
-"""Plotly figures of the study's tables: each function takes a tidy table and returns a figure.
+"""Plotly figures of tables: each function takes a tidy table and returns a figure.
 
-The tables' schema is `mechrefusal.study.tables`. Signed values are drawn on a diverging red-blue scale centred at zero
-(colour-blind safe, ColorBrewer RdBu), positive red; unsigned ones on Cividis. Arms have the colours of Okabe and Ito. A
-table that cannot be drawn raises `MechrefusalError`.
+The tables' schema is `mechrefusal.tables`; a table that was made otherwise needs columns of its dtypes. Signed values
+are drawn on a diverging red-blue scale centred at zero (colour-blind safe, ColorBrewer RdBu), positive red; unsigned
+ones on Cividis. Arms have the colours of Okabe and Ito. A table that cannot be drawn raises `MechrefusalError`.
 """
 
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age

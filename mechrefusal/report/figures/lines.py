@@ -155,8 +155,8 @@ def probes(
 def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
     if judge is None and len(rows):
-        judge = min(rows["judge"].astype(str))
-    return rows[rows["judge"].astype(str) == judge]
+        judge = min(rows["judge"])
+    return rows[rows["judge"] == judge]
 
 
 def _judged(rows: pd.DataFrame) -> str:
@@ -184,6 +184,6 @@ def _point(row: pd.Series, value: str) -> str:
         f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>",
         f"{wording.number(row[value], 3)}{style.interval(row)}",
     ]
-    if "n" in row and not wording.is_missing(row["n"]):
+    if not wording.is_missing(row.get("n")):
         lines.append(f"n = {wording.whole(row['n'])}")
     return style.hover(lines)
