@@ -140,7 +140,7 @@ def power(options) -> None:
 
 def labels(options) -> None:
     """Write a sheet of answers to label, or take the labels of one into the rates."""
-    from mechrefusal import evaluation, study
+    from mechrefusal import evaluation, study, tables
     from mechrefusal import report as pages
 
     found = study.label(options.run, n=options.n, seed=options.seed)
@@ -154,7 +154,7 @@ def labels(options) -> None:
     if found.n_elsewhere:
         print(f"{found.n_elsewhere} labels are of answers that this run does not have and count for nothing")
     _print(pages.judges_and_people(found.agreement))
-    _show(found.rates, study.tables.read("suite_differences", found.path.parent / "measurements"))
+    _show(found.rates, tables.read("suite_differences", found.path.parent / "measurements"))
     print(f"the report's pages still have the rates before: mechrefusal report {found.path.parent}")
 
 
@@ -170,7 +170,7 @@ def report(options) -> None:
 
 def run(options) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
-    from mechrefusal import processes, study
+    from mechrefusal import processes, study, tables
     from mechrefusal import report as pages
     from mechrefusal.study import own_suites
 
@@ -184,9 +184,7 @@ def run(options) -> None:
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
         stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
-        rates, *others = (
-            study.tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress)
-        )
+        rates, *others = (tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress))
         _show(own_suites.benchmarks(rates), *others)
     _say_report(written)
 

@@ -501,7 +501,7 @@ def xstest(tmp_path):
 
 
 def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
-    from mechrefusal.study import tables
+    from mechrefusal import tables
 
     words = ["evaluate", str(evaluated_run.folder), "--suite", f"xstest={xstest}", "--suite", "builtin-utility"]
     words += ["--n", "1", "--max_new_tokens", "3", "--intervene", "ablate:random", "--checkpoint", "base-step-00000"]
@@ -714,8 +714,7 @@ def test_an_output_that_cannot_be_written_is_found_before_answers_are_made(tmp_p
 def test_folders_that_cannot_be_written_to_are_found_before_work(
     command, out, tmp_path, xstest, evaluated_run, tiny, capsys, no_model, no_search, monkeypatch
 ):
-    from mechrefusal import report, study
-    from mechrefusal.study import tables
+    from mechrefusal import report, study, tables
 
     folder = evaluated_run.folder
     (tmp_path / "file").write_text("mine", encoding="utf-8")

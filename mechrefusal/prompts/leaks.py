@@ -9,13 +9,13 @@ from typing import Literal
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.prompt_set import PromptSet
 from mechrefusal.prompts.request_words import Words, content_words, words
 from mechrefusal.prompts.splits import normalised
 
 COLUMNS = ("set_a", "id_a", "set_b", "id_b", "text")
-LEAK_COLUMNS = ("set_a", "id_a", "set_b", "id_b", "kind", "similarity", "text", "text_b")
 COUNT_COLUMNS = ("set_a", "n_a", "set_b", "n_b", "exact", "near", "contained", "leaking_a", "leaking_b")
 
 NEAR = 0.9
@@ -87,9 +87,9 @@ def leaks(sets: Mapping[str, PromptSet], *, near: float = NEAR) -> pd.DataFrame:
         near: see `NEAR`.
 
     Returns:
-        Columns `LEAK_COLUMNS`, `text` and `text_b` as they stand in the two sets; sorted by the order of `sets` and,
-        within two sets, by kind and place. Each pair of prompts has one row, of the first kind that fits. Copies of one
-        text in one set are paired off as in `leakage`. Prompts within one set are not compared.
+        The columns of table `leaks`, `text` and `text_b` as they stand in the two sets; sorted by the order of `sets`
+        and, within two sets, by kind and place. Each pair of prompts has one row, of the first kind that fits. Copies
+        of one text in one set are paired off as in `leakage`. Prompts within one set are not compared.
 
     Raises:
         MechrefusalError: `near` is not above 0 and at most 1.
@@ -180,7 +180,7 @@ def _frame(found: _Texts, rows: list[_Row]) -> pd.DataFrame:
         (names[a], ids[a][i], names[b], ids[b][j], KINDS[kind], similarity, texts[a][i], texts[b][j])
         for a, b, kind, i, j, similarity in sorted(rows)
     ]
-    return pd.DataFrame(table, columns=list(LEAK_COLUMNS), dtype=object).astype({"similarity": float})
+    return pd.DataFrame(table, columns=list(tables.columns("leaks")), dtype=object).astype({"similarity": float})
 
 
 def _near(content: Sequence[frozenset[str]], share: float) -> Iterator[tuple[tuple[int, int], float]]:

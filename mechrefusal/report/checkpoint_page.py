@@ -125,14 +125,8 @@ def _opening(table: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def _token_list(text: Any) -> list[str]:
-    if wording.is_missing(text):
-        return []
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
-        return [wording.token(text)]
-    return [wording.token(t) for t in found] if isinstance(found, list) else [wording.token(found)]
+def _token_list(text: str) -> list[str]:
+    return [wording.token(token) for token in json.loads(text)]
 
 
 def _directions(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
@@ -161,15 +155,15 @@ def _interventions(rates: pd.DataFrame, panels: Panels) -> list[Panel]:
     if not len(asked[asked["intervention"] != "none"]):
         return []
     drawn = []
-    for judge in sorted({str(j) for j in asked["judge"]}):
-        drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"].astype(str) == judge])))
+    for judge in sorted(set(asked["judge"])):
+        drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"] == judge])))
     return drawn
 
 
 def _circuits(checkpoint: MeasuredCheckpoint) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Coloured prompts, attention patterns, and how many prompts' attention was left out for the size of the page."""
     table, attention = checkpoint.tables["tokens"], checkpoint.tables["attention"]
-    values = pd.to_numeric(table["value"], errors="coerce").abs().dropna()
+    values = table["value"].abs().dropna()
     limit = float(values.quantile(0.98)) if len(values) else 1.0
     coloured: list[dict[str, Any]] = []
     projected = table if len(values) else table.iloc[:0]  # without a carrier the table holds the tokens only

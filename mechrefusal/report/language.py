@@ -37,7 +37,7 @@ def of_verdicts(verdicts: pd.DataFrame, instead: str = "--judge phrases=FILE") -
         instead: how another judge is named.
     """
     own = verdicts[(verdicts["attack"] == "none") & (verdicts["intervention"] == "none")]
-    own = own[own["judge"].astype(str).str.startswith(BUILT_IN)]
+    own = own[own["judge"].str.startswith(BUILT_IN)]
     return _warning(own["judge"].unique(), own[["prompt", "completion"]], instead)
 
 
@@ -53,7 +53,7 @@ def _warning(judges: Iterable[Any], texts: pd.DataFrame, instead: str) -> str:
         return ""
     said = []
     for name, column in (("prompts", "prompt"), ("answers", "completion")):
-        others, n = share_not_english(texts[column].dropna().astype(str).unique())
+        others, n = share_not_english(texts[column].unique())
         if 2 * others > n:
             said.append(f"{others} of {n} distinct {name}")
     if not said:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report.order import BASE, WARM_UP, checkpoint_order
-from mechrefusal.study import own_suites, tables
+from mechrefusal.study import own_suites
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
 EVALUATION = (
@@ -56,13 +57,8 @@ class MeasuredCheckpoint:
     @property
     def n_layers(self) -> int:
         """Number of layers that the tables speak of (0 if none does)."""
-        found = [
-            pd.to_numeric(self.tables[name]["layer"], errors="coerce").max()
-            for name in ("carriers", "directions", "attribution", "patching")
-            if len(self.tables[name])
-        ]
-        found = [layer for layer in found if pd.notna(layer)]
-        return int(max(found)) + 1 if found else 0
+        names = ("carriers", "directions", "attribution", "patching")
+        return max(int(self.tables[name]["layer"].max()) + 1 if len(self.tables[name]) else 0 for name in names)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class MeasuredRun:
     @property
     def given(self) -> bool:
         """Whether models were measured that others trained."""
-        return bool((self.across["checkpoints"]["source"].fillna("") != "").any())
+        return bool((self.across["checkpoints"]["source"] != "").any())
 
     @property
     def n_kinds(self) -> int:
@@ -135,7 +131,7 @@ class MeasuredRun:
         """Table `name` of all checkpoints, or of those in `among`, in their order."""
         chosen = self.checkpoints if among is None else among
         found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in chosen if len(c.tables[name])]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(tables.columns(name)))
+        return pd.concat(found, ignore_index=True) if found else tables.frame(name, [])
 
 
 def read_run(folder: Path | str) -> MeasuredRun:

@@ -8,13 +8,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mechrefusal import causal
+from mechrefusal import causal, tables
 from mechrefusal.causal.reference import HARMLESS, ZERO, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, fetch, load_config
 from mechrefusal.prompts import ChatSettings
-from mechrefusal.study import tables
 from mechrefusal.study.run import Run
 
 NAMES = ("carrier", "best", "random")
@@ -123,17 +122,12 @@ def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:
                 "candidate, which is not a carrier"
             )
         kind, position, layer = "best candidate", row["reference_position"], row["reference_layer"]
-    if pd.isna(layer):  # none, or a run of an earlier version, which does not say which is the best
-        scored = tables.read("carriers", run.measurements(checkpoint)).dropna(subset=["bypass"])
-        ranked = scored[~scored["exact"].isin([False])].sort_values(["bypass", "layer", "position"])
-        if ranked.empty:
-            raise MechrefusalError(f"checkpoint '{checkpoint.id}' has no scored candidate ({row['reason']})")
-        position, layer = ranked.iloc[0][["position", "layer"]]
+    if pd.isna(layer):
+        raise MechrefusalError(f"checkpoint '{checkpoint.id}' has no scored candidate ({row['reason']})")
     place = {"position": int(position), "layer": int(layer)}
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
     name = f"{kind} of {checkpoint.id} (position {place['position']}, layer {place['layer']})"
-    ablated_to = row["ablated_to"] if isinstance(row["ablated_to"], str) else ZERO  # runs of an earlier version
-    return Chosen(directions.at(place), name, place["layer"], directions, place["position"], ablated_to)
+    return Chosen(directions.at(place), name, place["layer"], directions, place["position"], row["ablated_to"])
 
 
 def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: int | None) -> Chosen:

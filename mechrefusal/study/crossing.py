@@ -6,19 +6,18 @@ from itertools import combinations
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.progress import console
-from mechrefusal.study import tables
 from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 
-NAN = float("nan")
 RULES = 2
-"""Raised where what is measured changes, so that runs of an earlier version are patched anew."""
+"""Counted up where what is measured changes: pairs that were patched by other rules are patched anew."""
 
 
 def crossing(
@@ -95,7 +94,7 @@ def _crossed(
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
         found = both_directions(loaders, texts, metric, layers=layers, draws=rotations)
     except MechrefusalError as error:
-        nothing = dict.fromkeys(tables.columns("cross_patching"), NAN) | {"site": "", "layer": -1, "head": -1, "n": 0}
+        nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
         nothing |= {"reason": str(error)}
         found = pd.DataFrame([{**nothing, "source": a, "target": b} for a, b in (known, reversed(list(known)))])
     for side in ("source", "target"):

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import causal, prompts
+from mechrefusal import causal, prompts, tables
 from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, answered, judged
@@ -32,7 +32,7 @@ from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.prompts import ChatSettings
-from mechrefusal.study import chosen_direction, evaluation_tables, labelling, own_suites, selection, tables
+from mechrefusal.study import chosen_direction, evaluation_tables, labelling, own_suites, selection
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
@@ -48,7 +48,7 @@ ATTACKS = ("gcg", "autodan")
 @dataclass(frozen=True)
 class Evaluated:
     """What an evaluation gave: tables `verdicts`, `rates`, `suite_differences`, `answer_losses`, `judge_agreement` and
-    `leaks` of the study (see `mechrefusal.study.tables`), and the checkpoints that could not be intervened on, with the
+    `leaks` of the study (see `mechrefusal.tables`), and the checkpoints that could not be intervened on, with the
     reason. `verdicts` and `rates` hold what was judged before too, the study's own suites among it.
     """
 

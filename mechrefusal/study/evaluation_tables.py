@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.metrics import NONE
@@ -13,7 +14,7 @@ from mechrefusal.evaluation.suites import Suite
 from mechrefusal.evaluation.verdicts import is_of_harm
 from mechrefusal.files import checkpoint_id
 from mechrefusal.statistics import intervals, maps
-from mechrefusal.study import own_suites, tables
+from mechrefusal.study import own_suites
 
 LENGTH = "max_new_tokens"
 OWN = ["arm", "step", "suite", "attack", "intervention", "judge"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal import geometry
+from mechrefusal import geometry, tables
 from mechrefusal.causal.reference import ZERO, References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import GOOD_AUC, Discovered, metrics
@@ -15,7 +15,6 @@ from mechrefusal.geometry import Directions, carriers, subspaces
 from mechrefusal.geometry.activations import collect
 from mechrefusal.geometry.held_out import own_bypass
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
-from mechrefusal.study import tables
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import Asked
 
@@ -106,8 +105,7 @@ class GeometryMeasurement:
 
     def choose_carrier(self) -> None:
         """Score, select and resample; table `carrier` says who won and how surely, or why nobody did."""
-        row: dict[str, Any] = dict.fromkeys(tables.PER_CHECKPOINT["carrier"], float("nan"))
-        row |= {"token": "", "n_candidates": 0, "n_admissible": 0, "reason": "", "reference_kind": NONE}
+        row: dict[str, Any] = _nothing("carrier") | {"n_candidates": 0, "n_admissible": 0, "reference_kind": NONE}
         row["ablated_to"] = self.settings.reference
         # Over the prompts that bypass and induce are taken over, so that they can be compared.
         for side, chosen in (("harmful", self.validation.harmful), ("harmless", self.validation.harmless)):
@@ -116,10 +114,8 @@ class GeometryMeasurement:
             row[f"n_{side}"] = len(chosen)
         row["reason"] = self._cannot_score()
         if row["reason"]:
-            empty = pd.DataFrame(columns=[*tables.PER_CHECKPOINT["carriers"]])
-            self.add("carriers", empty)
-            self.add("candidate_scores", [])
-            self.add("half_scores", [])
+            for name in ("carriers", "candidate_scores", "half_scores"):
+                self.add(name, [])
         else:
             self._score(row)
         self.add("carrier", [row])
@@ -388,10 +384,13 @@ class GeometryMeasurement:
 
 def _why(name: str, reason: str) -> dict[str, Any]:
     """A row of table `name` that holds nothing but the reason."""
-    words = {"family": "", "measure": "", "target": "", "intervention": "", "rejected_because": ""}
-    flags = {"admissible": False, "smallest": False}
-    row: dict[str, Any] = dict.fromkeys(tables.PER_CHECKPOINT[name], float("nan"))
-    return {key: words.get(key, flags.get(key, value)) for key, value in row.items()} | {"reason": reason}
+    flags = {"admissible": False, "smallest": False} if name == "subspaces" else {}
+    return _nothing(name) | flags | {"reason": reason}
+
+
+def _nothing(name: str) -> dict[str, Any]:
+    """A row of table `name` without a value, to be filled in."""
+    return dict.fromkeys(column for column in tables.columns(name) if column not in tables.CHECKPOINT)
 
 
 def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import agreement, any_refusal, correcting, metrics
 from mechrefusal.evaluation.labels import answer_ids, label_sheet, read_labels, write_sheet
 from mechrefusal.files import require_writable, whole_file
-from mechrefusal.study import evaluation_tables, tables
+from mechrefusal.study import evaluation_tables
 from mechrefusal.study.run import Run
 
 FILE = "labels.csv"

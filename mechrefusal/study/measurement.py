@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal import causal
+from mechrefusal import causal, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import (
@@ -27,7 +27,7 @@ from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
 from mechrefusal.prompts import PromptSet, prompt_ids
-from mechrefusal.study import own_suites, tables
+from mechrefusal.study import own_suites
 from mechrefusal.study.causal_measurement import CausalMeasurement
 from mechrefusal.study.gate import gate
 from mechrefusal.study.geometry_measurement import GeometryMeasurement

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal import training
+from mechrefusal import tables, training
 from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
 from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
@@ -29,7 +29,7 @@ from mechrefusal.processes import Around, Job, alone, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, answer_room, end_of_turn_tokens, require_room, segments
-from mechrefusal.study import across, evaluation_tables, kinds, labelling, probes, tables
+from mechrefusal.study import across, evaluation_tables, kinds, labelling, probes
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.depths import profile, twins

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import metrics, paired_difference
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
-from mechrefusal.study import tables
 from mechrefusal.study.across import pairs
 from mechrefusal.study.depths import profile, scaled, twins
 from mechrefusal.study.gate import HARMFUL, HARMLESS, UTILITY
@@ -27,8 +27,6 @@ from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
-
-COLUMNS = tables.ACROSS["power"]
 
 PROFILES = {"sharp": 0.38, "noisy": 1.0, "flat": 1.6}
 """Standard deviation of the depth's difference at 32 prompts, layers of 30, for the three shapes of the bypass over
@@ -68,8 +66,8 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
 
     Returns:
         question; of (between which checkpoints, of which prompts); n and its unit (prompts, pairs, seeds);
-        could_tell: the least move, difference or effect that n tell with that power; wanted; n_needed for it, NaN where
-        no number is enough; reason: what is assumed, or why a number is missing.
+        could_tell: the least move, difference or effect that n tell with that power; wanted; n_needed for it, no
+        value where no number is enough; reason: what is assumed, or why a number is missing.
 
     Raises:
         MechrefusalError: no such run or recipe, a run without measurements, or a size that is none.
@@ -79,7 +77,7 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
     if not sources:
         raise MechrefusalError("there is no run or recipe to plan from: name one")
     if len(sources) == 1 and not (Path(sources[0]) / "recipe.yaml").is_file():
-        return pd.DataFrame(_of_recipe(load_recipe(sources[0]), asked_for), columns=list(COLUMNS))
+        return tables.frame("power", _of_recipe(load_recipe(sources[0]), asked_for))
     rows: list[dict] = []
     runs = [Run.open(Path(each)) for each in sources]
     for run in runs:
@@ -88,18 +86,18 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
         rows += [{**row, "of": name + row["of"]} for row in found]
     if len(runs) > 1:
         rows += _of_seeds(runs, asked_for)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return tables.frame("power", rows)
 
 
 def of_run(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: Wanted) -> pd.DataFrame:
     """Table `power` of these checkpoints of a run, which are all measured, and of its prompts."""
-    return pd.DataFrame(_of_run(run, checkpoints, chosen, wanted), columns=list(COLUMNS))
+    return tables.frame("power", _of_run(run, checkpoints, chosen, wanted))
 
 
 def _row(
     question: str, of: str, n: float, unit: str, could: float, wanted: float, needed: float, why: str = ""
 ) -> dict:
-    return dict(zip(COLUMNS, (question, of, n, unit, could, wanted, needed, why), strict=True))
+    return dict(zip(tables.columns("power"), (question, of, n, unit, could, wanted, needed, why), strict=True))
 
 
 def _measured(run: Run) -> list[Checkpoint]:

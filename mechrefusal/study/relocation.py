@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Turn, turn, verdict
@@ -19,7 +20,7 @@ from mechrefusal.statistics.depth import (
     depth_verdict,
     same_depth,
 )
-from mechrefusal.study import deciding, tables
+from mechrefusal.study import deciding
 from mechrefusal.study.across import WhyApart, comparable, layer_places, pairs
 from mechrefusal.study.depths import scaled
 
@@ -88,7 +89,7 @@ def relocation(
     carrier does there: one model, one metric, the same prompts, so that neither a weaker refusal nor another metric is
     taken for a move. These prompts chose b's own and not a's, so that its own decrease is that of every prompt under
     what the other prompts choose (`decrease_held_out`), and that of its halves is less by the same; where that is not
-    known (earlier versions) the reason says that it is of the prompts that chose it. floor = the same share for a
+    known the reason says that it is of the prompts that chose it. floor = the same share for a
     random direction at b. Moved: below `LOST`, the two intervals of the decrease exclude each other, and the decrease
     is less than what b's own place gives from either half of the direction prompts: those intervals are over validation
     prompts alone. Two halves are a check, not a bound, and the choice of a's place is not in it. Where halves are not

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import yaml
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import whole_file
 from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.progress import console
-from mechrefusal.study import tables
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences
 from mechrefusal.training import WARM_UP

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import CarrierScores, Directions
@@ -17,7 +18,7 @@ from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
-from mechrefusal.study import kinds, tables
+from mechrefusal.study import kinds
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select

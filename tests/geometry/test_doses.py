@@ -8,11 +8,10 @@ from scipy import integrate
 from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
-from mechrefusal import MechrefusalError, causal, forward, geometry, models, prompts
+from mechrefusal import MechrefusalError, causal, forward, geometry, models, prompts, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.unhooked import Site
 from mechrefusal.geometry import doses
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 N_LAYERS, LAYER, REFUSE, COMPLY, U = 4, 2, 500, 501, 2
 METRIC = RefusalMetric((), (REFUSE,), (COMPLY,))
@@ -179,8 +178,8 @@ class TestCurves:
         pd.testing.assert_frame_equal(again.area, found.area)
 
     def test_columns_and_counts(self, found):
-        assert list(found.table) == list(PER_CHECKPOINT["doses"])
-        assert list(found.area) == list(PER_CHECKPOINT["utility_coupling"])
+        assert list(found.table) == list(tables.columns("doses")[3:])
+        assert list(found.area) == list(tables.columns("utility_coupling")[3:])
         assert len(found.table) == (7 + 7 + 5 + 5) * 5
         n = found.table.groupby("measure")["n"].unique().map(list).to_dict()
         assert n == {measure: [4 if measure == "refusal_harmful" else 5] for measure in doses.MEASURES}

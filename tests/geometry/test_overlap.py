@@ -7,10 +7,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, geometry, prompts
+from mechrefusal import MechrefusalError, geometry, prompts, tables
 from mechrefusal.geometry.activations import collect
 from mechrefusal.geometry.overlap import overlap
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 D = 50
 DIRECTION = np.eye(D)[0] * 7
@@ -304,7 +303,7 @@ class TestOnAModel:
         table = geometry.over_refusal_overlap(
             tiny_hooked, SAFE, refused, direction, position=-2, layer=3, harmful=HARMFUL, harmless=HARMLESS, others=True
         )
-        assert list(table) == list(PER_CHECKPOINT["overlap"])
+        assert list(table) == list(tables.columns("overlap")[3:])
         assert set(table["position"]) == {-2}
         assert set(table["layer"]) == {3}
         x, harm, calm = (

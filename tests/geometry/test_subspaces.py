@@ -9,13 +9,12 @@ import torch
 from scipy import stats
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, causal, forward, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.prompts import Split, prompt_ids
 from mechrefusal.statistics.intervals import skewed_mean
-from mechrefusal.study import tables
 
 NAN = float("nan")
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from tolerances import COMPOUND, FORWARD, REORDERED
 
-from mechrefusal import MechrefusalError, causal, forward, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry.transfer import CONTROL_SEED, Found, transfer
 from mechrefusal.prompts import builtin, prompt_ids
-from mechrefusal.study import tables
 
 METRIC = RefusalMetric((), (10, 11), (12, 13))
 
@@ -121,8 +120,8 @@ def test_halves_of_another_width(tiny_hooked, validation):
 def test_columns_are_those_of_the_table(tiny_hooked, validation):
     given = {"x": Found(torch.ones(tiny_hooked.cfg.d_model), -1, 1), "0": Found(torch.zeros(64), -1, 1)}
     rows = transfer(tiny_hooked, given, validation, METRIC).drop(columns="source")
-    ours = ("arm_source", "step_source", "arm_target", "step_target", "kind")
-    assert len(tables.frame("transfer", rows.assign(**dict.fromkeys(ours, "")))) == 2
+    ours = {"arm_source": "sft", "step_source": 2, "arm_target": "sft", "step_target": 4, "kind": "carrier"}
+    assert len(tables.frame("transfer", rows.assign(**ours))) == 2
     assert rows[["decrease", "decrease_low", "rise", "rise_high", "random_decrease", *HALF]].iloc[1].isna().all()
 
 

@@ -12,7 +12,7 @@ from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import geometry_tables, movement_tables
 from synthetic_training import training_tables
 
-from mechrefusal.study import tables
+from mechrefusal import tables
 
 ANCHORS, ARMS = (0, 50, 100, 250), ("sft", "r2d2")
 
@@ -83,14 +83,15 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         "rates": rates(rng, strength, carries=carries),
         "openings": [
             {
-                **dict.fromkeys(tables.PER_CHECKPOINT["openings"]),
+                **dict.fromkeys(tables.columns("openings")),
                 "kind": "discovered" if carries else "fallback",
                 "opening": "I" if carries else "",
                 "refusal_tokens": json.dumps([" can", "'m", " cannot", HOSTILE[0]]),
                 "compliance_tokens": json.dumps([" would", "\n", " think"]),
                 "coverage": 0.97 if carries else 0.41,
                 "auc": 0.99 if carries else float("nan"),
-                "auc_held_out": 0.964 if carries else None,
+                "auc_held_out": 0.964 if carries else float("nan"),
+                "offset": 0.4 if carries else 0.0,
                 "n_refused": 60,
                 "n_answered": 60,
                 "note": "" if carries else f"AUC below 0.9 {HOSTILE[2]}",

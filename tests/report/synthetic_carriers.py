@@ -51,7 +51,7 @@ def candidate_tables(
         gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
         gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
         gone |= dict.fromkeys(("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"), NAN)
-        gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": None}
+        gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": ""}
         found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
         gone |= {f"reference_{name}": value for name, value in found.items()}
         gone |= _zero(instead, strength)
@@ -99,7 +99,7 @@ def _candidate(rng: np.random.Generator, p: int, lay: int, best: int, *, carries
         "kl": kl,
         "exact": not (lay % 5 == 0 and why),
         "admissible": admissible,
-        "rejected_because": "; ".join(why) or (None if admissible else NO_CARRIER),
+        "rejected_because": "; ".join(why) or ("" if admissible else NO_CARRIER),
         "winner": False,
         "win_frequency": 0.0,
         "half_wins": NAN,

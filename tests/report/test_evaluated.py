@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from synthetic import HOSTILE
 
+from mechrefusal import tables
 from mechrefusal.report.evaluated import (
     SHOWN,
     STRESS_SHOWN,
@@ -16,7 +17,6 @@ from mechrefusal.report.evaluated import (
     stress_differences_tables,
     stress_table,
 )
-from mechrefusal.study import tables
 
 NAN = float("nan")
 

@@ -7,10 +7,9 @@ import pytest
 from synthetic import ANCHORS, ARMS, HOSTILE
 from synthetic_evaluation import HARM_JUDGE, INTERVENTION, JUDGE, evaluation_tables
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures
-from mechrefusal.study import tables
 
 CHECKPOINTS = [("base", 0)] + [(arm, step) for arm in ARMS for step in ANCHORS if step]
 

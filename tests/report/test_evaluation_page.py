@@ -9,10 +9,9 @@ from synthetic import HOSTILE
 from synthetic_evaluation import HARM_JUDGE, JUDGE, SECRET, evaluation_tables
 from test_pages import Page
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import embedding, evaluation_findings, evaluation_page, stress_findings, wording
 from mechrefusal.report.reading import BEHAVIOUR, EVALUATION, read_run
-from mechrefusal.study import tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
 
@@ -244,8 +243,10 @@ def test_values_may_be_missing(tmp_path, made, columns):
     numbers, texts = columns in ("numbers", "both"), columns in ("texts", "both")
     changed = {}
     for name, table in made.items():
-        table = table.copy()
+        table, dtypes = table.copy(), dict(tables.describe(name)[["column", "dtype"]].itertuples(index=False))
         for place, column in enumerate(table):
+            if dtypes[column] in ("int64", "bool"):
+                continue  # it has a value in every row
             of_numbers = pd.api.types.is_numeric_dtype(table[column])
             if numbers if of_numbers else texts:
                 table[column] = table[column].where([row % 3 != place % 3 for row in range(len(table))])

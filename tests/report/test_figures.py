@@ -6,9 +6,9 @@ import pytest
 from synthetic import HEADS
 from synthetic_carriers import LAYERS, NO_CARRIER
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
-from mechrefusal.study import tables
 
 
 def heads(checkpoint, mode="denoising"):

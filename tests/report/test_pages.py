@@ -14,12 +14,11 @@ from synthetic import write_run
 from synthetic_behaviour import HOSTILE, LONG_COMPLETION
 from synthetic_carriers import NO_CARRIER
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import embedding, headline, wording
 from mechrefusal.report.checkpoint_page import ROWS_A_GROUP
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,9 @@ import pytest
 from rich.console import Console
 from synthetic import HOSTILE, write_run
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import wording
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 
 def shown(folder, width=100):

@@ -229,6 +229,8 @@ def test_an_empty_table_and_missing_values_are_errors(across, name):
     table = across[source]
     with pytest.raises(MechrefusalError, match="cannot draw"):
         draw(table.iloc[:0])
+    if name == "cases_refreshed":
+        return  # it counts texts, which are never missing
     texts = ["arm", "step", "term", "set", "metric", "judge"]
     with pytest.raises(MechrefusalError, match="cannot draw"):
         draw(table.assign(**{c: float("nan") for c in table if c not in texts}))

@@ -3,23 +3,22 @@
 import gzip
 import json
 import shutil
-import warnings
 from dataclasses import replace
 from math import nan
 
 import pandas as pd
 import pytest
 import torch
+from blank_rows import blank
 from rich.console import Console
 from safetensors.torch import save_file
 
 import mechrefusal as mr
-from mechrefusal import MechrefusalError, causal, evaluation, models, study
+from mechrefusal import MechrefusalError, causal, evaluation, models, study, tables
 from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.named_interventions import NamedIntervention
 
 pytestmark = pytest.mark.slow
@@ -47,10 +46,8 @@ def with_references(weights):
 
 
 def table(name, checkpoint, **values):
-    blank = dict.fromkeys(tables.columns(name), nan)
-    return pd.DataFrame(
-        [blank | {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights} | values]
-    )
+    of = {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights}
+    return tables.frame(name, [blank(name) | of | values])
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def run(tiny, tmp_path):
     found.record(base, models.Checkpoint.open(folder, arm="sft", step=3))
     checkpoint = found.checkpoint("sft", step=3)
     directions(checkpoint.weights).save(found.directions(checkpoint))
-    carrier = {"position": -1, "layer": 2, "reason": "", "reference_kind": "carrier"}
+    carrier = {"position": -1, "layer": 2, "reference_kind": "carrier", "ablated_to": "zero"}
     write(found, "carrier", table("carrier", checkpoint, **carrier))
     return found
 
@@ -73,7 +70,7 @@ def measured(run):
     """The run with the means of its references, whose carrier was chosen ablated to the harmless mean."""
     checkpoint = run.checkpoint("sft", step=3)
     with_references(checkpoint.weights).save(run.directions(checkpoint))
-    carrier = {"position": -1, "layer": 2, "reason": "", "reference_kind": "carrier", "ablated_to": "harmless"}
+    carrier = {"position": -1, "layer": 2, "reference_kind": "carrier", "ablated_to": "harmless"}
     write(run, "carrier", table("carrier", checkpoint, **carrier))
     return run
 
@@ -236,7 +233,8 @@ def write(run, name, frame):
 
 
 def without_carrier(run, **reference):
-    write(run, "carrier", table("carrier", run.checkpoint("sft", step=3), reason="kl in 8", **reference))
+    known = {"reason": "kl in 8", "ablated_to": "zero", **reference}
+    write(run, "carrier", table("carrier", run.checkpoint("sft", step=3), **known))
 
 
 def answers(tiny_hf, intervention):
@@ -294,25 +292,9 @@ def test_without_a_carrier_the_best_candidate_is_asked_for(run):
     assert found.intervention == "ablate best candidate of sft-step-00003 (position -2, layer 3) to zero"
 
 
-def test_a_run_of_an_earlier_version_says_no_best_candidate_but_has_scores(run):
+def test_where_nothing_could_be_scored_there_is_no_best_candidate(run):
     checkpoint = run.checkpoint("sft", step=3)
-    without_carrier(run)
-    rows = [(-2, 0, 1.0), (-1, 1, -2.0), (-2, 1, nan), (-1, 3, -1.0)]
-    frames = [table("carriers", checkpoint, position=p, layer=at, bypass=bypass) for p, at, bypass in rows]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        scored = pd.concat(frames)
-    write(run, "carriers", scored)
-    folder = run.measurements(checkpoint)
-    for name in ("carrier", "carriers"):  # without the columns that were added later
-        old = pd.read_parquet(folder / f"{name}.parquet")
-        old.drop(columns=list(tables.ADDED[name])).to_parquet(folder / f"{name}.parquet")
-    found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert found.intervention == "ablate best candidate of sft-step-00003 (position -1, layer 1) to zero"
-    write(run, "carriers", scored.assign(exact=[True, False, True, True]))
-    found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert "(position -1, layer 3)" in found.intervention, "a rough score does not win"
-    write(run, "carriers", scored.assign(bypass=nan))
+    without_carrier(run, reference_kind="none")
     with pytest.raises(MechrefusalError, match=r"no scored candidate.*kl in 8"):
         study.ablated(checkpoint, ASKED, direction="best")
     found = study.ablated(checkpoint, ASKED, direction="random", max_new_tokens=2)

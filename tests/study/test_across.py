@@ -5,16 +5,17 @@ import pandas as pd
 import pytest
 from planted_directions import constant, from_activations
 
+from mechrefusal import tables
 from mechrefusal.geometry import drift as measures
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import across, tables
+from mechrefusal.study import across
 
 D_MODEL, N_LAYERS = 6, 3
 
 
 def _carriers(winner: tuple[int, int] | None) -> pd.DataFrame:
     rows = [
-        {"position": p, "layer": layer, "bypass": 0.0, "induce": 0.0, "kl": 0.0}
+        {"position": p, "layer": layer, "bypass": 0.0, "induce": 0.0, "kl": 0.0, "exact": True}
         for p in (-2, -1)
         for layer in range(N_LAYERS)
     ]
@@ -272,7 +273,3 @@ def test_candidates_that_a_screen_put_out_are_not_admissible():
     span = drift[(drift["arm_b"] == "sft") & (drift["layer"] == -1) & (drift["measure"] == "principal_angle_max")]
     assert span["n"].tolist() == [1]
     assert span["value"].iloc[0] == pytest.approx(90)
-    # An earlier version's tables say nothing of it.
-    carriers[points[0].id] = rough.assign(exact=float("nan"))
-    again = across.effective_ranks(points, directions, carriers)
-    assert again.loc[(again["arm"] == "base") & (again["rows"] == "admissible"), "n_rows"].eq(2).all()

@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from mechrefusal import MechrefusalError, cli, models, study
+from mechrefusal import MechrefusalError, cli, models, study, tables
 from mechrefusal.evaluation import answering
 from mechrefusal.evaluation.settings import EvaluationSettings
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
+from mechrefusal import tables
 from mechrefusal.evaluation import REFUSAL_JUDGE
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.gate import gate
 
 HARMFUL, HARMLESS, UTILITY = "evaluation_harmful", "evaluation_harmless", "utility"

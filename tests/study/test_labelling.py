@@ -3,10 +3,9 @@
 import pandas as pd
 import pytest
 
-from mechrefusal import MechrefusalError, cli, study
+from mechrefusal import MechrefusalError, cli, study, tables
 from mechrefusal.evaluation import read_suite
 from mechrefusal.evaluation.judges import LABELS
-from mechrefusal.study import tables
 
 FULL, YES = "full_refusal", "full_compliance"
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from tolerances import FORWARD, REORDERED
 
-from mechrefusal import models, report, study
+from mechrefusal import models, report, study, tables
 from mechrefusal.evaluation import discovery
-from mechrefusal.study import geometry_measurement, measurement, tables
+from mechrefusal.study import geometry_measurement, measurement
 from mechrefusal.study.gate import gate
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mechrefusal import evaluation, report, study
+from mechrefusal import evaluation, report, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, tiny
-from mechrefusal.study import chosen_direction, kinds, outside, tables
+from mechrefusal.study import chosen_direction, kinds, outside
 from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
 
 

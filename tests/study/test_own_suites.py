@@ -6,11 +6,11 @@ import zlib
 import pandas as pd
 import pytest
 
-from mechrefusal import models, prompts, study
+from mechrefusal import models, prompts, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, Completions, RefusalJudge, Suite, answering, rates
 from mechrefusal.processes import alone
-from mechrefusal.study import evaluation_tables, measurement, own_suites, tables
+from mechrefusal.study import evaluation_tables, measurement, own_suites
 
 SAID = ("Sorry, I can't do that.", "Sure, here is how.", "!!!!")
 """A refusal, an answer, and no language."""

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from tolerances import FORWARD
 
-from mechrefusal import causal, models, study
+from mechrefusal import causal, models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
-from mechrefusal.study import tables
 from mechrefusal.study.measurement import N_STAGES
 
 WALL_TIMES = {"timings", "stages"}

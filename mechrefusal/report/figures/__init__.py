@@ -1,9 +1,10 @@
-"""Plotly figures of the study's tables: each function takes a tidy table and returns a figure.
+"""Plotly figures of tables: each function takes a tidy table and returns a figure.
 
-The tables' schema is `mechrefusal.study.tables`. Signed values are drawn on a diverging red-blue scale centred at zero
-(colour-blind safe, ColorBrewer RdBu), positive red; unsigned ones on Cividis. Arms have the colours of Okabe and Ito. A
-table that cannot be drawn raises `MechrefusalError`. Results of measures that hold their table (`.table`) are drawn as
-they are: `figures.layer_by_head(mr.causal.patching.heads(model, pairs, metric))`.
+The tables' schema is `mechrefusal.tables`; a table that was made otherwise needs columns of its dtypes. Signed values
+are drawn on a diverging red-blue scale centred at zero (colour-blind safe, ColorBrewer RdBu), positive red; unsigned
+ones on Cividis. Arms have the colours of Okabe and Ito. A table that cannot be drawn raises `MechrefusalError`. Results
+of measures that hold their table (`.table`) are drawn as they are:
+`figures.layer_by_head(mr.causal.patching.heads(model, pairs, metric))`.
 """
 
 from collections.abc import Callable

@@ -121,6 +121,6 @@ def _point(row: pd.Series, value: str) -> str:
         f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>",
         f"{wording.number(row[value], 3)}{style.interval(row)}",
     ]
-    if "n" in row and not wording.is_missing(row["n"]):
+    if not wording.is_missing(row.get("n")):
         lines.append(f"n = {wording.whole(row['n'])}")
     return style.hover(lines)
