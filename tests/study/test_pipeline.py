@@ -141,6 +141,14 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
 
 
+def test_every_file_is_a_table_of_its_schema(finished):
+    files = list(finished.measurements().rglob("*.parquet"))
+    assert {path.stem for path in files} == set(tables.TABLES) - OF_EVALUATIONS
+    for path in files:
+        told = dict(tables.describe(path.stem)[["column", "dtype"]].itertuples(index=False))
+        assert {name: str(dtype) for name, dtype in pd.read_parquet(path).dtypes.items()} == told, path
+
+
 def test_a_measurement_has_as_many_stages_as_it_says(finished):
     timings = tables.read("timings", finished.measurements())
     assert set(timings.groupby(["arm", "step"]).size()) == {N_STAGES}
