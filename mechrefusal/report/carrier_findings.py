@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
+from mechrefusal.statistics.choosing import BEST, CARRIER
 
 ABLATED_TO = {"harmless": "harmless mean", "zero": "zero"}
 EFFECTS = {
@@ -74,7 +75,7 @@ def zero(table: pd.DataFrame) -> Zero | None:
         return None
     row = table.iloc[0]
     kind = "" if wording.is_missing(row["reference_kind"]) else str(row["reference_kind"])
-    if kind not in ("carrier", "best candidate"):
+    if kind not in (CARRIER, BEST):
         return None
     allowed = row["admissible_zero"]
     return Zero(
@@ -105,7 +106,7 @@ def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
     would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
     n, of = found.n_admissible, wording.whole(row["n_candidates"])
     counted = "" if wording.is_missing(n) else f"; {wording.whole(n)} of {of} candidates would"
-    whose = "it" if found.of == "carrier" else f"the {found.of}"
+    whose = "it" if found.of == CARRIER else f"the {found.of}"
     return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
 
 

@@ -11,6 +11,8 @@ from mechrefusal.report.figures.heatmaps import position_tokens
 from mechrefusal.report.figures.linear_probes import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
+from mechrefusal.statistics.choosing import BEST
+from mechrefusal.study.places import best_place
 
 DOSED = ("ablate", "induce")
 
@@ -119,10 +121,7 @@ def instead_of_carrier(table: pd.DataFrame) -> tuple[int, int] | None:
     if not len(table):
         return None
     row = table.iloc[0]
-    place = row["reference_position"], row["reference_layer"]
-    if str(row["reference_kind"]) != "best candidate" or any(wording.is_missing(value) for value in place):
-        return None
-    return int(place[0]), int(place[1])
+    return best_place(row) if str(row["reference_kind"]) == BEST else None
 
 
 def _subspaces(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:

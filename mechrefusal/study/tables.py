@@ -16,6 +16,8 @@ CHECKPOINT = ("arm", "step", "weights")
 
 _CORRECTED = ("corrected", "corrected_low", "corrected_high", "corrected_by")
 _UNSEEN = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
+_RULES = ("admissible_layer", "admissible_kl", "admissible_induce")
+_ROUNDING = ("rounding_score", "rounding_kl")
 _BYPASS_UNSEEN = ("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high")
 
 PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
@@ -50,11 +52,13 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
         "selection",
     ),
     # One row a scored candidate. `exact`: scored in float32 on every prompt; False where a screen put it out of the
-    # running. `win_frequency`: share of bootstraps over the validation prompts in which it is the carrier. `half_wins`:
-    # by how many of two halves of the direction prompts it is (0 to 2), NaN where it was no contender. `*_zero`: the
-    # same candidate ablated to zero and added, as Arditi et al. publish; NaN where that was not scored.
+    # running. `admissible`: all of `admissible_layer`, `admissible_kl` and `admissible_induce`, and no score is NaN;
+    # `rejected_because` says the same in words. `win_frequency`: share of bootstraps over the validation prompts in
+    # which it is the carrier. `half_wins`: by how many of two halves of the direction prompts it is (0 to 2), NaN where
+    # it was no contender. `*_zero`: the same candidate ablated to zero and added, as Arditi et al. publish; NaN where
+    # that was not scored.
     "carriers": (
-        "position", "layer", "bypass", "induce", "kl", "exact", "admissible", "rejected_because", "winner",
+        "position", "layer", "bypass", "induce", "kl", "exact", *_RULES, "admissible", "rejected_because", "winner",
         "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
     ),
     # One row an exactly scored candidate, measure (bypass, induce, kl) and validation prompt.
@@ -67,20 +71,23 @@ PER_CHECKPOINT: dict[str, tuple[str, ...]] = {
     # of the runner-up minus that of the winner, 95% interval) and `layer_low`, `layer_high` (95% interval of the
     # winning layer). `layer_half_low`, `layer_half_high`: the layers that two halves of the direction prompts choose,
     # NaN unless both of them do; `n_halves`: how many do.
-    # `reference_*`: the candidate that the later measures look at: the carrier, or where there is none the one with
-    # the lowest bypass (`reference_kind`: carrier, best candidate, none). `ablated_to`: what bypass, induce and kl were
+    # `reference_*`: the candidate that the later measures look at: the carrier, or where there is none the best
+    # candidate, the lowest bypass among those with an admissible KL, or among all where none has one
+    # (`reference_kind`: carrier, best candidate, none). `ablated_to`: what bypass, induce and kl were
     # taken with: harmless (mean), or zero. `*_zero`: of the reference candidate, ablated to zero and added.
     # `n_admissible_zero`: NaN unless all candidates were scored so. `zero_distance`: where zero lies along it, 0 being
     # the harmless mean and 1 the harmful one. `n_harmful`, `n_harmless`: validation prompts that it was chosen on.
     # `bypass_held_out`: every prompt's score with what the prompts of other folds choose ablated, with its 95%
-    # interval: `bypass` itself is lower than that, as the prompts that chose the winner favour it.
+    # interval: `bypass` itself is lower than that, as the prompts that chose the winner favour it. `rounding_score`
+    # (nats), `rounding_kl` (of its logarithm): what the precision of the screen shifts means by, root mean square over
+    # candidates scored both ways; NaN where the screen was as precise as the scores, or there was none.
     "carrier": (
         "position", "token", "layer", "bypass", "induce", "kl", "baseline_harmful", "baseline_harmless",
         "n_candidates", "n_admissible", "reason", "win_frequency", "none_frequency", "margin", "margin_low",
         "margin_high", "layer_low", "layer_high", "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high",
         "reference_kind", "reference_position", "reference_layer", "ablated_to", "bypass_zero", "induce_zero",
         "kl_zero", "admissible_zero", "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless",
-        *_BYPASS_UNSEEN,
+        *_BYPASS_UNSEEN, *_ROUNDING,
     ),
     # One row a criterion of the gate: whether the checkpoint has learnt what it is interpreted for. `criterion`:
     # harmful refused, harmless answered, utility answered, not degenerate (over all three sets); `value` with its 95%
@@ -355,13 +362,13 @@ ADDED: dict[str, tuple[str, ...]] = {
     "openings": ("auc_held_out", "offset", "token_ids"),
     "directions": ("zero_distance",),
     "carriers": (
-        "exact", "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
+        "exact", *_RULES, "win_frequency", "half_wins", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
     ),
     "carrier": (
         "win_frequency", "none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high",
         "n_bootstrap", "n_halves", "layer_half_low", "layer_half_high", "reference_kind", "reference_position",
         "reference_layer", "ablated_to", "bypass_zero", "induce_zero", "kl_zero", "admissible_zero",
-        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless", *_BYPASS_UNSEEN,
+        "n_admissible_zero", "zero_distance", "n_harmful", "n_harmless", *_BYPASS_UNSEEN, *_ROUNDING,
     ),
     "subspaces": ("bypass_worst", "induce_worst", "kl_worst", "n_sampled", "share_admissible"),
     "relocation": ("n_to_decide",),

@@ -20,7 +20,8 @@ OPEN = "; no number of prompts decides it as things stand"
 
 def carrier(layers=None, *, reference=0, **changes):
     """Table `carrier` of one row; `layers`: the interval of the carrier's layer, None where there is no carrier."""
-    row = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": "", "reference_layer": reference}
+    row = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": "", "reference_position": -1}
+    row["reference_layer"] = reference
     if layers is None:
         row |= {"reason": "none of 4 candidates is admissible"}
     else:
