@@ -57,7 +57,8 @@ class Direction:
     reference: ReferenceName = "zero"
 
     def __post_init__(self) -> None:
-        assert self.vector.ndim in (1, 2)
+        if self.vector.ndim not in (1, 2):
+            raise MechrefusalError(f"direction has shape {tuple(self.vector.shape)}; give (d_model,) or (k, d_model)")
         assert self.reference in get_args(ReferenceName)
 
     @property
@@ -66,11 +67,13 @@ class Direction:
         return self.kind if self.position is None else f"{self.kind} (position {self.position}, layer {self.layer})"
 
     def require_layer(self) -> int:
-        """Its layer; MechrefusalError where nothing says which, or it is a subspace, which cannot be added."""
+        """Its layer, to be added or read at; MechrefusalError where nothing says which, and for a subspace."""
         if self.layer is None:
-            raise MechrefusalError(f"nothing says at which layer to add the {self.name}; give one with layer")
+            raise MechrefusalError(f"the {self.name} cannot be added or read: nothing says at which layer; give one")
         if self.vector.ndim != 1:
-            raise MechrefusalError(f"the {self.name} is a subspace of {len(self.vector)} rows: it cannot be added")
+            raise MechrefusalError(
+                f"the {self.name} cannot be added or read: it is a subspace of {len(self.vector)} rows"
+            )
         return self.layer
 
 

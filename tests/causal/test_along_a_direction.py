@@ -69,7 +69,7 @@ def test_adding_and_clamping(tiny_hooked, carrier):
         assert torch.equal(logits(tiny_hooked, causal.clamp(tiny_hooked, along, 3.0, layers=[2])), clamped)
     for along in three(carrier)[1:]:
         assert torch.equal(logits(tiny_hooked, causal.add(tiny_hooked, along, coefficient=2.0)), added), "at its layer"
-    with pytest.raises(MechrefusalError, match="nothing says at which layer to add the direction; give one with layer"):
+    with pytest.raises(MechrefusalError, match="the direction cannot be added or read: nothing says at which layer"):
         causal.add(tiny_hooked, carrier.direction.vector)
     with pytest.raises(MechrefusalError, match="subspace of 2 rows"):
         causal.put_in(replace(carrier.direction, vector=torch.ones(2, 64), reference="zero"))
