@@ -27,14 +27,17 @@ from mechrefusal.causal.interventions import (
 )
 from mechrefusal.causal.knockout import head_sets
 from mechrefusal.causal.passes import AnswerPasses, Passes
+from mechrefusal.forward.direction import Carrier, Direction
 
 __all__ = [
     "Ablation",
     "Addition",
     "AnswerPasses",
+    "Carrier",
     "Chain",
     "Circuit",
     "Clamp",
+    "Direction",
     "EdgeScores",
     "Intervention",
     "Node",

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
+from mechrefusal.statistics.choosing import BEST, CARRIER
 
 ABLATED_TO = {"harmless": "harmless mean", "zero": "zero"}
 EFFECTS = {
@@ -68,7 +69,7 @@ def zero(table: pd.DataFrame) -> Zero | None:
     if not len(table):
         return None
     row = table.iloc[0]
-    if row["reference_kind"] not in ("carrier", "best candidate"):
+    if row["reference_kind"] not in (CARRIER, BEST):
         return None
     allowed, n = row["admissible_zero"], row["n_admissible_zero"]
     return Zero(
@@ -96,7 +97,7 @@ def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
     would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
     n, of = found.n_admissible, wording.whole(row["n_candidates"])
     counted = "" if n is None else f"; {wording.whole(n)} of {of} candidates would"
-    whose = "it" if found.of == "carrier" else f"the {found.of}"
+    whose = "it" if found.of == CARRIER else f"the {found.of}"
     return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
 
 

@@ -7,6 +7,8 @@ import pandas as pd
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures.subspaces import FAMILIES
+from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
+from mechrefusal.study.places import best_place
 
 VERDICTS = {"moved": ("●", "moved"), "not moved": ("○", "rest"), "cannot tell": ("?", "unsure")}
 """A sign (colour alone says nothing to many readers) and a class of the style sheet for each verdict."""
@@ -47,16 +49,15 @@ def _halves(row: dict[str, Any]) -> str:
 
 def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> str:
     """Which candidate the later measures look at, where that is not the carrier itself."""
-    if row["reference_kind"] == "carrier":
+    if row["reference_kind"] == CARRIER:
         return ""
-    if row["reference_kind"] == "none":
+    if row["reference_kind"] != BEST or (place := best_place(row)) is None:
         return "There is no candidate to look at instead: later measures of a direction have no value here."
-    place = int(row["reference_position"]), int(row["reference_layer"])
     found = carriers[(carriers["position"] == place[0]) & (carriers["layer"] == place[1])]
     why = wording.plain(found["rejected_because"].iloc[0]) if len(found) else ""
     where = f"layer {place[1]}, position {wording.whole(place[0])}" + (f" {wording.token(token)}" if token else "")
     rejected = f" (rejected: {why})" if why else ""
-    looked = f"The later measures look at the candidate with the lowest bypass instead: {where}"
+    looked = f"The later measures look at the best candidate instead ({BEST_IS}): {where}"
     return f"{looked}. It is NOT a carrier{rejected}."
 
 

@@ -11,6 +11,8 @@ from mechrefusal.report.figures.heatmaps import position_tokens
 from mechrefusal.report.figures.linear_probes import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
+from mechrefusal.statistics.choosing import BEST
+from mechrefusal.study.places import best_place
 
 DOSED = ("ablate", "induce")
 
@@ -118,7 +120,8 @@ def instead_of_carrier(table: pd.DataFrame) -> tuple[int, int] | None:
     """(position, layer) of the best candidate that stands in for a carrier (table `carrier`), or None."""
     if not len(table) or (row := table.iloc[0])["reference_kind"] != "best candidate":
         return None
-    return int(row["reference_position"]), int(row["reference_layer"])
+    row = table.iloc[0]
+    return best_place(row) if row["reference_kind"] == BEST else None
 
 
 def _subspaces(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:

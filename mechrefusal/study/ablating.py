@@ -12,7 +12,7 @@ It measures: nothing here changes or writes weights.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -20,17 +20,17 @@ import pandas as pd
 from torch import Tensor
 
 from mechrefusal import causal, prompts
-from mechrefusal.causal.reference import HARMLESS, require_reference
+from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
+from mechrefusal.forward.direction import Carrier, Direction, direction_of
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import ChatSettings, PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
-from mechrefusal.study.chosen_direction import Chosen
 from mechrefusal.study.judging import refusal_judge
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -70,7 +70,7 @@ def ablated(
     source: Checkpoint | Path | str,
     asked: PromptSet,
     *,
-    direction: str | Path | Tensor = "carrier",
+    direction: str | Path | Tensor | Direction | Carrier = "carrier",
     add: float | None = None,
     dose: float | None = None,
     induce: float | None = None,
@@ -86,9 +86,10 @@ def ablated(
 
     Args:
         source: a checkpoint of a run (its folder, or RUN/sft-step-00050), or with a direction any model folder or name.
-        direction: "carrier" of the checkpoint's run; "best": the carrier, or the candidate with the lowest bypass where
-            there is none; "random", the control; a safetensors file that `Directions.save` wrote, or with one tensor
-            (d_model, or k × d_model: a subspace); or such a tensor.
+        direction: "carrier" of the checkpoint's run; "best": the carrier, or the best candidate where it has none (the
+            lowest bypass among those with an admissible KL, or among all where none has one); "random", the control; a
+            safetensors file that `Directions.save` wrote, or with one tensor (d_model, or k × d_model: a subspace);
+            such a tensor, a `Direction` or a `Carrier`.
         add: coefficient: the direction is added at `layer` (by default its own) instead of ablated everywhere.
         dose: of the ablation, by default 1.
         induce: how far from the mean of harmless prompts (0) to that of harmful ones (1) the direction's part is set,
@@ -109,7 +110,11 @@ def ablated(
     run, checkpoint = chosen_direction.located(source, chat=chat)
     by = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
-        chosen = Chosen(direction, "given direction")
+        chosen = Direction(direction, kind="given direction")
+    elif isinstance(direction, Direction | Carrier):
+        chosen = direction_of(direction)
+        if chosen.weights and chosen.weights != checkpoint.weights:
+            raise MechrefusalError(f"the {chosen.name} is of weights {chosen.weights}, not of {checkpoint.weights}")
     elif str(direction) == "random":
         chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None or induce is not None)
     elif str(direction) in chosen_direction.NAMES:
@@ -119,7 +124,7 @@ def ablated(
         chosen = chosen_direction.of_file(path, checkpoint, layer=layer, position=position)
     if add is None and layer is not None and layer != chosen.layer:
         raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
-    if position is not None and (isinstance(direction, Tensor) or str(direction) in chosen_direction.NAMES):
+    if position is not None and (not isinstance(direction, str | Path) or str(direction) in chosen_direction.NAMES):
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
@@ -224,24 +229,17 @@ def _check(
 
 
 def _intervention(
-    chosen: Chosen, *, add: float | None, dose: float, induce: float | None, reference: str | None, layer: int | None
+    chosen: Direction, *, add: float | None, dose: float, induce: float | None, reference: str | None, layer: int | None
 ) -> tuple[causal.Intervention, str]:
     if induce is not None:
-        setting = chosen.reference(HARMLESS, coefficient=induce)
-        assert setting is not None
-        return causal.Ablation(chosen.direction, reference=setting), f"set {chosen.name} to the {setting.name}"
+        setting = Reference.of(chosen, coefficient=induce)
+        return causal.taken_out(chosen, reference=setting), f"set {chosen.name} to the {setting.name}"
     if add is None:
-        left = chosen.reference(reference)
-        words = f"ablate {chosen.name} to {'zero' if left is None else f'the {left.name}'}"
-        return causal.Ablation(chosen.direction, dose, reference=left), words + (
-            f", dose {dose:g}" if dose != 1 else ""
-        )
-    at = layer if layer is not None else chosen.layer
-    if at is None:
-        raise MechrefusalError(f"nothing says at which layer to add the {chosen.name}; give one with layer")
-    if chosen.direction.ndim != 1:
-        raise MechrefusalError(f"the {chosen.name} is a subspace of {len(chosen.direction)} rows: it cannot be added")
-    return causal.Addition(chosen.direction, at, add), f"add {add:g} × {chosen.name} at layer {at}"
+        ablation = causal.taken_out(chosen, reference=reference, dose=dose)
+        words = f"ablate {chosen.name} to {'zero' if ablation.reference is None else f'the {ablation.reference.name}'}"
+        return ablation, words + (f", dose {dose:g}" if dose != 1 else "")
+    there = replace(chosen, layer=chosen.layer if layer is None else layer, reference=ZERO)
+    return causal.put_in(there, dose=add), f"add {add:g} × {chosen.name} at layer {there.layer}"
 
 
 def _benchmark(source: str) -> str:

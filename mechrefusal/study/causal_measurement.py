@@ -9,8 +9,7 @@ from mechrefusal import attribution
 from mechrefusal.causal import attribution_patching, head_sets, knockout, patching
 from mechrefusal.causal.circuits import circuit
 from mechrefusal.evaluation import Discovered
-from mechrefusal.geometry import Directions
-from mechrefusal.study.geometry_measurement import Reference
+from mechrefusal.forward.direction import Along, Carrier, Direction
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import Asked
 
@@ -26,13 +25,12 @@ class CausalMeasurement:
         metric: Discovered,
         asked: Asked,
         recipe: Recipe,
-        directions: Directions,
-        reference: Reference | None,
+        best: Carrier | None,
         add: Add,
     ) -> None:
         self.model, self.metric, self.asked, self.add = model, metric, asked, add
         self.settings, self.wanted = recipe.measuring, recipe.causal
-        self.directions, self.reference = directions, reference
+        self.best = best
 
     def take_attribution(self) -> None:
         """Who writes refusal (tables `attribution`, `attribution_compared`), from where (`token_sources`), and when.
@@ -46,9 +44,8 @@ class CausalMeasurement:
         readouts: dict[str, attribution.RefusalLogits | attribution.Onto] = {
             "refusal_logits": attribution.RefusalLogits(self.metric)
         }
-        if self.reference is not None:
-            place = {"layer": self.reference.layer, "position": self.reference.position}
-            readouts[self.reference.kind] = attribution.Onto(self.directions.at(self.reference.row()), **place)
+        if self.best is not None:
+            readouts[self.best.kind] = attribution.Onto.of(self.best)
         written, compared = [], []
         for onto, readout in readouts.items():
             found = {name: attribution.attribute(self.model, chosen, readout) for name, chosen in texts.items()}
@@ -105,11 +102,10 @@ class CausalMeasurement:
         pattern, _ = attribution.attention(self.model, pair.harmful, heads)
         self.add("attention", pattern.assign(prompt_id=pair.id))
         # Without a direction the tokens are still listed: the attention figures need their names.
-        layer, direction = 0, torch.full((self.model.cfg.d_model,), float("nan"))
-        if self.reference is not None:
-            layer, direction = self.reference.layer, self.directions.at(self.reference.row())
+        nothing = torch.full((self.model.cfg.d_model,), float("nan"))
+        along: Along = Direction(nothing, layer=0) if self.best is None else self.best
         frames = [
-            attribution.projections(self.model, text, direction, layer=layer).assign(set=name)
+            attribution.projections(self.model, text, along).assign(set=name)
             for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless))
         ]
         self.add("tokens", pd.concat(frames, ignore_index=True).assign(prompt_id=pair.id))

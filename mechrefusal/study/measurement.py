@@ -23,6 +23,7 @@ from mechrefusal.evaluation import (
     metrics,
 )
 from mechrefusal.forward import rd_score, rd_tokens, refusal_scores_and, unhooked_model
+from mechrefusal.forward.direction import Carrier
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
@@ -92,10 +93,8 @@ class _Measurement:
         found = GeometryMeasurement(self.model, metric, self.asked, self.recipe, scores, self.add)
         with self.stage("directions"):
             found.take_directions()
-            self.directions = found.directions
         with self.stage("carriers"):
             found.choose_carrier()
-            carrier = found.carrier
         with self.stage("subspaces", optional=True):
             found.take_subspaces()
         with self.stage("over-refusal overlap", optional=True):
@@ -105,10 +104,8 @@ class _Measurement:
         with self.stage("dose-response", optional=True):
             found.take_doses()
         with self.stage("interventions"):
-            self.intervene(carrier, found)
-        causes = CausalMeasurement(
-            self.model, metric, self.asked, self.recipe, found.directions, found.reference, self.add
-        )
+            self.intervene(found.carrier)
+        causes = CausalMeasurement(self.model, metric, self.asked, self.recipe, found.best, self.add)
         for name, take in (
             ("attribution", causes.take_attribution),
             ("patching", causes.take_patching),
@@ -217,7 +214,7 @@ class _Measurement:
         self.add("scores", table.assign(score=score.tolist(), rd_score=rd.tolist()))
         return self.tables["scores"]
 
-    def intervene(self, carrier: pd.Series | None, geometry: GeometryMeasurement) -> None:
+    def intervene(self, carrier: Carrier | None) -> None:
         """Answers with the carrier ablated and put in, and with a random direction of the same norm instead.
 
         All are held at every generated token. Harmless prompts are answered under the ablation too: they should stay
@@ -225,8 +222,7 @@ class _Measurement:
         """
         if carrier is None:
             return
-        direction, ends = self.directions.at(carrier), geometry.references()
-        control, layer = causal.random_like(direction, seed=CONTROL_SEED), int(carrier["layer"])
+        control = causal.random_like(carrier, seed=CONTROL_SEED)
         n = self.settings.n_intervened
         harmful, harmless = (
             _questions(name, chosen.take(n))
@@ -236,10 +232,10 @@ class _Measurement:
             )
         )
         under: dict[str, tuple[causal.Intervention, pd.DataFrame]] = {
-            "ablate": (causal.taken_out(direction, ends), pd.concat([harmful, harmless], ignore_index=True)),
-            "ablate_random": (causal.taken_out(control, ends), harmful),
-            "induce": (causal.put_in(direction, ends, layer=layer), harmless),
-            "induce_random": (causal.put_in(control, ends, layer=layer), harmless),
+            "ablate": (causal.taken_out(carrier), pd.concat([harmful, harmless], ignore_index=True)),
+            "ablate_random": (causal.taken_out(control), harmful),
+            "induce": (causal.put_in(carrier), harmless),
+            "induce_random": (causal.put_in(control), harmless),
         }
         plain = unhooked_model(self.model)
         for name, (intervention, questions) in under.items():

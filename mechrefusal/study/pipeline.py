@@ -353,9 +353,16 @@ def _compare(run: Run, checkpoints: list[Checkpoint], chosen: Asked, processes: 
     for c in checkpoints:
         candidates, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
         profiles[c.id] = profile(candidates, halves, units)
-    chosen_with = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
     relocated = relocation(
-        checkpoints, locked, rows, moved, n_layers, profiles, given=given_arms, why_apart=apart, **chosen_with
+        checkpoints,
+        locked,
+        rows,
+        moved,
+        n_layers,
+        profiles,
+        given=given_arms,
+        why_apart=apart,
+        admissible=run.recipe.measuring.admissible,
     )
     tables.write(relocated, "relocation", run.measurements())
     tables.write(of_run(run, checkpoints, chosen, Wanted()), "power", run.measurements())

@@ -128,7 +128,6 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
         profiles[c.id] = profile(found, halves, units)
         directions = tables.read("directions", run.measurements(c))
         n_layers[c.id] = int(directions["layer"].max()) + 1 if len(directions) else 0
-    thresholds = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
     for a, b in pairs(checkpoints, given=run.recipe.checkpoints):
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
         first = profiles[a.id]
@@ -136,7 +135,7 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
         if first is None or second is None:
             yield _row("move of the carrier", of, nan, "prompts", nan, wanted.layers, nan, "no candidates were scored")
             continue
-        found = depth_difference(first, second, **thresholds)
+        found = depth_difference(first, second, admissible=run.recipe.measuring.admissible)
         if not isfinite(found.low):
             why = "a checkpoint has no admissible candidate"
             yield _row("move of the carrier", of, found.n, "prompts", nan, wanted.layers, nan, why)

@@ -3,22 +3,26 @@
 import time
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from mechrefusal import tables
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import CarrierScores, Directions
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.geometry.held_out import Choice, Chosen, labels
-from mechrefusal.geometry.transfer import Found, transfer
+from mechrefusal.geometry.transfer import transfer
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import kinds
+from mechrefusal.study.places import best_place
 from mechrefusal.study.run import Run, fingerprint
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select
@@ -26,8 +30,8 @@ from mechrefusal.study.selection import asked as select
 VERSION = 5
 """Counted up where the numbers would change."""
 
-_Sources = dict[Checkpoint, tuple[str, Found]]
-"""Kind and direction of each checkpoint that has one."""
+_Sources = dict[Checkpoint, tuple[Direction, Tensor]]
+"""Direction of each checkpoint that has one, its `kind` carrier or best candidate, and those of two halves."""
 
 
 def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1) -> pd.DataFrame:
@@ -42,7 +46,7 @@ def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once:
     if run.recipe.geometry.n_transferred == 0:
         return tables.frame("transfer", [])
     sources = _sources(run, checkpoints)
-    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
+    found = {checkpoint.id: both for checkpoint, both in sources.items()}
     stamp = _stamp(checkpoints, found, _validation(run, asked), run.recipe.measuring.reference)
     done = run.manifest.get("transferred", {})
     parts: dict[str, pd.DataFrame] = {}
@@ -82,8 +86,8 @@ def _to_target(
 ) -> tuple[pd.DataFrame, float]:
     """Rows of table `transfer` of one target, and the seconds they took."""
     started = time.perf_counter()
-    by_id = {checkpoint.id: (checkpoint, kind) for checkpoint, (kind, _) in sources.items()}
-    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
+    by_id = {checkpoint.id: (checkpoint, one.kind) for checkpoint, (one, _) in sources.items()}
+    found = {checkpoint.id: one for checkpoint, (one, _) in sources.items()}
     apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
     reasons = {checkpoint.id: why for checkpoint in sources if (why := apart(checkpoint, target))}
     elsewhere = {name: found.pop(name) for name in reasons}
@@ -98,7 +102,10 @@ def _to_target(
         validation, chosen = _validation(run, asked), {}
         if target.id in found and (mine := _chosen(run, target, found[target.id], asked, model.cfg.n_layers)):
             chosen[target.id] = mine
-        rows = transfer(model, found, validation, metric, own=own, chosen=chosen, description=description)
+        halves = {checkpoint.id: both for checkpoint, (_, both) in sources.items() if checkpoint.id in found}
+        rows = transfer(
+            model, found, validation, metric, own=own, halves=halves, chosen=chosen, description=description
+        )
     nowhere = [
         {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}
         for name, one in elsewhere.items()
@@ -133,27 +140,25 @@ def _validation(run: Run, asked: Asked) -> Split:
 
 
 def _sources(run: Run, checkpoints: list[Checkpoint]) -> _Sources:
-    """Kind and direction of each checkpoint that has one."""
     found = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
-    return {checkpoint: (kind, one) for checkpoint, (kind, one) in found.items() if one is not None}
+    return {checkpoint: both for checkpoint, both in found.items() if both is not None}
 
 
-def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
+def _found(run: Run, checkpoint: Checkpoint) -> tuple[Direction, Tensor] | None:
     carrier = tables.read("carrier", run.measurements(checkpoint))
     row = carrier.iloc[0] if len(carrier) else None
-    if row is None or pd.isna(row["reference_layer"]):
-        return "none", None
-    position, layer = int(row["reference_position"]), int(row["reference_layer"])
+    if row is None or (place := best_place(row)) is None:
+        return None
+    position, layer = place
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
-    direction = directions.at({"position": position, "layer": layer})
     halves = directions.of_positions([position]).halves[:, 0, layer]
-    return str(row["reference_kind"]), Found(direction, position, layer, halves)
+    return replace(directions.at(position, layer), kind=str(row["reference_kind"])), halves
 
 
-def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: int) -> Chosen | None:
+def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers: int) -> Chosen | None:
     """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
     rows = tables.read("candidate_scores", run.measurements(target))
-    settings, (folds, _), names = run.recipe.measuring, dealt(asked.validation), labels(asked.validation)
+    (folds, _), names = dealt(asked.validation), labels(asked.validation)
     ids = asked.validation.harmful.ids, asked.validation.harmless.ids
     told = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
     kept = [[row for row, name in enumerate(side) if name in some] for side, some in zip(ids, told, strict=True)]
@@ -165,9 +170,7 @@ def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: in
         scores,
         ([folds[0][row] for row in kept[0]], [folds[1][row] for row in kept[1]]),
         n_layers,
-        settings.kl_threshold,
-        settings.induce_threshold,
-        settings.prune_layer_fraction,
+        run.recipe.measuring.admissible,
     )
     whole = choice.held_out().whole
     if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
@@ -175,14 +178,16 @@ def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: in
     return Chosen(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
 
 
-def _stamp(checkpoints: list[Checkpoint], found: dict[str, Found], validation: Split, reference: str) -> str:
+def _stamp(
+    checkpoints: list[Checkpoint], found: dict[str, tuple[Direction, Tensor]], validation: Split, reference: str
+) -> str:
     """Fingerprint of everything that the numbers of a target hang on, besides its own weights and metric."""
     told = {
         "version": VERSION,
         "reference": reference,
         "weights": {checkpoint.id: checkpoint.weights for checkpoint in checkpoints},
-        "places": {name: [one.position, one.layer, one.direction.sum().item()] for name, one in found.items()},
-        "halves": {name: one.halves.sum(1).tolist() for name, one in found.items() if one.halves is not None},
+        "places": {name: [one.position, one.layer, one.vector.sum().item()] for name, (one, _) in found.items()},
+        "halves": {name: halves.sum(1).tolist() for name, (_, halves) in found.items()},
         "prompts": [validation.harmful.texts, validation.harmless.texts],
     }
     return fingerprint(told)

@@ -23,6 +23,7 @@ def candidate_tables(
     allowed = [r for r in rows if r["admissible"]]
     row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}
     instead = min((r for r in rows if r["bypass"] == r["bypass"]), key=lambda r: r["bypass"])
+    row |= {"rounding_score": 0.02, "rounding_kl": 0.01}
     row |= {"n_bootstrap": 1000, "none_frequency": 0.02 if allowed else 0.97, "ablated_to": "harmless"}
     row |= {"n_admissible_zero": sum(r["admissible_zero"] for r in rows)}
     scores = [
@@ -98,6 +99,9 @@ def _candidate(rng: np.random.Generator, p: int, lay: int, best: int, *, carries
         "induce": float(induce),
         "kl": kl,
         "exact": not (lay % 5 == 0 and why),
+        "admissible_layer": lay < 24,
+        "admissible_kl": kl <= 0.1,
+        "admissible_induce": induce >= 0,
         "admissible": admissible,
         "rejected_because": "; ".join(why) or ("" if admissible else NO_CARRIER),
         "winner": False,

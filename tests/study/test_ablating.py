@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import mechrefusal as mr
 from mechrefusal import MechrefusalError, causal, evaluation, models, study, tables
+from mechrefusal.forward.direction import Carrier
 from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
@@ -79,9 +80,10 @@ PLACE = {"position": -1, "layer": 2}
 CARRIER = "carrier of sft-step-00003 (position -1, layer 2)"
 
 
-def setting(direction, coefficient=None, *, dose=1.0):
+def setting(direction, coefficient=0.0, *, dose=1.0):
     """The ablation to a mean of the planted references, at the carrier's place."""
-    return causal.Ablation(direction, dose, reference=with_references("").reference(PLACE, coefficient=coefficient))
+    left = causal.Reference.of(with_references("").at(**PLACE), coefficient=coefficient)
+    return causal.Ablation(direction, dose, reference=left)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_references_and_inducing(measured, monkeypatch, options, intervention, w
     found = study.ablated(checkpoint, ASKED[:1], max_new_tokens=2, **options)
     assert words is None or found.intervention == words
     assert set(found.table["intervention"]) == {found.intervention}
-    expected = intervention(with_references("").at(PLACE))
+    expected = intervention(with_references("").at(**PLACE).vector)
     assert under[1] is None
     for given in (under[0], under[2]):
         assert torch.equal(given.directions, expected.directions)
@@ -146,15 +148,17 @@ def test_references_and_inducing(measured, monkeypatch, options, intervention, w
 
 def test_answers_are_those_under_the_reference(measured, tiny_hf):
     found = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW)
-    assert found.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE)))
+    assert found.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(**PLACE).vector))
     induced = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW, induce=1.0)
-    assert induced.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE), 1.0))
+    assert induced.table["intervened"].tolist() == answers(
+        tiny_hf, setting(with_references("").at(**PLACE).vector, 1.0)
+    )
     assert induced.table["intervened"].tolist() != found.table["intervened"].tolist()
 
 
 def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
     checkpoint, path = measured.checkpoint("sft", step=3), tmp_path / "one.safetensors"
-    save_file({"d": with_references("").at(PLACE).clone()}, path)
+    save_file({"d": with_references("").at(**PLACE).vector.clone()}, path)
     for options in ({}, {"reference": "zero"}):
         found = study.ablated(checkpoint, ASKED[:1], direction=path, max_new_tokens=2, **options)
         assert found.intervention == "ablate tensor of one.safetensors to zero"
@@ -162,7 +166,7 @@ def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
         with pytest.raises(
             MechrefusalError,
             match=r"nothing says what harmless prompts have along the tensor of one\.safetensors: give one of a "
-            r"measured run, or a file that Directions\.save wrote; or take reference 'zero'",
+            r"measured run, or a file that Directions\.save wrote.*ablate to reference 'zero'",
         ):
             study.ablated(checkpoint, ASKED[:1], direction=path, **options)
 
@@ -210,8 +214,8 @@ def test_named_interventions_at_a_checkpoint(measured, tmp_path):
 
     for spec, coefficient in (("ablate:carrier", 0.0), ("ablate:carrier:harmless", 0.0), ("induce:carrier", 1.0)):
         found = at(spec)
-        assert torch.equal(found.directions, own.at(PLACE))
-        assert torch.equal(found.reference.means, own.reference(PLACE, coefficient=coefficient).means)
+        assert torch.equal(found.directions, own.at(**PLACE).vector)
+        assert torch.equal(found.reference.means, causal.Reference.of(own.at(**PLACE), coefficient=coefficient).means)
     assert at("ablate:carrier:zero").reference is None
     path = measured.directions(checkpoint)
     assert at(f"ablate:{path}@position=-1,layer=2:zero").reference is None
@@ -219,9 +223,9 @@ def test_named_interventions_at_a_checkpoint(measured, tmp_path):
     assert torch.equal(found.directions, own.values[0, 1])
     assert (found.reference.name, found.reference.first_layer) == ("harmful mean", 1)
     random = at("induce:random", seed=4)
-    assert torch.equal(random.directions, causal.random_like(own.at(PLACE), seed=4))
+    assert torch.equal(random.directions, causal.random_like(own.at(**PLACE).vector, seed=4))
     assert random.reference.name == "harmful mean"
-    save_file({"d": own.at(PLACE).clone()}, tmp_path / "one.safetensors")
+    save_file({"d": own.at(**PLACE).vector.clone()}, tmp_path / "one.safetensors")
     assert at(f"ablate:{tmp_path / 'one.safetensors'}").reference is None
     for spec in (f"ablate:{tmp_path / 'one.safetensors'}:harmless", f"induce:{tmp_path / 'one.safetensors'}"):
         with pytest.raises(MechrefusalError, match="nothing says what harmless prompts have"):
@@ -324,6 +328,22 @@ def test_what_is_of_other_weights_is_refused(run, tmp_path):
     write(run, "carrier", table("carrier", replace(checkpoint, weights="e" * 16), position=-1, layer=2))
     with pytest.raises(MechrefusalError, match="eeeeeeeeeeeeeeee"):
         study.ablated(checkpoint, ASKED)
+
+
+def test_directions_and_carriers_are_taken_as_they_are(measured):
+    checkpoint = measured.checkpoint("sft", step=3)
+    there = with_references(checkpoint.weights).at(**PLACE, reference="harmless")
+    scored = intervals.Estimate(0.0, nan, nan, 0)
+    carrier = Carrier(-1, 2, scored, scored, scored, admissible=True, rejected_because="", row=0, direction=there)
+    expected = study.ablated(checkpoint, ASKED[:2], max_new_tokens=4)
+    for along in (there, carrier):
+        found = study.ablated(checkpoint, ASKED[:2], direction=along, max_new_tokens=4)
+        assert found.table["intervened"].tolist() == expected.table["intervened"].tolist()
+        assert found.intervention == "ablate difference in means (position -1, layer 2) to the harmless mean"
+        with pytest.raises(MechrefusalError, match="position -1 belongs to a file"):
+            study.ablated(checkpoint, ASKED[:1], direction=along, position=-1)
+    with pytest.raises(MechrefusalError, match=f"of weights ffffffffffffffff, not of {checkpoint.weights}"):
+        study.ablated(checkpoint, ASKED[:1], direction=replace(there, weights="f" * 16))
 
 
 def test_a_model_without_a_run(tiny, tmp_path, tiny_hf):

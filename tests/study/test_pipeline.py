@@ -186,8 +186,9 @@ def test_the_design_sketch_reads_as_written(finished):
     metric = evaluation.discover_refusal(model, contrast, max_new_tokens=6)
     directions = geometry.difference_in_means(model, contrast)
     scores = geometry.score(model, directions, asked.validation.take(3), metric)
-    assert geometry.carriers.select(scores, n_layers=model.cfg.n_layers).table["admissible"].dtype == bool
-    with causal.ablate(model, directions.at({"position": -1, "layer": 2})):
+    selection = geometry.select(scores)
+    assert selection.table["admissible"].dtype == bool
+    with causal.ablate(model, selection.best, reference="harmless"):
         assert len(evaluation.generate(model, asked.evaluation.harmful[:2], max_new_tokens=3)) == 2
     assert len(causal.patching.heads(model, asked.pairs[:1], metric).top(4)) == 4
 

@@ -23,7 +23,7 @@ OPEN = "; no number of prompts decides it as things stand"
 
 def carrier(layers=None, *, reference=0, **changes):
     """Table `carrier` of one row; `layers`: the interval of the carrier's layer, None where there is no carrier."""
-    row = blank("carrier") | {"reference_layer": reference}
+    row = blank("carrier") | {"reference_position": -1, "reference_layer": reference}
     if layers is None:
         row |= {"reason": "none of 4 candidates is admissible"}
     else:

@@ -15,8 +15,9 @@ from tolerances import FORWARD, REORDERED
 
 from mechrefusal import study, tables
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.forward.token_classes import TokenClasses
-from mechrefusal.geometry import CarrierScores, Found, transfer
+from mechrefusal.geometry import CarrierScores, transfer
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import builtin
@@ -66,7 +67,7 @@ def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
     row = matrix(made).iloc[0]
     validation = made.asked.validation.take(made.run.recipe.geometry.n_transferred)
     halves = made.directions.halves[:, made.directions.row(POSITION), LAYER].float()
-    alone = {str(number): Found(half, POSITION, LAYER) for number, half in enumerate(halves)}
+    alone = {str(number): Direction(half, POSITION, LAYER) for number, half in enumerate(halves)}
     harmless = made.run.recipe.measuring.reference == "harmless"
     expected, other = (
         transfer(tiny_hooked, alone, validation, METRIC, own=own)["decrease"]

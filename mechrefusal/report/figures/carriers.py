@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, lines, style
+from mechrefusal.statistics.choosing import BEST, PUBLISHED
 
 SCORES = {
     "bypass": ("Bypass", "score"),
@@ -19,12 +21,24 @@ SCORES = {
 _WINNERS = 8
 
 
+class Placed(Protocol):
+    """A `Direction` or a `Carrier`."""
+
+    @property
+    def position(self) -> int | None:
+        """From the end of the prompt."""
+
+    @property
+    def layer(self) -> int | None:
+        """Where it was taken."""
+
+
 def carriers(
     table: pd.DataFrame,
     *,
     score: str = "bypass",
     tokens: Mapping[int, str] | None = None,
-    reference: tuple[int, int] | None = None,
+    reference: tuple[int, int] | Placed | None = None,
     title: str = "",
 ) -> go.Figure:
     """Scores of every candidate direction of one checkpoint: x = position, y = layer (Arditi et al. 2024, section 2.3).
@@ -37,7 +51,7 @@ def carriers(
         score: `bypass` (refusal score on harmful prompts under ablation, lower removes refusal), `induce` (refusal
             score on harmless prompts with it put in, higher induces refusal) or `kl` (in nats, colour is logarithmic).
         tokens: token string of each position (from table `directions`).
-        reference: (position, layer) of a candidate that is not a carrier but stands in for one; a white diamond.
+        reference: a candidate that is not a carrier but stands in for one, or its (position, layer); a white diamond.
         title: by default the name of the score.
     """
     if score not in SCORES:
@@ -67,8 +81,9 @@ def carriers(
     _mark(figure, plain, positions, "admissible", {"symbol": "circle", "size": 5})
     _mark(figure, marked[marked["winner"]], positions, "carrier", {"symbol": "star", "size": 14})
     if reference is not None:
-        there = marked[(marked["position"] == reference[0]) & (marked["layer"] == reference[1])]
-        _mark(figure, there, positions, "no carrier: best candidate", {"symbol": "diamond", "size": 12})
+        position, layer = reference if isinstance(reference, tuple) else (reference.position, reference.layer)
+        there = marked[(marked["position"] == position) & (marked["layer"] == layer)]
+        _mark(figure, there, positions, f"no carrier: {BEST}", {"symbol": "diamond", "size": 12})
     ticks = [labels[p] for p in positions]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks, tickangle=heatmaps.tick_angle(ticks))
     figure.update_xaxes(title="position in the prompt (last = −1)", showgrid=False, zeroline=False)
@@ -133,8 +148,7 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
     Bars: 95% bootstrap interval of the layer, where it was taken.
 
     Args:
-        n_layers: depth of the model; the default limit of admissible layers, int(0.8 n_layers), is then drawn (Arditi
-            et al. 2024).
+        n_layers: depth of the model; the published limit of admissible layers is then drawn (Arditi et al. 2024).
     """
     rows = table.assign(layer=table["layer"].astype(float), placed=0.0)
     none = -max(1.0, 0.07 * (n_layers or float(rows["layer"].max() if rows["layer"].notna().any() else 10)))
@@ -175,9 +189,9 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
     ticks = list(range(0, top, step))
     figure.update_yaxes(tickvals=[none, *ticks], ticktext=["none", *map(str, ticks)], zeroline=False)
     if n_layers:
-        bound = int(0.8 * n_layers)
+        bound = len(PUBLISHED.layers(n_layers))
         figure.add_hline(y=bound - 0.5, line={"dash": "dot", "width": 1, "color": style.AXIS})
-    subtitle = f"admissible below layer {int(0.8 * n_layers)} (dotted)" if n_layers else ""
+    subtitle = f"admissible below layer {bound} (dotted)" if n_layers else ""
     return style.finish(figure, title="Where the carrier stands", subtitle=subtitle, height=340)
 
 

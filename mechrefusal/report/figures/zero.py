@@ -6,6 +6,8 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.order import checkpoint_order
+from mechrefusal.statistics.choosing import BEST, CARRIER
+from mechrefusal.study.places import best_place, carrier_place
 
 _MEANS = {0: "harmless mean", 1: "harmful mean"}
 _FAR = 3.0
@@ -101,11 +103,9 @@ def _place(carrier: pd.DataFrame | None, key: tuple[str, int]) -> tuple[int, int
     own = carrier[(carrier["arm"] == key[0]) & (carrier["step"] == key[1])]
     if not len(own):
         return None
-    row = own.iloc[0]
-    for kind, start in (("carrier", ""), ("best candidate", "reference_")):
-        position, layer = row[f"{start}position"], row[f"{start}layer"]
-        if not wording.is_missing(layer):
-            return int(position), int(layer), kind
+    for kind, place_of in ((CARRIER, carrier_place), (BEST, best_place)):
+        if (place := place_of(own.iloc[0])) is not None:
+            return *place, kind
     return None
 
 
