@@ -48,7 +48,9 @@ def draw_once(shared):
     folder.mkdir(exist_ok=True)
 
     def add(self, build, *, title=""):
-        given = (build.func, build.args, build.keywords) if isinstance(build, partial) else build
+        given = build
+        if isinstance(build, partial):  # a figure that takes results is not what its module calls by that name
+            given = (build.func.__module__, build.func.__qualname__, build.args, build.keywords)
         key = hashlib.sha256(pickle.dumps((given, title))).hexdigest()
         if key not in drawn:
             if not (path := folder / key).is_file():
