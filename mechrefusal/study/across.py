@@ -180,9 +180,7 @@ def _angles(a: Directions, b: Directions, layer: int, places: tuple[list[Place],
 
 
 def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
-    # Runs of an earlier version say nothing of `exact` (no column, or NaN): there every candidate is.
-    exact = carriers["exact"].ne(False) if "exact" in carriers else True
-    chosen = carriers[carriers[column].astype(bool) & exact]
+    chosen = carriers[carriers[column].astype(bool) & carriers["exact"].astype(bool)]
     return [(int(row.position), int(row.layer)) for row in chosen.itertuples()]
 
 

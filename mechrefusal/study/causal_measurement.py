@@ -18,23 +18,16 @@ Add = Callable[[str, list[dict] | pd.DataFrame], None]
 
 
 class CausalMeasurement:
-    """Cause and attribution under way on one model; `add` keeps tables."""
+    """Cause and attribution under way on one model; `add` keeps tables.
 
-    def __init__(
-        self,
-        model,
-        metric: Discovered,
-        asked: Asked,
-        recipe: Recipe,
-        directions: Directions,
-        reference: Reference | None,
-        add: Add,
-    ) -> None:
+    `reference`, where it is asked for: the candidate of `directions` that is looked at; None where there is none.
+    """
+
+    def __init__(self, model, metric: Discovered, asked: Asked, recipe: Recipe, add: Add) -> None:
         self.model, self.metric, self.asked, self.add = model, metric, asked, add
         self.settings, self.wanted = recipe.measuring, recipe.causal
-        self.directions, self.reference = directions, reference
 
-    def take_attribution(self) -> None:
+    def take_attribution(self, directions: Directions, reference: Reference | None) -> None:
         """Who writes refusal (tables `attribution`, `attribution_compared`), from where (`token_sources`), and when.
 
         When: the logit lens, table `logit_lens`.
@@ -46,9 +39,9 @@ class CausalMeasurement:
         readouts: dict[str, attribution.RefusalLogits | attribution.Onto] = {
             "refusal_logits": attribution.RefusalLogits(self.metric)
         }
-        if self.reference is not None:
-            place = {"layer": self.reference.layer, "position": self.reference.position}
-            readouts[self.reference.kind] = attribution.Onto(self.directions.at(self.reference.row()), **place)
+        if reference is not None:
+            place = {"layer": reference.layer, "position": reference.position}
+            readouts[reference.kind] = attribution.Onto(directions.at(reference.row()), **place)
         written, compared = [], []
         for onto, readout in readouts.items():
             found = {name: attribution.attribute(self.model, chosen, readout) for name, chosen in texts.items()}
@@ -69,7 +62,7 @@ class CausalMeasurement:
                 frames.append(table.rename(columns={kind: "name"}).assign(set=name, by=kind))
         return pd.concat(frames, ignore_index=True)
 
-    def take_patching(self) -> None:
+    def take_patching(self, directions: Directions, reference: Reference | None) -> None:
         """What moves refusal: table `patching`; attention and tokens of a pair are in `attention` and `tokens`."""
         pairs = self.asked.pairs_for(self.model.tokenizer)
         chosen = pairs[: self.settings.n_pairs]
@@ -92,7 +85,7 @@ class CausalMeasurement:
                 ]
         self.add("patching", pd.concat(found, ignore_index=True))
         self.add("patching_pairs", pd.concat(by_pair, ignore_index=True))
-        self._look(pairs[0], top)
+        self._look(pairs[0], top, directions, reference)
         if self.wanted.n_finalists:
             n = self.wanted.n_finalists
             screened = attribution_patching.screened(
@@ -101,13 +94,13 @@ class CausalMeasurement:
             self.add("attribution_patching", screened.table)
             self.add("attribution_agreement", screened.agreement)
 
-    def _look(self, pair, heads: list[tuple[int, int]]) -> None:
+    def _look(self, pair, heads: list[tuple[int, int]], directions: Directions, reference: Reference | None) -> None:
         pattern, _ = attribution.attention(self.model, pair.harmful, heads)
         self.add("attention", pattern.assign(prompt_id=pair.id))
         # Without a direction the tokens are still listed: the attention figures need their names.
         layer, direction = 0, torch.full((self.model.cfg.d_model,), float("nan"))
-        if self.reference is not None:
-            layer, direction = self.reference.layer, self.directions.at(self.reference.row())
+        if reference is not None:
+            layer, direction = reference.layer, directions.at(reference.row())
         frames = [
             attribution.projections(self.model, text, direction, layer=layer).assign(set=name)
             for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless))

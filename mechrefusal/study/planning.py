@@ -21,12 +21,13 @@ from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
 from mechrefusal.study import tables
 from mechrefusal.study.across import pairs
-from mechrefusal.study.depths import profile, scaled, twins
+from mechrefusal.study.depths import profiles, scaled
 from mechrefusal.study.gate import HARMFUL, HARMLESS, UTILITY
 from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
+from mechrefusal.study.stages import LAST
 
 COLUMNS = tables.ACROSS["power"]
 
@@ -103,7 +104,7 @@ def _row(
 
 
 def _measured(run: Run) -> list[Checkpoint]:
-    checkpoints = [c for c in run.checkpoints() if c.id in run.manifest.get("measured", {})]
+    checkpoints = [c for c in run.checkpoints() if run.finished(LAST, c.id) is not None]
     if not checkpoints:
         raise MechrefusalError(f"run {run.folder} has no measurements: run 'mechrefusal measure {run.folder}' first")
     return checkpoints
@@ -123,18 +124,15 @@ def _of_run(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: 
 
 
 def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: Wanted) -> Iterator[dict]:
-    units = twins(chosen.validation.harmful, chosen.validation.harmless)
-    profiles, n_layers = {}, {}
+    known, n_layers = profiles(run, checkpoints, chosen.validation), {}
     for c in checkpoints:
-        found, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
-        profiles[c.id] = profile(found, halves, units)
         directions = tables.read("directions", run.measurements(c))
         n_layers[c.id] = int(directions["layer"].max()) + 1 if len(directions) else 0
     thresholds = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
     for a, b in pairs(checkpoints, given=run.recipe.checkpoints):
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
-        first = profiles[a.id]
-        second = scaled(profiles[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])
+        first = known[a.id]
+        second = scaled(known[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])
         if first is None or second is None:
             yield _row("move of the carrier", of, nan, "prompts", nan, wanted.layers, nan, "no candidates were scored")
             continue

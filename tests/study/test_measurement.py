@@ -1,6 +1,7 @@
 """One checkpoint measured with a carrier: the recipe `tiny` finds none, so here every candidate is admitted."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,15 @@ from tolerances import FORWARD, REORDERED
 
 from mechrefusal import models, report, study
 from mechrefusal.evaluation import discovery
-from mechrefusal.study import geometry_measurement, measurement, tables
+from mechrefusal.geometry import Directions
+from mechrefusal.study import geometry_measurement, protocol, tables
 from mechrefusal.study.gate import gate
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def measured(tiny):
+def measured(tiny, tmp_path_factory):
     recipe = study.load_recipe("tiny")
     settings = dataclasses.replace(
         recipe.measuring, kl_threshold=1e9, induce_threshold=-1e9, prune_layer_fraction=0.0, n_contrast=0
@@ -27,7 +29,12 @@ def measured(tiny):
         patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
         # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
         patch.setattr(discovery, "DEGENERATE", "no label")
-        return checkpoint, recipe, measurement.measure(checkpoint, study.asked(recipe), recipe, [])
+        run = study.Run.create(tmp_path_factory.mktemp("measured") / "run", recipe)
+        run.record(checkpoint)
+        protocol.measure(run, checkpoint, study.asked(recipe), [])
+    kept = {name: tables.read(name, run.measurements(checkpoint)) for name in tables.PER_CHECKPOINT}
+    directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
+    return checkpoint, recipe, SimpleNamespace(run=run, tables=kept, directions=directions)
 
 
 def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
@@ -81,7 +88,7 @@ def test_the_gate_is_that_of_the_answers(measured):
     assert len(expected) == 4
     table = found.tables["gate"]
     assert set(table["weights"]) == {checkpoint.weights}
-    pd.testing.assert_frame_equal(table[list(expected)].reset_index(drop=True), expected)
+    pd.testing.assert_frame_equal(table[list(expected)], expected)
 
 
 def test_attribution_onto_the_carrier_adds_up(measured):
@@ -93,14 +100,10 @@ def test_attribution_onto_the_carrier_adds_up(measured):
         assert parts.loc[parts["component"] != "total", "value"].sum() == pytest.approx(total, abs=FORWARD)
 
 
-def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured, tmp_path):
-    checkpoint, recipe, found = measured
+def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured):
+    checkpoint, _, found = measured
     assert np.isfinite(found.tables["tokens"]["value"]).all()
-    run = study.Run.create(tmp_path / "run", recipe)
-    run.record(checkpoint)
-    for name, table in found.tables.items():
-        tables.write(table, name, run.measurements(checkpoint))
-    page = report.write(run.folder).parent / f"{checkpoint.id}.html"
+    page = report.write(found.run.folder).parent / f"{checkpoint.id}.html"
     text = page.read_text(encoding="utf-8")
     assert "No admissible carrier" not in text
     assert text.count('ColoredTokens"') >= 2  # the harmful and the harmless prompt
