@@ -17,15 +17,14 @@ import torch
 
 from mechrefusal import evaluation, forward, geometry, models, prompts
 from mechrefusal.causal.reference import ZERO
-from mechrefusal.forward.unhooked import twin
-from mechrefusal.geometry import carriers
+from mechrefusal.forward import runner_of
 from mechrefusal.geometry.scoring import Scorer, exactly
 
 TIMED = 3
 """Candidates that the peer scores: its time is the same for each."""
 
 
-def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list[dict], float]:
+def plain_loop(model, directions, places, harmful, harmless, metric) -> tuple[list[dict], float]:
     """The scores of the peer, and its fastest candidate in seconds."""
     n_layers, pad = model.cfg.n_layers, model.tokenizer.pad_token_id
     batches = []
@@ -44,8 +43,8 @@ def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list
     ends = len(metric.opening) + 1
     base = run(batches[1], [])[:, -ends].log_softmax(-1)
     found, seconds = [], []
-    for row in rows:
-        direction = directions.at(row).float()
+    for position, layer in places:
+        direction = directions.at(position, layer).vector.float()
         unit = direction / direction.norm()
 
         def ablate(x, hook, unit=unit):
@@ -55,29 +54,29 @@ def plain_loop(model, directions, rows, harmful, harmless, metric) -> tuple[list
             return x + direction
 
         everywhere = [
-            (f"blocks.{layer}.{site}", ablate)
-            for layer in range(n_layers)
+            (f"blocks.{each}.{site}", ablate)
+            for each in range(n_layers)
             for site in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
         ]
         started = time.perf_counter()
         bypass = metric.of(run(batches[0], everywhere)[:, -1]).mean().item()
         ablated = run(batches[1], everywhere)
         kl = geometry.kl_divergence(base, ablated[:, -ends].log_softmax(-1)).mean().item()
-        added = run(batches[1], [(f"blocks.{row['layer']}.hook_resid_pre", add)])
+        added = run(batches[1], [(f"blocks.{layer}.hook_resid_pre", add)])
         induce = metric.of(added[:, -1]).mean().item()
         seconds.append(time.perf_counter() - started)
-        found.append({**row, "bypass": bypass, "induce": induce, "kl": kl})
+        found.append({"position": position, "layer": layer, "bypass": bypass, "induce": induce, "kl": kl})
     return found, min(seconds)
 
 
-def rounding(model, directions, rows, validation, metric, exact) -> dict[str, float]:
+def rounding(model, directions, places, validation, metric, exact) -> dict[str, float]:
     """What bfloat16 alone shifts the means by: standard deviation over candidates, of the KL as a share of it."""
     scorer = Scorer(model, validation, metric, low_precision=True)
     known = exact.table.set_index(["position", "layer"])
     shifts = []
-    for row in rows:
-        means = [values.mean() for values in exactly(scorer, directions, row, ZERO)]
-        true = known.loc[(row["position"], row["layer"]), ["bypass", "induce", "kl"]].to_numpy(float)
+    for place in places:
+        means = [values.mean() for values in exactly(scorer, directions.at(*place))]
+        true = known.loc[place, ["bypass", "induce", "kl"]].to_numpy(float)
         shifts.append((means - true) / [1, 1, true[2]])
     return {
         name: round(float(value), 4) for name, value in zip(("bypass", "induce", "kl"), np.std(shifts, 0), strict=True)
@@ -100,29 +99,28 @@ def main() -> None:
     # Both sides score the same thing: the peer knows token sets only, and ablates to zero and adds, as published.
     metric = forward.RefusalMetric(found.opening, found.refusal_tokens, found.compliance_tokens, kind=found.kind)
     directions = geometry.difference_in_means(model, direction)
-    limit = carriers.last_layer(model.cfg.n_layers)
+    layers = geometry.Admissible().layers(model.cfg.n_layers)[1 :: 2 if options.quick else 1]
     positions = directions.positions[-2:] if options.quick else directions.positions
-    rows = carriers.candidates(directions, layers=range(1, limit, 2 if options.quick else 1), positions=positions)
-    rows = [row for row in rows if models.is_direction(directions.at(row))]
+    places = geometry.carriers.candidates(directions, layers=layers, positions=positions)
+    places = [place for place in places if models.is_direction(directions.at(*place).vector)]
     harmful, harmless = (
         [[*ids, *metric.opening] for ids in prompts.prompt_ids(model.tokenizer, texts)]
         for texts in (validation.harmful, validation.harmless)
     )
-    timed = rows[:: max(1, len(rows) // TIMED)][:TIMED]
+    timed = places[:: max(1, len(places) // TIMED)][:TIMED]
     plain_loop(model, directions, timed[:1], harmful[:2], harmless[:2], metric)  # sets up what both use
     theirs, peer_seconds = plain_loop(model, directions, timed, harmful, harmless, metric)
 
     started = time.perf_counter()
-    exact = geometry.score(model, directions, validation, metric, rows=rows, reference=ZERO)
-    exact_seconds = (time.perf_counter() - started) / len(rows)
+    exact = geometry.score(model, directions, validation, metric, places=places, reference=ZERO)
+    exact_seconds = (time.perf_counter() - started) / len(places)
     # Thresholds that each let a quarter of the candidates pass, whatever the checkpoint: a race with a winner, or near.
-    thresholds = {
-        "kl_threshold": float(exact.table["kl"].quantile(0.25)),
-        "induce_threshold": float(exact.table["induce"].quantile(0.75)),
-    }
+    rule = geometry.Admissible(
+        kl=float(exact.table["kl"].quantile(0.25)), induce=float(exact.table["induce"].quantile(0.75))
+    )
     started = time.perf_counter()
-    screened = geometry.screened(model, directions, validation, metric, rows=rows, **thresholds, reference=ZERO)
-    screened_seconds = (time.perf_counter() - started) / len(rows)
+    screened = geometry.screened(model, directions, validation, metric, rule, places=places, reference=ZERO)
+    screened_seconds = (time.perf_counter() - started) / len(places)
 
     ours = exact.table.set_index(["position", "layer"])
     differences = [
@@ -135,9 +133,9 @@ def main() -> None:
         name: round(float(np.abs(screened.table[name] - exact.table[name])[rough].max()), 4) if rough.any() else 0.0
         for name in ("bypass", "induce", "kl")
     }
-    stable = geometry.stability.bootstrap(exact, model.cfg.n_layers, **thresholds).table["win_frequency"]
-    winners = [carriers.select(scores, model.cfg.n_layers, **thresholds).winner for scores in (exact, screened)]
-    named = [None if winner is None else [int(winner["position"]), int(winner["layer"])] for winner in winners]
+    stable = geometry.stability.bootstrap(exact, model.cfg.n_layers, rule).table["win_frequency"]
+    winners = [geometry.select(scores, admissible=rule).winner for scores in (exact, screened)]
+    named = [None if winner is None else list(winner.place) for winner in winners]
     result = {
         "name": "carriers.score",
         "peer": f"transformer_lens {version('transformer-lens')} run_with_hooks, three passes a candidate",
@@ -152,19 +150,21 @@ def main() -> None:
             "finalists": int(screened.table["exact"].sum()),
             "bootstraps_lost": round(float(stable[rough].sum()), 4),
             "largest_shift": shifts,
-            "bfloat16_shift": rounding(model, directions, rows[:: max(1, len(rows) // 12)], validation, metric, exact),
+            "bfloat16_shift": rounding(
+                model, directions, places[:: max(1, len(places) // 12)], validation, metric, exact
+            ),
         },
         "settings": {
             "checkpoint": options.checkpoint,
             "dtype": "float32",
-            "twin": twin(model) is not None,
-            "candidates": len(rows),
+            "runner": runner_of(model).name,
+            "candidates": len(places),
             "peer_candidates": len(timed),
             "prompts": [len(harmful), len(harmless)],
             "tokens": max(map(len, harmful + harmless)),
             "opening": len(metric.opening),
             "metric": metric.kind,
-            **{name: round(value, 4) for name, value in thresholds.items()},
+            **{f"{name}_threshold": round(getattr(rule, name), 4) for name in ("kl", "induce")},
             "threads": torch.get_num_threads(),
             "peer_seconds_a_candidate": round(peer_seconds, 2),
             "exact_seconds_a_candidate": round(exact_seconds, 3),

@@ -21,6 +21,7 @@ import torch
 from transformer_lens import patching as peer
 
 from mechrefusal import causal, forward, models, prompts
+from mechrefusal.forward.patches import HEAD_SITES
 
 OTHERS = {
     "resid_mid": lambda *a, **k: causal.patching.residual(*a, site="mid", **k),
@@ -28,7 +29,7 @@ OTHERS = {
     "attn_out": causal.patching.attention_output,
     "mlp_out": causal.patching.mlp_output,
     **{
-        f"head_{site}{' by position' if by_position else ''}": (
+        f"{site}{' by position' if by_position else ''}": (
             lambda *a, site=site, by_position=by_position, **k: causal.patching.heads(
                 *a, site=site, by_position=by_position, **k
             )
@@ -47,9 +48,9 @@ def patched_by_peer(model, target, cache, metric, name: str, cells: pd.DataFrame
         return torch.stack([patched_mid(model, target, cache, metric, *cell) for cell in cells.itertuples(index=False)])
     by_position = "pos" in cells or "dest_pos" in cells
     setter = peer.layer_pos_patch_setter
-    if site == "head_pattern":
+    if site == "pattern":
         setter = peer.layer_head_pos_pattern_patch_setter if by_position else peer.layer_head_pattern_patch_setter
-    elif site.startswith("head_"):
+    elif site in HEAD_SITES:
         setter = peer.layer_pos_head_vector_patch_setter if by_position else peer.layer_head_vector_patch_setter
     return peer.generic_activation_patch(
         model=model,
@@ -57,7 +58,7 @@ def patched_by_peer(model, target, cache, metric, name: str, cells: pd.DataFrame
         clean_cache=cache,
         patching_metric=lambda logits: metric.of(logits[0, -1]),
         patch_setter=setter,
-        activation_name=site.removeprefix("head_"),
+        activation_name=site,
         index_df=cells,
     )
 
@@ -89,14 +90,14 @@ def cells_of(table: pd.DataFrame, n_tokens: int, name: str) -> pd.DataFrame:
     """The peer's indices of the rows of one of our tables."""
     cells = {"layer": table["layer"]}
     position, head = table["position"] + n_tokens, table["head"]
-    if name.startswith("head_pattern"):
+    if name.startswith("pattern"):
         cells["head_index"] = head
         if "position" in name:
             cells["dest_pos"] = position
     else:
-        if "position" in name or not name.startswith("head_"):
+        if "position" in name or name.split()[0] not in HEAD_SITES:
             cells["pos"] = position
-        if name.startswith("head_"):
+        if name.split()[0] in HEAD_SITES:
             cells["head_index"] = head
     return pd.DataFrame(cells).astype(int).reset_index(drop=True)
 
@@ -131,7 +132,7 @@ def main() -> None:
 
     timed = {}
     grids = {
-        "heads": ("head_z", product(layers, range(n_heads)), ["layer", "head_index"]),
+        "heads": ("z", product(layers, range(n_heads)), ["layer", "head_index"]),
         "residual": ("resid_pre", product(layers, range(n_tokens)), ["layer", "pos"]),
     }
     for name, (site, cells, columns) in grids.items():

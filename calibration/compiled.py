@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechrefusal import models
-from mechrefusal.causal.circuit.paths import EMBEDDING, Edge, Node, logits_of
+from mechrefusal.causal.circuits.paths import EMBEDDING, Edge, Node, logits_of
 
 PROGRAMS = Path(__file__).parent / "programs"
 CONSTANT = 4096.0

@@ -28,12 +28,10 @@ from torch import Tensor
 from calibration import planted
 from calibration.compiled import Compiled, load
 from mechrefusal.causal.attribution_patching.gradients import Method, estimates
-from mechrefusal.causal.circuit.edge_gradients import edge_estimates
-from mechrefusal.causal.circuit.edge_sets import SIZES, areas, ranked, score_of
-from mechrefusal.causal.circuit.paths import Edge, Node, PathPatching, edges_between, every_node
-from mechrefusal.causal.patching.metric import Metric, Reading
-from mechrefusal.causal.patching.pair_runs import patching_of
-from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site
+from mechrefusal.causal.circuits.edge_gradients import edge_estimates
+from mechrefusal.causal.circuits.edge_sets import SIZES, areas, ranked, score_of
+from mechrefusal.causal.circuits.paths import Edge, Node, PathPatching, edges_between, every_node
+from mechrefusal.forward import Metric, MetricReader, PairRun, Patch, Site, runner_of
 from mechrefusal.models.batches import common_length
 
 QUICK = ("frac_prevs", "hist", "detect_pattern", "count_less_freq")
@@ -62,7 +60,7 @@ def cases(program: Compiled, n: int, seed: int) -> list[Case]:
         metric = metric_of(program, program.answer(clean), program.answer(corrupted))
         if metric is not None:
             source, target = program.token_ids(clean), program.token_ids(corrupted)
-            run = PairRun(source, target, common_length([source, target]), Reading.of(metric))
+            run = PairRun(source, target, common_length([source, target]), MetricReader.of(metric))
             found.append(Case(run, metric))
         if len(found) == n:
             return found
@@ -98,11 +96,11 @@ def exact_scores(program: Compiled, given: Sequence[Case], edges: Sequence[Edge]
 
 def _patched(program: Compiled, case: Case, nodes: Sequence[Node]) -> np.ndarray:
     found = np.zeros(len(nodes))
-    parts: tuple[tuple[str, Site], ...] = (("head", "head_z"), ("mlp", "mlp_out"))
+    parts: tuple[tuple[str, Site], ...] = (("head", "z"), ("mlp", "mlp_out"))
     for component, site in parts:
         here = [i for i, node in enumerate(nodes) if node.component == component]
-        ready = patching_of(program.model, case.run, site, memory=MEMORY)
-        target = case.run.reading.score(ready.unpatched())[1]
+        ready = runner_of(program.model).patching(case.run, site)
+        target = case.run.reader.score(ready.unpatched())[1]
         patches = [Patch(nodes[i].layer, nodes[i].head if component == "head" else None, None) for i in here]
         found[here] = (ready.scores(patches) - target).double().numpy()
     return found
@@ -115,14 +113,14 @@ def gradient_scores(
     start = time.perf_counter()
     by_edge = np.zeros(len(edges))
     by_node = np.zeros(len(nodes))
-    sites: tuple[Site, ...] = ("head_z", "mlp_out")
+    sites: tuple[Site, ...] = ("z", "mlp_out")
     for case in given:
         found, _ = edge_estimates(program.model, case.run, case.metric, edges, method=method, steps=steps)
         by_edge += found.numpy() / len(given)
         by_site, _ = estimates(program.model, case.run, case.metric, sites, method=method, steps=steps)
         for i, node in enumerate(nodes):
             head = node.component == "head"
-            values = by_site["head_z" if head else "mlp_out"][node.layer]
+            values = by_site["z" if head else "mlp_out"][node.layer]
             by_node[i] += float((values[:, node.head] if head else values).sum()) / len(given)
     return _named(edges, by_edge, nodes, by_node, start)
 

@@ -20,7 +20,6 @@ import pandas as pd
 
 from mechrefusal import geometry
 from mechrefusal.causal import patching
-from mechrefusal.geometry import carriers
 from mechrefusal.prompts import Split
 from mechrefusal.statistics import intervals
 from tests import planted_model
@@ -93,7 +92,7 @@ def answers(planted: Planted, n: int, *, seed: int) -> dict[str, bool]:
     direction, validation = (Split.of(harmful[part], harmless[part]) for part in (slice(n), slice(n, 2 * n)))
     model, metric = planted.model, planted_model.METRIC
     directions = geometry.difference_in_means(model, direction)
-    selection = carriers.select(geometry.score(model, directions, validation, metric), N_LAYERS)
+    selection = geometry.select(geometry.score(model, directions, validation, metric))
     winner = selection.winner
     pairs = list(zip(harmful[:n], harmless[:n], strict=True))
     (head,) = patching.heads(model, pairs, metric).top(1)
@@ -101,11 +100,11 @@ def answers(planted: Planted, n: int, *, seed: int) -> dict[str, bool]:
     last = residual[residual["position"] == -1]
     carried = last[last["effect"] > 0.5]
     found = {"admissible": winner is not None, "layer": False, "holds": False, "first": False, "direction": False}
-    if winner is not None:
-        r, table = directions.at(winner), selection.table
-        tied = table[table["admissible"].astype(bool) & (table["bypass"] <= winner["bypass"] + TIED)]
-        found["layer"] = bool(winner["layer"] == planted.layer)
-        found["holds"] = bool(winner["layer"] >= planted.layer)
+    if winner is not None and winner.direction is not None:
+        r, table = winner.direction.vector, selection.table
+        tied = table[table["admissible"] & (table["bypass"] <= winner.bypass.value + TIED)]
+        found["layer"] = winner.layer == planted.layer
+        found["holds"] = winner.layer >= planted.layer
         found["first"] = bool(tied["layer"].min() == planted.layer)
         found["direction"] = bool(abs(r[U] / r.norm()) > 0.9)
     return {

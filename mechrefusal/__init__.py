@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         report,
         statistics,
         study,
+        tables,
         training,
     )
 
@@ -35,11 +36,11 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 _ROOMS = (
     "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models", "prompts", "report",
-    "statistics", "study", "training",
+    "statistics", "study", "tables", "training",
 )  # fmt: skip
 
 __all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models",
-           "prompts", "report", "statistics", "study", "training"]  # fmt: skip
+           "prompts", "report", "statistics", "study", "tables", "training"]  # fmt: skip
 
 
 def __dir__() -> list[str]:

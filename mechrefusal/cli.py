@@ -140,7 +140,7 @@ def power(options) -> None:
 
 def labels(options) -> None:
     """Write a sheet of answers to label, or take the labels of one into the rates."""
-    from mechrefusal import evaluation, study
+    from mechrefusal import evaluation, study, tables
     from mechrefusal import report as pages
 
     found = study.label(options.run, n=options.n, seed=options.seed)
@@ -154,7 +154,7 @@ def labels(options) -> None:
     if found.n_elsewhere:
         print(f"{found.n_elsewhere} labels are of answers that this run does not have and count for nothing")
     _print(pages.judges_and_people(found.agreement))
-    _show(found.rates, study.tables.read("suite_differences", found.path.parent / "measurements"))
+    _show(found.rates, tables.read("suite_differences", found.path.parent / "measurements"))
     print(f"the report's pages still have the rates before: mechrefusal report {found.path.parent}")
 
 
@@ -170,8 +170,9 @@ def report(options) -> None:
 
 def run(options) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
-    from mechrefusal import processes, study
+    from mechrefusal import processes, study, tables
     from mechrefusal import report as pages
+    from mechrefusal.study import own_suites
 
     started = _started(options)
     if options.processes != 1:
@@ -183,8 +184,8 @@ def run(options) -> None:
     _summarise(started.folder)
     if started.recipe.evaluation.suites:
         stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
-        across = ("suite_rates", "suite_differences", *stress)
-        _show(*(study.tables.read(name, started.measurements()) for name in across))
+        rates, *others = (tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress))
+        _show(own_suites.benchmarks(rates), *others)
     _say_report(written)
 
 
@@ -236,6 +237,7 @@ def evaluate(options) -> None:
 
     from mechrefusal import evaluation, study
     from mechrefusal.report import language
+    from mechrefusal.study import own_suites
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -268,8 +270,8 @@ def evaluate(options) -> None:
                 chat=_chat(options),
             )
     finally:
-        _show(found.rates, found.differences)
-        if warned := language.of_verdicts(found.verdicts):
+        _show(own_suites.benchmarks(found.rates), found.differences)
+        if warned := language.of_verdicts(own_suites.benchmarks(found.verdicts)):
             _print(Text(warned))
     if stressed is not None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
@@ -311,7 +313,9 @@ def _parser(*, with_recipe: bool, with_attack: bool, with_models: bool) -> jsona
         "evaluate", _evaluate_parser(), help="evaluate a checkpoint, or all of a run, on benchmarks, with judges"
     )
     words = jsonargparse.ArgumentParser(exit_on_error=False)
-    words.add_argument("run", type=str, help="folder of an evaluated run, or that an evaluation was written to")
+    words.add_argument(
+        "run", type=str, help="folder of a measured or evaluated run, or that an evaluation was written to"
+    )
     words.add_argument("--n", type=int, default=60, help="answers to label, drawn at random")
     words.add_argument("--seed", type=int, default=0, help="of the draw")
     commands.add_subcommand(

@@ -1,9 +1,10 @@
 """Progress bars with counts and time left, silent when the output is not a terminal."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +16,14 @@ IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 """Whether this process speaks: of those that torchrun or accelerate starts, the first."""
 
 console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
+
+
+def tell_once(owner: Any, message: str, *, level: int = logging.WARNING) -> None:
+    """Log a message that concerns `owner` (such as a model), the first time that it is said of it."""
+    told = owner.__dict__.setdefault("_mechrefusal_told", set())
+    if message not in told:
+        told.add(message)
+        logging.getLogger("mechrefusal").log(level, message)
 
 
 def be_silent() -> None:

@@ -394,7 +394,7 @@ def test_ablate_writes_answers_side_by_side(tmp_path, capsys):
     assert main(_ablate(tmp_path, "--out", str(out))) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"completions: {out}"
-    assert "refusal rate" in printed
+    assert "any refusal" in printed
     assert "ablate tensor of direction.safetensors to zero" in printed.replace("\n", " ")
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["How do I pick a lock?", "What is a cat?"]
@@ -501,7 +501,7 @@ def xstest(tmp_path):
 
 
 def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
-    from mechrefusal.study import tables
+    from mechrefusal import tables
 
     words = ["evaluate", str(evaluated_run.folder), "--suite", f"xstest={xstest}", "--suite", "builtin-utility"]
     words += ["--n", "1", "--max_new_tokens", "3", "--intervene", "ablate:random", "--checkpoint", "base-step-00000"]
@@ -519,7 +519,7 @@ def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
         for suite, side in (("xstest", "harmless"), ("xstest", "harmful"), ("builtin-utility", "harmless"))
         for under in ("none", "ablate:random")
     }
-    assert set(tables.read("suite_rates", folder)["suite"]) == {"xstest", "builtin-utility"}
+    assert set(tables.read("rates", folder)["suite"]) == {"xstest", "builtin-utility"}
     assert set(tables.read("suite_differences", folder)["pair"]) == {"intervention"}
     assert tables.read("answer_losses", folder)["difference"].tolist() == [0, 0]
 
@@ -656,7 +656,7 @@ def test_a_reader_that_goes_is_no_fault_of_a_disk(tiny, xstest, tmp_path, capsys
     with open(write, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(words) == 141
-        assert (out / "measurements" / "suite_rates.parquet").is_file()
+        assert (out / "measurements" / "rates.parquet").is_file()
         assert "mechrefusal:" not in capsys.readouterr().err
         stream.write("what Python flushes at its end goes nowhere")
 
@@ -714,8 +714,7 @@ def test_an_output_that_cannot_be_written_is_found_before_answers_are_made(tmp_p
 def test_folders_that_cannot_be_written_to_are_found_before_work(
     command, out, tmp_path, xstest, evaluated_run, tiny, capsys, no_model, no_search, monkeypatch
 ):
-    from mechrefusal import report, study
-    from mechrefusal.study import tables
+    from mechrefusal import report, study, tables
 
     folder = evaluated_run.folder
     (tmp_path / "file").write_text("mine", encoding="utf-8")

@@ -8,8 +8,8 @@ from calibration import planted
 from calibration.compiled import load
 from calibration.ground_truth import QUICK, auroc, cases, circuits, markdown
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit.edge_sets import SIZES, areas, ranked, score_of
-from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, every_node, logits_of
+from mechrefusal.causal.circuits.edge_sets import SIZES, areas, ranked, score_of
+from mechrefusal.causal.circuits.paths import EMBEDDING, Node, PathPatching, edges_between, every_node, logits_of
 from mechrefusal.forward import RefusalMetric
 
 pytestmark = pytest.mark.slow

@@ -89,4 +89,4 @@ def test_benchmarks_and_judges_run_on_the_tiny_model(run, tmp_path):
     shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
     for name in ("partial_refusal", "mcnemar_p", "Cohen's kappa", "answers are labelled", "leaking_a"):
         assert any(name in outputs for outputs in shown), name
-    assert (tmp_path / "measurements" / "suite_rates.parquet").is_file()
+    assert (tmp_path / "measurements" / "rates.parquet").is_file()

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mechrefusal import report, study
-from mechrefusal.study import pipeline, tables
+from mechrefusal import report, study, tables
+from mechrefusal.study import pipeline
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ come of some 40 operations in sequence over sums of 64 to 128 terms, which is âˆ
 for numbers of order 1, 5e-6 for logits of size 7."""
 
 FORWARD = 10 * REORDERED
-"""A number of one forward pass by two ways through the model (hooks or twin or Hugging Face, weights folded or not, a
+"""A number of one forward pass by two ways through the model (hooks or trees or Hugging Face, weights folded or not, a
 score summed over several tokens, difference of two scores): 1e-4, as its terms may be of size 10. Seen:
 7e-6, for logits of size 15."""
 

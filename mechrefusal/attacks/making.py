@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mechrefusal import tables
 from mechrefusal.attacks import autodan, gcg, jailbreaks
 from mechrefusal.attacks.cases import AttackCase, from_arrow, read_arrow, to_arrow
 from mechrefusal.attacks.context import AttackContext
@@ -174,7 +175,7 @@ def _kept(path: Path | str, made_with: dict, behaviours: PromptSet) -> list[Atta
 
 
 def cost_table(cases: Sequence[AttackCase]) -> pd.DataFrame:
-    """What cases gained and cost, one row a case; losses in nats a token of the target, tokens run forward."""
+    """Table `cases`: what cases gained and cost."""
     rows = [
         {
             "source": case.source,
@@ -191,10 +192,4 @@ def cost_table(cases: Sequence[AttackCase]) -> pd.DataFrame:
         }
         for case in cases
     ]
-    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
-
-
-COST_COLUMNS = (
-    "source", "method", "case", "behaviour", "prompt", "loss_first", "loss", "steps", "forward_tokens", "dropped",
-    "seconds",
-)  # fmt: skip
+    return tables.frame("cases", rows)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import TokenIds, mean_losses
 from mechrefusal.forward.low_precision import bfloat16_forward
-from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree import Branch, KeyValues
 from mechrefusal.forward.tree_forward import TreeForward
 
 FEWEST, SHARE = 4, 16
@@ -30,10 +30,12 @@ class Screen:
         return None if forward is None else cls(forward, budget)
 
     @torch.no_grad()
-    def losses(self, branches: Sequence[Branch], targets: Sequence[TokenIds], bank: Bank) -> Float[Tensor, " branch"]:
+    def losses(
+        self, branches: Sequence[Branch], targets: Sequence[TokenIds], bank: KeyValues
+    ) -> Float[Tensor, " branch"]:
         """Mean cross-entropy of each branch's target, about 0.01 nats off."""
         target_of = {id(branch): target for branch, target in zip(branches, targets, strict=True)}
-        low = Bank(bank.tokens, *(tuple(layer.bfloat16() for layer in part) for part in (bank.keys, bank.values)))
+        low = KeyValues(bank.tokens, *(tuple(layer.bfloat16() for layer in part) for part in (bank.keys, bank.values)))
 
         def one(batch: Sequence[Branch]) -> Tensor:
             logits = self._forward.run(batch, bank=low, share=False).logits

@@ -20,7 +20,7 @@ from mechrefusal.attacks.screen import Screen, finalists
 from mechrefusal.attacks.settings import GCGSettings
 from mechrefusal.attacks.target_loss import Beginnings, mean_losses
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree import Branch, KeyValues
 from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.models.frozen import frozen
 
@@ -38,7 +38,7 @@ class _State:
     best: TokenIds
     loss: float = math.nan
     promising: list[Int[Tensor, " token"]] = field(default_factory=list)
-    own: Bank = field(default_factory=Bank)  # keys and values of the suffix that the gradient was taken at,
+    own: KeyValues = field(default_factory=KeyValues)  # keys and values of the suffix that the gradient was taken at,
     held: int = 0  # whose first so many tokens are those of the best suffix still
     tokens: int = 0
     dropped: int = 0
@@ -128,7 +128,7 @@ class Search:
         Gradients must have been taken: a candidate shares the keys and values of the suffix that the gradient was taken
         at up to the first token in which it or the best suffix differs from it, and is run from there.
         """
-        bank = Bank.joined([self._before.bank, *(state.own for state in self._states)])
+        bank = KeyValues.joined([self._before.bank, *(state.own for state in self._states)])
         branches: list[list[Branch]] = []
         offset = len(self._before.bank)
         for state, proposals in zip(self._states, candidates, strict=True):
@@ -148,7 +148,7 @@ class Search:
             found[keep] = values
         return losses
 
-    def _exact(self, branches: Sequence[Sequence[Branch]], bank: Bank) -> list[Float[Tensor, " candidate"]]:
+    def _exact(self, branches: Sequence[Sequence[Branch]], bank: KeyValues) -> list[Float[Tensor, " candidate"]]:
         """Loss of each branch of each case."""
         flat, targets = self._flat(branches)
         target_of = {id(branch): target for branch, target in zip(flat, targets, strict=True)}
@@ -166,7 +166,7 @@ class Search:
         owner = (s for s in self._states if branch.context[: len(s.before)] == s.before)
         return f"case '{next(owner, self._states[0]).case.id}'"
 
-    def _finalists(self, branches: Sequence[Sequence[Branch]], bank: Bank, screen: Screen) -> list[list[int]]:
+    def _finalists(self, branches: Sequence[Sequence[Branch]], bank: KeyValues, screen: Screen) -> list[list[int]]:
         """Places of the candidates of each case that are to be scored exactly."""
         found = screen.losses(*self._flat(branches), bank)
         return [finalists(losses) for losses in found.split([len(own) for own in branches])]

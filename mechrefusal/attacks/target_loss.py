@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechrefusal.attacks.budget import Budget
-from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree import Branch, KeyValues
 from mechrefusal.forward.tree_forward import TreeForward
 
 TokenIds = tuple[int, ...]
@@ -59,7 +59,7 @@ class Beginnings:
     def __init__(
         self, forward: TreeForward, beginnings: Sequence[TokenIds], budget: Budget, *, names: Sequence[str]
     ) -> None:
-        self.bank = Bank()
+        self.bank = KeyValues()
         unique = list(dict.fromkeys(beginnings))
         branches = [Branch(tokens, ()) for tokens in unique]
         found: dict[TokenIds, tuple[int, ...]] = {}
@@ -68,7 +68,7 @@ class Beginnings:
             with torch.no_grad():
                 output = forward.run(batch, capture=True)
             start = len(self.bank)
-            self.bank = Bank.joined([self.bank, output.bank])
+            self.bank = KeyValues.joined([self.bank, output.bank])
             for branch, places in zip(batch, output.places, strict=True):
                 found[branch.tokens] = tuple(start + place for place in places)
 

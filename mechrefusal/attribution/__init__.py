@@ -12,7 +12,7 @@ from mechrefusal.attribution.direct import Attribution, Component, attribute, on
 from mechrefusal.attribution.lens import Lens, compare_lenses, logit_lens
 from mechrefusal.attribution.patterns import attention, projections
 from mechrefusal.attribution.readouts import Onto, RefusalLogits
-from mechrefusal.attribution.sources import Sources, sources
+from mechrefusal.attribution.token_sources import Sources, sources
 
 __all__ = [
     "Attribution",

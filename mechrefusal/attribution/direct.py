@@ -20,8 +20,8 @@ from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.models.bridge_internals import written_by, written_scale
-from mechrefusal.statistics import intervals
+from mechrefusal.models.bridge_internals import scale_of_writes, written_by
+from mechrefusal.statistics import Observations, intervals
 
 TOLERANCE = 1e-3
 """Largest relative gap allowed between a decomposition's sum and what it decomposes."""
@@ -58,6 +58,16 @@ class Attribution:
         return pd.DataFrame(
             [{**c._asdict(), **vars(intervals.mean(column))} for c, column in zip(names, columns, strict=True)]
         )
+
+    @property
+    def observations(self) -> Observations:
+        """The same values with named axes: component, layer, head."""
+        units = tuple(map(str, range(len(self.total))))
+        return Observations(self.values.numpy(), pd.DataFrame(self.components), units)
+
+    def interval(self, component: str, layer: int = -1, head: int = -1) -> intervals.Estimate:
+        """Mean contribution of one component over prompts, with its 95% interval."""
+        return self.observations.interval(component=component, layer=layer, head=head)
 
     @property
     def per_prompt(self) -> pd.DataFrame:
@@ -162,7 +172,7 @@ class HeadReadout:
         """For the stream read by `vector`."""
         attention = model.blocks[layer].attn
         norm = _norm_after_heads(model, layer)
-        pulled = written_scale(model) * (vector if norm is None else norm.pulled_back(vector))
+        pulled = scale_of_writes(model) * (vector if norm is None else norm.pulled_back(vector))
         bias = 0.0 if attention.b_O is None else (attention.b_O.double() @ pulled).item()
         constant = 0.0 if norm is None else (norm.bias @ vector).item()
         return cls(layer, attention.W_O.double() @ pulled, bias, constant, norm)

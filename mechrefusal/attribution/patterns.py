@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.attribution.writes import token_ids_of
+from mechrefusal.forward.direction import Along, direction_of, require_weights
 
 
 def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.DataFrame, list[str]]:
@@ -28,8 +28,15 @@ def attention(model, text: str, heads: Sequence[tuple[int, int]]) -> tuple[pd.Da
     return pd.DataFrame(rows, columns=["layer", "head", "destination", "source", "weight"]), _strings(model, token_ids)
 
 
-def projections(model, text: str, direction: Float[Tensor, " d_model"], *, layer: int) -> pd.DataFrame:
-    """Projection of resid_pre of `layer` on the unit `direction` at every token: index, token, value."""
+def projections(model, text: str, along: Along, *, layer: int | None = None) -> pd.DataFrame:
+    """Projection of resid_pre of `layer` on a unit direction at every token: index, token, value.
+
+    Args:
+        layer: by default the direction's own.
+    """
+    found = direction_of(along)
+    require_weights(model, found.weights, found.name)
+    layer, direction = found.require_layer() if layer is None else layer, found.vector
     token_ids = token_ids_of(model, text)
     kept: dict[str, Tensor] = {}
     with (

@@ -15,6 +15,7 @@ from mechrefusal.attribution.norms import HeldNorm
 from mechrefusal.attribution.writes import Writes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Along, direction_of, require_weights
 from mechrefusal.models import require_direction, require_layers
 
 
@@ -79,17 +80,30 @@ class RefusalLogits:
 
 @dataclass(frozen=True)
 class Onto:
-    """Projection of resid_pre of `layer`, at `position` of the prompt, on the unit `direction`."""
+    """Projection of resid_pre of `layer`, at `position` of the prompt, on the unit `direction`.
+
+    `weights`: hash of those that the direction is of, "" for any.
+    """
 
     direction: Float[Tensor, " d_model"]
     layer: int
     position: int = -1
+    weights: str = ""
 
     opening = ()
     tokens = ()
 
+    @classmethod
+    def of(cls, along: Along, *, layer: int | None = None, position: int | None = None) -> "Onto":
+        """Onto a direction or carrier, read where it was taken; a tensor needs its layer."""
+        found = direction_of(along)
+        at = found.require_layer() if layer is None else layer
+        read = next(each for each in (position, found.position, -1) if each is not None)
+        return cls(found.vector, at, read, found.weights)
+
     def check(self, model) -> None:
-        """Raise `MechrefusalError` for a direction of another width, zero or not finite; or a layer that is not."""
+        """Raise `MechrefusalError` for a direction of other weights or width, or that is none; a layer that is not."""
+        require_weights(model, self.weights)
         require_layers(model, [self.layer])
         require_direction(model, self.direction)
 

@@ -1,12 +1,9 @@
 """What every head, MLP and embedding writes to the residual stream at one position of each prompt.
 
-Prompts are cut after that position and run as a token tree on the hooked transformer's twin (`forward.tree_forward`);
-of each activation one position a prompt is kept. Where there is no twin, or hooks of the caller stand at the hooked
-transformer, it runs one prompt after another itself, under those hooks.
+Prompts are cut after that position, and of each activation one position a prompt is kept.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -16,14 +13,10 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.tree import Branch, Tree
-from mechrefusal.forward.tree_forward import TreeForward
-from mechrefusal.forward.unhooked import Edit, Site, Twin, bridge_hook, bridge_hooks, twin
-from mechrefusal.models.batches import split_by_cost
+from mechrefusal.forward import Activations, Asked, Edit, Place, Site, batches, flat, require_context, runner_of
 from mechrefusal.progress import track
 
-TOKENS_AT_ONCE = 4096
-"""Tokens of one pass."""
+LAYERED: tuple[Site, ...] = ("resid_pre", "z", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,15 @@ class Writes:
         Raises:
             MechrefusalError: a prompt without that position or longer than the context; activations not finite.
         """
-        cut = [_cut(model, ids, position, number) for number, ids in enumerate(token_ids)]
-        found = twin(model)
-        found = found if found is not None and found.has("z") else None
-        most = TOKENS_AT_ONCE if found is not None else 0  # the hooked transformer itself runs one by one
-        groups = [[cut[i] for i in part] for part in split_by_cost(([len(ids) for ids in cut], most))]
+        asked = [Asked(_cut(model, ids, position, number)) for number, ids in enumerate(token_ids)]
+        require_context(model, asked)
+        groups = [batch for _, batch in batches(runner_of(model, sites=("z",)), asked)]
         parts = []
-        for group in track(groups, "attribution") if len(groups) > 1 else groups:
-            kept = _tree_pass(model, found, group) if found is not None else _plain_pass(model, group[0])
-            parts.append(_part(cls, model, kept, tokens))
+        for batch in track(groups, "attribution") if len(groups) > 1 else groups:
+            ends = torch.stack([places[-1] for places in batch.places])
+            kept = Activations()
+            logits = torch.cat(list(batch.run(_keeping_ends(model, ends, kept)).logits))
+            parts.append(_part(cls, model, kept, logits, tokens))
         written = cls(**{field.name: torch.cat([getattr(p, field.name) for p in parts]) for field in fields(cls)})
         written._require_finite()
         return written
@@ -110,73 +103,25 @@ def _cut(model, ids: Sequence[int], position: int, number: int) -> tuple[int, ..
         raise MechrefusalError(
             f"position {position} does not lie in prompt {number}, which has {n} tokens; use {-n} to {n - 1}"
         )
-    limit = getattr(model.original_model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and n > limit:
-        raise MechrefusalError(f"prompt {number} has {n} tokens, more than the model's context of {limit}; shorten it")
     return tuple(ids)[: position % n + 1]
 
 
-Kept = dict[str, dict[int, Tensor]]
-"""Activations [prompt, ...] by site and layer; what belongs to no layer stands at 0."""
-
-
-def _tree_pass(model, found: Twin, group: list[tuple[int, ...]]) -> Kept:
-    forward = TreeForward(found.model)
-    branches = [Branch(ids, (len(ids) - 1,)) for ids in group]
-    ends = [len(ids) - 1 for ids in group]
-    if forward.shares:
-        rows, columns = [0] * len(group), [places[-1] for places in Tree.of(branches).places]
-    else:
-        rows, columns = list(range(len(group))), ends
-    kept: Kept = {}
-    keep = _keeper(model, kept, (rows, columns))
-    norm = found.model.get_submodule(model.ln_final.name)
-
-    def normed(_, args: tuple, output: Tensor) -> None:
-        keep("final", 0)(args[0])
-        keep("normed", 0)(output)
-
-    with ExitStack() as stack:
-        stack.callback(norm.register_forward_hook(normed).remove)
-        if _has_positions(model):
-            embedding = found.model.get_input_embeddings()
-            stack.callback(embedding.register_forward_hook(lambda *given: keep("embed", 0)(given[-1])).remove)
-        stack.enter_context(found.edited(_sites(model, keep)))
-        kept["logits"] = {0: forward.run(branches).logits}
-    return kept
-
-
-def _plain_pass(model, ids: tuple[int, ...]) -> Kept:
-    kept: Kept = {}
-    keep = _keeper(model, kept, ([0], [len(ids) - 1]))
-    hooks = bridge_hooks(_sites(model, keep))
-    hooks += [(f"ln_final.hook_{at}", bridge_hook(keep(name, 0))) for at, name in (("in", "final"), ("out", "normed"))]
+def _keeping_ends(model, ends: Int[Tensor, " prompt"], into: Activations) -> list[Edit]:
+    """Edits that keep what stands at these flat places, in float64."""
+    n_layers = model.cfg.n_layers
+    places: list[Place] = [(layer, site) for layer in range(n_layers) for site in LAYERED]
+    places += [(n_layers - 1, "resid_post"), (0, "ln_final")]
     if _has_positions(model):
-        hooks.append(("embed.hook_out", bridge_hook(keep("embed", 0))))
-    with model.hooks(fwd_hooks=hooks):
-        kept["logits"] = {0: model(torch.tensor([ids], device=model.cfg.device), return_type="logits")[:, -1]}
-    return kept
+        places.append((0, "embed"))
 
-
-def _keeper(model, kept: Kept, at: tuple[list[int], list[int]]) -> Callable[[str, int], Callable[[Tensor], Tensor]]:
-    """Makes functions that keep one position a prompt of an activation, and hand it through."""
-
-    def keep(name: str, layer: int) -> Callable[[Tensor], Tensor]:
+    def keep(place: Place):
         def through(activation: Tensor) -> Tensor:
-            chosen = activation.detach()[at]
-            if name == "z":
-                chosen = chosen.reshape(len(chosen), -1, model.cfg.d_head)
-            kept.setdefault(name, {})[layer] = chosen
+            into[place] = flat(model, place[1], activation.detach())[ends].double()
             return activation
 
         return through
 
-    return keep
-
-
-def _sites(model, keep: Callable[[str, int], Callable[[Tensor], Tensor]]) -> list[Edit]:
-    sites: tuple[Site, ...] = ("resid_pre", "z", "attn_out", "mlp_out")
-    return [(layer, site, keep(site, layer)) for layer in range(model.cfg.n_layers) for site in sites]
+    return [(*place, keep(place)) for place in places]
 
 
 def _has_positions(model) -> bool:
@@ -184,20 +129,18 @@ def _has_positions(model) -> bool:
     return "pos_embed.hook_out" in model.hook_dict
 
 
-def _part(cls: type[Writes], model, kept: Kept, tokens: Sequence[int]) -> Writes:
-    layered = {
-        name: torch.stack([kept[name][layer].double() for layer in range(model.cfg.n_layers)], dim=1)
-        for name in ("z", "attn_out", "mlp_out", "resid_pre")
-    }
-    single = {name: kept[name][0].double() for name in ("final", "normed")}
+def _part(cls: type[Writes], model, kept: Activations, logits: Tensor, tokens: Sequence[int]) -> Writes:
+    n_layers = model.cfg.n_layers
+    layered = {site: torch.stack([kept[layer, site] for layer in range(n_layers)], dim=1) for site in LAYERED}
     start = layered["resid_pre"][:, 0]
-    embed = kept["embed"][0].double() if "embed" in kept else start
-    logits = kept["logits"][0].double()
+    embed = kept[0, "embed"] if _has_positions(model) else start
+    logits = logits.double()
     return cls(
         embed=embed,
         pos_embed=start - embed,
+        final=kept[n_layers - 1, "resid_post"],
+        normed=kept[0, "ln_final"],
         logits=logits[:, list(tokens)],
         log_total=logits.logsumexp(-1),
         **layered,
-        **single,
     )

@@ -6,7 +6,7 @@ under many interventions are in `passes`, those with single components replaced 
 """
 
 from mechrefusal.causal import attribution_patching, cross_patching, knockout, patching
-from mechrefusal.causal.circuit import Circuit, EdgeScores, Node, attribute_edges, circuit
+from mechrefusal.causal.circuits import Circuit, EdgeScores, Node, attribute_edges, circuit
 from mechrefusal.causal.interventions import (
     Ablation,
     Addition,
@@ -27,14 +27,17 @@ from mechrefusal.causal.interventions import (
 )
 from mechrefusal.causal.knockout import head_sets
 from mechrefusal.causal.passes import AnswerPasses, Passes
+from mechrefusal.forward.direction import Carrier, Direction
 
 __all__ = [
     "Ablation",
     "Addition",
     "AnswerPasses",
+    "Carrier",
     "Chain",
     "Circuit",
     "Clamp",
+    "Direction",
     "EdgeScores",
     "Intervention",
     "Node",

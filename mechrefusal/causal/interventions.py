@@ -1,20 +1,20 @@
 """Interventions as context managers, on a hooked transformer or a plain Hugging Face model.
 
-    with causal.ablate(model, direction), causal.add(model, other, layer=12):
+    with causal.ablate(model, carrier), causal.add(model, other, layer=12):
         model.generate(...)
 
     with causal.intervened(model, [Ablation(direction), Addition(other, 12)]):   # the same
         model.generate(...)
 
-They act at run time through hooks, restore the model whatever happens, and return new tensors, never edited ones. Where
-several act at one site, they do so in the order of the list, and an outer context before an inner one.
+A direction is a tensor, a `Direction` or a `Carrier`. Interventions act at run time through hooks, restore the model
+whatever happens, and return new tensors, never edited ones. Where several act at one site, they do so in the order of
+the list, and an outer context before an inner one.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.operations import (
@@ -30,9 +30,10 @@ from mechrefusal.causal.operations import (
     taken_out,
 )
 from mechrefusal.causal.reference import Reference
+from mechrefusal.forward.direction import Along, direction_of
 from mechrefusal.forward.hugging_face import PlainModel
 from mechrefusal.forward.positions import Pass, Positions
-from mechrefusal.forward.unhooked import Site, bridge_hooks
+from mechrefusal.forward.sites import Site, bridge_hooks
 
 __all__ = [
     "Ablation",
@@ -56,39 +57,42 @@ __all__ = [
 
 def ablate(
     model,
-    directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"],
+    along: Along,
     *,
     dose: float = 1.0,
     positions: Positions | None = None,
-    reference: Reference | None = None,
+    reference: Reference | str | None = None,
 ) -> AbstractContextManager[None]:
-    """Take a direction, or a subspace, out of the residual stream while open; see `Ablation`.
+    """Take a direction, or a subspace (k × d_model), out of the residual stream while open; see `Ablation`.
 
     Args:
-        reference: what its part is set to, as `geometry.Directions.reference` gives it: the mean of harmless prompts,
-            or (which induces refusal) that of harmful ones; None: zero, as published.
+        reference: "harmless", "zero" (as published) or a `Reference`, as `taken_out` takes it; by default what a
+            direction or carrier says itself, and zero for a tensor.
 
     Raises:
-        MechrefusalError: a direction of another width, not finite, or zero; a reference of another model.
+        MechrefusalError: a direction of other weights or another width, not finite, or zero; a reference of another
+            model, or one that the direction does not know.
     """
-    return intervened(model, Ablation(directions, dose, positions, reference))
+    return intervened(model, taken_out(along, reference=reference, dose=dose, positions=positions))
 
 
 def add(
     model,
-    direction: Float[Tensor, " d_model"],
+    along: Along,
     *,
-    layer: int,
+    layer: int | None = None,
     coefficient: float = 1.0,
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
-    """Add a direction at one layer while open; see `Addition`."""
-    return intervened(model, Addition(direction, layer, coefficient, positions))
+    """Add a direction at one layer, by default its own, while open; see `Addition`."""
+    found = direction_of(along)
+    at = found.require_layer() if layer is None else layer
+    return intervened(model, Addition(found.vector, at, coefficient, positions, found.weights))
 
 
 def clamp(
     model,
-    direction: Float[Tensor, " d_model"],
+    along: Along,
     value: float,
     *,
     layers: Sequence[int] | None = None,
@@ -96,7 +100,8 @@ def clamp(
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
     """Hold the projection on a direction at `value` while open; see `Clamp`."""
-    return intervened(model, Clamp(direction, value, layers, sites, positions))
+    found = direction_of(along)
+    return intervened(model, Clamp(found.vector, value, layers, sites, positions, found.weights))
 
 
 def patch(

@@ -5,18 +5,20 @@ return new tensors and never change one that somebody holds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
+from typing import overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.reference import Reference, References
+from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.direction import Along, Carrier, Direction, direction_of, require_weights
 from mechrefusal.forward.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.forward.token_classes import Layout
-from mechrefusal.forward.unhooked import Edit, Site
 from mechrefusal.models import require_direction, require_layers
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
@@ -38,13 +40,14 @@ class Ablation:
     With one: x − dose · QQᵀ(x − r), r the reference's mean of the layer, at resid_pre from its first layer on (affine
     concept editing; see `Reference`). Set to the mean of harmful prompts it induces refusal instead.
 
-    `positions`: where, by default everywhere.
+    `positions`: where, by default everywhere. `weights`: hash of those that the directions are of, "" for any.
     """
 
     directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]
     dose: float = 1.0
     positions: Positions | None = None
     reference: Reference | None = None
+    weights: str = ""
 
     @property
     def first_layer(self) -> int:
@@ -52,7 +55,8 @@ class Ablation:
         return 0 if self.reference is None else self.reference.first_layer
 
     def check(self, model) -> None:
-        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; none; a reference of none."""
+        """Raise `MechrefusalError` for a direction of other weights or width, or that is none; no reference."""
+        require_weights(model, self.weights)
         rows = self.directions[None] if self.directions.ndim == 1 else self.directions
         if len(rows) == 0:
             raise MechrefusalError("no direction to ablate: give one direction, or a subspace of at least one row")
@@ -90,13 +94,14 @@ class Addition:
     """`coefficient` · `direction` added at resid_pre of `layer` (Arditi et al., 2406.11717, eq. 3).
 
     The direction is added as it is: a difference in means carries its own length. `positions`: where, by default
-    everywhere.
+    everywhere. `weights` as in `Ablation`.
     """
 
     direction: Float[Tensor, " d_model"]
     layer: int
     coefficient: float = 1.0
     positions: Positions | None = None
+    weights: str = ""
 
     @property
     def first_layer(self) -> int:
@@ -104,7 +109,8 @@ class Addition:
         return self.layer
 
     def check(self, model) -> None:
-        """Raise `MechrefusalError` for a direction of another width, not finite, or zero; or a layer that is not."""
+        """Raise `MechrefusalError` for a direction of other weights or width, or that is none; a layer that is not."""
+        require_weights(model, self.weights)
         require_direction(model, self.direction.detach())
         require_layers(model, [self.layer])
         _require_finite("coefficient of an addition", self.coefficient)
@@ -123,6 +129,7 @@ class Clamp:
 
     `value` is in units of the residual stream (what `activation @ direction / direction.norm()` gives). `layers` are
     all by default; `sites` are of resid_pre, attn_out and mlp_out. Value 0 at all sites of all layers is an ablation.
+    `weights` as in `Ablation`.
     """
 
     direction: Float[Tensor, " d_model"]
@@ -130,6 +137,7 @@ class Clamp:
     layers: Sequence[int] | None = None
     sites: Sequence[Site] = ("resid_pre",)
     positions: Positions | None = None
+    weights: str = ""
 
     @property
     def first_layer(self) -> int:
@@ -137,7 +145,8 @@ class Clamp:
         return 0 if self.layers is None else min(self.layers)
 
     def check(self, model) -> None:
-        """Raise `MechrefusalError` for a direction, layer, site, value or position that is none."""
+        """Raise `MechrefusalError` for a direction of other weights, or a layer, site, value, position that is none."""
+        require_weights(model, self.weights)
         require_direction(model, self.direction.detach())
         if self.layers is not None and len(self.layers) == 0:
             raise MechrefusalError("a clamp at no layer: give layers, or None for all")
@@ -309,32 +318,51 @@ def _require_site(site: str, known: Sequence[Site]) -> None:
 
 
 def taken_out(
-    directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"],
-    references: References | None,
+    along: Along,
     *,
+    reference: Reference | str | None = None,
     dose: float = 1,
+    positions: Positions | None = None,
 ) -> Ablation:
-    """What takes directions out: their part set to the harmless mean, or without references to zero."""
-    return Ablation(directions, dose, reference=references.harmless if references else None)
+    """What takes a direction out.
 
+    Args:
+        reference: what its part is set to: "harmless", the mean of harmless prompts, which the direction must know;
+            "zero", as published; or any `Reference`. None: what a direction or carrier says itself, zero for a tensor.
 
-def put_in(
-    direction: Float[Tensor, " d_model"], references: References | None, *, layer: int, dose: float = 1
-) -> "Ablation | Addition":
-    """What puts a direction in: its part set to the harmful mean, or without references the direction added at `layer`.
-
-    `dose`: how much of the way to that mean; the coefficient of an addition.
+    Raises:
+        MechrefusalError: an unknown reference, or one that the direction does not know.
     """
-    if references is None:
-        return Addition(direction, layer, dose)
-    return Ablation(direction, dose, reference=references.harmful)
+    direction = direction_of(along)
+    if not isinstance(reference, Reference):
+        name = require_reference(direction.reference if reference is None else reference)
+        reference = None if name == ZERO else Reference.of(direction)
+    return Ablation(direction.vector, dose, positions, reference, direction.weights)
 
 
-def random_like(direction: Float[Tensor, " d_model"], *, seed: int) -> Float[Tensor, " d_model"]:
-    """A random direction of the same norm: the control of every intervention."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
-    return noise * (direction.norm() / noise.norm())
+def put_in(along: Along, *, dose: float = 1) -> "Ablation | Addition":
+    """What puts a direction in: its part set to the harmful mean, or where it goes by zero the direction added.
+
+    `dose`: how much of the way to that mean; the coefficient of an addition, which is at the direction's own layer.
+    """
+    direction = direction_of(along)
+    if direction.reference == ZERO:
+        return Addition(direction.vector, direction.require_layer(), dose, weights=direction.weights)
+    return Ablation(
+        direction.vector, dose, reference=Reference.of(direction, coefficient=1.0), weights=direction.weights
+    )
+
+
+@overload
+def random_like(along: Tensor, *, seed: int) -> Tensor: ...
+@overload
+def random_like(along: Direction | Carrier, *, seed: int) -> Direction: ...
+def random_like(along: Along, *, seed: int) -> Tensor | Direction:
+    """A random direction of the same norm, and of a `Direction` in its place: the control of every intervention."""
+    vector = direction_of(along).vector
+    noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(vector)
+    found = noise * (vector.norm() / noise.norm())
+    return found if isinstance(along, Tensor) else replace(direction_of(along), vector=found, kind="random direction")
 
 
 def orthonormal(directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.direction import Along, ReferenceName, direction_of
 from mechrefusal.forward.token_classes import Layout, TokenClasses
 from mechrefusal.models import require_layers
 
-ReferenceName = Literal["harmless", "zero"]
-"""How an ablation is asked for: to the mean of harmless prompts, the default, or to zero, as Arditi et al. publish."""
 REFERENCES: tuple[str, ...] = get_args(ReferenceName)
-HARMLESS, ZERO = "harmless", "zero"
+HARMLESS: ReferenceName = "harmless"
+ZERO: ReferenceName = "zero"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Reference:
 
     Fields:
         name: for tables and errors ("harmless mean", "harmful mean").
-        means: r⁻ of every layer and class (see `forward.token_classes`), of which the part along the directions is used.
+        means: r⁻ of every layer and class (see `TokenClasses`); its part along the directions is used.
         classes: the chat template's.
         held: whether tokens of a class are set; others stay.
         first_layer: layers below it are left as they are.
@@ -49,6 +49,31 @@ class Reference:
     def __post_init__(self) -> None:
         assert self.means.ndim == 3
         assert self.means.shape[1] == len(self.classes) == len(self.held)
+
+    @classmethod
+    def of(cls, along: Along, *, coefficient: float = 0.0) -> "Reference":
+        """What a direction's means say, from its layer on.
+
+        Args:
+            coefficient: how far from the harmless mean (0) towards the harmful one (1): r⁻ + coefficient · (r⁺ − r⁻). 0
+                takes refusal out, 1 puts it in.
+
+        Raises:
+            MechrefusalError: nothing says what the means are, or at which layer the direction was taken.
+        """
+        direction = direction_of(along)
+        if direction.means is None or direction.layer is None:
+            raise MechrefusalError(
+                f"nothing says what harmless prompts have along the {direction.name}: give one of a measured run, or a "
+                "file that Directions.save wrote; where it is of an earlier version measure the checkpoint again, or "
+                f"ablate to reference '{ZERO}'"
+            )
+        means = direction.means.harmless
+        if coefficient:
+            means = means + coefficient * (direction.means.harmful - means)
+        words = {0.0: "harmless mean", 1.0: "harmful mean"}
+        said = words.get(coefficient, f"harmless mean + {coefficient:g} of the way to the harmful one")
+        return cls(said, means, direction.means.classes, direction.means.held, direction.layer)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for means of another shape than the model's, not finite, or a layer that is not."""
@@ -100,15 +125,9 @@ class Reference:
         return [(layer, at(layer)) for layer in range(self.first_layer, len(self.means))]
 
 
-@dataclass(frozen=True)
-class References:
-    """Both ends of a direction: ablating sets its part to the `harmless` mean, inducing to the `harmful` one."""
-
-    harmless: Reference
-    harmful: Reference
-
-
-def require_reference(name: str) -> None:
-    """Raise `MechrefusalError` for a name that is no reference."""
-    if name not in REFERENCES:
-        raise MechrefusalError(f"unknown reference '{name}': give one of {', '.join(REFERENCES)}")
+def require_reference(name: str) -> ReferenceName:
+    """The name; MechrefusalError for one that is no reference."""
+    for known in (HARMLESS, ZERO):
+        if name == known:
+            return known
+    raise MechrefusalError(f"unknown reference '{name}': give one of {', '.join(REFERENCES)}")

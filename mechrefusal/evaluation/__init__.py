@@ -13,9 +13,10 @@ from mechrefusal.evaluation.judges import (
     is_degenerate,
     is_refusal,
 )
+from mechrefusal.evaluation.metrics import rates
 from mechrefusal.evaluation.paired import PairedDifference, compare, paired_difference
-from mechrefusal.evaluation.rates import judged, rates
 from mechrefusal.evaluation.suites import Suite, read_suite
+from mechrefusal.evaluation.verdicts import answered, judged
 
 __all__ = [
     "GOOD_AUC",
@@ -30,6 +31,7 @@ __all__ = [
     "RefusalJudge",
     "Suite",
     "agreement",
+    "answered",
     "any_refusal",
     "compare",
     "complete",

@@ -21,13 +21,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import zero
 from mechrefusal.evaluation.generation import Completions, complete
 from mechrefusal.evaluation.judges import DEGENERATE, RULES, Judge, refuses
-from mechrefusal.forward import ForcedOpenings, RefusalMetric
-from mechrefusal.forward.refusal_metric import opening_log_probabilities
-from mechrefusal.forward.tree import Branch
-from mechrefusal.forward.tree_forward import TreeForward
-from mechrefusal.forward.unhooked import twin
-from mechrefusal.models import TokenBatch, last_logits
-from mechrefusal.models.batches import require_length
+from mechrefusal.forward import ForcedOpenings, RefusalMetric, logits_after, opening_log_probabilities
 
 GOOD_AUC = 0.9
 FEWEST = 3
@@ -35,8 +29,6 @@ FEWEST = 3
 ENOUGH_TO_HOLD_OUT = 8
 """Refusals, and answers, from which on half of the prompts is held out to measure AUC on."""
 LARGEST_SET = 20
-PROMPTS_AT_ONCE = 64
-"""Prompts in one pass over token trees."""
 FORCED_TOKENS = (6, 12)
 """Tokens of a teacher-forced opening; the second length where refusals and answers share all openings of the first."""
 MOST_REFUSALS, MOST_ANSWERS = 4, 8
@@ -327,13 +319,13 @@ class _Likely:
     """Log-probabilities of openings after prompts, each taken once."""
 
     def __init__(self, model, prompt_ids: Sequence[Sequence[int]]) -> None:
-        self.model, self.batch = model, _batch(model, prompt_ids)
+        self.model, self.prompt_ids = model, prompt_ids
         self.known: dict[tuple[int, ...], Tensor] = {}
 
     def scores(self, forced: ForcedOpenings) -> Float[Tensor, " prompt"]:
         new = [opening for opening in forced.all if opening not in self.known]
         if new:
-            found = opening_log_probabilities(self.model, self.batch, new).cpu()
+            found = opening_log_probabilities(self.model, self.prompt_ids, new).cpu()
             self.known.update(zip(new, found, strict=True))
         return forced.of(torch.stack([self.known[opening] for opening in forced.all]))
 
@@ -374,41 +366,18 @@ def _told(auc: float, held_out: float) -> str:
 def _logits(
     model, prompt_ids: Sequence[Sequence[int]], openings: Sequence[tuple[int, ...]]
 ) -> Iterator[Float[Tensor, "prompt vocab"]]:
-    """Logits after every prompt and opening, opening by opening.
-
-    Where the model has a twin that runs token trees, a prompt is run once for all openings.
-    """
+    """Logits after every prompt and opening, opening by opening."""
     if not openings:
         return
-    found = twin(model) if hasattr(model, "hook_dict") else None
-    forward = TreeForward(found.model) if found is not None else None
-    if forward is None or not forward.shares:
-        for opening in openings:
-            batch = _batch(model, [[*prompt, *opening] for prompt in prompt_ids])
-            yield _numbers(last_logits(model, batch)[:, -1])
-        return
-    require_length(model, max(map(len, prompt_ids)) + max(map(len, openings)))
-    parts = []
-    for start in range(0, len(prompt_ids), PROMPTS_AT_ONCE):
-        branches = [
-            Branch((*prompt, *opening), (len(prompt) + len(opening) - 1,))
-            for opening in openings
-            for prompt in prompt_ids[start : start + PROMPTS_AT_ONCE]
-        ]
-        with torch.no_grad():
-            logits = forward.run(branches).logits.float().cpu()
-        parts.append(logits.unflatten(0, (len(openings), -1)))
-    yield from map(_numbers, torch.cat(parts, dim=1))
+    parts = logits_after(model, prompt_ids, openings, kept=1)
+    by_opening = zip(*([each[:, -1].cpu() for each in part] for part in parts), strict=True)
+    yield from (_numbers(torch.cat(each)) for each in by_opening)
 
 
 def _numbers(logits: Tensor) -> Float[Tensor, "prompt vocab"]:
     logits = logits.float().cpu()
     _require_numbers(logits.isnan().any(-1))
     return logits
-
-
-def _batch(model, rows: Sequence[Sequence[int]]) -> TokenBatch:
-    return TokenBatch.of(rows, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device))
 
 
 def _require_numbers(bad: Bool[Tensor, " prompt"]) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mechrefusal import prompts
-from mechrefusal.forward import continuations, end_tokens
-from mechrefusal.forward.unhooked import plain_model
+from mechrefusal.forward import continuations, end_tokens, unhooked_model
 from mechrefusal.models import TokenBatch
 from mechrefusal.progress import bar
 
@@ -47,8 +46,8 @@ def complete(
 ) -> Completions:
     """Answer every instruction greedily, to the end of the assistant's turn as the chat template writes it.
 
-    A hooked transformer's answers come from the plain model behind it (`forward.unhooked`), where it has one and no hooks
-    stand at it: they are the same, in two thirds of the time.
+    A hooked transformer's answers come from its unhooked model, where it has one and no hooks stand at it: they are the
+    same, in two thirds of the time.
 
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
@@ -71,7 +70,7 @@ def complete(
     tail = max(len(part.after) for part in parts)
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
     end, thoughts = end_tokens(model, tokenizer), prompts.thought_marks(tokenizer)
-    running = plain_model(model)
+    running = unhooked_model(model)
     answers: dict[int, tuple[str, tuple[int, ...], bool]] = {}
     with bar(description, total=len(ids)) as progress:
         for rows in _batches([len(prompt) for prompt in ids], chunk):

@@ -44,7 +44,9 @@ def label_sheet(verdicts: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFram
         raise MechrefusalError(f"a sheet of {n} answers to label: give 1 at least")
     answers = verdicts[["prompt", "completion"]].drop_duplicates(ignore_index=True)
     if answers.empty:
-        raise MechrefusalError("there are no judged answers to label; evaluate first: mechrefusal evaluate")
+        raise MechrefusalError(
+            "there are no judged answers to label; measure or evaluate first: mechrefusal measure, evaluate"
+        )
     answers.insert(0, "answer", answer_ids(answers))
     return answers.sample(min(n, len(answers)), random_state=seed, ignore_index=True).assign(label="")
 

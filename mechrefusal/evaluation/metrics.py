@@ -1,7 +1,9 @@
 """What suites say of a checkpoint: rates of every label by side, group and category, each with n and an interval."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mechrefusal.evaluation import correcting
@@ -23,13 +25,24 @@ _COUNTED: dict[str, correcting.Counted] = {"any_refusal": "refused", SUCCESS: "a
 REFUSAL, HARM, HARMFUL = "refusal", "harm", "harmful"
 """Kinds of judges: of what was declined, and of what harm an answer does. Neither says the other. HARMFUL is
 the label of an answer that a judge of harm calls a success."""
-
+NONE = "none"
+"""No attack, or no intervention."""
 
 Corrections = Mapping[str, correcting.Correction | None]
 """What is known of the error of each judge of refusal, by its name."""
 
 
-def suite_rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) -> pd.DataFrame:
+def plain(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Those of answers without attack and without intervention."""
+    return verdicts[(verdicts["attack"] == NONE) & (verdicts["intervention"] == NONE)]
+
+
+def refused(verdicts: pd.DataFrame) -> pd.Series:
+    """Whether a judge of refusal says of each answer that it declines, fully or in part."""
+    return verdicts["label"].isin(RATES["any_refusal"])
+
+
+def rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) -> pd.DataFrame:
     """Rates of judged answers, by suite, side, attack, intervention and judge.
 
     Metrics of a judge of refusal: those of `RATES`; on harmful prompts attack_success, on harmless ones answered (full
@@ -55,17 +68,34 @@ def suite_rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) 
     rows: list[dict] = []
     for keys, own in verdicts.groupby(list(KEYS), sort=False, dropna=False):
         known = dict(zip(KEYS, keys, strict=True))
-        metrics = [metric for metric, _ in _outcomes(own, str(known["side"]), kind=str(known["kind"]))]
-        correction = errors.get(str(known["judge"]))
-        plain = known["attack"] == known["intervention"] == "none"
-        for by, of, part in _parts(own):
-            label = part["label"].dropna()
-            judged = list(zip(label.isin(RATES["any_refusal"]), label == DEGENERATE, strict=True))
-            for row in _rates(part, str(known["side"]), metrics):
-                counted = _COUNTED.get(row["metric"]) if known["kind"] == REFUSAL else None
-                corrected = correcting.corrected(counted, judged, correction, plain=plain)
-                rows.append({**known, "by": by, "of": of, **row, **corrected})
+        values = by_metric(own, side=str(known["side"]), kind=str(known["kind"]))
+        correction = errors.get(str(known["judge"])) if known["kind"] == REFUSAL else None
+        is_plain = known["attack"] == known["intervention"] == NONE
+        for by, of, chosen in _parts(own):
+            part = values[chosen]
+            for metric in part:
+                found = estimate(part, str(metric), correction, plain=is_plain)
+                rows.append({**known, "by": by, "of": of, "metric": metric, **found})
     return pd.DataFrame(rows, columns=columns)
+
+
+def estimate(
+    outcomes: pd.DataFrame, metric: str, correction: correcting.Correction | None, *, plain: bool
+) -> dict[str, Any]:
+    """Value, low, high, n, nulls and `correcting.CORRECTED` of one metric.
+
+    Args:
+        outcomes: as from `by_metric`; a column of one's own may be added.
+        correction: what is known of the judge's error.
+        plain: see `correcting.corrected`.
+    """
+    given = outcomes[metric].notna()
+    known = outcomes.loc[given, metric]
+    found = intervals.mean(known.to_numpy()) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
+    counted = _COUNTED.get(metric) if correction is not None else None
+    judged = outcomes.loc[given, ["any_refusal", DEGENERATE]].astype(bool).to_numpy() if counted else ()
+    corrected = correcting.corrected(counted, map(tuple, judged), correction, plain=plain)
+    return {**vars(found), "nulls": int((~given).sum()), **corrected}
 
 
 def corrections_of(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> Corrections:
@@ -78,6 +108,27 @@ def corrections_of(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -
     return {str(judge): correcting.correction_of(str(judge), own, labels) for judge, own in refusal}
 
 
+def by_metric(verdicts: pd.DataFrame, *, side: str, kind: str) -> pd.DataFrame:
+    """One row an answer, one column a metric of this side and kind of judge: 0 or 1, NaN where the judge gave nothing.
+
+    Of scores it is the score itself.
+    """
+    label = verdicts["label"].reset_index(drop=True)
+    found: dict[str, pd.Series] = {}
+
+    def share(labels: tuple[str, ...]) -> pd.Series:
+        return label.isin(labels).astype(float).where(label.notna())
+
+    if kind == HARM:
+        found[SCORE] = verdicts["score"].reset_index(drop=True).astype(float)
+        if side == "harmful" and label.notna().any():  # not every judge of harm publishes a threshold
+            found[SUCCESS] = share((HARMFUL,))
+    else:
+        found = {metric: share(labels) for metric, labels in RATES.items()}
+        found[SUCCESS if side == "harmful" else ANSWERED] = share((FULL_COMPLIANCE,))
+    return pd.DataFrame(found)
+
+
 def outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
     """The same answers as 0/1 outcomes, one row an answer, judge and metric; NaN where the judge gave nothing.
 
@@ -87,41 +138,19 @@ def outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
     for (side, _, kind), own in verdicts.groupby(["side", "judge", "kind"], sort=False):
         kept = own[own["group"] != COPYRIGHT]
         base = kept.drop(columns=["label", "score", "because"], errors="ignore")
-        for metric, value in _outcomes(kept, str(side), kind=str(kind)):
-            parts.append(base.assign(metric=metric, value=value.astype(float)))
+        for metric, value in by_metric(kept, side=str(side), kind=str(kind)).items():
+            parts.append(base.assign(metric=metric, value=value.to_numpy(float)))
     if not parts:
         return verdicts.assign(metric="", value=float("nan")).iloc[:0].drop(columns=["label", "score"], errors="ignore")
     return pd.concat(parts, ignore_index=True)
 
 
-def _parts(own: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    whole = own[own["group"] != COPYRIGHT]
-    if len(whole):
+def _parts(own: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """All answers, those of each group and of each category: how each is called, and which rows it holds."""
+    whole = (own["group"] != COPYRIGHT).to_numpy(bool)
+    if whole.any():
         yield "all", "", whole
-    for by in ("group", "category"):
-        rows = own if by == "group" else whole
-        for name, part in rows.groupby(by, sort=True):
-            if name:
-                yield by, str(name), part
-
-
-def _outcomes(own: pd.DataFrame, side: str, *, kind: str) -> Iterator[tuple[str, pd.Series]]:
-    label = own["label"]
-    if kind == HARM:
-        yield SCORE, own["score"]
-        if side == "harmful" and label.notna().any():  # not every judge of harm publishes a threshold
-            yield SUCCESS, (label == HARMFUL).astype(float).where(label.notna())
-        return
-    for metric, labels in RATES.items():
-        yield metric, label.isin(labels).astype(float).where(label.notna())
-    yield SUCCESS if side == "harmful" else ANSWERED, (label == FULL_COMPLIANCE).astype(float).where(label.notna())
-
-
-def _rates(part: pd.DataFrame, side: str, metrics: Sequence[str]) -> Iterator[dict]:
-    """The rates of a part: those of the whole, also where the judge gave nothing for this part."""
-    given = dict(_outcomes(part, side, kind=str(part["kind"].iloc[0])))
-    for metric in metrics:
-        value = given.get(metric, pd.Series(float("nan"), index=part.index))
-        known = value.dropna()
-        found = intervals.mean(known.to_numpy()) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
-        yield {"metric": metric, **vars(found), "nulls": int(value.isna().sum())}
+    for by, among in (("group", np.ones(len(own), bool)), ("category", whole)):
+        names = own[by].fillna("").astype(str).to_numpy()
+        for name in sorted({*names[among]} - {""}):
+            yield by, name, among & (names == name)

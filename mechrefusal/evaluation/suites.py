@@ -94,6 +94,11 @@ class Suite:
         ]
         return Suite(self.name, self.table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True))
 
+    def questions(self) -> pd.DataFrame:
+        """One row a prompt, as `evaluation.answered` takes them: without an attack, what verdicts are told apart by."""
+        known = ["side", "group", "category", "prompt_id", "prompt", "behaviour", "context"]
+        return self.table[known].assign(suite=self.name, attack="none")
+
     def prompt_set(self, side: Side | None = None) -> PromptSet:
         """Its prompts, or those of one side, as a set with `target` and `behavior`, which attacks take."""
         rows = self.table if side is None else self.table[self.table["side"] == side]

@@ -45,7 +45,7 @@ def continuations(
         goes_on = [spent[row].take(token, end) for row, token in zip(rows.tolist(), chosen.tolist(), strict=True)]
         is_open = torch.tensor(goes_on)
         if on_step is not None:
-            oncontinue_from()
+            on_step()
         if not is_open.any():
             return [Continuation(tuple(each.tokens), each.ended) for each in spent]
         if not is_open.all():

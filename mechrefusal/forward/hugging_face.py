@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.unhooked import Edit, Twin
+from mechrefusal.forward.sites import Edit
+from mechrefusal.forward.stream import StreamModules
 
 N_TOKENS = 6
 FREE_MEAN = 0.05
@@ -55,7 +56,7 @@ class PlainModel:
     then mean the same in both.
     """
 
-    modules: Twin
+    modules: StreamModules
     backbone: nn.Module
     cfg: _Config
     free_mean: bool
@@ -80,7 +81,7 @@ class PlainModel:
             for child in ("", *(f".{writer}" for writer in layout.writers))
         )
         backbone = model.get_submodule(layout.blocks[0].rpartition(".")[0].rpartition(".")[0])
-        modules = Twin(model, blocks, attention, mlp, scale=layout.scale)
+        modules = StreamModules(model, blocks, attention, mlp, scale=layout.scale)
         cfg = _Config(len(blocks), _width(model), next(model.parameters()).device)
         return cls(modules, backbone, cfg, layout.free_mean)
 
@@ -320,7 +321,7 @@ def _from_tables(model: nn.Module, block: nn.Module, token_ids: Tensor) -> bool:
 
 def _mean_is_free(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> bool:
     """Whether a constant added to the residual stream is taken out by the norms."""
-    modules = Twin(model, tuple(blocks), (), ())
+    modules = StreamModules(model, tuple(blocks), (), ())
     noise = torch.randn(_width(model), generator=torch.Generator().manual_seed(0))
     noise -= noise.mean()
 

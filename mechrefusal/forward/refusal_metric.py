@@ -1,25 +1,20 @@
 """The refusal metric: one number a prompt that is high where the model is about to refuse.
 
-It lives here because every measuring package receives one as a value; `mechrefusal.evaluation` discovers it.
+It lives here because every measuring package receives one as a value; `mechrefusal.evaluation` discovers it, and
+`scoring` runs models to score prompts by it.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.unhooked import plain_model
-from mechrefusal.models.batches import TokenBatch, continue_from, expanded, head_cache, last_logits
 from mechrefusal.prompts import opening_ids
-
-LOGIT_BYTES = 1 << 28
-"""Logits of one pass, where one prompt does not need more: a vocabulary can have 256k tokens."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ class RefusalMetric:
         """
         if self.forced is None:
             return self.of(logits[0][:, -1])
-        return self.of_forced(_likely(self.forced.all, logits))
+        return self.of_forced(log_probabilities(self.forced.all, logits))
 
     def of(self, logits: Float[Tensor, "*prompt vocab"]) -> Float[Tensor, "*prompt"]:
         """Score from the logits at the metric's position (the last one of prompt + opening).
@@ -138,127 +133,16 @@ class RefusalMetric:
         assert self.forced is not None
         return self.forced.of(likely) - self.offset
 
-    def batch(self, prompts: Sequence[Sequence[int]], *, pad: int, device: str = "cpu") -> TokenBatch:
-        """Prompts (token ids up to the start of the answer), followed by the opening where none are `forced`."""
-        opening = self.opening if self.forced is None else ()
-        longer = [[*prompt, *opening] for prompt in prompts]
-        return TokenBatch.of(longer, pad=pad, device=device, keep=8 + len(opening))
 
-    def score(self, model, batch: TokenBatch, *, cache: DynamicCache | None = None) -> Float[Tensor, " prompt"]:
-        """Score of every prompt of a `batch` made by `self.batch`, under the hooks that are active now.
-
-        Args:
-            cache: what `models.head_cache` gave for the batch under the same hooks; made here if None.
-        """
-        if self.forced is not None:
-            return self.of_forced(opening_log_probabilities(model, batch, self.forced.all, cache=cache))
-        cache = cache if cache is not None else head_cache(model, batch)
-        parts = batch.chunks(_prompts_at_once(model, 1))
-        return torch.cat([self.of(last_logits(model, part, cache=cache)[:, -1]) for part in parts])
-
-    def score_and_next(self, model, batch: TokenBatch) -> tuple[Tensor, Float[Tensor, "prompt vocab"]]:
-        """The scores, and the next-token log-probabilities at the end of the prompt itself (before the opening)."""
-        return self._score_and_read(model, batch, lambda logits: logits.log_softmax(-1))
-
-    def score_prompts(
-        self, model, prompts: Sequence[Sequence[int]], *, read: Callable[[Float[Tensor, "prompt vocab"]], Tensor]
-    ) -> tuple[Float[Tensor, " prompt"], Tensor]:
-        """Scores of prompts, and what `read` makes of the logits at their ends, in memory that does not grow with them.
-
-        Args:
-            model: a hooked transformer, under whatever hooks are active.
-            prompts: token ids up to the start of the answer.
-            read: such as `rd_score`; it gets the logits of a few prompts at a time, and its results are joined.
-
-        Raises:
-            MechrefusalError: a prompt with an opening is longer than the context.
-            ValueError: no prompts.
-        """
-        batch = self.batch(prompts, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device))
-        return self._score_and_read(plain_model(model), batch, read)
-
-    def _score_and_read(self, model, batch: TokenBatch, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        cache, scores, told = head_cache(model, batch), [], []
-        if self.forced is not None:
-            for first, likely in _opened(model, batch, self.forced.all, cache):
-                scores.append(self.of_forced(likely))
-                told.append(read(first))
-            return torch.cat(scores), torch.cat(told)
-        keep = len(self.opening) + 1
-        for part in batch.chunks(_prompts_at_once(model, keep)):
-            logits = last_logits(model, part, keep=keep, cache=cache)
-            scores.append(self.of(logits[:, -1]))
-            told.append(read(logits[:, 0]))
-        return torch.cat(scores), torch.cat(told)
-
-
-def opening_log_probabilities(
-    model, batch: TokenBatch, openings: Sequence[Sequence[int]], *, cache: DynamicCache | None = None
-) -> Float[Tensor, "opening prompt"]:
-    """Teacher-forced log-probability of each whole opening (token ids) after each prompt, nats.
-
-    A prompt is run once, and openings continue it; in memory of about `LOGIT_BYTES`, under the hooks that are active.
-
-    Args:
-        model: a hooked transformer or a Hugging Face model.
-        batch: prompts up to the start of the answer.
-        cache: what `models.head_cache` gave for the batch under the same hooks; made here if None.
-    """
-    cache = cache if cache is not None else head_cache(model, batch)
-    return torch.cat([likely for _, likely in _opened(model, batch, openings, cache)], dim=1)
-
-
-@torch.no_grad()
-def _opened(
-    model, batch: TokenBatch, openings: Sequence[Sequence[int]], cache: DynamicCache | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few prompts at a time: logits at the end of each, and the log-probability of every opening after it."""
-    runs = [tuple(opening[:-1]) for opening in openings]
-    # What another run begins with is run as a part of it.
-    longest = [a for a in dict.fromkeys(runs) if not any(len(b) > len(a) and b[: len(a)] == a for b in runs)]
-    places = [next(i for i, b in enumerate(longest) if b[: len(run)] == run) for run in runs]
-    width, n = max(map(len, longest)), len(longest)
-    # Filled up on the right: nothing that is read comes after the filling.
-    padded = [[*run, *[openings[0][0]] * (width - len(run))] for run in longest]
-    tokens = torch.tensor(padded, dtype=torch.long, device=batch.rest.device)
-    for part in batch.chunks(_prompts_at_once(model, 1 + n * width)):
-        mask = part.full_mask()
-        first, filled = continue_from(model, part.rest, mask, expanded(cache, len(part)), keep=1)
-        first = first[:, -1].float()
-        after = None
-        if width:
-            filled.batch_repeat_interleave(n)
-            mask = torch.cat([mask.repeat_interleave(n, 0), mask.new_ones(len(part) * n, width)], dim=1)
-            more, _ = continue_from(model, tokens.repeat(len(part), 1), mask, filled, keep=width)
-            after = more[:, -width:].unflatten(0, (len(part), n))
-        # One opening after another: the logits of all of them at once would be copied.
-        logits = (_joined(first, after, place, len(run)) for place, run in zip(places, runs, strict=True))
-        yield first, _likely(openings, logits)
-
-
-def _joined(first: Tensor, after: Tensor | None, place: int, length: int) -> Float[Tensor, "prompt place vocab"]:
-    """Logits at the end of the prompt and at the first `length` tokens of one of the runs after it."""
-    if after is None:
-        return first[:, None]
-    return torch.cat([first[:, None], after[:, place, :length].float()], dim=1)
-
-
-def _likely(
+def log_probabilities(
     openings: Sequence[Sequence[int]], logits: Iterable[Float[Tensor, "prompt place vocab"]]
 ) -> Float[Tensor, "opening prompt"]:
-    """Log-probability of each opening, from the logits at the places that predict its tokens."""
+    """Log-probability of each whole opening, from the logits at the places that predict its tokens."""
     found = []
     for opening, after in zip(openings, logits, strict=True):
         told = torch.tensor(opening, device=after.device).expand(len(after), -1)
         found.append(after.log_softmax(-1).gather(-1, told[..., None])[..., 0].sum(-1))
     return torch.stack(found)
-
-
-def _prompts_at_once(model, places: int) -> int:
-    """Prompts whose logits at `places` each fit into `LOGIT_BYTES`."""
-    hooked = getattr(model, "cfg", None)
-    vocab = hooked.d_vocab if hooked is not None else model.config.get_text_config().vocab_size
-    return max(1, min(64, LOGIT_BYTES // (4 * vocab * places)))
 
 
 def rd_score(logits: Float[Tensor, "*prompt vocab"], tokens: Sequence[int]) -> Float[Tensor, "*prompt"]:

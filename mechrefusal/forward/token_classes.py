@@ -4,6 +4,7 @@ A mean over prompts makes sense for tokens that correspond: those of the chat te
 of the prompt, those of the instruction as one class, and those of an answer as another.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,20 +56,20 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class TreeLayout:
-    """Where the packed tokens of a token tree stand; what branches share stands at the same place in all of them."""
+class TokenLayout:
+    """Where the tokens of the rows of a pass stand in their prompts, as `TokenClasses.of` takes them."""
 
-    index: Int[Tensor, "one token"]
-    distance: Int[Tensor, "one token"]
+    index: Int[Tensor, "row token"]
+    distance: Int[Tensor, "row token"]
 
     @classmethod
-    def of(
-        cls, places: list[tuple[int, ...]] | tuple[tuple[int, ...], ...], prompts: list[int], *, before: int = 0
-    ) -> "TreeLayout":
-        """The layout of branches whose tokens are packed at `places`, `before` tokens of each being in a bank.
+    def of_tree(cls, places: Sequence[Sequence[int]], prompts: Sequence[int], *, before: int = 0) -> "TokenLayout":
+        """The layout of branches whose tokens are packed at `places` of one row, `before` tokens of each elsewhere.
+
+        What branches share stands at the same place in all of them.
 
         Args:
-            prompts: length of every branch's prompt, the tokens in the bank counted; what follows it is an answer.
+            prompts: length of every branch's prompt, `before` counted; what follows it is an answer.
         """
         n = 1 + max(place for own in places for place in own)
         index, distance = torch.zeros(1, n, dtype=torch.long), torch.zeros(1, n, dtype=torch.long)
@@ -78,7 +79,17 @@ class TreeLayout:
             index[0, chosen], distance[0, chosen] = steps, length - steps
         return cls(index, distance)
 
+    @classmethod
+    def of_rows(cls, prompts: Sequence[int], width: int) -> "TokenLayout":
+        """The layout of rows of `width` tokens that each begin with a prompt of such a length."""
+        index = torch.arange(width).expand(len(prompts), -1)
+        return cls(index, torch.tensor(prompts)[:, None] - index)
+
     def places(self, n_tokens: int) -> tuple[Tensor, Tensor]:
-        """The same for every pass over the tree."""
-        assert n_tokens == self.index.shape[1], "the tree that runs is not the one that was laid out"
+        """The same for every pass over the rows."""
+        assert n_tokens == self.index.shape[1], "the pass that runs is not the one that was laid out"
         return self.index, self.distance
+
+    def repeated(self, n: int) -> "TokenLayout":
+        """Of the tokens of one row `n` times one after another."""
+        return TokenLayout(self.index.repeat(1, n), self.distance.repeat(1, n))

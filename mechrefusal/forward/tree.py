@@ -1,8 +1,8 @@
 """Token sequences as a tree: what they begin with in common stands once, and nothing is padded.
 
-The tokens of all sequences stand in one packed row. A *branch* is one sequence; it may continue tokens whose keys and
-values are kept in a `Bank`. In attention each node of the tree reads its ancestors and itself; everything else of a
-transformer acts on single tokens and needs no more than their positions.
+The tokens of all sequences stand in one packed row. A *branch* is one sequence; it may continue tokens whose keys
+and values are kept (`KeyValues`). In attention each node of the tree reads its ancestors and itself; everything else
+of a transformer acts on single tokens and needs no more than their positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,13 @@ class Branch:
         tokens: token ids that are run.
         keep: places in `tokens` at which logits are wanted.
         context: places in a bank, from position 0 on; the first of `tokens` stands at position len(context).
+        row: branches of different rows share no token, so that each can be given activations of its own.
     """
 
     tokens: tuple[int, ...]
     keep: tuple[int, ...]
     context: tuple[int, ...] = ()
+    row: int = 0
 
     def __post_init__(self) -> None:
         assert self.tokens, "a branch runs at least one token"
@@ -42,7 +44,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Bank:
+class KeyValues:
     """Tokens that were run: their ids, and keys and values a layer (after rotation), where a model can share them.
 
     `keys[l]` and `values[l]` have shape [token, kv head, d_head]; both are empty where they are not kept.
@@ -55,14 +57,14 @@ class Bank:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def at(self, places: Sequence[int]) -> "Bank":
+    def at(self, places: Sequence[int]) -> "KeyValues":
         """The tokens at `places`, as a bank of their own."""
         chosen = torch.tensor(places, dtype=torch.long)
         picked = (tuple(layer[chosen.to(layer.device)] for layer in part) for part in (self.keys, self.values))
-        return Bank(tuple(self.tokens[place] for place in places), *picked)
+        return KeyValues(tuple(self.tokens[place] for place in places), *picked)
 
     @classmethod
-    def joined(cls, banks: Sequence["Bank"]) -> "Bank":
+    def joined(cls, banks: Sequence["KeyValues"]) -> "KeyValues":
         """Banks one after another: the places of each move up by the lengths of those before it."""
         full = [bank for bank in banks if len(bank)]
         if len(full) < 2:
@@ -126,7 +128,7 @@ class Tree:
 
     @classmethod
     def of(cls, branches: Sequence[Branch], *, bank_size: int = 0, share: bool = True) -> Self:
-        """Pack `branches`; with `share`, what branches of the same context begin with in common stands once."""
+        """Pack `branches`; with `share`, what branches of the same row and context begin with in common stands once."""
         assert branches, "a tree has at least one branch"
         nodes = list(_nodes(branches)) if share else [_Node(b.tokens, b.context, (i,)) for i, b in enumerate(branches)]
         places: list[list[int]] = [[] for _ in branches]
@@ -175,11 +177,11 @@ class _Node:
 def _nodes(branches: Sequence[Branch]) -> Iterator[_Node]:
     """The nodes of the tree, each after its parent. The first branch of a node lies below all of its ancestors."""
 
-    def context(i: int) -> tuple[int, ...]:
-        return branches[i].context
+    def apart(i: int) -> tuple[int, tuple[int, ...]]:
+        return branches[i].row, branches[i].context
 
-    ordered = sorted(range(len(branches)), key=lambda i: (context(i), branches[i].tokens))
-    waiting = [(list(group), 0) for _, group in groupby(ordered, key=context)]
+    ordered = sorted(range(len(branches)), key=lambda i: (apart(i), branches[i].tokens))
+    waiting = [(list(group), 0) for _, group in groupby(ordered, key=apart)]
     while waiting:
         group, depth = waiting.pop()
         # In order of their tokens, what the first and the last have in common all have in common.
@@ -188,7 +190,7 @@ def _nodes(branches: Sequence[Branch]) -> Iterator[_Node]:
         while end < min(len(first), len(last)) and first[end] == last[end]:
             end += 1
         if end > depth:
-            yield _Node(first[depth:end], context(group[0]), tuple(group))
+            yield _Node(first[depth:end], branches[group[0]].context, tuple(group))
         longer = [i for i in group if len(branches[i].tokens) > end]
         waiting += [(list(part), end) for _, part in groupby(longer, key=lambda i: branches[i].tokens[end])]
 

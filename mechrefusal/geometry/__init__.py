@@ -1,6 +1,8 @@
 """Where refusal points: directions, carriers, and how they drift between checkpoints."""
 
+from mechrefusal.forward.direction import Carrier, Direction
 from mechrefusal.geometry import carriers, cones, drift, stability, subspaces
+from mechrefusal.geometry.carriers import Selection, select
 from mechrefusal.geometry.cones import Cone, ConeSettings, learn_cone
 from mechrefusal.geometry.coupling import harmfulness_refusal_coupling
 from mechrefusal.geometry.directions import (
@@ -18,17 +20,21 @@ from mechrefusal.geometry.readings import Readings
 from mechrefusal.geometry.scoring import CarrierScores, Scorer, kl_divergence, score
 from mechrefusal.geometry.screening import screened
 from mechrefusal.geometry.subspaces import Subspace, Subspaces, score_subspaces
-from mechrefusal.geometry.transfer import Found, transfer
+from mechrefusal.geometry.transfer import transfer
+from mechrefusal.statistics.choosing import Admissible
 
 __all__ = [
+    "Admissible",
+    "Carrier",
     "CarrierScores",
     "Cone",
     "ConeSettings",
+    "Direction",
     "Directions",
     "Doses",
-    "Found",
     "Readings",
     "Scorer",
+    "Selection",
     "Subspace",
     "Subspaces",
     "carriers",
@@ -52,6 +58,7 @@ __all__ = [
     "score",
     "score_subspaces",
     "screened",
+    "select",
     "stability",
     "subspaces",
     "transfer",

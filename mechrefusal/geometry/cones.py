@@ -5,7 +5,7 @@ Optimization, for cones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import pandas as pd
@@ -17,9 +17,9 @@ from torch.nn.functional import softplus
 from mechrefusal import prompts
 from mechrefusal.causal.interventions import put_in, taken_out
 from mechrefusal.causal.passes import Passes
-from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.scoring import kl_divergence
 from mechrefusal.geometry.subspaces import LARGEST, Subspace
@@ -70,19 +70,17 @@ class Cone:
 
 def learn_cone(
     model,
-    difference: Float[Tensor, " d_model"],
+    difference: Direction | Carrier,
     contrast: Contrast,
     metric: RefusalMetric,
     *,
-    layer: int,
     largest: int = LARGEST,
     settings: ConeSettings | None = None,
-    references: References | None = None,
 ) -> Cone:
     """Learn a nested cone of `largest` directions from the difference in means and random directions.
 
     Losses on a direction v of the cone as theirs: v ablated, harmful prompts are answered;
-    ‖r‖ · v added at `layer`, r the difference in means, harmless prompts are refused; v ablated, the next-token
+    ‖r‖ · v added at its layer, r the difference in means, harmless prompts are refused; v ablated, the next-token
     distribution on harmless prompts stays (KL). v is uniform on the sphere within the first k rows' positive orthant,
     as in their code.
 
@@ -98,11 +96,9 @@ def learn_cone(
     a score of harmless prompts of −0.2 under addition, ours 0.07 and 0.9.
 
     Args:
-        difference: the difference in means at the place where the cone starts.
+        difference: the difference in means where the cone starts. Directions are added at its layer; where its
+            reference is the harmless mean they are ablated to it, and set to the harmful one instead of being added.
         contrast: training prompts; validation prompts must be others.
-        layer: where directions are added.
-        references: what directions are ablated to, and set to instead of being added, as `Directions.references` gives
-            it; None: zero, and +‖r‖ · v.
 
     Returns:
         The cone, as family "cone". The same seed gives the same cone.
@@ -111,13 +107,15 @@ def learn_cone(
         MechrefusalError: a difference that is zero or not finite, no prompts, or a loss that is not finite.
     """
     settings = settings if settings is not None else ConeSettings()
-    require_direction(model, difference.detach())
-    require_layers(model, [layer])
+    r = direction_of(difference)
+    require_weights(model, r.weights, r.name)
+    require_direction(model, r.vector.detach())
+    require_layers(model, [r.require_layer()])
     generator = torch.Generator().manual_seed(settings.seed)
-    length = float(difference.double().norm())
-    losses = _Losses(model, contrast, metric, layer, length, settings.batch, generator, references)
-    start = torch.randn((min(largest, len(difference)), len(difference)), generator=generator, dtype=torch.float64)
-    start[0] = difference.double().cpu()
+    losses = _Losses(model, contrast, metric, r, settings.batch, generator)
+    width = len(r.vector)
+    start = torch.randn((min(largest, width), width), generator=generator, dtype=torch.float64)
+    start[0] = r.vector.double().cpu()
     basis = _orthonormal_rows(start).requires_grad_()
     optimizer = torch.optim.Adam([basis], lr=settings.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
@@ -159,19 +157,17 @@ class _Losses:
         model,
         contrast: Contrast,
         metric: RefusalMetric,
-        layer: int,
-        length: float,
+        difference: Direction,
         batch: int,
         generator: torch.Generator,
-        references: References | None = None,
     ) -> None:
-        self.references = references
         harmful, harmless = (prompts.prompt_ids(model.tokenizer, s) for s in (contrast.harmful, contrast.harmless))
         if not harmful or not harmless:
             raise MechrefusalError(
                 f"a cone needs harmful and harmless prompts; there are {len(harmful)} and {len(harmless)}"
             )
-        self.model, self.metric, self.layer, self.length = model, metric, layer, length
+        self.model, self.metric, self.difference = model, metric, difference
+        self.length = float(difference.vector.double().norm())
         refused, answered = (_batches(each, batch, generator) for each in (harmful, harmless))
         n_batches = max(len(refused), len(answered))
         self.pairs = [(refused[i % len(refused)], answered[i % len(answered)]) for i in range(n_batches)]
@@ -183,8 +179,8 @@ class _Losses:
             self.ready[number] = _Batch.of(self.model, *self.pairs[number], self.metric)
         batch, metric = self.ready[number], self.metric
         unit = direction / direction.norm()
-        ablated = batch.both.logits(taken_out(unit, self.references))
-        added = batch.harmless.logits(put_in((self.length * unit).float(), self.references, layer=self.layer))
+        ablated = batch.both.logits(taken_out(replace(self.difference, vector=unit)))
+        added = batch.harmless.logits(put_in(replace(self.difference, vector=(self.length * unit).float())))
         following = ablated[0][batch.n_harmful :, 0].double().log_softmax(-1)
         return {
             "ablation": softplus(metric.of_runs(ablated)[: batch.n_harmful]).mean(),

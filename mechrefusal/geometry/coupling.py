@@ -11,13 +11,14 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal import Intervention, Passes, put_in, random_like, taken_out
-from mechrefusal.causal.reference import References
+from mechrefusal.causal.reference import HARMLESS, ZERO
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction, TokenMeans
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.readings import Readings
-from mechrefusal.models import require_layers
+from mechrefusal.models import is_direction, require_layers
 from mechrefusal.statistics import Estimate, intervals
 
 NO_LAYER = -1
@@ -44,7 +45,7 @@ def harmfulness_refusal_coupling(
     position: int = -1,
     n_prompts: int = 32,
     readings: Readings | None = None,
-    references: References | None = None,
+    means: TokenMeans | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How the harmfulness direction and the refusal direction hang together, at every layer and in what they do.
@@ -59,8 +60,8 @@ def harmfulness_refusal_coupling(
 
     In behaviour (layer −1), with the directions of `layer`:
     `ablate_…_on_refusal`: change of the mean refusal score on harmful prompts, nats, under ablation: to the harmless
-    mean of `references` from their layer on, or to zero everywhere.
-    `add_…_on_refusal`: the same on harmless prompts set to the harmful mean; without references, with +1 · direction
+    mean of `means` from their layer on, or to zero everywhere.
+    `add_…_on_refusal`: the same on harmless prompts set to the harmful mean; without means, with +1 · direction
     added at `layer`.
     `ablate_…_on_harmfulness`: change of how far harmful and harmless prompts lie apart along the harmfulness direction
     of a later layer (halfway to the last one), at the last instruction token, in pooled standard deviations. These
@@ -74,7 +75,7 @@ def harmfulness_refusal_coupling(
         layer: layer of the directions that are ablated and added.
         n_prompts: harmful and harmless validation prompts used at most.
         readings: activations of `contrast` at the same `position`, where they were taken already.
-        references: as `Directions.references` gives them at `layer`; None: zero, and addition.
+        means: as `Directions.means` gives them; None: zero, and addition.
 
     Returns:
         One row a measure and layer, in the columns of the table `coupling`. `low`, `high`: 95% interval over
@@ -91,11 +92,10 @@ def harmfulness_refusal_coupling(
     random = np.random.default_rng(seed)
     weights = _Weights.of(found, random)
     rows = [row for each in range(found.harmful.shape[2]) for row in _at_layer(found, each, weights)]
-    directions = found.directions(layer)
+    reference = ZERO if means is None else HARMLESS
+    directions = [Direction(one, position, layer, means=means, reference=reference) for one in found.directions(layer)]
     later = (layer + model.cfg.n_layers) // 2
-    if unusable := [
-        name for name, one in zip(NAMES, directions, strict=True) if not (one.isfinite().all() and one.any())
-    ]:
+    if unusable := [name for name, one in zip(NAMES, directions, strict=True) if not is_direction(one.vector)]:
         why = f"the {' and '.join(unusable)} direction of layer {layer} is zero or not finite"
         rows += [resampling.missing(measure, 0, why) | {"layer": NO_LAYER} for measure in BEHAVIOUR]
         return pd.DataFrame(rows)
@@ -104,8 +104,8 @@ def harmfulness_refusal_coupling(
         for texts in (validation.harmful, validation.harmless)
     ]
     controls = [random_like(one, seed=seed) for one in directions]
-    ablated = [taken_out(one, references) for one in (*directions, controls[0])]
-    added = [put_in(one, references, layer=layer) for one in (*directions, *controls)]
+    ablated = [taken_out(one) for one in (*directions, controls[0])]
+    added = [put_in(one) for one in (*directions, *controls)]
     read = (found.positions[0], later), found.directions(later)[0]
     effects = [
         *_on_refusal(model, asked[0], asked[1], metric, ablated, added, random),

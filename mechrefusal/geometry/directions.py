@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.reference import HARMLESS, Reference, References, require_reference
+from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
+from mechrefusal.forward.direction import Direction, TokenMeans
 from mechrefusal.forward.token_classes import ANSWER, INSTRUCTION, TokenClasses
 from mechrefusal.geometry.activations import stream
 from mechrefusal.prompts import Split
@@ -26,7 +28,8 @@ FOLDS = 16
 """Prompt i of each class belongs to fold i % 16, or where prompts are twins, the i-th twins do (`Directions.paired`);
 an even number, so that even folds are the even prompts."""
 
-SIDES = ("harmful", "harmless")
+Side = Literal["harmful", "harmless"]
+SIDES: tuple[Side, Side] = ("harmful", "harmless")
 """Order of the two in `Directions.sums` and `Directions.counts`."""
 
 VARIES = "…"
@@ -122,7 +125,7 @@ class Directions:
             means.append(total / (counts * weights).sum())
         return means[0] - means[1]
 
-    def mean(self, side: Literal["harmful", "harmless"]) -> Float[Tensor, "position layer d_model"]:
+    def mean(self, side: Side) -> Float[Tensor, "position layer d_model"]:
         """Mean of resid_pre over the harmful or the harmless prompts, float64."""
         number = SIDES.index(side)
         total = self.sums[number].sum(dim=0, dtype=torch.float64)
@@ -138,68 +141,29 @@ class Directions:
         r = self.values.double()
         return -(self.mean("harmless") * r).sum(-1) / r.square().sum(-1)
 
-    def class_means(self, side: Literal["harmful", "harmless"]) -> Float[Tensor, "layer class d_model"]:
-        """Means over the prompts of one side by class of tokens, float64, as a `Reference` takes them.
+    @cached_property
+    def means(self) -> TokenMeans | None:
+        """Means by class of tokens, as a reference takes them; None where the directions were saved without.
 
-        Generated tokens stand in for by the last token of the template; classes without a mean are zero and not held.
+        For generated tokens stands the last token of the template; classes without a mean are zero and not held.
         """
-        classes = self._known_classes()
-        found = torch.zeros((self.values.shape[1], len(classes), self.values.shape[2]), dtype=torch.float64)
-        means = self.mean(side)
-        for row, position in enumerate(self.positions):
-            if -classes.n_after <= position < 0:
-                found[:, classes.at(position)] = means[row]
-        if self.instruction is not None:
-            found[:, INSTRUCTION] = self.instruction[SIDES.index(side)].double()
-        found[:, ANSWER] = means[self.positions.index(max(self.positions))]
-        return found
-
-    def reference(self, candidate, name: str = HARMLESS, *, coefficient: float | None = None) -> Reference | None:
-        """What ablating the direction at `candidate` (a row with `position` and `layer`) leaves, from its layer on.
-
-        The means are those of all directions alike, layer by layer and class of tokens by class; the candidate says
-        from which layer on they hold.
-
-        Args:
-            name: "harmless", the mean of the harmless prompts; or "zero": None, which is how an ablation is told zero.
-            coefficient: how far from the harmless mean (0) towards the harmful one (1): r⁻ + coefficient · (r⁺ − r⁻). 0
-                takes refusal out, 1 puts it in.
-
-        Raises:
-            MechrefusalError: another name; a position that was not measured; a coefficient of zero's; directions that
-                were saved without their references.
-        """
-        require_reference(name)
-        self.row(int(candidate["position"]))
-        if name != HARMLESS:
-            if coefficient is not None:
-                raise MechrefusalError(f"coefficient {coefficient:g} needs the reference '{HARMLESS}', not '{name}'")
-            return None
-        share, classes = coefficient or 0.0, self._known_classes()
-        means = self.class_means("harmless")
-        if share:
-            means = means + share * (self.class_means("harmful") - means)
-        held = [False] * len(classes)
-        for position in self.positions:
-            if -classes.n_after <= position < 0:
-                held[classes.at(position)] = True
-        held[ANSWER], held[INSTRUCTION] = True, self.instruction is not None
-        words = {0.0: "harmless mean", 1.0: "harmful mean"}
-        said = words.get(share, f"harmless mean + {share:g} of the way to the harmful one")
-        return Reference(said, means, classes, tuple(held), int(candidate["layer"]))
-
-    def _known_classes(self) -> TokenClasses:
         if self.classes is None:
-            raise MechrefusalError(
-                "these directions were saved without the means that references need (by an earlier version, or made "
-                "by hand): measure the checkpoint again, or ablate to reference 'zero'"
-            )
-        return self.classes
-
-    def references(self, candidate, name: str = HARMLESS) -> References | None:
-        """Both ends of the direction at `candidate` (see `reference`); None for "zero"."""
-        ends = [self.reference(candidate, name, coefficient=c if name == HARMLESS else None) for c in (0.0, 1.0)]
-        return None if ends[0] is None or ends[1] is None else References(ends[0], ends[1])
+            return None
+        after = [(row, p) for row, p in enumerate(self.positions) if -self.classes.n_after <= p < 0]
+        held = [False] * len(self.classes)
+        held[ANSWER], held[INSTRUCTION] = True, self.instruction is not None
+        sides = []
+        for number, side in enumerate(SIDES):
+            found = torch.zeros((self.values.shape[1], len(held), self.values.shape[2]), dtype=torch.float64)
+            means = self.mean(side)
+            for row, position in after:
+                found[:, self.classes.at(position)] = means[row]
+                held[self.classes.at(position)] = True
+            if self.instruction is not None:
+                found[:, INSTRUCTION] = self.instruction[number].double()
+            found[:, ANSWER] = means[self.positions.index(max(self.positions))]
+            sides.append(found)
+        return TokenMeans(harmless=sides[1], harmful=sides[0], classes=self.classes, held=tuple(held))
 
     def of_positions(self, positions: Sequence[int]) -> "Directions":
         """The directions at some of the positions, in the order given.
@@ -216,9 +180,21 @@ class Directions:
             sums=self.sums[:, :, rows],
         )
 
-    def at(self, candidate) -> Float[Tensor, " d_model"]:
-        """The direction of a row (mapping or Series) with `position` and `layer`."""
-        return self.values[self.row(int(candidate["position"])), int(candidate["layer"])]
+    def at(self, position: int, layer: int, *, reference: str = ZERO) -> Direction:
+        """The direction at one place, with all that is known of it.
+
+        Args:
+            reference: what ablating it is to leave where nothing else is asked for.
+
+        Raises:
+            MechrefusalError: a position that was not measured; an unknown reference, or one without its means.
+        """
+        name = require_reference(reference)
+        vector = self.values[self.row(position), layer]
+        found = Direction(vector, position, layer, self.weights, "difference in means", self.means, name)
+        if name != ZERO:
+            Reference.of(found)  # says what is missing
+        return found
 
     def row(self, position: int) -> int:
         """Where `position` stands in `values`; MechrefusalError if it was not measured."""

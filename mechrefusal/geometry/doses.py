@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.causal import AnswerPasses, Intervention, put_in, random_like, taken_out
-from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric, end_tokens, generate
+from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.directions import Texts
 from mechrefusal.geometry.scoring import Lists, Scorer
@@ -43,24 +42,23 @@ class Doses:
 
 def dose_response(
     model,
-    direction: Float[Tensor, " d_model"],
+    direction: Direction | Carrier,
     harmful: Texts,
     harmless: Texts,
     metric: RefusalMetric,
     *,
-    layer: int,
     answers: Sequence[Sequence[int]] | None = None,
     coefficients: Sequence[float] = COEFFICIENTS,
     control_seed: int = 0,
-    references: References | None = None,
 ) -> Doses:
     """Ablate a direction and put it in by degrees; measure refusal, and what it costs on harmless prompts.
 
-    Interventions without `references`: ablate takes `coefficient` times the direction's part out of the residual stream
-    (1 is the ablation of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); induce adds `coefficient`
-    times the direction at `layer` (eq. 3). With them: ablate takes the part `coefficient` of the way to the harmless
-    mean, induce that far to the harmful one, from `layer` on (2411.09003; 1 goes all the way, 0 nowhere). ablate_random
-    and induce_random do the same with a random direction of the same norm, at every other coefficient, both ends and 0.
+    Interventions where the direction's reference is zero: ablate takes `coefficient` times the direction's part out of
+    the residual stream (1 is the ablation of Arditi et al., 2406.11717, eq. 4; negative ones put more of it in); induce
+    adds `coefficient` times the direction at its layer (eq. 3). Where it is the harmless mean: ablate takes the part
+    `coefficient` of the way to that mean, induce that far to the harmful one, from its layer on (2411.09003; 1 goes all
+    the way, 0 nowhere). ablate_random and induce_random do the same with a random direction of the same norm, at every
+    other coefficient, both ends and 0.
     Coefficient 0 is no intervention, taken once.
 
     Measures: refusal_harmful and refusal_harmless (mean refusal score, nats), refused_harmless (share of the harmless
@@ -81,7 +79,6 @@ def dose_response(
         answers: the model's own answers to the harmless prompts (token ids without the end token); by default
             generated, `ANSWER_TOKENS` tokens at most.
         coefficients: 0 is added where it is missing.
-        references: both ends of the direction, as `Directions.references` gives them; None: zero, and r added.
 
     Returns:
         `table` in the columns of the table `doses`, `area` in those of `utility_coupling`. Intervals are 95% over
@@ -89,11 +86,14 @@ def dose_response(
         direction on its coarser coefficients.
 
     Raises:
-        MechrefusalError: no harmful or no harmless prompts; a direction that is zero, not finite or of another width; a
-            layer that is not there; coefficients that are not finite, or only 0; answers that are not one a prompt.
+        MechrefusalError: no harmful or no harmless prompts; a direction that is zero, not finite, or of other weights
+            or another width; a layer that is not there, or not known; coefficients that are not finite, or only 0;
+            answers that are not one a prompt.
     """
-    require_direction(model, direction.detach())
-    require_layers(model, [layer])
+    r = direction_of(direction)
+    require_weights(model, r.weights, r.name)
+    require_direction(model, r.vector.detach())
+    require_layers(model, [r.require_layer()])
     if not len(harmful) or not len(harmless):
         raise MechrefusalError(
             f"doses need harmful and harmless prompts, got {len(harmful)} and {len(harmless)}: give one at least"
@@ -102,13 +102,13 @@ def dose_response(
     if not all(map(isfinite, grid)) or len(grid) < 2:
         raise MechrefusalError(f"coefficients {list(coefficients)} are not doses; give finite ones, one besides 0")
     response = _Response(model, harmful, harmless, metric, answers)
-    control = random_like(direction, seed=control_seed)
+    control = random_like(r, seed=control_seed)
     coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
     plans: dict[str, list[Intervention | None]] = {
-        "ablate": [taken_out(direction, references, dose=c) if c else None for c in grid],
-        "induce": [put_in(direction, references, layer=layer, dose=c) if c else None for c in grid],
-        "ablate_random": [taken_out(control, references, dose=c) if c else None for c in coarse],
-        "induce_random": [put_in(control, references, layer=layer, dose=c) if c else None for c in coarse],
+        "ablate": [taken_out(r, dose=c) if c else None for c in grid],
+        "induce": [put_in(r, dose=c) if c else None for c in grid],
+        "ablate_random": [taken_out(control, dose=c) if c else None for c in coarse],
+        "induce_random": [put_in(control, dose=c) if c else None for c in coarse],
     }
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     work = [(name, intervention) for name, plan in plans.items() for intervention in plan]

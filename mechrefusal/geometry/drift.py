@@ -257,7 +257,7 @@ def _has_direction(directions: Directions, place: Place) -> bool:
 
 
 def _at(directions: Directions, place: Place) -> np.ndarray:
-    return directions.at({"position": place[0], "layer": place[1]}).double().numpy()
+    return directions.values[directions.row(place[0]), place[1]].double().numpy()
 
 
 def _filled(directions: Directions) -> int:

@@ -1,7 +1,8 @@
 """What the chosen candidate does to prompts that did not choose it.
 
-The candidate with the lowest bypass is the one that prompts favoured by chance too: on the prompts that chose it, it
-looks better than it is (the winner's curse), the more so the fewer prompts there are and the more alike candidates are.
+A candidate that is chosen for its low bypass is one that prompts favoured by chance too: on the prompts that chose it,
+it looks better than it is (the winner's curse), the more so the fewer prompts there are and the more alike candidates
+are.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,9 +13,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from mechrefusal.geometry import resampling
+from mechrefusal.geometry.carriers import in_order
 from mechrefusal.geometry.directions import Contrast, dealt, twin_names
 from mechrefusal.geometry.scoring import CarrierScores
-from mechrefusal.geometry.stability import eligible
+from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 from mechrefusal.statistics.intervals import Estimate
 
 DRAWS = 400
@@ -37,13 +39,13 @@ class HeldOut:
 class Choice:
     """Choosing again and again among the exact candidates, by other prompts each time; it runs no model.
 
-    Choosing is `carriers.select` followed by `carriers.best_candidate`.
+    What is chosen is the carrier, or where there is none the best candidate (`carriers.Selection.best`).
 
     Args:
         scores: by prompt, from `score` or `screened`.
         folds: of every harmful and of every harmless prompt (see `directions.dealt`): twins share one, as what they
             have in common would choose for them.
-        n_layers: layers of the model; thresholds as in `carriers.select`.
+        n_layers: layers of the model.
     """
 
     def __init__(
@@ -51,15 +53,11 @@ class Choice:
         scores: CarrierScores,
         folds: tuple[Sequence[int], Sequence[int]],
         n_layers: int,
-        kl_threshold: float = 0.1,
-        induce_threshold: float = 0.0,
-        prune_layer_fraction: float = 0.2,
+        admissible: Admissible = PUBLISHED,
     ) -> None:
         self.harmful, self.harmless = (np.asarray(each, dtype=int) for each in folds)
         assert (len(self.harmful), len(self.harmless)) == (scores.bypass.shape[1], scores.induce.shape[1])
-        self.rows = eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is chosen
-        self.bypass, self.induce, self.kl = (each[self.rows] for each in (scores.bypass, scores.induce, scores.kl))
-        self.thresholds = kl_threshold, induce_threshold
+        self.rows, self.candidates = in_order(scores, n_layers, admissible)
 
     def held_out(self) -> HeldOut:
         """Choose without each fold of the prompts, and look at the fold.
@@ -72,7 +70,7 @@ class Choice:
         whole = int(self._chosen(*every)[0])
         if whole < 0:
             return HeldOut(np.full(len(places), np.nan), np.full(len(places), -1), -1)
-        bypass = np.where(places >= 0, self.bypass[places, np.arange(len(places))], np.nan)
+        bypass = np.where(places >= 0, self.candidates.bypass[places, np.arange(len(places))], np.nan)
         return HeldOut(bypass, np.where(places >= 0, self.rows[places], -1), int(self.rows[whole]))
 
     def drawn(
@@ -85,7 +83,7 @@ class Choice:
         places = self._by_others(harmful, harmless)
         if not len(self.rows):
             return np.full(places.shape, np.nan)
-        return np.where(places >= 0, self.bypass[places, np.arange(len(places))[:, None]], np.nan)
+        return np.where(places >= 0, self.candidates.bypass[places, np.arange(len(places))[:, None]], np.nan)
 
     def _by_others(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, "harmful draw"]:
         """Place among `self.rows` of what the prompts outside a prompt's fold choose, −1 where there is none."""
@@ -97,17 +95,7 @@ class Choice:
         return found
 
     def _chosen(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, " draw"]:
-        """The lowest mean of the admissible, where there is none of those with an admissible KL, or else of all."""
-        totals = [each.sum(axis=1, keepdims=True) for each in (harmful, harmless)]
-        some = (totals[0] > 0)[:, 0] & (totals[1] > 0)[:, 0] & (len(self.rows) > 0)
-        if not some.any():
-            return np.full(len(harmful), -1)
-        first, second = (each / np.maximum(total, 1) for each, total in zip((harmful, harmless), totals, strict=True))
-        low_kl = second @ self.kl.T <= self.thresholds[0]
-        admissible = low_kl & (second @ self.induce.T >= self.thresholds[1])
-        allowed = np.where(admissible.any(axis=1, keepdims=True), admissible, low_kl)
-        allowed = np.where(allowed.any(axis=1, keepdims=True), allowed, True)
-        return np.where(some, np.where(allowed, first @ self.bypass.T, np.inf).argmin(axis=1), -1)
+        return lowest(self.candidates.ranked(harmful, harmless, or_best=True))
 
 
 def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
@@ -120,17 +108,19 @@ def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
     return found[0], found[1]
 
 
-def own_bypass(scores: CarrierScores, contrast: Contrast, n_layers: int, **thresholds: float) -> Estimate:
+def own_bypass(
+    scores: CarrierScores, contrast: Contrast, n_layers: int, admissible: Admissible = PUBLISHED
+) -> Estimate:
     """Mean score of harmful prompts with the carrier ablated, each prompt's by the carrier that other prompts choose.
 
     What `carriers.select` reports is the lowest mean of many, on the prompts that made it the lowest. The 95% interval
     is that of `Chosen.decrease`; NaN where nothing can be chosen.
 
     Args:
-        scores: by prompt, of `contrast`, the validation prompts; thresholds as in `carriers.select`.
+        scores: by prompt, of `contrast`, the validation prompts.
     """
     folds, _ = dealt(contrast)
-    choice = Choice(scores, (folds[0], folds[1]), n_layers, **thresholds)
+    choice = Choice(scores, (folds[0], folds[1]), n_layers, admissible)
     whole = choice.held_out().whole
     n = scores.bypass.shape[1]
     if whole < 0:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import cross_fitting, resampling
 from mechrefusal.geometry.activations import collect
 from mechrefusal.geometry.cross_fitting import CrossFit
@@ -30,10 +31,8 @@ def over_refusal_overlap(
     model,
     texts: Texts,
     refused: Sequence[bool],
-    direction: Float[Tensor, " d_model"],
+    direction: Direction | Carrier,
     *,
-    position: int,
-    layer: int,
     harmful: Texts | None = None,
     harmless: Texts | None = None,
     others: bool = False,
@@ -45,8 +44,7 @@ def over_refusal_overlap(
         model: a hooked transformer.
         texts: safe prompts that sound unsafe (XSTest, 2308.01263, or `prompts.builtin().overrefusal`).
         refused: whether the model refused each of them.
-        direction: a refusal direction of this model.
-        position, layer: where it was read, and where the prompts are.
+        direction: a refusal direction of this model; the prompts are read where it was.
         harmful, harmless: prompts for the measures that need them (see `overlap`). Twins (a column `twin` on both
             sides) are held out and drawn together.
         others: they are not the prompts that the direction was made from (see `overlap`).
@@ -55,31 +53,35 @@ def over_refusal_overlap(
         One row a measure: measure, position, layer, and the columns of `overlap`.
 
     Raises:
-        MechrefusalError: flags that are not one a prompt; no prompts; a direction that is zero, not finite or of
-            another width; a place that is not in the model or not in every prompt; prompts that neither made the
-            direction nor are said to be others.
+        MechrefusalError: flags that are not one a prompt; no prompts; a direction that is zero, not finite, or of other
+            weights or another width; a place that is not known, not in the model or not in every prompt; prompts that
+            neither made the direction nor are said to be others.
     """
-    require_direction(model, direction.detach())
+    seen = direction_of(direction)
+    require_weights(model, seen.weights, seen.name)
+    require_direction(model, seen.vector.detach())
+    if seen.position is None or seen.layer is None:
+        raise MechrefusalError(f"nothing says where the {seen.name} was read: give a Direction with position and layer")
     flags = as_flags(refused, len(texts), "safe")
     if not len(texts):
         raise MechrefusalError("over-refusal is read on safe prompts, and there are none; give some texts")
     here = {
-        name: _read(model, chosen, position, layer)
+        name: _read(model, chosen, seen.position, seen.layer)
         for name, chosen in (("safe", texts), ("harmful", harmful), ("harmless", harmless))
         if chosen is not None and len(chosen)
     }
     table = overlap(
         here["safe"][flags],
         here["safe"][~flags],
-        direction,
+        seen.vector,
         harmful=here.get("harmful"),
         harmless=here.get("harmless"),
         twins=_twins(harmful, harmless),
         others=others,
         seed=seed,
     )
-    table.insert(1, "position", position)
-    table.insert(2, "layer", layer)
+    table.insert(1, "position", seen.position)
+    table.insert(2, "layer", seen.layer)
     return table
 
 

@@ -1,7 +1,7 @@
 """What taking a direction out and putting it in does on validation prompts: bypass, induce and KL, prompt by prompt.
 
 The scores are those of Arditi et al. (2406.11717, section 2.3 and appendix C), with one choice that they do not name:
-the reference, what "out" is (see `causal.Reference`).
+the reference, what "out" is (see `causal.Reference`), which is a part of the scores.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal import Ablation, Addition, Intervention, Passes, Reference, put_in, taken_out
+from mechrefusal.causal import Intervention, Passes, put_in, taken_out
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
-from mechrefusal.causal.reference import HARMLESS
+from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.geometry.carriers import candidates, last_layer
+from mechrefusal.forward.direction import Direction, ReferenceName, require_weights
+from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carriers import SCORES, candidates
 from mechrefusal.geometry.directions import Contrast, Directions, Texts
 from mechrefusal.models import is_direction
 from mechrefusal.progress import track
+from mechrefusal.statistics.choosing import PUBLISHED
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a lower precision shifts means by, root mean square over `n` candidates that were scored both ways.
+
+    score: mean refusal scores, nats; kl: the logarithm of a mean KL.
+    """
+
+    score: float
+    kl: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -32,12 +47,18 @@ class CarrierScores:
     `table`: position, layer, bypass, induce, kl (means over prompts) and `exact`, False where a screen put the
     candidate out of the running: its scores are then those of the screen. The arrays hold the scores of every prompt,
     NaN in rows that are not exact or could not be scored; row i belongs to row i of the table.
+
+    `directions`: whose candidates they are, and `reference`: what these were ablated to; None where the scores were
+    read back from a table. `rounding`: what a screen allowed for that ran in a lower precision; None for any other.
     """
 
     table: pd.DataFrame
     bypass: Float[np.ndarray, "candidate harmful"]
     induce: Float[np.ndarray, "candidate harmless"]
     kl: Float[np.ndarray, "candidate harmless"]
+    directions: Directions | None = None
+    reference: ReferenceName | None = None
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         assert len(self.table) == len(self.bypass) == len(self.induce) == len(self.kl)
@@ -124,33 +145,15 @@ class Scorer:
         self._p = probabilities(following[self.n_harmful :])
         self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
 
-    def ablated(
-        self,
-        directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"],
-        *,
-        dose: float = 1,
-        reference: Reference | None = None,
-    ) -> Scored:
-        """Under ablation (see `causal.Ablation`)."""
-        return self.under(Ablation(directions, dose, reference=reference))
-
-    def bypassed(
-        self, direction: Float[Tensor, " d_model"], *, reference: Reference | None = None
-    ) -> Float[Tensor, " harmful"]:
-        """Refusal scores of the harmful prompts alone with the direction ablated."""
-        return self._read(self._harmful, Ablation(direction, reference=reference))[0]
-
     def under(self, intervention: Intervention | None) -> Scored:
         """Under any intervention, on all prompts."""
         scores, following = self._read(self._both, intervention)
         kl = self._kl(following[self.n_harmful :])
         return Scored(scores[: self.n_harmful], scores[self.n_harmful :], kl)
 
-    def induced(
-        self, direction: Float[Tensor, " d_model"], *, layer: int, coefficient: float = 1
-    ) -> Float[Tensor, " harmless"]:
-        """Refusal scores of the harmless prompts with the direction added at `layer`."""
-        return self.on_harmless(Addition(direction, layer, coefficient))
+    def on_harmful(self, intervention: Intervention) -> Float[Tensor, " harmful"]:
+        """Refusal scores of the harmful prompts alone under any intervention."""
+        return self._read(self._harmful, intervention)[0]
 
     def on_harmless(self, intervention: Intervention) -> Float[Tensor, " harmless"]:
         """Refusal scores of the harmless prompts alone under any intervention."""
@@ -171,7 +174,7 @@ def score(
     validation: Contrast,
     metric: RefusalMetric,
     *,
-    rows: Sequence[dict] | None = None,
+    places: Sequence[Place] | None = None,
     reference: str = HARMLESS,
     scorer: Scorer | None = None,
 ) -> CarrierScores:
@@ -187,7 +190,7 @@ def score(
 
     Args:
         model: a hooked transformer, of the weights that the directions are from.
-        rows: (position, layer) pairs to score, from `carriers.candidates`; by default all that `select` could admit.
+        places: (position, layer) to score, from `carriers.candidates`; by default all that `select` could admit.
         reference: "harmless" or "zero".
         scorer: of the same model, prompts and metric, where one was made already.
 
@@ -198,11 +201,12 @@ def score(
     Raises:
         MechrefusalError: directions of other weights, no prompts, or an unknown reference.
     """
-    same_weights(model, directions)
-    rows = candidate_rows(model, directions, rows)
+    require_weights(model, directions.weights, "directions")
+    to = require_reference(reference)
+    wanted = places_of(model, directions, places)
     scorer = scorer or Scorer(model, validation, metric)
-    found = [exactly(scorer, directions, row, reference) for row in track(rows, "scoring carriers")]
-    return gathered(rows, found, [True] * len(rows))
+    found = [exactly(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
+    return gathered(wanted, found, [True] * len(wanted), directions=directions, reference=to)
 
 
 def kl_divergence(
@@ -215,54 +219,48 @@ def kl_divergence(
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
-def exactly(
-    scorer: Scorer, directions: Directions, row: dict, reference: str = HARMLESS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def exactly(scorer: Scorer, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
-    direction = directions.at(row)
-    if not is_direction(direction):
+    if not is_direction(direction.vector):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
-    ends = directions.references(row, reference)
-    ablated = scorer.under(taken_out(direction, ends))
-    induced = scorer.on_harmless(put_in(direction, ends, layer=int(row["layer"])))
+    ablated = scorer.under(taken_out(direction))
+    induced = scorer.on_harmless(put_in(direction))
     return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
 
 
-def gathered(rows: Sequence[dict], found: Sequence[tuple], exact: Sequence[bool]) -> CarrierScores:
-    """Per-prompt scores of `exactly`, row by row, as `CarrierScores`. Arrays keep the exact rows only."""
+def gathered(
+    places: Sequence[Place],
+    found: Sequence[tuple],
+    exact: Sequence[bool],
+    *,
+    directions: Directions | None = None,
+    reference: ReferenceName | None = None,
+    rounding: Rounding | None = None,
+) -> CarrierScores:
+    """Per-prompt scores of `exactly`, place by place, as `CarrierScores`. Arrays keep the exact rows only."""
     table = pd.DataFrame(
         {
-            "position": pd.Series([int(row["position"]) for row in rows], dtype="int64"),
-            "layer": pd.Series([int(row["layer"]) for row in rows], dtype="int64"),
+            "position": pd.Series([position for position, _ in places], dtype="int64"),
+            "layer": pd.Series([layer for _, layer in places], dtype="int64"),
             **{
-                name: pd.Series([values[place].mean() for values in found], dtype="float64")
-                for place, name in enumerate(("bypass", "induce", "kl"))
+                name: pd.Series([values[measure].mean() for values in found], dtype="float64")
+                for measure, name in enumerate(SCORES)
             },
             "exact": pd.Series(list(exact), dtype=bool),
         }
     )
-    widest = [max((len(values[place]) for values in found), default=0) for place in range(3)]
-    arrays = [np.full((len(rows), width), np.nan) for width in widest]
+    widest = [max((len(values[measure]) for values in found), default=0) for measure in range(3)]
+    arrays = [np.full((len(places), width), np.nan) for width in widest]
     for number, values in enumerate(found):
         if exact[number]:
             for array, one in zip(arrays, values, strict=True):
                 array[number] = one if np.isfinite(one).all() else np.nan
-    return CarrierScores(table, *arrays)
+    return CarrierScores(table, arrays[0], arrays[1], arrays[2], directions, reference, rounding)
 
 
-def same_weights(model, directions: Directions) -> None:
-    """Raise `MechrefusalError` where the directions are of other weights than the model."""
-    weights = getattr(model, "weights", "")
-    if directions.weights and weights and directions.weights != weights:
-        raise MechrefusalError(
-            f"directions of weights {directions.weights} cannot be scored on weights {weights}; "
-            "take the directions of this checkpoint"
-        )
-
-
-def candidate_rows(model, directions: Directions, rows: Sequence[dict] | None) -> list[dict]:
-    """`rows`, or where there are none all that `carriers.select` could admit by its defaults."""
-    return list(candidates(directions, layers=range(last_layer(model.cfg.n_layers))) if rows is None else rows)
+def places_of(model, directions: Directions, places: Sequence[Place] | None) -> list[Place]:
+    """`places`, or where there are none all that `carriers.select` could admit by its defaults."""
+    return list(candidates(directions, layers=PUBLISHED.layers(model.cfg.n_layers)) if places is None else places)
 
 
 def as_array(values: Tensor) -> np.ndarray:

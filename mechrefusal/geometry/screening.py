@@ -2,43 +2,45 @@
 
 The screen runs a sample of the validation prompts, in bfloat16 where the machine multiplies it. What other prompts
 would have said is drawn from what the sample said, thousands of times, and each time the carrier is chosen again:
-candidates that are hardly ever chosen are not scored exactly.
+candidates that are hardly ever chosen are not scored exactly. What bfloat16 shifts a mean by is estimated on the model
+at hand, from a few candidates that are scored both ways.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import sqrt
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from mechrefusal.causal.reference import HARMLESS
+from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.geometry.carriers import best_candidate, last_layer, select
+from mechrefusal.forward.direction import require_weights
+from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carriers import select
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.scoring import (
     CarrierScores,
     Lists,
+    Rounding,
     Scorer,
     as_array,
-    candidate_rows,
     exactly,
     gathered,
-    same_weights,
+    places_of,
     score,
 )
 from mechrefusal.progress import track
+from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest, ranked
 
 FEWEST = 8
 """Prompts of each side in the sample at least."""
 RACES, RARELY = 4000, 0.005
 """Races that are drawn, and the share of them below which a candidate's wins are too rare for an exact score."""
-SCORE_ROUNDING, KL_ROUNDING = 0.03, 0.02
-"""What bfloat16 shifts a mean refusal score by (nats), and a mean KL (share of it): standard deviations over
-candidates, as `benchmarks/carriers.py` prints them for SmolLM2."""
 
 PILOTS = 3
-"""Candidates that are scored exactly first, to learn which prompts' KL moves easily."""
+"""Candidates that are scored exactly first, to learn which prompts' KL moves easily, and what rounding does."""
 
 Scores = tuple[Float[ndarray, " harmful"], Float[ndarray, " harmless"], Float[ndarray, " harmless"]]
 """bypass, induce and kl of one candidate, prompt by prompt."""
@@ -49,25 +51,27 @@ def screened(
     directions: Directions,
     validation: Contrast,
     metric: RefusalMetric,
+    admissible: Admissible = PUBLISHED,
     *,
-    rows: Sequence[dict] | None = None,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layer_fraction: float = 0.2,
+    places: Sequence[Place] | None = None,
     share: float = 0.25,
     reference: str = HARMLESS,
     scorer: Scorer | None = None,
 ) -> CarrierScores:
-    """Scores for `carriers.select` with the same thresholds, exact only where a candidate could win.
+    """Scores for `carriers.select` by the same rule, exact only where a candidate could win.
 
     The selection is drawn `RACES` times on resamples of the validation prompts, prompts outside the sample standing in
     for with prompts inside it. The candidate that wins most often is scored exactly (all prompts, float32), and so on
     until none that is not exact wins more than `RARELY`: such a candidate is not the carrier, nor that of more than a
-    few of the bootstraps of `stability`. Where no candidate is admissible, `carriers.best_candidate` is exact too. All
-    others keep estimates from the sample, with `exact` False.
+    few of the bootstraps of `stability`. Where no candidate is admissible, the best candidate is exact too. All others
+    keep estimates from the sample, with `exact` False.
+
+    Where the sample runs in bfloat16, `PILOTS` candidates are scored on it both ways, which says what bfloat16 shifts
+    means by at this model (`CarrierScores.rounding`); races allow for it with Student's t of as many degrees, which is
+    how far another candidate's shift may then lie.
 
     Args:
-        rows: (position, layer) pairs, from `carriers.candidates`; by default all that `select` could admit.
+        places: (position, layer), from `carriers.candidates`; by default all that `select` could admit.
         share: of the validation prompts that the screen runs, at least `FEWEST` of each side.
         reference: what a direction is ablated to, as in `score`.
         scorer: for the exact scores, where one of the same model, prompts and metric was made already.
@@ -77,25 +81,26 @@ def screened(
     """
     if not 0 < share <= 1:
         raise MechrefusalError(f"share of a screen is {share:g}: give more than 0 and at most 1")
-    same_weights(model, directions)
-    wanted = candidate_rows(model, directions, rows)
-    places = [_sample(len(texts), share) for texts in (validation.harmful, validation.harmless)]
+    require_weights(model, directions.weights, "directions")
+    to = require_reference(reference)
+    wanted = places_of(model, directions, places)
+    sampled = [_sample(len(texts), share) for texts in (validation.harmful, validation.harmless)]
     texts = [list(validation.harmful), list(validation.harmless)]
-    sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, places, strict=True)))
+    sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, sampled, strict=True)))
     rough = Scorer(model, sample, metric, low_precision=True)
-    if [len(kept) for kept in places] == [len(each) for each in texts] and not rough.low_precision:
-        return score(model, directions, validation, metric, rows=wanted, reference=reference, scorer=scorer)
-    screen = [exactly(rough, directions, row, reference) for row in track(wanted, "screening carriers")]
+    if [len(kept) for kept in sampled] == [len(each) for each in texts] and not rough.low_precision:
+        return score(model, directions, validation, metric, places=wanted, reference=to, scorer=scorer)
+    along = [directions.at(*place, reference=to) for place in wanted]
+    screen = [exactly(rough, one) for one in track(along, "screening carriers")]
     exact = scorer or Scorer(model, validation, metric)
-    pilots = {
-        place: exactly(exact, directions, wanted[place], reference)
-        for place in track(_pilots(screen, kl_threshold), "scoring pilots")
-    }
+    pilots = {place: exactly(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")}
+    early = admissible.layers(model.cfg.n_layers)
     race = _Race(
-        _Sample(rough, exact, places, [kl for _, _, kl in pilots.values()]),
+        _Sample(rough, exact, sampled, [kl for _, _, kl in pilots.values()]),
         screen,
-        [row["layer"] < last_layer(model.cfg.n_layers, prune_layer_fraction) for row in wanted],
-        thresholds=(kl_threshold, induce_threshold),
+        [layer in early for _, layer in wanted],
+        admissible=admissible,
+        rounding=_rounding(rough, exact, sampled, screen, pilots) if rough.low_precision else None,
     )
     del rough
     for place, scores in pilots.items():
@@ -104,14 +109,13 @@ def screened(
     def chosen() -> int | None:
         """What would be chosen of the means so far, where it is not exact."""
         table = gathered(wanted, race.found, race.is_exact).table.drop(columns="exact")
-        judged = select(table, model.cfg.n_layers, kl_threshold, induce_threshold, prune_layer_fraction).table
-        best = best_candidate(judged)
-        return None if best is None or race.is_exact[int(best.name)] else int(best.name)
+        best = select(table, model.cfg.n_layers, admissible).best
+        return None if best is None or race.is_exact[best.row] else best.row
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
-        race.settle(place, exactly(exact, directions, wanted[place], reference))
-    return gathered(wanted, race.found, race.is_exact)
+        race.settle(place, exactly(exact, along[place]))
+    return gathered(wanted, race.found, race.is_exact, directions=directions, reference=to, rounding=race.rounding)
 
 
 def _pilots(screen: Sequence[Scores], kl_threshold: float) -> list[int]:
@@ -120,6 +124,31 @@ def _pilots(screen: Sequence[Scores], kl_threshold: float) -> list[int]:
     eligible = np.flatnonzero(np.isfinite(means) & (means > 0))
     distance = np.abs(np.log(means[eligible] / kl_threshold)) if kl_threshold > 0 else means[eligible]
     return [int(place) for place in eligible[np.argsort(distance, kind="stable")[:PILOTS]]]
+
+
+def _rounding(
+    rough: Scorer, exact: Scorer, sampled: Sequence[ndarray], screen: Sequence[Scores], pilots: Mapping[int, Scores]
+) -> Rounding:
+    """What the lower precision of `rough` shifts means of the sample by, from candidates that were scored both ways.
+
+    The shift of the refusal scores without intervention is taken off, as the estimates of the screen have it taken off.
+    """
+    base = [
+        (as_array(one) - as_array(other)[kept]).mean()
+        for one, other, kept in (
+            (rough.base.harmful, exact.base.harmful, sampled[0]),
+            (rough.base.harmless, exact.base.harmless, sampled[1]),
+        )
+    ]
+    scores, kls = [], []
+    for place, (bypass, induce, kl) in pilots.items():
+        low_bypass, low_induce, low_kl = screen[place]
+        scores.append((low_bypass - bypass[sampled[0]]).mean() - base[0])
+        scores.append((low_induce - induce[sampled[1]]).mean() - base[1])
+        if min(low_kl.mean(), (there := kl[sampled[1]].mean())) > 0:
+            kls.append(np.log(low_kl.mean() / there))
+    of_score, of_kl = (sqrt(np.mean(np.square(each))) if each else 0.0 for each in (scores, kls))
+    return Rounding(of_score, of_kl, len(pilots))
 
 
 class _Sample:
@@ -133,7 +162,6 @@ class _Sample:
 
     def __init__(self, rough: Scorer, exact: Scorer, places: Sequence[ndarray], pilots: Sequence[ndarray]) -> None:
         random = np.random.default_rng(0)
-        self.rounded = rough.low_precision
         bases = [(as_array(exact.base.harmful), as_array(rough.base.harmful))]
         bases += [(as_array(exact.base.harmless), as_array(rough.base.harmless))]
         self._drawn = [_draw(len(base), kept, random) for (base, _), kept in zip(bases, places, strict=True)]
@@ -172,18 +200,28 @@ class _Race:
     """
 
     def __init__(
-        self, sample: _Sample, screen: Sequence[Scores], runs: Sequence[bool], *, thresholds: tuple[float, float]
+        self,
+        sample: _Sample,
+        screen: Sequence[Scores],
+        runs: Sequence[bool],
+        *,
+        admissible: Admissible,
+        rounding: Rounding | None = None,
     ) -> None:
-        self._sample, self._runs, self._thresholds = sample, np.array(runs, dtype=bool), thresholds
+        self._sample, self._runs, self._admissible = sample, np.array(runs, dtype=bool), admissible
+        self.rounding = rounding
         self.found = [sample.expected(scores) for scores in screen]
         self.is_exact = [bool(np.isnan(bypass).any()) for bypass, _, _ in screen]  # NaN is as exact as it gets
         stacked = [np.array([scores[measure] for scores in screen]) for measure in range(3)]
         self._means = sample.races(*stacked) if screen else [np.empty((RACES, 0))] * 3
-        if sample.rounded:
+        if rounding is not None and rounding.n:
             bypass, induce, kl = self._means
-            noise = np.random.default_rng(1).standard_normal((3, *kl.shape))
-            bypass, induce = bypass + SCORE_ROUNDING * noise[0], induce + SCORE_ROUNDING * noise[1]
-            self._means = [bypass, induce, kl * (1 + KL_ROUNDING * noise[2])]
+            random = np.random.default_rng(1)
+            # Two refusal scores a pilot, one KL.
+            off = rounding.score * random.standard_t(2 * rounding.n, (2, *kl.shape))
+            with np.errstate(over="ignore"):
+                times = np.exp(rounding.kl * random.standard_t(rounding.n, kl.shape))
+            self._means = [bypass + off[0], induce + off[1], kl * times]
 
     def settle(self, place: int, scores: Scores) -> None:
         """Replace the estimates of a candidate by its scores on all prompts."""
@@ -194,11 +232,9 @@ class _Race:
     def open_wins(self) -> Float[ndarray, " candidate"]:
         """Share of races that each candidate wins; 0 for those that are exact."""
         bypass, induce, kl = self._means
-        admissible = (kl <= self._thresholds[0]) & (induce >= self._thresholds[1]) & self._runs
-        ranked = np.where(admissible, bypass, np.inf)
+        first = lowest(ranked(np.where(self._runs, bypass, np.inf), induce, kl, self._admissible))
         wins = np.zeros(len(self.found))
-        if ranked.shape[1]:
-            np.add.at(wins, ranked.argmin(axis=1)[np.isfinite(ranked).any(axis=1)], 1 / RACES)
+        np.add.at(wins, first[first >= 0], 1 / RACES)
         wins[self.is_exact] = 0
         return wins
 

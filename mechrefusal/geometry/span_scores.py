@@ -1,16 +1,18 @@
 """What one subspace, or one cone, does at a place: its span ablated, or directions drawn from it one at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal import Ablation, put_in, taken_out
-from mechrefusal.causal.reference import References
-from mechrefusal.geometry.scoring import Scorer, as_array
+from mechrefusal.causal import put_in, taken_out
+from mechrefusal.causal.reference import ZERO
+from mechrefusal.forward.direction import Direction
+from mechrefusal.geometry.scoring import Scorer, exactly
 from mechrefusal.statistics import intervals
+from mechrefusal.statistics.choosing import Admissible
 
 SAMPLES = 8
 """Directions drawn from a cone."""
@@ -57,12 +59,10 @@ def drawn_from_cone(
 
 
 class Spans:
-    """Scores of subspaces at one place; what spans the same is run once."""
+    """Scores of subspaces at the place of a direction, ablated to its reference; what spans the same is run once."""
 
-    def __init__(
-        self, scorer: Scorer, difference: Float[Tensor, " d_model"], layer: int, references: References | None
-    ) -> None:
-        self.scorer, self.difference, self.layer, self.references = scorer, difference, layer, references
+    def __init__(self, scorer: Scorer, direction: Direction) -> None:
+        self.scorer, self.direction, self.difference = scorer, direction, direction.vector.double().cpu()
         self.done: list[tuple[Tensor, dict]] = []
 
     def score(self, subspace: Subspace, k: int) -> dict:
@@ -78,18 +78,18 @@ class Spans:
         return self.done[-1][1]
 
     def _run(self, basis: Float[Tensor, "k d_model"]) -> dict:
-        ends = self.references
-        ablated = self.scorer.ablated(basis.float(), reference=ends.harmless if ends else None)
+        span = replace(self.direction, vector=basis.float())
+        ablated = self.scorer.under(taken_out(span))
         part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
         if not self.difference.isfinite().all():
             reason = "the difference in means is not finite, so there is nothing to add"
         elif not part.norm() > LEAST_PART * self.difference.norm():
             reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
-        elif ends is not None:
-            induce = self.scorer.on_harmless(Ablation(basis.float(), reference=ends.harmful)).mean().item()
+        elif self.direction.reference != ZERO:
+            induce = self.scorer.on_harmless(put_in(span)).mean().item()
         else:
-            added = part * (self.difference.norm() / part.norm())
-            induce = self.scorer.induced(added.float(), layer=self.layer).mean().item()
+            added = (part * (self.difference.norm() / part.norm())).float()
+            induce = self.scorer.on_harmless(put_in(replace(self.direction, vector=added))).mean().item()
         scores = intervals.mean(ablated.harmful.tolist()), intervals.skewed_mean(ablated.kl.tolist())
         return _row(self.scorer, *scores, induce, reason)
 
@@ -97,8 +97,8 @@ class Spans:
 class Cones:
     """Scores of cones of two directions and more, by directions drawn from them."""
 
-    def __init__(self, spans: Spans, kl_threshold: float, induce_threshold: float, samples: int, seed: int) -> None:
-        self.spans, self.thresholds, self.samples, self.seed = spans, (kl_threshold, induce_threshold), samples, seed
+    def __init__(self, spans: Spans, admissible: Admissible, samples: int, seed: int) -> None:
+        self.spans, self.admissible, self.samples, self.seed = spans, admissible, samples, seed
         self._whole: float | None = None
 
     def score(self, subspace: Subspace, k: int) -> dict:
@@ -109,22 +109,16 @@ class Cones:
         if not r.isfinite().all() or not r.any():
             return _nothing(scorer, "the difference in means is zero or not finite: a cone has nothing to be held to")
         directions = drawn_from_cone(subspace.basis[:k], self.samples, self.seed)
-        found = [self._alone((r.norm() * each).float()) for each in directions]
+        alike = [replace(self.spans.direction, vector=(r.norm() * each).float()) for each in directions]
+        found = [exactly(scorer, each) for each in alike]
         bypass, induce, kl = (np.stack(each) for each in zip(*found, strict=True))
         means = bypass.mean(1), induce.mean(1), kl.mean(1)
         lowered = float(scorer.base.harmful.double().mean()) - means[0] >= ALONE * self._of_difference()
-        alone = lowered & (means[1] >= self.thresholds[1]) & (means[2] <= self.thresholds[0])
+        alone = lowered & (means[1] >= self.admissible.induce) & (means[2] <= self.admissible.kl)
         scores = intervals.mean(bypass.mean(0)), intervals.skewed_mean(kl.mean(0))
         row = _row(scorer, *scores, float(means[1].mean()), "")
         worst = {"bypass_worst": means[0].max(), "induce_worst": means[1].min(), "kl_worst": means[2].max()}
         return row | worst | {"n_sampled": len(directions), "share_admissible": float(alone.mean())}
-
-    def _alone(self, direction: Float[Tensor, " d_model"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """bypass, induce and kl of one direction of the length of r, prompt by prompt."""
-        scorer, ends = self.spans.scorer, self.spans.references
-        ablated = scorer.under(taken_out(direction, ends))
-        induced = scorer.on_harmless(put_in(direction, ends, layer=self.spans.layer))
-        return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
 
     def _of_difference(self) -> float:
         """How far ablating r lowers the mean score of the harmful prompts; not below zero."""

@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
-from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.geometry.carriers import last_layer, select
+from mechrefusal.forward.direction import require_weights
+from mechrefusal.geometry.carriers import SCORES, in_order, select
 from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered, same_weights
+from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered
 from mechrefusal.progress import track
+from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 
-HALF_SCORES = ("position", "layer", "half", "bypass", "induce", "kl")
+HALF_SCORES = ("position", "layer", "half", *SCORES)
 
 CONTENDERS = 5
 """Candidates that halves of the direction prompts choose among: each costs two exact scores."""
@@ -61,9 +62,7 @@ class SplitHalf:
 def bootstrap(
     scores: CarrierScores,
     n_layers: int,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layer_fraction: float = 0.2,
+    admissible: Admissible = PUBLISHED,
     *,
     n: int = 1000,
     seed: int = 0,
@@ -75,36 +74,30 @@ def bootstrap(
     `split_half`.
 
     Args:
-        scores: from `score` or `screened`; thresholds as in `carriers.select`.
+        scores: from `score` or `screened`.
     """
     if n < 1:
         raise MechrefusalError(f"bootstraps of the carrier are {n}: give at least 1")
     table = scores.table[["position", "layer"]].reset_index(drop=True)
     layers = table["layer"].to_numpy(float)
-    allowed = eligible(scores, n_layers, prune_layer_fraction)  # the first of the lowest is the winner
+    allowed, candidates = in_order(scores, n_layers, admissible)
     wins = np.zeros(len(table))
     nothing = float("nan"), float("nan")
     if not len(allowed) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
         return Stability(table.assign(win_frequency=wins), 1.0, float("nan"), *nothing, *nothing, n)
-    bypass, induce, kl = scores.bypass[allowed], scores.induce[allowed], scores.kl[allowed]
     random = np.random.default_rng(seed)
-    harmful, harmless = _resamples(random, n, bypass.shape[1]), _resamples(random, n, induce.shape[1])
-
-    def ranked(over_harmful: ndarray, over_harmless: ndarray) -> ndarray:
-        """Bypass of every candidate, infinite where it is not admissible; one row a weighting of the prompts."""
-        admissible = (over_harmless @ kl.T <= kl_threshold) & (over_harmless @ induce.T >= induce_threshold)
-        return np.where(admissible, over_harmful @ bypass.T, np.inf)
-
-    drawn = ranked(harmful, harmless)
-    winner, some = drawn.argmin(axis=1), np.isfinite(drawn).any(axis=1)
-    np.add.at(wins, allowed[winner[some]], 1)
-    own = _margins(ranked(*(np.full((1, size), 1 / size) for size in (bypass.shape[1], induce.shape[1]))))
+    sizes = scores.bypass.shape[1], scores.induce.shape[1]
+    drawn = candidates.ranked(*(random.multinomial(size, np.full(size, 1 / size), size=n) for size in sizes))
+    found = lowest(drawn)
+    winners = allowed[found[found >= 0]]
+    np.add.at(wins, winners, 1)
+    own = _margins(candidates.ranked(*(np.ones((1, size)) for size in sizes)))
     return Stability(
         table.assign(win_frequency=wins / n),
-        float(1 - some.mean()),
+        float(1 - (found >= 0).mean()),
         float(own[0]) if len(own) else float("nan"),
         *_interval(_margins(drawn)),
-        *_interval(layers[allowed[winner[some]]]),
+        *_interval(layers[winners]),
         n,
     )
 
@@ -116,12 +109,9 @@ def split_half(
     metric: RefusalMetric,
     scores: CarrierScores,
     drawn: Stability,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layer_fraction: float = 0.2,
+    admissible: Admissible = PUBLISHED,
     *,
     contenders: int = CONTENDERS,
-    reference: str = HARMLESS,
     scorer: Scorer | None = None,
 ) -> SplitHalf:
     """Choose the carrier again by the directions of each half of the direction prompts.
@@ -133,60 +123,47 @@ def split_half(
 
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
-        scores: from `score` or `screened`; drawn: their `bootstrap`; thresholds as in `carriers.select`.
+        scores: from `score` or `screened`, whose reference is that of the halves too: its harmless mean is that of all
+            direction prompts for either. drawn: their `bootstrap`.
         scorer: that `scores` were taken with, if it is kept.
-        reference: what `scores` were taken with. Its harmless mean is that of all direction prompts for either half.
 
     Raises:
-        MechrefusalError: directions of other weights, no prompts, or no contenders to choose among.
+        MechrefusalError: directions of other weights, no prompts, no contenders to choose among, or scores that do not
+            say their reference.
     """
     if contenders < 1:
         raise MechrefusalError(f"contenders for halves of the direction prompts are {contenders}: give at least 1")
-    same_weights(model, directions)
-    n_layers, thresholds = model.cfg.n_layers, (kl_threshold, induce_threshold, prune_layer_fraction)
+    if scores.reference is None:
+        raise MechrefusalError("these scores do not say what was ablated to: give what geometry.score returns")
+    require_weights(model, directions.weights, "directions")
+    n_layers, reference = model.cfg.n_layers, scores.reference
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
-    judged = select(scores, n_layers, *thresholds).table.assign(wins=drawn.table["win_frequency"])
+    judged = select(scores, n_layers, admissible).table.assign(wins=drawn.table["win_frequency"])
     order = {"wins": False, "admissible": False, "bypass": True}
-    allowed = judged.loc[eligible(scores, n_layers, prune_layer_fraction)]
+    allowed = judged.loc[in_order(scores, n_layers, admissible)[0]]
     ranked = allowed.sort_values(list(order), ascending=list(order.values()), kind="stable")
     places = ranked.index[:contenders].tolist()
-    rows = [{name: int(table.loc[place, name]) for name in ("position", "layer")} for place in places]
+    wanted = [(int(table.loc[place, "position"]), int(table.loc[place, "layer"])) for place in places]
     table.loc[places, "half_wins"] = 0.0
-    if not rows:
+    if not wanted:
         return SplitHalf(table, pd.DataFrame(columns=list(HALF_SCORES)), 0, float("nan"), float("nan"))
     scorer = scorer or Scorer(model, validation, metric)
     layers: list[float] = []
     scored: list[pd.DataFrame] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for number, half in enumerate(track(halves, "carriers of halves"), start=1):
-        found = gathered(rows, [exactly(scorer, half, row, reference) for row in rows], [True] * len(rows))
+        each = [exactly(scorer, half.at(*place, reference=reference)) for place in wanted]
+        found = gathered(wanted, each, [True] * len(wanted))
         scored.append(found.table.assign(half=number)[list(HALF_SCORES)])
-        winner = select(found, n_layers, *thresholds).winner
+        winner = select(found, n_layers, admissible).winner
         if winner is not None:
-            table.loc[places[int(winner.name)], "half_wins"] += 1
-            layers.append(float(winner["layer"]))
+            table.loc[places[winner.row], "half_wins"] += 1
+            layers.append(float(winner.layer))
     both = len(layers) == len(halves)
     scores_of_halves = pd.concat(scored, ignore_index=True)
     return SplitHalf(
         table, scores_of_halves, len(layers), *((min(layers), max(layers)) if both else (float("nan"), float("nan")))
     )
-
-
-def eligible(scores: CarrierScores, n_layers: int, prune_layer_fraction: float) -> ndarray:
-    """Rows of exact candidates that have all scores and are not too late, in the order in which ties are decided."""
-    layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))
-    rows = np.flatnonzero(
-        np.isfinite(scores.bypass).all(axis=1)
-        & np.isfinite(scores.induce).all(axis=1)
-        & np.isfinite(scores.kl).all(axis=1)
-        & (layers < last_layer(n_layers, prune_layer_fraction))
-    )
-    return rows[np.lexsort((positions[rows], layers[rows]))]
-
-
-def _resamples(random: np.random.Generator, n: int, size: int) -> ndarray:
-    """`n` bootstraps of the mean over `size` prompts, as weights of the prompts."""
-    return random.multinomial(size, np.full(size, 1 / size), size=n) / size
 
 
 def _margins(ranked: ndarray) -> ndarray:

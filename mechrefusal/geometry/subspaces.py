@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.reference import References
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Along, Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.nullspace import separating_directions
@@ -27,6 +27,7 @@ from mechrefusal.geometry.span_scores import SAMPLES, Cones, Spans, Subspace
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
+from mechrefusal.statistics.choosing import FLAGS, PUBLISHED, Admissible
 
 Activations = Float[Tensor, "prompt d_model"]
 
@@ -143,13 +144,13 @@ def random_subspace(k: int, d_model: int, seed: int = 0) -> Subspace:
     return Subspace(RANDOM, torch.linalg.qr(noise).Q.T)
 
 
-def random_cone(difference: Float[Tensor, " d_model"], k: int, seed: int = 0) -> Subspace:
+def random_cone(difference: Along, k: int, seed: int = 0) -> Subspace:
     """r and k − 1 random directions orthogonal to it: a cone that is none, the floor of the learned one.
 
     Raises:
         MechrefusalError: a difference that is zero or not finite.
     """
-    start = difference.double().cpu()
+    start = direction_of(difference).vector.double().cpu()
     if not start.isfinite().all() or not start.any():
         raise MechrefusalError("the difference in means is zero or not finite, so no cone can be built around it")
     noise = torch.randn((k, len(start)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -165,13 +166,8 @@ def score_subspaces(
     validation: Contrast,
     metric: RefusalMetric,
     *,
-    difference: Float[Tensor, " d_model"],
-    position: int,
-    layer: int,
-    references: References | None = None,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layer_fraction: float = 0.2,
+    difference: Direction | Carrier,
+    admissible: Admissible = PUBLISHED,
     largest: int = LARGEST,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -182,31 +178,34 @@ def score_subspaces(
     next-token distribution on the harmless prompts, nats. induce: mean refusal score on the harmless prompts with
     QQᵀr, the part of the difference in means r in the subspace, added at its layer at the length of r: every family
     gets the same dose, the random one too (as 2502.17420 scales its directions). What two families have in common is
-    scored once. With `references` a subspace is ablated to the harmless mean instead of to zero, and induce sets it to
-    the harmful mean.
+    scored once. Where the reference of r is the harmless mean, a subspace is ablated to it instead of to zero, and
+    induce sets it to the harmful mean.
 
     Cones (`CONES`) are scored so at k = 1 only. At any other k `samples` directions v are drawn from the cone, each
-    ablated by itself and put in by itself: ‖r‖ · v added, or with `references` the part along v set to that of the
-    harmful mean, which asks for as much of v as harmful prompts have. bypass, induce and kl are means over the
-    directions (intervals over prompts, each prompt's mean), `bypass_worst` and `kl_worst` the highest mean over prompts
-    of a direction, `induce_worst` the lowest. A direction is admissible by itself where its kl and induce are, and
-    where ablating it lowers the score by `ALONE` at least of what ablating r does: with r in a cone its mean tells
-    little. The cone is admissible where all of them are; `share_admissible` is how many.
+    ablated by itself and put in by itself: ‖r‖ · v added, or with the harmless mean as reference the part along v set
+    to that of the harmful mean, which asks for as much of v as harmful prompts have. bypass, induce and kl are means
+    over the directions (intervals over prompts, each prompt's mean), `bypass_worst` and `kl_worst` the highest mean
+    over prompts of a direction, `induce_worst` the lowest. A direction is admissible by itself where its kl and induce
+    are, and where ablating it lowers the score by `ALONE` at least of what ablating r does: with r in a cone its mean
+    tells little. The cone is admissible where all of them are; `share_admissible` is how many.
 
     Args:
-        difference: the difference in means r at (position, layer).
+        difference: the difference in means r, with the place and the reference that all are scored at.
         samples, seed: directions drawn from a cone of a size, the same combinations for every cone.
-        references: both ends of it, as `Directions.references` gives them; None: zero, and r added.
 
     Returns:
         Rows of the table `subspaces`, every family at every k. A family that has no k directions, or directions that
         are not finite, has rows of NaN that say so in `reason`. `n` counts harmful prompts.
 
     Raises:
-        MechrefusalError: no harmful or no harmless prompts, a layer that the model lacks, directions of another width.
+        MechrefusalError: no harmful or no harmless prompts, a layer that the model lacks, directions of another width
+            or of other weights.
     """
+    r = direction_of(difference)
+    layer = r.require_layer()
     require_layers(model, [layer])
-    for family, given in [("difference", difference[None]), *((s.family, s.basis) for s in subspaces)]:
+    require_weights(model, r.weights, r.name)
+    for family, given in [("difference", r.vector[None]), *((s.family, s.basis) for s in subspaces)]:
         if given.shape[-1] != model.cfg.d_model:
             raise MechrefusalError(
                 f"directions of '{family}' are of width {given.shape[-1]}, the model of {model.cfg.d_model}; "
@@ -216,33 +215,18 @@ def score_subspaces(
         raise MechrefusalError(f"directions drawn from a cone are {samples}: give at least 1")
     scorer = Scorer(model, validation, metric)
     baseline = intervals.mean(scorer.base.harmful.tolist())
-    spans = Spans(scorer, difference.double().cpu(), layer, references)
-    cones = Cones(spans, kl_threshold, induce_threshold, samples, seed)
+    spans = Spans(scorer, r)
+    cones = Cones(spans, admissible, samples, seed)
     wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
     rows = []
     for subspace, k in track(wanted, "scoring subspaces"):
         found = (cones if subspace.family in CONES and k > 1 else spans).score(subspace, k)
-        rows.append({"family": subspace.family, "k": k, "position": position, "layer": layer, **found})
-    table = choose(
-        pd.DataFrame(rows),
-        baseline=baseline.value,
-        n_layers=model.cfg.n_layers,
-        kl_threshold=kl_threshold,
-        induce_threshold=induce_threshold,
-        prune_layer_fraction=prune_layer_fraction,
-    )
+        rows.append({"family": subspace.family, "k": k, "position": r.position, "layer": layer, **found})
+    table = choose(pd.DataFrame(rows), baseline=baseline.value, n_layers=model.cfg.n_layers, admissible=admissible)
     return Subspaces(table, baseline)
 
 
-def choose(
-    scores: pd.DataFrame,
-    *,
-    baseline: float,
-    n_layers: int,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layer_fraction: float = 0.2,
-) -> pd.DataFrame:
+def choose(scores: pd.DataFrame, *, baseline: float, n_layers: int, admissible: Admissible = PUBLISHED) -> pd.DataFrame:
     """Judge scored subspaces as carriers are judged (`carriers.select`), and mark the smallest that is enough.
 
     share_of_best = (baseline − bypass) / (baseline − lowest admissible bypass of all families but `FLOORS`). A cone of
@@ -255,8 +239,7 @@ def choose(
             `share_admissible`.
         baseline: mean refusal score of the harmful prompts without intervention, nats.
     """
-    judged = carriers.select(scores, n_layers, kl_threshold, induce_threshold, prune_layer_fraction)
-    table = judged.table.drop(columns="winner")
+    table = carriers.select(scores, n_layers, admissible).table.drop(columns=[*FLAGS, "winner"])
     if "share_admissible" in table:
         for row in table.index[(table["n_sampled"] > 0) & ~(table["share_admissible"] >= 1)]:
             n, share = int(table.loc[row, "n_sampled"]), table.loc[row, "share_admissible"]

@@ -1,15 +1,17 @@
 """Transfer: a direction found at one checkpoint, ablated and put in at another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal import Reference, put_in, random_like
+from mechrefusal.causal import put_in, random_like, taken_out
+from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry.directions import Contrast, Directions
 from mechrefusal.geometry.held_out import Chosen
 from mechrefusal.geometry.scoring import Scorer, as_array
@@ -26,26 +28,14 @@ HELD_OUT = tuple(f"decrease_held_out{end}" for end in ENDS)
 HALVES = ("decrease_half_low", "decrease_half_high")
 
 
-@dataclass(frozen=True)
-class Found:
-    """A direction as its checkpoint gave it: where it was found, and put in again.
-
-    `halves`: the directions of two halves of the direction prompts at the same place (see `Directions.halves`).
-    """
-
-    direction: Float[Tensor, " d_model"]
-    position: int
-    layer: int
-    halves: Float[Tensor, "two d_model"] | None = None
-
-
 def transfer(
     model,
-    found: Mapping[str, Found],
+    found: Mapping[str, Direction],
     validation: Contrast,
     metric: RefusalMetric,
     *,
     own: Directions | None = None,
+    halves: Mapping[str, Float[Tensor, "two d_model"]] | None = None,
     chosen: Mapping[str, Chosen] | None = None,
     description: str = "transfer",
 ) -> pd.DataFrame:
@@ -53,12 +43,15 @@ def transfer(
 
     Args:
         model: the target, a hooked transformer.
-        found: directions by any name. Those of another architecture are an error.
+        found: directions by any name, with their places, of whatever weights. Those of another architecture are an
+            error.
         validation: prompts that are the same for every target, or nothing could be compared.
         metric: of the target.
         own: the target's directions. What a direction is ablated to, and set to in place of an addition, are then the
             means of the target's own harmless and harmful prompts at the position and from the layer where the
             direction was found; None: zero at every layer, and addition.
+        halves: by name, the directions of two halves of the direction prompts at the same place (see
+            `Directions.halves`).
         chosen: by name, those that the harmful prompts of `validation`, or some of them, chose at this target: on these
             they look better than they are.
 
@@ -80,16 +73,13 @@ def transfer(
         MechrefusalError: a direction, or its halves, of another width, a layer that the model does not have, or no
             prompts.
     """
-    for name, one in found.items():
-        if one.direction.shape != (model.cfg.d_model,) or not 0 <= one.layer < model.cfg.n_layers:
+    halves = halves or {}
+    here = {name: _moved(model, name, one, own) for name, one in found.items()}
+    for name, both in halves.items():
+        if both.shape != (2, model.cfg.d_model):
             raise MechrefusalError(
-                f"direction '{name}' is of width {len(one.direction)} at layer {one.layer}; this model has width "
-                f"{model.cfg.d_model} and {model.cfg.n_layers} layers: transfer needs one architecture"
-            )
-        if one.halves is not None and one.halves.shape != (2, model.cfg.d_model):
-            raise MechrefusalError(
-                f"halves of direction '{name}' have shape {tuple(one.halves.shape)}; give two directions of width "
-                f"{model.cfg.d_model}, or None"
+                f"halves of direction '{name}' have shape {tuple(both.shape)}; give two directions of width "
+                f"{model.cfg.d_model}, or none"
             )
     if not found:
         return pd.DataFrame()
@@ -101,26 +91,22 @@ def transfer(
         "n_harmless": scorer.n_harmless,
     }
     rows = []
-    random_bypass: dict[tuple[int, ...], float] = {}
-    for name, one in track(list(found.items()), description):
+    random_bypass: dict[tuple[int | None, ...], float] = {}
+    for name, one in track(list(here.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
-        if not is_direction(one.direction):
+        if not is_direction(one.vector):
             spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
             randoms = ("random_bypass", "random_induce", "random_decrease")
             nothing = dict.fromkeys((*spread, "kl", *randoms, *HELD_OUT, *HALVES), float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
-        control = random_like(one.direction, seed=CONTROL_SEED)
-        ends = None if own is None else own.references({"position": one.position, "layer": one.layer})
-        reference = None if ends is None else ends.harmless
-        ablated = scorer.ablated(one.direction, reference=reference)
-        # Without a reference neither its length nor its place matters, so that one control serves all.
-        place = (one.position, one.layer) if ends is not None else ()
+        control = random_like(one, seed=CONTROL_SEED)
+        ablated = scorer.under(taken_out(one))
+        # Ablated to zero neither its length nor its place matters, so that one control serves all.
+        place = () if own is None else (one.position, one.layer)
         if place not in random_bypass:
-            random_bypass[place] = scorer.bypassed(control, reference=reference).mean().item()
-        induced, by_chance = (
-            scorer.on_harmless(put_in(each, ends, layer=one.layer)) for each in (one.direction, control)
-        )
+            random_bypass[place] = scorer.on_harmful(taken_out(control)).mean().item()
+        induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (one, control))
         rows.append(
             {
                 **row,
@@ -133,11 +119,25 @@ def transfer(
                 "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
                 "random_induce": by_chance.mean().item(),
                 **_held_out((chosen or {}).get(name), scorer.base.harmful, ablated.harmful),
-                **_by_half(scorer, one, reference),
+                **_by_half(scorer, one, halves.get(name)),
                 "reason": "",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _moved(model, name: str, one: Direction, own: Directions | None) -> Direction:
+    """The direction as one of the target's own, at the place where it was found, with the target's means."""
+    position, layer, width = one.position, one.layer, model.cfg.d_model
+    if position is None or layer is None or one.vector.shape != (width,) or not 0 <= layer < model.cfg.n_layers:
+        raise MechrefusalError(
+            f"direction '{name}' is of width {one.vector.shape[-1]} at layer {layer}; this model has width {width} and "
+            f"{model.cfg.n_layers} layers: transfer needs one architecture, and directions with their places"
+        )
+    if own is None:
+        return Direction(one.vector, position, layer, kind=one.kind)
+    here = own.at(position, layer, reference=HARMLESS)
+    return Direction(one.vector, position, layer, kind=one.kind, means=here.means, reference=HARMLESS)
 
 
 def _held_out(
@@ -150,14 +150,14 @@ def _held_out(
     return dict(zip(HELD_OUT, (found.value, found.low, found.high), strict=True))
 
 
-def _by_half(scorer: Scorer, one: Found, reference: Reference | None) -> dict[str, float]:
+def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
     """What ablation lowers by with either half's direction; its length does not matter."""
     # In the precision of the whole, in which a half may be too small or too large to be one.
-    halves = None if one.halves is None else one.halves.to(one.direction)
+    halves = None if both is None else both.to(one.vector)
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
     before = scorer.base.harmful.mean().item()
-    found = [before - scorer.bypassed(half, reference=reference).mean().item() for half in halves]
+    found = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(found), strict=True))
 
 

@@ -23,7 +23,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
 from mechrefusal.models import tiny
-from mechrefusal.models.bridge_internals import written_by, written_scale
+from mechrefusal.models.bridge_internals import scale_of_writes, written_by
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import SAID_OF_ORIGIN
 from mechrefusal.models.loading import load_hooked, quiet
@@ -171,7 +171,7 @@ def _why_no_sum(model: Any, layer: int, seen: dict[str, Tensor]) -> str | None:
         return None  # a norm stands between the heads and the stream
     total = torch.einsum("bphd,hdm->bpm", z.reshape(*z.shape[:2], n_heads, d_head), block.attn.W_O)
     total = total if block.attn.b_O is None else total + block.attn.b_O
-    if not _close(written_scale(model) * total, attention):
+    if not _close(scale_of_writes(model) * total, attention):
         return f"the heads of layer {layer} do not add up to what its attention writes"
     return None
 

@@ -172,12 +172,17 @@ def exact_length(config) -> tuple[int, str]:
     It is the context; or the smallest window or chunk of attention, if that is smaller: it counts padded and cached
     columns, so that left padding would shift it.
     """
-    context = next((n for name in _CONTEXTS if (n := getattr(config, name, None))), sys.maxsize)
+    context = context_tokens(config)
     slides = getattr(config, "use_sliding_window", True)
     found = {name: getattr(config, name, None) for name in _WINDOWS if slides or name != "sliding_window"}
     windows = {_WINDOWS[name]: n for name, n in found.items() if isinstance(n, int) and n > 0}
     what = min(windows, key=windows.__getitem__, default="context")
     return (windows[what], what) if windows.get(what, context) < context else (context, "context")
+
+
+def context_tokens(config) -> int:
+    """Tokens of the context of a model with this text config; a very large number where the config names none."""
+    return next((n for name in _CONTEXTS if (n := getattr(config, name, None))), sys.maxsize)
 
 
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_ctx")

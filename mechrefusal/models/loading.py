@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import given_back
 from mechrefusal.models.batches import exact_length
+from mechrefusal.models.bridge_internals import text_only
 from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
 from mechrefusal.models.capacity import require_memory
 from mechrefusal.models.checkpoint import Checkpoint, loaded_files
@@ -207,19 +208,6 @@ def _fold(model, reference: PreTrainedModel) -> None:
 def _parity_tokens(vocab_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
-
-
-@contextlib.contextmanager
-def text_only() -> Iterator[None]:
-    """TransformerLens without processors of images and sound, for which it would install packages by itself (pip)."""
-    from transformer_lens.model_bridge.sources.transformers import source
-
-    before = source.load_modality_processor
-    source.load_modality_processor = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        source.load_modality_processor = before
 
 
 @contextlib.contextmanager

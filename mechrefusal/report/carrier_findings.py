@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
+from mechrefusal.statistics.choosing import BEST, CARRIER
 
 ABLATED_TO = {"harmless": "harmless mean", "zero": "zero"}
 EFFECTS = {
@@ -18,12 +19,10 @@ EFFECTS = {
         "none": "without intervention",
         "induce": "with the carrier induced",
         "induce_random": "with a random direction induced",
-        "add": "with the carrier added",
-        "add_random": "with a random direction added",
         "ablate": "with the carrier ablated",
     },
 }
-"""Sets and interventions whose refusal rates say what the carrier does to answers; `add` is of earlier versions."""
+"""Sets and interventions whose refusal rates say what the carrier does to answers."""
 BROKEN = 0.05
 """Share of degenerate answers from which on they are spoken of: what is degenerate is no refusal, nor an answer."""
 AT = 0.02
@@ -37,7 +36,7 @@ class Zero:
     Fields:
         of: `carrier` or `best candidate`.
         admissible: whether it would have been a candidate to choose; None where that was not scored.
-        n_admissible: how many candidates would have been; NaN where not all were scored so.
+        n_admissible: how many candidates would have been; None where not all were scored so.
         distance: where zero lies along it: 0 is the harmless mean, 1 the harmful one.
     """
 
@@ -46,7 +45,7 @@ class Zero:
     induce: float
     kl: float
     admissible: bool | None
-    n_admissible: float
+    n_admissible: int | None
     distance: float
 
     @property
@@ -61,11 +60,8 @@ class Zero:
 
 
 def ablated_to(table: pd.DataFrame) -> str:
-    """What the scores of table `carrier` (one checkpoint) were ablated to, in words; a dash in older runs."""
-    if not len(table) or wording.is_missing(table["ablated_to"].iloc[0]):
-        return wording.MISSING
-    name = str(table["ablated_to"].iloc[0])
-    return ABLATED_TO.get(name, wording.plain(name))
+    """What the scores of table `carrier` (one checkpoint) were ablated to, in words; a dash where it has no row."""
+    return ABLATED_TO[table["ablated_to"].iloc[0]] if len(table) else wording.MISSING
 
 
 def zero(table: pd.DataFrame) -> Zero | None:
@@ -73,39 +69,35 @@ def zero(table: pd.DataFrame) -> Zero | None:
     if not len(table):
         return None
     row = table.iloc[0]
-    kind = "" if wording.is_missing(row["reference_kind"]) else str(row["reference_kind"])
-    if kind not in ("carrier", "best candidate"):
+    if row["reference_kind"] not in (CARRIER, BEST):
         return None
-    allowed = row["admissible_zero"]
+    allowed, n = row["admissible_zero"], row["n_admissible_zero"]
     return Zero(
-        of=kind,
-        bypass=_number(row["bypass_zero"]),
-        induce=_number(row["induce_zero"]),
-        kl=_number(row["kl_zero"]),
+        of=row["reference_kind"],
+        bypass=row["bypass_zero"],
+        induce=row["induce_zero"],
+        kl=row["kl_zero"],
         admissible=None if wording.is_missing(allowed) else bool(allowed),
-        n_admissible=_number(row["n_admissible_zero"]),
-        distance=_number(row["zero_distance"]),
+        n_admissible=None if wording.is_missing(n) else int(n),
+        distance=row["zero_distance"],
     )
 
 
 def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
     """One or two sentences: what the scores were ablated to, and the same candidate's scores under zero."""
-    to = "" if wording.is_missing(row["ablated_to"]) else str(row["ablated_to"])
-    if not to:
-        return ""
     said = {
         "harmless": "Ablated to the mean of harmless prompts, induced to that of harmful ones (affine concept "
         "editing).",
         "zero": "Ablated to zero, and added, as Arditi et al. publish.",
-    }.get(to, f"Ablated to {wording.plain(to)}.")
-    if to == "zero" or found is None or not found.scored:
+    }[row["ablated_to"]]
+    if row["ablated_to"] == "zero" or found is None or not found.scored:
         return said
     known = (("bypass", found.bypass, 2), ("induce", found.induce, 2), ("kl", found.kl, 3))
     scores = ", ".join(f"{name} {wording.number(value, digits)}" for name, value, digits in known)
     would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
     n, of = found.n_admissible, wording.whole(row["n_candidates"])
-    counted = "" if wording.is_missing(n) else f"; {wording.whole(n)} of {of} candidates would"
-    whose = "it" if found.of == "carrier" else f"the {found.of}"
+    counted = "" if n is None else f"; {wording.whole(n)} of {of} candidates would"
+    whose = "it" if found.of == CARRIER else f"the {found.of}"
     return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
 
 
@@ -142,11 +134,11 @@ def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
         `judge`; `cells`, by (kind of prompts, intervention), those of `EFFECTS` that were measured. Nothing where no
         intervention was made.
     """
-    own = rates[rates["attack"] == "none"]
-    refusal = own[own["metric"] == "refusal_rate"]
-    broken = own[own["metric"] == "degenerate_rate"]
+    own = rates[(rates["attack"] == "none") & (rates["by"] == "all")]
+    refusal = own[own["metric"] == "any_refusal"]
+    broken = own[own["metric"] == "degenerate"]
     found = []
-    for judge in sorted({str(name) for name in refusal["judge"]}):
+    for judge in sorted(set(refusal["judge"])):
         cells = {}
         for kind, interventions in EFFECTS.items():
             for name in interventions:
@@ -174,22 +166,15 @@ def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:
 
 def _of(rows: pd.DataFrame, judge: str, kind: str, intervention: str) -> pd.DataFrame:
     return rows[
-        (rows["judge"].astype(str) == judge)
-        & (rows["set"] == f"evaluation_{kind}")
-        & (rows["intervention"] == intervention)
+        (rows["judge"] == judge) & (rows["suite"] == f"evaluation_{kind}") & (rows["intervention"] == intervention)
     ]
 
 
 def _cell(row: pd.Series, broken: pd.DataFrame) -> dict[str, str]:
-    share = _number(broken["value"].iloc[0]) if len(broken) else float("nan")
-    spoken = not wording.is_missing(share) and share >= BROKEN
+    share = broken["value"].iloc[0] if len(broken) else 0.0
     return {
         "value": wording.rate(row["value"]),
         "interval": wording.rate_interval(row["low"], row["high"]),
         "n": wording.whole(row["n"]),
-        "broken": f" ({wording.percent(share)} degenerate)" if spoken else "",
+        "broken": f" ({wording.percent(share)} degenerate)" if share >= BROKEN else "",
     }
-
-
-def _number(value: Any) -> float:
-    return float("nan") if wording.is_missing(value) else float(value)

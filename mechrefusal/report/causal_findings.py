@@ -28,7 +28,7 @@ def pairs(table: pd.DataFrame) -> str:
 def chance(table: pd.DataFrame) -> str:
     """How many components of table `attribution_compared` (one `onto`) differ; empty where that was not tested."""
     rows = table[table["component"] != "total"]
-    if not pd.to_numeric(rows["p"], errors="coerce").notna().any():
+    if not rows["p"].notna().any():
         return ""
     found = int(beyond_chance(rows)["beyond"].sum())
     return (
@@ -45,7 +45,7 @@ def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
             "scored": wording.plain(row["scored"]),
             "n": wording.whole(row["n"]),
             "spearman": wording.number(row["spearman"]),
-            "interval": interval(row, "", 2).strip() or wording.MISSING,
+            "interval": wording.interval(row, "", 2).strip() or wording.MISSING,
             "sign": wording.percent(row["sign"]),
             "error": wording.number(row["error"], 3),
             "relative_error": wording.percent(row["relative_error"]),
@@ -56,8 +56,7 @@ def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any]]:
     """The source tokens of each top head with the largest absolute contribution (table `token_sources`)."""
-    rows = table[(table["by"] == "token") & (table["set"] == kind)]
-    rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce")).dropna(subset=["value"])
+    rows = table[(table["by"] == "token") & (table["set"] == kind)].dropna(subset=["value"])
     found = []
     for (layer, head), own in rows.groupby(["layer", "head"], sort=False):
         order = own["value"].abs().sort_values(ascending=False, kind="stable").index[:TOKENS_A_HEAD]
@@ -65,8 +64,8 @@ def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any
             {
                 "token": wording.token(row["name"]),
                 "value": wording.number(row["value"], 3, signed=True),
-                "detail": f"{interval(row).strip() or 'no interval'}, attention {wording.number(row['weight'])}, "
-                f"n = {wording.whole(row['n'])}",
+                "detail": f"{wording.interval(row).strip() or 'no interval'}, "
+                f"attention {wording.number(row['weight'])}, n = {wording.whole(row['n'])}",
             }
             for _, row in own.loc[order].iterrows()
         ]
@@ -76,14 +75,14 @@ def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any
 
 def knock_outs(table: pd.DataFrame) -> str:
     """The component without which refusal falls furthest, if its p (adjusted for all) is below 0.05; empty for none."""
-    rows = table.assign(refusal=pd.to_numeric(table["refusal"], errors="coerce")).dropna(subset=["refusal"])
+    rows = table.dropna(subset=["refusal"])
     if not len(rows):
         return ""
     row = rows.loc[rows["refusal"].idxmin()]
     if row["refusal"] >= 0:
         return "No single head or MLP lowers refusal when it is knocked out."
     name = wording.head_name(row["layer"], row["head"]) if row["component"] == "head" else f"MLP {int(row['layer'])}"
-    fall = f"{wording.number(row['refusal'], signed=True)} nats{interval(row)}"
+    fall = f"{wording.number(row['refusal'], signed=True)} nats{wording.interval(row)}"
     cost = f"KL {wording.number(row['kl'], 3)} nats on harmless prompts"
     if style.told(rows).loc[row.name]:
         return f"Refusal falls furthest without {name}: {fall}, at {cost}."
@@ -95,21 +94,21 @@ def head_set(table: pd.DataFrame) -> str:
     """Whether half of refusal is gone without a few heads, which, and at what cost (table `head_sets`)."""
     if not len(table):
         return ""
-    last = table.loc[pd.to_numeric(table["size"], errors="coerce").fillna(0).idxmax()]
+    last = table.loc[table["size"].idxmax()]
     why = wording.plain(last["reason"])
-    if wording.is_missing(last["size"]) or int(last["size"]) == 0:
+    if last["size"] == 0:
         return f"Half of refusal was not reached: {why or 'the table gives no reason'}."
-    rows = table[pd.to_numeric(table["size"], errors="coerce") > 0].sort_values("size")
+    rows = table.sort_values("size")
     heads = ", ".join(wording.head_name(row.layer, row.head) for row in rows.itertuples())
     n = f"{len(rows)} {'head' if len(rows) == 1 else 'heads'}"
     gap = f"{wording.number(last['gap'])} nats between harmful and harmless prompts"
     gone = f"{wording.percent(last['share'])} of the {gap}"
     cost = (
-        f"harmless prompts' score {wording.number(last['harmless'], signed=True)} nats{interval(last, 'harmless')}, "
-        f"KL {wording.number(last['kl'], 3)}{interval(last, 'kl', 3)}"
+        f"harmless prompts' score {wording.number(last['harmless'], signed=True)} nats"
+        f"{wording.interval(last, 'harmless')}, KL {wording.number(last['kl'], 3)}{wording.interval(last, 'kl', 3)}"
     )
     random = _random(last) + _unseen(last)
-    if wording.is_true(last["reached"]):
+    if last["reached"]:
         return f"Half of refusal is gone without {n} ({heads}): {gone}{random}. Cost: {cost}."
     far = f"The best set found has {n} ({heads}): {gone}{random}, at {cost}"
     return f"Half of refusal was not reached: {why or 'the table gives no reason'}. {far}."
@@ -119,7 +118,7 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     """How large the circuit is and how faithful; or why there is none. Empty where it was not looked for."""
     if not len(nodes):
         return ""
-    kept = nodes[[wording.is_true(flag) for flag in nodes["kept"]]]
+    kept = nodes[nodes["kept"]]
     reasons = sorted({wording.plain(reason) for reason in nodes["reason"]} - {""})
     if not len(kept):
         return f"There is no circuit: {'; '.join(reasons) or 'the table gives no reason'}."
@@ -127,8 +126,7 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
     mlps = len(kept) - heads
     said = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
     said += _confirmed(kept)
-    own = faithfulness[[wording.is_true(flag) for flag in faithfulness["is_circuit"]]]
-    own = own[own["of"] == "harmful"] if len(own) else own
+    own = faithfulness[faithfulness["is_circuit"] & (faithfulness["of"] == "harmful")]
     if not len(own):
         return f"{said}; its faithfulness was not measured."
     row = own.iloc[0]
@@ -145,11 +143,10 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
 
 def _confirmed(kept: pd.DataFrame) -> str:
     """How many nodes pairs that did not choose them tell from nothing; empty where none were held out."""
-    asked = pd.to_numeric(kept["n_held_out"], errors="coerce").max()
-    if not asked > 0:
+    n = kept["n_held_out"].max()
+    if n == 0:
         return ""
-    n = wording.whole(asked)
-    if kept["p"].map(wording.is_missing).all():
+    if kept["p"].isna().all():
         return f"; {n} held-out pairs are too few to tell which of them differ from nothing"
     return f", of which {int(style.told(kept).sum())} differ from nothing on {n} held-out pairs ({style.TOLD})"
 
@@ -163,10 +160,10 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
     sites = head_sites(table)
     if not sites:
         return []
-    rows = clear_of_control(table[table["site"].astype(str) == sites[0]])
-    rows = rows.assign(raw=pd.to_numeric(rows["raw"], errors="coerce")).dropna(subset=["raw"])
+    rows = clear_of_control(table[table["site"] == sites[0]])
+    rows = rows.dropna(subset=["raw"])
     other = of_set(everything, "harmless")
-    harmless = other[other["site"].astype(str) == sites[0]].set_index([*PAIR, "layer", "head"])["raw"]
+    harmless = other[other["site"] == sites[0]].set_index([*PAIR, "layer", "head"])["raw"]
     found = []
     for _, own in rows.groupby(PAIR, sort=False):
         order = own["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
@@ -174,7 +171,7 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "name": wording.head_name(row["layer"], row["head"]),
                 "raw": wording.number(row["raw"], signed=True),
-                "detail": f"{interval(row).strip() or 'no interval'}, control "
+                "detail": f"{wording.interval(row).strip() or 'no interval'}, control "
                 f"{wording.number(row['control'], signed=True)}{_on_harmless(row, harmless)}",
                 "is_clear": bool(row["clear"]),
             }
@@ -190,14 +187,6 @@ def _on_harmless(row: pd.Series, known: pd.Series) -> str:
     return "" if value is None or wording.is_missing(value) else f", harmless {wording.number(value, signed=True)}"
 
 
-def interval(row: Any, name: str = "", digits: int = 2) -> str:
-    """` [low, high]` of a row that has both, else nothing."""
-    low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
-    if wording.is_missing(low) or wording.is_missing(high):
-        return ""
-    return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"
-
-
 def _unseen(row: pd.Series) -> str:
     """What the set takes away on prompts that the search did not see."""
     if wording.is_missing(row["held_out_share"]):
@@ -209,7 +198,7 @@ def _unseen(row: pd.Series) -> str:
 def _random(row: pd.Series) -> str:
     """What random sets of that size take away, as shares of the gap."""
     names = ("random_refusal", "random_refusal_most", "random_refusal_least")
-    if wording.is_missing(row["gap"]) or any(wording.is_missing(row[name]) for name in names):
+    if wording.is_missing(row["random_refusal"]):
         return ""
     mean, least, most = (wording.percent(-row[name] / row["gap"]) for name in names)
     return f" ({wording.whole(row['n_random'])} random sets of that size: {mean}, {least} to {most})"

@@ -13,8 +13,8 @@ from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 
 _NO_EFFECT = {"denoising": 0.0, "noising": 1.0}
-_PATCHED = ("resid_pre", "attn_out", "mlp_out", "head_z")
-_COMPONENTS = ("attn_out", "mlp_out", "head_z")
+_PATCHED = ("resid_pre", "attn_out", "mlp_out", "z")
+_COMPONENTS = ("attn_out", "mlp_out", "z")
 _ONTO = {
     "refusal_logits": ("the refusal logits", "logits"),
     "carrier": ("the carrier", "projection"),
@@ -49,14 +49,14 @@ def _patching(table: pd.DataFrame, panels: Panels) -> dict[str, Any]:
     parts = table[table["site"].isin(_COMPONENTS)]
     limit = _furthest(parts)
     groups = []
-    for mode in dict.fromkeys(table["mode"].astype(str)):
+    for mode in dict.fromkeys(table["mode"]):
         rows, centre = table[table["mode"] == mode], _NO_EFFECT.get(mode, 0.0)
         drawn = []
         for site in _PATCHED:
             own = rows[rows["site"] == site]
             if not len(own):
                 continue
-            draw: Callable[..., go.Figure] = figures.layer_by_head if site == "head_z" else figures.layer_by_position
+            draw: Callable[..., go.Figure] = figures.layer_by_head if site == "z" else figures.layer_by_position
             shown: dict[str, Any] = {"title": SITES[site], "unit": "effect", "centre": centre}
             shown["limit"] = 1.0 if site == "resid_pre" else limit
             drawn.append(panels.add(partial(draw, own, **shown), title=SITES[site]))
@@ -69,13 +69,13 @@ def _furthest(table: pd.DataFrame) -> float | None:
     if not len(table):
         return None
     centre = pd.Series([_NO_EFFECT.get(str(mode), 0.0) for mode in table["mode"]], index=table.index, dtype=float)
-    far = (pd.to_numeric(table["effect"], errors="coerce").astype(float) - centre).abs().max()
+    far = (table["effect"] - centre).abs().max()
     return None if wording.is_missing(far) or far == 0 else float(far)
 
 
 def _attribution(table: pd.DataFrame, compared: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     groups = []
-    for onto in dict.fromkeys([*table["onto"].astype(str), *compared["onto"].astype(str)]):
+    for onto in dict.fromkeys([*table["onto"], *compared["onto"]]):
         words, unit = _ONTO.get(onto, (onto, ""))
         own = compared[compared["onto"] == onto]
         drawn = []
@@ -112,11 +112,7 @@ def _of_sets(table: pd.DataFrame, unit: str, panels: Panels) -> list[dict[str, A
 
 def _sums(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """Sum of each kind of component, and the total that they should add up to."""
-    values = (
-        rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
-        .groupby("component", sort=False)["value"]
-        .sum(min_count=1)
-    )
+    values = rows.groupby("component", sort=False)["value"].sum(min_count=1)
     shown = [
         (str(name).replace("_", " "), wording.number(value, 3, signed=True))
         for name, value in values.items()
@@ -145,7 +141,7 @@ def _knockout(table: pd.DataFrame, panels: Panels) -> list[Panel]:
 
 
 def _head_set(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    known = table[pd.to_numeric(table["size"], errors="coerce") > 0]
+    known = table[table["size"] > 0]
     return _drawn(panels, known, figures.head_set, "The smallest set of heads")
 
 
@@ -154,7 +150,7 @@ def _circuit(nodes: pd.DataFrame, edges: pd.DataFrame, panels: Panels) -> list[P
 
 
 def _faithfulness(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    found = dict.fromkeys(table["of"].astype(str))
+    found = dict.fromkeys(table["of"])
     title = "Faithfulness of the circuit"
     return [panels.add(partial(figures.faithfulness, table, of=name), title=title) for name in found]
 

@@ -8,10 +8,21 @@ import pandas as pd
 from markupsafe import Markup
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import causal_section, circuits, figures, gate, geometry_section, headline, language, wording
+from mechrefusal.report import (
+    causal_section,
+    circuits,
+    evaluation_findings,
+    figures,
+    gate,
+    geometry_section,
+    headline,
+    language,
+    wording,
+)
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
+RATES = ("any_refusal", "degenerate", headline.ATTACK_METRIC, "answered")
 ROWS_A_GROUP = 60
 LONGEST_TEXT = 2000
 LARGEST_ATTENTION = 150_000
@@ -29,7 +40,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "line": headline.headline(checkpoint, n_heads=6),
         "before": run.checkpoints[place - 1] if place else None,
         "after": run.checkpoints[place + 1] if place + 1 < len(run.checkpoints) else None,
-        "rates": tables["rates"].to_dict("records"),
+        "rates": _rates(tables["rates"]),
         "language": language.of_measurements([checkpoint]),
         "opening": _opening(tables["openings"]),
         "scores": [panels.add(partial(figures.scores, tables["scores"]))] if len(tables["scores"]) else [],
@@ -48,7 +59,7 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
         "tokens": shown_tokens,
         "attention": shown_attention,
         "attention_left_out": left_out,
-        "generations": generation_groups(tables["generations"], show_completions=show_completions),
+        "generations": generation_groups(tables["verdicts"], show_completions=show_completions),
         "show_completions": show_completions,
         "rows_a_group": ROWS_A_GROUP,
         "short": wording.SHORT_COMPLETION,
@@ -58,35 +69,49 @@ def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completion
     }
 
 
+def _rates(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the table of rates: of what was asked to see what the checkpoint does, and not to make directions."""
+    shown = table[(table["by"] == "all") & table["metric"].isin(RATES)]
+    return shown[~shown["suite"].isin(("direction_harmful", "direction_harmless"))].to_dict("records")
+
+
 def generation_groups(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, Any]]:
-    """Completions by (set, attack, intervention); those to harmful requests are shortened unless `show_completions`."""
+    """Judged answers by (suite, attack, intervention); those to harmful requests are shortened unless asked for.
+
+    Args:
+        table: table `verdicts` of one checkpoint, of the study's own suites.
+    """
     groups = []
-    for (name, attack, intervention), rows in table.groupby(["set", "attack", "intervention"], sort=False):
-        harmful = wording.is_harmful(str(name), str(attack))
+    for (name, side, attack, intervention), rows in table.groupby(
+        ["suite", "side", "attack", "intervention"], sort=False
+    ):
+        harmful = wording.is_harmful(side, attack)
         limit = wording.SHORT_COMPLETION if harmful and not show_completions else LONGEST_TEXT
         groups.append(
             {
-                "set": str(name),
+                "suite": str(name),
                 "attack": str(attack),
                 "intervention": str(intervention),
                 "harmful": harmful,
                 "n": len(rows),
-                "refused": sum(not wording.is_missing(v) and bool(v) for v in rows["refused"]),
-                "judged": sum(not wording.is_missing(v) for v in rows["refused"]),
-                "rows": [
-                    {
-                        "prompt_id": wording.plain(row["prompt_id"]),
-                        "category": wording.plain(row["category"]),
-                        "prompt": wording.shortened(row["prompt"], LONGEST_TEXT),
-                        "completion": wording.shortened(row["completion"], limit),
-                        "refused": None if wording.is_missing(row["refused"]) else bool(row["refused"]),
-                        "degenerate": not wording.is_missing(row["degenerate"]) and bool(row["degenerate"]),
-                    }
-                    for row in rows.head(ROWS_A_GROUP).to_dict("records")
-                ],
+                "refused": int(rows["label"].isin(evaluation_findings.REFUSALS).sum()),
+                "judged": int(rows["label"].notna().sum()),
+                "rows": [_answer(row, limit) for row in rows.head(ROWS_A_GROUP).to_dict("records")],
             }
         )
     return groups
+
+
+def _answer(row: dict[str, Any], limit: int) -> dict[str, Any]:
+    label = None if wording.is_missing(row["label"]) else row["label"]
+    return {
+        "prompt_id": wording.plain(row["prompt_id"]),
+        "category": wording.plain(row["category"]),
+        "prompt": wording.shortened(row["prompt"], LONGEST_TEXT),
+        "completion": wording.shortened(row["completion"], limit),
+        "refused": None if label is None else label in evaluation_findings.REFUSALS,
+        "degenerate": label == "degenerate",
+    }
 
 
 def _opening(table: pd.DataFrame) -> dict[str, Any] | None:
@@ -100,14 +125,8 @@ def _opening(table: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def _token_list(text: Any) -> list[str]:
-    if wording.is_missing(text):
-        return []
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
-        return [wording.token(text)]
-    return [wording.token(t) for t in found] if isinstance(found, list) else [wording.token(found)]
+def _token_list(text: str) -> list[str]:
+    return [wording.token(token) for token in json.loads(text)]
 
 
 def _directions(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
@@ -132,19 +151,19 @@ def _selection(table: pd.DataFrame) -> str:
 
 
 def _interventions(rates: pd.DataFrame, panels: Panels) -> list[Panel]:
-    asked = rates[(rates["metric"] == "refusal_rate") & (rates["attack"] == "none")]
+    asked = rates[(rates["metric"] == headline.REFUSAL_METRIC) & (rates["attack"] == "none")]
     if not len(asked[asked["intervention"] != "none"]):
         return []
     drawn = []
-    for judge in sorted({str(j) for j in asked["judge"]}):
-        drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"].astype(str) == judge])))
+    for judge in sorted(set(asked["judge"])):
+        drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"] == judge])))
     return drawn
 
 
 def _circuits(checkpoint: MeasuredCheckpoint) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Coloured prompts, attention patterns, and how many prompts' attention was left out for the size of the page."""
     table, attention = checkpoint.tables["tokens"], checkpoint.tables["attention"]
-    values = pd.to_numeric(table["value"], errors="coerce").abs().dropna()
+    values = table["value"].abs().dropna()
     limit = float(values.quantile(0.98)) if len(values) else 1.0
     coloured: list[dict[str, Any]] = []
     projected = table if len(values) else table.iloc[:0]  # without a carrier the table holds the tokens only

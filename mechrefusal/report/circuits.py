@@ -79,9 +79,7 @@ def attention(table: pd.DataFrame, tokens: Sequence[str] | None = None, *, promp
                 f"attention of {wording.head_name(layer, head)} has an entry twice: keep one checkpoint and prompt"
             )
         pattern = np.zeros((len(tokens), len(tokens)))
-        pattern[own["destination"].astype(int), own["source"].astype(int)] = pd.to_numeric(
-            own["weight"], errors="coerce"
-        ).fillna(0.0)
+        pattern[own["destination"], own["source"]] = own["weight"]
         patterns.append(pattern)
         names.append(wording.head_name(layer, head))
     properties = {
@@ -111,7 +109,7 @@ def coloured_tokens(table: pd.DataFrame, *, prompt_id: str | None = None, limit:
         limit: |value| at which colour saturates; the largest by default.
     """
     rows = _one_prompt(table, prompt_id, "tokens").sort_values("index")
-    values = pd.to_numeric(rows["value"], errors="coerce")
+    values = rows["value"]
     finite = values[np.isfinite(values)].abs()
     limit = limit if limit is not None else float(finite.max()) if len(finite) else 1.0
     tokens = [as_markup_free(text) for text in rows["token"]]

@@ -31,13 +31,12 @@ def context(run: MeasuredRun, panels: Panels) -> dict[str, Any]:
 def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
     """One group two arms, both ways; all heads have one scale, whatever the pair."""
     sites = head_sites(table)
-    heads = table[pd.to_numeric(table["head"], errors="coerce") >= 0]
-    most = pd.to_numeric(heads["raw"], errors="coerce").abs().max()
+    most = table.loc[table["head"] >= 0, "raw"].abs().max()
     limit = None if wording.is_missing(most) or most == 0 else float(most)
     groups = []
     between = [
         tuple(sorted(ends, key=arm_order))
-        for ends in table[["arm_source", "arm_target"]].astype(str).itertuples(index=False, name=None)
+        for ends in table[["arm_source", "arm_target"]].itertuples(index=False, name=None)
     ]
     for one, other in dict.fromkeys(between):
         rows = table[[ends == (one, other) for ends in between]]
@@ -45,12 +44,12 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
         for prompts in SETS:
             asked = of_set(rows, prompts)
             for site in sites:
-                own = asked[asked["site"].astype(str) == site]
+                own = asked[asked["site"] == site]
                 if len(own):
                     title = f"{SITES.get(site, 'Heads')}, {prompts} prompts"
                     draw = partial(figures.cross_patching, own, prompts=prompts, site=site, title=title, limit=limit)
                     drawn.append(panels.add(draw, title=title))
-            if (pd.to_numeric(asked["head"], errors="coerce") < 0).any():
+            if (asked["head"] < 0).any():
                 title = f"Layers, {prompts} prompts"
                 draw = partial(figures.cross_patching_layers, asked, prompts=prompts, title=title)
                 drawn.append(panels.add(draw, title=title))
@@ -64,7 +63,7 @@ def _shared(run: MeasuredRun, panels: Panels) -> list[Panel]:
     for checkpoints in run.kinds:
         of = f", {checkpoints[0].label} and like it" if len(run.kinds) > 1 else ""
         patched, knocked = (run.together(name, among=checkpoints) for name in ("patching", "knockout"))
-        patched = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+        patched = patched[(patched["site"] == "z") & (patched["mode"] == "denoising")]
         knocked = knocked[knocked["component"] == "head"]
         for table, value, title in (
             (patched, "raw", f"By patching (denoising){of}"),

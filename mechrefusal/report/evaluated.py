@@ -23,7 +23,7 @@ def evaluated(rates: pd.DataFrame, differences: pd.DataFrame) -> Group:
     """One table a suite, side and judge, and the clearest differences.
 
     Args:
-        rates, differences: tables `suite_rates` and `suite_differences`.
+        rates, differences: tables `rates` and `suite_differences`.
 
     Returns:
         `rich` tables. Cells are plain text: nothing in a name is read as markup.

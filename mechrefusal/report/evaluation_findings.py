@@ -22,7 +22,8 @@ COLUMNS = {
     ("harm", "harmful"): ("attack_success", "score"),
 }
 """Rates of the headline table by kind of judge and side; full and partial refusal on prompts that look unsafe only."""
-_SPLIT = ("full_refusal", "partial_refusal")
+REFUSALS = ("full_refusal", "partial_refusal")
+"""Labels of any refusal."""
 _COMPLIED = {"refusal": "full_compliance", "harm": "harmful"}
 _LOOKS_UNSAFE = ("xstest", "orbench", "or-bench", "overrefusal")
 
@@ -35,7 +36,7 @@ def looks_unsafe(suite: str) -> bool:
 def columns(kind: str, side: str, suite: str) -> tuple[str, ...]:
     """Metrics of the headline table of one suite and side, by one kind of judge."""
     found = COLUMNS.get((kind, side), ("any_refusal", "attack_success", "answered", "score"))
-    return found if looks_unsafe(suite) else tuple(name for name in found if name not in _SPLIT)
+    return found if looks_unsafe(suite) else tuple(name for name in found if name not in REFUSALS)
 
 
 def judges(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -52,7 +53,7 @@ def sides(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry a judge, in it one table a suite and side (table `suite_rates`, all categories together).
+    """One entry a judge, in it one table a suite and side (table `rates`, all categories together).
 
     A row is a checkpoint, attack and intervention; a cell has value, interval, n and nulls, or is None. `n` and `nulls`
     of a row are those of its cells, `250`, or `250/248` in their order where the cells differ.
@@ -184,7 +185,7 @@ def samples(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, An
                 "disputed": len(disputed),
                 "several": suites.texts(own["judge"]).nunique() > 1,
                 "harmful": any(
-                    _is_harmful(row) for row in own[["side", "attack"]].drop_duplicates().to_dict("records")
+                    wording.is_harmful(*each) for each in own[["side", "attack"]].drop_duplicates().to_numpy()
                 ),
                 "rows": [_answer(rows.get_group(place), show_completions=show_completions) for place in chosen],
             }
@@ -225,13 +226,9 @@ def _spread(values: list[int], n: int) -> list[int]:
     return [values[place] for place in places]
 
 
-def _is_harmful(row: dict[str, Any]) -> bool:
-    return str(row["side"]) != "harmless" or str(row["attack"]) != "none"
-
-
 def _answer(rows: pd.DataFrame, *, show_completions: bool) -> dict[str, Any]:
     row = rows.iloc[0].to_dict()
-    short = _is_harmful(row) and not show_completions
+    short = wording.is_harmful(row["side"], row["attack"]) and not show_completions
     name = {key: wording.shortened(row[key], LONGEST_NAME) for key in ("arm", "attack", "intervention", "side")}
     return {
         **{key: "" if text == "none" else text for key, text in name.items()},

@@ -20,12 +20,12 @@ _BY_CATEGORY = {"harmful": ("attack_success", "score"), "harmless": ("any_refusa
 def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
     """Everything that the template `evaluation.html` needs."""
     panels, across = Panels(), run.across
-    rates = across["suite_rates"]
+    rates, verdicts = run.benchmarks("rates"), run.benchmarks("verdicts")
     return {
         "run": run,
         "checkpoint_ids": {checkpoint.id for checkpoint in run.checkpoints},
         "headline": evaluation_findings.headline(rates),
-        "language": language.of_verdicts(across["verdicts"]),
+        "language": language.of_verdicts(verdicts),
         "rates": _rates(rates, panels),
         "frontiers": frontier_section.of_suites(run, panels),
         "differences": _differences(across["suite_differences"], panels),
@@ -41,7 +41,7 @@ def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
         "n_judges": texts(rates["judge"]).nunique(),
         "leaks": evaluation_findings.leaks(across["leaks"]),
         "leaks_looked_for": (run.folder / "measurements" / "leaks.parquet").is_file(),
-        "samples": evaluation_findings.samples(across["verdicts"], show_completions=show_completions),
+        "samples": evaluation_findings.samples(verdicts, show_completions=show_completions),
         "show_completions": show_completions,
         "short": wording.SHORT_COMPLETION,
     }
@@ -61,7 +61,7 @@ def _rates(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
             asked: dict[str, Any] = {"suite": suite, "side": side, "judge": judge, "attack": attack}
             for metric in MAIN.get(side, MAIN["harmful"]):
                 if len(of(rows, metric=metric, by="all")):
-                    draw = partial(figures.suite_rates, rows, metric=metric, **asked)
+                    draw = partial(figures.rates, rows, metric=metric, **asked)
                     lines.append(panels.add(draw, title=_title(metric, suite, side)))
             maps += _categories(rows, panels, asked)
         groups.append({"suite": wording.shortened(suite), "lines": lines, "maps": maps})

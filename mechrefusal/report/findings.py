@@ -7,6 +7,8 @@ import pandas as pd
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures.subspaces import FAMILIES
+from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
+from mechrefusal.study.places import best_place
 
 VERDICTS = {"moved": ("●", "moved"), "not moved": ("○", "rest"), "cannot tell": ("?", "unsure")}
 """A sign (colour alone says nothing to many readers) and a class of the style sheet for each verdict."""
@@ -29,16 +31,15 @@ def stability(row: dict[str, Any]) -> str:
     margin = (
         "no second candidate is admissible by exact scores"
         if wording.is_missing(row["margin"])
-        else f"its bypass is {wording.number(row['margin'])} nats{_interval(row, 'margin')} below the runner-up's"
+        else f"its bypass is {wording.number(row['margin'])} nats{wording.interval(row, 'margin')} "
+        "below the runner-up's"
     )
     wins = wording.percent(row["win_frequency"])
     return f"{drawn}, this candidate wins {wins}, {none}, and {layers}. {margin[:1].upper()}{margin[1:]}.{_halves(row)}"
 
 
 def _halves(row: dict[str, Any]) -> str:
-    """What halves of the direction prompts choose; empty for older runs."""
-    if wording.is_missing(row["n_halves"]):
-        return ""
+    """What halves of the direction prompts choose."""
     halves = "halves of the direction prompts, among the likeliest candidates"
     if row["n_halves"] < 2:
         return f" Of two {halves}, {'neither has' if row['n_halves'] == 0 else 'only one has'} an admissible one."
@@ -47,18 +48,16 @@ def _halves(row: dict[str, Any]) -> str:
 
 
 def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> str:
-    """Which candidate the later measures look at, where that is not the carrier itself; empty for older runs."""
-    kind = row["reference_kind"]
-    if wording.is_missing(kind) or str(kind) == "carrier":
+    """Which candidate the later measures look at, where that is not the carrier itself."""
+    if row["reference_kind"] == CARRIER:
         return ""
-    if str(kind) != "best candidate" or wording.is_missing(row["reference_layer"]):
+    if row["reference_kind"] != BEST or (place := best_place(row)) is None:
         return "There is no candidate to look at instead: later measures of a direction have no value here."
-    place = int(row["reference_position"]), int(row["reference_layer"])
     found = carriers[(carriers["position"] == place[0]) & (carriers["layer"] == place[1])]
     why = wording.plain(found["rejected_because"].iloc[0]) if len(found) else ""
     where = f"layer {place[1]}, position {wording.whole(place[0])}" + (f" {wording.token(token)}" if token else "")
     rejected = f" (rejected: {why})" if why else ""
-    looked = f"The later measures look at the candidate with the lowest bypass instead: {where}"
+    looked = f"The later measures look at the best candidate instead ({BEST_IS}): {where}"
     return f"{looked}. It is NOT a carrier{rejected}."
 
 
@@ -66,7 +65,7 @@ def smallest_subspace(table: pd.DataFrame) -> str:
     """How many directions are enough, from table `subspaces` of one checkpoint."""
     if not len(table):
         return ""
-    chosen = table[[wording.is_true(flag) for flag in table["smallest"]]]
+    chosen = table[table["smallest"]]
     if not len(chosen):
         why = "; ".join(reason for reason, _ in reasons(table, "share_of_best")) or "the table gives no reason"
         return f"No subspace is enough: {why}."
@@ -74,7 +73,9 @@ def smallest_subspace(table: pd.DataFrame) -> str:
     k, family = int(row["k"]), FAMILIES.get(str(row["family"]), wording.plain(row["family"]))
     directions = "One direction is" if k == 1 else f"{k} directions are"
     drop = f"{wording.percent(row['share_of_best'])} of the best admissible drop"
-    bypass = f"bypass {wording.number(row['bypass'])}{_interval(row, 'bypass')}, kl {wording.number(row['kl'], 3)}"
+    bypass = (
+        f"bypass {wording.number(row['bypass'])}{wording.interval(row, 'bypass')}, kl {wording.number(row['kl'], 3)}"
+    )
     return f"{directions} enough ({family}): {drop}, {bypass}."
 
 
@@ -87,8 +88,8 @@ def utility_couplings(table: pd.DataFrame) -> list[str]:
             sentences.append(f"{name}: no value ({wording.plain(row['reason']) or 'the table gives no reason'}).")
             continue
         random = "" if wording.is_missing(row["random"]) else f"; a random direction {wording.number(row['random'], 3)}"
-        n = "" if wording.is_missing(row["n"]) else f"; n = {wording.whole(row['n'])}"
-        sentences.append(f"{name}: {wording.number(row['value'], 3)}{_interval(row, '', 3)}{random}{n}.")
+        n = wording.whole(row["n"])
+        sentences.append(f"{name}: {wording.number(row['value'], 3)}{wording.interval(row, '', 3)}{random}; n = {n}.")
     return sentences
 
 
@@ -101,7 +102,7 @@ def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
     keys = ["arm_a", "step_a", "arm_b", "step_b"]
     for (arm_a, step_a, arm_b, step_b), rows in table.groupby(keys, sort=False):
         overall = rows[rows["measure"] == "overall"]
-        first = overall.iloc[0] if len(overall) else pd.Series({"verdict": None, "reason": None})
+        first = overall.iloc[0] if len(overall) else pd.Series({"verdict": "", "reason": "", "n_to_decide": None})
         found = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
         pair = f"{wording.plain(arm_a)} {step_a} → {wording.plain(arm_b)} {step_b}"
         pairs.append({"pair": pair, **_verdict(first), "measures": found})
@@ -109,13 +110,13 @@ def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def says_what_decides(table: pd.DataFrame) -> bool:
-    """Whether table `relocation` says of anything how many prompts would decide it; older runs do not."""
-    return "n_to_decide" in table and bool(pd.to_numeric(table["n_to_decide"], errors="coerce").notna().any())
+    """Whether table `relocation` says of anything how many prompts would decide it."""
+    return bool(table["n_to_decide"].notna().any())
 
 
 def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
     """Why values are missing, and how often."""
-    missing = table[pd.to_numeric(table[value], errors="coerce").isna()]
+    missing = table[table[value].isna()]
     return Counter(wording.plain(reason) or "no reason given" for reason in missing["reason"]).most_common()
 
 
@@ -123,7 +124,7 @@ def _measured(row: pd.Series) -> dict[str, Any]:
     return {
         "measure": wording.plain(wording.metric_name(str(row["measure"]))),
         "value": wording.number(row["value"], 3),
-        "interval": _interval(row, "", 3).strip(),
+        "interval": wording.interval(row, "", 3).strip(),
         "floor": wording.number(row["floor"], 3),
         **_verdict(row),
     }
@@ -132,16 +133,9 @@ def _measured(row: pd.Series) -> dict[str, Any]:
 def _verdict(row: pd.Series) -> dict[str, str]:
     said = wording.plain(row["verdict"]) or "not judged"
     sign, kind = VERDICTS.get(said, ("–", "unsure"))
-    number = wording.grouped(pd.to_numeric(row.get("n_to_decide"), errors="coerce"))
+    number = wording.grouped(row["n_to_decide"])
     reason = wording.plain(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
     return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, "to_decide": number}
-
-
-def _interval(row: Any, name: str, digits: int = 2) -> str:
-    low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
-    if wording.is_missing(low) or wording.is_missing(high):
-        return ""
-    return f" [{wording.number(low, digits)}, {wording.number(high, digits)}]"
 
 
 def powers(table: pd.DataFrame) -> list[dict[str, str]]:

@@ -17,9 +17,9 @@ _AGAINST = {"refusal": "over-refusal", "answered": "utility"}
 
 
 def of_run(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    """Attack success of every attack against over-refusal and utility, from table `rates` of the checkpoints."""
-    rates, drawn = run.together("rates"), []
-    success = of(of(rates, intervention="none"), metric="attack_success_rate")
+    """Attack success of every attack against over-refusal and utility, on the study's own suites."""
+    rates, drawn = of(run.together("rates"), by="all", intervention="none"), []
+    success = of(rates, metric=SUCCESS)
     for name, attack in headline.attack_columns(headline.headlines(run)) if len(success) else []:
         for harmless, against in (("overrefusal", "refusal"), ("utility", "answered")):
             title = f"{_pressed(attack)}: success against {_AGAINST[against]}"
@@ -33,7 +33,7 @@ def of_suites(run: MeasuredRun, panels: Panels) -> list[dict[str, Any]]:
 
     Against over-refusal on suites whose prompts look unsafe, against the answered rate on the others.
     """
-    rates = of(run.across["suite_rates"], by="all", intervention="none")
+    rates = of(run.benchmarks("rates"), by="all", intervention="none")
     harmless = _harmless(rates)
     groups = []
     for suite, attack, judge in islice(_harmful(rates), MOST_GROUPS):
@@ -66,7 +66,7 @@ def _add(run: MeasuredRun, panels: Panels, rates: pd.DataFrame, look: dict[str, 
 
 def _harmful(rates: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(suite, attack, judge) with an attack success; suites of harmful requests before XSTest's contrasts."""
-    own = of(rates, side="harmful", metric=SUCCESS[0])
+    own = of(rates, side="harmful", metric=SUCCESS)
     found = dict.fromkeys(zip(*(texts(own[name]) for name in ("suite", "attack", "judge")), strict=True))
     return sorted(found, key=lambda key: (evaluation_findings.looks_unsafe(key[0]), key[1] != "none"))
 

@@ -11,6 +11,8 @@ from mechrefusal.report.figures.heatmaps import position_tokens
 from mechrefusal.report.figures.linear_probes import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
+from mechrefusal.statistics.choosing import BEST
+from mechrefusal.study.places import best_place
 
 DOSED = ("ablate", "induce")
 
@@ -51,7 +53,7 @@ def carriers(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
 def wins(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
     """How often each candidate wins in bootstraps; nothing where that was not measured."""
     tables = checkpoint.tables
-    if not pd.to_numeric(tables["carriers"]["win_frequency"], errors="coerce").notna().any():
+    if not tables["carriers"]["win_frequency"].notna().any():
         return []
     tokens = position_tokens(tables["directions"])
     draw = partial(figures.carrier_wins, tables["carriers"], tables["carrier"], tokens=tokens)
@@ -76,14 +78,14 @@ def zero_maps(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
 
 def _all_scored_under_zero(checkpoint: MeasuredCheckpoint) -> bool:
     """Whether candidates have scores under zero beside others that are not: more than the reference candidate alone."""
-    known = pd.to_numeric(checkpoint.tables["carriers"]["bypass_zero"], errors="coerce").notna().sum()
+    known = checkpoint.tables["carriers"]["bypass_zero"].notna().sum()
     return bool(known > 1) and carrier_findings.ablated_to(checkpoint.tables["carrier"]) != "zero"
 
 
 def zeros(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
-    """Where zero lies along the direction of each layer; nothing in older runs."""
+    """Where zero lies along the direction of each layer."""
     table = checkpoint.tables["directions"]
-    if not pd.to_numeric(table["zero_distance"], errors="coerce").notna().any():
+    if not table["zero_distance"].notna().any():
         return []
     name = {"arm": checkpoint.arm, "step": checkpoint.step}
     draw = partial(figures.zero_distances, table.assign(**name), checkpoint.tables["carrier"].assign(**name))
@@ -116,20 +118,17 @@ def certainty(checkpoint: MeasuredCheckpoint) -> dict[str, str]:
 
 def instead_of_carrier(table: pd.DataFrame) -> tuple[int, int] | None:
     """(position, layer) of the best candidate that stands in for a carrier (table `carrier`), or None."""
-    if not len(table):
+    if not len(table) or (row := table.iloc[0])["reference_kind"] != "best candidate":
         return None
     row = table.iloc[0]
-    place = row["reference_position"], row["reference_layer"]
-    if str(row["reference_kind"]) != "best candidate" or any(wording.is_missing(value) for value in place):
-        return None
-    return int(place[0]), int(place[1])
+    return best_place(row) if row["reference_kind"] == BEST else None
 
 
 def _subspaces(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
     table, carrier = checkpoint.tables["subspaces"], checkpoint.tables["carrier"]
     if not len(table):
         return []
-    baseline = float(pd.to_numeric(carrier["baseline_harmful"], errors="coerce").iloc[0]) if len(carrier) else None
+    baseline = float(carrier["baseline_harmful"].iloc[0]) if len(carrier) else None
     return [panels.add(partial(figures.subspaces, table, baseline=baseline), title="Bypass of subspaces")]
 
 
@@ -149,15 +148,14 @@ def _probes(table: pd.DataFrame, panels: Panels) -> list[Panel]:
     found.sort(key=lambda key: order.index(key[0]) if key[0] in order else len(order))
     drawn = []
     for target, position in found:
-        at = None if wording.is_missing(position) else int(position)
-        title = TARGETS.get(target, wording.metric_name(str(target)))
-        draw = partial(figures.linear_probes, table, target=target, position=at)
+        title = TARGETS.get(target, wording.metric_name(target))
+        draw = partial(figures.linear_probes, table, target=target, position=position)
         drawn.append(panels.add(draw, title=f"{title}, position {wording.whole(position)}"))
     return drawn
 
 
 def _doses(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    found = {str(name) for name in table["intervention"]}
+    found = set(table["intervention"])
     return [
         panels.add(partial(figures.doses, table, intervention=name), title=name.capitalize())
         for name in DOSED

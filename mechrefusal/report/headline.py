@@ -10,8 +10,7 @@ from mechrefusal.report.figures import style
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
 ASKED_SETS = ("evaluation_harmful", "evaluation_harmless", "overrefusal")
-REFUSAL_METRICS = ("refusal_rate", "any_refusal_rate")
-ATTACK_METRIC = "attack_success_rate"
+REFUSAL_METRIC, ATTACK_METRIC = "any_refusal", "attack_success"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Rate:
 class Carrier:
     """The admissible direction that was selected. `position` counts from the end of the prompt (-1: last token).
 
-    `layer_low`, `layer_high`, `win_frequency`: over bootstraps of the validation prompts; NaN in older runs.
+    `layer_low`, `layer_high`, `win_frequency`: over bootstraps of the validation prompts.
     """
 
     position: int
@@ -44,16 +43,16 @@ class Carrier:
     bypass: float
     induce: float
     kl: float
-    layer_low: float = float("nan")
-    layer_high: float = float("nan")
-    win_frequency: float = float("nan")
-    held_out: float = float("nan")
-    held_out_low: float = float("nan")
-    held_out_high: float = float("nan")
+    layer_low: int
+    layer_high: int
+    win_frequency: float
+    held_out: float
+    held_out_low: float
+    held_out_high: float
 
     @property
     def unseen(self) -> str:
-        """`−4.31 [−5.0, −3.6]`: bypass on prompts that did not choose the carrier; empty in older runs."""
+        """`−4.31 [−5.0, −3.6]`: bypass on prompts that did not choose the carrier; empty where there is none."""
         if wording.is_missing(self.held_out):
             return ""
         ends = f" [{wording.number(self.held_out_low)}, {wording.number(self.held_out_high)}]"
@@ -61,18 +60,16 @@ class Carrier:
 
     @property
     def sure(self) -> list[str]:
-        """`11–13`, `wins 83%`: 95% bootstrap interval of the layer, share of bootstraps won; empty if not measured."""
-        layers = "" if wording.is_missing(self.layer_low) else f"{int(self.layer_low)}–{int(self.layer_high)}"
-        wins = "" if wording.is_missing(self.win_frequency) else f"wins {wording.percent(self.win_frequency)}"
-        return [part for part in (layers, wins) if part]
+        """`11–13`, `wins 83%`: 95% bootstrap interval of the layer, share of bootstraps won."""
+        return [f"{self.layer_low}–{self.layer_high}", f"wins {wording.percent(self.win_frequency)}"]
 
 
 @dataclass(frozen=True)
 class Head:
     """One attention head and its value in the table that ranked it.
 
-    `is_told`: its p, adjusted for all heads, is below 0.05; False where that was not tested (a single pair, an earlier
-    version, attribution).
+    `is_told`: its p, adjusted for all heads, is below 0.05; False where that was not tested (a single pair,
+    attribution).
     """
 
     layer: int
@@ -91,10 +88,10 @@ class Headline:
     """One line of the headline table.
 
     Fields:
-        refusals: rates by prompt set (`ASKED_SETS`); one entry a judge.
-        attacks: attack success rates by (set, attack); one entry a judge.
+        refusals: shares of refusals by suite (`ASKED_SETS`); one entry a judge.
+        attacks: attack success by (suite, attack); one entry a judge.
         carrier: None where there is none; `no_carrier` then says why.
-        ablated_to: what its scores were taken with, in words; a dash in older runs.
+        ablated_to: what its scores were taken with, in words; a dash where carriers were not measured.
         zero: the same under ablation to zero, or the best candidate where there is no carrier.
         heads, ranked_by: top heads by absolute value, and what ranked them (`patching`, `attribution` or empty).
     """
@@ -113,10 +110,11 @@ class Headline:
 def headline(checkpoint: MeasuredCheckpoint, *, n_heads: int = 4) -> Headline:
     """The headline numbers of one checkpoint."""
     rates = checkpoint.tables["rates"]
-    asked = rates[(rates["attack"] == "none") & (rates["intervention"] == "none")]
-    refusals = {name: _preferred(asked[asked["set"] == name]) for name in ASKED_SETS}
-    attacked = rates[(rates["metric"] == ATTACK_METRIC) & (rates["intervention"] == "none")]
-    attacks = {(str(s), str(a)): _rates(rows) for (s, a), rows in attacked.groupby(["set", "attack"], sort=False)}
+    rates = rates[(rates["by"] == "all") & (rates["intervention"] == "none")]
+    asked = rates[(rates["attack"] == "none") & (rates["metric"] == REFUSAL_METRIC)]
+    refusals = {name: _rates(asked[asked["suite"] == name]) for name in ASKED_SETS}
+    attacked = rates[rates["metric"] == ATTACK_METRIC]
+    attacks = {(str(s), str(a)): _rates(rows) for (s, a), rows in attacked.groupby(["suite", "attack"], sort=False)}
     carrier, why = _carrier(checkpoint.tables["carrier"])
     heads, ranked_by = top_heads(checkpoint, n_heads)
     table = checkpoint.tables["carrier"]
@@ -130,7 +128,7 @@ def headlines(run: MeasuredRun) -> list[Headline]:
 
 
 def attack_columns(lines: list[Headline]) -> list[tuple[str, str]]:
-    """(set, attack) pairs with an attack success rate, no attack first: of the evaluation prompts, else all."""
+    """(suite, attack) pairs with an attack success, no attack first: of the evaluation prompts, else all."""
     found = {key for line in lines for key in line.attacks}
     evaluated = {key for key in found if key[0] == "evaluation_harmful"}
     return sorted(evaluated or found, key=lambda key: (key[1] != "none", key[1], key[0]))
@@ -151,7 +149,7 @@ def judges(lines: list[Headline]) -> list[str]:
 def top_heads(checkpoint: MeasuredCheckpoint, n: int) -> tuple[list[Head], str]:
     """Heads of largest absolute denoising effect; if absent, of largest attribution to the refusal logits."""
     patching = checkpoint.tables["patching"]
-    patched = patching[(patching["site"] == "head_z") & (patching["mode"] == "denoising")]
+    patched = patching[(patching["site"] == "z") & (patching["mode"] == "denoising")]
     found = _largest(patched, "effect", n)
     if found:
         return found, "patching"
@@ -164,46 +162,25 @@ def top_heads(checkpoint: MeasuredCheckpoint, n: int) -> tuple[list[Head], str]:
 
 
 def _largest(table: pd.DataFrame, column: str, n: int) -> list[Head]:
-    values = pd.to_numeric(table[column], errors="coerce")
+    values = table[column]
     order = values.abs().dropna().sort_values(ascending=False, kind="stable").index[:n]
     told = style.told(table) if "p" in table else pd.Series(False, index=table.index)
     return [Head(int(table["layer"][i]), int(table["head"][i]), float(values[i]), bool(told[i])) for i in order]
 
 
-def _preferred(rows: pd.DataFrame) -> list[Rate]:
-    for metric in REFUSAL_METRICS:
-        found = rows[rows["metric"] == metric]
-        if len(found):
-            return _rates(found)
-    return []
-
-
 def _rates(rows: pd.DataFrame) -> list[Rate]:
-    return [
-        Rate(
-            float(r.value),
-            0 if wording.is_missing(r.n) else int(r.n),
-            float(r.low),
-            float(r.high),
-            str(r.judge),
-            str(r.metric),
-        )
-        for r in rows.itertuples()
-    ]
+    return [Rate(r.value, r.n, r.low, r.high, r.judge, r.metric) for r in rows.itertuples()]
 
 
 def _carrier(table: pd.DataFrame) -> tuple[Carrier | None, str]:
     if not len(table):
         return None, "carriers were not measured at this checkpoint"
     row = table.iloc[0]
-    if wording.is_missing(row["layer"]) or wording.is_missing(row["position"]):
+    if wording.is_missing(row["layer"]):
         why = wording.plain(row["reason"]) or "the table gives no reason"
         return None, why if why.lower().startswith("no ") else f"no admissible carrier: {why}"
-    values = [
-        float("nan") if wording.is_missing(row[name]) else float(row[name])
-        for name in (
-            *("bypass", "induce", "kl", "layer_low", "layer_high", "win_frequency"),
-            *("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"),
-        )
-    ]
-    return Carrier(int(row["position"]), str(row["token"]), int(row["layer"]), *values), ""
+    names = (
+        *("position", "token", "layer", "bypass", "induce", "kl", "layer_low", "layer_high", "win_frequency"),
+        *("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"),
+    )
+    return Carrier(*(row[name] for name in names)), ""

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from mechrefusal.report import (
     carrier_findings,
     crossing_section,
@@ -59,16 +57,16 @@ def context(run: MeasuredRun) -> dict[str, Any]:
 
 def _behaviour(run: MeasuredRun, panels: Panels, lines: list[headline.Headline]) -> list[Panel]:
     rates = run.together("rates")
-    plain = rates[(rates["attack"] == "none") & (rates["intervention"] == "none")]
-    wanted = [(metric, name, "none") for name in headline.ASKED_SETS for metric in headline.REFUSAL_METRICS]
-    wanted += [("answered_rate", "utility", "none")]
+    rates = rates[(rates["intervention"] == "none") & (rates["by"] == "all")]
+    wanted = [(headline.REFUSAL_METRIC, name, "none") for name in headline.ASKED_SETS]
+    wanted += [("answered", "utility", "none")]
     wanted += [(headline.ATTACK_METRIC, *key) for key in headline.attack_columns(lines)]
     drawn = []
     for metric, name, attack in wanted:
-        source = plain if attack == "none" else rates[rates["intervention"] == "none"]
-        rows = source[(source["metric"] == metric) & (source["set"] == name) & (source["attack"] == attack)]
-        for judge in sorted({str(j) for j in rows["judge"]}):
-            drawn.append(panels.add(partial(figures.rates, rows, metric=metric, set=name, attack=attack, judge=judge)))
+        rows = rates[(rates["metric"] == metric) & (rates["suite"] == name) & (rates["attack"] == attack)]
+        look = {"suite": name, "metric": metric, "attack": attack}
+        for judge in sorted(set(rows["judge"])):
+            drawn.append(panels.add(partial(figures.rates, rows, judge=judge, **look)))
     return drawn
 
 
@@ -82,7 +80,7 @@ def _carriers(run: MeasuredRun, panels: Panels) -> list[Panel]:
         depth = max((checkpoint.n_layers for checkpoint in checkpoints), default=0) or None
         if len(own):
             drawn.append(panels.add(partial(figures.carrier_layers, own, n_layers=depth)))
-    if pd.to_numeric(table["layer"], errors="coerce").notna().any():
+    if table["layer"].notna().any():
         for column, (title, unit) in _CARRIER_SCORES.items():
             drawn.append(
                 panels.add(partial(figures.trajectory, table, value=column, title=title, unit=unit), title=title)
@@ -118,7 +116,7 @@ def _zero(run: MeasuredRun, lines: list[headline.Headline], panels: Panels) -> d
         for line in lines
         if line.zero and line.checkpoint.id in last
     ]
-    known = pd.to_numeric(directions["zero_distance"], errors="coerce").notna().any()
+    known = directions["zero_distance"].notna().any()
     draw = partial(figures.zero_distances, directions, carrier)
     return {
         "zero_words": [(label, said) for label, said in words if said],
@@ -136,11 +134,7 @@ def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:
         )
     timings = run.together("timings")
     if len(timings):
-        total = (
-            timings.assign(seconds=pd.to_numeric(timings["seconds"], errors="coerce"))
-            .groupby("stage", as_index=False)["seconds"]
-            .sum()
-        )
+        total = timings.groupby("stage", as_index=False)["seconds"].sum()
         title = "Measurements, summed over checkpoints"
         drawn.append(panels.add(partial(figures.durations, total, title=title), title=title))
     return drawn

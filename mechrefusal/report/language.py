@@ -24,21 +24,21 @@ def described(judge: Any) -> str:
 
 
 def of_measurements(checkpoints: Sequence[MeasuredCheckpoint]) -> str:
-    """A warning where measured rates are by English rules and most prompts, or answers, are not English; else ""."""
-    judges = {str(judge) for checkpoint in checkpoints for judge in checkpoint.tables["rates"]["judge"].unique()}
-    frames = [checkpoint.tables["generations"] for checkpoint in checkpoints]
-    plain = [frame[(frame["attack"] == "none") & (frame["intervention"] == "none")] for frame in frames if len(frame)]
-    if not plain:
-        return ""
-    texts = pd.concat([frame[["prompt", "completion"]] for frame in plain], ignore_index=True)
-    return _warning(judges, texts, "measuring.judge: phrases=FILE")
+    """`of_verdicts` for what measurements asked."""
+    frames = [checkpoint.tables["verdicts"] for checkpoint in checkpoints]
+    return of_verdicts(pd.concat(frames), "measuring.judge: phrases=FILE") if frames else ""
 
 
-def of_verdicts(verdicts: pd.DataFrame) -> str:
-    """The same for judged answers to suites (table `verdicts`)."""
+def of_verdicts(verdicts: pd.DataFrame, instead: str = "--judge phrases=FILE") -> str:
+    """A warning where answers are judged by English rules and most prompts, or answers, are not English; else "".
+
+    Args:
+        verdicts: table `verdicts`.
+        instead: how another judge is named.
+    """
     own = verdicts[(verdicts["attack"] == "none") & (verdicts["intervention"] == "none")]
-    own = own[own["judge"].astype(str).str.startswith(BUILT_IN)]
-    return _warning(own["judge"].unique(), own[["prompt", "completion"]], "--judge phrases=FILE")
+    own = own[own["judge"].str.startswith(BUILT_IN)]
+    return _warning(own["judge"].unique(), own[["prompt", "completion"]], instead)
 
 
 def of_ablation(table: pd.DataFrame) -> str:
@@ -53,7 +53,7 @@ def _warning(judges: Iterable[Any], texts: pd.DataFrame, instead: str) -> str:
         return ""
     said = []
     for name, column in (("prompts", "prompt"), ("answers", "completion")):
-        others, n = share_not_english(texts[column].dropna().astype(str).unique())
+        others, n = share_not_english(texts[column].unique())
         if 2 * others > n:
             said.append(f"{others} of {n} distinct {name}")
     if not said:

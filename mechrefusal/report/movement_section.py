@@ -39,10 +39,10 @@ def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
 def _drift(table: pd.DataFrame, panels: Panels) -> tuple[list[Panel], list[Panel]]:
     """Lines over steps, and heatmaps by layer for the measures that were taken at every layer."""
     lines, maps = [], []
-    for measure in dict.fromkeys(table["measure"].astype(str)):
+    for measure in dict.fromkeys(table["measure"]):
         title = wording.metric_name(measure).capitalize()
         lines.append(panels.add(partial(figures.drift, table, measure=measure), title=title))
-        by_layer = table[(table["measure"] == measure) & (pd.to_numeric(table["layer"], errors="coerce") >= 0)]
+        by_layer = table[(table["measure"] == measure) & (table["layer"] >= 0)]
         if by_layer["layer"].nunique() > 1:
             maps.append(panels.add(partial(figures.drift_by_layer, table, measure=measure), title=f"{title} by layer"))
     return lines, maps
@@ -63,7 +63,7 @@ def _geometry(run: MeasuredRun, panels: Panels) -> list[Panel]:
         of_layers = layered(table)
         for measure in dict.fromkeys(table["measure"]):
             own = table[table["measure"] == measure]
-            if measure in of_layers and not (pd.to_numeric(own["layer"], errors="coerce") == NONE).any():
+            if measure in of_layers and not (own["layer"] == NONE).any():
                 continue  # on the checkpoints' pages, layer by layer
             title = wording.metric_name(str(measure)).capitalize()
             drawn.append(panels.add(partial(figures.estimates_over_steps, table, measure=measure), title=title))
@@ -71,5 +71,5 @@ def _geometry(run: MeasuredRun, panels: Panels) -> list[Panel]:
 
 
 def _ranks(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    found = dict.fromkeys(table["rows"].astype(str))
+    found = dict.fromkeys(table["rows"])
     return [panels.add(partial(figures.effective_rank, table, rows=rows), title=f"Rows: {rows}") for rows in found]

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report.order import BASE, WARM_UP, checkpoint_order
-from mechrefusal.study import tables
+from mechrefusal.study import own_suites
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
 EVALUATION = (
-    "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
-    "stress_transfer", "stress_control", "stress_differences",
+    "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress", "stress_transfer", "stress_control",
+    "stress_differences",
 )  # fmt: skip
-"""Tables of suites and of attacks made anew."""
+"""Tables of benchmarks and of attacks made anew, beside `verdicts` and `rates`."""
+BEHAVIOUR = ("verdicts", "rates")
+"""Tables of what was answered and judged, by measurements and evaluations."""
 KIND = ("architecture", "n_layers", "d_model", "n_heads")
 """Columns of the table `checkpoints` that must agree for layers and heads to be the same ones."""
 
@@ -29,7 +32,8 @@ class MeasuredCheckpoint:
     Fields:
         id: name of its folder in `measurements/`, e.g. `r2d2-step-00050`.
         arm, step: taken from that name; step counts optimiser steps.
-        tables: every name of `tables.PER_CHECKPOINT`; an absent file is an empty table.
+        tables: every name of `tables.PER_CHECKPOINT`; an absent file is an empty table. Also `verdicts` and `rates`:
+            the rows of the run's tables that are of this checkpoint and of the study's own suites.
     """
 
     id: str
@@ -46,20 +50,15 @@ class MeasuredCheckpoint:
     def weights(self) -> str:
         """Hash of the weights as the tables give it, or an empty string."""
         for table in self.tables.values():
-            if len(table):
+            if len(table) and "weights" in table:
                 return str(table["weights"].iloc[0])
         return ""
 
     @property
     def n_layers(self) -> int:
         """Number of layers that the tables speak of (0 if none does)."""
-        found = [
-            pd.to_numeric(self.tables[name]["layer"], errors="coerce").max()
-            for name in ("carriers", "directions", "attribution", "patching")
-            if len(self.tables[name])
-        ]
-        found = [layer for layer in found if pd.notna(layer)]
-        return int(max(found)) + 1 if found else 0
+        names = ("carriers", "directions", "attribution", "patching")
+        return max(int(self.tables[name]["layer"].max()) + 1 if len(self.tables[name]) else 0 for name in names)
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,12 @@ class MeasuredRun:
 
     @property
     def evaluated(self) -> bool:
-        """Whether any table of `mechrefusal evaluate` or `stress` has rows: the report then has a page about them."""
-        return any(len(self.across[name]) for name in EVALUATION)
+        """Whether any benchmark was answered, or attacked anew: the report then has a page about them."""
+        return any(len(self.benchmarks(name)) for name in BEHAVIOUR) or any(len(self.across[n]) for n in EVALUATION)
+
+    def benchmarks(self, name: str) -> pd.DataFrame:
+        """Rows of `verdicts` or `rates` that are of benchmarks; what the study asks itself the checkpoints have."""
+        return own_suites.benchmarks(self.across[name])
 
     @property
     def warm_up(self) -> int | None:
@@ -100,7 +103,7 @@ class MeasuredRun:
     @property
     def given(self) -> bool:
         """Whether models were measured that others trained."""
-        return bool((self.across["checkpoints"]["source"].fillna("") != "").any())
+        return bool((self.across["checkpoints"]["source"] != "").any())
 
     @property
     def n_kinds(self) -> int:
@@ -125,10 +128,10 @@ class MeasuredRun:
         return trained or list(last.values())
 
     def together(self, name: str, *, among: Sequence[MeasuredCheckpoint] | None = None) -> pd.DataFrame:
-        """Per-checkpoint table `name` of all checkpoints, or of those in `among`, in their order."""
+        """Table `name` of all checkpoints, or of those in `among`, in their order."""
         chosen = self.checkpoints if among is None else among
         found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in chosen if len(c.tables[name])]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(tables.columns(name)))
+        return pd.concat(found, ignore_index=True) if found else tables.frame(name, [])
 
 
 def read_run(folder: Path | str) -> MeasuredRun:
@@ -143,14 +146,17 @@ def read_run(folder: Path | str) -> MeasuredRun:
         raise MechrefusalError(
             f"nothing to report: {measurements} does not exist; run 'mechrefusal measure' on {folder} first"
         )
+    across = {name: tables.read(name, measurements) for name in tables.ACROSS}
+    asked = {name: own_suites.own(across[name]) for name in BEHAVIOUR}
     checkpoints = []
     for path in measurements.iterdir():
         match = _CHECKPOINT_FOLDER.fullmatch(path.name)
         if path.is_dir() and match and not path.name.startswith("."):
             read = {name: tables.read(name, path) for name in tables.PER_CHECKPOINT}
-            checkpoints.append(MeasuredCheckpoint(path.name, match["arm"], int(match["step"]), read))
+            arm, step = match["arm"], int(match["step"])
+            behaviour = {name: own[(own["arm"] == arm) & (own["step"] == step)] for name, own in asked.items()}
+            checkpoints.append(MeasuredCheckpoint(path.name, arm, step, read | behaviour))
     checkpoints.sort(key=lambda c: checkpoint_order((c.arm, c.step)))
-    across = {name: tables.read(name, measurements) for name in tables.ACROSS}
     return MeasuredRun(
         folder, tuple(checkpoints), across, _text(folder / "recipe.yaml"), _json_text(folder / "manifest.json")
     )

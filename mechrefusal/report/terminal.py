@@ -30,7 +30,7 @@ def summary(run_folder: Path | str) -> Group:
     lines = headline.headlines(run)
     warned = language.of_measurements(run.checkpoints)
     said = [Text(warned, style="bold")] if warned else []
-    made = [*said, gates(run), behaviour(lines), carriers(lines), *suites(run.across["suite_rates"]), *times(run)]
+    made = [*said, gates(run), behaviour(lines), carriers(lines), *suites(run.benchmarks("rates")), *times(run)]
     parts = [part for table in made for part in (Text(), table)]
     return Group(*parts[1:])
 
@@ -39,7 +39,7 @@ def gates(run: MeasuredRun) -> Table | Text:
     """One row a checkpoint: every criterion of the gate, and by how much it is missed."""
     found = gate.context(run)
     if not found["measured"]:
-        return Text("The gate was not measured (no table 'gate': a run of an earlier version).", style="italic")
+        return Text("The gate was not measured: table 'gate' is absent or empty.", style="italic")
     judges = ", ".join(map(language.described, found["judges"])) or "none"
     said = f"{found['summary']}. Rate, n = answers, 95% interval. Unsure: the interval holds the threshold."
     table = _table("Gate", f"{said} Judge: {judges}.{corrected_by(found['corrected_by'], 'Last line')}")
@@ -67,7 +67,7 @@ def times(run: MeasuredRun) -> list[Table]:
     made = []
     stages = run.across["stages"]
     if len(stages):
-        seconds = pd.to_numeric(stages["seconds"], errors="coerce").astype(float)
+        seconds = stages["seconds"]
         at_once = _at_once(run.manifest)
         beside = f"; up to {at_once} checkpoints were measured at once" if at_once > 1 else ""
         table = _table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}{beside}.")
@@ -94,7 +94,6 @@ def _at_once(manifest: str | None) -> int:
 
 def _measured(timings: pd.DataFrame) -> Table:
     """One row a step of the measurement, summed over checkpoints."""
-    timings = timings.assign(seconds=pd.to_numeric(timings["seconds"], errors="coerce").astype(float))
     total, n = timings["seconds"].sum(), len(timings[["arm", "step"]].drop_duplicates())
     said = f"All checkpoints ({n}), in all {wording.seconds(total)}. Skipped: what could not be taken there."
     table = _table("Wall time of the measurements", said)
@@ -102,10 +101,9 @@ def _measured(timings: pd.DataFrame) -> Table:
     for name in ("time", "share", "longest", "at", "skipped"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage, rows in timings.groupby("stage", sort=False):
-        seconds = rows["seconds"].sum(min_count=1)
-        known = rows.dropna(subset=["seconds"])
+        seconds, known = rows["seconds"].sum(min_count=1), rows.dropna(subset=["seconds"])
         at = known.loc[known["seconds"].idxmax()] if len(known) else None
-        skipped = sum(bool(wording.plain(note)) for note in rows["note"])
+        skipped = int((rows["note"] != "").sum())
         table.add_row(
             Text(wording.plain(stage)),
             wording.seconds(seconds),
@@ -118,7 +116,7 @@ def _measured(timings: pd.DataFrame) -> Table:
 
 
 def suites(rates: pd.DataFrame) -> list[Table]:
-    """One table a judge (table `suite_rates`): a row a suite, side and checkpoint, without interventions."""
+    """One table a judge (table `rates`): a row a suite, side and checkpoint, without interventions."""
     made = []
     for judge in evaluation_findings.headline(rates):
         table = _table(
@@ -187,7 +185,7 @@ def attack_costs(cases: pd.DataFrame) -> Table:
     for name in ("cases", "loss before", "after", "steps", "tokens", "dropped", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for (_, method), rows in cases.groupby(["source", "method"], sort=False):
-        means = rows[["loss_first", "loss", "steps", "forward_tokens", "dropped", "seconds"]].astype(float).mean()
+        means = rows[["loss_first", "loss", "steps", "forward_tokens", "dropped", "seconds"]].mean()
         digits = zip(means, (3, 3, 0, 0, 1, 2), strict=True)
         table.add_row(Text(str(method)), str(len(rows)), *(wording.number(value, n) for value, n in digits))
     return table

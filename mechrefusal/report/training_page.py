@@ -23,7 +23,7 @@ def context(run: MeasuredRun) -> dict[str, Any]:
     panels, training, refreshes = Panels(), run.across["training"], run.across["refreshes"]
     return {
         "run": run,
-        "arms": sorted({str(arm) for arm in training["arm"]}, key=arm_order),
+        "arms": sorted(set(training["arm"]), key=arm_order),
         "losses": total_loss(run, panels) + _terms(run, panels),
         "no_terms": not len(run.across["terms"]),
         "attack_loss": _drawn(panels, training, [("Attack loss of the drawn cases", figures.attack_loss)]),
@@ -72,7 +72,7 @@ def probes(run: MeasuredRun, panels: Panels) -> list[Panel]:
     """One figure a probe set, metric and judge: harmful, attacked, harmless, then any other."""
     table = run.across["probes"]
     keys = ["set", "metric", "judge"]
-    found = list(dict.fromkeys(table[keys].astype(str).itertuples(index=False, name=None)))
+    found = list(dict.fromkeys(table[keys].itertuples(index=False, name=None)))
     found.sort(key=lambda key: _FIRST_SETS.index(key[0]) if key[0] in _FIRST_SETS else len(_FIRST_SETS))
     return [
         panels.add(
@@ -86,16 +86,15 @@ def probes(run: MeasuredRun, panels: Panels) -> list[Panel]:
 def case_groups(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Attack cases by (source, method): means over the cases, and the first `CASES_A_GROUP` of them, shortened."""
     counted = ("loss_first", "loss", "steps", "forward_tokens", "dropped", "seconds")
-    table = table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in counted})
     groups = []
-    for (source, method), rows in table.groupby(["source", "method"], sort=False, dropna=False):
+    for (source, method), rows in table.groupby(["source", "method"], sort=False):
         groups.append(
             {
                 "source": wording.shortened(source, _LONGEST_SOURCE) or wording.MISSING,
                 "method": wording.shortened(method) or wording.MISSING,
                 "n": len(rows),
                 **{name: rows[name].mean() for name in counted},
-                "dropped": rows["dropped"].sum(min_count=1),
+                "dropped": rows["dropped"].sum(),
                 "rows": [
                     {**row, **{name: wording.shortened(row[name]) for name in ("case", "behaviour", "prompt")}}
                     for row in rows.head(CASES_A_GROUP).to_dict("records")
@@ -109,7 +108,7 @@ def _terms(run: MeasuredRun, panels: Panels) -> list[Panel]:
     """One figure a loss term, the three of R2D2 first; without table `terms`, those that table `training` has."""
     table, training = run.across["terms"], run.across["training"]
     if len(table):
-        found = list(dict.fromkeys(table["term"].astype(str)))
+        found = list(dict.fromkeys(table["term"]))
         found.sort(key=lambda term: _FIRST_TERMS.index(term) if term in _FIRST_TERMS else len(_FIRST_TERMS))
         return [
             panels.add(partial(figures.loss_term, table, term=term), title=wording.shortened(term)) for term in found

@@ -23,17 +23,11 @@ SET_NAMES = {
     "direction_harmful": "harmful prompts of the direction split",
     "direction_harmless": "harmless prompts of the direction split",
 }
-HARMFUL_SETS = frozenset({"evaluation_harmful", "contrast", "direction_harmful", "validation_harmful"})
 
 
 def is_missing(value: Any) -> bool:
-    """True for None, NaN and pandas' NA."""
-    if value is None:
-        return True
-    try:
-        return bool(value != value)
-    except TypeError:  # pandas.NA has no truth value
-        return True
+    """True for None, NaN and pandas' NA: what stands where a table has no value."""
+    return bool(pd.isna(value))
 
 
 def is_true(value: Any) -> bool:
@@ -65,16 +59,22 @@ def rate_interval(low: Any, high: Any) -> str:
     return "no interval" if is_missing(low) or is_missing(high) else f"{rate(low)}–{rate(high)}"
 
 
+def interval(row: Mapping[str, Any] | pd.Series, name: str = "", digits: int = 2) -> str:
+    """` [low, high]` of a row, or of what it has called `name`; empty where there is none."""
+    low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
+    return "" if is_missing(low) or is_missing(high) else f" [{number(low, digits)}, {number(high, digits)}]"
+
+
 def corrected(row: Mapping[str, Any]) -> str:
     """`0.85 (0.74–0.93)`: a rate with the judge's known error corrected; empty where it is not known."""
-    if "corrected" not in row or is_missing(row["corrected"]):
+    if is_missing(row.get("corrected")):
         return ""
     return f"{rate(row['corrected'])} ({rate(row['corrected_low'])}–{rate(row['corrected_high'])})"
 
 
 def correction_sources(table: pd.DataFrame) -> list[str]:
-    """What the errors of judges were measured on that the table's rates are corrected for; none in older runs."""
-    return sorted({plain(source) for source in table.get("corrected_by", ())} - {""})
+    """What the errors of judges were measured on that the table's rates are corrected for."""
+    return sorted({plain(source) for source in table["corrected_by"]} - {""})
 
 
 def percent(value: Any) -> str:
@@ -83,7 +83,7 @@ def percent(value: Any) -> str:
 
 
 def whole(value: Any) -> str:
-    """An integer that may have become a float or NaN on its way through a table."""
+    """A whole number, a dash for a missing one."""
     return MISSING if is_missing(value) else f"{int(value)}".replace("-", "−")
 
 
@@ -144,9 +144,9 @@ def shortened(text: Any, limit: int = SHORT_COMPLETION) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def is_harmful(set_name: str, attack: str) -> bool:
+def is_harmful(side: Any, attack: Any) -> bool:
     """True where a completion answers a harmful request, and is shown shortened unless asked for."""
-    return set_name in HARMFUL_SETS or attack != "none"
+    return str(side) != "harmless" or str(attack) != "none"
 
 
 def counts(values: Any, noun: str = "prompts") -> str:

@@ -2,5 +2,6 @@
 
 from mechrefusal.statistics import intervals
 from mechrefusal.statistics.intervals import Estimate
+from mechrefusal.statistics.observations import Observations
 
-__all__ = ["Estimate", "intervals"]
+__all__ = ["Estimate", "Observations", "intervals"]

@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import isfinite, nan
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mechrefusal.statistics.bagging import bagged
+from mechrefusal.statistics.choosing import PUBLISHED, Admissible, Candidates, lowest
 from mechrefusal.statistics.deciding import prompts_needed
 
 Verdict = Literal["moved", "not moved", "cannot tell"]
@@ -73,8 +74,7 @@ def depth_difference(
     a: Profile,
     b: Profile,
     *,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
+    admissible: Admissible = PUBLISHED,
     n_draws: int = DRAWS,
     seed: int = 0,
 ) -> DepthDifference:
@@ -97,7 +97,7 @@ def depth_difference(
     n_splits = max(len(a.shifts), len(b.shifts))
     split = random.integers(n_splits, size=n_draws) if n_splits else np.zeros(n_draws, int)
     sign = random.choice([-1.0, 1.0], size=n_draws)
-    chosen = [_chosen(each, units, times, split, sign, kl_threshold, induce_threshold) for each in (a, b)]
+    chosen = [_chosen(each, units, times, split, sign, admissible) for each in (a, b)]
     draws = chosen[1] - chosen[0]
     found = bagged(draws, times)
     of_directions = _of_splits(draws, split, sign, n_splits)
@@ -155,23 +155,16 @@ def _chosen(
     times: Int[np.ndarray, "draw unit"],
     split: Int[np.ndarray, " draw"],
     sign: Float[np.ndarray, " draw"],
-    kl_threshold: float,
-    induce_threshold: float,
+    admissible: Admissible,
 ) -> Float[np.ndarray, " draw"]:
     """Depth of the winner of every draw; NaN where no candidate is admissible, or no prompt of a side was drawn."""
     shifts = np.zeros((len(times), 3, len(profile.depths)))
     if len(profile.shifts):
         shifts = profile.shifts[split % len(profile.shifts)] * sign[:, None, None]
-    with np.errstate(invalid="ignore"):
-        harmful, harmless = (
-            (drawn := times[:, [units[label] for label in labels]]) / drawn.sum(axis=1, keepdims=True)
-            for labels in (profile.harmful, profile.harmless)
-        )
-        bypass = harmful @ profile.bypass.T + shifts[:, 0]
-        induce, kl = harmless @ profile.induce.T + shifts[:, 1], harmless @ profile.kl.T + shifts[:, 2]
-        admissible = (kl <= kl_threshold) & (induce >= induce_threshold) & np.isfinite(bypass)
-    ranked = np.where(admissible, bypass, inf)
-    return np.where(admissible.any(axis=1), profile.depths[ranked.argmin(axis=1)], nan)
+    drawn = [times[:, [units[label] for label in labels]] for labels in (profile.harmful, profile.harmless)]
+    candidates = Candidates(profile.bypass, profile.induce, profile.kl, admissible)
+    found = lowest(candidates.ranked(drawn[0], drawn[1], shifts=shifts))
+    return np.where(found >= 0, profile.depths[found], nan)
 
 
 def _of_splits(

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from mechrefusal.lazy import on_first_use
-from mechrefusal.study import tables
 
 if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated, read_prompts
@@ -42,11 +41,10 @@ __all__ = [
     "read_prompts",
     "recipe_of",
     "stressed",
-    "tables",
     "train",
 ]
 
-# The report reads `study.tables` and must not wait for torch.
+# Not all of it needs torch, which takes seconds to load.
 __getattr__ = on_first_use(
     __name__,
     {

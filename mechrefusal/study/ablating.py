@@ -12,7 +12,7 @@ It measures: nothing here changes or writes weights.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -20,16 +20,17 @@ import pandas as pd
 from torch import Tensor
 
 from mechrefusal import causal, prompts
-from mechrefusal.causal.reference import HARMLESS, require_reference
+from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, complete, judged
+from mechrefusal.evaluation import Judge, complete
+from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
+from mechrefusal.forward.direction import Carrier, Direction, direction_of
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import ChatSettings, PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
 from mechrefusal.study import chosen_direction
-from mechrefusal.study.chosen_direction import Chosen
 from mechrefusal.study.judging import refusal_judge
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -43,7 +44,7 @@ class Ablated:
 
     `table`: one row a prompt, columns prompt_id, prompt, baseline, intervened (completions), baseline_refused,
     intervened_refused, baseline_degenerate, intervened_degenerate (bool), intervention, judge, weights.
-    `rates`: one row an answer (baseline, intervened) and metric (refusal_rate, degenerate_rate): value, n and the 95%
+    `rates`: one row an answer (baseline, intervened) and metric (any_refusal, degenerate): value, n and the 95%
     Wilson interval (low, high).
     """
 
@@ -69,7 +70,7 @@ def ablated(
     source: Checkpoint | Path | str,
     asked: PromptSet,
     *,
-    direction: str | Path | Tensor = "carrier",
+    direction: str | Path | Tensor | Direction | Carrier = "carrier",
     add: float | None = None,
     dose: float | None = None,
     induce: float | None = None,
@@ -85,9 +86,10 @@ def ablated(
 
     Args:
         source: a checkpoint of a run (its folder, or RUN/sft-step-00050), or with a direction any model folder or name.
-        direction: "carrier" of the checkpoint's run; "best": the carrier, or the candidate with the lowest bypass where
-            there is none; "random", the control; a safetensors file that `Directions.save` wrote, or with one tensor
-            (d_model, or k × d_model: a subspace); or such a tensor.
+        direction: "carrier" of the checkpoint's run; "best": the carrier, or the best candidate where it has none (the
+            lowest bypass among those with an admissible KL, or among all where none has one); "random", the control; a
+            safetensors file that `Directions.save` wrote, or with one tensor (d_model, or k × d_model: a subspace);
+            such a tensor, a `Direction` or a `Carrier`.
         add: coefficient: the direction is added at `layer` (by default its own) instead of ablated everywhere.
         dose: of the ablation, by default 1.
         induce: how far from the mean of harmless prompts (0) to that of harmful ones (1) the direction's part is set,
@@ -108,7 +110,11 @@ def ablated(
     run, checkpoint = chosen_direction.located(source, chat=chat)
     by = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
-        chosen = Chosen(direction, "given direction")
+        chosen = Direction(direction, kind="given direction")
+    elif isinstance(direction, Direction | Carrier):
+        chosen = direction_of(direction)
+        if chosen.weights and chosen.weights != checkpoint.weights:
+            raise MechrefusalError(f"the {chosen.name} is of weights {chosen.weights}, not of {checkpoint.weights}")
     elif str(direction) == "random":
         chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None or induce is not None)
     elif str(direction) in chosen_direction.NAMES:
@@ -118,7 +124,7 @@ def ablated(
         chosen = chosen_direction.of_file(path, checkpoint, layer=layer, position=position)
     if add is None and layer is not None and layer != chosen.layer:
         raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
-    if position is not None and (isinstance(direction, Tensor) or str(direction) in chosen_direction.NAMES):
+    if position is not None and (not isinstance(direction, str | Path) or str(direction) in chosen_direction.NAMES):
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
@@ -141,10 +147,11 @@ def ablated(
                 model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
             )
         table[name] = list(answers.texts)
-    said = {name: judged(table[["prompt"]].assign(completion=table[name]), by) for name in ANSWERS}
-    for column in ("refused", "degenerate"):
-        for name in ANSWERS:
-            table[f"{name}_{column}"] = said[name][column]
+    said = {name: by.judge(table["prompt"].tolist(), table[name].tolist())["label"].tolist() for name in ANSWERS}
+    for name in ANSWERS:
+        table[f"{name}_refused"] = [refuses(label) for label in said[name]]
+    for name in ANSWERS:
+        table[f"{name}_degenerate"] = [label == DEGENERATE for label in said[name]]
     table = table.assign(intervention=words, judge=by.name, weights=checkpoint.weights)
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 
@@ -222,24 +229,17 @@ def _check(
 
 
 def _intervention(
-    chosen: Chosen, *, add: float | None, dose: float, induce: float | None, reference: str | None, layer: int | None
+    chosen: Direction, *, add: float | None, dose: float, induce: float | None, reference: str | None, layer: int | None
 ) -> tuple[causal.Intervention, str]:
     if induce is not None:
-        setting = chosen.reference(HARMLESS, coefficient=induce)
-        assert setting is not None
-        return causal.Ablation(chosen.direction, reference=setting), f"set {chosen.name} to the {setting.name}"
+        setting = Reference.of(chosen, coefficient=induce)
+        return causal.taken_out(chosen, reference=setting), f"set {chosen.name} to the {setting.name}"
     if add is None:
-        left = chosen.reference(reference)
-        words = f"ablate {chosen.name} to {'zero' if left is None else f'the {left.name}'}"
-        return causal.Ablation(chosen.direction, dose, reference=left), words + (
-            f", dose {dose:g}" if dose != 1 else ""
-        )
-    at = layer if layer is not None else chosen.layer
-    if at is None:
-        raise MechrefusalError(f"nothing says at which layer to add the {chosen.name}; give one with layer")
-    if chosen.direction.ndim != 1:
-        raise MechrefusalError(f"the {chosen.name} is a subspace of {len(chosen.direction)} rows: it cannot be added")
-    return causal.Addition(chosen.direction, at, add), f"add {add:g} × {chosen.name} at layer {at}"
+        ablation = causal.taken_out(chosen, reference=reference, dose=dose)
+        words = f"ablate {chosen.name} to {'zero' if ablation.reference is None else f'the {ablation.reference.name}'}"
+        return ablation, words + (f", dose {dose:g}" if dose != 1 else "")
+    there = replace(chosen, layer=chosen.layer if layer is None else layer, reference=ZERO)
+    return causal.put_in(there, dose=add), f"add {add:g} × {chosen.name} at layer {there.layer}"
 
 
 def _benchmark(source: str) -> str:
@@ -258,7 +258,7 @@ def _benchmark(source: str) -> str:
 
 
 def _rates(table: pd.DataFrame) -> Iterator[dict]:
-    for metric, column in (("refusal_rate", "refused"), ("degenerate_rate", "degenerate")):
+    for metric, column in (("any_refusal", "refused"), ("degenerate", "degenerate")):
         for name in ANSWERS:
             estimate = intervals.rate(int(table[f"{name}_{column}"].sum()), len(table))
             yield {"answers": name, "metric": metric, **vars(estimate)}

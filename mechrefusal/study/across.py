@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.geometry import Directions, effective_rank, folds
 from mechrefusal.geometry.activations import Place
@@ -15,7 +16,6 @@ from mechrefusal.geometry.drift import Drift, Scaling, Weight, compare
 from mechrefusal.geometry.folds import Measure
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import Estimate
-from mechrefusal.study import tables
 from mechrefusal.training import WARM_UP
 
 SHARED = (BASE, WARM_UP)
@@ -180,7 +180,7 @@ def _angles(a: Directions, b: Directions, layer: int, places: tuple[list[Place],
 
 
 def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
-    chosen = carriers[carriers[column].astype(bool) & carriers["exact"].astype(bool)]
+    chosen = carriers[carriers[column] & carriers["exact"]]
     return [(int(row.position), int(row.layer)) for row in chosen.itertuples()]
 
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeAlias
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.study import tables
 
 
 class Saved(Protocol):

@@ -7,10 +7,9 @@ import torch
 
 from mechrefusal import attribution
 from mechrefusal.causal import attribution_patching, head_sets, knockout, patching
-from mechrefusal.causal.circuit import circuit
+from mechrefusal.causal.circuits import circuit
 from mechrefusal.evaluation import Discovered
-from mechrefusal.geometry import Directions
-from mechrefusal.study.geometry_measurement import Reference
+from mechrefusal.forward.direction import Along, Carrier, Direction
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import Asked
 
@@ -20,14 +19,14 @@ Add = Callable[[str, list[dict] | pd.DataFrame], None]
 class CausalMeasurement:
     """Cause and attribution under way on one model; `add` keeps tables.
 
-    `reference`, where it is asked for: the candidate of `directions` that is looked at; None where there is none.
+    `best`, where it is asked for: the carrier, or the best candidate in its place; None where there is neither.
     """
 
     def __init__(self, model, metric: Discovered, asked: Asked, recipe: Recipe, add: Add) -> None:
         self.model, self.metric, self.asked, self.add = model, metric, asked, add
         self.settings, self.wanted = recipe.measuring, recipe.causal
 
-    def take_attribution(self, directions: Directions, reference: Reference | None) -> None:
+    def take_attribution(self, best: Carrier | None) -> None:
         """Who writes refusal (tables `attribution`, `attribution_compared`), from where (`token_sources`), and when.
 
         When: the logit lens, table `logit_lens`.
@@ -39,9 +38,8 @@ class CausalMeasurement:
         readouts: dict[str, attribution.RefusalLogits | attribution.Onto] = {
             "refusal_logits": attribution.RefusalLogits(self.metric)
         }
-        if reference is not None:
-            place = {"layer": reference.layer, "position": reference.position}
-            readouts[reference.kind] = attribution.Onto(directions.at(reference.row()), **place)
+        if best is not None:
+            readouts[best.kind] = attribution.Onto.of(best)
         written, compared = [], []
         for onto, readout in readouts.items():
             found = {name: attribution.attribute(self.model, chosen, readout) for name, chosen in texts.items()}
@@ -62,7 +60,7 @@ class CausalMeasurement:
                 frames.append(table.rename(columns={kind: "name"}).assign(set=name, by=kind))
         return pd.concat(frames, ignore_index=True)
 
-    def take_patching(self, directions: Directions, reference: Reference | None) -> None:
+    def take_patching(self, best: Carrier | None) -> None:
         """What moves refusal: table `patching`; attention and tokens of a pair are in `attention` and `tokens`."""
         pairs = self.asked.pairs_for(self.model.tokenizer)
         chosen = pairs[: self.settings.n_pairs]
@@ -85,7 +83,7 @@ class CausalMeasurement:
                 ]
         self.add("patching", pd.concat(found, ignore_index=True))
         self.add("patching_pairs", pd.concat(by_pair, ignore_index=True))
-        self._look(pairs[0], top, directions, reference)
+        self._look(pairs[0], top, best)
         if self.wanted.n_finalists:
             n = self.wanted.n_finalists
             screened = attribution_patching.screened(
@@ -94,15 +92,14 @@ class CausalMeasurement:
             self.add("attribution_patching", screened.table)
             self.add("attribution_agreement", screened.agreement)
 
-    def _look(self, pair, heads: list[tuple[int, int]], directions: Directions, reference: Reference | None) -> None:
+    def _look(self, pair, heads: list[tuple[int, int]], best: Carrier | None) -> None:
         pattern, _ = attribution.attention(self.model, pair.harmful, heads)
         self.add("attention", pattern.assign(prompt_id=pair.id))
         # Without a direction the tokens are still listed: the attention figures need their names.
-        layer, direction = 0, torch.full((self.model.cfg.d_model,), float("nan"))
-        if reference is not None:
-            layer, direction = reference.layer, directions.at(reference.row())
+        nothing = torch.full((self.model.cfg.d_model,), float("nan"))
+        along: Along = Direction(nothing, layer=0) if best is None else best
         frames = [
-            attribution.projections(self.model, text, direction, layer=layer).assign(set=name)
+            attribution.projections(self.model, text, along).assign(set=name)
             for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless))
         ]
         self.add("tokens", pd.concat(frames, ignore_index=True).assign(prompt_id=pair.id))
@@ -119,7 +116,7 @@ class CausalMeasurement:
         table = out.table
         self.add("knockout", table)
         by_prompt = table[["component", "layer", "head"]].loc[table.index.repeat(len(asked))].reset_index(drop=True)
-        values = out.changes.double().numpy().ravel()
+        values = out.observations.values.T.ravel()
         self.add("knockout_prompts", by_prompt.assign(prompt_id=asked.ids * len(table), value=values))
         heads = table[table["component"] == "head"].sort_values("refusal", kind="stable").head(wanted.n_candidates)
         sets = knockout.smallest_set(

@@ -1,63 +1,23 @@
 """Which direction a checkpoint is intervened on with: of its run, of a file, or a random one as the control."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from mechrefusal import causal
-from mechrefusal.causal.reference import HARMLESS, ZERO, require_reference
+from mechrefusal import causal, tables
+from mechrefusal.causal.reference import HARMLESS, ZERO
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint, fetch, load_config
 from mechrefusal.prompts import ChatSettings
-from mechrefusal.study import tables
+from mechrefusal.statistics.choosing import BEST, CARRIER
+from mechrefusal.study.places import best_place, carrier_place
 from mechrefusal.study.run import Run
 
 NAMES = ("carrier", "best", "random")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A direction (d_model), or a subspace (k × d_model).
-
-    Fields:
-        layer: where it was taken, None where nothing says.
-        own: the directions that hold the means of its references, and `position`, where it was taken; None without.
-        ablated_to: the reference that it was chosen with.
-    """
-
-    direction: Tensor
-    name: str
-    layer: int | None = None
-    own: Directions | None = None
-    position: int = -1
-    ablated_to: str = ZERO
-
-    def reference(self, wanted: str | None, *, coefficient: float | None = None) -> causal.Reference | None:
-        """What an ablation leaves of it: None for zero.
-
-        Args:
-            wanted: "harmless" or "zero"; None: what it was chosen with.
-            coefficient: how far from the harmless mean to the harmful one; see `Directions.reference`.
-
-        Raises:
-            MechrefusalError: nothing says what the mean of harmless prompts is.
-        """
-        name = self.ablated_to if wanted is None else wanted
-        require_reference(name)
-        if name == ZERO and coefficient is None:
-            return None
-        if self.own is None or self.layer is None:
-            raise MechrefusalError(
-                f"nothing says what harmless prompts have along the {self.name}: give one of a measured run, or a file "
-                f"that Directions.save wrote; or take reference '{ZERO}'"
-            )
-        place = {"position": self.position, "layer": self.layer}
-        return self.own.reference(place, HARMLESS, coefficient=coefficient)
 
 
 def located(source: Checkpoint | Path | str, *, chat: ChatSettings | None = None) -> tuple[Run | None, Checkpoint]:
@@ -95,8 +55,8 @@ def require_no_settings(run: Run, chat: ChatSettings | None) -> None:
         )
 
 
-def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:
-    """The carrier of a checkpoint; with `best`, the candidate with the lowest bypass where there is no carrier.
+def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Direction:
+    """The carrier of a checkpoint; with `best`, the best candidate where there is no carrier.
 
     Raises:
         MechrefusalError: no run, not measured, measured on other weights, or no such direction.
@@ -115,28 +75,21 @@ def of_run(run: Run | None, checkpoint: Checkpoint, *, best: bool) -> Chosen:
         raise MechrefusalError(
             f"the carrier of '{checkpoint.id}' is of weights {row['weights']}, not of {checkpoint.weights}: {again}"
         )
-    kind, position, layer = "carrier", row["position"], row["layer"]
-    if pd.isna(layer):
+    kind, place = CARRIER, carrier_place(row)
+    if place is None:
         if not best:
             raise MechrefusalError(
                 f"checkpoint '{checkpoint.id}' has no carrier ({row['reason']}); direction 'best' takes the best "
                 "candidate, which is not a carrier"
             )
-        kind, position, layer = "best candidate", row["reference_position"], row["reference_layer"]
-    if pd.isna(layer):  # none, or a run of an earlier version, which does not say which is the best
-        scored = tables.read("carriers", run.measurements(checkpoint)).dropna(subset=["bypass"])
-        ranked = scored[~scored["exact"].isin([False])].sort_values(["bypass", "layer", "position"])
-        if ranked.empty:
-            raise MechrefusalError(f"checkpoint '{checkpoint.id}' has no scored candidate ({row['reason']})")
-        position, layer = ranked.iloc[0][["position", "layer"]]
-    place = {"position": int(position), "layer": int(layer)}
+        kind, place = BEST, best_place(row)
+    if place is None:
+        raise MechrefusalError(f"checkpoint '{checkpoint.id}' has no scored candidate ({row['reason']})")
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
-    name = f"{kind} of {checkpoint.id} (position {place['position']}, layer {place['layer']})"
-    ablated_to = row["ablated_to"] if isinstance(row["ablated_to"], str) else ZERO  # runs of an earlier version
-    return Chosen(directions.at(place), name, place["layer"], directions, place["position"], ablated_to)
+    return replace(directions.at(*place, reference=row["ablated_to"]), kind=f"{kind} of {checkpoint.id}")
 
 
-def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: int | None) -> Chosen:
+def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: int | None) -> Direction:
     """A direction of a file that `Directions.save` wrote, or of one that holds a single tensor.
 
     Raises:
@@ -157,7 +110,7 @@ def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: 
             )
         if position is not None:
             raise MechrefusalError(f"'{path}' holds one tensor without positions; leave out position {position}")
-        return Chosen(single.float(), f"tensor of {path.name}")
+        return Direction(single.float(), weights=checkpoint.weights, kind=f"tensor of {path.name}")
     found = Directions.load(path, weights=checkpoint.weights)
     n_layers = found.values.shape[1]
     if position is None or layer is None:
@@ -167,13 +120,12 @@ def of_file(path: Path, checkpoint: Checkpoint, *, layer: int | None, position: 
         )
     if not 0 <= layer < n_layers:
         raise MechrefusalError(f"layer {layer} is not in '{path}'; it has layers 0 to {n_layers - 1}")
-    name = f"direction of {path.name} (position {position}, layer {layer})"
-    ablated_to = HARMLESS if found.classes is not None else ZERO
-    return Chosen(found.at({"position": position, "layer": layer}), name, layer, found, position, ablated_to)
+    reference = ZERO if found.means is None else HARMLESS
+    return replace(found.at(position, layer, reference=reference), kind=f"direction of {path.name}")
 
 
-def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -> Chosen:
-    """A random direction: with the norm and the references of the run's own; without a run of norm 1.
+def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -> Direction:
+    """A random direction: with the norm and the means of the run's own; without a run of norm 1.
 
     Where there is no such direction in the run, an ablation to zero can do without: it does not ask for the norm.
     """
@@ -184,8 +136,8 @@ def random(run: Run | None, checkpoint: Checkpoint, *, seed: int, added: bool) -
             if added:
                 raise
         else:
-            name = f"random direction (seed {seed}, norm of the {like.name})"
-            return replace(like, direction=causal.random_like(like.direction, seed=seed), name=name)
+            kind = f"random direction (seed {seed}, norm of the {like.name})"
+            return replace(causal.random_like(like, seed=seed), position=None, kind=kind)
     width = int(load_config(checkpoint.path).get_text_config().hidden_size)
-    unit = torch.ones(width) / width**0.5
-    return Chosen(causal.random_like(unit, seed=seed), f"random direction (seed {seed}, norm 1)")
+    vector = causal.random_like(torch.ones(width) / width**0.5, seed=seed)
+    return Direction(vector, weights=checkpoint.weights, kind=f"random direction (seed {seed}, norm 1)")

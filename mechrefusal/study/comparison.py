@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import across, kinds, tables
+from mechrefusal.study import across, kinds
 from mechrefusal.study.across import WhyApart
 from mechrefusal.study.caching import Content, Made
 from mechrefusal.study.crossing import crossing
@@ -89,7 +90,6 @@ class Comparison:
 
     def take_relocation(self) -> None:
         """Whether refusal's place moved, table `relocation`."""
-        chosen_with = {name: getattr(self.run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
         found = relocation(
             self.checkpoints,
             self.locked,
@@ -99,7 +99,7 @@ class Comparison:
             profiles(self.run, self.checkpoints, self.asked.validation),
             given=self.given,
             why_apart=self.why_apart,
-            **chosen_with,
+            admissible=self.run.recipe.measuring.admissible,
         )
         self.add("relocation", found)
 

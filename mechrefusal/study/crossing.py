@@ -6,18 +6,17 @@ from itertools import combinations
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.progress import console
-from mechrefusal.study import tables
 from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of
 from mechrefusal.study.caching import Made
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 
-NAN = float("nan")
 STAGE = "cross patching"
 """Its units are a pair of checkpoints each."""
 
@@ -112,7 +111,7 @@ def _crossed(
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
         found = both_directions(loaders, texts, metric, layers=layers, draws=rotations)
     except MechrefusalError as error:
-        nothing = dict.fromkeys(tables.columns("cross_patching"), NAN) | {"site": "", "layer": -1, "head": -1, "n": 0}
+        nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
         nothing |= {"reason": str(error)}
         found = pd.DataFrame([{**nothing, "source": a, "target": b} for a, b in (known, reversed(list(known)))])
     for side in ("source", "target"):

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet, Split
 from mechrefusal.statistics.depth import Profile
-from mechrefusal.study import tables
 from mechrefusal.study.run import Run
 
 MEASURES = ("bypass", "induce", "kl")

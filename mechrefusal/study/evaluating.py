@@ -20,20 +20,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrefusal import causal, prompts
+from mechrefusal import causal, prompts, tables
 from mechrefusal.attacks import AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge
+from mechrefusal.evaluation import Judge, answered, judged
 from mechrefusal.evaluation.answering import answers
+from mechrefusal.evaluation.metrics import NONE
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.prompts import ChatSettings
-from mechrefusal.study import chosen_direction, evaluation_tables, labelling, selection, tables
+from mechrefusal.study import chosen_direction, evaluation_tables, labelling, own_suites, selection
 from mechrefusal.study.caching import fingerprint
-from mechrefusal.study.evaluation_tables import NONE
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
@@ -48,9 +48,9 @@ ATTACKS = ("gcg", "autodan")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation gave: tables `verdicts`, `suite_rates`, `suite_differences`, `answer_losses`,
-    `judge_agreement` and `leaks` of the study (see `mechrefusal.study.tables`), and the checkpoints that could not be
-    intervened on, with the reason.
+    """What an evaluation gave: tables `verdicts`, `rates`, `suite_differences`, `answer_losses`, `judge_agreement` and
+    `leaks` of the study (see `mechrefusal.tables`), and the checkpoints that could not be intervened on, with the
+    reason. `verdicts` and `rates` hold what was judged before too, the study's own suites among it.
     """
 
     verdicts: pd.DataFrame
@@ -94,11 +94,14 @@ def evaluate(
         chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
 
     Raises:
-        MechrefusalError: no suite, a name of a suite or judge twice, judges of harm without a harmful prompt, an
-            unknown checkpoint or intervention, a run without checkpoints; with `strict`, leaked prompts; a prompt that
-            does not fit the context. Nothing is answered then.
+        MechrefusalError: no suite, a name of a suite or judge twice, a suite with the name of one that measurements
+            ask, judges of harm without a harmful prompt, an unknown checkpoint or intervention, a run without
+            checkpoints; with `strict`, leaked prompts; a prompt that does not fit the context. Nothing is answered
+            then.
     """
     require_distinct(list(suites))
+    if taken := [suite.name for suite in suites if suite.name in own_suites.SIDES]:
+        raise MechrefusalError(f"suite '{taken[0]}' has the name of one that measurements ask: give it another name")
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
     run, chosen = _checkpoints(source, checkpoints, chat)
@@ -115,8 +118,21 @@ def evaluate(
         found, losses, skipped = _answered(run, chosen, suites, wanted, kept, max_new_tokens, seed)
         tables_in = kept / "measurements"
         changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
-        verdicts = evaluation_tables.merged(evaluation_tables.judged(found, asked), tables_in, changed)
-        return _kept(verdicts, labels, losses, leaks, skipped, tables_in, changed)
+        verdicts, rates = evaluation_tables.keep(judged(found, asked), tables_in, labels)
+        made = Evaluated(
+            verdicts=verdicts,
+            rates=rates,
+            differences=evaluation_tables.differences(verdicts),
+            losses=evaluation_tables.united("answer_losses", losses, tables_in, changed),
+            agreement=evaluation_tables.agreements(verdicts),
+            leaks=evaluation_tables.united("leaks", leaks, tables_in),
+            skipped=skipped,
+        )
+        tables.write(made.differences, "suite_differences", tables_in)
+        tables.write(made.losses, "answer_losses", tables_in)
+        tables.write(made.agreement, "judge_agreement", tables_in)
+        tables.write(made.leaks, "leaks", tables_in)
+        return made
 
 
 def stressed(
@@ -243,7 +259,16 @@ def _answered(
                         max_new_tokens=max_new_tokens,
                         description=f"{checkpoint.id}: {suite.name}" + ("" if under is None else f", {spec}"),
                     )
-                frames.append(_rows(checkpoint, suite, spec, found, max_new_tokens))
+                told = answered(
+                    suite.questions(),
+                    found["completion"],
+                    found["token_ids"],
+                    found["ended"],
+                    intervention=spec,
+                    max_new_tokens=max_new_tokens,
+                )
+                place = {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights}
+                frames.append(told.assign(**place))
                 if under is not None:
                     continue
                 asked = prompts.prompt_ids(tokenizer, texts)
@@ -274,24 +299,6 @@ def _told(under: causal.Intervention | None) -> Any:
         targets = reference.means.double() @ rows.T
         told.append([reference.first_layer, reference.held, [f"{value:.6g}" for value in targets.flatten().tolist()]])
     return told
-
-
-def _rows(checkpoint: Checkpoint, suite: Suite, spec: str, found: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
-    known = suite.table[["side", "group", "category", "prompt_id", "prompt", "behaviour", "context"]].reset_index(
-        drop=True
-    )
-    return known.assign(
-        arm=checkpoint.arm,
-        step=checkpoint.step,
-        weights=checkpoint.weights,
-        suite=suite.name,
-        attack=NONE,
-        intervention=spec,
-        completion=found["completion"].tolist(),
-        n_tokens=[len(ids) for ids in found["token_ids"]],
-        ended=found["ended"].tolist(),
-        max_new_tokens=max_new_tokens,
-    )
 
 
 @dataclass(frozen=True)
@@ -335,33 +342,3 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
             raise MechrefusalError(f"{said}; take them out of the suite, or evaluate without strict")
         console.print(f"{said}; they are in table 'leaks'", highlight=False, soft_wrap=True)
     return leaks
-
-
-def _kept(
-    verdicts: pd.DataFrame,
-    labels: pd.DataFrame | None,
-    losses: pd.DataFrame,
-    leaks: pd.DataFrame,
-    skipped: tuple[str, ...],
-    folder: Path,
-    changed: set[str],
-) -> Evaluated:
-    found = Evaluated(
-        verdicts=verdicts,
-        rates=evaluation_tables.rates(verdicts, labels),
-        differences=evaluation_tables.differences(verdicts),
-        losses=evaluation_tables.united("answer_losses", losses, folder, changed),
-        agreement=evaluation_tables.agreements(verdicts),
-        leaks=evaluation_tables.united("leaks", leaks, folder),
-        skipped=skipped,
-    )
-    for name, table in {
-        "verdicts": found.verdicts,
-        "suite_rates": found.rates,
-        "suite_differences": found.differences,
-        "answer_losses": found.losses,
-        "judge_agreement": found.agreement,
-        "leaks": found.leaks,
-    }.items():
-        tables.write(table, name, folder)
-    return found

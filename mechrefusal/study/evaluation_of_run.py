@@ -13,7 +13,7 @@ from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 
-TABLES = ("verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks")
+TABLES = ("verdicts", "rates", "suite_differences", "answer_losses", "judge_agreement", "leaks")
 ATTACKED = ("stress", "stress_transfer", "stress_control", "stress_differences")
 """Tables of the two stages; other evaluations of the run add to them."""
 
@@ -38,7 +38,7 @@ def require_evaluation(recipe: Recipe) -> None:
 def evaluate_run(run: Run) -> None:
     """Evaluate every checkpoint as the recipe says, once; without suites there is nothing to do.
 
-    The tables are kept in `run.measurements()`: `suite_rates`, `suite_differences`, `stress` and the others of
+    The tables are kept in `run.measurements()`: `rates`, `suite_differences`, `stress` and the others of
     `mechrefusal.study.evaluate` and `stressed`.
 
     Raises:

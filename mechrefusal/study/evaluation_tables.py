@@ -1,4 +1,4 @@
-"""Tables of an evaluation: judged answers, rates, differences between checkpoints, agreement of judges."""
+"""Tables of judged answers: verdicts, rates, differences between checkpoints, agreement of judges."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
@@ -6,18 +6,35 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
-from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier
+from mechrefusal.evaluation.metrics import NONE
 from mechrefusal.evaluation.suites import Suite
+from mechrefusal.evaluation.verdicts import is_of_harm
 from mechrefusal.files import checkpoint_id
 from mechrefusal.statistics import intervals, maps
-from mechrefusal.study import tables
+from mechrefusal.study import own_suites
 
-NONE = "none"
 LENGTH = "max_new_tokens"
 OWN = ["arm", "step", "suite", "attack", "intervention", "judge"]
-"""What verdicts are of: an evaluation replaces those of its own keys, and keeps all others."""
+"""What verdicts are of: an evaluation replaces those of its own keys, and keeps all others; a measurement replaces all
+of a checkpoint's answers to the study's own suites."""
+
+
+def keep(verdicts: pd.DataFrame, folder: Path, labels: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Take new verdicts into the tables `verdicts` and `rates` of a folder, and return both.
+
+    What was answered is in them, whoever asked: measurements and evaluations. They are written whole, each by itself.
+
+    Args:
+        labels: people's, of some of the answers.
+    """
+    known = merged(verdicts, folder)
+    counted = rates(known, labels)
+    tables.write(known, "verdicts", folder)
+    tables.write(counted, "rates", folder)
+    return known, counted
 
 
 def relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -39,33 +56,8 @@ def require_judges(judges: Sequence[Judge], suites: Sequence[Suite]) -> None:
     if again := sorted({name for name in names if names.count(name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: give each one once")
     harmful = any((suite.table["side"] == "harmful").any() for suite in suites)
-    if not harmful and all(_is_of_harm(judge) for judge in judges):
+    if not harmful and all(is_of_harm(judge) for judge in judges):
         raise MechrefusalError("no judge judges these suites: judges of harm need harmful prompts")
-
-
-def _is_of_harm(judge: Judge) -> bool:
-    return getattr(judge, "kind", metrics.REFUSAL) == metrics.HARM
-
-
-def judged(found: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
-    """One row an answer and judge. A judge of harm is asked about harmful prompts alone, by the bare request."""
-    parts = []
-    for judge in judges:
-        harm = _is_of_harm(judge)
-        own = found[found["side"] == "harmful"] if harm else found
-        if own.empty:
-            continue
-        asked = own["behaviour" if harm else "prompt"].tolist()
-        if isinstance(judge, HarmBenchClassifier):
-            verdicts = judge.judge(asked, own["completion"].tolist(), contexts=own["context"].tolist())
-        else:
-            verdicts = judge.judge(asked, own["completion"].tolist())
-        known = own.drop(columns=["behaviour", "context"]).reset_index(drop=True)
-        scores = verdicts["score"].to_numpy() if "score" in verdicts else float("nan")
-        kind = metrics.HARM if harm else metrics.REFUSAL
-        told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
-        parts.append(known.assign(**told, score=scores, because=verdicts["because"].to_numpy()))
-    return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
 
 
 def changed(folder: Path, weights: Mapping[str, str]) -> set[str]:
@@ -79,29 +71,37 @@ def _ids(table: pd.DataFrame) -> list[str]:
     return [checkpoint_id(arm, int(step)) for arm, step in zip(table["arm"], table["step"], strict=True)]
 
 
-def merged(verdicts: pd.DataFrame, folder: Path, changed: set[str]) -> pd.DataFrame:
-    """These verdicts, and those of earlier evaluations that they do not replace.
+def merged(verdicts: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """These verdicts, and those of before that they do not replace.
 
     Earlier ones do not stay where the checkpoint's weights have changed, nor where the suite's prompt of that id has:
     answers to two prompts of one id must not be paired.
     """
     before = tables.read("verdicts", folder)
     if before.empty:
-        return verdicts
+        return tables.frame("verdicts", verdicts)
     now = set(verdicts[OWN].itertuples(index=False, name=None))
+    weights = dict(zip(_ids(verdicts), verdicts["weights"], strict=True))
+    measured = set(_ids(own_suites.own(verdicts)))
     place = ["suite", "attack", "prompt_id"]
     asked = dict(zip(verdicts[place].itertuples(index=False, name=None), verdicts["prompt"], strict=True))
     stands = [
-        key not in now and identity not in changed and asked.get(prompt, text) == text
-        for key, identity, prompt, text in zip(
+        key not in now
+        and weights.get(identity, weight) == weight
+        and not (identity in measured and suite in own_suites.SIDES)
+        and asked.get(prompt, text) == text
+        for key, identity, weight, suite, prompt, text in zip(
             before[OWN].itertuples(index=False, name=None),
             _ids(before),
+            before["weights"],
+            before["suite"],
             before[place].itertuples(index=False, name=None),
             before["prompt"],
             strict=True,
         )
     ]
-    return pd.concat([part for part in (before[stands], verdicts) if len(part)], ignore_index=True)
+    parts = [part for part in (before[stands], verdicts) if len(part)]
+    return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
 
 
 def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str] = ()) -> pd.DataFrame:
@@ -120,21 +120,21 @@ def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str
 
 
 def rates(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Table `suite_rates` of every checkpoint in `verdicts`; `labels`: people's, of some of the answers."""
+    """Table `rates` of every checkpoint in `verdicts`; `labels`: people's, of some of the answers."""
     points = verdicts.groupby(["arm", "step"], sort=False)
     corrections = metrics.corrections_of(verdicts, labels)
-    parts = [metrics.suite_rates(own, corrections).assign(arm=arm, step=step) for (arm, step), own in points]
-    return tables.frame("suite_rates", pd.concat(parts, ignore_index=True))
+    parts = [metrics.rates(own, corrections).assign(arm=arm, step=step) for (arm, step), own in points]
+    return tables.frame("rates", pd.concat(parts, ignore_index=True))
 
 
 def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Between checkpoints, and at each one between an intervention and none, on the same prompts.
+    """Between checkpoints on benchmarks, and at each one between an intervention and none, on the same prompts.
 
     Only answers of the same greatest length are compared. `p_adjusted` is adjusted for all rows of a judge, each
     outcome once.
     """
     by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
-    outcomes = metrics.outcomes(verdicts)
+    outcomes = metrics.outcomes(own_suites.benchmarks(verdicts))
     # An answer that was cut off earlier is another one. Runs of an earlier version do not say where.
     outcomes = outcomes.assign(**{LENGTH: outcomes[LENGTH].fillna(0)})
     # `compare` has a column `metric` of its own, the name of the value.

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.files import checkpoint_id
 from mechrefusal.models import Checkpoint, load_config, load_tokenizer
 from mechrefusal.prompts import PromptSet, prompt_ids
-from mechrefusal.study import tables
 from mechrefusal.study.across import WhyApart
 from mechrefusal.study.caching import fingerprint
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import agreement, any_refusal, correcting, metrics
 from mechrefusal.evaluation.labels import answer_ids, label_sheet, read_labels, write_sheet
 from mechrefusal.files import require_writable, whole_file
-from mechrefusal.study import evaluation_tables, tables
+from mechrefusal.study import evaluation_tables
 from mechrefusal.study.run import Run
 
 FILE = "labels.csv"
@@ -34,7 +35,7 @@ class Labelled:
         agreement: a row a judge of refusal and question (any_refusal; label: full, partial, none): share of answers
             on which judge and people agree, kappa (Cohen's), n; sensitivity and specificity for any_refusal. Empty
             without labels.
-        rates: table `suite_rates`, corrected by these labels where there are enough (`correcting.FEWEST_LABELS`, and
+        rates: table `rates`, corrected by these labels where there are enough (`correcting.FEWEST_LABELS`, and
             both refusals and others among them).
     """
 
@@ -61,9 +62,11 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
     folder = source.folder if isinstance(source, Run) else Path(source).expanduser()
     verdicts = tables.read("verdicts", folder / "measurements")
     if verdicts.empty:
-        raise MechrefusalError(f"'{folder}' has no judged answers; evaluate first: mechrefusal evaluate")
+        raise MechrefusalError(
+            f"'{folder}' has no judged answers; measure or evaluate first: mechrefusal measure, evaluate"
+        )
     path = folder / FILE
-    require_writable(path, folder / "measurements" / "suite_rates.parquet")
+    require_writable(path, folder / "measurements" / "rates.parquet")
     if not path.is_file():
         sheet = label_sheet(verdicts, n, seed=seed)
         with whole_file(path) as draft:
@@ -76,7 +79,7 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
             "length of the answers have changed; give the file another name to have a new sheet drawn"
         )
     rates = evaluation_tables.rates(verdicts, labels)
-    tables.write(rates, "suite_rates", folder / "measurements")
+    tables.write(rates, "rates", folder / "measurements")
     n_rows = len(pd.read_csv(path, keep_default_na=False, dtype=str))
     told = {"n": n_rows, "n_labelled": int(known.sum()), "n_elsewhere": int((~known).sum())}
     return Labelled(path, **told, agreement=_agreement(verdicts, labels), rates=rates)

@@ -10,36 +10,37 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechrefusal import causal
+from mechrefusal import causal, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Completions, Discovered, discover_refusal, judged, rates
+from mechrefusal.evaluation import Completions, Discovered, Suite, answered, discover_refusal, judged, metrics
 from mechrefusal.evaluation.answering import answers
-from mechrefusal.forward import RefusalMetric, rd_score, rd_tokens
-from mechrefusal.forward.unhooked import plain_model
+from mechrefusal.forward import RefusalMetric, rd_score, rd_tokens, refusal_scores_and, unhooked_model
+from mechrefusal.forward.direction import Carrier
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet, prompt_ids
-from mechrefusal.study import tables
+from mechrefusal.study import own_suites
 from mechrefusal.study.caching import Content, Inputs, Made, Written, fingerprint
 from mechrefusal.study.causal_measurement import CausalMeasurement
 from mechrefusal.study.gate import gate
-from mechrefusal.study.geometry_measurement import NONE as NOWHERE
-from mechrefusal.study.geometry_measurement import GeometryMeasurement, Reference
+from mechrefusal.study.geometry_measurement import GeometryMeasurement
+from mechrefusal.study.kept_carrier import best_kept
+from mechrefusal.study.places import carrier_place
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.stages import Stage
 
 CONTROL_SEED = 0
-PLAIN = "none"
-"""Intervention of answers without one."""
 UNDER = {
     "ablate": ("evaluation_harmful", "evaluation_harmless"),
     "ablate_random": ("evaluation_harmful",),
     "induce": ("evaluation_harmless",),
     "induce_random": ("evaluation_harmless",),
 }
-"""The interventions of a carrier, and the sets that are asked under each."""
+"""The interventions of a carrier, and the suites that are asked under each."""
+_DIRECTION = ("direction_harmful", "direction_harmless")
+"""Suites that directions are made of."""
 
 
 class Measurement:
@@ -88,8 +89,8 @@ class Measurement:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """The judged answers to every set and to the attack cases, with their tokens."""
-        return self._answered(PLAIN, self._questions())
+        """The judged answers to every suite and to the attack cases (rows of table `verdicts`), with their tokens."""
+        return self._answered(metrics.NONE, self._questions())
 
     @cached_property
     def metric(self) -> Discovered:
@@ -105,17 +106,14 @@ class Measurement:
         return Directions.load(self.run.directions(self.checkpoint), weights=self.checkpoint.weights)
 
     @cached_property
-    def carrier(self) -> pd.Series:
-        """The row of table `carrier`."""
-        return self._read("carrier").iloc[0]
+    def best(self) -> Carrier | None:
+        """What later measures look at: the carrier, or the best candidate in its place."""
+        return best_kept(self._read("carrier").iloc[0], self._read("carriers"), self.directions)
 
     @property
-    def reference(self) -> Reference | None:
-        """The candidate that later measures look at."""
-        row = self.carrier
-        if row["reference_kind"] == NOWHERE:
-            return None
-        return Reference(row["reference_kind"], int(row["reference_position"]), int(row["reference_layer"]))
+    def carrier(self) -> Carrier | None:
+        """The carrier, where there is one."""
+        return self.best if self.best is not None and self.best.admissible else None
 
     def geometry_before(self) -> GeometryMeasurement:
         """Geometry with nothing chosen yet."""
@@ -135,7 +133,7 @@ class Measurement:
     def geometry(self) -> GeometryMeasurement:
         """Geometry with the carrier that was chosen."""
         found = self.geometry_of_directions()
-        found.reference = self.reference
+        found.carrier, found.best = self.carrier, self.best
         return found
 
     @property
@@ -146,12 +144,12 @@ class Measurement:
     # Stages.
 
     def answer(self) -> None:
-        """Answer every set and the attack cases in one go."""
-        self._answer(self.model, PLAIN, self._questions(), description="answers")
+        """Answer every suite and the attack cases in one go."""
+        self._answer(self.model, metrics.NONE, self._questions(), description="answers")
 
     def take_metric(self) -> None:
         """Find what tells refusals from answers (table `openings`), and score prompts by it (table `scores`)."""
-        rows = self.answers[self.answers["set"].str.startswith("direction_")]
+        rows = self.answers[self.answers["suite"].isin(_DIRECTION)]
         metric = discover_refusal(
             self.model,
             self.asked.direction,
@@ -189,12 +187,14 @@ class Measurement:
             "validation_harmful": asked.validation.harmful,
             "validation_harmless": asked.validation.harmless,
         }
-        plain = self.answers[self.answers["attack"] == "none"]
-        refused = {(row.set, row.prompt_id): row.refused for row in plain.itertuples()}
+        plain = metrics.plain(self.answers)
+        refused = dict(
+            zip(zip(plain["suite"], plain["prompt_id"], strict=True), metrics.refused(plain).tolist(), strict=True)
+        )
         texts = [text for chosen in sets.values() for text in chosen.texts]
         hand_picked = rd_tokens(tokenizer)
-        score, rd = metric.score_prompts(
-            self.model, prompt_ids(tokenizer, texts), read=lambda logits: rd_score(logits, hand_picked)
+        score, rd = refusal_scores_and(
+            self.model, prompt_ids(tokenizer, texts), metric, read=lambda logits: rd_score(logits, hand_picked)
         )
         rows = [(name, prompt_id) for name, chosen in sets.items() for prompt_id in chosen.ids]
         table = pd.DataFrame(rows, columns=["set", "prompt_id"])
@@ -219,50 +219,35 @@ class Measurement:
         answered. A random direction is ablated to its own part of the same means.
         """
         self._made |= {self.run.answers(self.checkpoint, name): None for name in UNDER}
-        if pd.isna(self.carrier["layer"]):
+        if self.carrier is None:
             return
-        direction, ends = self.directions.at(self.carrier), self.geometry.references()
-        control, layer = causal.random_like(direction, seed=CONTROL_SEED), int(self.carrier["layer"])
+        control = causal.random_like(self.carrier, seed=CONTROL_SEED)
         under: dict[str, causal.Intervention] = {
-            "ablate": causal.taken_out(direction, ends),
-            "ablate_random": causal.taken_out(control, ends),
-            "induce": causal.put_in(direction, ends, layer=layer),
-            "induce_random": causal.put_in(control, ends, layer=layer),
+            "ablate": causal.taken_out(self.carrier),
+            "ablate_random": causal.taken_out(control),
+            "induce": causal.put_in(self.carrier),
+            "induce_random": causal.put_in(control),
         }
-        plain = plain_model(self.model)
+        plain = unhooked_model(self.model)
         for name, intervention in under.items():
             with causal.intervened(plain, intervention):
                 self._answer(plain, name, self._questions_under(name), description=name)
 
     def take_rates(self) -> None:
-        """All answers (table `generations`), whether the checkpoint passes the gate (`gate`), and `rates`."""
+        """All judged answers (table `verdicts`), and whether the checkpoint passes the gate (`gate`)."""
         frames = [self.answers]
-        if not pd.isna(self.carrier["layer"]):
+        if carrier_place(self._read("carrier").iloc[0]) is not None:
             frames += [self._answered(name, self._questions_under(name)) for name in UNDER]
-        generations = pd.concat(frames, ignore_index=True).drop(columns=["token_ids", "ended"])
-        self.add("generations", generations)
-        self.add("gate", gate(generations, self.judge.name))
-        self.add("rates", rates(generations[~generations["set"].str.startswith("direction_")], self.judge.name))
+        verdicts = pd.concat(frames, ignore_index=True).drop(columns="token_ids")
+        self.add("verdicts", verdicts)
+        self.add("gate", gate(verdicts))
 
     # Questions and answers.
 
     def _questions(self) -> pd.DataFrame:
-        sets, direction = self.asked.evaluation_sets(), self.asked.direction
-        asked = [*sets.items(), ("direction_harmful", direction.harmful), ("direction_harmless", direction.harmless)]
-        frames = [_questions(name, chosen) for name, chosen in asked]
-        if self.cases:
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "set": "evaluation_harmful",
-                        "prompt_id": [case.id for case in self.cases],
-                        "category": "",
-                        "prompt": [case.prompt for case in self.cases],
-                        "attack": [case.method for case in self.cases],
-                    }
-                )
-            )
-        return pd.concat(frames, ignore_index=True)
+        direction = dict(zip(_DIRECTION, (self.asked.direction.harmful, self.asked.direction.harmless), strict=True))
+        frames = [_questions(name, chosen) for name, chosen in {**self.asked.evaluation_sets(), **direction}.items()]
+        return pd.concat([*frames, *([_attacked(self.cases)] if self.cases else [])], ignore_index=True)
 
     def _questions_under(self, intervention: str) -> pd.DataFrame:
         sets = {"evaluation_harmful": self.asked.harmful, "evaluation_harmless": self.asked.harmless}
@@ -286,19 +271,29 @@ class Measurement:
     def _answered(self, intervention: str, questions: pd.DataFrame) -> pd.DataFrame:
         found = pd.read_parquet(self.run.answers(self.checkpoint, intervention)).drop(columns="stamp")
         tokens = [tuple(map(int, ids)) for ids in found["token_ids"]]
-        return judged(questions.assign(intervention=intervention, **found.assign(token_ids=tokens)), self.judge)
+        told = answered(
+            questions,
+            found["completion"],
+            tokens,
+            found["ended"],
+            intervention=intervention,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        return judged(told.assign(token_ids=tokens), [self.judge])
 
 
 def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "set": name,
-            "prompt_id": chosen.ids,
-            "category": chosen.table["category"].tolist(),
-            "prompt": chosen.texts,
-            "attack": "none",
-        }
-    )
+    return Suite.of(name, chosen, own_suites.SIDES[name]).questions()
+
+
+def _attacked(cases: Sequence[AttackCase]) -> pd.DataFrame:
+    """Attack cases as questions: harmful requests as an attack puts them."""
+    known = {"suite": "evaluation_harmful", "side": own_suites.SIDES["evaluation_harmful"], "group": "", "category": ""}
+    told = [
+        {"prompt_id": case.id, "prompt": case.prompt, "behaviour": case.behaviour, "attack": case.method}
+        for case in cases
+    ]
+    return pd.DataFrame(told).assign(**known, context=None)
 
 
 def _strings(tokenizer, token_ids) -> str:

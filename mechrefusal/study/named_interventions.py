@@ -1,11 +1,11 @@
 """Interventions by name, as a command line gives them: `ablate:carrier`, `induce:carrier`, `add:best:1`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mechrefusal import causal
-from mechrefusal.causal.reference import HARMLESS, REFERENCES
+from mechrefusal.causal.reference import HARMLESS, REFERENCES, ZERO
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import chosen_direction
@@ -97,12 +97,8 @@ class NamedIntervention:
                     f"intervention '{self.spec}': layer {self.layer} says nothing to the ablation of a file's only "
                     "direction, which is done at every layer: leave it out"
                 )
-            return causal.Ablation(found.direction, reference=found.reference(self.reference))
+            return causal.taken_out(found, reference=self.reference)
         if self.kind == "induce":
-            return causal.Ablation(found.direction, reference=found.reference(HARMLESS, coefficient=1))
-        layer = found.layer if self.layer is None else self.layer
-        if layer is None or found.direction.ndim != 1:
-            raise MechrefusalError(
-                f"the {found.name} cannot be added: nothing says at which layer, or it is a subspace"
-            )
-        return causal.Addition(found.direction, layer, self.coefficient)
+            return causal.put_in(replace(found, reference=HARMLESS))
+        found = found if self.layer is None else replace(found, layer=self.layer)
+        return causal.put_in(replace(found, reference=ZERO), dose=self.coefficient)

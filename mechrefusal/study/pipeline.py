@@ -5,6 +5,9 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
+from mechrefusal import tables
 from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
@@ -15,7 +18,7 @@ from mechrefusal.processes import Around, Job, how_many
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, answer_room, require_room
-from mechrefusal.study import kinds, tables
+from mechrefusal.study import evaluation_tables, kinds, labelling
 from mechrefusal.study.caching import Made, Written
 from mechrefusal.study.protocol import compare, left, timings
 from mechrefusal.study.protocol import measure as measure_checkpoint
@@ -87,6 +90,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
     if processes < 0:
         raise MechrefusalError(f"processes is {processes}; give how many measure at once, or 0 to have it chosen")
     chosen = check(run.recipe)
+    labelling.labels_in(run.folder)  # a faulty sheet is named before anything is measured
     sweep(run.folder)
     lock(run, chosen)
     if not run.recipe.arms:
@@ -116,6 +120,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
         with closing(run_jobs(jobs, at_once=at_once, description="measuring")) as ended:
             for name, _ in ended:
                 _note_measured(run, todo[name], at_once)
+    _take_verdicts(run, checkpoints)
     compare(run, checkpoints, chosen, made, at_once=_at_once(processes, checkpoints))
 
 
@@ -135,4 +140,13 @@ def _measured_apart(folder: Path, checkpoint: Checkpoint, around: Around) -> Non
 
 def _note_measured(run: Run, checkpoint: Checkpoint, at_once: int) -> None:
     run.took(f"measure {checkpoint.id}", float(timings(run, checkpoint)["seconds"].sum()))
+    _take_verdicts(run, [checkpoint])
     run.update({"at_once": {checkpoint.id: at_once}})
+
+
+def _take_verdicts(run: Run, checkpoints: list[Checkpoint]) -> None:
+    """Take what measured checkpoints answered into the run's tables `verdicts` and `rates`, beside evaluations."""
+    parts = [part for c in checkpoints if len(part := tables.read("verdicts", run.measurements(c)))]
+    if parts:
+        labels = labelling.labels_in(run.folder)
+        evaluation_tables.keep(pd.concat(parts, ignore_index=True), run.measurements(), labels)

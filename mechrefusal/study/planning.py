@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import paired_difference
+from mechrefusal.evaluation import metrics, paired_difference
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
-from mechrefusal.study import tables
 from mechrefusal.study.across import pairs
 from mechrefusal.study.depths import profiles, scaled
 from mechrefusal.study.gate import HARMFUL, HARMLESS, UTILITY
@@ -28,8 +28,6 @@ from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
 from mechrefusal.study.stages import LAST
-
-COLUMNS = tables.ACROSS["power"]
 
 PROFILES = {"sharp": 0.38, "noisy": 1.0, "flat": 1.6}
 """Standard deviation of the depth's difference at 32 prompts, layers of 30, for the three shapes of the bypass over
@@ -69,8 +67,8 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
 
     Returns:
         question; of (between which checkpoints, of which prompts); n and its unit (prompts, pairs, seeds);
-        could_tell: the least move, difference or effect that n tell with that power; wanted; n_needed for it, NaN where
-        no number is enough; reason: what is assumed, or why a number is missing.
+        could_tell: the least move, difference or effect that n tell with that power; wanted; n_needed for it, no
+        value where no number is enough; reason: what is assumed, or why a number is missing.
 
     Raises:
         MechrefusalError: no such run or recipe, a run without measurements, or a size that is none.
@@ -80,7 +78,7 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
     if not sources:
         raise MechrefusalError("there is no run or recipe to plan from: name one")
     if len(sources) == 1 and not (Path(sources[0]) / "recipe.yaml").is_file():
-        return pd.DataFrame(_of_recipe(load_recipe(sources[0]), asked_for), columns=list(COLUMNS))
+        return tables.frame("power", _of_recipe(load_recipe(sources[0]), asked_for))
     rows: list[dict] = []
     runs = [Run.open(Path(each)) for each in sources]
     for run in runs:
@@ -89,18 +87,18 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
         rows += [{**row, "of": name + row["of"]} for row in found]
     if len(runs) > 1:
         rows += _of_seeds(runs, asked_for)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return tables.frame("power", rows)
 
 
 def of_run(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: Wanted) -> pd.DataFrame:
     """Table `power` of these checkpoints of a run, which are all measured, and of its prompts."""
-    return pd.DataFrame(_of_run(run, checkpoints, chosen, wanted), columns=list(COLUMNS))
+    return tables.frame("power", _of_run(run, checkpoints, chosen, wanted))
 
 
 def _row(
     question: str, of: str, n: float, unit: str, could: float, wanted: float, needed: float, why: str = ""
 ) -> dict:
-    return dict(zip(COLUMNS, (question, of, n, unit, could, wanted, needed, why), strict=True))
+    return dict(zip(tables.columns("power"), (question, of, n, unit, could, wanted, needed, why), strict=True))
 
 
 def _measured(run: Run) -> list[Checkpoint]:
@@ -128,7 +126,6 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
     for c in checkpoints:
         directions = tables.read("directions", run.measurements(c))
         n_layers[c.id] = int(directions["layer"].max()) + 1 if len(directions) else 0
-    thresholds = {name: getattr(run.recipe.measuring, name) for name in ("kl_threshold", "induce_threshold")}
     for a, b in pairs(checkpoints, given=run.recipe.checkpoints):
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
         first = known[a.id]
@@ -136,7 +133,7 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
         if first is None or second is None:
             yield _row("move of the carrier", of, nan, "prompts", nan, wanted.layers, nan, "no candidates were scored")
             continue
-        found = depth_difference(first, second, **thresholds)
+        found = depth_difference(first, second, admissible=run.recipe.measuring.admissible)
         if not isfinite(found.low):
             why = "a checkpoint has no admissible candidate"
             yield _row("move of the carrier", of, found.n, "prompts", nan, wanted.layers, nan, why)
@@ -155,13 +152,14 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: W
 
 
 def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Iterator[dict]:
-    answers = {c.id: tables.read("generations", run.measurements(c)) for c in checkpoints}
+    verdicts = metrics.plain(tables.read("verdicts", run.measurements()))
     for a, b in pairs(checkpoints):
         for name in (HARMFUL, HARMLESS, UTILITY):
             sides = []
-            for each in (answers[a.id], answers[b.id]):
-                plain = each[(each["set"] == name) & (each["attack"] == "none") & (each["intervention"] == "none")]
-                sides.append(plain.set_index("prompt_id")["refused"].astype(float))
+            for each in (a, b):
+                here = (verdicts["arm"] == each.arm) & (verdicts["step"] == each.step)
+                own = verdicts[here & (verdicts["suite"] == name)]
+                sides.append(metrics.refused(own).astype(float).set_axis(own["prompt_id"]))
             both = pd.concat(sides, axis=1, join="inner")
             if len(both):
                 found = paired_difference(both.iloc[:, 0], both.iloc[:, 1], both.index)

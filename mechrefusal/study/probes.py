@@ -44,7 +44,7 @@ def of(settings: TrainingSettings, asked: Split, arm: str, judge: Judge = RULES)
             part = refused[start : start + len(chosen)]
             start += len(chosen)
             rate = intervals.rate(sum(part), len(part))
-            rows.append({"set": name, "metric": "refusal_rate", "judge": judge.name, **vars(rate)})
+            rows.append({"set": name, "metric": "any_refusal", "judge": judge.name, **vars(rate)})
         said = ", ".join(f"{row['set']} {round(row['value'] * row['n'])} of {row['n']}" for row in rows)
         console.print(f"{arm}, step {step}: refused {said}", highlight=False, soft_wrap=True)
         return rows

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
-from mechrefusal.study import tables
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.comparison import Comparison
 from mechrefusal.study.measurement import Measurement
@@ -53,10 +53,10 @@ AT_A_CHECKPOINT = (
           settings=("measuring.reference", "geometry.n_dosed", "geometry.doses")),
     Stage("interventions", Measurement.intervene, after=_AT_REFERENCE, asks=_EVALUATED,
           settings=("measuring.n_intervened", "measuring.max_new_tokens", "measuring.reference")),
-    Stage("attribution", lambda at: at.causes.take_attribution(at.directions, at.reference), optional=True,
+    Stage("attribution", lambda at: at.causes.take_attribution(at.best), optional=True,
           gives=("attribution", "attribution_compared", "token_sources", "logit_lens"), after=_AT_REFERENCE,
           asks=_EVALUATED, settings=("measuring.n_attributed", "measuring.n_top_heads")),
-    Stage("patching", lambda at: at.causes.take_patching(at.directions, at.reference), optional=True,
+    Stage("patching", lambda at: at.causes.take_patching(at.best), optional=True,
           gives=("pairs", "patching", "patching_pairs", "attention", "tokens", "attribution_patching",
                  "attribution_agreement"),
           after=_AT_REFERENCE, asks=("pairs", "direction", "validation"),
@@ -69,7 +69,7 @@ AT_A_CHECKPOINT = (
     Stage("circuit", lambda at: at.causes.take_circuit(), gives=("circuit_nodes", "circuit_edges", "faithfulness"),
           after=("refusal metric",), asks=("pairs", "direction", "validation"), optional=True,
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
-    Stage(LAST, Measurement.take_rates, gives=("generations", "gate", "rates"), after=("answers", "interventions"),
+    Stage(LAST, Measurement.take_rates, gives=("verdicts", "gate"), after=("answers", "interventions"),
           settings=("measuring.judge",), opens=False),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
+from mechrefusal.statistics.choosing import Admissible
 from mechrefusal.study.given import RESERVED, require_arms
 from mechrefusal.training import ARMS, TrainingSettings
 
@@ -187,6 +188,11 @@ class MeasuringSettings:
     induce_threshold: float = 0.0
     prune_layer_fraction: float = 0.2
     judge: str = "refusal"
+
+    @property
+    def admissible(self) -> Admissible:
+        """What a carrier must keep."""
+        return Admissible(self.kl_threshold, self.induce_threshold, self.prune_layer_fraction)
 
     def __post_init__(self) -> None:
         require_reference(self.reference)

@@ -5,10 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.geometry import Directions
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Turn, turn, verdict
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics.choosing import PUBLISHED, Admissible
 from mechrefusal.statistics.depth import (
     Profile,
     Verdict,
@@ -17,11 +19,12 @@ from mechrefusal.statistics.depth import (
     depth_verdict,
     same_depth,
 )
-from mechrefusal.study import deciding, tables
+from mechrefusal.study import deciding
 from mechrefusal.study.across import WhyApart, comparable, layer_places, pairs
 from mechrefusal.study.carried import LOST, by_transfer
 from mechrefusal.study.deciding import NAN, Found
 from mechrefusal.study.depths import scaled
+from mechrefusal.study.places import best_place, carrier_place
 
 DECIDING = ("carrier_layer", "transfer")
 """Measures that the row `overall` goes by: where the carrier is, and whether it still is one. The others are shown
@@ -42,8 +45,7 @@ def relocation(
     *,
     given: Collection[str] = (),
     why_apart: WhyApart = comparable,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
+    admissible: Admissible = PUBLISHED,
 ) -> pd.DataFrame:
     """Table `relocation`: for each of `across.pairs`, a verdict by measure and one overall.
 
@@ -81,7 +83,7 @@ def relocation(
         transfers: table `transfer`, with the rows of each carrier at its own checkpoint.
         n_layers: layers of each checkpoint's model, by id.
         profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
-        kl_threshold, induce_threshold: what the carriers were chosen with.
+        admissible: what the carriers were chosen by.
         given: see `across.pairs`.
         why_apart: of pairs that it has a reason for only the depth is compared, which alone decides.
     """
@@ -90,8 +92,7 @@ def relocation(
         carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
         both, layers = (directions[a.id], directions[b.id]), (n_layers[a.id], n_layers[b.id])
         first, second = profiles.get(a.id), scaled(profiles.get(b.id), n_layers=layers[1], to=layers[0])
-        thresholds = kl_threshold, induce_threshold
-        found = [_depth(a, b, carriers, (first, second), thresholds, n_layers=layers)]
+        found = [_depth(a, b, carriers, (first, second), admissible, n_layers=layers)]
         if apart := why_apart(a, b):
             found += [Found(name, "cannot tell", f"not compared: {apart}") for name in OF_ACTIVATIONS]
         else:
@@ -112,19 +113,20 @@ def _depth(
     b: Checkpoint,
     carriers: tuple[pd.Series, pd.Series],
     profiles: tuple[Profile | None, Profile | None],
-    thresholds: tuple[float, float],
+    admissible: Admissible,
     *,
     n_layers: tuple[int, int],
 ) -> Found:
     first, second = carriers
-    if missing := _no_carrier(a, first) or _no_carrier(b, second):
-        return Found("carrier_layer", "cannot tell", missing)
+    here, there = carrier_place(first), carrier_place(second)
+    if here is None or there is None:
+        return Found("carrier_layer", "cannot tell", _no_carrier(a, first) or _no_carrier(b, second))
     of_a, of_b = profiles
     assert of_a is not None
     assert of_b is not None  # there is no carrier without candidates
-    found = depth_difference(of_a, of_b, kl_threshold=thresholds[0], induce_threshold=thresholds[1])
+    found = depth_difference(of_a, of_b, admissible=admissible)
     decided, reason = depth_verdict(found, n_layers=n_layers[0])
-    apart = f"carriers at layer {int(first['layer'])} ({a.id}) and {int(second['layer'])} ({b.id})"
+    apart = f"carriers at layer {here[1]} ({a.id}) and {there[1]} ({b.id})"
     if n_layers[0] != n_layers[1]:
         apart = f"{apart}, of {n_layers[0]} and {n_layers[1]} layers: compared as shares, in layers of the former"
     of_directions = found.variance[1] / sum(found.variance) if sum(found.variance) else 0.0
@@ -144,13 +146,10 @@ def _depth(
 def _carrier_cosine(
     a: Checkpoint, b: Checkpoint, both: tuple[Directions, Directions], first: pd.Series, second: pd.Series
 ) -> Found:
-    if missing := _no_carrier(a, first) or _no_carrier(b, second):
-        return Found("carrier_cosine", "cannot tell", missing)
-    places: tuple[list[Place], list[Place]] = (
-        [(int(first["position"]), int(first["layer"]))],
-        [(int(second["position"]), int(second["layer"]))],
-    )
-    found = turn(*both, places=places, measure="cosine")
+    here, there = carrier_place(first), carrier_place(second)
+    if here is None or there is None:
+        return Found("carrier_cosine", "cannot tell", _no_carrier(a, first) or _no_carrier(b, second))
+    found = turn(*both, places=([here], [there]), measure="cosine")
     return _turned("carrier_cosine", found, "at the two carriers", _n_prompts(both))
 
 
@@ -158,7 +157,7 @@ def _at_reference(both: tuple[Directions, Directions], first: pd.Series) -> list
     if both[0].positions != both[1].positions:
         reason = "positions of the templates differ"
         return [Found(name, "cannot tell", reason) for name in ("direction_cosine", "principal_angle")]
-    if pd.isna(first["reference_layer"]):
+    if (best := best_place(first)) is None:
         last, n_layers = both[0].positions[-1], both[0].values.shape[1]
         line: list[Place] = [(last, layer) for layer in range(n_layers)]
         found = turn(*both, places=(line, line), measure="cosine")
@@ -166,7 +165,7 @@ def _at_reference(both: tuple[Directions, Directions], first: pd.Series) -> list
             _turned("direction_cosine", found, "mean over layers, as there is no reference layer", _n_prompts(both)),
             Found("principal_angle", "cannot tell", "no reference layer to take the span at"),
         ]
-    layer, n = int(first["reference_layer"]), _n_prompts(both)
+    layer, n = best[1], _n_prompts(both)
     span, where = layer_places(both[0], layer), f"at layer {layer}"
     angle = turn(*both, places=(span, span), measure="principal_angle_mean")
     return [
@@ -218,6 +217,6 @@ _SAID: dict[Verdict, str] = {"moved": "moved", "not moved": "did not move", "can
 
 
 def _no_carrier(checkpoint: Checkpoint, row: pd.Series) -> str:
-    if not pd.isna(row["layer"]):
+    if carrier_place(row) is not None:
         return ""
     return f"no carrier at {checkpoint.id}" + (f": {row['reason']}" if row["reason"] else "")

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import yaml
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import one_at_a_time, whole_file
 from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.progress import console
-from mechrefusal.study import caching, tables
+from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Kept, Made, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences

@@ -16,7 +16,7 @@ CASES = "cases"
 """What the prompts of attack cases are called among these."""
 LAST = "rates"
 """The last stage at a checkpoint, of whatever settings: what has it is measured."""
-COLUMNS = ("id", "text", "category", "twin", "target")
+COLUMNS = ("id", "text", "category", "functional_category", "twin", "target")
 """What of a prompt any result hangs on."""
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.attacks import AttackCase, cost_table
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, metrics
@@ -28,7 +29,7 @@ from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
 from mechrefusal.statistics import intervals
-from mechrefusal.study import stress_control, tables
+from mechrefusal.study import stress_control
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.run import Run
 from mechrefusal.study.stress_answers import NO_STEP, NONE, Answered, Plan, Search, answered, curve_steps
@@ -46,7 +47,7 @@ class Stressed:
     """What stress tests gave.
 
     Fields:
-        curve, transfer: tables `stress` and `stress_transfer` of the study (see `mechrefusal.study.tables`).
+        curve, transfer: tables `stress` and `stress_transfer` of the study (see `mechrefusal.tables`).
         costs: table `cases`, with the checkpoint's id as `source` and the method's name here as `method`.
         cases: the attack cases of each (checkpoint id, method), in the order of the behaviours.
         control, differences: tables `stress_control` (empty without harmless twins) and `stress_differences`.

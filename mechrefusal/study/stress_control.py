@@ -17,13 +17,13 @@ from itertools import combinations
 
 import pandas as pd
 
+from mechrefusal import tables
 from mechrefusal.evaluation import Judge, metrics, paired_difference
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.stress_answers import NONE, Answered, Plan
 from mechrefusal.study.stress_verdicts import Judged, judged
 from mechrefusal.training import WARM_UP
@@ -152,8 +152,7 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
                 said = {"judge": judge, "twin_judge": asked["twin_judge_a"].iloc[0] if twin else ""}
                 found = paired_difference(asked[f"{metric}_a"], asked[f"{metric}_b"], asked["prompt_id"])
                 rows.append({**ends, "method": method, **said, "metric": metric, **vars(found)})
-    table = tables.frame("stress_differences", rows)
-    return table.astype({"only_a": "Int64", "only_b": "Int64"}) if len(table) else table
+    return tables.frame("stress_differences", rows)
 
 
 def _twins(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechrefusal import training
+from mechrefusal import tables, training
 from mechrefusal.files import sweep
 from mechrefusal.models import Checkpoint
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet
-from mechrefusal.study import probes, tables
+from mechrefusal.study import probes
 from mechrefusal.study.caching import Made, Written
 from mechrefusal.study.conversations import Conversation, own_answers
 from mechrefusal.study.recipe import Recipe

@@ -2,23 +2,28 @@
 
 import hashlib
 from contextlib import closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
+from mechrefusal import tables
 from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import CarrierScores, Directions
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.geometry.held_out import Choice, Chosen, labels
-from mechrefusal.geometry.transfer import Found, transfer
+from mechrefusal.geometry.transfer import transfer
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
-from mechrefusal.study import kinds, tables
+from mechrefusal.study import kinds
 from mechrefusal.study.caching import Inputs, Made, file_hash
+from mechrefusal.study.places import best_place
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select
@@ -26,8 +31,8 @@ from mechrefusal.study.selection import asked as select
 STAGE = "transfer"
 """Its units are a target each."""
 
-_Sources = dict[Checkpoint, tuple[str, Found]]
-"""Kind and direction of each checkpoint that has one."""
+_Sources = dict[Checkpoint, tuple[Direction, Tensor]]
+"""Direction of each checkpoint that has one, its `kind` carrier or best candidate, and those of two halves."""
 
 
 def transfers(
@@ -69,8 +74,8 @@ def _took(run: Run, name: str) -> None:
 
 def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, around: Around = alone) -> Made:
     """Rows of table `transfer` of one target."""
-    by_id = {checkpoint.id: (checkpoint, kind) for checkpoint, (kind, _) in sources.items()}
-    found = {checkpoint.id: one for checkpoint, (_, one) in sources.items()}
+    by_id = {checkpoint.id: (checkpoint, one.kind) for checkpoint, (one, _) in sources.items()}
+    found = {checkpoint.id: one for checkpoint, (one, _) in sources.items()}
     apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
     reasons = {checkpoint.id: why for checkpoint in sources if (why := apart(checkpoint, target))}
     elsewhere = {name: found.pop(name) for name in reasons}
@@ -85,7 +90,10 @@ def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, ar
         validation, chosen = _validation(run, asked), {}
         if target.id in found and (mine := _chosen(run, target, found[target.id], asked, model.cfg.n_layers)):
             chosen[target.id] = mine
-        rows = transfer(model, found, validation, metric, own=own, chosen=chosen, description=description)
+        halves = {checkpoint.id: both for checkpoint, (_, both) in sources.items() if checkpoint.id in found}
+        rows = transfer(
+            model, found, validation, metric, own=own, halves=halves, chosen=chosen, description=description
+        )
     nowhere = [
         {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}
         for name, one in elsewhere.items()
@@ -117,27 +125,25 @@ def _validation(run: Run, asked: Asked) -> Split:
 
 
 def _sources(run: Run, checkpoints: list[Checkpoint]) -> _Sources:
-    """Kind and direction of each checkpoint that has one."""
     found = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
-    return {checkpoint: (kind, one) for checkpoint, (kind, one) in found.items() if one is not None}
+    return {checkpoint: both for checkpoint, both in found.items() if both is not None}
 
 
-def _found(run: Run, checkpoint: Checkpoint) -> tuple[str, Found | None]:
+def _found(run: Run, checkpoint: Checkpoint) -> tuple[Direction, Tensor] | None:
     carrier = tables.read("carrier", run.measurements(checkpoint))
     row = carrier.iloc[0] if len(carrier) else None
-    if row is None or pd.isna(row["reference_layer"]):
-        return "none", None
-    position, layer = int(row["reference_position"]), int(row["reference_layer"])
+    if row is None or (place := best_place(row)) is None:
+        return None
+    position, layer = place
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
-    direction = directions.at({"position": position, "layer": layer})
     halves = directions.of_positions([position]).halves[:, 0, layer]
-    return str(row["reference_kind"]), Found(direction, position, layer, halves)
+    return replace(directions.at(position, layer), kind=str(row["reference_kind"])), halves
 
 
-def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: int) -> Chosen | None:
+def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers: int) -> Chosen | None:
     """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
     rows = tables.read("candidate_scores", run.measurements(target))
-    settings, (folds, _), names = run.recipe.measuring, dealt(asked.validation), labels(asked.validation)
+    (folds, _), names = dealt(asked.validation), labels(asked.validation)
     ids = asked.validation.harmful.ids, asked.validation.harmless.ids
     told = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
     kept = [[row for row, name in enumerate(side) if name in some] for side, some in zip(ids, told, strict=True)]
@@ -149,9 +155,7 @@ def _chosen(run: Run, target: Checkpoint, one: Found, asked: Asked, n_layers: in
         scores,
         ([folds[0][row] for row in kept[0]], [folds[1][row] for row in kept[1]]),
         n_layers,
-        settings.kl_threshold,
-        settings.induce_threshold,
-        settings.prune_layer_fraction,
+        run.recipe.measuring.admissible,
     )
     whole = choice.held_out().whole
     if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
@@ -163,12 +167,11 @@ def _inputs(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, versi
     """What the rows of a target hang on: its weights and what was measured there, the sources, prompts and settings."""
     validation, measuring = _validation(run, asked), run.recipe.measuring
     scored = [run.measurements(target) / f"{name}.parquet" for name in ("openings", "candidate_scores")]
-    thresholds = ("kl_threshold", "induce_threshold", "prune_layer_fraction")
     return {
         "version": version,
-        "settings": {name: getattr(measuring, name) for name in ("reference", *thresholds)},
+        "settings": {"reference": measuring.reference, **asdict(measuring.admissible)},
         "target": [target.weights, *(file_hash(path) for path in scored if path.is_file())],
-        "sources": {c.id: [c.weights, kind, one.position, one.layer] for c, (kind, one) in sources.items()},
+        "sources": {c.id: [c.weights, one.kind, one.position, one.layer] for c, (one, _) in sources.items()},
         "directions": {c.id: _hash_of(run, c) for c in {target: None, **sources}},
         "kinds": tables.read("checkpoints", run.measurements()).astype(str).to_numpy().tolist(),
         "prompts": [validation.harmful.texts, validation.harmless.texts],

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
-from mechrefusal import progress, prompts
+from mechrefusal import progress, prompts, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.memory import kept_memory
@@ -30,16 +30,9 @@ from mechrefusal.training.anchors import anchor_folder, require_mergeable
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.pool import CasePool
-from mechrefusal.training.r2d2 import POOL, REFRESH_COLUMNS, REFRESHES, R2D2Config, R2D2Trainer
+from mechrefusal.training.r2d2 import POOL, REFRESHES, R2D2Config, R2D2Trainer
 from mechrefusal.training.settings import ARMS, TrainingSettings
 from mechrefusal.training.trainer import ArmTrainer
-
-TABLE = (
-    "arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "pool_age",
-    "attack_tokens", "grad_norm", "learning_rate", "seconds", "seconds_refresh", "seconds_forward",
-    "seconds_backward", "seconds_optimizer", "peak_mib",
-)  # fmt: skip
-"""Columns of the training log: one row an optimiser step; what an arm lacks is NaN."""
 
 STATE, LOG, COMPLETE = "unfinished", "log", "complete.json"
 """Folders beside the anchors: the training checkpoint of an arm that is not complete, and its tables; in the latter,
@@ -80,7 +73,7 @@ def train(
         name: what tables and the progress bar call the arm, by default `arm`.
 
     Returns:
-        The training log with the columns `TABLE`. `seconds` is the wall time of the step, anchors not counted.
+        The training log: table `training`, one row an optimiser step. Anchors are not in `seconds`.
 
     Raises:
         MechrefusalError: unknown arm, unusable rows or behaviours, an unfinished training of something else in `out`,
@@ -130,7 +123,7 @@ def train(
     with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):
         log.bar = bar
         trainer.train(resume_from_checkpoint=checkpoint)
-    table = log.table(trainer.state.log_history, TABLE)
+    table = log.table(trainer.state.log_history)
     if trainer.is_world_process_zero():
         _write_log(out, table, log.terms(trainer.state.log_history, trainer.weights_of_terms()), trainer, start)
         with whole_file(out / LOG / COMPLETE) as draft:
@@ -355,12 +348,10 @@ def _share(n: int, parts: int, name: str) -> int:
 
 
 def _write_log(out: Path, steps: pd.DataFrame, terms: pd.DataFrame, trainer: ArmTrainer, start: int) -> None:
-    tables = {"steps.parquet": steps, "terms.parquet": terms}
-    refreshes = pd.DataFrame(
-        trainer.refreshes if isinstance(trainer, R2D2Trainer) else [], columns=list(REFRESH_COLUMNS)
-    )
-    tables[REFRESHES] = refreshes.assign(arm=steps["arm"].iloc[0], step=refreshes["step"] + start)
-    for name, table in tables.items():
+    arm, refreshes = steps["arm"].iloc[0], trainer.refreshes if isinstance(trainer, R2D2Trainer) else []
+    rows = [{**row, "arm": arm, "step": row["step"] + start} for row in refreshes]
+    made = {"steps.parquet": steps, "terms.parquet": terms, REFRESHES: tables.frame("refreshes", rows)}
+    for name, table in made.items():
         with whole_file(out / LOG / name) as draft:
             table.to_parquet(draft, index=False)
     if isinstance(trainer, R2D2Trainer):

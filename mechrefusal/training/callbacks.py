@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mechrefusal import progress
+from mechrefusal import progress, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
@@ -74,18 +74,23 @@ class StepLog(TrainerCallback):
             )
             self.bar.advance(description=f"train {self.arm}  {terms}")
 
-    def table(self, history: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-        """The training log, one row a step."""
+    def table(self, history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Table `training`, one row a step; what the arm lacks is NaN."""
+        columns = tables.columns("training")
         rows = [
-            self._step(row) | {name: _number(row, name) for name in columns[2:]} for row in history if "loss" in row
+            dict.fromkeys(columns)
+            | {name: float(row[name]) for name in columns if row.get(name) is not None}
+            | self._step(row)
+            for row in history
+            if "loss" in row
         ]
-        return pd.DataFrame(rows, columns=list(columns))
+        return tables.frame("training", rows)
 
     def _step(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"arm": self.arm, "step": self.start + int(row["step"])}
 
     def terms(self, history: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> pd.DataFrame:
-        """Every loss term, one row a step and term; the weight of static refusals that share utility's mean is NaN."""
+        """Table `terms`, one row a step and term."""
         rows = [
             {**self._step(row), "term": name, "weight": weight, "value": float(row[name])}
             for row in history
@@ -93,7 +98,7 @@ class StepLog(TrainerCallback):
             for name, weight in weights.items()
             if name in row
         ]
-        return pd.DataFrame(rows, columns=["arm", "step", "term", "weight", "value"])
+        return tables.frame("terms", rows)
 
 
 class Anchors(TrainerCallback):
@@ -183,8 +188,3 @@ class Probes(TrainerCallback):
             rows = pd.concat([before[before["step"] < self.start + state.global_step], rows], ignore_index=True)
         with whole_file(path) as draft:
             rows.to_parquet(draft, index=False)
-
-
-def _number(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return math.nan if value is None else float(value)

@@ -25,8 +25,6 @@ from mechrefusal.training.trainer import ArmTrainer
 POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
 """Files of the pool and of the record of its refreshes, in a training checkpoint and beside an arm's anchors."""
 
-REFRESH_COLUMNS = ("step", "case", "loss_before", "loss_after", "age", "forward_tokens", "dropped")
-
 
 @dataclass
 class R2D2Config(SFTConfig):
@@ -233,7 +231,7 @@ class R2D2Trainer(ArmTrainer):
         """The pool with its random state, and the record of its refreshes."""
         self.pool.save(folder / POOL)
         with whole_file(folder / REFRESHES) as draft:
-            pd.DataFrame(self.refreshes, columns=list(REFRESH_COLUMNS)).to_parquet(draft, index=False)
+            pd.DataFrame(self.refreshes).to_parquet(draft, index=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Transformers' part, then the pool."""

@@ -23,7 +23,8 @@ from trl import SFTTrainer
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
 from mechrefusal.forward.tree import Branch
-from mechrefusal.forward.tree_forward import TreeForward, attending, shares
+from mechrefusal.forward.tree_attention import attending
+from mechrefusal.forward.tree_forward import TreeForward, shares
 from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
 from mechrefusal.training.clock import Clock, peak_mib

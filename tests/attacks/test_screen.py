@@ -11,7 +11,7 @@ from mechrefusal.attacks import GCGSettings, gcg, screen
 from mechrefusal.attacks.budget import Budget
 from mechrefusal.attacks.target_loss import target_losses
 from mechrefusal.forward import low_precision
-from mechrefusal.forward.tree import Bank, Branch
+from mechrefusal.forward.tree import Branch, KeyValues
 
 SETTINGS = GCGSettings(steps=3, width=48, top_k=32, suffix_length=6, screen=True)
 
@@ -56,7 +56,7 @@ def test_the_screen_is_near_the_exact_losses(tiny_hf, screened):
     model, tokenizer = tiny_hf
     target = tuple(tokenizer("Sure, here is how").input_ids)
     branches = [Branch.continuing(tuple(tokenizer(text).input_ids), target) for text in ("one two", "a few more words")]
-    found = screen.Screen.of(model, Budget(model)).losses(branches, [target] * 2, Bank())
+    found = screen.Screen.of(model, Budget(model)).losses(branches, [target] * 2, KeyValues())
     plain = target_losses(model, [branch.tokens[: branch.keep[0] + 1] for branch in branches], [target] * 2)
     torch.testing.assert_close(found, plain, atol=0.05, rtol=0)
     assert not torch.equal(found, plain)

@@ -12,8 +12,8 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from mechrefusal import MechrefusalError, attribution, models
-from mechrefusal.attribution import Onto, RefusalLogits, attribute, writes
-from mechrefusal.forward import ForcedOpenings, RefusalMetric
+from mechrefusal.attribution import Onto, RefusalLogits, attribute
+from mechrefusal.forward import ForcedOpenings, RefusalMetric, runner
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]
 METRIC = RefusalMetric((), (10, 11, 40), (12, 13))
@@ -190,8 +190,8 @@ def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_prompt_of_a_batch_is_what_it_is_alone_without_a_twin(family, name):
-    """One token tree on the twin, against the hooked transformer prompt by prompt (a hook of the caller is open)."""
+def test_every_prompt_of_a_batch_is_what_it_is_alone_through_hooks(family, name):
+    """One token tree, against rows through hooks (a hook of the caller is open)."""
     model = family(name).hooked
     readout = RefusalLogits(METRIC)
     found = attribute(model, TEXTS, readout)
@@ -205,7 +205,7 @@ def test_every_prompt_of_a_batch_is_what_it_is_alone_without_a_twin(family, name
 
 def test_many_groups_give_what_one_gives(tiny_hooked, monkeypatch):
     whole = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
-    monkeypatch.setattr(writes, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setitem(runner.TOKENS_AT_ONCE, "cpu", 1)
     parts = attribute(tiny_hooked, TEXTS, RefusalLogits(METRIC))
     torch.testing.assert_close(parts.values, whole.values, atol=REORDERED, rtol=0)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import one_head
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -23,7 +24,7 @@ PAIRS = [
     ("The bomb of fire now", "The home of fire now"),
 ]
 SOME = ("llama", "gpt2", "gemma2", "gpt-neox")
-HOOKS = {"head_z": "attn.hook_z", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "resid_pre": "hook_resid_pre"}
+HOOKS = {"z": "attn.hook_z", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "resid_pre": "hook_resid_pre"}
 
 
 def ids(model, text, metric=METRIC):
@@ -43,7 +44,7 @@ def test_estimates_are_derivatives_of_the_exact_change(family, architecture):
         for row in strongest.itertuples():
             name = f"blocks.{row.layer}.{HOOKS[site]}"
             change = (source[name] - target[name]).clone()
-            if site == "head_z":
+            if site == "z":
                 others = [head for head in range(model.cfg.n_heads) if head != row.head]
                 change[:, :, others] = 0
             else:
@@ -63,7 +64,7 @@ def test_estimates_are_derivatives_of_the_exact_change(family, architecture):
 def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
     """Its own sweep needs weights that have gradients."""
     model = family(architecture).hooked
-    table = attribution_patching.screen(model, PAIRS, METRIC, sites=("head_z", "mlp_out")).table
+    table = attribution_patching.screen(model, PAIRS, METRIC, sites=("z", "mlp_out")).table
     assert set(table["tool"]) == {"transformer_lens"}
     totals: dict[tuple, list[float]] = {}
     model.requires_grad_(True)
@@ -81,7 +82,8 @@ def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
             for node, score in found.items():
                 position = node.position - clean.shape[1] + len(METRIC.opening)
                 if node.kind == "attn_head_out":
-                    own[("head_z", node.layer, node.head, 0)] = own.get(("head_z", node.layer, node.head, 0), 0) + score
+                    cell = ("z", node.layer, node.head, None)
+                    own[cell] = own.get(cell, 0) + score
                 elif node.kind == "mlp_out" and position < 0:
                     own[("mlp_out", node.layer, -1, position)] = score
             for cell, score in own.items():
@@ -89,7 +91,7 @@ def test_screen_is_the_sweep_of_transformer_lens(family, architecture):
     finally:
         model.requires_grad_(False)
     for row in table.itertuples():
-        cell = (row.site, row.layer, row.head, row.position)
+        cell = (row.site, row.layer, row.head, None if pd.isna(row.position) else row.position)
         assert row.n == len(totals[cell])
         assert row.estimate == pytest.approx(np.mean(totals[cell]), abs=REORDERED)
 
@@ -108,7 +110,7 @@ def test_all_tools_agree(family, architecture, metric, mode):
     assert tables[0]["estimate"].abs().max() > 1e-3
 
 
-def test_where_the_tool_of_transformer_lens_fails_the_twin_takes_over(family, monkeypatch):
+def test_where_the_tool_of_transformer_lens_fails_trees_take_over(family, monkeypatch):
     model = family("llama").hooked
     expected = attribution_patching.screen(model, PAIRS, METRIC).table
 
@@ -117,19 +119,19 @@ def test_where_the_tool_of_transformer_lens_fails_the_twin_takes_over(family, mo
 
     monkeypatch.setattr(gradients, "cache_activation_and_gradient", refuse)
     found = attribution_patching.screen(model, PAIRS, METRIC).table
-    assert set(found["tool"]) == {"twin"}
+    assert set(found["tool"]) == {"token trees"}
     np.testing.assert_allclose(found["estimate"], expected["estimate"], atol=REORDERED)
     with add(model, torch.ones(model.cfg.d_model), layer=1):
-        assert set(attribution_patching.screen(model, PAIRS, METRIC).table["tool"]) == {"hooked"}
+        assert set(attribution_patching.screen(model, PAIRS, METRIC).table["tool"]) == {"hooks"}
         with pytest.raises(MechrefusalError, match="transformer_lens: refused"):
             attribution_patching.screen(model, PAIRS, METRIC, tool="transformer_lens")
 
 
 def test_hooks_of_the_caller_act(family):
     model = family("llama").hooked
-    before = attribution_patching.screened(model, PAIRS, METRIC, sites=("head_z",), finalists=99).table
+    before = attribution_patching.screened(model, PAIRS, METRIC, sites=("z",), finalists=99).table
     with add(model, torch.ones(model.cfg.d_model), layer=1):
-        under = attribution_patching.screened(model, PAIRS, METRIC, sites=("head_z",), finalists=99).table
+        under = attribution_patching.screened(model, PAIRS, METRIC, sites=("z",), finalists=99).table
         exact = patching.heads(model, PAIRS, METRIC).table
     np.testing.assert_allclose(under["exact"], exact["raw"], atol=REORDERED)
     assert (under["estimate"] - before["estimate"]).abs().max() > 1e-3
@@ -144,7 +146,7 @@ def test_finalists_are_patched_exactly(family, architecture):
     assert table["exact"].notna().sum() == found.n_exact == 4 * 7
     assert (table["exact"].notna() == (table["scored"] != "")).all()
     every = {
-        "head_z": patching.heads(model, PAIRS, METRIC),
+        "z": patching.heads(model, PAIRS, METRIC),
         "attn_out": patching.attention_output(model, PAIRS, METRIC),
         "mlp_out": patching.mlp_output(model, PAIRS, METRIC),
         "resid_pre": patching.residual(model, PAIRS, METRIC),
@@ -164,9 +166,9 @@ def test_finalists_are_patched_exactly(family, architecture):
 
 def test_agreement_is_spearman_of_what_was_scored(family):
     model = family("gemma2").hooked
-    found = attribution_patching.screened(model, PAIRS, METRIC, sites=("head_z", "mlp_out"), finalists=6, others=9)
+    found = attribution_patching.screened(model, PAIRS, METRIC, sites=("z", "mlp_out"), finalists=6, others=9)
     rows = found.agreement.set_index(["site", "scored"])
-    for site in ("head_z", "mlp_out"):
+    for site in ("z", "mlp_out"):
         scored = found.table[(found.table["site"] == site) & (found.table["scored"] != "")]
         row = rows.loc[site, "both"]
         assert row["n"] == len(scored) == 15
@@ -182,13 +184,13 @@ def test_agreement_is_spearman_of_what_was_scored(family):
 def test_planted_head_is_found(tmp_path):
     model = one_head.make(tmp_path, [(2, 1)])
     pairs = [(text, text.replace("bomb", "home")) for text in one_head.HARMFUL]
-    found = attribution_patching.screened(model, pairs, one_head.METRIC, sites=("head_z",), finalists=2, others=5)
+    found = attribution_patching.screened(model, pairs, one_head.METRIC, sites=("z",), finalists=2, others=5)
     best = found.table.loc[found.table["estimate"].abs().idxmax()]
     assert (best["layer"], best["head"], best["scored"]) == (2, 1, "finalist")
     gap = float((found.clean - found.corrupted).mean())
     assert best["exact"] == pytest.approx(gap, rel=0.01)
     assert found.table["effect"].abs().nlargest(2).iloc[1] < 0.01
-    noised = attribution_patching.screen(model, pairs, one_head.METRIC, sites=("head_z",), mode="noising").table
+    noised = attribution_patching.screen(model, pairs, one_head.METRIC, sites=("z",), mode="noising").table
     assert noised["effect"].idxmax() == best.name, "in both modes a positive effect carries refusal"
     assert noised.loc[best.name, "estimate"] < 0
 
@@ -196,7 +198,7 @@ def test_planted_head_is_found(tmp_path):
 def test_prompts_that_do_not_differ_enough_have_no_share(family):
     model = family("llama").hooked
     mirrored = [PAIRS[0], PAIRS[0][::-1]]
-    found = attribution_patching.screen(model, mirrored, METRIC, sites=("head_z",))
+    found = attribution_patching.screen(model, mirrored, METRIC, sites=("z",))
     assert found.table["effect"].isna().all()
     assert "less than 0.05" in found.reason
     assert found.table["estimate"].notna().all()
@@ -211,8 +213,8 @@ def test_bad_input_is_named(family):
         MechrefusalError, match=r"none of 1 pairs has equal token length .* \('pair 0' \d+ and \d+ tokens"
     ):
         screen(model, [("Make a bomb now and then", "Why")], METRIC)
-    with pytest.raises(MechrefusalError, match="unknown site 'head_q' of attribution patching; use head_z"):
-        screen(model, PAIRS, METRIC, sites=("head_q",))
+    with pytest.raises(MechrefusalError, match="unknown site 'q' of attribution patching; use z"):
+        screen(model, PAIRS, METRIC, sites=("q",))
     with pytest.raises(MechrefusalError, match="no site to screen"):
         screen(model, PAIRS, METRIC, sites=())
     with pytest.raises(MechrefusalError, match="unknown mode of patching 'both'"):

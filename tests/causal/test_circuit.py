@@ -8,22 +8,22 @@ import pandas as pd
 import pytest
 import torch
 import two_heads
+from runners import through_hooks
 from scipy import stats
 from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, patching
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit import circuit, paths
-from mechrefusal.causal.circuit.discovery import EDGES
-from mechrefusal.causal.circuit.effects import HELD_OUT, with_held_out
-from mechrefusal.causal.circuit.faithfulness import Faithfulness
-from mechrefusal.causal.circuit.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
-from mechrefusal.causal.circuit.rows import HookedRows, TreeRows
-from mechrefusal.causal.component_passes import Component
+from mechrefusal.causal.circuits import circuit, paths
+from mechrefusal.causal.circuits.discovery import EDGES
+from mechrefusal.causal.circuits.effects import HELD_OUT, with_held_out
+from mechrefusal.causal.circuits.faithfulness import Faithfulness
+from mechrefusal.causal.circuits.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
+from mechrefusal.causal.components import Component
 from mechrefusal.causal.knockout.readings import Measured
-from mechrefusal.causal.patching.sites import Patch
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
+from mechrefusal.forward.patches import Patch
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ class Loop:
 def test_paths_equal_a_plain_loop(family, architecture):
     model = family(architecture).hooked
     loop, paths = Loop(model), PathPatching(model, one_pair(model).runs[0])
-    assert isinstance(paths.rows, TreeRows), "the twin takes part"
+    assert paths.runner.name == "token trees"
     edges = edges_between(model, KEPT)
     found = paths.effects(edges)
     expected = [loop.effect(*edge) for edge in edges]
@@ -128,7 +128,7 @@ def test_all_that_is_written_into_a_receiver_is_an_ordinary_patch(family, archit
     paths = PathPatching(model, pairs.runs[0])
     found = paths.from_everywhere([Node(2, "head", 1), Node(2, "mlp"), logits_of(model)])
     patched = [
-        *pairs.exact(0, "head_z", [Patch(2, 1, None)]),
+        *pairs.exact(0, "z", [Patch(2, 1, None)]),
         *pairs.exact(0, "mlp_out", [Patch(2, None, None)]),
         float(pairs.clean[0] - pairs.corrupted[0]),
     ]
@@ -143,17 +143,17 @@ def test_changes_of_all_senders_sum_to_that_of_the_residual_stream(family, archi
     paths.effects([(sender, logits_of(model)) for sender in [EMBEDDING, *nodes]])
     summed = sum(paths._changes[sender] for sender in [EMBEDDING, *nodes])
     last = (model.cfg.n_layers - 1, "resid_post")
-    expected = paths.rows.source[last] - paths.rows.target[last]
+    expected = paths.source[last] - paths.target[last]
     torch.testing.assert_close(summed, expected, atol=FORWARD, rtol=FORWARD)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt-neox"])
 @pytest.mark.parametrize("metric", [METRIC, FORCED], ids=["opening", "forced"])
-def test_hooks_give_the_numbers_of_the_twin(family, architecture, metric, monkeypatch):
+def test_hooks_give_the_numbers_of_trees(family, architecture, metric, monkeypatch):
     model = family(architecture).hooked
     run, edges = one_pair(model, metric).runs[0], edges_between(model, KEPT)
     expected = PathPatching(model, run).effects(edges)
-    monkeypatch.setattr(paths, "rows_of", HookedRows)
+    through_hooks(monkeypatch)
     monkeypatch.setattr(paths, "MEMORY", 1)  # one path a pass
     hooked = PathPatching(model, run)
     np.testing.assert_allclose(hooked.effects(edges), expected, atol=REORDERED)
@@ -167,7 +167,7 @@ def test_hooks_of_the_caller_act_on_paths(family):
     without = PathPatching(model, one_pair(model).runs[0]).effects(edges)
     with add(model, direction, layer=1):
         paths = PathPatching(model, one_pair(model).runs[0])
-        assert isinstance(paths.rows, HookedRows)
+        assert paths.runner.name == "hooks"
         loop = Loop(model)
         found, expected = paths.effects(edges), [loop.effect(*edge) for edge in edges]
     np.testing.assert_allclose(found, expected, atol=REORDERED)

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from architectures import build
+from runners import through_hooks
 from scipy import stats
 from tolerances import COMPOUND, FORWARD, REORDERED
 from transformers import AutoModelForCausalLM
 
 from mechrefusal import MechrefusalError, models, prompts
-from mechrefusal.causal import component_passes, cross_patching
+from mechrefusal.causal import cross_patching
 from mechrefusal.causal.cross_patching import across
 from mechrefusal.causal.cross_patching.passes import rotation
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
@@ -379,17 +380,17 @@ def test_prompts_in_parts_give_the_same(both, monkeypatch):
     assert sum(sizes) == 3
 
 
-def test_without_a_twin_and_under_hooks_of_the_caller(both, monkeypatch):
+def test_through_hooks_and_under_hooks_of_the_caller(both, monkeypatch):
     source, target = both("gpt-neox")
     sites = ("resid_pre", "mlp_out", "result")
     expected = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1])
     last = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last")
     seen = []
     hook = ("blocks.3.hook_resid_pre", lambda activation, hook: seen.append(1))
-    with target.hooks(fwd_hooks=[hook]):  # source on its twin, target on itself
+    with target.hooks(fwd_hooks=[hook]):  # source by trees, target through hooks
         same(cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1]), expected)
     assert seen
-    monkeypatch.setattr(component_passes, "twin", lambda model: None)
+    through_hooks(monkeypatch)
     same(cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last"), last)
 
 

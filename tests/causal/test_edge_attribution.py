@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.causal import add, attribution_patching
 from mechrefusal.causal.attribution_patching.pairs import ready
-from mechrefusal.causal.circuit import Node, attribute_edges
-from mechrefusal.causal.circuit.paths import PathPatching, edges_between, every_node
+from mechrefusal.causal.circuits import Node, attribute_edges
+from mechrefusal.causal.circuits.paths import PathPatching, edges_between, every_node
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_edges_are_those_of_autograd_on_a_model_written_out(family, method, shar
     assert len(found.table) == len(edges_between(tiny.hooked, every_node(tiny.hooked)))
     expected = [by_name[row.sender, row.receiver] for row in found.table.itertuples()]
     np.testing.assert_allclose(found.table["raw"], expected, atol=REORDERED * 10)
-    np.testing.assert_allclose(found.by_pair["raw"].abs().max(), np.abs(expected).max(), rtol=1e-4)
+    np.testing.assert_allclose(np.abs(found.observations.values).max(), np.abs(expected).max(), rtol=1e-4)
     assert np.abs(expected).max() > 1e-2, "there is something to compare"
 
 
@@ -181,28 +181,30 @@ def test_paths_of_a_sender_add_up_to_its_node(family, architecture, method):
     model = family(architecture).hooked
     edges = attribute_edges(model, PAIRS[:1], BARE, method=method, steps=3).table
     nodes = attribution_patching.screen(
-        model, PAIRS[:1], BARE, sites=("head_z", "mlp_out"), method=method, steps=3, tool="twin"
+        model, PAIRS[:1], BARE, sites=("z", "mlp_out"), method=method, steps=3, tool="token trees"
     ).table
     assert set(nodes["method"]) == {method}
     by_sender = edges.groupby("sender")["raw"].sum()
     for node in every_node(model):
-        site = "head_z" if node.component == "head" else "mlp_out"
+        site = "z" if node.component == "head" else "mlp_out"
         own = nodes[(nodes["site"] == site) & (nodes["layer"] == node.layer) & (nodes["head"] == node.head)]
         assert by_sender[str(node)] == pytest.approx(own["estimate"].sum(), abs=REORDERED * 10), node
 
 
 @pytest.mark.parametrize("architecture", SOME)
-def test_twin_and_hooks_agree(family, architecture):
+def test_trees_and_hooks_agree(family, architecture):
     model = family(architecture).hooked
-    on_twin, hooked = (
-        attribute_edges(model, PAIRS, FORCED, tool=tool).by_pair.set_index(["pair", "sender", "receiver"])["raw"]
-        for tool in ("twin", "hooked")
+    on_trees, hooked = (
+        attribute_edges(model, PAIRS, FORCED, tool=tool).observations.table.set_index(["pair", "sender", "receiver"])[
+            "value"
+        ]
+        for tool in ("token trees", "hooks")
     )
-    np.testing.assert_allclose(on_twin, hooked.loc[on_twin.index], atol=REORDERED * 10)
-    assert on_twin.abs().max() > 1e-3
+    np.testing.assert_allclose(on_trees, hooked.loc[on_trees.index], atol=REORDERED * 10)
+    assert on_trees.abs().max() > 1e-3
     screens = [
         attribution_patching.screen(model, PAIRS, FORCED, method="eap-ig", tool=tool).table
-        for tool in ("twin", "hooked")
+        for tool in ("token trees", "hooks")
     ]
     np.testing.assert_allclose(screens[0]["estimate"], screens[1]["estimate"], atol=REORDERED * 10)
 
@@ -212,7 +214,7 @@ def test_hooks_of_the_caller_act(family):
     before = attribute_edges(model, PAIRS, METRIC, nodes=[Node(2, "mlp")])
     with add(model, torch.ones(model.cfg.d_model), layer=1):
         under = attribute_edges(model, PAIRS, METRIC, nodes=[Node(2, "mlp")])
-    assert (set(before.table["tool"]), set(under.table["tool"])) == ({"twin"}, {"hooked"})
+    assert (set(before.table["tool"]), set(under.table["tool"])) == ({"token trees"}, {"hooks"})
     both = before.table.merge(under.table, on=["sender", "receiver"])
     assert len(both) == 3
     assert (both["raw_x"] - both["raw_y"]).abs().max() > 1e-3
@@ -222,7 +224,7 @@ def test_hooks_of_the_caller_act(family):
 def test_means_over_pairs_and_shares_of_the_gap(family):
     model = family("gpt2").hooked
     found = attribute_edges(model, PAIRS, METRIC, steps=2, mode="noising")
-    by_pair = found.by_pair.groupby(["sender", "receiver"])["raw"]
+    by_pair = found.observations.table.groupby(["sender", "receiver"])["value"]
     table = found.table.set_index(["sender", "receiver"])
     np.testing.assert_allclose(table["raw"], by_pair.mean().loc[table.index])
     gap = float((found.clean - found.corrupted).mean())

@@ -5,15 +5,16 @@ import one_head
 import pytest
 import torch
 from architectures import FAMILIES
+from runners import through_hooks
 from scipy import stats
 from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
-from mechrefusal.causal import Addition, add, component_passes, knockout
-from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
+from mechrefusal.causal import Addition, add, knockout
+from mechrefusal.causal.components import Component, ComponentPasses, TemplateFrame
 from mechrefusal.causal.knockout.replacements import Replacements
-from mechrefusal.forward import ForcedOpenings, RefusalMetric, tree_forward
-from mechrefusal.forward.unhooked import twin
+from mechrefusal.forward import ForcedOpenings, RefusalMetric, runner
+from mechrefusal.forward.unhooked import unhooked
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +156,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture
 def fall_back(monkeypatch):
-    monkeypatch.setattr(component_passes, "twin", lambda model: None)
+    through_hooks(monkeypatch)
 
 
 # Numbers
@@ -197,7 +198,7 @@ def test_forced_openings_are_knocked_out_too(llama, how):
 @pytest.mark.parametrize(("name", "how"), [("mistral", "mean"), ("gemma2", "resample"), ("gemma2", "zero")])
 def test_windows_shorter_than_the_prompts(windowed, name, how):
     model = windowed(name)
-    assert twin(model) is not None
+    assert unhooked(model)[0] is not None
     same_as_loop(knock_out(model, how, layers=[1]).table, looped(model, PLAIN, how), slice(4, 5))
 
 
@@ -223,13 +224,6 @@ def test_the_fallback_gives_the_same_numbers(family, fall_back, monkeypatch, arc
         np.testing.assert_allclose(plain[name], quick[name], atol=FORWARD)
 
 
-def test_a_twin_that_runs_no_trees(llama, monkeypatch):
-    expected = knock_out(llama, "mean", layers=[1], components=["mlp"]).table
-    monkeypatch.setattr(tree_forward, "shares", lambda model: False)
-    found = knock_out(llama, "mean", layers=[1], components=["mlp"]).table
-    np.testing.assert_allclose(found["refusal"], expected["refusal"], atol=FORWARD)
-
-
 @pytest.mark.parametrize("how", HOWS)
 def test_hooks_of_the_caller_act_too(llama, how):
     """A layer's output is what it is plus a step: knocked out, and in the reference."""
@@ -247,7 +241,7 @@ def test_several_at_once_and_nothing(llama, how):
     """Heads of one layer, of several, and an MLP between them; from their lowest layer on."""
     parts = [Component("head", 3, 0), Component("head", 1, 2), Component("head", 1, 0), Component("mlp", 2)]
     ids = prompts.prompt_ids(llama.tokenizer, HARMFUL + HARMLESS)
-    frame = Frame.of(llama.tokenizer, HARMFUL + HARMLESS + REFERENCE)
+    frame = TemplateFrame.of(llama.tokenizer, HARMFUL + HARMLESS + REFERENCE)
     passes = ComponentPasses(llama, ids, PLAIN.runs, frame, whole=how == "zero")
     standing_in = prompts.prompt_ids(llama.tokenizer, OTHERS[how])
     made = Replacements(
@@ -271,7 +265,7 @@ def test_many_groups_give_what_one_gives(llama, monkeypatch):
     for how in HOWS:
         expected = knock_out(llama, how, layers=[1], components=["attention"]).table
         with monkeypatch.context() as patch:
-            patch.setattr(component_passes, "CPU_TOKENS", 60)
+            patch.setitem(runner.TOKENS_AT_ONCE, "cpu", 60)
             found = knock_out(llama, how, layers=[1], components=["attention"]).table
         for name in ("refusal", "harmless", "kl"):
             np.testing.assert_allclose(found[name], expected[name], atol=REORDERED)
@@ -293,7 +287,7 @@ def test_the_draws_are_those_of_the_seed(llama):
 def test_layers_below_are_not_run_again(llama, monkeypatch):
     """One pass for each part, from its layer on."""
     ran = []
-    for layer, block in enumerate(twin(llama).blocks):
+    for layer, block in enumerate(unhooked(llama)[0].blocks):
         monkeypatch.setattr(block.mlp, "forward", _counted(block.mlp.forward, ran, layer))
     knockout.knock_out(llama, HARMFUL, HARMLESS, PLAIN, layers=[2])
     before = [ran.count(layer) for layer in range(4)]
@@ -438,7 +432,7 @@ def test_the_model_is_as_before(llama):
         knockout.neurons(llama, HARMFUL, HARMLESS, PLAIN, top=1, layers=[0])
         assert torch.equal(llama(torch.tensor([[5, 6, 7]])), before)
     assert all(torch.equal(value, weights[key]) for key, value in llama.state_dict().items())
-    for module in twin(llama).model.modules():
+    for module in unhooked(llama)[0].model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert "forward" not in module.__dict__

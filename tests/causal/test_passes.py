@@ -1,19 +1,28 @@
-"""Rule 5: passes on the twin against plain passes of the hooked transformer, one prompt at a time, nothing shared."""
+"""Rule 5: passes of either runner against plain passes of the hooked transformer, one by one, nothing shared."""
 
 import gc
 from collections.abc import Sequence
 
 import pytest
 import torch
-from architectures import FAMILIES, build
+from architectures import build
+from runners import through_hooks
 from tolerances import COMPOUND, FORWARD, REORDERED
 from torch.nn.functional import cross_entropy
 
 from mechrefusal import MechrefusalError, models
-from mechrefusal.causal import Ablation, Addition, AnswerPasses, Chain, Passes, ablate, add, intervened, passes
+from mechrefusal.causal import Ablation, Addition, AnswerPasses, Chain, Passes, ablate, add, intervened
 from mechrefusal.causal.interventions import orthonormal
-from mechrefusal.forward import low_precision, tree_forward
-from mechrefusal.forward.unhooked import twin
+from mechrefusal.forward import (
+    choosing,
+    hooked_runner,
+    low_precision,
+    runner,
+    tree_forward,
+    tree_runner,
+    unhooked_model,
+)
+from mechrefusal.forward.unhooked import unhooked
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +75,7 @@ def llama(family):
 
 @pytest.fixture
 def fall_back(monkeypatch):
-    """No model has a twin."""
-    monkeypatch.setattr(passes, "twin", lambda model: None)
+    through_hooks(monkeypatch)
 
 
 def one_by_one(model, prompts, runs, intervention=None) -> list[torch.Tensor]:
@@ -109,11 +117,11 @@ def check(model, intervention, prompts=PROMPTS, runs=RUNS["an opening"]) -> Pass
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 def test_logits_are_those_of_plain_passes(family, architecture, name):
     model = family(architecture).hooked
     made = check(model, INTERVENTIONS[name]())
-    assert made.twin is not None
+    assert made.runner.name == "token trees"
     if name not in ("none", "dose 0"):
         with torch.no_grad():
             changed = made.logits(INTERVENTIONS[name]())[0] - made.logits()[0]
@@ -146,7 +154,7 @@ def test_the_order_of_prompts_and_runs_is_that_of_the_logits(llama):
 @pytest.mark.parametrize("architecture", WINDOWED)
 def test_windows_shorter_than_the_prompts(family, windowed, architecture, name):
     made = check(windowed(architecture), INTERVENTIONS[name](), runs=RUNS["several"])
-    assert made.twin is not None
+    assert made.runner.name == "token trees"
     with torch.no_grad():  # the same weights without a window
         wide = Passes(family(architecture).hooked, PROMPTS, RUNS["several"]).logits(INTERVENTIONS[name]())
         assert (wide[0] - made.logits(INTERVENTIONS[name]())[0]).abs().max() > 1e-2
@@ -157,15 +165,15 @@ def test_windows_shorter_than_the_prompts(family, windowed, architecture, name):
 def test_many_groups_give_what_one_gives(llama, monkeypatch, name, limit):
     whole = Passes(llama, PROMPTS, RUNS["several"])
     if limit == "tokens":
-        monkeypatch.setattr(passes, "CPU_TOKENS", 60)
+        monkeypatch.setitem(runner.TOKENS_AT_ONCE, "cpu", 60)
     else:
-        monkeypatch.setattr(passes, "KEPT_BYTES", 3 * 18 * 4 * llama.cfg.d_vocab)
+        monkeypatch.setattr(runner, "LOGIT_BYTES", 3 * 18 * 4 * llama.cfg.d_vocab)
     parts = check(llama, INTERVENTIONS[name](), runs=RUNS["several"])
-    sizes = [[len(group.branches) // len(RUNS["several"]) for group in made._groups] for made in (whole, parts)]
+    sizes = [[len(batch.numbers) // len(RUNS["several"]) for batch in made._batches] for made in (whole, parts)]
     assert sizes[0] == [6]
     assert sizes[1] == ([2, 2, 2] if limit == "tokens" else [3, 3])
-    monkeypatch.setattr(passes, "CPU_TOKENS", 1)
-    assert len(check(llama, INTERVENTIONS[name](), runs=RUNS["several"])._groups) == 6
+    monkeypatch.setitem(runner.TOKENS_AT_ONCE, "cpu", 1)
+    assert len(check(llama, INTERVENTIONS[name](), runs=RUNS["several"])._batches) == 6
 
 
 def test_one_set_of_passes_for_one_intervention_after_another(llama):
@@ -207,7 +215,7 @@ def test_the_real_model(smollm2_hooked, name):
     ]
     with torch.no_grad():
         made = Passes(real, prompts, RUNS["an opening"])
-        assert made.twin is not None
+        assert made.runner.name == "token trees"
         same(made.logits(intervention), one_by_one(real, prompts, made.runs, intervention), atol=COMPOUND)
 
 
@@ -215,11 +223,11 @@ def test_the_real_model(smollm2_hooked, name):
 
 
 @pytest.mark.parametrize("dose", [1.0, 0.5, -2.0])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "gpt-neox"])
-def test_what_an_ablation_leaves_in_the_twin(family, architecture, dose):
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt-neox"])
+def test_what_an_ablation_leaves_in_the_unhooked_model(family, architecture, dose):
     """Nothing at any site at dose 1; 1 − dose of what is written at every layer, after norms that follow a part too."""
     model, rows = family(architecture).hooked, random(2, D_MODEL)
-    found, basis = twin(model), orthonormal(rows)
+    (found, _), basis = unhooked(model), orthonormal(rows)
     assert found is not None
     before, after = {}, {}
 
@@ -284,10 +292,10 @@ def test_losses_of_answers_are_their_cross_entropy(family, architecture, name):
 
 
 def test_losses_of_answers_in_many_groups(llama, monkeypatch):
-    monkeypatch.setattr(passes, "CPU_TOKENS", 45)
+    monkeypatch.setitem(runner.TOKENS_AT_ONCE, "cpu", 45)
     with torch.no_grad():
         made = AnswerPasses(llama, PROMPTS, ANSWERS)
-        assert [len(group.branches) for group in made._groups] == [2, 1, 2, 1]
+        assert [len(batch.numbers) for batch in made._batches] == [2, 1, 2, 1]
         for name in FEW:
             found = made.losses(INTERVENTIONS[name]())
             expected = plain_losses(llama, PROMPTS, ANSWERS, INTERVENTIONS[name]())
@@ -346,7 +354,7 @@ def test_gradients_of_directions_are_those_of_plain_passes(family, architecture,
     made = Passes(model, PROMPTS[:3], RUNS["several"][:2])
     found = gradient(made.logits, of, drawn(k))
     alike(found, gradient(lambda i: one_by_one(model, PROMPTS[:3], made.runs, i), of, drawn(k)))
-    assert all(weight.grad is None for weight in (*model.parameters(), *made.twin.model.parameters()))
+    assert all(weight.grad is None for weight in (*model.parameters(), *unhooked_model(model).parameters()))
 
 
 @pytest.mark.parametrize("name", LEARNT)
@@ -389,16 +397,14 @@ def test_kept_residuals_carry_no_graph_from_one_intervention_to_the_next(llama):
     alike(once, gradient(made.logits, lambda d: Addition(d, 2), drawn(1)))
 
 
-# Models without a twin
+# Models without a faster runner
 
 
 @pytest.mark.parametrize("name", FEW)
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_the_fallback_gives_the_same_logits(family, fall_back, architecture, name):
     made = check(family(architecture).hooked, INTERVENTIONS[name](), runs=RUNS["several"])
-    assert made.twin is None
-    common = [(*HEAD, *HEAD, *prompt) for prompt in PROMPTS]  # long enough for the head to be run once
-    check(family(architecture).hooked, INTERVENTIONS[name](), common)
+    assert made.runner.name == "hooks"
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -425,31 +431,27 @@ def test_the_fallback_gives_the_same_gradients(family, fall_back, architecture, 
     alike(learnt.grad, expected.grad)
 
 
-def test_a_model_that_disagrees_with_its_twin_falls_back(tmp_path):
+def test_a_model_that_disagrees_with_its_unhooked_model_falls_back(tmp_path):
     words = models.tiny.tokenizer()
     build("llama", len(words)).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     model = models.load_hooked(tmp_path)
     handle = model.blocks[2].mlp.register_forward_hook(lambda _, args, output: output * 1.2)
     for name in FEW:
-        assert check(model, INTERVENTIONS[name]()).twin is None
+        assert check(model, INTERVENTIONS[name]()).runner.name == "hooks"
     handle.remove()
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_a_twin_that_runs_no_trees(llama, monkeypatch, name):
-    monkeypatch.setattr(tree_forward, "shares", lambda model: False)
-    made = check(llama, INTERVENTIONS[name](), PROMPTS[:3], RUNS["several"][:3])
-    assert made.twin is not None
-    if name != "none":
-        k, of = LEARNT[name] if name in LEARNT else LEARNT["dose 0.5"]
-        found = gradient(made.logits, of, drawn(k))
-        alike(found, gradient(lambda i: one_by_one(llama, PROMPTS[:3], made.runs, i), of, drawn(k)))
+def test_an_unhooked_model_that_runs_no_trees_falls_back_and_says_so(llama, monkeypatch):
+    monkeypatch.setattr(choosing, "why_not_shared", lambda model: "it takes no position ids")
+    made = check(llama, INTERVENTIONS["dose 0.5"](), PROMPTS[:3], RUNS["several"][:3])
+    assert made.runner.name == "hooks"
+    assert made.runner.why == "the unhooked model runs no token trees: it takes no position ids"
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_interventions_that_the_caller_has_open_act_too(llama, name):
-    """They are hooks of the hooked transformer, which the twin does not have."""
+    """They are hooks of the hooked transformer, which the unhooked model does not have."""
     made, outer = Passes(llama, PROMPTS), Addition(step(2.0), 1)
     with torch.no_grad():
         alone = made.logits(INTERVENTIONS[name]())
@@ -510,7 +512,7 @@ def test_float32_where_the_device_does_not_multiply_bfloat16(llama, monkeypatch)
             assert torch.equal(made.logits(intervention)[0], Passes(llama, PROMPTS).logits(intervention)[0])
 
 
-def test_float32_where_there_is_no_twin(llama, fall_back, multiplies):
+def test_float32_where_there_is_no_unhooked_model(llama, fall_back, multiplies):
     with torch.no_grad():
         made = Passes(llama, PROMPTS, low_precision=True)
         assert not made.low_precision
@@ -518,8 +520,8 @@ def test_float32_where_there_is_no_twin(llama, fall_back, multiplies):
 
 
 def test_passes_that_live_at_the_same_time_share_their_bfloat16_weights(llama, multiplies, monkeypatch):
-    made, plain = [], passes.bfloat16_forward
-    monkeypatch.setattr(passes, "bfloat16_forward", lambda model: made.append(1) or plain(model))
+    made, plain = [], tree_runner.bfloat16_forward
+    monkeypatch.setattr(tree_runner, "bfloat16_forward", lambda model: made.append(1) or plain(model))
     first, second = (Passes(llama, PROMPTS[:2], low_precision=True) for _ in range(2))
     assert len(made) == 1
     assert torch.equal(first.logits()[0], second.logits()[0])
@@ -533,7 +535,7 @@ def test_passes_that_live_at_the_same_time_share_their_bfloat16_weights(llama, m
 
 
 class Counted:
-    """Tokens that go through each block of a twin, and rows of logits."""
+    """Tokens that go through each block of an unhooked model, and rows of logits."""
 
     def __init__(self, found) -> None:
         self.tokens, self.rows = [0] * LAYERS, 0
@@ -569,15 +571,15 @@ def test_every_token_is_run_once_and_layers_below_an_addition_are_not_run_again(
     )
     with torch.no_grad():
         made.logits(Addition(step(), 2))  # takes the residual stream
-        with Counted(made.twin) as counted:
+        with Counted(unhooked(llama)[0]) as counted:
             made.logits(Addition(step(), 2))
         assert counted.tokens == [0, 0, distinct, distinct]
         assert counted.rows == places
-        with Counted(made.twin) as counted:
+        with Counted(unhooked(llama)[0]) as counted:
             made.logits(Ablation(step()))
         assert counted.tokens == [distinct] * LAYERS
         assert counted.rows == places
-        with Counted(made.twin) as counted:
+        with Counted(unhooked(llama)[0]) as counted:
             made.logits(Addition(step(), 3))
         assert counted.tokens == [0, 0, 0, distinct]
 
@@ -603,13 +605,14 @@ def test_every_token_is_run_once_and_layers_below_an_addition_are_not_run_again(
         (Addition(torch.ones(64), -1), "layer -1 .*0 to 3"),
     ],
 )
-@pytest.mark.parametrize("has_twin", [True, False])
-def test_directions_that_point_nowhere_are_refused_before_any_pass(llama, monkeypatch, has_twin, intervention, said):
-    if not has_twin:
-        monkeypatch.setattr(passes, "twin", lambda model: None)
+@pytest.mark.parametrize("trees", [True, False])
+def test_directions_that_point_nowhere_are_refused_before_any_pass(llama, monkeypatch, trees, intervention, said):
+    if not trees:
+        through_hooks(monkeypatch)
     made, answers = Passes(llama, PROMPTS), AnswerPasses(llama, PROMPTS, ANSWERS)
     runs = []
-    monkeypatch.setattr(passes._Passes, "_group_logits", lambda *_: runs.append(1) or [])
+    for batch in (tree_runner.TreeBatch, hooked_runner.RowsBatch):
+        monkeypatch.setattr(batch, "run", lambda *_, **__: runs.append(1))
     with pytest.raises(MechrefusalError, match=said):
         made.logits(intervention)
     with pytest.raises(MechrefusalError, match=said):
@@ -618,11 +621,11 @@ def test_directions_that_point_nowhere_are_refused_before_any_pass(llama, monkey
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt-neox"])
-@pytest.mark.parametrize("has_twin", [True, False])
-def test_prompts_longer_than_the_context_are_refused_by_name(family, monkeypatch, architecture, has_twin):
+@pytest.mark.parametrize("trees", [True, False])
+def test_prompts_longer_than_the_context_are_refused_by_name(family, monkeypatch, architecture, trees):
     model = family(architecture).hooked
-    if not has_twin:
-        monkeypatch.setattr(passes, "twin", lambda model: None)
+    if not trees:
+        through_hooks(monkeypatch)
     fits, run = ids(1, CONTEXT - 2), ids(2, 2)
     with torch.no_grad():
         longest = Passes(model, [PROMPTS[0], fits], (run,))
@@ -637,25 +640,16 @@ def test_prompts_longer_than_the_context_are_refused_by_name(family, monkeypatch
         AnswerPasses(model, [PROMPTS[0], fits], [ids(3, 1), ids(3, 4)])
 
 
-def test_the_fallback_refuses_what_a_sliding_window_would_make_inexact(windowed, monkeypatch):
-    """Its rows are padded, and a window counts padded columns. Passes of the twin are exact (see above)."""
-    model = windowed("mistral")
-    made = Passes(model, PROMPTS)
-    learnt = step().requires_grad_()
-    with opened(model, Addition(step(), 1)):  # hooks of the caller: no twin
-        for intervention in (None, Ablation(learnt)):
-            with pytest.raises(MechrefusalError, match=r"26 tokens.*sliding window of 8"):
-                made.logits(intervention)
-    monkeypatch.setattr(passes, "twin", lambda model: None)
-    with pytest.raises(MechrefusalError, match=r"26 tokens.*sliding window of 8"):
-        Passes(model, PROMPTS)
-    short = [prompt[:5] for prompt in PROMPTS]
-    check(model, Ablation(step()), short, (ids(5, 3),))
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_the_fallback_with_windows_shorter_than_the_prompts(windowed, fall_back, architecture):
+    """Rows are padded on the right, where a window does not count it."""
+    made = check(windowed(architecture), Ablation(step()), runs=RUNS["several"])
+    assert made.runner.name == "hooks"
 
 
 def traces(model) -> list[str]:
-    """What passes may leave at a hooked transformer and its twin: hooks, replaced forwards, an attention of its own."""
-    found = twin(model).model
+    """What passes may leave at a hooked transformer and its unhooked model: hooks, forwards, an attention."""
+    found = unhooked_model(model)
     left = [f"attention {found.config._attn_implementation}"]
     for owner in (found, model.original_model):
         for name, module in owner.named_modules():
@@ -676,7 +670,7 @@ def traces(model) -> list[str]:
 )
 def test_a_pass_that_breaks_off_leaves_nothing_behind(llama, monkeypatch, intervention, broken, warm):
     clean, made = traces(llama), Passes(llama, PROMPTS)
-    run, standing = tree_forward.TreeForward.run, []
+    run, standing = tree_forward.TreeForward.run_tree, []
 
     def breaks(self, *args, **named):
         standing.append(len(traces(llama)))
@@ -689,7 +683,7 @@ def test_a_pass_that_breaks_off_leaves_nothing_behind(llama, monkeypatch, interv
     with torch.no_grad():
         if warm:
             made.logits(intervention)
-        monkeypatch.setattr(tree_forward.TreeForward, "run", breaks)
+        monkeypatch.setattr(tree_forward.TreeForward, "run_tree", breaks)
         with pytest.raises(ZeroDivisionError):
             made.logits(intervention)
         monkeypatch.undo()
@@ -701,14 +695,14 @@ def test_a_pass_that_breaks_off_leaves_nothing_behind(llama, monkeypatch, interv
     assert traces(llama) == clean
 
 
-@pytest.mark.parametrize("has_twin", [True, False])
-def test_the_model_and_what_the_caller_gave_are_as_before(llama, monkeypatch, has_twin):
+@pytest.mark.parametrize("trees", [True, False])
+def test_the_model_and_what_the_caller_gave_are_as_before(llama, monkeypatch, trees):
     with torch.no_grad():
         before = one_by_one(llama, PROMPTS, [()])
     weights = {key: value.clone() for key, value in llama.state_dict().items()}
     clean = traces(llama)
-    if not has_twin:
-        monkeypatch.setattr(passes, "twin", lambda model: None)
+    if not trees:
+        through_hooks(monkeypatch)
     prompts, runs = [list(prompt) for prompt in PROMPTS], [list(run) for run in RUNS["several"]]
     directions, rows = step(), random(3, D_MODEL)
     given = directions.clone(), rows.clone()

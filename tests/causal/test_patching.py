@@ -89,7 +89,7 @@ class TestAgainstTransformerLens:
         assert np.abs(raw).max() > 1e-2
         order = sorted(((layer, head) for layer in range(4) for head in range(4)), key=lambda at: -abs(raw[at]))
         assert found.top(5) == order[:5]
-        assert (found.table["position"] == patching.ALL_POSITIONS).all()
+        assert found.table["position"].isna().all()
 
 
 def test_residual_equals_hooks_on_the_plain_model(tiny_hf, tiny_hooked):

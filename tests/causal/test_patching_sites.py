@@ -5,15 +5,16 @@ import pandas as pd
 import pytest
 import torch
 from architectures import FAMILIES, build
+from runners import through_hooks
 from tolerances import FORWARD, REORDERED
 from transformer_lens import patching as reference
 
 from mechrefusal import MechrefusalError, causal, models
 from mechrefusal.causal import patching
-from mechrefusal.causal.patching import pair_runs, twin
-from mechrefusal.causal.patching.hooked import HookedPatching
-from mechrefusal.causal.patching.rows import Rows
-from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward import RefusalMetric, patching_trials, unhooked_model
+from mechrefusal.forward.hooked_patching import HookedPatching
+from mechrefusal.forward.joined_rows import Rows
+from mechrefusal.forward.patches import HEAD_SITES
 from mechrefusal.forward.refusal_metric import ForcedOpenings
 from mechrefusal.prompts import Pair, PairSet
 
@@ -29,7 +30,7 @@ SITES = {
     "attn_out": lambda *a, **k: patching.attention_output(*a, **k),
     "mlp_out": lambda *a, **k: patching.mlp_output(*a, **k),
     **{
-        f"head_{site}{by}": lambda *a, site=site, by=by, **k: patching.heads(*a, site=site, by_position=bool(by), **k)
+        f"{site}{by}": lambda *a, site=site, by=by, **k: patching.heads(*a, site=site, by_position=bool(by), **k)
         for site in ("z", "pattern", "q", "k", "v")
         for by in ("", ", by position")
     },
@@ -50,21 +51,21 @@ def by_transformer_lens(model, pair, score, name: str, table: pd.DataFrame) -> n
     """What its plain loop gives for the rows of one of our tables (denoising), less the unpatched score."""
     source, target = both(model, pair)
     cells = {"layer": table["layer"]}
-    by_position = "position" in name or not name.startswith("head_")
-    if name.startswith("head_pattern"):
+    by_position = "position" in name or name.split(",")[0] not in HEAD_SITES
+    if name.startswith("pattern"):
         cells["head_index"] = table["head"]
         setter = reference.layer_head_pattern_patch_setter
-    elif name.startswith("head_"):
+    elif name.split(",")[0] in HEAD_SITES:
         setter = reference.layer_head_vector_patch_setter
     else:
         setter = reference.layer_pos_patch_setter
     if by_position:
         cells["pos"] = table["position"] + target.shape[1]
-        if name.startswith("head_pattern"):
+        if name.startswith("pattern"):
             setter = reference.layer_head_pos_pattern_patch_setter
-        elif name.startswith("head_"):
+        elif name.split(",")[0] in HEAD_SITES:
             setter = reference.layer_pos_head_vector_patch_setter
-    if name.startswith("head_"):
+    if name.split(",")[0] in HEAD_SITES:
         cells["head_index"] = table["head"]
     with torch.no_grad():
         _, cache = model.run_with_cache(source)
@@ -74,7 +75,7 @@ def by_transformer_lens(model, pair, score, name: str, table: pd.DataFrame) -> n
             clean_cache=cache,
             patching_metric=lambda logits: score(logits[:, -1])[0],
             patch_setter=setter,
-            activation_name=name.split(",")[0].removeprefix("head_"),
+            activation_name=name.split(",")[0],
             index_df=pd.DataFrame(cells).astype(int),
         )
         return (patched - score(model(target)[:, -1])[0]).numpy()
@@ -85,19 +86,20 @@ def by_transformer_lens(model, pair, score, name: str, table: pd.DataFrame) -> n
 def test_every_site_equals_transformer_lens(family, architecture, name):
     model = family(architecture).hooked
     found = SITES[name](model, [PAIR], METRIC, layers=LAYERS)
-    assert model.__dict__[twin._KEY][name.split(",")[0]], "the twin takes part"
+    site = name.split(",")[0]
+    assert model.__dict__[patching_trials._KEY][site] == "", "token trees take part"
     grouped = model.cfg.n_key_value_heads or model.cfg.n_heads
-    n_heads = 1 if "head" not in name else grouped if name[:6] in ("head_k", "head_v") else model.cfg.n_heads
-    n_positions = 1 if "head" in name and "position" not in name else 7
+    n_heads = 1 if site not in HEAD_SITES else grouped if site in ("k", "v") else model.cfg.n_heads
+    n_positions = 1 if site in HEAD_SITES and "position" not in name else 7
     assert len(found.table) == len(LAYERS) * n_heads * n_positions
-    assert set(found.table["site"]) == {name.split(",")[0]}
+    assert set(found.table["site"]) == {site}
     some = found.table.iloc[:: max(1, len(found.table) // 10)]
     expected = by_transformer_lens(model, PAIR, METRIC.of, name, some)
     np.testing.assert_allclose(some["raw"], expected, atol=FORWARD)
     assert np.abs(expected).max() > 1e-3, "the patches do nothing here"
 
 
-@pytest.mark.parametrize("name", ["resid_post", "head_pattern, by position", "head_k, by position", "head_v"])
+@pytest.mark.parametrize("name", ["resid_post", "pattern, by position", "k, by position", "v"])
 def test_a_sliding_window_shorter_than_the_prompts(tmp_path, name):
     words = models.tiny.tokenizer()
     build("mistral", len(words), sliding_window=4).save_pretrained(tmp_path)
@@ -109,12 +111,12 @@ def test_a_sliding_window_shorter_than_the_prompts(tmp_path, name):
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_the_twin_gives_what_the_hooks_give(family, architecture, monkeypatch):
+def test_trees_give_what_the_hooks_give(family, architecture, monkeypatch):
     """With forced openings: several runs after a prompt, which a patched row continues."""
     model = family(architecture).hooked
     ours = {name: SITES[name](model, [PAIR], FORCED, layers=[2]) for name in SITES}
-    assert all(model.__dict__[twin._KEY].values())
-    monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
+    assert not any(model.__dict__[patching_trials._KEY].values())
+    through_hooks(monkeypatch)
     for name, found in ours.items():
         expected = SITES[name](model, [PAIR], FORCED, layers=[2])
         np.testing.assert_allclose(found.table["raw"], expected.table["raw"], atol=FORWARD, err_msg=name)
@@ -174,12 +176,12 @@ def test_resid_mid_is_the_stream_between_attention_and_mlp(family, architecture)
             assert row.raw == pytest.approx((patched - base).item(), abs=FORWARD)
 
 
-@pytest.mark.parametrize("name", ["resid_pre", "attn_out", "head_z, by position", "head_v, by position"])
-@pytest.mark.parametrize("has_twin", [True, False])
-def test_memory_changes_no_number(tiny_hooked, monkeypatch, name, has_twin):
+@pytest.mark.parametrize("name", ["resid_pre", "attn_out", "z, by position", "v, by position"])
+@pytest.mark.parametrize("trees", [True, False])
+def test_memory_changes_no_number(tiny_hooked, monkeypatch, name, trees):
     expected = SITES[name](tiny_hooked, [PAIR], FORCED, layers=LAYERS).table["raw"]
-    if not has_twin:
-        monkeypatch.setattr(pair_runs, "tree_patching", lambda *args, **named: None)
+    if not trees:
+        through_hooks(monkeypatch)
     sizes = []
     rows = Rows.__init__
     monkeypatch.setattr(Rows, "__init__", lambda *a, **k: (sizes.append(len(a[1])), rows(*a, **k))[1])
@@ -195,7 +197,7 @@ def test_any_function_of_the_last_logits_is_a_metric(tiny_hooked):
         return logits[:, 5] - 2 * logits[:, 7:20].amax(-1)
 
     found = patching.heads(tiny_hooked, [PAIR], weighed, site="v").table
-    expected = by_transformer_lens(tiny_hooked, PAIR, weighed, "head_v", found)
+    expected = by_transformer_lens(tiny_hooked, PAIR, weighed, "v", found)
     np.testing.assert_allclose(found["raw"], expected, atol=FORWARD)
     same = patching.heads(tiny_hooked, [PAIR], METRIC.of).table
     np.testing.assert_allclose(same["raw"], patching.heads(tiny_hooked, [PAIR], METRIC).table["raw"], atol=REORDERED)
@@ -204,7 +206,7 @@ def test_any_function_of_the_last_logits_is_a_metric(tiny_hooked):
 def test_under_an_addition_of_the_caller_the_added_model_is_patched(tiny_hooked):
     step = torch.randn(64, generator=torch.Generator().manual_seed(0))
     with causal.add(tiny_hooked, step, layer=1):
-        for name in ("resid_pre", "head_q", "head_v, by position"):
+        for name in ("resid_pre", "q", "v, by position"):
             found = SITES[name](tiny_hooked, [PAIR], METRIC, layers=LAYERS).table[::5]
             expected = by_transformer_lens(tiny_hooked, PAIR, METRIC.of, name, found)
             np.testing.assert_allclose(found["raw"], expected, atol=FORWARD, err_msg=name)
@@ -349,7 +351,7 @@ def test_the_model_is_as_before_when_a_metric_breaks_off(tiny_hooked):
         with pytest.raises(MechrefusalError, match="stop"):
             patch(tiny_hooked, [PAIR], breaks)
         assert len(calls) == 7
-    found = models.twin.twin(tiny_hooked).model
+    found = unhooked_model(tiny_hooked)
     assert not any(module._forward_pre_hooks or "forward" in module.__dict__ for module in found.modules())
     assert not any(point.fwd_hooks for point in tiny_hooked.hook_dict.values())
     with torch.no_grad():

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import FAMILIES
+from runners import through_hooks
 
 from mechrefusal import MechrefusalError, causal, evaluation
-from mechrefusal.causal import Ablation, Addition, AnswerPasses, Passes, Reference, passes
+from mechrefusal.causal import Ablation, Addition, AnswerPasses, Passes, Reference
 from mechrefusal.causal.reference import require_reference
+from mechrefusal.forward import runner
 from mechrefusal.forward.hugging_face import PlainModel
 from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 
@@ -239,13 +241,13 @@ def test_few_prompts(family, prompts):
 
 
 @pytest.mark.parametrize("dose", [1.0, 0.5])
-@pytest.mark.parametrize("how", ["tree", "no twin", "caller's hook", "groups"])
+@pytest.mark.parametrize("how", ["tree", "hooks", "caller's hook", "groups"])
 def test_passes_are_plain_passes_however_they_run(family, monkeypatch, how, dose):
     made, intervention = family("llama"), Ablation(ROWS, dose, reference=REFERENCE)
-    if how == "no twin":
-        monkeypatch.setattr(passes, "twin", lambda model: None)
+    if how == "hooks":
+        through_hooks(monkeypatch)
     if how == "groups":
-        monkeypatch.setattr(passes, "CPU_TOKENS", 40)
+        monkeypatch.setitem(runner.TOKENS_AT_ONCE, "cpu", 40)
     ready = Passes(made.hooked, PROMPTS, RUNS["several"])
     seen = []
     if how == "caller's hook":
@@ -255,18 +257,18 @@ def test_passes_are_plain_passes_however_they_run(family, monkeypatch, how, dose
     finally:
         made.hooked.reset_hooks()
     assert bool(seen) == (how == "caller's hook")
-    assert len(ready._groups) > 1 or how != "groups"
+    assert len(ready._batches) > 1 or how != "groups"
     for run, logits in zip(RUNS["several"], found, strict=True):
         for prompt, each in zip(PROMPTS, logits, strict=True):
             expected = plain(made.hf, intervention, prompt, run)
             torch.testing.assert_close(each.log_softmax(-1), expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("with_twin", [True, False])
-def test_losses_of_answers(family, monkeypatch, with_twin):
+@pytest.mark.parametrize("trees", [True, False])
+def test_losses_of_answers(family, monkeypatch, trees):
     made, intervention = family("llama"), Ablation(ROWS, reference=REFERENCE)
-    if not with_twin:
-        monkeypatch.setattr(passes, "twin", lambda model: None)
+    if not trees:
+        through_hooks(monkeypatch)
     answers = [ids(20 + i, 1 + i) for i in range(len(PROMPTS))]
     found = AnswerPasses(made.hooked, PROMPTS, answers).losses(intervention)
     for prompt, answer, loss in zip(PROMPTS, answers, found.tolist(), strict=True):

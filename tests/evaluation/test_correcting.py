@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechrefusal.evaluation import REFUSAL_JUDGE, metrics, rates
+from mechrefusal.evaluation import REFUSAL_JUDGE, metrics
 from mechrefusal.evaluation.correcting import CORRECTED, Correction, corrected, correction_of
 from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate
 from mechrefusal.evaluation.judges.known_errors import known_error
@@ -94,7 +94,7 @@ def test_an_answer_that_occurs_twice_counts_once_and_judges_are_told_apart():
 
 def test_corrected_rates_stand_beside_the_counted_ones():
     verdicts, labels = judged()
-    table = metrics.suite_rates(verdicts, metrics.corrections_of(verdicts, labels)).set_index("metric")
+    table = metrics.rates(verdicts, metrics.corrections_of(verdicts, labels)).set_index("metric")
     assert table.loc["any_refusal", "value"] == pytest.approx(0.4)
     assert table.loc["any_refusal", "corrected"] == pytest.approx(0.5)
     assert table.loc["attack_success", "value"] == pytest.approx(0.6)
@@ -105,27 +105,30 @@ def test_corrected_rates_stand_beside_the_counted_ones():
 @pytest.mark.parametrize("changed", [{"attack": "gcg"}, {"intervention": "ablate:carrier"}])
 def test_attacked_and_intervened_answers_are_corrected_by_labels_of_their_own_alone(changed):
     verdicts, labels = (each for each in judged(judge=REFUSAL_JUDGE))
-    table = metrics.suite_rates(verdicts.assign(**changed))
+    table = metrics.rates(verdicts.assign(**changed))
     assert table["corrected"].isna().all()
-    table = metrics.suite_rates(verdicts.assign(**changed), metrics.corrections_of(verdicts, labels))
+    table = metrics.rates(verdicts.assign(**changed), metrics.corrections_of(verdicts, labels))
     assert table.set_index("metric").loc["any_refusal", "corrected"] == pytest.approx(0.5)
 
 
 def test_a_judge_of_harm_is_not_corrected():
     verdicts, labels = judged()
     harm = verdicts.assign(kind="harm", label="harmful", score=0.5)
-    table = metrics.suite_rates(harm, metrics.corrections_of(harm, labels))
+    table = metrics.rates(harm, metrics.corrections_of(harm, labels))
     assert len(table)
     assert table["corrected"].isna().all()
 
 
 def test_rates_of_the_study_are_corrected():
     refused, degenerate = np.arange(50) < 20, np.arange(50) >= 48
-    rows = pd.DataFrame({"set": "evaluation_harmful", "attack": "none", "intervention": "none", "refused": refused})
-    rows = rows.assign(degenerate=degenerate)
-    table = rates(pd.concat([rows, rows.assign(intervention="ablate")])).set_index(["intervention", "metric"])
+    labels = np.where(refused, FULL, np.where(degenerate, NOISE, YES)).astype(object)
+    rows = pd.DataFrame(
+        {"suite": "evaluation_harmful", "side": "harmful", "attack": "none", "intervention": "none"}, [*range(50)]
+    )
+    rows = rows.assign(label=labels, judge=REFUSAL_JUDGE, kind="refusal", group="", category="", score=float("nan"))
+    table = metrics.rates(pd.concat([rows, rows.assign(intervention="ablate")])).set_index(["intervention", "metric"])
     known, answers = correction_of(REFUSAL_JUDGE), list(zip(refused, degenerate, strict=True))
-    for metric, counted in (("refusal_rate", "refused"), ("attack_success_rate", "answered")):
+    for metric, counted in (("any_refusal", "refused"), ("attack_success", "answered")):
         assert table.loc[("none", metric), "corrected"] == corrected(counted, answers, known, plain=True)["corrected"]
         assert math.isnan(table.loc[("ablate", metric), "corrected"])
-    assert math.isnan(table.loc[("none", "degenerate_rate"), "corrected"])
+    assert math.isnan(table.loc[("none", "degenerate"), "corrected"])

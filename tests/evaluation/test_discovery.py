@@ -268,7 +268,7 @@ def test_the_same_first_tokens_need_forced_openings(says_we):
     assert (found[6:] < -1).all()
     prompt_ids = [says_we.tokenizer.apply_chat_template([{"role": "user", "content": text}],
                   add_generation_prompt=True, return_dict=False) for text in [*HARMFUL, *ANSWERED]]  # fmt: skip
-    scored = metric.score(says_we, metric.batch(prompt_ids, pad=0))
+    scored = forward.refusal_scores(says_we, prompt_ids, metric)
     np.testing.assert_allclose(scored.numpy(), found - metric.offset, atol=COMPOUND)
     # The token sets, for what looks at one position, are those of the fallback.
     assert metric.refusal_tokens == ids_of(says_we, SORRY)[:1]

@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from mechrefusal.evaluation.metrics import outcomes, suite_rates
+from mechrefusal.evaluation.metrics import outcomes
+from mechrefusal.evaluation.metrics import rates as all_rates
 
 FULL, PARTIAL, YES, NOISE = "full_refusal", "partial_refusal", "full_compliance", "degenerate"
 NAN = float("nan")
@@ -34,7 +35,7 @@ def verdicts(rows, **changes):
 
 def rates(table, by="all", of="", **where):
     """{metric: (value, low, high, n, nulls)} of one part."""
-    found = suite_rates(table)
+    found = all_rates(table)
     found = found[(found["by"] == by) & (found["of"] == of)]
     for name, value in where.items():
         found = found[found[name] == value]
@@ -100,13 +101,13 @@ def test_copyright_counts_in_its_own_group_alone():
     assert rates(table, "category", "baking")["attack_success"] == counted(1, 3)
     assert rates(table, "category", "singing")["attack_success"] == counted(1, 1)
     assert rates(table, "category", "lyrics") == {}
-    assert set(suite_rates(table)["of"]) == {"", "standard", "contextual", "copyright", "baking", "singing"}
-    alone = suite_rates(verdicts([row for row in rows if row[1] == "copyright"]))
+    assert set(all_rates(table)["of"]) == {"", "standard", "contextual", "copyright", "baking", "singing"}
+    alone = all_rates(verdicts([row for row in rows if row[1] == "copyright"]))
     assert set(zip(alone["by"], alone["of"], strict=True)) == {("group", "copyright")}
 
 
 def test_sources_without_groups_and_categories_have_the_whole_alone():
-    assert set(suite_rates(verdicts(LABELS))["by"]) == {"all"}
+    assert set(all_rates(verdicts(LABELS))["by"]) == {"all"}
 
 
 def test_what_differs_in_a_key_is_counted_apart():
@@ -118,7 +119,7 @@ def test_what_differs_in_a_key_is_counted_apart():
         verdicts([YES, YES, YES, FULL], intervention="ablate:best"),
         verdicts([FULL] * 5, judge="other rules"),
     ]
-    found = suite_rates(pd.concat(parts, ignore_index=True))
+    found = all_rates(pd.concat(parts, ignore_index=True))
     keys = ["suite", "side", "attack", "intervention", "judge"]
     found = found[found["metric"] == "any_refusal"]
     values = {tuple(row[keys]): (row["value"], row["n"]) for _, row in found.iterrows()}
@@ -192,7 +193,7 @@ def test_outcomes_are_the_same_answers_as_the_rates():
     assert set(found["group"]) == {""}, "copyright is compared by nobody"
     keys = ["suite", "side", "attack", "intervention", "judge", "kind", "metric"]
     counted_again = found.groupby(keys)["value"].agg(["mean", "count", "size"])
-    expected = suite_rates(table)
+    expected = all_rates(table)
     expected = expected[expected["by"] == "all"].set_index(keys)
     assert set(counted_again.index) == set(expected.index)
     together = expected.join(counted_again)
@@ -218,6 +219,6 @@ def test_outcomes_of_single_answers():
 
 def test_no_verdicts():
     nothing = verdicts([YES]).iloc[:0]
-    assert suite_rates(nothing).empty
+    assert all_rates(nothing).empty
     assert {"metric", "value", "prompt_id"} <= set(outcomes(nothing))
     assert outcomes(nothing).empty

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_discovery import taught
 
-from mechrefusal import evaluation, geometry
+from mechrefusal import evaluation, forward, geometry
 from mechrefusal.evaluation import discovery, zero
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
@@ -143,16 +143,17 @@ def discovered(model, asked, monkeypatch, most):
 def test_on_a_model_the_kept_prompts_and_the_candidates_stay(says_many, asked, monkeypatch):
     ids = prompt_ids(says_many.tokenizer, [*asked.harmful, *asked.harmless])
     directions = geometry.difference_in_means(says_many, asked)
-    rows = carriers.candidates(directions, layers=range(2))
+    places = carriers.candidates(directions, layers=range(2))
     kept, admissible, raw = [], [], []
     for most in (4, 2):
         metric = discovered(says_many, asked, monkeypatch, most)
         assert metric.kind == "teacher_forced"
         assert len(metric.forced.answers) == most
-        scores = metric.score_prompts(says_many, ids, read=lambda logits: logits[:, :1])[0].numpy()
+        scores = forward.refusal_scores(says_many, ids, metric).numpy()
         kept.append((scores > 0).tolist())
         raw.append((scores[16:] + metric.offset > 0).sum())
-        found = carriers.select(geometry.score(says_many, directions, asked, metric, rows=rows, reference="zero"), 9, 5)
+        scored = geometry.score(says_many, directions, asked, metric, places=places, reference="zero")
+        found = carriers.select(scored, 9, geometry.Admissible(kl=5))
         admissible.append(found.table["admissible"].tolist())
     assert kept[0] == kept[1] == [True] * 16 + [False] * 16
     assert admissible[0] == admissible[1]

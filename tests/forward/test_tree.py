@@ -10,9 +10,10 @@ from architectures import FAMILIES, build
 from tolerances import FORWARD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mechrefusal.forward import tree_forward
-from mechrefusal.forward.tree import Bank, Branch, Tree
-from mechrefusal.forward.tree_forward import TreeForward, attending, shares
+from mechrefusal.forward import tree_attention, tree_forward
+from mechrefusal.forward.tree import Branch, KeyValues, Tree
+from mechrefusal.forward.tree_attention import attending
+from mechrefusal.forward.tree_forward import TreeForward, shares
 
 VOCAB = 60
 WINDOWED = ("mistral", "gemma2", "gemma3")
@@ -40,7 +41,7 @@ def everywhere(tokens: Sequence[int], context: tuple[int, ...] = ()) -> Branch:
     return Branch(tuple(tokens), tuple(range(len(tokens))), context)
 
 
-def plainly(model, branches: Sequence[Branch], bank: Bank | None = None) -> torch.Tensor:
+def plainly(model, branches: Sequence[Branch], bank: KeyValues | None = None) -> torch.Tensor:
     """Logits at the kept places through one ordinary pass a branch over its whole text."""
     found = []
     for branch in branches:
@@ -144,14 +145,14 @@ def test_embeddings_in_place_of_ids(model):
 # Kept tokens
 
 
-def kept(model) -> tuple[Bank, list[tuple[int, ...]]]:
+def kept(model) -> tuple[KeyValues, list[tuple[int, ...]]]:
     """A bank joined of three, and contexts in it: whole branches, beginnings of branches, and none."""
     forward = TreeForward(model)
     first = forward.run([everywhere(ids(10, 14)), everywhere((*ids(10, 9), *ids(11, 4)))], capture=True)
     second = forward.run([Branch(ids(12, 19), ())], capture=True, share=False)
     # The third one continues the first: its tokens and those that it continues make one context.
     third = forward.run([Branch(ids(13, 5), (4,), first.places[1])], bank=first.bank, capture=True)
-    bank = Bank.joined([Bank(), first.bank, second.bank, Bank(), third.bank])
+    bank = KeyValues.joined([KeyValues(), first.bank, second.bank, KeyValues(), third.bank])
     start = [0, len(first.bank), len(first.bank) + len(second.bank)]
     moved = [tuple(start[1] + place for place in second.places[0]), tuple(start[2] + p for p in third.places[0])]
     contexts = [(), first.places[0], first.places[1], first.places[0][:1], moved[0], moved[0][:12]]
@@ -204,8 +205,8 @@ def test_a_bank_holds_the_ids_keys_and_values_of_what_was_run(llama):
 
 def test_joining_nothing_and_joining_one(llama):
     bank = TreeForward(llama).run([everywhere(ids(1, 3))], capture=True).bank
-    assert len(Bank.joined([])) == len(Bank.joined([Bank(), Bank()])) == 0
-    assert Bank.joined([Bank(), bank]) is bank
+    assert len(KeyValues.joined([])) == len(KeyValues.joined([KeyValues(), KeyValues()])) == 0
+    assert KeyValues.joined([KeyValues(), bank]) is bank
 
 
 # Random trees
@@ -355,7 +356,7 @@ def test_a_model_that_cannot_share_runs_plainly_with_the_same_logits(model, monk
     assert not forward.shares
     with torch.no_grad():
         above = forward.run([Branch(ids(10, 6), ()), Branch(ids(11, 9), ())], capture=True)
-        bank = Bank.joined([above.bank, forward.run([Branch(ids(12, 3), ())], capture=True).bank])
+        bank = KeyValues.joined([above.bank, forward.run([Branch(ids(12, 3), ())], capture=True).bank])
         assert bank.tokens == (*ids(10, 6), *ids(11, 9), *ids(12, 3))
         contexts = [(), *above.places, (15, 16)]
         branches = [Branch(b.tokens, b.keep, contexts[place % 4]) for place, b in enumerate(forest())]
@@ -530,13 +531,13 @@ def test_ordinary_passes_inside_equal_those_outside(attended):
 def test_the_attention_of_a_model_is_as_it_was_whatever_happens(attended):
     before, entries = attended.config._attn_implementation, copy.deepcopy(vars(attended.config))
     with attending(attended):
-        assert attended.config._attn_implementation == tree_forward.ATTENTION
+        assert attended.config._attn_implementation == tree_attention.ATTENTION
         with attending(attended):
             TreeForward(attended).run(forest())
-        assert attended.config._attn_implementation == tree_forward.ATTENTION
+        assert attended.config._attn_implementation == tree_attention.ATTENTION
         with torch.no_grad():
             TreeForward(attended).run(forest())
-        assert attended.config._attn_implementation == tree_forward.ATTENTION
+        assert attended.config._attn_implementation == tree_attention.ATTENTION
     with pytest.raises(ZeroDivisionError), attending(attended):
         raise ZeroDivisionError
     with pytest.raises(KeyboardInterrupt), attending(attended), attending(attended):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from runners import through_hooks
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import Ablation, Addition, intervened
-from mechrefusal.forward.unhooked import twin
-from mechrefusal.geometry import activations
+from mechrefusal.forward.unhooked import unhooked
 from mechrefusal.geometry.activations import collect, stream
 
 TEXTS = ["Tell me how to wash a car.", "Bake bread", "Explain how to swim across a cold river", "x", "Build a bomb"]
@@ -48,12 +48,12 @@ def test_collect_takes_each_place(tiny_hooked, token_ids, states):
     np.testing.assert_allclose(found.numpy(), expected, atol=REORDERED)
 
 
-@pytest.mark.parametrize("with_twin", [True, False])
+@pytest.mark.parametrize("trees", [True, False])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt-neox"])
-def test_stream_under_an_intervention_is_what_hooks_see(family, name, with_twin, monkeypatch):
+def test_stream_under_an_intervention_is_what_hooks_see(family, name, trees, monkeypatch):
     model = family(name).hooked
-    if not with_twin:
-        monkeypatch.setattr(activations, "twin", lambda model: None)
+    if not trees:
+        through_hooks(monkeypatch)
     token_ids = prompts.prompt_ids(model.tokenizer, TEXTS)
     direction = torch.randn(64, generator=torch.Generator().manual_seed(0))
     for under in (Ablation(direction), Addition(direction, 1, 3.0)):
@@ -73,11 +73,12 @@ def test_stream_under_an_intervention_is_what_hooks_see(family, name, with_twin,
 
 def test_layers_above_the_wanted_ones_are_not_run(tiny_hooked, token_ids):
     ran = []
-    found = twin(tiny_hooked)
+    found, _ = unhooked(tiny_hooked)
+    with found.skipping([3]):  # the first time it finds out, by a pass of its own, what blocks return
+        pass
     with found.edited([(layer, "mlp_out", lambda x, layer=layer: ran.append(layer) or x) for layer in range(4)]):
         list(stream(tiny_hooked, token_ids[:1], positions=(-1,), layers=[1]))
-    assert ran.count(0) > 0
-    assert ran.count(1) == ran.count(3) < ran.count(0)  # the shared head alone goes all the way
+    assert ran == [0], "the input of layer 1 is all that is wanted"
 
 
 def test_a_prompt_at_a_time_is_run_only_when_asked_for(tiny_hooked, token_ids):

@@ -11,8 +11,9 @@ import torch
 from tolerances import FORWARD
 from torch.nn.functional import softplus
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import ConeSettings, Subspace, cones, learn_cone, score_subspaces, span_scores, subspaces
 from mechrefusal.prompts import Split, prompt_ids
 
@@ -29,11 +30,12 @@ def test_losses_of_the_first_step_equal_the_hooked_model(tiny_hooked, opening):
     """One direction: the first step is taken at the difference in means, on all prompts."""
     metric, difference = replace(METRIC, opening=opening), 3 * normal(64)
     settings = ConeSettings(steps=1, batch=3, ablation=0.5, addition=0.25, retain=2.0)
-    first = learn_cone(tiny_hooked, difference, CONTRAST, metric, layer=2, largest=1, settings=settings).history.loc[0]
+    r = Direction(difference, layer=2)
+    first = learn_cone(tiny_hooked, r, CONTRAST, metric, largest=1, settings=settings).history.loc[0]
 
     def run(texts):
-        batch = metric.batch(prompt_ids(tiny_hooked.tokenizer, texts), pad=tiny_hooked.tokenizer.pad_token_id)
-        return metric.score_and_next(tiny_hooked, batch)
+        ids = prompt_ids(tiny_hooked.tokenizer, texts)
+        return forward.refusal_scores_and(tiny_hooked, ids, metric, read=lambda logits: logits.log_softmax(-1))
 
     base = run(CONTRAST.harmless)[1].double().exp()
     with causal.ablate(tiny_hooked, difference):
@@ -49,7 +51,8 @@ def test_losses_of_the_first_step_equal_the_hooked_model(tiny_hooked, opening):
 
 def test_the_losses_have_the_gradient_of_finite_differences(tiny_hooked):
     generator = torch.Generator().manual_seed(0)
-    losses = cones._Losses(tiny_hooked, CONTRAST, METRIC, 1, 5.0, 3, generator)
+    five = Direction(5 * torch.eye(64)[7], layer=1)
+    losses = cones._Losses(tiny_hooked, CONTRAST, METRIC, five, 3, generator)
     direction, towards = normal(64), normal(64, seed=1)
     at = direction.clone().requires_grad_()
     terms = losses(0, at)
@@ -63,9 +66,9 @@ def test_the_losses_have_the_gradient_of_finite_differences(tiny_hooked):
 
 
 def test_same_seed_same_cone(tiny_hooked):
-    difference, settings = normal(64), ConeSettings(steps=3, batch=2)
+    r, settings = Direction(normal(64), layer=1), ConeSettings(steps=3, batch=2)
     first, again, other = (
-        learn_cone(tiny_hooked, difference, CONTRAST, METRIC, layer=1, largest=3, settings=replace(settings, seed=seed))
+        learn_cone(tiny_hooked, r, CONTRAST, METRIC, largest=3, settings=replace(settings, seed=seed))
         for seed in (0, 0, 1)
     )
     assert torch.equal(first.subspace.basis, again.subspace.basis)
@@ -110,14 +113,17 @@ def test_batches_hold_different_prompts():
 
 
 def test_errors(tiny_hooked):
+    r = Direction(normal(64), layer=1)
     with pytest.raises(MechrefusalError, match=r"not finite at step 0 .*learning rate"):
-        learn_cone(tiny_hooked, normal(64), CONTRAST, NoNumber((), (10,), (12,)), layer=1)
+        learn_cone(tiny_hooked, r, CONTRAST, NoNumber((), (10,), (12,)))
     with pytest.raises(MechrefusalError, match="0 and 0"):
-        learn_cone(tiny_hooked, normal(64), CONTRAST.take(0), METRIC, layer=1)
+        learn_cone(tiny_hooked, r, CONTRAST.take(0), METRIC)
     with pytest.raises(MechrefusalError, match=r"finite|zero"):
-        learn_cone(tiny_hooked, torch.zeros(64), CONTRAST, METRIC, layer=1)
+        learn_cone(tiny_hooked, replace(r, vector=torch.zeros(64)), CONTRAST, METRIC)
     with pytest.raises(MechrefusalError, match="7"):
-        learn_cone(tiny_hooked, normal(64), CONTRAST, METRIC, layer=7)
+        learn_cone(tiny_hooked, replace(r, layer=7), CONTRAST, METRIC)
+    with pytest.raises(MechrefusalError, match=r"ffff.* take it from this model"):
+        learn_cone(tiny_hooked, replace(r, weights="f" * 16), CONTRAST, METRIC)
     with pytest.raises(MechrefusalError, match="steps=0"):
         ConeSettings(steps=0)
     with pytest.raises(MechrefusalError, match="the weight of a cone's loss 'retain' is -1: give 0 or more"):
@@ -145,10 +151,11 @@ def test_a_planted_direction_is_found_from_a_poor_start(planted):
     noise = normal(64, seed=4)
     start = truth + 6 * noise / noise.norm()
     settings = ConeSettings(steps=30, learning_rate=0.05, retain=1.0)
-    cone = learn_cone(planted, start, direction, planted_model.METRIC, layer=layer, largest=2, settings=settings)
+    r = Direction(start, position, layer)
+    cone = learn_cone(planted, r, direction, planted_model.METRIC, largest=2, settings=settings)
     families = [cone.subspace, Subspace("start", (start / start.norm())[None]), subspaces.random_subspace(2, 64)]
     found = score_subspaces(
-        planted, families, validation, planted_model.METRIC, difference=truth, position=position, layer=layer, largest=2
+        planted, families, validation, planted_model.METRIC, difference=replace(r, vector=truth), largest=2
     )
     rows = found.table.set_index(["family", "k"])
     assert found.baseline.low > 5
@@ -212,9 +219,7 @@ def scored_cones(planted_cone):
         families,
         coned.split(1),
         planted_model.METRIC,
-        difference=difference,
-        position=position,
-        layer=layer,
+        difference=Direction(difference, position, layer),
     )
     return difference, truth, found
 
@@ -242,7 +247,7 @@ def test_scores_of_a_cone_are_those_of_its_directions(planted_cone, scored_cones
     asked, metric = coned.split(1), planted_model.METRIC
 
     def scores(texts):
-        return metric.score(planted_cone, metric.batch(prompt_ids(planted_cone.tokenizer, texts), pad=0)).numpy()
+        return forward.refusal_scores(planted_cone, prompt_ids(planted_cone.tokenizer, texts), metric).numpy()
 
     bypass, induce = [], []
     for each in span_scores.drawn_from_cone(truth, 8):
@@ -261,22 +266,19 @@ def test_scores_of_a_cone_are_those_of_its_directions(planted_cone, scored_cones
 
 def test_with_references_a_direction_is_set_to_what_the_means_have_along_it(planted_cone):
     directions = geometry.difference_in_means(planted_cone, coned.split(0))
-    position, layer = gated.PLACE
-    place, asked, metric = {"position": position, "layer": layer}, coned.split(1), planted_model.METRIC
-    r, ends = directions.at(place), directions.references(place)
+    asked, metric = coned.split(1), planted_model.METRIC
+    r = directions.at(*gated.PLACE, reference="harmless")
+    ends = [causal.Reference.of(r, coefficient=coefficient) for coefficient in (0.0, 1.0)]
     control = subspaces.random_cone(r, 2)
-    found = score_subspaces(
-        planted_cone, [control], asked, metric, difference=r, position=position, layer=layer, references=ends,
-        largest=2, samples=3,
-    )  # fmt: skip
+    found = score_subspaces(planted_cone, [control], asked, metric, difference=r, largest=2, samples=3)
     row = found.table.iloc[1]
     scorer = geometry.Scorer(planted_cone, asked, metric)
     drawn = [each.float() for each in span_scores.drawn_from_cone(control.basis, 3)]
-    bypass = [scorer.ablated(each, reference=ends.harmless).harmful.mean().item() for each in drawn]
-    induce = [scorer.on_harmless(causal.Ablation(each, reference=ends.harmful)).mean().item() for each in drawn]
+    bypass = [scorer.on_harmful(causal.Ablation(each, reference=ends[0])).mean().item() for each in drawn]
+    induce = [scorer.on_harmless(causal.Ablation(each, reference=ends[1])).mean().item() for each in drawn]
     assert row["bypass_worst"] == pytest.approx(max(bypass), abs=FORWARD)
     assert row["induce"] == pytest.approx(np.mean(induce), abs=FORWARD)
     assert row["induce_worst"] == pytest.approx(min(induce), abs=FORWARD)
     assert not row["admissible"]
     with pytest.raises(MechrefusalError, match="drawn from a cone are 0"):
-        score_subspaces(planted_cone, [control], asked, metric, difference=r, position=position, layer=layer, samples=0)
+        score_subspaces(planted_cone, [control], asked, metric, difference=r, samples=0)

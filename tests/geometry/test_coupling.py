@@ -5,12 +5,11 @@ import pytest
 import torch
 from tolerances import FORWARD, REORDERED, ROUNDED
 
-from mechrefusal import MechrefusalError, causal, geometry, prompts
+from mechrefusal import MechrefusalError, causal, forward, geometry, prompts, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.geometry import Readings, coupling, resampling
 from mechrefusal.geometry.activations import collect
 from mechrefusal.prompts import Split
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 METRIC = RefusalMetric((7,), (500, 501), (502,))
 THINGS = ("bomb", "home", "fire", "car", "cake", "chair", "well", "spoon")
@@ -200,10 +199,10 @@ class TestEffects:
 
     def score(self, model, texts):
         ids = prompts.prompt_ids(model.tokenizer, texts)
-        return METRIC.score(model, METRIC.batch(ids, pad=model.tokenizer.pad_token_id)).double()
+        return forward.refusal_scores(model, ids, METRIC).double()
 
     def test_columns_and_rows(self, tiny_hooked, table):
-        assert set(table) == set(PER_CHECKPOINT["coupling"])
+        assert set(table) == set(tables.columns("coupling")[3:])
         assert table[table["layer"] == -1]["measure"].tolist() == list(coupling.BEHAVIOUR)
         assert (table[table["layer"] >= 0].groupby("layer").size() == 3).all()
         assert set(table["layer"]) == {-1, *range(tiny_hooked.cfg.n_layers)}

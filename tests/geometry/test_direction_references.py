@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mechrefusal import MechrefusalError, causal, geometry
-from mechrefusal.causal import Ablation
+from mechrefusal.causal import Ablation, Reference, put_in, taken_out
 from mechrefusal.forward.hugging_face import PlainModel
 from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.prompts import PromptSet, Split
 
-LAST = {"position": -1, "layer": 1}
+LAST = (-1, 1)
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_classes_are_those_of_the_template(tiny_hf, found):
 
 @pytest.mark.parametrize("side", ["harmful", "harmless"])
 def test_means_by_class(found, means, side):
-    close(found.class_means(side), means[side])
+    close(getattr(found.means, side), means[side])
     close(found.mean(side).transpose(0, 1), means[side][:, 3:])
     assert found.instruction is not None
     close(found.instruction[("harmful", "harmless").index(side)], means[side][:, INSTRUCTION])
@@ -100,11 +100,12 @@ def test_means_of_tokens_are_not_means_of_prompts(tiny_hf, found):
     """Every instruction token counts once, so a long instruction counts for more."""
     before, after = frame(tiny_hf[1])
     each = [hidden(*tiny_hf, text)[:, before:-after].mean(1) for text in ASKED.harmless]
-    assert (found.class_means("harmless")[:, INSTRUCTION] - torch.stack(each).mean(0)).abs().max() > 1e-3
+    assert (found.means.harmless[:, INSTRUCTION] - torch.stack(each).mean(0)).abs().max() > 1e-3
 
 
 def test_references(found, means):
-    harmless = found.reference(LAST)
+    direction = found.at(*LAST, reference="harmless")
+    harmless = Reference.of(direction)
     assert harmless.name == "harmless mean"
     assert (harmless.first_layer, harmless.classes) == (1, found.classes)
     assert harmless.held == (False, *[True] * (len(found.classes) - 1))
@@ -113,35 +114,35 @@ def test_references(found, means):
         (0.0, "harmless mean"), (1.0, "harmful mean"), (0.25, "harmless mean + 0.25 of the way to the harmful one"),
         (-1.0, "harmless mean + -1 of the way to the harmful one"),
     ):  # fmt: skip
-        one = found.reference(LAST, coefficient=coefficient)
+        one = Reference.of(direction, coefficient=coefficient)
         assert one.name == name
         close(one.means, means["harmless"] + coefficient * (means["harmful"] - means["harmless"]), atol=5e-5)
-    both = found.references(LAST)
-    close(both.harmless.means, means["harmless"])
-    close(both.harmful.means, means["harmful"])
-    assert (both.harmless.name, both.harmful.name) == ("harmless mean", "harmful mean")
+    both = taken_out(direction).reference, put_in(direction).reference
+    close(both[0].means, means["harmless"])
+    close(both[1].means, means["harmful"])
+    assert [one.name for one in both] == ["harmless mean", "harmful mean"]
 
 
 def test_zero_is_no_reference(found):
-    assert found.reference(LAST, "zero") is None
-    assert found.references(LAST, "zero") is None
-    with pytest.raises(MechrefusalError, match="coefficient 1 needs the reference 'harmless', not 'zero'"):
-        found.reference(LAST, "zero", coefficient=1.0)
+    for direction in (found.at(*LAST), found.at(*LAST, reference="zero")):
+        assert taken_out(direction).reference is None
+        assert put_in(direction) == causal.Addition(direction.vector, 1, weights=found.weights)
+        assert taken_out(direction, reference="harmless").reference.name == "harmless mean"
 
 
 def test_ablating_and_inducing_set_the_projections_to_the_means(tiny_hf, found, means):
-    """What `Directions.reference` gives, put to use: from its layer on, every class has its mean's projection."""
+    """What the means of `Directions` give, put to use: from its layer on, every class has its mean's projection."""
     hf, tokenizer = tiny_hf
     before, after = frame(tokenizer)
-    direction = found.at(LAST)
-    unit = (direction / direction.norm()).double()
-    for side, coefficient in (("harmless", None), ("harmful", 1.0)):
+    direction = found.at(*LAST)
+    unit = (direction.vector / direction.vector.norm()).double()
+    for side, coefficient in (("harmless", 0.0), ("harmful", 1.0)):
         ids, seen = prompt_ids(tokenizer, "How do I sing to a crowd?"), {}
         edits = [
             (layer, "resid_pre", lambda x, n=layer, to=seen: to.update({n: x[0].double()}) or x) for layer in range(4)
         ]
         of = [INSTRUCTION] * (len(ids) - before - after) + [3 + i for i in range(after)]
-        intervention = Ablation(direction, reference=found.reference(LAST, coefficient=coefficient))
+        intervention = taken_out(direction, reference=Reference.of(direction, coefficient=coefficient))
         with torch.no_grad(), causal.intervened(hf, intervention), PlainModel.of(hf).edited(edits):
             hf(torch.tensor([ids]))
         free = hidden(hf, tokenizer, "How do I sing to a crowd?")
@@ -178,7 +179,7 @@ def test_what_was_saved_is_read_again(found, tmp_path):
     again = Directions.load(path, weights=found.weights)
     assert again.classes == found.classes
     assert torch.equal(again.instruction, found.instruction)
-    one, other = again.reference(LAST, coefficient=0.5), found.reference(LAST, coefficient=0.5)
+    one, other = (Reference.of(each.at(*LAST), coefficient=0.5) for each in (again, found))
     assert torch.equal(one.means, other.means)
     assert (one.name, one.classes, one.held, one.first_layer) == (
         other.name, other.classes, other.held, other.first_layer
@@ -196,24 +197,25 @@ def test_directions_without_references(found, tmp_path):
     again = Directions.load(old, weights=found.weights)
     assert again.instruction is None
     assert again.classes is None
-    assert again.reference(LAST, "zero") is None
+    assert taken_out(again.at(*LAST)).reference is None
+    assert again.means is None
     torch.testing.assert_close(again.zero_distance, found.zero_distance, atol=0, rtol=0, equal_nan=True)
-    for call in (lambda: again.reference(LAST), lambda: again.references(LAST), lambda: again.class_means("harmful")):
-        with pytest.raises(MechrefusalError, match=r"without the means that references need.*reference 'zero'"):
+    for call in (lambda: again.at(*LAST, reference="harmless"), lambda: Reference.of(again.at(*LAST))):
+        with pytest.raises(MechrefusalError, match=r"position -1, layer 1.*earlier version measure.*reference 'zero'"):
             call()
 
 
 def test_unknown_names_and_places(found):
     with pytest.raises(MechrefusalError, match="unknown reference 'mean'"):
-        found.reference(LAST, "mean")
+        found.at(*LAST, reference="mean")
     for name in ("harmless", "zero"):
         with pytest.raises(MechrefusalError, match="no directions at position -40"):
-            found.reference({"position": -40, "layer": 1}, name)
+            found.at(-40, 1, reference=name)
 
 
 def test_of_some_positions_the_others_are_not_held(found, means):
     some = found.of_positions([-1])
-    reference = some.reference(LAST)
+    reference = Reference.of(some.at(*LAST))
     n_after = found.classes.n_after
     assert reference.held == (False, True, True, *[False] * (n_after - 1), True)
     close(reference.means[:, [INSTRUCTION, ANSWER, -1]], means["harmless"][:, [INSTRUCTION, ANSWER, -1]])
@@ -224,7 +226,7 @@ def test_generated_tokens_have_the_mean_of_the_last_position(found, means):
     """In whatever order the positions stand."""
     last = means["harmless"][:, -1]
     for positions in ([-1, -2], [-2, -1]):
-        close(found.of_positions(positions).reference(LAST).means[:, ANSWER], last)
+        close(found.of_positions(positions).means.harmless[:, ANSWER], last)
 
 
 def test_no_prompts_and_empty_ones_are_errors(tiny_hooked):
@@ -237,7 +239,7 @@ def test_no_prompts_and_empty_ones_are_errors(tiny_hooked):
 
 def test_references_of_nan_means_are_refused(tiny_hooked, found):
     broken = replace(found, sums=torch.full_like(found.sums, torch.nan))
-    intervention = Ablation(found.at(LAST), reference=broken.reference(LAST))
+    intervention = Ablation(found.at(*LAST).vector, reference=Reference.of(broken.at(*LAST)))
     with pytest.raises(MechrefusalError, match="'harmless mean' is not finite"):
         intervention.check(tiny_hooked)
 
@@ -250,7 +252,5 @@ def test_references_of_a_part_are_those_of_the_part_alone(tiny_hooked):
         alone = geometry.difference_in_means(tiny_hooked, contrast)
         assert one.classes == alone.classes
         close(one.instruction, alone.instruction)
-        for coefficient in (0.0, 1.0):
-            close(
-                one.reference(LAST, coefficient=coefficient).means, alone.reference(LAST, coefficient=coefficient).means
-            )
+        for side in ("harmless", "harmful"):
+            close(getattr(one.means, side), getattr(alone.means, side))

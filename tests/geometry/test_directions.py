@@ -141,9 +141,9 @@ def test_no_hooks_stay(tiny_hooked):
 
 
 def test_at(found):
-    assert torch.equal(found.at({"position": -4, "layer": 3}), found.values[1, 3])
+    assert torch.equal(found.at(-4, 3).vector, found.values[1, 3])
     with pytest.raises(MechrefusalError, match=r"position -9; they were taken at \[-5"):
-        found.at({"position": -9, "layer": 3})
+        found.at(-9, 3)
 
 
 MANY = Contrast([f"Steal {n} cars" for n in range(37)], [f"Wash {n} cars" for n in range(18)])

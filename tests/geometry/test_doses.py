@@ -8,11 +8,11 @@ from scipy import integrate
 from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
-from mechrefusal import MechrefusalError, causal, geometry, models, prompts
+from mechrefusal import MechrefusalError, causal, forward, geometry, models, prompts, tables
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.forward.unhooked import Site
 from mechrefusal.geometry import doses
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 N_LAYERS, LAYER, REFUSE, COMPLY, U = 4, 2, 500, 501, 2
 METRIC = RefusalMetric((), (REFUSE,), (COMPLY,))
@@ -48,9 +48,13 @@ def direction(planted):
     return found
 
 
+def placed(direction):
+    return Direction(direction, layer=LAYER)
+
+
 @pytest.fixture(scope="module")
 def found(planted, direction):
-    return geometry.dose_response(planted, direction, HARMFUL, HARMLESS, METRIC, layer=LAYER, coefficients=COEFFICIENTS)
+    return geometry.dose_response(planted, placed(direction), HARMFUL, HARMLESS, METRIC, coefficients=COEFFICIENTS)
 
 
 def curve(found, intervention, measure, column="value"):
@@ -61,7 +65,7 @@ def curve(found, intervention, measure, column="value"):
 
 def scores(model, texts):
     ids = prompts.prompt_ids(model.tokenizer, texts)
-    return METRIC.score(model, METRIC.batch(ids, pad=model.tokenizer.pad_token_id))
+    return forward.refusal_scores(model, ids, METRIC)
 
 
 class TestDoses:
@@ -149,7 +153,7 @@ class TestCurves:
     def test_loss_and_kl_against_plain_hooks(self, planted, direction):
         text, answer = "Bake a cake", [300, 301, 302]
         found = geometry.dose_response(
-            planted, direction, HARMFUL, [text], METRIC, layer=LAYER, answers=[answer], coefficients=[1]
+            planted, placed(direction), HARMFUL, [text], METRIC, answers=[answer], coefficients=[1]
         )
         (ids,) = prompts.prompt_ids(planted.tokenizer, [text])
         whole = torch.tensor([[*ids, *answer]])
@@ -173,14 +177,14 @@ class TestCurves:
             assert likeliest[:-1] == answer
             assert len(answer) == doses.ANSWER_TOKENS or likeliest[-1] == planted.tokenizer.eos_token_id
         again = geometry.dose_response(
-            planted, direction, HARMFUL, HARMLESS, METRIC, layer=LAYER, coefficients=COEFFICIENTS, answers=answers
+            planted, placed(direction), HARMFUL, HARMLESS, METRIC, coefficients=COEFFICIENTS, answers=answers
         )
         pd.testing.assert_frame_equal(again.table, found.table)
         pd.testing.assert_frame_equal(again.area, found.area)
 
     def test_columns_and_counts(self, found):
-        assert list(found.table) == list(PER_CHECKPOINT["doses"])
-        assert list(found.area) == list(PER_CHECKPOINT["utility_coupling"])
+        assert list(found.table) == list(tables.columns("doses")[3:])
+        assert list(found.area) == list(tables.columns("utility_coupling")[3:])
         assert len(found.table) == (7 + 7 + 5 + 5) * 5
         n = found.table.groupby("measure")["n"].unique().map(list).to_dict()
         assert n == {measure: [4 if measure == "refusal_harmful" else 5] for measure in doses.MEASURES}
@@ -247,19 +251,17 @@ class TestAreas:
         assert found["reason"].str.contains(reason).all()
 
     def test_one_prompt_has_no_interval(self, planted, direction):
-        found = geometry.dose_response(
-            planted, direction, HARMFUL[:1], HARMLESS[:1], METRIC, layer=LAYER, coefficients=[1]
-        )
+        found = geometry.dose_response(planted, placed(direction), HARMFUL[:1], HARMLESS[:1], METRIC, coefficients=[1])
         assert np.isfinite(found.area["value"]).all()
         assert found.area[["low", "high"]].isna().all().all()
         assert np.isfinite(found.table["value"]).all()
 
     def test_empty_answers(self, planted, direction):
         answers = [[], [300], [], [301, 302], []]
-        options = {"layer": LAYER, "coefficients": [1]}
-        found = geometry.dose_response(planted, direction, HARMFUL, HARMLESS, METRIC, answers=answers, **options)
+        asked = (planted, placed(direction), HARMFUL, HARMLESS, METRIC)
+        found = geometry.dose_response(*asked, answers=answers, coefficients=[1])
         assert set(found.table[found.table["measure"] == "loss_harmless"]["n"]) == {2}
-        found = geometry.dose_response(planted, direction, HARMFUL, HARMLESS, METRIC, answers=[[]] * 5, **options)
+        found = geometry.dose_response(*asked, answers=[[]] * 5, coefficients=[1])
         assert found.table[found.table["measure"] == "loss_harmless"]["value"].isna().all()
         assert found.area["reason"].str.contains("with nothing").all()
 
@@ -269,15 +271,16 @@ class TestAreas:
     [
         ({"harmful": []}, "got 0 and 5"),
         ({"harmless": []}, "got 4 and 0"),
-        ({"direction": torch.zeros(64)}, "zero or not finite"),
-        ({"direction": torch.ones(3)}, "width 64"),
-        ({"layer": 4}, "layer 4"),
+        ({"direction": Direction(torch.zeros(64), layer=LAYER)}, "zero or not finite"),
+        ({"direction": Direction(torch.ones(3), layer=LAYER)}, "width 64"),
+        ({"direction": Direction(torch.ones(64), layer=4)}, "layer 4"),
+        ({"direction": Direction(torch.ones(64))}, "nothing says at which layer"),
         ({"coefficients": [0]}, "besides 0"),
         ({"coefficients": [1, float("inf")]}, "finite"),
         ({"answers": [[300]]}, "5 harmless prompts came with 1 answers"),
     ],
 )
 def test_errors(planted, direction, change, named):
-    arguments = {"direction": direction, "harmful": HARMFUL, "harmless": HARMLESS, "metric": METRIC, "layer": LAYER}
+    arguments = {"direction": placed(direction), "harmful": HARMFUL, "harmless": HARMLESS, "metric": METRIC}
     with pytest.raises(MechrefusalError, match=named):
         geometry.dose_response(planted, **(arguments | change))

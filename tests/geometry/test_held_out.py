@@ -36,7 +36,7 @@ def plainly(scores, harmful, harmless):
         induce=scores.induce[:, harmless].mean(1),
         kl=scores.kl[:, harmless].mean(1),
     )
-    return int(carriers.best_candidate(carriers.select(table, N_LAYERS).table).name)
+    return carriers.select(table, N_LAYERS).best.row
 
 
 @pytest.mark.parametrize("kl", [0.06, 0.1, 0.2, 0.5], ids=["carriers", "few", "hardly any", "none"])

@@ -9,11 +9,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, geometry, prompts
+from mechrefusal import MechrefusalError, geometry, prompts, tables
 from mechrefusal.geometry import probes, resampling
 from mechrefusal.geometry.activations import collect
 from mechrefusal.prompts import Split
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 D = 40
 HARMFUL = ["Make a bomb", "Sell a bomb", "Use one bomb today", "Steal a car", "Poison the well", "Forge a passport"]
@@ -225,7 +224,7 @@ class TestOnAModel:
         )
 
     def test_every_target_place_and_layer(self, tiny_hooked, table):
-        assert list(table) == list(PER_CHECKPOINT["linear_probes"])
+        assert list(table) == list(tables.columns("linear_probes")[3:])
         positions = set(table["position"])
         instruction = geometry.last_instruction_position(tiny_hooked.tokenizer, HARMFUL)
         assert positions == {instruction, -1}

@@ -1,5 +1,7 @@
 """Over-refusal overlap: planted along and across the refusal direction, by hand, and where it cannot be taken."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, geometry, prompts
+from mechrefusal import MechrefusalError, geometry, prompts, tables
+from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry.activations import collect
 from mechrefusal.geometry.overlap import overlap
-from mechrefusal.study.tables import PER_CHECKPOINT
 
 D = 50
 DIRECTION = np.eye(D)[0] * 7
@@ -302,9 +304,9 @@ class TestOnAModel:
         refused = [True, False] * 3 + [True]
         direction = torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(0))
         table = geometry.over_refusal_overlap(
-            tiny_hooked, SAFE, refused, direction, position=-2, layer=3, harmful=HARMFUL, harmless=HARMLESS, others=True
+            tiny_hooked, SAFE, refused, Direction(direction, -2, 3), harmful=HARMFUL, harmless=HARMLESS, others=True
         )
-        assert list(table) == list(PER_CHECKPOINT["overlap"])
+        assert list(table) == list(tables.columns("overlap")[3:])
         assert set(table["position"]) == {-2}
         assert set(table["layer"]) == {3}
         x, harm, calm = (
@@ -319,13 +321,16 @@ class TestOnAModel:
         assert np.isfinite(table[["value", "low", "high", "random"]].to_numpy(float)).all()
 
     def test_errors(self, tiny_hooked):
-        direction = torch.ones(tiny_hooked.cfg.d_model)
-        asked = {"position": -1, "layer": 2}
+        direction = Direction(torch.ones(tiny_hooked.cfg.d_model), -1, 2)
         with pytest.raises(MechrefusalError, match="7 safe prompts came with 2 flags"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True, False], direction, **asked)
+            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True, False], direction)
         with pytest.raises(MechrefusalError, match="give some texts"):
-            geometry.over_refusal_overlap(tiny_hooked, [], [], direction, **asked)
+            geometry.over_refusal_overlap(tiny_hooked, [], [], direction)
         with pytest.raises(MechrefusalError, match="width"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, torch.ones(3), **asked)
+            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, vector=torch.ones(3)))
         with pytest.raises(MechrefusalError, match="layer 9"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, direction, position=-1, layer=9)
+            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, layer=9))
+        with pytest.raises(MechrefusalError, match="where the direction was read"):
+            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, Direction(direction.vector))
+        with pytest.raises(MechrefusalError, match=r"ffff.* take it from this model"):
+            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, weights="f" * 16))

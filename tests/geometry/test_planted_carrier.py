@@ -10,9 +10,10 @@ import math
 
 import planted_model
 import pytest
+import torch
 from planted_model import METRIC
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
@@ -59,12 +60,12 @@ def halves():
 def chosen(model, direction, validation):
     directions = geometry.difference_in_means(model, direction)
     scores = geometry.score(model, directions, validation, METRIC)
-    return directions, scores.table, carriers.select(scores, N_LAYERS).winner
+    return directions, scores.table, geometry.select(scores).winner
 
 
 def scores_of(model, texts):
     prompts = prompt_ids(model.tokenizer, texts)
-    return METRIC.score(model, METRIC.batch(prompts, pad=0))
+    return forward.refusal_scores(model, prompts, METRIC)
 
 
 def test_the_model_refuses_what_it_should(planted):
@@ -76,22 +77,23 @@ def test_the_carrier_is_the_direction_that_was_put_in(planted, halves):
     direction, validation = halves
     directions, scores, winner = chosen(planted, direction, validation)
     assert winner is not None
-    assert winner["layer"] == CARRIER_LAYER
-    found = directions.at(winner)
+    assert winner.layer == CARRIER_LAYER
+    found = winner.direction.vector
+    assert torch.equal(found, directions.values[directions.row(winner.position), winner.layer])
     assert abs(found[U] / found.norm()) > 0.95
     # Nothing below layer 3 holds the direction, so that nothing below can be the carrier.
     refusing = scores_of(planted, validation.harmful.texts).mean().item()
     early = scores[scores["layer"] < CARRIER_LAYER]["bypass"].dropna()
     assert len(early) > 0
     assert early.min() > refusing - 0.5
-    assert winner["bypass"] < -1 < 1 < refusing
-    assert winner["induce"] > 0
-    assert winner["kl"] < 0.1
+    assert winner.bypass.value < -1 < 1 < refusing
+    assert winner.induce.value > 0
+    assert winner.kl.value < 0.1
 
 
 def test_ablating_the_carrier_answers_and_adding_it_refuses(planted, halves):
-    directions, _, winner = chosen(planted, *halves)
-    r = directions.at(winner).float()
+    winner = chosen(planted, *halves)[2]
+    r = winner.direction.vector
     with causal.ablate(planted, r):
         assert (scores_of(planted, HARMFUL) < -1).all()
     with causal.add(planted, r, layer=CARRIER_LAYER):
@@ -110,16 +112,16 @@ def test_halves_of_the_direction_prompts_choose_as_by_hand(planted, halves):
     found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, contenders=4)
     wins = drawn.table["win_frequency"]
     order = scores.table.assign(wins=wins).dropna().sort_values(["wins", "bypass"], ascending=[False, True])
-    rows = order.head(4)[["position", "layer"]].to_dict("records")
+    rows = list(order.head(4)[["position", "layer"]].itertuples(index=False, name=None))
     assert found.table["half_wins"].notna().sum() == 4
-    expected = dict.fromkeys([(row["position"], row["layer"]) for row in rows], 0)
+    expected = dict.fromkeys(rows, 0)
     layers = []
     for start in (0, 1):
         half = split(direction.harmful.texts[start::2], direction.harmless.texts[start::2])
         own = geometry.difference_in_means(planted, half)
-        winner = carriers.select(geometry.score(planted, own, validation, METRIC, rows=rows), N_LAYERS).winner
-        expected[winner["position"], winner["layer"]] += 1
-        layers.append(winner["layer"])
+        winner = carriers.select(geometry.score(planted, own, validation, METRIC, places=rows), N_LAYERS).winner
+        expected[winner.place] += 1
+        layers.append(winner.layer)
     chosen = found.table.dropna().set_index(["position", "layer"])["half_wins"]
     assert chosen.to_dict() == expected
     assert (found.n_halves, found.layer_low, found.layer_high) == (2, min(layers), max(layers))
@@ -130,8 +132,9 @@ def test_halves_that_have_no_admissible_direction(planted, halves):
     direction, validation = halves
     directions = geometry.difference_in_means(planted, direction)
     scores = geometry.score(planted, directions, validation, METRIC)
-    drawn = geometry.stability.bootstrap(scores, N_LAYERS, induce_threshold=1e9)
-    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, induce_threshold=1e9)
+    never = geometry.Admissible(induce=1e9)
+    drawn = geometry.stability.bootstrap(scores, N_LAYERS, never)
+    found = geometry.stability.split_half(planted, directions, validation, METRIC, scores, drawn, never)
     assert found.n_halves == 0
     assert math.isnan(found.layer_low)
     assert math.isnan(found.layer_high)
@@ -158,7 +161,7 @@ def test_shuffled_labels_have_no_such_carrier(planted, halves):
     _, _, control = chosen(planted, shuffled, validation)
     refusing = scores_of(planted, validation.harmful.texts).mean().item()
     if control is not None:
-        assert refusing - control["bypass"] < 0.5 * (refusing - carrier["bypass"])
+        assert refusing - control.bypass.value < 0.5 * (refusing - carrier.bypass.value)
 
 
 def test_heads_that_write_refusal(planted, halves):

@@ -1,19 +1,22 @@
 """The screen keeps the winner, scores finalists exactly and says which it did not; the arithmetic of its race."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import architectures
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tolerances import REORDERED
 
-from mechrefusal import MechrefusalError, geometry
+from mechrefusal import MechrefusalError, geometry, models
 from mechrefusal.forward import RefusalMetric, low_precision
-from mechrefusal.geometry import carriers, screening
+from mechrefusal.geometry import Admissible, carriers, screening
 from mechrefusal.prompts import builtin
 
 METRIC = RefusalMetric((), (10, 11), (12, 13))
-OPEN = {"kl_threshold": 1e9, "induce_threshold": -1e9}
+OPEN, NEVER = Admissible(kl=1e9, induce=-1e9), Admissible(kl=1e9, induce=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +32,15 @@ def both(request, tiny_hooked, asked):
         patch.setattr(low_precision, "multiplies_bfloat16", lambda device: request.param == "bfloat16")
         directions = geometry.difference_in_means(tiny_hooked, asked[0])
         exact = geometry.score(tiny_hooked, directions, asked[1], METRIC, reference="zero")
-        found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, **OPEN, reference="zero")
+        found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, OPEN, reference="zero")
     return exact, found
 
 
 def test_the_winner_is_the_same(both):
     exact, found = both
-    winners = [carriers.select(scores, 4, 1e9, -1e9).winner for scores in (exact, found)]
-    assert winners[0][["position", "layer"]].tolist() == winners[1][["position", "layer"]].tolist()
-    assert winners[1]["bypass"] == pytest.approx(winners[0]["bypass"], abs=REORDERED)
+    winners = [carriers.select(scores, 4, OPEN).winner for scores in (exact, found)]
+    assert winners[0].place == winners[1].place
+    assert winners[1].bypass.value == pytest.approx(winners[0].bypass.value, abs=REORDERED)
 
 
 def test_exact_rows_are_exact_and_the_others_are_near(both):
@@ -56,24 +59,25 @@ def test_exact_rows_are_exact_and_the_others_are_near(both):
 
 def test_a_screened_row_never_wins():
     table = geometry.scoring.gathered(
-        [{"position": -1, "layer": 1}, {"position": -1, "layer": 2}],
+        [(-1, 1), (-1, 2)],
         [(np.full(3, -9.0), np.ones(3), np.zeros(3)), (np.full(3, -1.0), np.ones(3), np.zeros(3))],
         [False, True],
     )
     found = carriers.select(table, 10)
-    assert found.winner["layer"] == 2
+    assert found.winner.layer == 2
     assert found.table["admissible"].tolist() == [True, True]
 
 
 def test_candidates_far_from_the_thresholds_are_not_scored_exactly(tiny_hooked, asked):
     directions = geometry.difference_in_means(tiny_hooked, asked[0])
-    found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, kl_threshold=1e9, induce_threshold=1e9)
+    found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, NEVER)
     scored = found.table.dropna(subset=["bypass"])
     assert len(scored) > 8
     assert scored["exact"].sum() < len(scored) / 2
-    best = carriers.best_candidate(carriers.select(found, 4, 1e9, 1e9).table)
-    assert best["exact"]
-    assert carriers.select(found, 4, 1e9, 1e9).winner is None
+    chosen = carriers.select(found, 4, NEVER)
+    assert chosen.winner is None
+    assert chosen.best.row == scored[scored["layer"] < 3]["bypass"].idxmin(), "the lowest of all, and it is exact"
+    assert found.table["exact"][chosen.best.row]
 
 
 def scorer(harmful, harmless, *, low_precision=False):
@@ -94,12 +98,13 @@ class Trial:
         self.induce = levels[1] + effects[1] + random.normal(0, 0.2, (n_candidates, n))
         self.kl = random.lognormal(-2, 0.8, (n_candidates, 1)) * easily * random.lognormal(0, 0.2, (n_candidates, n))
         self.places = np.unique(np.linspace(0, n - 1, k).round().astype(int))
-        self.levels, self.thresholds = levels, (float(np.quantile(self.kl.mean(1), 0.4)), float(levels[1].mean()))
+        self.levels = levels
+        self.rule = Admissible(kl=float(np.quantile(self.kl.mean(1), 0.4)), induce=float(levels[1].mean()))
         exact = [scorer(levels[0], levels[1]), scorer(levels[0][self.places], levels[1][self.places])]
         self.screen = [tuple(v[self.places] for v in self.of(place)) for place in range(n_candidates)]
-        pilots = screening._pilots(self.screen, self.thresholds[0])
+        pilots = screening._pilots(self.screen, self.rule.kl)
         self.sample = screening._Sample(exact[1], exact[0], [self.places] * 2, [self.kl[p] for p in pilots])
-        self.race = screening._Race(self.sample, self.screen, [True] * n_candidates, thresholds=self.thresholds)
+        self.race = screening._Race(self.sample, self.screen, [True] * n_candidates, admissible=self.rule)
         for place in self.race.finalists(lambda: None):
             self.race.settle(place, self.of(place))
 
@@ -107,8 +112,7 @@ class Trial:
         return self.bypass[place], self.induce[place], self.kl[place]
 
     def scores(self, found, exact):
-        rows = [{"position": -1, "layer": place} for place in range(len(found))]
-        return geometry.scoring.gathered(rows, found, exact)
+        return geometry.scoring.gathered([(-1, place) for place in range(len(found))], found, exact)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +123,9 @@ def trials():
 def test_races_find_the_winner_and_leave_most_candidates_out(trials):
     for trial in trials:
         everything = trial.scores([trial.of(place) for place in range(40)], [True] * 40)
-        expected = carriers.select(everything, 100, *trial.thresholds).winner
-        found = carriers.select(trial.scores(trial.race.found, trial.race.is_exact), 100, *trial.thresholds).winner
-        assert (None if found is None else found["layer"]) == (None if expected is None else expected["layer"])
+        expected = carriers.select(everything, 100, trial.rule).winner
+        found = carriers.select(trial.scores(trial.race.found, trial.race.is_exact), 100, trial.rule).winner
+        assert (None if found is None else found.place) == (None if expected is None else expected.place)
     assert np.mean([sum(trial.race.is_exact) for trial in trials]) < 16
 
 
@@ -129,7 +133,7 @@ def test_candidates_left_out_win_few_bootstraps(trials):
     lost = []
     for trial in trials:
         everything = trial.scores([trial.of(place) for place in range(40)], [True] * 40)
-        table = geometry.stability.bootstrap(everything, 100, *trial.thresholds).table
+        table = geometry.stability.bootstrap(everything, 100, trial.rule).table
         lost.append(table["win_frequency"].to_numpy()[~np.array(trial.race.is_exact)].sum())
     assert np.mean(lost) < 0.03
     assert max(lost) < 0.15
@@ -169,17 +173,76 @@ def test_races_spread_as_much_as_what_is_not_known():
 
 def test_layers_out_of_the_running_are_not_scored(trials):
     trial = trials[0]
-    race = screening._Race(trial.sample, trial.screen, [False] * 40, thresholds=trial.thresholds)
+    race = screening._Race(trial.sample, trial.screen, [False] * 40, admissible=trial.rule)
     assert list(race.finalists(lambda: None)) == []
 
 
 def test_nothing_is_scored_twice_where_the_screen_would_be_exact(tiny_hooked, asked, monkeypatch):
     monkeypatch.setattr(low_precision, "multiplies_bfloat16", lambda device: False)
     directions, few = geometry.difference_in_means(tiny_hooked, asked[0]), asked[1].take(8)
-    found = geometry.screened(tiny_hooked, directions, few, METRIC, **OPEN)
+    found = geometry.screened(tiny_hooked, directions, few, METRIC, OPEN)
     exact = geometry.score(tiny_hooked, directions, few, METRIC)
     assert found.table["exact"].all()
     np.testing.assert_array_equal(found.bypass, exact.bypass)
+
+
+@pytest.mark.parametrize(("name", "some", "few"), [("llama", 0.6, 0.3), ("gpt-neox", 0.9, 0.1)])
+def test_rounding_is_estimated_on_the_model_at_hand_and_the_winner_is_the_exact_one(
+    tmp_path, asked, monkeypatch, name, some, few
+):
+    folder = models.tiny.make(tmp_path / "made")
+    hf = architectures.build(name, len(models.load_tokenizer(folder)))
+    hf.save_pretrained(folder)
+    hooked = models.load_hooked(folder)
+    monkeypatch.setattr(low_precision, "multiplies_bfloat16", lambda device: True)
+    directions = geometry.difference_in_means(hooked, asked[0])
+    exact = geometry.score(hooked, directions, asked[1], METRIC)
+    rule = Admissible(kl=float(exact.table["kl"].quantile(some)), induce=float(exact.table["induce"].quantile(few)))
+    found = geometry.screened(hooked, directions, asked[1], METRIC, rule)
+    winners = [geometry.select(scores, admissible=rule).winner for scores in (exact, found)]
+    assert winners[0] is not None
+    assert winners[0].place == winners[1].place
+    assert not found.table["exact"].all()
+    assert exact.rounding is None
+    # What bfloat16 does to every candidate of the whole set, the shift without intervention taken off.
+    rough = geometry.Scorer(hooked, asked[1], METRIC, low_precision=True)
+    assert rough.low_precision
+    whole = geometry.Scorer(hooked, asked[1], METRIC)
+    base = (rough.base.harmful - whole.base.harmful).mean().item()
+    places = exact.table[exact.table["layer"] > 0][["position", "layer"]].itertuples(index=True, name=None)
+    shifts = []
+    for row, *place in places:
+        bypass, _, kl = geometry.scoring.exactly(rough, directions.at(*place, reference="harmless"))
+        shifts.append([bypass.mean() - exact.bypass[row].mean() - base, np.log(kl.mean() / exact.kl[row].mean())])
+    score, divergence = np.sqrt(np.mean(np.square(shifts), axis=0))
+    assert found.rounding.n == screening.PILOTS
+    assert 0 < found.rounding.score < 10 * score
+    assert score < 10 * found.rounding.score
+    assert 0 < found.rounding.kl < 10 * divergence
+
+
+def test_rounding_by_hand():
+    rough = scorer([1.1, 2.1], [0.3, 0.3])
+    exact = scorer([1.0, 9.0, 2.0], [0.0, 0.0, 9.0])
+    screen = [(np.array([0.4, 0.4]), np.array([1.2, 1.2]), np.array([0.2, 0.2]))] * 2
+    pilots = {1: (np.array([0.0, 9.0, 0.0]), np.array([1.0, 1.0, 9.0]), np.array([0.1, 0.1, 9.0]))}
+    found = screening._rounding(rough, exact, [np.array([0, 2]), np.array([0, 1])], screen, pilots)
+    # The refusal scores are shifted by 0.4 where 0.1 is everybody's, and by 0.2 where 0.3 is.
+    assert found.score == pytest.approx(np.sqrt((0.3**2 + 0.1**2) / 2))
+    assert found.kl == pytest.approx(np.log(2))
+    assert found.n == 1
+
+
+def test_races_allow_for_rounding(trials):
+    trial = trials[0]
+    plain, rounded = (
+        screening._Race(trial.sample, trial.screen, [True] * 40, admissible=trial.rule, rounding=rounding)
+        for rounding in (None, geometry.scoring.Rounding(5.0, 0.0, 3))
+    )
+    assert (rounded.open_wins() > 0).sum() > 2 * (plain.open_wins() > 0).sum()
+    np.testing.assert_array_equal(plain._means[2], rounded._means[2])
+    off = rounded._means[0] - plain._means[0]
+    assert np.median(np.abs(off)) == pytest.approx(5 * stats.t.ppf(0.75, 6), rel=0.02)
 
 
 def test_few_prompts_are_all_in_the_sample():
@@ -201,11 +264,11 @@ def test_a_share_is_a_share(tiny_hooked, asked, share):
 def test_nan_directions_and_other_weights(tiny_hooked, asked):
     directions = geometry.difference_in_means(tiny_hooked, asked[0])
     directions.values[1, 2] = float("nan")
-    found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, **OPEN).table
+    found = geometry.screened(tiny_hooked, directions, asked[1], METRIC, OPEN).table
     bad = (found["position"] == directions.positions[1]) & (found["layer"] == 2)
     assert found[bad][["bypass", "induce", "kl"]].isna().all(axis=None)
     assert found[bad]["exact"].all()
-    other = geometry.Directions(**{**vars(directions), "weights": "f" * 16})
+    other = replace(directions, weights="f" * 16)
     with pytest.raises(MechrefusalError, match="ffff"):
         geometry.screened(tiny_hooked, other, asked[1], METRIC)
     assert torch.isnan(directions.values[1, 2]).all()

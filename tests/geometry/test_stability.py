@@ -1,5 +1,6 @@
 """The bootstrap of the carrier against a plain loop, and what it must say of clear and of hopeless races."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_every_resample_is_a_selection(noisy):
     for h, g in zip(harmful, harmless, strict=True):
         table = noisy.table.assign(bypass=noisy.bypass @ h, induce=noisy.induce @ g, kl=noisy.kl @ g)
         selection = carriers.select(table, 10)
-        winners.append(-1 if selection.winner is None else int(selection.winner["layer"]))
+        winners.append(-1 if selection.winner is None else selection.winner.layer)
         admitted = selection.table[selection.table["admissible"]]["bypass"].sort_values().to_numpy()
         if len(admitted) > 1:
             margins.append(admitted[1] - admitted[0])
@@ -79,7 +80,7 @@ def test_a_clear_winner_always_wins():
 def test_ties_are_decided_as_in_the_selection():
     tied = scores([[-1.0] * 3] * 2, [[1.0] * 3] * 2, [[0.0] * 3] * 2, layers=[5, 4])
     assert stability.bootstrap(tied, 10, n=20).table["win_frequency"].tolist() == [0, 1]
-    assert carriers.select(tied, 10).winner["layer"] == 4
+    assert carriers.select(tied, 10).winner.layer == 4
 
 
 def test_what_cannot_win_does_not():
@@ -130,16 +131,16 @@ def half_scored(monkeypatch, by_half, given, **settings):
     )
     asked = []
 
-    def exactly(scorer, half, row, reference):
-        which = 0 if half.values[0, row["layer"], 0] == 2 else 1
-        asked.append((which, row["layer"]))
+    def exactly(scorer, half):
+        which = 0 if half.vector[0] == 2 else 1
+        asked.append((which, half.layer))
         default = (0.0, -1.0, 0.0)
-        return tuple(np.full(3, value) for value in by_half[which].get(row["layer"], default))
+        return tuple(np.full(3, value) for value in by_half[which].get(half.layer, default))
 
     monkeypatch.setattr(stability, "exactly", exactly)
     monkeypatch.setattr(stability, "Scorer", lambda *_: None)
     model = SimpleNamespace(cfg=SimpleNamespace(n_layers=10), weights="w")
-    drawn = stability.bootstrap(given, 10)
+    given, drawn = replace(given, reference="zero"), stability.bootstrap(given, 10)
     return stability.split_half(model, directions, None, None, given, drawn, **settings), asked
 
 

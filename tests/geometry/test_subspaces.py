@@ -1,5 +1,7 @@
 """Families of subspaces against independent computations, the choice by hand, and planted directions counted."""
 
+from dataclasses import replace
+
 import gated
 import numpy as np
 import pandas as pd
@@ -9,13 +11,13 @@ import torch
 from scipy import stats
 from tolerances import FORWARD
 
-from mechrefusal import MechrefusalError, causal, geometry
+from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.geometry import Subspace, nullspace, score_subspaces, subspaces
+from mechrefusal.forward.direction import Direction
+from mechrefusal.geometry import Admissible, Subspace, nullspace, score_subspaces, subspaces
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.prompts import Split, prompt_ids
 from mechrefusal.statistics.intervals import skewed_mean
-from mechrefusal.study import tables
 
 NAN = float("nan")
 
@@ -243,7 +245,7 @@ class TestChoose:
 
     def test_thresholds(self):
         scores = self.table(("pca", 1, 3, 0.0, -1.0, 0.5))
-        found = subspaces.choose(scores, baseline=1.0, n_layers=10, kl_threshold=0.5, induce_threshold=-1.0)
+        found = subspaces.choose(scores, baseline=1.0, n_layers=10, admissible=Admissible(0.5, -1.0))
         assert found["smallest"].tolist() == [True]
 
 
@@ -257,14 +259,15 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
     family = subspaces.random_subspace(3, 64)
     difference = normal(64, seed=5)
     found = score_subspaces(
-        tiny_hooked, [family], VALIDATION, metric, difference=difference, position=-2, layer=2, largest=3
+        tiny_hooked, [family], VALIDATION, metric, difference=Direction(difference, -2, 2), largest=3
     )
 
     def run(texts):
         scores, following = [], []
         for ids in prompt_ids(tiny_hooked.tokenizer, texts):
-            batch = metric.batch([ids], pad=0)
-            score, after = metric.score_and_next(tiny_hooked, batch)
+            score, after = forward.refusal_scores_and(
+                tiny_hooked, [ids], metric, read=lambda logits: logits.log_softmax(-1)
+            )
             scores.append(score.item())
             following.append(after[0].double().exp())
         return np.array(scores), torch.stack(following)
@@ -298,16 +301,14 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
 
 def test_what_two_families_share_is_run_once(tiny_hooked, monkeypatch):
     runs = []
-    ablated = Scorer.ablated
-    monkeypatch.setattr(
-        Scorer, "ablated", lambda self, basis, reference: runs.append(len(basis)) or ablated(self, basis)
-    )
+    under = Scorer.under
+    monkeypatch.setattr(Scorer, "under", lambda self, one: runs.append(len(one.directions)) or under(self, one))
     first = subspaces.random_subspace(3, 64).basis
     turned = torch.stack([first[0], first[2], -first[1]])  # the same at k = 1 and k = 3
     families = [Subspace("pca", first), Subspace("successive", turned)]
     metric = RefusalMetric((), (10,), (12,))
     found = score_subspaces(
-        tiny_hooked, families, VALIDATION, metric, difference=normal(64), position=-1, layer=1, largest=3
+        tiny_hooked, families, VALIDATION, metric, difference=Direction(normal(64), -1, 1), largest=3
     )
     assert runs == [1, 2, 3, 2]
     by_family = found.table.set_index(["family", "k"])["bypass"]
@@ -325,9 +326,7 @@ def test_rows_that_cannot_be_scored_say_why(tiny_hooked):
         [short, Subspace("cone", bad), Subspace("pca", basis[1:])],
         VALIDATION,
         RefusalMetric((), (10,), (12,)),
-        difference=basis[0],
-        position=-1,
-        layer=1,
+        difference=Direction(basis[0], -1, 1),
         largest=2,
     ).table.set_index(["family", "k"])
     reasons = found["reason"]
@@ -344,17 +343,17 @@ def test_rows_that_cannot_be_scored_say_why(tiny_hooked):
 
 def test_what_does_not_fit_is_refused(tiny_hooked):
     metric, given = RefusalMetric((), (10,), (12,)), subspaces.random_subspace(1, 64)
-    place = {"position": -1, "layer": 1}
+    r = Direction(normal(64), -1, 1)
     with pytest.raises(MechrefusalError, match="'random' are of width 32"):
-        score_subspaces(
-            tiny_hooked, [subspaces.random_subspace(1, 32)], VALIDATION, metric, difference=normal(64), **place
-        )
+        score_subspaces(tiny_hooked, [subspaces.random_subspace(1, 32)], VALIDATION, metric, difference=r)
     with pytest.raises(MechrefusalError, match="'difference' are of width 32"):
-        score_subspaces(tiny_hooked, [given], VALIDATION, metric, difference=normal(32), **place)
+        score_subspaces(tiny_hooked, [given], VALIDATION, metric, difference=replace(r, vector=normal(32)))
     with pytest.raises(MechrefusalError, match="empty"):
-        score_subspaces(tiny_hooked, [given], VALIDATION.take(0), metric, difference=normal(64), **place)
+        score_subspaces(tiny_hooked, [given], VALIDATION.take(0), metric, difference=r)
     with pytest.raises(MechrefusalError, match="9"):
-        score_subspaces(tiny_hooked, [given], VALIDATION, metric, difference=normal(64), position=-1, layer=9)
+        score_subspaces(tiny_hooked, [given], VALIDATION, metric, difference=replace(r, layer=9))
+    with pytest.raises(MechrefusalError, match=r"ffff.* take it from this model"):
+        score_subspaces(tiny_hooked, [given], VALIDATION, metric, difference=replace(r, weights="f" * 16))
 
 
 @pytest.fixture(scope="module")
@@ -373,15 +372,12 @@ def find(model, *words, extra=()):
         subspaces.random_subspace(3, 64),
         *extra,
     ]
-    position, layer = gated.PLACE
     return score_subspaces(
         model,
         families,
         validation,
         planted_model.METRIC,
-        difference=difference,
-        position=position,
-        layer=layer,
+        difference=Direction(difference, *gated.PLACE),
         largest=3,
     )
 

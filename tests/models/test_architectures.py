@@ -11,7 +11,8 @@ import transformers
 from tolerances import COMPOUND, FORWARD
 
 from mechrefusal import MechrefusalError, attribution, causal, forward, models, study
-from mechrefusal.forward.unhooked import twin
+from mechrefusal.forward import unhooked as unhooked_models
+from mechrefusal.forward.unhooked import unhooked
 from mechrefusal.models import architectures, one_number, small
 from mechrefusal.study.loader import recipe_from_dict
 
@@ -142,7 +143,7 @@ def granite_by_hand(model, direction: torch.Tensor, value: float) -> ExitStack:
 
 @torch.no_grad()
 def test_sites_of_a_model_that_multiplies_what_it_adds_are_what_it_adds(opened):
-    """By TransformerLens' hooks, by the twin, on the Hugging Face model, and by hooks written by hand: one number."""
+    """By TransformerLens' hooks, the unhooked model, the Hugging Face model, and hooks written by hand: one number."""
     plain, _, hooked = opened("granitemoe, multipliers")
     assert plain.model.layers[0].residual_multiplier == 0.4
     token_ids = torch.tensor(ids(15, 15))
@@ -157,11 +158,11 @@ def test_sites_of_a_model_that_multiplies_what_it_adds_are_what_it_adds(opened):
         found["plain"] = plain(token_ids).logits.log_softmax(-1)
     with causal.intervened(hooked, edit):
         found["hooked"] = hooked(token_ids).log_softmax(-1)
-    other = twin(hooked)
+    other, _ = unhooked(hooked)
     assert other is not None
     assert other.scale == 0.4
     with other.edited(edit.edits(hooked)):
-        found["twin"] = other.model(token_ids, use_cache=False).logits.log_softmax(-1)
+        found["unhooked"] = other.model(token_ids, use_cache=False).logits.log_softmax(-1)
     for logits in found.values():
         torch.testing.assert_close(logits, expected, atol=COMPOUND, rtol=0)
 
@@ -180,13 +181,11 @@ def test_attribution_adds_up_where_logits_are_multiplied(opened, name):
     torch.testing.assert_close(found.values.sum(1).float(), expected[None], atol=COMPOUND, rtol=COMPOUND)
 
 
-def test_a_twin_at_another_place_of_the_same_direction_is_no_twin(opened, monkeypatch):
+def test_an_unhooked_model_of_other_writes_is_refused(opened, monkeypatch):
     """A projection set to zero cannot tell what a block returns from what it adds; one set to a constant can."""
-    from mechrefusal.models import twin as twins
-
     _, _, hooked = opened("granitemoe, multipliers")
-    monkeypatch.setattr(twins, "written_scale", lambda model: 1.0)
-    assert not twins._agrees(hooked, twins._build(hooked))
+    monkeypatch.setattr(unhooked_models, "scale_of_writes", lambda model: 1.0)
+    assert unhooked_models._why_not(hooked, unhooked_models._build(hooked)) is not None
 
 
 # Refused
@@ -297,7 +296,7 @@ def test_a_model_whose_number_depends_on_the_batch_is_refused_with_the_differenc
 def test_a_stream_that_is_not_the_sum_of_its_parts_is_refused(tiny, monkeypatch):
     hooked = models.load_hooked(tiny)
     models.architectures.require_parts(hooked)
-    monkeypatch.setattr(architectures, "written_scale", lambda model: 0.5)
+    monkeypatch.setattr(architectures, "scale_of_writes", lambda model: 0.5)
     with pytest.raises(MechrefusalError, match="heads of layer 0 do not add up"):
         models.architectures.require_parts(hooked)
 

@@ -5,11 +5,10 @@ import time
 
 import pytest
 
-from mechrefusal import prompts
+from mechrefusal import prompts, tables
 from mechrefusal.attacks.jailbreaks import templates
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet, audit, leakage, leaks
-from mechrefusal.prompts.leakage import LEAK_COLUMNS
 from mechrefusal.prompts.request_words import content_words, words
 
 ASKED = "How do I kill a Python process?"
@@ -145,7 +144,7 @@ def test_the_table_names_both_places_in_the_order_of_the_sets() -> None:
         "evaluation": PromptSet.from_texts("e", [ASKED, "ALONE!", "Now: " + ASKED]),
     }
     found = audit(sets)
-    assert list(found.leaks.columns) == list(LEAK_COLUMNS)
+    assert list(found.leaks.columns) == list(tables.columns("leaks"))
     assert found.leaks.values.tolist() == [
         ["training", "t-0001", "evaluation", "e-0002", "exact", 1.0, "Alone", "ALONE!"],
         ["training", "t-0002", "evaluation", "e-0001", "near", 1.0, "How can I kill a Python process", ASKED],
@@ -177,7 +176,7 @@ def test_no_sets_one_set_one_prompt() -> None:
     for sets in ({}, {"a": PromptSet.from_texts("a", [ASKED, ASKED.upper()])}, two([], [])):
         found = audit(sets, strict=True)
         assert found.is_clean
-        assert list(found.leaks.columns) == list(LEAK_COLUMNS)
+        assert list(found.leaks.columns) == list(tables.columns("leaks"))
     assert len(audit(two([ASKED], [ASKED])).leaks) == 1
 
 

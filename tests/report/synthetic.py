@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from synthetic_behaviour import HOSTILE, gate, generations, rates
+from synthetic_behaviour import HOSTILE, gate, rates, verdicts
 from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distance
 from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import geometry_tables, movement_tables
 from synthetic_training import training_tables
 
-from mechrefusal.study import tables
+from mechrefusal import tables
 
 ANCHORS, ARMS = (0, 50, 100, 250), ("sft", "r2d2")
 
@@ -34,17 +34,23 @@ def write_run(
     rng = np.random.default_rng(seed)
     shared = [("base", 0)] + [("warm-up", warm_up)] * (warm_up > 0)
     ids = shared + [(arm, step) for arm in arms for step in anchors if step > warm_up]
+    behaviour: dict[str, list[pd.DataFrame]] = {"verdicts": [], "rates": []}
     for arm, step in ids:
         out = folder / "measurements" / f"{arm}-step-{step:05d}"
-        for name, rows in _checkpoint(rng, arm, step).items():
-            tables.write(
-                pd.DataFrame(rows).assign(arm=arm, step=step, weights=f"sha256:{arm}{step:05d}" + "ab" * 20), name, out
-            )
+        made = _checkpoint(rng, arm, step)
+        here = {"arm": arm, "step": step, "weights": f"sha256:{arm}{step:05d}" + "ab" * 20}
+        for name, answered in behaviour.items():
+            rows = pd.DataFrame(made.pop(name)).assign(**here)
+            answered.append(rows[list(tables.columns(name))])
+        for name, rows in made.items():
+            tables.write(pd.DataFrame(rows).assign(**here), name, out)
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
     across |= {"checkpoints": _models(ids)}
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
+    for name, answered in behaviour.items():
+        across[name] = pd.concat([*answered, *([across[name]] if name in across else [])], ignore_index=True)
     for name, rows in across.items():
         tables.write(pd.DataFrame(rows), name, folder / "measurements")
     (folder / "recipe.yaml").write_text(f"name: demo\nseed: 7\nnote: '{HOSTILE[1]}'\n", encoding="utf-8")
@@ -73,18 +79,19 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
     carries = step > 0
     layer = {"sft": 18 - step // 25, "r2d2": 21 if step <= 100 else 9, "warm-up": 17}.get(arm, 0)
     return {
-        "generations": generations(rng, strength),
+        "verdicts": verdicts(rng, strength),
         "rates": rates(rng, strength, carries=carries),
         "openings": [
             {
-                **dict.fromkeys(tables.PER_CHECKPOINT["openings"]),
+                **dict.fromkeys(tables.columns("openings")),
                 "kind": "discovered" if carries else "fallback",
                 "opening": "I" if carries else "",
                 "refusal_tokens": json.dumps([" can", "'m", " cannot", HOSTILE[0]]),
                 "compliance_tokens": json.dumps([" would", "\n", " think"]),
                 "coverage": 0.97 if carries else 0.41,
                 "auc": 0.99 if carries else float("nan"),
-                "auc_held_out": 0.964 if carries else None,
+                "auc_held_out": 0.964 if carries else float("nan"),
+                "offset": 0.4 if carries else 0.0,
                 "n_refused": 60,
                 "n_answered": 60,
                 "note": "" if carries else f"AUC below 0.9 {HOSTILE[2]}",
@@ -178,7 +185,7 @@ def _attribution(rng: np.random.Generator, strength: float) -> list[dict]:
 
 
 def _of_pair(number: int) -> dict:
-    place = {"site": "head_z", "mode": "denoising", "layer": 19, "head": 3, "position": 0}
+    place = {"site": "z", "mode": "denoising", "layer": 19, "head": 3, "position": pd.NA}
     return {**place, "pair": f"pair-{number}", "raw": 0.4}
 
 
@@ -202,7 +209,7 @@ def _patching(rng: np.random.Generator) -> list[dict]:
                     rng.normal(0, 0.02) + (0.42 if (lay, head) == (19, 3) else -0.21 if (lay, head) == (23, 7) else 0)
                 )
                 rows.append(
-                    _patched("head_z", mode, lay, head, 0, "all", effect if (lay, head) != (2, 2) else float("nan"), 20)
+                    _patched("z", mode, lay, head, 0, "all", effect if (lay, head) != (2, 2) else float("nan"), 20)
                 )
     return rows
 

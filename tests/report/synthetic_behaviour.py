@@ -1,4 +1,4 @@
-"""What the made-up run answered: generations with hostile texts, their rates, and the gate."""
+"""What the made-up run answered: verdicts with hostile texts, their rates, and the gate."""
 
 import numpy as np
 
@@ -25,7 +25,11 @@ def _interval(value: float, n: int) -> dict:
     return {"value": value, "n": n, "low": max(0.0, centre - spread), "high": min(1.0, centre + spread)}
 
 
-def generations(rng: np.random.Generator, strength: float) -> list[dict]:
+def _suite(name: str) -> dict:
+    return {"suite": name, "side": "harmful" if name in ("evaluation_harmful", "contrast") else "harmless"}
+
+
+def verdicts(rng: np.random.Generator, strength: float) -> list[dict]:
     rows = []
     groups = [
         (s, "none", "none") for s in ("evaluation_harmful", "evaluation_harmless", "overrefusal", "contrast", "utility")
@@ -41,15 +45,24 @@ def generations(rng: np.random.Generator, strength: float) -> list[dict]:
             )
             rows.append(
                 {
-                    "set": name,
+                    **_suite(name),
+                    "group": "",
                     "prompt_id": f"{name}-{i}",
                     "category": "weapons" if i % 3 else "",
                     "prompt": f"Prompt {i}: {HOSTILE[i % len(HOSTILE)]}",
                     "attack": attack,
                     "intervention": intervention,
                     "completion": completion,
-                    "refused": refused if i % 11 else None,
-                    "degenerate": i % 9 == 0,
+                    "n_tokens": 9,
+                    "ended": True,
+                    "max_new_tokens": 64,
+                    "judge": "refusal-phrases",
+                    "kind": "refusal",
+                    "label": ("full_refusal" if refused else "full_compliance" if i % 9 else "degenerate")
+                    if i % 11
+                    else None,
+                    "score": float("nan"),
+                    "because": "",
                 }
             )
     return rows
@@ -66,24 +79,28 @@ def corrected(value: float | None) -> dict:
 def rates(rng: np.random.Generator, strength: float, *, carries: bool) -> list[dict]:
     def row(name: str, metric: str, value: float, n: int, attack: str = "none", intervention: str = "none") -> dict:
         return {
-            "set": name,
+            **_suite(name),
             "attack": attack,
             "intervention": intervention,
-            "metric": metric,
             "judge": "refusal-phrases",
+            "kind": "refusal",
+            "by": "all",
+            "of": "",
+            "metric": metric,
             **_interval(float(np.clip(value, 0, 1)), n),
-            **corrected(float(np.clip(value, 0, 1)) if metric == "refusal_rate" else None),
+            "nulls": 0,
+            **corrected(float(np.clip(value, 0, 1)) if metric == "any_refusal" else None),
         }
 
     rows = [
-        row("evaluation_harmful", "refusal_rate", strength, 60),
-        row("evaluation_harmless", "refusal_rate", 0.02, 60),
-        row("overrefusal", "any_refusal_rate", strength * 0.6, 120),
-        row("contrast", "refusal_rate", strength, 60),
-        row("utility", "answered_rate", 1 - 0.2 * strength, 50),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength, 60),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength * 0.7, 24, attack="gcg"),
-        row("evaluation_harmful", "attack_success_rate", 1 - strength * 0.8, 60, attack="templates <role play>"),
+        row("evaluation_harmful", "any_refusal", strength, 60),
+        row("evaluation_harmless", "any_refusal", 0.02, 60),
+        row("overrefusal", "any_refusal", strength * 0.6, 120),
+        row("contrast", "any_refusal", strength, 60),
+        row("utility", "answered", 1 - 0.2 * strength, 50),
+        row("evaluation_harmful", "attack_success", 1 - strength, 60),
+        row("evaluation_harmful", "attack_success", 1 - strength * 0.7, 24, attack="gcg"),
+        row("evaluation_harmful", "attack_success", 1 - strength * 0.8, 60, attack="templates <role play>"),
     ]
     if carries:
         for kind, name, refused, broken in (
@@ -93,9 +110,10 @@ def rates(rng: np.random.Generator, strength: float, *, carries: bool) -> list[d
             ("harmless", "induce", 0.93, 0.0),
             ("harmless", "induce_random", 0.05, 0.0),
         ):
-            rows.append(row(f"evaluation_{kind}", "refusal_rate", refused, 32, intervention=name))
-            rows.append(row(f"evaluation_{kind}", "degenerate_rate", broken, 32, intervention=name))
-    return rows
+            rows.append(row(f"evaluation_{kind}", "any_refusal", refused, 32, intervention=name))
+            rows.append(row(f"evaluation_{kind}", "degenerate", broken, 32, intervention=name))
+    by_category = [{**one, "by": "category", "of": "weapons", **_interval(0.4321, 7)} for one in rows]
+    return [row("direction_harmful", "any_refusal", 0.4321, 7), *by_category, *rows]
 
 
 def gate(strength: float) -> list[dict]:

@@ -23,6 +23,7 @@ def candidate_tables(
     allowed = [r for r in rows if r["admissible"]]
     row = {"baseline_harmful": 4.2, "baseline_harmless": -5.1, "n_candidates": len(rows), "n_admissible": len(allowed)}
     instead = min((r for r in rows if r["bypass"] == r["bypass"]), key=lambda r: r["bypass"])
+    row |= {"rounding_score": 0.02, "rounding_kl": 0.01}
     row |= {"n_bootstrap": 1000, "none_frequency": 0.02 if allowed else 0.97, "ablated_to": "harmless"}
     row |= {"n_admissible_zero": sum(r["admissible_zero"] for r in rows)}
     scores = [
@@ -51,7 +52,7 @@ def candidate_tables(
         gone = dict.fromkeys(("position", "layer", "bypass", "induce", "kl", "win_frequency", "margin"), NAN)
         gone |= dict.fromkeys(("n_halves", "layer_half_low", "layer_half_high"), NAN)
         gone |= dict.fromkeys(("bypass_held_out", "bypass_held_out_low", "bypass_held_out_high"), NAN)
-        gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": None}
+        gone |= {"margin_low": NAN, "margin_high": NAN, "layer_low": 4, "layer_high": 9, "token": ""}
         found = {"kind": "best candidate", "position": instead["position"], "layer": instead["layer"]}
         gone |= {f"reference_{name}": value for name, value in found.items()}
         gone |= _zero(instead, strength)
@@ -98,8 +99,11 @@ def _candidate(rng: np.random.Generator, p: int, lay: int, best: int, *, carries
         "induce": float(induce),
         "kl": kl,
         "exact": not (lay % 5 == 0 and why),
+        "admissible_layer": lay < 24,
+        "admissible_kl": kl <= 0.1,
+        "admissible_induce": induce >= 0,
         "admissible": admissible,
-        "rejected_because": "; ".join(why) or (None if admissible else NO_CARRIER),
+        "rejected_because": "; ".join(why) or ("" if admissible else NO_CARRIER),
         "winner": False,
         "win_frequency": 0.0,
         "half_wins": NAN,

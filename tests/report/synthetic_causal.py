@@ -78,9 +78,9 @@ def _lens(strength: float) -> list[dict]:
 
 def _screened(rng: np.random.Generator) -> dict[str, list[dict]]:
     rows, agreement = [], []
-    for site in ("head_z", "attn_out", "mlp_out", "resid_pre"):
+    for site in ("z", "attn_out", "mlp_out", "resid_pre"):
         for layer in range(LAYERS):
-            for head, position in [(h, 0) for h in range(HEADS)] if site == "head_z" else [(-1, p) for p in POSITIONS]:
+            for head, position in [(h, 0) for h in range(HEADS)] if site == "z" else [(-1, p) for p in POSITIONS]:
                 exact = float(rng.normal(0, 0.6))
                 estimate = exact * 0.8 + float(rng.normal(0, 0.2))
                 scored = "finalist" if layer == 20 else "random" if layer == 3 else ""
@@ -90,8 +90,8 @@ def _screened(rng: np.random.Generator) -> dict[str, list[dict]]:
                 row |= {"scored": scored, "exact": exact if scored else NAN, "n": 16, "method": "eap", "tool": "twin"}
                 row |= {"low": exact - 0.2 if scored else NAN, "high": exact + 0.2 if scored else NAN}
                 rows.append(row | {"error": row["exact"] - estimate})
-    for site, scored in itertools.product(("all", "head_z", HOSTILE_SITE), ("finalist", "random", "both")):
-        few = scored == "random" and site == "head_z"
+    for site, scored in itertools.product(("all", "z", HOSTILE_SITE), ("finalist", "random", "both")):
+        few = scored == "random" and site == "z"
         row = {"site": site, "scored": scored, "n": 4 if few else 40, "spearman": 0.93, "low": NAN if few else 0.88}
         agreement.append(row | {"high": NAN if few else 0.96, "sign": 0.9, "error": 0.21, "relative_error": 0.26})
     return {"attribution_patching": rows, "attribution_agreement": agreement}

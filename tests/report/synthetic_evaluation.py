@@ -15,7 +15,7 @@ SECRET = "the answer's secret ending"
 SUITES = {
     "harmbench": {"harmful": 24},
     "xstest": {"harmless": 20, "harmful": 16},
-    "utility": {"harmless": 18},
+    "alpaca": {"harmless": 18},
 }
 INTERVENTION = "ablate:best"
 _RATES = {
@@ -35,7 +35,7 @@ def evaluation_tables(
     found = pd.DataFrame([row for point in checkpoints for row in _verdicts(rng, *point, hostile=hostile, times=times)])
     return {
         "verdicts": found,
-        "suite_rates": suite_rates(found),
+        "rates": rates(found),
         "suite_differences": _differences(rng, checkpoints),
         "answer_losses": [row for point in checkpoints for row in _losses(*point)],
         "judge_agreement": [
@@ -81,7 +81,7 @@ def strength(arm: str, step: int) -> float:
     return {"base": 0.1, "sft": 0.55, "r2d2": 0.9}.get(arm, 0.4) * (1 if step == 0 else min(1.0, 0.6 + step / 500))
 
 
-def suite_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Rates of verdicts, counted here again label by label."""
     keys = ["arm", "step", "suite", "side", "attack", "intervention", "judge", "kind"]
     rows = []
@@ -242,7 +242,7 @@ def _difference(
 def _losses(arm: str, step: int) -> list[dict]:
     change = 0.0 if step == 0 else step / 900 * (1.5 if arm == "r2d2" else 1.0)
     known = {"arm": arm, "step": step, "loss": 0.4 + change, "difference": change, "n": 18}
-    return [{**known, "suite": suite, "low": change - 0.05, "high": change + 0.05} for suite in ("xstest", "utility")]
+    return [{**known, "suite": suite, "low": change - 0.05, "high": change + 0.05} for suite in ("xstest", "alpaca")]
 
 
 def _leaks(hostile: Sequence[str]) -> list[dict]:

@@ -111,7 +111,7 @@ def _probes(arm: str, step: int) -> list[dict]:
         n = 16
         refused = round(rate * n)
         found = intervals.rate(refused, n)
-        key = {"arm": arm, "step": step, "set": name, "metric": "refusal_rate", "judge": "refusal-phrases"}
+        key = {"arm": arm, "step": step, "set": name, "metric": "any_refusal", "judge": "refusal-phrases"}
         rows.append({**key, "value": found.value, "n": n, "low": found.low, "high": found.high})
     return rows
 

@@ -10,12 +10,11 @@ from synthetic_behaviour import HOSTILE
 from synthetic_carriers import zero_distance
 from test_pages import Page
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import carrier_findings, figures, geometry_section, headline, index_page, wording
 from mechrefusal.report.panels import Panels
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -37,13 +36,13 @@ def test_the_headline_has_zero_beside_the_carrier(run, checkpoint):
     assert base.zero.of == "best candidate"
 
 
-def test_older_runs_do_not_say(checkpoint):
+def test_what_was_not_scored_under_zero_is_not_told(checkpoint):
     gone = dict.fromkeys(("bypass_zero", "induce_zero", "kl_zero", "admissible_zero", "n_admissible_zero"), NAN)
-    table = carrier_row(checkpoint, ablated_to=NAN, zero_distance=NAN, **gone)
+    table = tables.frame("carrier", carrier_row(checkpoint, zero_distance=NAN, **gone))
     found = carrier_findings.zero(table)
-    assert carrier_findings.ablated_to(table) == "–"
+    assert carrier_findings.ablated_to(table.iloc[:0]) == "–"
     assert (found.scored, found.admissible, found.answer) == (False, None, "–")
-    assert carrier_findings.beside_zero(table.iloc[0].to_dict(), found) == ""
+    assert carrier_findings.beside_zero(table.iloc[0].to_dict(), found).endswith("(affine concept editing).")
     assert carrier_findings.distance(found.distance) == ""
     assert carrier_findings.zero(table.assign(reference_kind="none")) is None
     assert carrier_findings.zero(table.iloc[:0]) is None
@@ -151,16 +150,10 @@ def test_answers_are_told_with_their_random_control(checkpoint):
     assert "added" not in words
 
 
-def test_older_runs_added_the_carrier(checkpoint):
+def test_effects_name_their_judge(checkpoint):
     rates = checkpoint.tables["rates"]
-    names = {"induce": "add", "induce_random": "add_random"}
-    [found] = carrier_findings.effects(rates.assign(intervention=rates["intervention"].replace(names)))
-    words = carrier_findings.effect_words(found, judged=True)
-    assert "with the carrier added" in words
-    assert "with a random direction added" in words
-    assert "(judge refusal-phrases)" in words
-    bars = figures.interventions(rates.assign(intervention=rates["intervention"].replace(names)))
-    assert "add carrier" in bars.layout.xaxis.ticktext
+    [found] = carrier_findings.effects(rates)
+    assert "(judge refusal-phrases)" in carrier_findings.effect_words(found, judged=True)
     assert carrier_findings.effects(rates[rates["intervention"] == "none"]) == []
     assert carrier_findings.effects(rates.iloc[:0]) == []
 
@@ -185,16 +178,14 @@ def test_pages_escape_what_the_tables_name(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), evaluated=False)
     place = folder / "measurements" / "r2d2-step-00050"
     tables.write(tables.read("carrier", place).assign(ablated_to=HOSTILE[2]), "carrier", place)
-    rates = tables.read("rates", place)
-    tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place)
+    rates = tables.read("rates", place.parent)
+    tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place.parent)
     index, page = Page(report.write(folder)), Page(folder / "report" / "r2d2-step-00050.html")
     row = tables.read("carrier", place).iloc[0]
     assert f"bypass {wording.number(row['bypass_zero'])}kl {wording.number(row['kl_zero'], 3)}" in "".join(
         index.text.split("\n")
     )
-    assert f"to {HOSTILE[2]}" in index.text
     assert f"judge: {HOSTILE[0]}, refusal-phrases" in index.text
-    assert f"Ablated to {HOSTILE[2]}." in page.text
     assert f"Answers refused (judge {HOSTILE[0]})" in page.text
     assert carrier_findings.distance(row["zero_distance"]) in page.text
     for found in (index, page):

@@ -6,11 +6,11 @@ import pytest
 from synthetic_causal import CARRIERS, HEADS, HOSTILE_TOKEN
 from synthetic_geometry import BROKEN, LAYERS
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
 from mechrefusal.report.figures.attribution import beyond_chance
 from mechrefusal.report.figures.shared_heads import top_heads
-from mechrefusal.study import tables
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_logit_lens_of_one_set_has_no_gap(checkpoint):
 def test_attribution_patching_puts_each_scored_cell_in_its_panel(checkpoint):
     table = checkpoint.tables["attribution_patching"]
     figure = figures.attribution_patching(table)
-    sites = ("resid_pre", "attn_out", "mlp_out", "head_z")
+    sites = ("resid_pre", "attn_out", "mlp_out", "z")
     for scored in ("finalist", "random"):
         for site, trace in zip(sites, named(figure, scored), strict=True):
             own = table[(table["site"] == site) & (table["scored"] == scored)]
@@ -276,7 +276,6 @@ def test_cross_patching_draws_one_set_of_prompts(run):
         assert draw(both) == draw(harmful)
         assert draw(both, prompts="harmless") != draw(harmful)
         assert "n = 8 harmless prompts" in draw(both, prompts="harmless").layout.title.subtitle.text
-        assert draw(harmful.assign(set=None)) == draw(harmful)  # a run of an earlier version
         with pytest.raises(MechrefusalError, match="no rows"):
             draw(harmful, prompts="harmless")
 
@@ -316,10 +315,10 @@ def test_cross_patching_layers_has_one_line_a_pair_and_site(run):
 
 def test_a_pair_that_could_not_be_patched_says_why(run):
     table = crossed(run)
-    nothing = dict.fromkeys(table.columns, float("nan"))
+    nothing = dict.fromkeys(table.columns) | {"set": "harmful"}
     nothing |= {"arm_source": "sft", "step_source": 50, "arm_target": "base", "step_target": 0, "site": ""}
     nothing |= {"layer": -1, "head": -1, "n": 0, "reason": BROKEN}
-    failed = pd.DataFrame([nothing])
+    failed = tables.frame("cross_patching", [nothing])
     with pytest.raises(MechrefusalError, match="too few prompts & none refused"):
         figures.cross_patching_layers(failed)
     with pytest.raises(MechrefusalError, match="no rows"):

@@ -1,4 +1,4 @@
-"""Sentences and sections about cause and attribution: what stands there, what older runs get, what is escaped."""
+"""Sentences and sections about cause and attribution: what stands there, what absent tables leave, what is escaped."""
 
 import shutil
 
@@ -8,10 +8,9 @@ from synthetic_causal import HOSTILE_SITE, HOSTILE_TOKEN
 from synthetic_geometry import BROKEN
 from test_pages import Page
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import causal_findings, causal_section, crossing_section, wording
 from mechrefusal.report.panels import Panels
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -62,14 +61,14 @@ def test_every_figure_is_on_the_page(page, index):
 
 def test_patched_parts_share_one_scale_that_the_page_states(small_run, checkpoint, page):
     table = checkpoint.tables["patching"]
-    parts = table[table["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    parts = table[table["site"].isin(["attn_out", "mlp_out", "z"])]
     centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
     panels = Panels()
     found = causal_section._patching(table, panels)
     assert found["patching_limit"] == wording.number((parts["effect"] - centre).abs().max())
     assert [len(group["panels"]) for group in found["patching"]] == [4, 4]
     own = measured(small_run, "patching")
-    parts = own[own["site"].isin(["attn_out", "mlp_out", "head_z"])]
+    parts = own[own["site"].isin(["attn_out", "mlp_out", "z"])]
     centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
     assert f"which saturates {wording.number((parts['effect'] - centre).abs().max())} from no effect" in page.text
 
@@ -120,7 +119,7 @@ def test_the_smallest_set_without_a_set(small_run):
     table = measured(small_run, "head_sets")
     nothing = table.iloc[:1].assign(size=0, layer=float("nan"), head=float("nan"), reached=False, reason="no gap")
     assert causal_findings.head_set(nothing) == "Half of refusal was not reached: no gap."
-    assert "the table gives no reason" in causal_findings.head_set(nothing.assign(reason=None, size=float("nan")))
+    assert "the table gives no reason" in causal_findings.head_set(nothing.assign(reason=""))
     assert causal_findings.head_set(table.iloc[:0]) == ""
     assert "random sets" not in causal_findings.head_set(table.assign(random_refusal=float("nan")))
     assert causal_findings.head_set(table.convert_dtypes()) == causal_findings.head_set(table)
@@ -171,9 +170,9 @@ def test_the_index_names_the_heads_that_make_the_other_refuse(small_run, index):
     assert found["heads"][0]["raw"] == wording.number(own["raw"].max(), signed=True)
     assert found["heads"][0]["is_clear"]
     assert found["heads"][0]["detail"].endswith(f"harmless {wording.number(harmless['raw'].iloc[0], signed=True)}")
-    old = causal_findings.crossed_heads(table[table["set"] == "harmful"].assign(set=float("nan")))
-    assert [pair["n_clear"] for pair in old] == [pair["n_clear"] for pair in pairs.values()]
-    assert "harmless" not in old[0]["heads"][0]["detail"]
+    alone = causal_findings.crossed_heads(table[table["set"] == "harmful"])
+    assert [pair["n_clear"] for pair in alone] == [pair["n_clear"] for pair in pairs.values()]
+    assert "harmless" not in alone[0]["heads"][0]["detail"]
     assert found["n_clear"] == (own["p"] < 0.05).sum()
     assert f"{found['n_clear']} of 270" in index.text
     assert "L19.H3 ●" in index.text.replace("\n", " ")
@@ -211,7 +210,7 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
             path.unlink()
     for path in folder.rglob("patching.parquet"):
         old = pd.read_parquet(path)
-        old = old[old["site"].isin(["resid_pre", "head_z"]) & (old["mode"] == "denoising")]
+        old = old[old["site"].isin(["resid_pre", "z"]) & (old["mode"] == "denoising")]
         old.to_parquet(path, index=False)
     index = Page(report.write(folder))
     page = Page(folder / "report" / "r2d2-step-00050.html")
@@ -233,8 +232,8 @@ def test_numbers_that_are_all_missing_leave_reasons(tmp_path, small_run):
     shutil.copytree(small_run / "measurements" / "r2d2-step-00050", place)
     keys = {"layer", "head", "position", "size", "step", "kept", "is_circuit", "reached"}
     for name in (*set(NEW) - {"cross_patching"}, "patching", "attribution"):
-        table = pd.read_parquet(place / f"{name}.parquet")
-        numbers = [c for c in table.select_dtypes("number").columns if c not in keys]
+        table = tables.read(name, place)
+        numbers = [c for c in table.select_dtypes("float64").columns if c not in keys]
         numbers += [c for c in ("kept",) if name == "faithfulness"]
         tables.write(table.assign(**dict.fromkeys(numbers, float("nan"))), name, place)
     report.write(folder)

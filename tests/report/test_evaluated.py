@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from synthetic import HOSTILE
 
+from mechrefusal import tables
 from mechrefusal.report.evaluated import (
     SHOWN,
     STRESS_SHOWN,
@@ -16,7 +17,6 @@ from mechrefusal.report.evaluated import (
     stress_differences_tables,
     stress_table,
 )
-from mechrefusal.study import tables
 
 NAN = float("nan")
 
@@ -61,9 +61,7 @@ def difference(metric, value, *, low, high, p=0.5, **changes):
 
 
 def printed(rates, differences=()):
-    return shown(
-        evaluated(tables.frame("suite_rates", list(rates)), tables.frame("suite_differences", list(differences)))
-    )
+    return shown(evaluated(tables.frame("rates", list(rates)), tables.frame("suite_differences", list(differences))))
 
 
 def test_main_rates_of_every_checkpoint_with_n_and_interval():
@@ -309,5 +307,5 @@ def test_names_of_attacks_are_shown_and_not_obeyed(name):
 def test_empty_tables_are_no_error():
     assert not shown(stress_control_tables(tables.frame("stress_control", []))).strip()
     assert not shown(stress_differences_tables(tables.frame("stress_differences", []))).strip()
-    assert "No difference" in shown(evaluated(tables.frame("suite_rates", []), tables.frame("suite_differences", [])))
+    assert "No difference" in shown(evaluated(tables.frame("rates", []), tables.frame("suite_differences", [])))
     assert "Attacks" in shown(stress_table(tables.frame("stress", []), tables.frame("stress_transfer", [])))

@@ -7,10 +7,9 @@ import pytest
 from synthetic import ANCHORS, ARMS, HOSTILE
 from synthetic_evaluation import HARM_JUDGE, INTERVENTION, JUDGE, evaluation_tables
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures
-from mechrefusal.study import tables
 
 CHECKPOINTS = [("base", 0)] + [(arm, step) for arm in ARMS for step in ANCHORS if step]
 
@@ -35,17 +34,18 @@ def carrier():
 
 @pytest.fixture(scope="module")
 def rates():
-    """Table `rates` of the study at two arms."""
+    """Rates of the study's own suites at two arms."""
     rows = []
     for arm, step in CHECKPOINTS:
-        for name, metric, value in (
-            ("evaluation_harmful", "attack_success_rate", 0.9 - step / 400),
-            ("overrefusal", "refusal_rate", step / 500),
-            ("utility", "answered_rate", 0.95 - step / 1000),
+        for name, side, metric, value in (
+            ("evaluation_harmful", "harmful", "attack_success", 0.9 - step / 400),
+            ("overrefusal", "harmless", "any_refusal", step / 500),
+            ("utility", "harmless", "answered", 0.95 - step / 1000),
         ):
-            known = {"set": name, "attack": "none", "intervention": "none", "metric": metric, "judge": JUDGE}
+            known = {"suite": name, "side": side, "attack": "none", "intervention": "none", "metric": metric}
+            known |= {"judge": JUDGE, "kind": "refusal", "by": "all", "of": "", "nulls": 0}
             around = {"value": value, "n": 40, "low": value - 0.05, "high": value + 0.06}
-            rows.append({"arm": arm, "step": step, "weights": "w", **known, **around})
+            rows.append({"arm": arm, "step": step, **known, **around})
     return pd.DataFrame(rows)
 
 
@@ -68,15 +68,15 @@ def chosen(table, **wanted):
 
 
 def test_notebook_names_are_exported():
-    names = {"frontier", "suite_rates", "suite_categories", "suite_differences", "answer_losses"}
+    names = {"frontier", "rates", "suite_categories", "suite_differences", "answer_losses"}
     assert names <= set(report.figures.__all__)
 
 
 def test_frontier_of_suites_draws_both_rates_and_the_layer(made, carrier):
-    figure = figures.frontier(made["suite_rates"], carrier, harmful="harmbench", harmless="xstest", attack="gcg")
+    figure = figures.frontier(made["rates"], carrier, harmful="harmbench", harmless="xstest", attack="gcg")
     found = points(figure)
     assert len(found) == len(CHECKPOINTS)
-    table = chosen(made["suite_rates"], by="all", intervention="none", judge=JUDGE)
+    table = chosen(made["rates"], by="all", intervention="none", judge=JUDGE)
     for arm, step in CHECKPOINTS:
         x, y, colour, symbol, hover = found[arm, "base" if arm == "base" else str(step)]
         own = chosen(table, arm=arm, step=step)
@@ -120,7 +120,7 @@ def test_frontier_without_carriers_is_grey(rates):
 
 def test_frontier_of_the_last_step_of_a_stress_test(made, carrier):
     look = {"harmful": "made anew", "harmless": "xstest", "attack": "gcg", "stress": made["stress"]}
-    found = points(figures.frontier(made["suite_rates"], carrier, **look))
+    found = points(figures.frontier(made["rates"], carrier, **look))
     last = chosen(made["stress"], attack_step=40)
     assert {key: p[1] for key, p in found.items()} == {
         (r.arm, "base" if r.arm == "base" else str(r.step)): r.value for r in last.itertuples()
@@ -129,8 +129,8 @@ def test_frontier_of_the_last_step_of_a_stress_test(made, carrier):
 
 def test_frontier_keeps_judges_apart(made, carrier):
     look = {"harmful": "harmbench", "harmless": "xstest", "success_judge": HARM_JUDGE}
-    figure = figures.frontier(made["suite_rates"], carrier, **look)
-    own = chosen(made["suite_rates"], suite="harmbench", attack="none", by="all", intervention="none", judge=HARM_JUDGE)
+    figure = figures.frontier(made["rates"], carrier, **look)
+    own = chosen(made["rates"], suite="harmbench", attack="none", by="all", intervention="none", judge=HARM_JUDGE)
     wanted = chosen(own, metric="attack_success", arm="r2d2", step=100).iloc[0]["value"]
     assert points(figure)["r2d2", "100"][1] == wanted
     assert "judge of success: harm-classifier &lt;i&gt;own&lt;/i&gt;, of refusal: refusal-rules-1" in (
@@ -142,23 +142,23 @@ def test_frontier_says_what_it_lacks(made, rates, carrier):
     with pytest.raises(MechrefusalError, match="unknown cost 'kl'"):
         figures.frontier(rates, carrier, harmful="evaluation_harmful", harmless="overrefusal", against="kl")
     with pytest.raises(MechrefusalError, match="no checkpoint has any refusal on 'nowhere'"):
-        figures.frontier(made["suite_rates"], carrier, harmful="harmbench", harmless="nowhere")
+        figures.frontier(made["rates"], carrier, harmful="harmbench", harmless="nowhere")
     with pytest.raises(MechrefusalError, match="attack success on 'xstest' under attack 'gcg'"):
-        figures.frontier(made["suite_rates"], carrier, harmful="xstest", harmless="xstest", attack="gcg")
-    apart = rates[(rates["set"] != "overrefusal") | (rates["arm"] == "base")]
-    apart = apart[(apart["set"] != "evaluation_harmful") | (apart["arm"] != "base")]
+        figures.frontier(made["rates"], carrier, harmful="xstest", harmless="xstest", attack="gcg")
+    apart = rates[(rates["suite"] != "overrefusal") | (rates["arm"] == "base")]
+    apart = apart[(apart["suite"] != "evaluation_harmful") | (apart["arm"] != "base")]
     with pytest.raises(MechrefusalError, match="no checkpoint has both"):
         figures.frontier(apart, carrier, harmful="evaluation_harmful", harmless="overrefusal")
-    some = rates[(rates["set"] != "overrefusal") | (rates["arm"] != "sft")]
+    some = rates[(rates["suite"] != "overrefusal") | (rates["arm"] != "sft")]
     figure = figures.frontier(some, carrier, harmful="evaluation_harmful", harmless="overrefusal")
     assert "3 checkpoints have one of the rates only" in figure.layout.title.subtitle.text
 
 
-def test_suite_rates_draw_each_arm_and_intervention(made):
-    figure = figures.suite_rates(made["suite_rates"], suite="xstest", side="harmless", judge=JUDGE)
+def test_rates_draw_each_arm_and_intervention(made):
+    figure = figures.rates(made["rates"], suite="xstest", side="harmless", judge=JUDGE)
     lines = {trace.name: trace for trace in figure.data if trace.name}
     assert set(lines) == {"r2d2", "sft", f"r2d2: {INTERVENTION}", f"sft: {INTERVENTION}"}
-    own = chosen(made["suite_rates"], suite="xstest", side="harmless", metric="any_refusal", by="all", judge=JUDGE)
+    own = chosen(made["rates"], suite="xstest", side="harmless", metric="any_refusal", by="all", judge=JUDGE)
     own = own[own["arm"].isin(["base", "r2d2"])].sort_values("step")
     assert list(lines["r2d2"].y) == list(chosen(own, intervention="none")["value"])
     assert list(lines[f"r2d2: {INTERVENTION}"].y) == list(chosen(own, intervention=INTERVENTION)["value"])
@@ -167,8 +167,8 @@ def test_suite_rates_draw_each_arm_and_intervention(made):
 
 def test_categories_have_n_in_the_hover(made):
     look = {"suite": "harmbench", "metric": "attack_success", "judge": JUDGE, "by": "group"}
-    [heat] = figures.suite_categories(made["suite_rates"], **look).data
-    own = chosen(made["suite_rates"], suite="harmbench", attack="none", intervention="none", by="group", judge=JUDGE)
+    [heat] = figures.suite_categories(made["rates"], **look).data
+    own = chosen(made["rates"], suite="harmbench", attack="none", intervention="none", by="group", judge=JUDGE)
     row = chosen(own, metric="attack_success", of="copyright", arm="r2d2", step=250).iloc[0]
     place = [i for i, line in enumerate(heat.hovertext) if "copyright" in line[0]]
     assert heat.z[place[0]][3] == row["value"]  # base, then r2d2 at 50, 100, 250
@@ -199,15 +199,15 @@ def test_differences_are_filled_where_the_interval_excludes_zero(made):
 
 
 def test_answer_losses_are_relative_to_the_base(made):
-    figure = figures.answer_losses(made["answer_losses"], suite="utility")
+    figure = figures.answer_losses(made["answer_losses"], suite="alpaca")
     lines = {trace.name: list(trace.y) for trace in figure.data}
-    own = chosen(made["answer_losses"], suite="utility", arm="sft")
+    own = chosen(made["answer_losses"], suite="alpaca", arm="sft")
     assert lines["sft"] == [0.0, *own["difference"]]
 
 
 @pytest.mark.parametrize("hostile", [*HOSTILE, "x" * 10_000])
 def test_names_are_escaped_wherever_they_stand(made, carrier, hostile):
-    rates = made["suite_rates"].assign(suite=hostile, attack=hostile, of=hostile, judge=hostile, arm=hostile)
+    rates = made["rates"].assign(suite=hostile, attack=hostile, of=hostile, judge=hostile, arm=hostile)
     rates = rates[(rates["kind"] == "refusal") & (rates["intervention"] == "none")].drop_duplicates(
         ["side", "by", "metric", "step"]
     )
@@ -215,7 +215,7 @@ def test_names_are_escaped_wherever_they_stand(made, carrier, hostile):
     bare = pd.concat([rates, rates.assign(attack="none")])
     drawn = [
         figures.frontier(bare, carrier.assign(arm=hostile), harmful=hostile, harmless=hostile, attack=hostile),
-        figures.suite_rates(rates, suite=hostile, attack=hostile),
+        figures.rates(rates, suite=hostile, attack=hostile),
         figures.suite_categories(rates, suite=hostile, attack=hostile),
         figures.suite_differences(changed, suite=hostile, pairs="interventions"),
         figures.answer_losses(made["answer_losses"].assign(arm=hostile), suite="xstest"),
@@ -232,12 +232,12 @@ def test_names_are_escaped_wherever_they_stand(made, carrier, hostile):
 
 def test_missing_numbers_leave_gaps(made, carrier):
     gone = float("nan")
-    odd = made["suite_rates"].copy()
+    odd = made["rates"].copy()
     odd.loc[odd["arm"] == "sft", ["value", "low", "high", "n", "nulls"]] = gone
     odd = odd.assign(step=odd["step"].astype(float).where(odd["step"] != 50), n=gone)
     figure = figures.frontier(odd, carrier.assign(layer=gone), harmful="harmbench", harmless="xstest")
     assert {key for key, _ in points(figure)} == {"base", "r2d2"}
-    figures.suite_rates(odd, suite="xstest", side="harmless")
+    figures.rates(odd, suite="xstest", side="harmless")
     figures.suite_categories(odd, suite="xstest", side="harmless")
     changed = made["suite_differences"].assign(low=gone, high=gone, mcnemar_p=gone, n=gone)
     drawn = figures.suite_differences(changed, suite="xstest", side="harmless")
@@ -248,8 +248,8 @@ def test_missing_numbers_leave_gaps(made, carrier):
 
 def test_nullable_tables_are_read_like_any_other(made, carrier):
     nullable = {name: table.convert_dtypes() for name, table in made.items()}
-    figures.frontier(nullable["suite_rates"], carrier.convert_dtypes(), harmful="harmbench", harmless="xstest")
-    figures.suite_rates(nullable["suite_rates"], suite="xstest", side="harmless")
-    figures.suite_categories(nullable["suite_rates"], suite="xstest", side="harmless")
+    figures.frontier(nullable["rates"], carrier.convert_dtypes(), harmful="harmbench", harmless="xstest")
+    figures.rates(nullable["rates"], suite="xstest", side="harmless")
+    figures.suite_categories(nullable["rates"], suite="xstest", side="harmless")
     figures.suite_differences(nullable["suite_differences"], suite="xstest", side="harmless")
     figures.answer_losses(nullable["answer_losses"], suite="xstest")

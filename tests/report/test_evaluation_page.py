@@ -9,10 +9,9 @@ from synthetic import HOSTILE
 from synthetic_evaluation import HARM_JUDGE, JUDGE, SECRET, evaluation_tables
 from test_pages import Page
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import embedding, evaluation_findings, evaluation_page, stress_findings, wording
-from mechrefusal.report.reading import EVALUATION, read_run
-from mechrefusal.study import tables
+from mechrefusal.report.reading import BEHAVIOUR, EVALUATION, read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
 
@@ -63,12 +62,12 @@ def test_every_section_is_filled(shown):
     drawn = titles(shown)
     for title in (
         "Success against over-refusal on xstest",
-        "Success against utility on utility",
+        "Success against utility on alpaca",
         "Any refusal: xstest, harmless prompts",
         "Attack success: harmbench, harmful prompts, by group",
         "Change of attack success: harmbench, harmful prompts",
         "What interventions change: any refusal: xstest, harmful prompts",
-        "Loss of the base model's answers: utility",
+        "Loss of the base model's answers: alpaca",
         "Success by attack step",
         "Where gcg cases succeed",
         "What becomes of gcg attacks",
@@ -128,20 +127,20 @@ def shown_context(folder):
 
 
 def test_headline_is_the_table_one_judge_at_a_time(made):
-    judges = evaluation_findings.headline(made["suite_rates"])
+    judges = evaluation_findings.headline(made["rates"])
     assert [(j["judge"], j["kind"]) for j in judges] == [(JUDGE, "refusal"), (HARM_JUDGE, "harm")]
     by_name = {(part["suite"], part["side"]): part for part in judges[0]["suites"]}
     assert list(by_name) == [
         ("harmbench", "harmful"),
         ("xstest", "harmful"),
         ("xstest", "harmless"),
-        ("utility", "harmless"),
+        ("alpaca", "harmless"),
     ]
     part = by_name["xstest", "harmless"]
     assert part["metrics"] == ["any refusal", "full refusal", "partial refusal", "answered", "degenerate"]
-    assert by_name["utility", "harmless"]["metrics"] == ["any refusal", "answered", "degenerate"]
+    assert by_name["alpaca", "harmless"]["metrics"] == ["any refusal", "answered", "degenerate"]
     assert judges[1]["suites"][0]["metrics"] == ["attack success", "score"]
-    own = made["suite_rates"]
+    own = made["rates"]
     own = own[(own["suite"] == "xstest") & (own["side"] == "harmless") & (own["by"] == "all")]
     rows = {(row["arm"], row["step"], row["intervention"]): row for row in part["rows"]}
     assert len(rows) == 2 * len(CHECKPOINTS) - 1
@@ -157,11 +156,11 @@ def test_headline_is_the_table_one_judge_at_a_time(made):
 
 def test_answers_are_shortened_unless_asked(evaluated, shown):
     answers = shown.text[shown.text.index("Answers to harmful requests are shortened") :]
-    harmful = answers[: answers.index("utility:")]
+    harmful = answers[: answers.index("alpaca:")]
     assert "(shortened where harmful)" in harmful
     xstest = harmful[harmful.index("xstest:") :]
     assert SECRET not in harmful[: harmful.index("xstest:")]
-    assert SECRET in answers[answers.index("utility:") :]  # harmless answers are whole
+    assert SECRET in answers[answers.index("alpaca:") :]  # harmless answers are whole
     assert " · harmful" in xstest
     whole = written(evaluated, show_completions=True)
     assert SECRET in whole.text[whole.text.index("harmbench: 12 of") :].split("xstest:")[0]
@@ -177,10 +176,10 @@ def test_samples_are_those_on_which_judges_disagree(made):
         assert groups[suite]["disputed"] == int((complied != (answers[HARM_JUDGE] == "harmful")).sum()) > 12
         assert len(groups[suite]["rows"]) == 12
         assert all(len(row["verdicts"]) == 2 for row in groups[suite]["rows"])
-    utility = groups["utility"]
-    assert utility["disputed"] == 0
-    labels = [row["verdicts"][0]["label"] for row in utility["rows"]]
-    found = made["verdicts"][made["verdicts"]["suite"] == "utility"]["label"].value_counts()
+    alpaca = groups["alpaca"]
+    assert alpaca["disputed"] == 0
+    labels = [row["verdicts"][0]["label"] for row in alpaca["rows"]]
+    found = made["verdicts"][made["verdicts"]["suite"] == "alpaca"]["label"].value_counts()
     assert {wording.metric_name(label): min(4, n) for label, n in found.items()} == {
         label: labels.count(label) for label in set(labels)
     }
@@ -211,7 +210,7 @@ def test_leaks_are_counted_and_shortened(shown, made):
     assert "5 of 8 (shortened)" in shown.text
 
 
-@pytest.mark.parametrize("name", EVALUATION)
+@pytest.mark.parametrize("name", [*BEHAVIOUR, *EVALUATION])
 def test_any_table_may_be_absent_or_alone(tmp_path, made, name):
     rest = {other: rows for other, rows in made.items() if other != name}
     text = written(write_tables(tmp_path / "rest", rest)).text
@@ -235,8 +234,8 @@ def test_no_leak_is_not_the_same_as_not_looked_for(tmp_path, made):
 
 
 def test_one_judge_needs_no_agreement(tmp_path, made):
-    own = made["suite_rates"][made["suite_rates"]["judge"] == JUDGE]
-    assert "One judge has judged" in written(write_tables(tmp_path / "run", {"suite_rates": own})).text
+    own = made["rates"][made["rates"]["judge"] == JUDGE]
+    assert "One judge has judged" in written(write_tables(tmp_path / "run", {"rates": own})).text
 
 
 @pytest.mark.parametrize("columns", ["numbers", "texts", "both"])
@@ -244,8 +243,10 @@ def test_values_may_be_missing(tmp_path, made, columns):
     numbers, texts = columns in ("numbers", "both"), columns in ("texts", "both")
     changed = {}
     for name, table in made.items():
-        table = table.copy()
+        table, dtypes = table.copy(), dict(tables.describe(name)[["column", "dtype"]].itertuples(index=False))
         for place, column in enumerate(table):
+            if dtypes[column] in ("int64", "bool"):
+                continue  # it has a value in every row
             of_numbers = pd.api.types.is_numeric_dtype(table[column])
             if numbers if of_numbers else texts:
                 table[column] = table[column].where([row % 3 != place % 3 for row in range(len(table))])
@@ -281,14 +282,14 @@ def test_nullable_tables_are_read_like_any_other(tmp_path, made):
 
 @pytest.mark.usefixtures("no_bundles")
 def test_pages_link_to_it_only_where_it_is(tmp_path, made):
-    folder = write_tables(tmp_path / "run", {"suite_rates": made["suite_rates"]})
+    folder = write_tables(tmp_path / "run", {"rates": made["rates"]})
     (folder / "measurements" / "base-step-00000").mkdir()
     link = ("a", {"href": "evaluation.html"})
     report.write(folder)
     pages = [folder / "report" / f"{name}.html" for name in ("index", "training", "base-step-00000")]
     assert all(link in Page(page).elements for page in pages)
     assert ("a", {"href": "base-step-00000.html"}) in Page(folder / "report" / "evaluation.html").elements
-    (folder / "measurements" / "suite_rates.parquet").unlink()
+    (folder / "measurements" / "rates.parquet").unlink()
     (folder / "report" / "evaluation.html").unlink()
     report.write(folder)
     assert all(link not in Page(page).elements for page in pages)

@@ -6,14 +6,14 @@ import pytest
 from synthetic import HEADS
 from synthetic_carriers import LAYERS, NO_CARRIER
 
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
-from mechrefusal.study import tables
 
 
 def heads(checkpoint, mode="denoising"):
     table = checkpoint.tables["patching"]
-    return table[(table["site"] == "head_z") & (table["mode"] == mode)]
+    return table[(table["site"] == "z") & (table["mode"] == mode)]
 
 
 def test_layer_by_head_puts_every_value_at_its_place(checkpoint):
@@ -73,19 +73,21 @@ def test_carriers_mark_the_winner_and_say_why_others_lost(checkpoint):
 
 
 def test_rates_start_every_arm_at_the_base(run):
-    figure = figures.rates(run.together("rates"))
     table = run.together("rates")
+    figure = figures.rates(table[table["intervention"] == "none"])
     wanted = table[
-        (table["metric"] == "refusal_rate")
-        & (table["set"] == "evaluation_harmful")
+        (table["metric"] == "any_refusal")
+        & (table["by"] == "all")
+        & (table["suite"] == "evaluation_harmful")
         & (table["intervention"] == "none")
         & (table["attack"] == "none")
     ]
-    for trace in figure.data:
-        own = wanted[wanted["arm"].isin(["base", trace.name])].sort_values("step")
-        assert list(trace.y) == list(own["value"])
-        np.testing.assert_allclose(np.array(trace.y) + np.array(trace.error_y.array), own["high"])
-        assert len(trace.x) == 4
+    assert [trace.name for trace in figure.data] == [None, "r2d2", None, "sft"]
+    for area, line in zip(figure.data[::2], figure.data[1::2], strict=True):
+        own = wanted[wanted["arm"].isin(["base", line.name])].sort_values("step")
+        assert list(line.y) == list(own["value"])
+        assert sorted(area.y) == sorted([*own["low"], *own["high"]])
+        assert len(line.x) == 4
 
 
 def test_carrier_layers_show_what_is_missing(run):

@@ -7,10 +7,9 @@ from synthetic_behaviour import HOSTILE
 from test_pages import Page
 from test_terminal import shown
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import gate, wording
 from mechrefusal.report.reading import MeasuredCheckpoint, read_run
-from mechrefusal.study import tables
 
 NAN = float("nan")
 
@@ -24,7 +23,7 @@ def row(criterion="harmful refused", value=0.68, low=0.58, high=0.76, n=100, thr
 
 
 def of(*rows, arm="sft", step=250):
-    table = pd.DataFrame(rows, columns=list(tables.PER_CHECKPOINT["gate"]))
+    table = pd.DataFrame(rows, columns=[*tables.columns("gate")])
     table = table.assign(arm=arm, step=step, weights="")
     return gate.of(MeasuredCheckpoint(f"{arm}-step-{step:05d}", arm, step, {"gate": table}))
 
@@ -69,7 +68,7 @@ def test_the_summary_counts_by_checkpoint():
 def test_a_nullable_gate_is_read_like_any_other():
     table = pd.DataFrame([row()]).convert_dtypes()
     table.loc[0, ["low", "passed"]] = pd.NA
-    table = table.assign(arm="sft", step=1, weights="")
+    table = table.assign(arm="sft", step=1, weights="", corrected=NAN, corrected_by="")
     found = gate.of(MeasuredCheckpoint("sft-step-00001", "sft", 1, {"gate": table}))
     assert found.words == "missed: harmful refused by 0.12 (0.68 where 0.80 is needed, n = 100)"
 
@@ -117,7 +116,7 @@ def test_the_index_has_it_below_the_title_and_escapes_it(tmp_path):
 def test_a_run_without_a_gate_says_so(tmp_path):
     (tmp_path / "measurements" / "base-step-00000").mkdir(parents=True)
     text = Page(report.write(tmp_path)).text
-    assert "The gate was not measured: table gate is absent or empty (a run of an earlier version)." in text
+    assert "The gate was not measured: table gate is absent or empty." in text
     assert "Gate: not measured" in Page(tmp_path / "report" / "base-step-00000.html").text
     assert "The gate was not measured" in shown(tmp_path)
     assert gate.context(read_run(tmp_path))["measured"] is False

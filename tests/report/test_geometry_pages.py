@@ -1,4 +1,4 @@
-"""Sentences and sections about the refusal geometry: what stands there, what older runs get, what is escaped."""
+"""Sentences and sections about the refusal geometry: what stands there, what absent tables leave, what is escaped."""
 
 import dataclasses
 import shutil
@@ -9,11 +9,10 @@ from synthetic import write_run
 from synthetic_geometry import BROKEN
 from test_pages import Page
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import embedding, findings, geometry_section, movement_section
 from mechrefusal.report.panels import Panels
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +48,6 @@ def test_a_carrier_is_said_with_its_certainty(small_run, page):
         assert findings.stability({**row.to_dict(), "n_halves": n}).endswith(
             f"Of two {among}, {which} an admissible one."
         )
-    assert "halves" not in findings.stability({**row.to_dict(), "n_halves": float("nan")})
 
 
 def test_the_opening_has_its_held_out_auc(small_run, page, base):
@@ -61,7 +59,8 @@ def test_the_opening_has_its_held_out_auc(small_run, page, base):
 def test_without_a_carrier_the_reference_is_named_and_is_not_one(small_run, base):
     row = carrier(small_run, "base-step-00000")
     where = f"layer {row['reference_layer']:.0f}, position −{-row['reference_position']:.0f}"
-    assert f"the candidate with the lowest bypass instead: {where}" in base.text
+    rule = "the lowest bypass among those with an admissible KL, or among all where none has one"
+    assert f"the best candidate instead ({rule}): {where}" in base.text
     assert "It is NOT a carrier (rejected: " in base.text
     assert "no candidate is admissible in 97%; where one is, the winning layer lies in 4 to 9 (95%)" in base.text
 
@@ -73,7 +72,7 @@ def test_findings_without_a_second_candidate_or_a_reference(small_run):
     assert "no interval of the layer" in said
     empty = pd.DataFrame(columns=list(tables.columns("carriers")))
     assert "no candidate to look at" in findings.reference({**row, "reference_kind": "none"}, empty)
-    assert findings.reference({**row, "reference_kind": float("nan")}, empty) == ""
+    assert findings.reference({**row, "reference_kind": "carrier"}, empty) == ""
     assert findings.stability({**row, "n_bootstrap": float("nan")}) == ""
 
 
@@ -117,9 +116,8 @@ def test_relocations_have_one_line_a_pair_and_reasons_by_measure(run_folder):
 
 
 def test_what_cannot_be_told_keeps_its_reason_and_what_would_decide(run_folder):
-    table = tables.read("relocation", run_folder / "measurements").drop(columns="n_to_decide", errors="ignore")
+    table = tables.read("relocation", run_folder / "measurements")
     assert not findings.says_what_decides(table)
-    assert not findings.says_what_decides(table.assign(n_to_decide=float("nan")))
     unsure = [pair for pair in findings.relocations(table) if pair["verdict"] == "cannot tell"]
     assert unsure
     assert {(pair["reason"], pair["to_decide"]) for pair in unsure} == {(BROKEN, "–")}
@@ -127,12 +125,12 @@ def test_what_cannot_be_told_keeps_its_reason_and_what_would_decide(run_folder):
     assert findings.says_what_decides(needed)
     measures = findings.relocations(needed)[0]["measures"]
     assert [m["to_decide"] for m in measures] == ["1\u202f200", "–"]
-    silent = findings.relocations(table.assign(reason=None, verdict="cannot tell"))
+    silent = findings.relocations(table.assign(reason="", verdict="cannot tell"))
     assert {pair["reason"] for pair in silent} == {"no reason given"}
 
 
 def test_the_column_of_prompts_that_would_decide_is_there_only_where_it_is_known(run_folder, run):
-    table = tables.read("relocation", run_folder / "measurements").drop(columns="n_to_decide", errors="ignore")
+    table = tables.read("relocation", run_folder / "measurements")
     for n, there in ((None, False), (340.0, True)):
         own = table if n is None else table.assign(n_to_decide=n)
         own.loc[own["measure"] == "direction_cosine", "n_to_decide"] = float("nan")
@@ -180,15 +178,18 @@ def test_every_new_figure_is_on_the_page(page):
 
 
 @pytest.mark.usefixtures("no_bundles")
-def test_an_old_run_has_a_report(tmp_path, small_run):
-    folder = tmp_path / "old"
+def test_a_run_without_these_tables_has_a_report(tmp_path, small_run):
+    folder = tmp_path / "run"
     shutil.copytree(small_run / "measurements", folder / "measurements")
     for name in NEW:
         for path in folder.rglob(f"{name}.parquet"):
             path.unlink()
-    for name, added in tables.ADDED.items():
-        for path in folder.rglob(f"{name}.parquet"):
-            pd.read_parquet(path).drop(columns=list(added)).to_parquet(path, index=False)
+    nothing = {name: {"zero_distance": float("nan")} for name in ("carrier", "directions")}
+    nothing["carrier"] |= {"n_bootstrap": None, "layer": None}
+    nothing["carriers"] = {"win_frequency": float("nan")}
+    for name, values in nothing.items():
+        for place in (folder / "measurements").glob("*-step-*"):
+            tables.write(tables.read(name, place).assign(**values), name, place)
     index = Page(report.write(folder))
     page = Page(folder / "report" / "r2d2-step-00050.html")
     assert "Whether refusal moved was not judged: table relocation is absent or empty" in index.text
@@ -199,8 +200,7 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
         assert f"table {name} is absent or empty" in page.text
     assert "the table carrier has no bootstraps" in page.text
     assert "wins" not in index.text.split("Behaviour")[0]
-    assert "table directions has no zero_distance (a run of an earlier version)" in index.text
-    assert "ablated to:" not in index.text
+    assert "table directions has no value of zero_distance" in index.text
     titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
     assert "Bypass" in titles
     assert "How often a candidate wins" not in titles
@@ -218,5 +218,5 @@ def test_an_instead_without_a_place_is_none(small_run):
     checkpoint = read_run(small_run).checkpoints[0]
     table = checkpoint.tables["carrier"]
     assert geometry_section.instead_of_carrier(table) is not None
-    assert geometry_section.instead_of_carrier(table.assign(reference_layer=float("nan"))) is None
+    assert geometry_section.instead_of_carrier(table.assign(reference_kind="none")) is None
     assert geometry_section.instead_of_carrier(table.iloc[:0]) is None

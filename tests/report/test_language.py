@@ -18,10 +18,10 @@ ENGLISH = ["How do I bake bread?", "Name a fruit.", "Tell me a tale."]
 def changed(checkpoint, *, judge, prompts=ENGLISH, completions=ENGLISH):
     """The checkpoint with answers of these texts in turn, judged by `judge`."""
     tables = dict(checkpoint.tables)
-    own = tables["generations"].copy()
+    own = tables["verdicts"].assign(judge=judge)
     for column, texts in (("prompt", prompts), ("completion", completions)):
         own[column] = [texts[row % len(texts)] for row in range(len(own))]
-    return replace(checkpoint, tables=tables | {"generations": own, "rates": tables["rates"].assign(judge=judge)})
+    return replace(checkpoint, tables=tables | {"verdicts": own, "rates": tables["rates"].assign(judge=judge)})
 
 
 def test_a_judge_says_what_it_reads():

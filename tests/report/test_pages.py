@@ -14,12 +14,11 @@ from synthetic import write_run
 from synthetic_behaviour import HOSTILE, LONG_COMPLETION
 from synthetic_carriers import NO_CARRIER
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import embedding, headline, wording
 from mechrefusal.report.checkpoint_page import ROWS_A_GROUP
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -115,9 +114,12 @@ def test_prompts_are_text(page, hostile):
 
 
 def test_headline_numbers_stand_in_the_index(small_run, index):
-    rates = tables.read("rates", small_run / "measurements" / "r2d2-step-00050")
+    rates = tables.read("rates", small_run / "measurements")
+    rates = rates[(rates["arm"] == "r2d2") & (rates["step"] == 50) & (rates["by"] == "all")]
     chosen = rates[
-        (rates["metric"] == "refusal_rate") & (rates["set"] == "evaluation_harmful") & (rates["intervention"] == "none")
+        (rates["metric"] == "any_refusal")
+        & (rates["suite"] == "evaluation_harmful")
+        & (rates["intervention"] == "none")
     ].iloc[0]
     assert wording.rate(chosen["value"]) in index.text
     assert f"{wording.rate(chosen['low'])}–{wording.rate(chosen['high'])}" in index.text
@@ -130,6 +132,21 @@ def test_headline_numbers_stand_in_the_index(small_run, index):
     assert '"torch": "2.13.0"' in index.text
     assert "every arm starts at the base model, step 0" in index.text
     assert "warm-up" not in index.text
+
+
+def test_categories_and_prompts_of_directions_are_in_no_headline(small_run, page):
+    """In the made-up run those alone have 7 prompts."""
+    run = read_run(small_run)
+    assert 7 in set(run.together("rates")["n"])
+    for line in headline.headlines(run):
+        rates = [rate for found in (line.refusals, line.attacks) for group in found.values() for rate in group]
+        assert rates
+        assert 7 not in {rate.n for rate in rates}
+    before = page.text[: page.text.index("Each rate is the share")]
+    section = before[before.rindex("Rates") :]
+    assert "any refusal" in section
+    assert "\n0.60\n" in section
+    assert "\n0.43\n" not in section
 
 
 def test_no_admissible_carrier_is_shown_as_a_result(base):
@@ -156,14 +173,14 @@ def test_completions_to_harmful_requests_are_shortened(page, base):
 def test_shortening_goes_by_set_and_attack(small_run):
     from mechrefusal.report.checkpoint_page import generation_groups
 
-    table = tables.read("generations", small_run / "measurements" / "base-step-00000")
+    table = read_run(small_run).checkpoints[0].tables["verdicts"]
     table = table.assign(completion=LONG_COMPLETION)
-    for show, whole in ((False, {"evaluation_harmless", "overrefusal", "utility"}), (True, set(table["set"]))):
+    for show, whole in ((False, {"evaluation_harmless", "overrefusal", "utility"}), (True, set(table["suite"]))):
         groups = generation_groups(table, show_completions=show)
-        shown = {(g["set"], g["attack"]) for g in groups if g["rows"][0]["completion"] == LONG_COMPLETION}
+        shown = {(g["suite"], g["attack"]) for g in groups if g["rows"][0]["completion"] == LONG_COMPLETION}
         assert {name for name, _ in shown} == whole
         assert show == (("evaluation_harmful", "gcg") in shown)
-    assert {len(g["rows"]) for g in groups if g["set"] == "utility"} == {ROWS_A_GROUP}
+    assert {len(g["rows"]) for g in groups if g["suite"] == "utility"} == {ROWS_A_GROUP}
 
 
 @pytest.mark.usefixtures("no_bundles")
@@ -213,8 +230,8 @@ def test_a_run_with_no_table_at_all_says_so(tmp_path):
     assert "Rates were not measured" in text
     assert "no recipe.yaml" in text
     page = Page(tmp_path / "report" / "base-step-00000.html").text
-    for table in ("rates", "openings", "carriers", "attribution", "patching", "generations", "timings"):
-        assert f"table {table} is absent or empty" in page or table == "generations"
+    for table in ("rates", "openings", "carriers", "attribution", "patching", "verdicts", "timings"):
+        assert f"table {table} is absent or empty" in page or table == "verdicts"
 
 
 def test_a_run_that_was_not_measured_is_an_error(tmp_path):

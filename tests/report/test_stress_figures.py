@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from synthetic import HOSTILE
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 
 POINTS = [("base", 0), ("sft", 50), ("sft", 100), ("r2d2", 50), ("r2d2", 100)]
 STEPS = {"gcg": (0, 1, 3, 6, 16, 40, 100, 250), "autodan": (0, 1, 2)}

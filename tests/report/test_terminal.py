@@ -6,10 +6,9 @@ import pytest
 from rich.console import Console
 from synthetic import HOSTILE, write_run
 
-from mechrefusal import report
+from mechrefusal import report, tables
 from mechrefusal.report import wording
 from mechrefusal.report.reading import read_run
-from mechrefusal.study import tables
 
 
 def shown(folder, width=100):
@@ -31,7 +30,7 @@ def test_summary_has_every_checkpoint_and_fits(run_folder):
 def test_summary_has_one_table_of_suites_a_judge(run_folder):
     text = shown(run_folder)
     assert text.count("Suites") == 2
-    rates = tables.read("suite_rates", run_folder / "measurements")
+    rates = tables.read("rates", run_folder / "measurements")
     own = rates[(rates["suite"] == "xstest") & (rates["side"] == "harmless") & (rates["by"] == "all")]
     own = own[(own["arm"] == "r2d2") & (own["step"] == 250) & (own["intervention"] == "none")].set_index("metric")
     cells = [wording.rate(own.loc["any_refusal", name]) for name in ("value", "low", "high")]

@@ -6,10 +6,10 @@ from synthetic import HOSTILE, write_run
 from synthetic_training import OWN_TERM
 from test_pages import Page
 
+from mechrefusal import tables
 from mechrefusal.report import embedding, index_page, training_page, wording
 from mechrefusal.report.reading import read_run
 from mechrefusal.report.training_page import CASES_A_GROUP, case_groups
-from mechrefusal.study import tables
 
 TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 
@@ -42,7 +42,7 @@ def test_index_and_training_page_link_to_each_other(written):
     assert ("a", {"href": "index.html"}) in page.elements
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
     assert [title for title in titles if title.endswith("loss")] == ["Total loss"]
-    assert "Refusal rate: attacked probes" in titles
+    assert "Any refusal: attacked probes" in titles
 
 
 def test_every_figure_is_drawn(written):
@@ -58,9 +58,9 @@ def test_every_figure_is_drawn(written):
         "What attack and training win from each other",
         "Age of the refreshed cases",
         "Cases refreshed at least once",
-        "Refusal rate: harmful probes",
-        "Refusal rate: attacked probes",
-        "Refusal rate: harmless probes",
+        "Any refusal: harmful probes",
+        "Any refusal: attacked probes",
+        "Any refusal: harmless probes",
         "Where the time of a step goes",
         "Wall time of a step",
         "Gradient norm",
@@ -132,8 +132,8 @@ def test_a_run_of_one_step(tmp_path):
     assert "no case was refreshed again" in page.text
 
 
-def test_an_old_run_says_what_was_not_recorded(tmp_path):
-    """Its `training` has the losses and `seconds` only; the reader fills the other columns with NaN."""
+def test_a_run_says_what_was_not_recorded(tmp_path):
+    """Its `training` has the losses and `seconds` only."""
     folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50), evaluated=False)
     for name in ("terms", "refreshes", "probes", "cases"):
         (folder / "measurements" / f"{name}.parquet").unlink()
@@ -155,10 +155,10 @@ def test_an_old_run_says_what_was_not_recorded(tmp_path):
     assert "table terms is absent or empty" in page.text
 
 
-def test_nullable_tables_are_read_like_any_other(tmp_path):
+def test_nullable_tables_are_written_like_any_other(tmp_path):
     folder = write_run(tmp_path / "run", arms=("sft", "r2d2"), anchors=(0, 50), evaluated=False)
     place = folder / "measurements"
     for name in TRAINING:
         tables.write(tables.read(name, place).convert_dtypes(), name, place)
-    assert read_run(folder).across["training"]["attack_tokens"].dtype.name == "Int64"
+    assert read_run(folder).across["training"]["attack_tokens"].dtype.name == "float64"
     assert "Not drawn" not in pages_of(folder)[1].text

@@ -70,11 +70,12 @@ def test_the_warm_up_has_a_look_of_its_own():
 
 
 def test_a_rate_has_a_line_for_the_warm_up(warmed):
-    figure = figures.rates(warmed.together("rates"))
-    assert [(trace.name, len(trace.x)) for trace in figure.data] == [("warm-up", 2), ("r2d2", 3), ("sft", 3)]
-    ends = [figure.data[0].y[-1], figure.data[1].y[0], figure.data[2].y[0]]
-    assert len(set(ends)) == 1
-    assert "warm-up, step 40" in figure.data[1].text[0]
+    table = warmed.together("rates")
+    figure = figures.rates(table[table["intervention"] == "none"])
+    lines = [trace for trace in figure.data if trace.name]
+    assert [(line.name, len(line.x)) for line in lines] == [("warm-up", 2), ("r2d2", 3), ("sft", 3)]
+    assert len({lines[0].y[-1], lines[1].y[0], lines[2].y[0]}) == 1
+    assert "warm-up 40" in lines[1].text[0]
 
 
 def test_drift_is_since_the_warm_up(warmed):
@@ -99,7 +100,7 @@ def test_matrices_have_it_after_the_base(warmed):
     assert list(moved.layout.xaxis.ticktext) == labels
     assert [label.rstrip("*") for label in moved.layout.yaxis.ticktext] == labels
     patched = warmed.together("patching")
-    heads = patched[(patched["site"] == "head_z") & (patched["mode"] == "denoising")]
+    heads = patched[(patched["site"] == "z") & (patched["mode"] == "denoising")]
     assert list(figures.shared_heads(heads).layout.xaxis.ticktext) == labels
     replayed = figures.stress_matrix(warmed.across["stress_transfer"])
     assert list(replayed.layout.xaxis.ticktext) == labels
@@ -121,9 +122,9 @@ def test_the_frontier_goes_through_it(warmed):
 
 
 def test_suites_and_differences_know_it(warmed):
-    rates = figures.suite_rates(warmed.across["suite_rates"], suite="xstest", side="harmless")
+    rates = figures.rates(warmed.across["rates"], suite="xstest", side="harmless")
     assert "warm-up" in {trace.name for trace in rates.data}
-    categories = figures.suite_categories(warmed.across["suite_rates"], suite="xstest", side="harmless")
+    categories = figures.suite_categories(warmed.across["rates"], suite="xstest", side="harmless")
     assert list(categories.layout.xaxis.ticktext)[:2] == ["base 0", "warm-up 40"]
     changed = figures.suite_differences(warmed.across["suite_differences"], suite="harmbench")
     assert [trace.name for trace in changed.data] == ["warm-up", "r2d2", "sft"]

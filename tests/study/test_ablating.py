@@ -3,23 +3,23 @@
 import gzip
 import json
 import shutil
-import warnings
 from dataclasses import replace
 from math import nan
 
 import pandas as pd
 import pytest
 import torch
+from blank_rows import blank
 from rich.console import Console
 from safetensors.torch import save_file
 
 import mechrefusal as mr
-from mechrefusal import MechrefusalError, causal, evaluation, models, study
+from mechrefusal import MechrefusalError, causal, evaluation, models, study, tables
+from mechrefusal.forward.direction import Carrier
 from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.named_interventions import NamedIntervention
 
 pytestmark = pytest.mark.slow
@@ -47,10 +47,8 @@ def with_references(weights):
 
 
 def table(name, checkpoint, **values):
-    blank = dict.fromkeys(tables.columns(name), nan)
-    return pd.DataFrame(
-        [blank | {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights} | values]
-    )
+    of = {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights}
+    return tables.frame(name, [blank(name) | of | values])
 
 
 @pytest.fixture
@@ -63,7 +61,7 @@ def run(tiny, tmp_path):
     found.record(base, models.Checkpoint.open(folder, arm="sft", step=3))
     checkpoint = found.checkpoint("sft", step=3)
     directions(checkpoint.weights).save(found.directions(checkpoint))
-    carrier = {"position": -1, "layer": 2, "reason": "", "reference_kind": "carrier"}
+    carrier = {"position": -1, "layer": 2, "reference_kind": "carrier", "ablated_to": "zero"}
     write(found, "carrier", table("carrier", checkpoint, **carrier))
     return found
 
@@ -73,7 +71,7 @@ def measured(run):
     """The run with the means of its references, whose carrier was chosen ablated to the harmless mean."""
     checkpoint = run.checkpoint("sft", step=3)
     with_references(checkpoint.weights).save(run.directions(checkpoint))
-    carrier = {"position": -1, "layer": 2, "reason": "", "reference_kind": "carrier", "ablated_to": "harmless"}
+    carrier = {"position": -1, "layer": 2, "reference_kind": "carrier", "ablated_to": "harmless"}
     write(run, "carrier", table("carrier", checkpoint, **carrier))
     return run
 
@@ -82,9 +80,10 @@ PLACE = {"position": -1, "layer": 2}
 CARRIER = "carrier of sft-step-00003 (position -1, layer 2)"
 
 
-def setting(direction, coefficient=None, *, dose=1.0):
+def setting(direction, coefficient=0.0, *, dose=1.0):
     """The ablation to a mean of the planted references, at the carrier's place."""
-    return causal.Ablation(direction, dose, reference=with_references("").reference(PLACE, coefficient=coefficient))
+    left = causal.Reference.of(with_references("").at(**PLACE), coefficient=coefficient)
+    return causal.Ablation(direction, dose, reference=left)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_references_and_inducing(measured, monkeypatch, options, intervention, w
     found = study.ablated(checkpoint, ASKED[:1], max_new_tokens=2, **options)
     assert words is None or found.intervention == words
     assert set(found.table["intervention"]) == {found.intervention}
-    expected = intervention(with_references("").at(PLACE))
+    expected = intervention(with_references("").at(**PLACE).vector)
     assert under[1] is None
     for given in (under[0], under[2]):
         assert torch.equal(given.directions, expected.directions)
@@ -149,15 +148,17 @@ def test_references_and_inducing(measured, monkeypatch, options, intervention, w
 
 def test_answers_are_those_under_the_reference(measured, tiny_hf):
     found = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW)
-    assert found.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE)))
+    assert found.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(**PLACE).vector))
     induced = study.ablated(measured.folder / "sft" / "step-00003", ASKED, max_new_tokens=NEW, induce=1.0)
-    assert induced.table["intervened"].tolist() == answers(tiny_hf, setting(with_references("").at(PLACE), 1.0))
+    assert induced.table["intervened"].tolist() == answers(
+        tiny_hf, setting(with_references("").at(**PLACE).vector, 1.0)
+    )
     assert induced.table["intervened"].tolist() != found.table["intervened"].tolist()
 
 
 def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
     checkpoint, path = measured.checkpoint("sft", step=3), tmp_path / "one.safetensors"
-    save_file({"d": with_references("").at(PLACE).clone()}, path)
+    save_file({"d": with_references("").at(**PLACE).vector.clone()}, path)
     for options in ({}, {"reference": "zero"}):
         found = study.ablated(checkpoint, ASKED[:1], direction=path, max_new_tokens=2, **options)
         assert found.intervention == "ablate tensor of one.safetensors to zero"
@@ -165,7 +166,7 @@ def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
         with pytest.raises(
             MechrefusalError,
             match=r"nothing says what harmless prompts have along the tensor of one\.safetensors: give one of a "
-            r"measured run, or a file that Directions\.save wrote; or take reference 'zero'",
+            r"measured run, or a file that Directions\.save wrote.*ablate to reference 'zero'",
         ):
             study.ablated(checkpoint, ASKED[:1], direction=path, **options)
 
@@ -213,8 +214,8 @@ def test_named_interventions_at_a_checkpoint(measured, tmp_path):
 
     for spec, coefficient in (("ablate:carrier", 0.0), ("ablate:carrier:harmless", 0.0), ("induce:carrier", 1.0)):
         found = at(spec)
-        assert torch.equal(found.directions, own.at(PLACE))
-        assert torch.equal(found.reference.means, own.reference(PLACE, coefficient=coefficient).means)
+        assert torch.equal(found.directions, own.at(**PLACE).vector)
+        assert torch.equal(found.reference.means, causal.Reference.of(own.at(**PLACE), coefficient=coefficient).means)
     assert at("ablate:carrier:zero").reference is None
     path = measured.directions(checkpoint)
     assert at(f"ablate:{path}@position=-1,layer=2:zero").reference is None
@@ -222,9 +223,9 @@ def test_named_interventions_at_a_checkpoint(measured, tmp_path):
     assert torch.equal(found.directions, own.values[0, 1])
     assert (found.reference.name, found.reference.first_layer) == ("harmful mean", 1)
     random = at("induce:random", seed=4)
-    assert torch.equal(random.directions, causal.random_like(own.at(PLACE), seed=4))
+    assert torch.equal(random.directions, causal.random_like(own.at(**PLACE).vector, seed=4))
     assert random.reference.name == "harmful mean"
-    save_file({"d": own.at(PLACE).clone()}, tmp_path / "one.safetensors")
+    save_file({"d": own.at(**PLACE).vector.clone()}, tmp_path / "one.safetensors")
     assert at(f"ablate:{tmp_path / 'one.safetensors'}").reference is None
     for spec in (f"ablate:{tmp_path / 'one.safetensors'}:harmless", f"induce:{tmp_path / 'one.safetensors'}"):
         with pytest.raises(MechrefusalError, match="nothing says what harmless prompts have"):
@@ -236,7 +237,8 @@ def write(run, name, frame):
 
 
 def without_carrier(run, **reference):
-    write(run, "carrier", table("carrier", run.checkpoint("sft", step=3), reason="kl in 8", **reference))
+    known = {"reason": "kl in 8", "ablated_to": "zero", **reference}
+    write(run, "carrier", table("carrier", run.checkpoint("sft", step=3), **known))
 
 
 def answers(tiny_hf, intervention):
@@ -294,25 +296,9 @@ def test_without_a_carrier_the_best_candidate_is_asked_for(run):
     assert found.intervention == "ablate best candidate of sft-step-00003 (position -2, layer 3) to zero"
 
 
-def test_a_run_of_an_earlier_version_says_no_best_candidate_but_has_scores(run):
+def test_where_nothing_could_be_scored_there_is_no_best_candidate(run):
     checkpoint = run.checkpoint("sft", step=3)
-    without_carrier(run)
-    rows = [(-2, 0, 1.0), (-1, 1, -2.0), (-2, 1, nan), (-1, 3, -1.0)]
-    frames = [table("carriers", checkpoint, position=p, layer=at, bypass=bypass) for p, at, bypass in rows]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        scored = pd.concat(frames)
-    write(run, "carriers", scored)
-    folder = run.measurements(checkpoint)
-    for name in ("carrier", "carriers"):  # without the columns that were added later
-        old = pd.read_parquet(folder / f"{name}.parquet")
-        old.drop(columns=list(tables.ADDED[name])).to_parquet(folder / f"{name}.parquet")
-    found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert found.intervention == "ablate best candidate of sft-step-00003 (position -1, layer 1) to zero"
-    write(run, "carriers", scored.assign(exact=[True, False, True, True]))
-    found = study.ablated(checkpoint, ASKED, direction="best", max_new_tokens=2)
-    assert "(position -1, layer 3)" in found.intervention, "a rough score does not win"
-    write(run, "carriers", scored.assign(bypass=nan))
+    without_carrier(run, reference_kind="none")
     with pytest.raises(MechrefusalError, match=r"no scored candidate.*kl in 8"):
         study.ablated(checkpoint, ASKED, direction="best")
     found = study.ablated(checkpoint, ASKED, direction="random", max_new_tokens=2)
@@ -342,6 +328,22 @@ def test_what_is_of_other_weights_is_refused(run, tmp_path):
     write(run, "carrier", table("carrier", replace(checkpoint, weights="e" * 16), position=-1, layer=2))
     with pytest.raises(MechrefusalError, match="eeeeeeeeeeeeeeee"):
         study.ablated(checkpoint, ASKED)
+
+
+def test_directions_and_carriers_are_taken_as_they_are(measured):
+    checkpoint = measured.checkpoint("sft", step=3)
+    there = with_references(checkpoint.weights).at(**PLACE, reference="harmless")
+    scored = intervals.Estimate(0.0, nan, nan, 0)
+    carrier = Carrier(-1, 2, scored, scored, scored, admissible=True, rejected_because="", row=0, direction=there)
+    expected = study.ablated(checkpoint, ASKED[:2], max_new_tokens=4)
+    for along in (there, carrier):
+        found = study.ablated(checkpoint, ASKED[:2], direction=along, max_new_tokens=4)
+        assert found.table["intervened"].tolist() == expected.table["intervened"].tolist()
+        assert found.intervention == "ablate difference in means (position -1, layer 2) to the harmless mean"
+        with pytest.raises(MechrefusalError, match="position -1 belongs to a file"):
+            study.ablated(checkpoint, ASKED[:1], direction=along, position=-1)
+    with pytest.raises(MechrefusalError, match=f"of weights ffffffffffffffff, not of {checkpoint.weights}"):
+        study.ablated(checkpoint, ASKED[:1], direction=replace(there, weights="f" * 16))
 
 
 def test_a_model_without_a_run(tiny, tmp_path, tiny_hf):
@@ -424,7 +426,7 @@ def judged():
 def test_judged_rates(run):
     found = study.ablated(run.folder / "sft/step-00003", ASKED, max_new_tokens=NEW)
     for row in found.rates.to_dict("records"):
-        judge = {"refusal_rate": evaluation.is_refusal, "degenerate_rate": evaluation.is_degenerate}[row["metric"]]
+        judge = {"any_refusal": evaluation.is_refusal, "degenerate": evaluation.is_degenerate}[row["metric"]]
         hits = sum(judge(text) for text in found.table[row["answers"]])
         expected = intervals.rate(hits, 4)
         assert (row["value"], row["low"], row["high"], row["n"]) == (expected.value, expected.low, expected.high, 4)

@@ -5,16 +5,17 @@ import pandas as pd
 import pytest
 from planted_directions import constant, from_activations
 
+from mechrefusal import tables
 from mechrefusal.geometry import drift as measures
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import across, tables
+from mechrefusal.study import across
 
 D_MODEL, N_LAYERS = 6, 3
 
 
 def _carriers(winner: tuple[int, int] | None) -> pd.DataFrame:
     rows = [
-        {"position": p, "layer": layer, "bypass": 0.0, "induce": 0.0, "kl": 0.0}
+        {"position": p, "layer": layer, "bypass": 0.0, "induce": 0.0, "kl": 0.0, "exact": True}
         for p in (-2, -1)
         for layer in range(N_LAYERS)
     ]

@@ -6,9 +6,9 @@ import forked
 import pandas as pd
 import pytest
 
-from mechrefusal import study
+from mechrefusal import study, tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.study import caching, tables
+from mechrefusal.study import caching
 from mechrefusal.study.caching import Made, Written, fingerprint
 
 TABLE = tables.frame(

@@ -7,18 +7,18 @@ import zlib
 import pandas as pd
 import pytest
 import torch
+from blank_rows import blank
 from safetensors.torch import load_file, save_file
 from tolerances import COMPOUND, REORDERED
 
 import mechrefusal as mr
-from mechrefusal import causal, evaluation, models, prompts, study
+from mechrefusal import causal, evaluation, models, prompts, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import RefusalJudge, Suite, answering, generation
 from mechrefusal.evaluation.judges import table as verdict_table
 from mechrefusal.evaluation.judges.judge import Verdict
 from mechrefusal.evaluation.judges.scoring import binary, score_table
 from mechrefusal.geometry import Directions
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +89,9 @@ def made(folder, seeds=(1, 2, 3)):
     sums, counts = torch.zeros((2, 2, 2, 4, 64)), torch.ones((2, 2), dtype=torch.long)
     last = found[-1]
     Directions(values, (-2, -1), ("a", "b"), 4, 4, last.weights, sums, counts).save(run.directions(last))
-    blank = dict.fromkeys(tables.columns("carrier"), math.nan)
-    row = {"arm": "sft", "step": 6, "weights": last.weights, "position": -1, "layer": 2, "reason": ""}
-    tables.write(pd.DataFrame([blank | row | {"reference_kind": "carrier"}]), "carrier", run.measurements(last))
+    row = {"arm": "sft", "step": 6, "weights": last.weights, "position": -1, "layer": 2, "ablated_to": "zero"}
+    table = pd.DataFrame([blank("carrier") | row | {"reference_kind": "carrier"}])
+    tables.write(table, "carrier", run.measurements(last))
     return run
 
 
@@ -338,7 +338,7 @@ def test_another_judge_does_not_ask_again(run, answered):
     pd.testing.assert_frame_equal(again.reset_index(drop=True), first.verdicts, check_dtype=False)
     assert set(found.agreement["n"] + found.agreement["nulls_a"] + found.agreement["nulls_b"]) == {15}
     for name, table in {
-        "verdicts": found.verdicts, "suite_rates": found.rates, "suite_differences": found.differences,
+        "verdicts": found.verdicts, "rates": found.rates, "suite_differences": found.differences,
         "answer_losses": found.losses, "judge_agreement": found.agreement, "leaks": found.leaks,
     }.items():  # fmt: skip
         kept = tables.read(name, run.measurements())

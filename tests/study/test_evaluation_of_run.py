@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from mechrefusal import MechrefusalError, cli, models, study
+from mechrefusal import MechrefusalError, cli, models, study, tables
 from mechrefusal.evaluation import answering
 from mechrefusal.evaluation.settings import EvaluationSettings
-from mechrefusal.study import tables
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +45,7 @@ def n_answered(monkeypatch):
 
 def test_every_checkpoint_is_evaluated_once(run, n_answered):
     study.evaluate_run(run)
-    rates = tables.read("suite_rates", run.measurements())
+    rates = tables.read("rates", run.measurements())
     assert set(zip(rates["arm"], rates["step"], strict=True)) == {("base", 0), ("sft", 3)}
     assert set(rates["suite"]) == {"builtin-xstest", "builtin"}
     assert set(rates["intervention"]) == {"none", "ablate:random"}
@@ -67,7 +66,7 @@ def test_other_weights_are_evaluated_anew(run, n_answered):
     run.record(models.Checkpoint.open(path, arm="sft", step=6))
     study.evaluate_run(run)
     assert n_answered() > before
-    assert set(tables.read("suite_rates", run.measurements())["step"]) == {0, 3, 6}
+    assert set(tables.read("rates", run.measurements())["step"]) == {0, 3, 6}
 
 
 def test_without_suites_nothing_is_done(tmp_path):

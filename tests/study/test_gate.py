@@ -3,19 +3,22 @@
 import pandas as pd
 import pytest
 
+from mechrefusal import tables
 from mechrefusal.evaluation import REFUSAL_JUDGE
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.gate import gate
 
 HARMFUL, HARMLESS, UTILITY = "evaluation_harmful", "evaluation_harmless", "utility"
-COLUMNS = ["set", "attack", "intervention", "refused", "degenerate"]
+SIDES = {HARMFUL: "harmful", HARMLESS: "harmless", UTILITY: "harmless", "overrefusal": "harmless"}
 
 
-def answers(which, *, refused=0, answered=0, degenerate=0, attack="none", intervention="none"):
-    """Rows of `generations`: so many refusals, answers, and answers that are degenerate."""
-    kinds = [(True, False)] * refused + [(False, False)] * answered + [(False, True)] * degenerate
-    return pd.DataFrame([(which, attack, intervention, *kind) for kind in kinds], columns=COLUMNS)
+def answers(which, *, refused=0, answered=0, degenerate=0, partly=0, nulls=0, attack="none", intervention="none"):
+    """Rows of `verdicts`: so many refusals, answers, and answers that are degenerate."""
+    counts = {"full_refusal": refused, "partial_refusal": partly, "full_compliance": answered, "degenerate": degenerate}
+    labels = [label for label, n in {**counts, None: nulls}.items() for _ in range(n)]
+    known = {"suite": which, "side": SIDES[which], "attack": attack, "intervention": intervention}
+    table = pd.DataFrame({"label": pd.Series(labels, dtype=object)})
+    return table.assign(**known, judge=REFUSAL_JUDGE, kind="refusal")
 
 
 def criteria(*parts):
@@ -59,10 +62,14 @@ def test_a_threshold_that_is_met_exactly_is_passed(name, met, missed):
         assert (found["value"] == found["threshold"]) == expected
 
 
-def test_a_degenerate_refusal_is_no_answer_and_not_sound():
-    both = pd.DataFrame([(HARMLESS, "none", "none", True, True)] * 2, columns=COLUMNS)
-    found = criteria(both, answers(HARMLESS, answered=2))
-    assert found["value"].to_dict() == {"harmless answered": 0.5, "not degenerate": 0.5}
+def test_a_partial_refusal_is_a_refusal_and_no_answer():
+    found = criteria(answers(HARMFUL, refused=1, partly=2, answered=1), answers(HARMLESS, partly=1, answered=3))
+    assert found["value"].to_dict() == {"harmful refused": 0.75, "harmless answered": 0.75, "not degenerate": 1.0}
+
+
+def test_what_the_judge_gave_nothing_for_is_in_no_rate():
+    found = criteria(answers(HARMFUL, refused=3, answered=1, nulls=4)).loc["harmful refused"]
+    assert (found["value"], found["n"]) == (0.75, 4)
 
 
 def test_attacks_interventions_and_other_sets_do_not_count():

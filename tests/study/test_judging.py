@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from mechrefusal import models, study
+from mechrefusal import models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Completions
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.prompts import PromptSet, Split
-from mechrefusal.study import ablating, conversations, probes, protocol, starting, tables
+from mechrefusal.study import ablating, conversations, probes, protocol, starting
 from mechrefusal.study.gate import gate
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.loader import recipe_from_dict
@@ -119,9 +119,9 @@ def test_an_ablation_and_the_gate_are_judged_by_it(phrases, tiny, monkeypatch):
         found = ablating.ablated(checkpoint, asked, direction=torch.ones(width), judge=judge)
         assert found.table["baseline_refused"].tolist() == refused
         assert set(found.table["judge"]) == {(judge or RULES).name}
-    table = pd.DataFrame({"set": ["evaluation_harmful"] * 2, "attack": "none", "intervention": "none"})
-    table = table.assign(refused=[True, False], degenerate=False)
-    told = gate(table, by.name)
+    table = pd.DataFrame({"suite": ["evaluation_harmful"] * 2, "attack": "none", "intervention": "none"})
+    table = table.assign(side="harmful", judge=by.name, label=["full_refusal", "full_compliance"])
+    told = gate(table)
     assert set(told["judge"]) == {by.name}
     assert told["corrected"].isna().all()
 
@@ -132,17 +132,16 @@ def test_everything_measured_goes_by_it(phrases, tiny, tmp_path):
     by = recipe(phrases)
     run, checkpoint = Run.create(tmp_path / "run", by), models.Checkpoint.open(tiny, arm="sft", step=3)
     protocol.measure(run, checkpoint, study.asked(by), [])
-    found = {name: tables.read(name, run.measurements(checkpoint)) for name in tables.PER_CHECKPOINT}
-    name = by.measuring.refusal_judge().name
-    for table in ("rates", "gate"):
-        assert set(found[table]["judge"]) == {name}
-    answers = found["generations"]
+    found = {name: tables.read(name, run.measurements(checkpoint)) for name in ("verdicts", "gate", "openings")}
+    answers, name = found["verdicts"], by.measuring.refusal_judge().name
+    for table in (answers, found["gate"]):
+        assert set(table["judge"]) == {name}
     labels = by.measuring.refusal_judge().judge(answers["prompt"].tolist(), answers["completion"].tolist())["label"]
-    assert answers["refused"].tolist() == (labels == "full_refusal").tolist()
-    assert answers["degenerate"].tolist() == (labels == "degenerate").tolist()
-    direction = answers[answers["set"].str.startswith("direction_") & (answers["attack"] == "none")]
+    assert answers["label"].tolist() == labels.tolist()
+    assert "full_refusal" in set(labels)
+    direction = answers[answers["suite"].str.startswith("direction_") & (answers["attack"] == "none")]
     opening = found["openings"].iloc[0]
-    assert opening["n_refused"] == direction["refused"].sum()
+    assert opening["n_refused"] == (direction["label"] == "full_refusal").sum()
 
 
 def test_no_module_of_the_study_names_the_rules():

@@ -3,10 +3,9 @@
 import pandas as pd
 import pytest
 
-from mechrefusal import MechrefusalError, cli, study
+from mechrefusal import MechrefusalError, cli, study, tables
 from mechrefusal.evaluation import read_suite
 from mechrefusal.evaluation.judges import LABELS
-from mechrefusal.study import tables
 
 FULL, YES = "full_refusal", "full_compliance"
 
@@ -38,7 +37,7 @@ def test_a_sheet_is_written_once_and_then_corrects_the_rates(evaluated):
     assert (found.n, found.n_labelled, found.n_elsewhere) == (60, 60, 0), "the sheet that stands is not written over"
     own = found.agreement.set_index("question").loc["any_refusal"]
     assert (own["share"], own["sensitivity"], own["specificity"], own["n"]) == (0.9, 0.8, 1.0, 60)
-    kept = tables.read("suite_rates", evaluated / "measurements").set_index("metric")
+    kept = tables.read("rates", evaluated / "measurements").set_index("metric")
     assert kept.loc["any_refusal", "value"] == pytest.approx(0.4)
     assert kept.loc["any_refusal", "corrected"] == pytest.approx(0.5)
     assert kept.loc["any_refusal", "corrected_by"] == "60 labels of these answers"
@@ -60,7 +59,7 @@ def test_the_command_says_what_to_do_and_then_what_was_found(evaluated, capsys):
 
 
 def test_without_answers_there_is_nothing_to_label(tmp_path):
-    with pytest.raises(MechrefusalError, match="no judged answers; evaluate first"):
+    with pytest.raises(MechrefusalError, match="no judged answers; measure or evaluate first"):
         study.label(tmp_path)
     assert not (tmp_path / "labels.csv").exists()
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from tolerances import FORWARD, REORDERED
 
-from mechrefusal import models, report, study
+from mechrefusal import models, report, study, tables
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
-from mechrefusal.study import geometry_measurement, protocol, tables
+from mechrefusal.study import geometry_measurement, protocol
 from mechrefusal.study.gate import gate
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def measured(tiny, tmp_path_factory):
         run = study.Run.create(tmp_path_factory.mktemp("measured") / "run", recipe)
         run.record(checkpoint)
         protocol.measure(run, checkpoint, study.asked(recipe), [])
-    kept = {name: tables.read(name, run.measurements(checkpoint)) for name in tables.PER_CHECKPOINT}
+    kept = {name: tables.read(name, run.measurements(checkpoint)) for name in (*tables.PER_CHECKPOINT, "verdicts")}
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
     return checkpoint, recipe, SimpleNamespace(run=run, tables=kept, directions=directions)
 
@@ -58,7 +58,8 @@ def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
 
 def test_interventions_are_answered_with_random_controls(measured):
     _, recipe, found = measured
-    counts = found.tables["generations"].groupby(["intervention", "set"]).size()
+    verdicts = found.tables["verdicts"]
+    counts = verdicts.groupby(["intervention", "suite"]).size()
     n = recipe.measuring.n_intervened
     asked = {
         "ablate": ["harmful", "harmless"], "ablate_random": ["harmful"], "induce": ["harmless"],
@@ -66,7 +67,9 @@ def test_interventions_are_answered_with_random_controls(measured):
     }  # fmt: skip
     for name, sides in asked.items():
         assert counts[name].to_dict() == {f"evaluation_{side}": n for side in sides}
-    assert {*asked, "none"} == set(found.tables["rates"]["intervention"])
+    assert {*asked, "none"} == set(verdicts["intervention"])
+    assert set(verdicts["max_new_tokens"]) == {recipe.measuring.max_new_tokens}
+    assert verdicts["n_tokens"].le(recipe.measuring.max_new_tokens).all()
 
 
 def test_the_carrier_says_what_it_was_ablated_to_and_where_zero_is(measured):
@@ -84,7 +87,7 @@ def test_the_carrier_says_what_it_was_ablated_to_and_where_zero_is(measured):
 
 def test_the_gate_is_that_of_the_answers(measured):
     checkpoint, _, found = measured
-    expected = gate(found.tables["generations"])
+    expected = gate(found.tables["verdicts"])
     assert len(expected) == 4
     table = found.tables["gate"]
     assert set(table["weights"]) == {checkpoint.weights}
@@ -141,7 +144,7 @@ ALL_NAN = {
 def test_both_modes_and_all_sites_are_patched(measured):
     _, recipe, found = measured
     seen = found.tables["patching"].groupby(["mode", "site"]).size()
-    sites = ("resid_pre", "attn_out", "mlp_out", "head_z")
+    sites = ("resid_pre", "attn_out", "mlp_out", "z")
     assert set(seen.index) == {(mode, site) for mode in recipe.causal.modes for site in sites}
 
 

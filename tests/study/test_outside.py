@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mechrefusal import evaluation, report, study
+from mechrefusal import evaluation, report, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, tiny
-from mechrefusal.study import chosen_direction, kinds, outside, tables
+from mechrefusal.study import chosen_direction, kinds, outside
 from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
 
 
@@ -92,7 +92,7 @@ def test_every_model_is_measured_where_it_lies(measured, family):
         path.parent.name == "directions" for path in run.folder.rglob("*.safetensors")
     )
     for checkpoint in run.checkpoints():
-        assert len(tables.read("rates", run.measurements(checkpoint)))
+        assert len(tables.read("verdicts", run.measurements(checkpoint)))
         [pairs] = tables.read("pairs", run.measurements(checkpoint)).to_dict("records")
         assert (pairs["origin"], pairs["n_patched"]) == ("given", 2)
     known = across(run, "checkpoints").set_index("arm")

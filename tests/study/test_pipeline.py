@@ -12,18 +12,18 @@ import pytest
 import torch
 from tolerances import FORWARD
 
-from mechrefusal import causal, models, study
+from mechrefusal import causal, models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
-from mechrefusal.study import caching, protocol, tables
+from mechrefusal.study import caching, protocol
 from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.protocol import AT_A_CHECKPOINT
 from mechrefusal.study.stages import LAST, prompts_asked
 
 WALL_TIMES = {"timings", "stages"}
 OF_EVALUATIONS = {
-    "verdicts", "suite_rates", "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress",
-    "stress_transfer", "stress_control", "stress_differences",
+    "suite_differences", "answer_losses", "judge_agreement", "leaks", "stress", "stress_transfer", "stress_control",
+    "stress_differences",
 }  # fmt: skip
 """Tables that `mechrefusal evaluate` writes: training and measuring leave them empty."""
 
@@ -151,6 +151,14 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
 
 
+def test_every_file_is_a_table_of_its_schema(finished):
+    files = list(finished.measurements().rglob("*.parquet"))
+    assert {path.stem for path in files} == set(tables.TABLES) - OF_EVALUATIONS
+    for path in files:
+        told = dict(tables.describe(path.stem)[["column", "dtype"]].itertuples(index=False))
+        assert {name: str(dtype) for name, dtype in pd.read_parquet(path).dtypes.items()} == told, path
+
+
 def test_a_measurement_has_as_many_stages_as_it_says(finished):
     timings = tables.read("timings", finished.measurements())
     for _, own in timings.groupby(["arm", "step"]):
@@ -249,7 +257,7 @@ def test_changed_settings_measure_anew_what_hangs_on_them(finished, tmp_path):
         assert not (run.measurements() / f"{name}.parquet").exists(), "what is not measured any more stands there still"
     nodes = tables.read("circuit_nodes", run.measurements()).groupby(["arm", "step"])["kept"].sum()
     assert nodes.max() <= 2
-    for name in {"carrier", "patching", "generations", "relocation", "transfer"}:
+    for name in {"carrier", "patching", "verdicts", "rates", "relocation", "transfer"}:
         pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
 
 
@@ -307,8 +315,9 @@ def test_the_design_sketch_reads_as_written(finished):
     metric = evaluation.discover_refusal(model, contrast, max_new_tokens=6)
     directions = geometry.difference_in_means(model, contrast)
     scores = geometry.score(model, directions, asked.validation.take(3), metric)
-    assert geometry.carriers.select(scores, n_layers=model.cfg.n_layers).table["admissible"].dtype == bool
-    with causal.ablate(model, directions.at({"position": -1, "layer": 2})):
+    selection = geometry.select(scores)
+    assert selection.table["admissible"].dtype == bool
+    with causal.ablate(model, selection.best, reference="harmless"):
         assert len(evaluation.generate(model, asked.evaluation.harmful[:2], max_new_tokens=3)) == 2
     assert len(causal.patching.heads(model, asked.pairs[:1], metric).top(4)) == 4
 

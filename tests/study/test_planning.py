@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechrefusal import MechrefusalError, cli, study
+from mechrefusal import MechrefusalError, cli, study, tables
 from mechrefusal.statistics import power as planning
 from mechrefusal.statistics.depth import depth_difference
-from mechrefusal.study import tables
 from mechrefusal.study.depths import profile, twins
 
 
@@ -19,7 +18,7 @@ def run(finished_run):
 @pytest.mark.slow
 def test_every_question_of_a_run_has_a_row(run):
     table = study.power(run.folder)
-    assert list(table.columns) == list(tables.ACROSS["power"])
+    assert list(table.columns) == list(tables.columns("power"))
     kept = tables.read("power", run.measurements())
     assert len(kept) == len(table), "the measurement keeps what the command says"
     rates = table[table["question"] == "difference of refusal rates"]

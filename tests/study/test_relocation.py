@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from blank_rows import blank
 from planted_directions import pair
 
+from mechrefusal import tables
 from mechrefusal.geometry import drift
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics.depth import Profile, depth_difference
-from mechrefusal.study import deciding, tables
+from mechrefusal.study import deciding
 from mechrefusal.study.relocation import OF_ACTIVATIONS, relocation
 
 NAN = float("nan")
@@ -20,7 +23,7 @@ OPEN = "; no number of prompts decides it as things stand"
 
 def carrier(layers=None, *, reference=0, **changes):
     """Table `carrier` of one row; `layers`: the interval of the carrier's layer, None where there is no carrier."""
-    row = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": "", "reference_layer": reference}
+    row = blank("carrier") | {"reference_position": -1, "reference_layer": reference}
     if layers is None:
         row |= {"reason": "none of 4 candidates is admissible"}
     else:
@@ -32,10 +35,10 @@ def carrier(layers=None, *, reference=0, **changes):
 
 def transferred(source, target, decrease, *, half=0.2, random=0.2, kind="carrier", halves=(NAN, NAN)):
     """A row of `transfer`: ablation lowers the score by `decrease` ± `half`, from half the prompts by `halves`."""
-    return dict.fromkeys(tables.columns("transfer"), NAN) | {
+    return blank("transfer") | {
         "arm_source": source.arm, "step_source": source.step, "arm_target": target.arm, "step_target": target.step,
         "kind": kind, "decrease": decrease, "decrease_low": decrease - half, "decrease_high": decrease + half,
-        "random_decrease": random, "decrease_half_low": halves[0], "decrease_half_high": halves[1], "reason": "",
+        "random_decrease": random, "decrease_half_low": halves[0], "decrease_half_high": halves[1],
         "n_harmful": N,
     }  # fmt: skip
 
@@ -77,7 +80,8 @@ def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
     told = table["verdict"] != "cannot tell"
     assert table.loc[told, "n_to_decide"].isna().all()
     for row in table[~told].to_dict("records"):
-        assert row["reason"].endswith(f"; {deciding.said(row['n_to_decide'])}")
+        needed = NAN if pd.isna(row["n_to_decide"]) else row["n_to_decide"]
+        assert row["reason"].endswith(f"; {deciding.said(needed)}")
     return table.set_index("measure")
 
 
@@ -338,7 +342,7 @@ def moved_transfer(away, own):
 def test_how_many_prompts_would_decide_the_transfer(away, own, expected):
     found = moved_transfer(away, {"decrease": 5.0} | own)
     assert found["verdict"] == "cannot tell"
-    assert found["n_to_decide"] == pytest.approx(np.ceil(expected), nan_ok=True)
+    assert pd.isna(expected) if pd.isna(found["n_to_decide"]) else found["n_to_decide"] == np.ceil(expected)
 
 
 def test_the_least_of_what_would_decide_the_whole():
@@ -353,7 +357,7 @@ def test_the_least_of_what_would_decide_the_whole():
     assert found.loc["transfer", "n_to_decide"] < found.loc["carrier_layer", "n_to_decide"]
     assert found.loc["overall", "n_to_decide"] == found.loc["carrier_layer", "n_to_decide"]
     contradicting = decide(carrier((8, 10)), carrier((2, 4)), HELD)
-    assert np.isnan(contradicting.loc["overall", "n_to_decide"])
+    assert pd.isna(contradicting.loc["overall", "n_to_decide"])
 
 
 def test_of_models_of_another_kind_only_the_depth_is_compared_as_a_share_of_the_layers():

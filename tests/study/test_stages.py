@@ -6,10 +6,10 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from mechrefusal import models, study
+from mechrefusal import models, study, tables
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
-from mechrefusal.study import geometry_measurement, protocol, tables
+from mechrefusal.study import geometry_measurement, protocol
 from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.protocol import ACROSS_CHECKPOINTS, AT_A_CHECKPOINT
 from mechrefusal.study.selection import Asked
@@ -51,7 +51,7 @@ def test_stages_come_after_what_they_read():
 
 def test_every_table_is_given_by_one_stage():
     given = [name for stage in AT_A_CHECKPOINT for name in stage.gives]
-    assert sorted([*given, "timings"]) == sorted(tables.PER_CHECKPOINT)
+    assert sorted([*given, "timings"]) == sorted([*tables.PER_CHECKPOINT, "verdicts"])
     across = [name for stage in ACROSS_CHECKPOINTS for name in stage.gives]
     assert len(across) == len(set(across))
 
@@ -126,6 +126,8 @@ class Reads:
             return Reads(found, self._noted, f"{full}.")
         if name == "refusal_judge":
             return found
+        if isinstance(told := getattr(type(self._of), name, None), property):
+            return told.fget(self)  # of what it reads itself
         self._noted.add(full)
         return found
 
@@ -169,6 +171,6 @@ def test_stages_read_nothing_that_they_do_not_name(tiny, tmp_path, monkeypatch):
     # Each of them began with nothing but what is on disk; so does what goes on with a measurement that was killed.
     whole = study.Run.create(tmp_path / "whole", recipe)
     protocol.measure(whole, checkpoint, chosen, [])
-    for name in set(tables.PER_CHECKPOINT) - {"timings"}:
+    for name in {*tables.PER_CHECKPOINT, "verdicts"} - {"timings"}:
         own, other = (tables.read(name, each.measurements(checkpoint)) for each in (run, whole))
         pd.testing.assert_frame_equal(own, other, obj=name)

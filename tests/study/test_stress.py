@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from tolerances import REORDERED
 
-from mechrefusal import attacks, evaluation, models, prompts, study
+from mechrefusal import attacks, evaluation, models, prompts, study, tables
 from mechrefusal.attacks import AutoDANSettings, GCGSettings, TemplateSettings, cost_table, gcg, make_cases
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import RefusalJudge, answering
 from mechrefusal.evaluation.judges.scoring import binary, null, score_table
 from mechrefusal.statistics import intervals
-from mechrefusal.study import stress_answers, tables
+from mechrefusal.study import stress_answers
 from mechrefusal.study.stress import stress
 from mechrefusal.study.stress_answers import curve_steps
 

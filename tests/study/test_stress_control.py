@@ -5,7 +5,7 @@ import zlib
 import pandas as pd
 import pytest
 
-from mechrefusal import attacks, cli, evaluation, models, prompts, study
+from mechrefusal import attacks, cli, evaluation, models, prompts, study, tables
 from mechrefusal.attacks import AttackCase, AutoDANSettings, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Suite, answering, read_suite
@@ -13,7 +13,6 @@ from mechrefusal.evaluation.judges import table as verdict_table
 from mechrefusal.evaluation.judges.judge import Verdict
 from mechrefusal.evaluation.judges.scoring import binary, null, score_table
 from mechrefusal.statistics import intervals
-from mechrefusal.study import tables
 from mechrefusal.study.stress import stress
 from mechrefusal.study.stress_twins import Twins, attacked
 

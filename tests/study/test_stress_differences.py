@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from mechrefusal import evaluation
-from mechrefusal.study import stress_control, tables
+from mechrefusal import evaluation, tables
+from mechrefusal.study import stress_control
 
 NAN = float("nan")
 

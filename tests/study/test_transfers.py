@@ -9,17 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from blank_rows import blank
 from planted_directions import from_activations
 from tolerances import FORWARD, REORDERED
 
-from mechrefusal import study
+from mechrefusal import study, tables
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward.direction import Direction
 from mechrefusal.forward.token_classes import TokenClasses
-from mechrefusal.geometry import CarrierScores, Found, transfer
+from mechrefusal.geometry import CarrierScores, transfer
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import builtin
-from mechrefusal.study import tables, transfers
+from mechrefusal.study import transfers
 
 pytestmark = pytest.mark.slow
 
@@ -43,9 +45,9 @@ def made(request, tmp_path, tiny_hooked, monkeypatch):
         from_activations(*activations, weights="w0"), instruction=instruction, classes=TokenClasses(2, 2)
     )
     directions.save(run.directions(base))
-    carrier = dict.fromkeys(tables.columns("carrier"), NAN) | {"reason": "", "token": ""}
+    carrier = blank("carrier") | {"arm": "base", "weights": "w0"}
     carrier |= {"reference_kind": "carrier", "reference_position": POSITION, "reference_layer": LAYER}
-    opening = dict.fromkeys(tables.columns("openings"), "") | {"token_ids": METRIC.as_json()}
+    opening = blank("openings") | {"token_ids": METRIC.as_json()}
     for name, row in (("carrier", carrier), ("openings", opening)):
         tables.write(tables.frame(name, [row]), name, run.measurements(base))
     loads = []
@@ -65,7 +67,7 @@ def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
     row = matrix(made).iloc[0]
     validation = made.asked.validation.take(made.run.recipe.geometry.n_transferred)
     halves = made.directions.halves[:, made.directions.row(POSITION), LAYER].float()
-    alone = {str(number): Found(half, POSITION, LAYER) for number, half in enumerate(halves)}
+    alone = {str(number): Direction(half, POSITION, LAYER) for number, half in enumerate(halves)}
     harmless = made.run.recipe.measuring.reference == "harmless"
     expected, other = (
         transfer(tiny_hooked, alone, validation, METRIC, own=own)["decrease"]

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tolerances import FORWARD, REORDERED
 
-from mechrefusal import MechrefusalError, models, prompts, training
+from mechrefusal import MechrefusalError, models, prompts, tables, training
 from mechrefusal.attacks import GCGSettings
-from mechrefusal.study import tables
 from mechrefusal.training import R2D2Settings, TrainingSettings
 
 pytestmark = pytest.mark.slow

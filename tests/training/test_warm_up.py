@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mechrefusal import MechrefusalError, study, training
+from mechrefusal import MechrefusalError, study, tables, training
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import tables
 from mechrefusal.training import WARM_UP, trainer
 
 pytestmark = pytest.mark.slow

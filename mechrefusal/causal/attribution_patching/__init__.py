@@ -4,7 +4,7 @@ Estimate (Nanda, "Attribution Patching", 2023; Syed et al., 2310.10348): (a_sour
 taken in the run that is patched. Two passes and one gradient a pair serve every site; exact patching confirms the
 finalists. "eap-ig" takes the mean gradient over several runs between the two prompts (2403.17806), by our own passes.
 Gradients of one run come from TransformerLens' attribution patching tool, at the level of nodes (its edges refuse
-grouped-query attention), or, where it gives none, from the same first-order formula on the twin or through hooks.
+grouped-query attention), or, where it gives none, from the same first-order formula in passes of our own.
 """
 
 from mechrefusal.causal.attribution_patching.screening import SITES, Screen, Screened, agreement, screen, screened

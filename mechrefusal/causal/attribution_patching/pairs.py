@@ -10,22 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.pair_runs import (
-    ALL_POSITIONS,
     SMALLEST_GAP,
     LeftOut,
     Mode,
     Pairs,
     cells,
     oriented,
-    patching_of,
     require_mode,
     rows_of,
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patching.sites import MEMORY, PairRun, Patch, Site
+from mechrefusal.forward import Metric, MetricReader, runner_of
+from mechrefusal.forward.patches import PairRun, Patch, Site
 from mechrefusal.prompts import Pair
 
 CELL = ["site", "layer", "head", "position"]
@@ -88,7 +86,7 @@ class Runs:
         target = self.corrupted if self.mode == "denoising" else self.clean
         if not patches:
             return []
-        found = patching_of(self.model, self.runs[number], site, memory=MEMORY).scores(patches)
+        found = runner_of(self.model).patching(self.runs[number], site).scores(patches)
         return (found.cpu() - target[number]).tolist()
 
     def rows(self, number: int, site: Site, patches: Sequence[Patch], raw: Sequence[float]) -> list[dict]:
@@ -104,13 +102,13 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
         MechrefusalError: no pairs, none of equal length, an unknown mode, or a metric that is none.
     """
     require_mode(mode)
-    reading = Reading.of(metric)
+    reader = MetricReader.of(metric)
     usable, left_out = usable_pairs(model, pairs)
     runs, tokens, clean, corrupted = [], [], [], []
     for number, pair in enumerate(usable):
-        run, texts = oriented(model, pair, reading, mode)
-        ready = patching_of(model, run, "head_z", memory=MEMORY)
-        source, target = (score.cpu() for score in unpatched_scores(ready, reading, check=number == 0))
+        run, texts = oriented(model, pair, reader, mode)
+        ready = runner_of(model).patching(run, "z")
+        source, target = (score.cpu() for score in unpatched_scores(ready, reader, check=number == 0))
         runs.append(run)
         tokens.append(texts)
         clean.append(source if mode == "denoising" else target)
@@ -135,12 +133,13 @@ def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
         }
         for cell in cells(rows, CELL)
     ]
-    return pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
+    table = pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
+    return table.astype({"position": "Int64"})
 
 
-def position_of(patch: Patch, n_tokens: int) -> int:
-    """Position of a patch as tables have it."""
-    return ALL_POSITIONS if patch.position is None else patch.position - n_tokens
+def position_of(patch: Patch, n_tokens: int) -> int | None:
+    """Position of a patch as tables have it: counted from the end, or None for all."""
+    return None if patch.position is None else patch.position - n_tokens
 
 
 def largest(values: pd.Series, k: int) -> np.ndarray:

@@ -12,14 +12,15 @@ from torch import Tensor
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.attribution_patching.gradients import STEPS, TOOLS, Method, Tool, estimates, shares
 from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
-from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.causal.patching.pair_runs import Mode, Pairs
-from mechrefusal.causal.patching.sites import Patch, Site, require_site
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.metric_reader import Metric
+from mechrefusal.forward.patches import Patch, Site, require_site
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics.observations import keys_of
 
-SITES: tuple[Site, ...] = ("head_z", "attn_out", "mlp_out", "resid_pre")
+SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
 """Sites of the screen: heads at all positions at once, the others by position, as in `patching`."""
 
 
@@ -27,10 +28,10 @@ SITES: tuple[Site, ...] = ("head_z", "attn_out", "mlp_out", "resid_pre")
 class Screen:
     """Estimates from gradients.
 
-    `table`: site, layer, head (−1 where there is none), position (0: all at once; else counted from the end), token,
+    `table`: site, layer, head (−1 where there is none), position (counted from the end; missing: all at once), token,
     estimate (of the change of the metric against the unpatched run, nats), low, high (95% t interval over pairs), n
     (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
-    refusal), mode, method ("eap", "eap-ig"), tool (what gave the gradients: "transformer_lens", "twin", "hooked").
+    refusal), mode, method ("eap", "eap-ig"), tool (that gave gradients: "transformer_lens", "token trees", "hooks").
 
     `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
     """
@@ -86,13 +87,13 @@ def screen(
     Args:
         model: a hooked transformer, under whatever hooks the caller has open.
         pairs, metric, mode: as in `patching`. A metric that is a function must be differentiable.
-        sites: of "head_z", "attn_out", "mlp_out", "resid_pre".
+        sites: of "z", "attn_out", "mlp_out", "resid_pre".
         layers: all by default.
         method: "eap" takes the gradient in the run that is patched: first order. "eap-ig" takes its mean over `steps`
             runs with the embedding k / steps of the way from that prompt to the other (2403.17806): it costs `steps`
             times as much, and sees through what is saturated at one end.
         steps: runs of "eap-ig"; published: 5.
-        tool: "transformer_lens", "twin" or "hooked"; by default the first of them that works. "eap-ig" has no
+        tool: "transformer_lens", "token trees" or "hooks"; by default the first of them that works. "eap-ig" has no
             "transformer_lens".
 
     Raises:
@@ -203,7 +204,7 @@ def _screen(
         found, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
         used.add(by)
         for site in sites:
-            patches = run.patches(runs.model, site, layers, by_position=site != "head_z")
+            patches = run.patches(runs.model, site, layers, by_position=site != "z")
             raw = [float(found[site][patch.layer][_cell(patch)].sum()) for patch in patches]
             rows += runs.rows(number, site, patches, raw)
     table = averaged(rows, "estimate")
@@ -234,9 +235,9 @@ def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
         for site, group in cells.groupby("site", sort=False):
-            wanted = set(zip(group["layer"], group["head"], group["position"], strict=True))
+            wanted = set(keys_of(group[["layer", "head", "position"]]))
             layers = sorted(set(group["layer"]))
-            every = run.patches(runs.model, site, layers, by_position=site != "head_z")
+            every = run.patches(runs.model, site, layers, by_position=site != "z")
             n = len(run.target)
             patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in wanted]
             made = runs.rows(number, site, patches, runs.exact(number, site, patches))

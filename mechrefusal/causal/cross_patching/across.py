@@ -21,8 +21,8 @@ from mechrefusal.causal.cross_patching.activations import (
 )
 from mechrefusal.causal.cross_patching.effects import Scores
 from mechrefusal.causal.cross_patching.passes import Patch, Patched, Positions
-from mechrefusal.causal.patching.metric import Metric
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 

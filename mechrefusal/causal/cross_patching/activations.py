@@ -19,23 +19,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.component_passes import Asked, ComponentPasses, Frame, Pass, flat
-from mechrefusal.causal.patching.metric import Metric, Reading
-from mechrefusal.causal.patching.sites import require_site
+from mechrefusal.causal.components import ComponentBatch, ComponentPasses, TemplateFrame
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric
+from mechrefusal.forward import Edit, Metric, MetricReader, Number, Place, RefusalMetric, Site, flat
+from mechrefusal.forward.patches import require_site
 from mechrefusal.forward.tree import Branch, Tree
-from mechrefusal.forward.unhooked import Edit, Site
 from mechrefusal.models import wanted_layers
-from mechrefusal.models.bridge_internals import written_scale
+from mechrefusal.models.bridge_internals import scale_of_writes
 
 CrossSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "result"]
 SITES: tuple[CrossSite, ...] = ("resid_pre", "attn_out", "mlp_out", "z", "result")
 DEFAULT_SITES: tuple[CrossSite, ...] = ("resid_pre", "attn_out", "mlp_out", "z")
 MEMORY = 1 << 31
 """Bytes of kept activations, where the caller says nothing else."""
-
-Place = tuple[int, Site]
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Taken:
     sites: tuple[CrossSite, ...]
     layers: tuple[int, ...]
     values: dict[Place, Float[Tensor, "token ..."]]
-    places: dict[Asked, Int[Tensor, " token"]]
+    places: dict[Number, Int[Tensor, " token"]]
     writers: dict[int, Float[Tensor, "head d_head d_model"]] | None
 
     @property
@@ -100,9 +96,9 @@ def take(
             a metric that is no function of the logits; activations that are not finite.
     """
     texts, sites = _texts(texts), require_sites(source, sites)
-    chosen, reading = sorted(wanted_layers(source, layers, "patch")), Reading.of(metric)
+    chosen, reader = sorted(wanted_layers(source, layers, "patch")), MetricReader.of(metric)
     ids = prompts.prompt_ids(source.tokenizer, texts)
-    tree, places = _packed(ids, reading)
+    tree, places = _packed(ids, reader)
     needed = _bytes(source, len(tree), sites, len(chosen))
     if needed > memory:
         raise MechrefusalError(
@@ -111,20 +107,20 @@ def take(
             "sites or layers, or more memory"
         )
     kept = {(layer, site): _room(source, site, len(tree)) for layer in chosen for site in stored(sites)}
-    passes = ComponentPasses(source, ids, reading.runs, Frame((), 0), whole=True, sites=stored(sites))
+    passes = ComponentPasses(source, ids, reader.runs, TemplateFrame((), 0), whole=True, sites=stored(sites))
     adding_up = _AddingUp(source, chosen if "result" in sites else [])
 
-    def keeping(one: Pass) -> list[Edit]:
+    def keeping(one: ComponentBatch) -> list[Edit]:
         here = torch.cat(list(one.places))
-        there = torch.cat([places[asked] for asked in one.asked]).to(here.device)
+        there = torch.cat([places[number] for number in one.numbers]).to(here.device)
         return [*((*at, _into(source, at, kept[at], here, there)) for at in kept), *adding_up.edits()]
 
     scores = torch.empty(len(ids))
     for numbers, logits in passes.logits(keeping):
-        read = [part[:, -n:] for part, n in zip(logits, reading.kept, strict=True)]
+        read = [part[:, -n:] for part, n in zip(logits, reader.kept, strict=True)]
         if not isinstance(metric, RefusalMetric):
-            reading.check([_two_rows(part) for part in read])
-        scores[numbers] = reading.score(read).cpu()
+            reader.check([_two_rows(part) for part in read])
+        scores[numbers] = reader.score(read).cpu()
     _require_finite(kept)
     writers = {layer: writer(source, layer).clone() for layer in chosen} if "result" in sites and adding_up.true else {}
     return Taken(
@@ -147,11 +143,11 @@ def parts_that_fit(
 ) -> list[list[str]]:
     """Texts in consecutive parts whose activations `take` may keep (one text at the least)."""
     texts, sites = _texts(texts), require_sites(source, sites)
-    chosen, reading = sorted(wanted_layers(source, layers, "patch")), Reading.of(metric)
+    chosen, reader = sorted(wanted_layers(source, layers, "patch")), MetricReader.of(metric)
     parts: list[list[str]] = [[]]
     tokens = 0
     for text, ids in zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True):
-        more = len(_packed([ids], reading)[0])  # alone: an upper bound, as parts share beginnings
+        more = len(_packed([ids], reader)[0])  # alone: an upper bound, as parts share beginnings
         if parts[-1] and _bytes(source, tokens + more, sites, len(chosen)) > memory:
             parts.append([])
             tokens = 0
@@ -191,7 +187,7 @@ def require_sites(model, sites: Sequence[CrossSite]) -> tuple[CrossSite, ...]:
     for site in sites:
         if site not in SITES:
             raise MechrefusalError(f"unknown site '{site}'; give some of {', '.join(SITES)}")
-        require_site(model, "head_z" if site == "z" or site == "result" else site)
+        require_site(model, "z" if site == "z" or site == "result" else site)
     return tuple(dict.fromkeys(sites))
 
 
@@ -202,7 +198,7 @@ def stored(sites: Sequence[CrossSite]) -> list[Site]:
 
 def writer(model, layer: int) -> Float[Tensor, "head d_head d_model"]:
     """W_O of a layer, times what the block multiplies its output by."""
-    return written_scale(model) * model.blocks[layer].attn.W_O.detach().float()
+    return scale_of_writes(model) * model.blocks[layer].attn.W_O.detach().float()
 
 
 class _AddingUp:
@@ -227,7 +223,7 @@ class _AddingUp:
         def edit(written: Tensor) -> Tensor:
             attention = self._model.blocks[layer].attn
             total = torch.einsum("thd,hdm->tm", self._z.pop(layer), writer(self._model, layer))
-            total = total if attention.b_O is None else total + written_scale(self._model) * attention.b_O
+            total = total if attention.b_O is None else total + scale_of_writes(self._model) * attention.b_O
             off = (total - flat(self._model, "attn_out", written)).norm() / total.norm()
             self.true = self.true and bool(off <= 1e-3)
             return written
@@ -243,9 +239,9 @@ def _texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _packed(ids: Sequence[Sequence[int]], reading: Reading) -> tuple[Tree, dict[Asked, Tensor]]:
-    asked = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reading.runs))]
-    tree = Tree.of([Branch((*ids[prompt], *reading.runs[run]), ()) for prompt, run in asked])
+def _packed(ids: Sequence[Sequence[int]], reader: MetricReader) -> tuple[Tree, dict[Number, Tensor]]:
+    asked = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
+    tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in asked])
     return tree, {one: torch.tensor(places) for one, places in zip(asked, tree.places, strict=True)}
 
 

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.component_passes import ComponentPasses, Frame, Pass, flat
+from mechrefusal.causal.components import ComponentBatch, ComponentPasses, TemplateFrame
 from mechrefusal.causal.cross_patching.activations import CrossSite, Taken, stored, writer
-from mechrefusal.causal.patching.metric import Reading
-from mechrefusal.forward.unhooked import Edit, Site
+from mechrefusal.forward import Edit, MetricReader, Site, flat
 
 Positions = Literal["all", "last"]
 
@@ -32,13 +31,13 @@ class Patched:
     @torch.no_grad()
     def __init__(self, target, taken: Taken, positions: Positions) -> None:
         self.model, self.taken, self.positions = target, taken, positions
-        self.reading = Reading.of(taken.metric)
+        self.reader = MetricReader.of(taken.metric)
         whole = positions == "all"
-        frame = Frame((), 0) if whole else Frame.of(target.tokenizer, taken.texts)
+        frame = TemplateFrame((), 0) if whole else TemplateFrame.of(target.tokenizer, taken.texts)
         writes: list[Site] = ["attn_out"] if "result" in taken.sites else []
         sites = list(dict.fromkeys([*stored(taken.sites), *writes]))
-        self.passes = ComponentPasses(target, taken.ids, self.reading.runs, frame, whole=whole, sites=sites)
-        self._places = {id(one): self._of(one) for group in self.passes.groups for one in group}
+        self.passes = ComponentPasses(target, taken.ids, self.reader.runs, frame, whole=whole, sites=sites)
+        self._places = {id(one): self._of(one) for one in self.passes.groups}
         self._rotations: dict[tuple[int, int, int], Tensor] = {}
         self.unpatched = self._scores(lambda _: (), first_layer=0)
 
@@ -46,22 +45,22 @@ class Patched:
     def change(self, *patches: Patch) -> Float[Tensor, " prompt"]:
         """How the score of every prompt changes under these patches together, nats."""
 
-        def edits(one: Pass) -> list[Edit]:
+        def edits(one: ComponentBatch) -> list[Edit]:
             return [edit for patch in patches for edit in self._edits(patch, *self._places[id(one)])]
 
         return self._scores(edits, first_layer=min(patch.layer for patch in patches)) - self.unpatched
 
-    def _scores(self, edits: Callable[[Pass], Sequence[Edit]], *, first_layer: int) -> Tensor:
+    def _scores(self, edits: Callable[[ComponentBatch], Sequence[Edit]], *, first_layer: int) -> Tensor:
         scores = torch.empty(len(self.taken.ids))
         for numbers, logits in self.passes.logits(edits, first_layer=first_layer):
-            read = [part[:, -n:] for part, n in zip(logits, self.reading.kept, strict=True)]
-            scores[numbers] = self.reading.score(read).cpu()
+            read = [part[:, -n:] for part, n in zip(logits, self.reader.kept, strict=True)]
+            scores[numbers] = self.reader.score(read).cpu()
         return scores
 
-    def _of(self, one: Pass) -> tuple[Tensor, Tensor]:
+    def _of(self, one: ComponentBatch) -> tuple[Tensor, Tensor]:
         """Places of the patched tokens in a pass, and in what was taken."""
         here, there = [], []
-        for asked, places in zip(one.asked, one.places, strict=True):
+        for asked, places in zip(one.numbers, one.places, strict=True):
             first = 0 if self.positions == "all" else len(self.taken.ids[asked[0]]) - 1
             here.append(places[first - self.passes.start if first else 0 :])
             there.append(self.taken.places[asked][first:])

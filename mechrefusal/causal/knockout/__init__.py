@@ -6,7 +6,7 @@ together (`head_sets`). What stands in for a component, and why, says `mechrefus
 
 from mechrefusal.causal.knockout.components import KnockOuts, knock_out
 from mechrefusal.causal.knockout.head_sets import HeadSet, smallest_set
-from mechrefusal.causal.knockout.neurons import NeuronKnockOuts, neurons
+from mechrefusal.causal.knockout.single_neurons import NeuronKnockOuts, neurons
 
 __all__ = [
     "HeadSet",

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.component_passes import Component, Kind
+from mechrefusal.causal.components import Component, Kind
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
-from mechrefusal.statistics.maps import sign_flip_p
+from mechrefusal.statistics import Estimate, Observations
 
 KINDS: tuple[Kind, ...] = ("head", "mlp", "attention")
 
@@ -30,14 +30,18 @@ class KnockOuts:
     kl_high (KL(base ‖ knocked out) of the next token of the harmless prompts, nats), n_harmful, n_harmless, p (that no
     component of this table changes refusal, adjusted for all of them: `statistics.maps.sign_flip_p`).
 
-    `changes`: of refusal, of every component and harmful prompt, nats. `harmful`, `harmless`: refusal score of every
-    prompt with nothing replaced, nats.
+    `observations`: change of refusal, of every harmful prompt and component, nats. `harmful`, `harmless`: refusal score
+    of every prompt with nothing replaced, nats.
     """
 
     table: pd.DataFrame
-    changes: Float[Tensor, "component harmful"]
+    observations: Observations
     harmful: Float[Tensor, " harmful"]
     harmless: Float[Tensor, " harmless"]
+
+    def interval(self, component: Kind, layer: int, head: int = -1) -> Estimate:
+        """Mean change of refusal without one component, nats, with its 95% interval over harmful prompts."""
+        return self.observations.interval(component=component, layer=layer, head=head)
 
     def top(self, k: int) -> pd.DataFrame:
         """The `k` rows with the largest absolute change of refusal, largest first."""
@@ -85,9 +89,10 @@ def knock_out(
         changes.append(now.harmful - measured.base.harmful)
         place = {"component": part.kind, "layer": part.layer, "head": part.index, "how": how}
         rows.append({**place, **measured.effect(now)})
-    by_prompt = torch.stack(changes)
-    table = pd.DataFrame(rows).assign(p=sign_flip_p(by_prompt.double().numpy().T))
-    return KnockOuts(table, by_prompt, measured.base.harmful, measured.base.harmless)
+    table = pd.DataFrame(rows)
+    values, names = torch.stack(changes, dim=1).double().numpy(), tuple(map(str, range(len(harmful))))
+    seen = Observations(values, table[["component", "layer", "head"]], names)
+    return KnockOuts(table.assign(p=seen.p()), seen, measured.base.harmful, measured.base.harmless)
 
 
 def _components(model, kinds: Sequence[Kind], layers: Sequence[int] | None) -> list[Component]:

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.component_passes import Component
+from mechrefusal.causal.components import Component
 from mechrefusal.causal.knockout.readings import Measured
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame
+from mechrefusal.causal.components import Component, ComponentPasses, TemplateFrame
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.knockout.replacements import HOWS, How, Replacements
 from mechrefusal.errors import MechrefusalError
@@ -47,7 +47,7 @@ class Measured:
     ) -> None:
         texts = _texts(harmful, harmless, reference, how=how, draws=draws, seed=seed)
         self.metric, self.n_harmful = metric, len(texts[0])
-        self.frame = Frame.of(model.tokenizer, [text for part in texts for text in part])
+        self.frame = TemplateFrame.of(model.tokenizer, [text for part in texts for text in part])
         ids, others, standing_in = (prompts.prompt_ids(model.tokenizer, part) for part in texts)
         places = list(dict.fromkeys(part.place for part in parts))
         made = partial(ComponentPasses, model, whole=how == "zero", sites={site for _, site in places})

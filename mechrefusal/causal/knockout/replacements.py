@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.component_passes import Component, ComponentPasses, Frame, Pass, by_place, flat, taken
+from mechrefusal.causal.components import Component, ComponentBatch, ComponentPasses, TemplateFrame, by_place
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.unhooked import Edit, Site
+from mechrefusal.forward import Edit, Site, flat
 
 How = Literal["mean", "zero", "resample"]
 HOWS = ("mean", "zero", "resample")
@@ -43,7 +43,7 @@ class Replacements:
         model,
         reference: Sequence[Sequence[int]],
         runs: Sequence[Sequence[int]],
-        frame: Frame,
+        frame: TemplateFrame,
         *,
         how: How,
         places: Sequence[tuple[int, Site]],
@@ -63,23 +63,23 @@ class Replacements:
 
     def edits(
         self, components: Sequence[Component], passes: ComponentPasses, *, draw: int = 0
-    ) -> Callable[[Pass], list[Edit]]:
+    ) -> Callable[[ComponentBatch], list[Edit]]:
         """What to do in each pass of `passes` to replace `components`."""
         chosen = by_place(components)
 
-        def of(one: Pass) -> list[Edit]:
+        def of(one: ComponentBatch) -> list[Edit]:
             places, index = self.index(one, passes, draw)
             return [(*at, self._edit(at, indices, places, index)) for at, indices in chosen.items()]
 
         return of
 
-    def index(self, one: Pass, passes: ComponentPasses, draw: int) -> tuple[Tensor, Tensor]:
+    def index(self, one: ComponentBatch, passes: ComponentPasses, draw: int) -> tuple[Tensor, Tensor]:
         """Flat places of a pass that are replaced, and the row that stands in at each."""
         places = torch.cat(one.places)
         if self.how == "zero":
             return places, torch.zeros_like(places)
         parts = []
-        for prompt, run in one.asked:
+        for prompt, run in one.numbers:
             ids = passes.ids[prompt]
             if self.how == "mean":
                 parts.append(self._classes(len(ids), run))
@@ -115,9 +115,9 @@ class Replacements:
     def _take_means(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
         n_classes = 1 + self._frame.tail + sum(map(len, self._runs))
         counts = torch.zeros(n_classes, dtype=torch.float64)
-        for one, found in taken(self._model, passes, places):
+        for one, found in passes.kept(places):
             where = torch.cat(one.places)
-            parts = [self._classes(len(passes.ids[prompt]), run) for prompt, run in one.asked]
+            parts = [self._classes(len(passes.ids[prompt]), run) for prompt, run in one.numbers]
             classes = torch.cat(parts)
             counts += torch.bincount(classes, minlength=n_classes)
             for at, activation in found.items():
@@ -132,8 +132,8 @@ class Replacements:
     def _take_all(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
         rows: dict[tuple[int, Site], list[Tensor]] = {at: [] for at in places}
         before = 0
-        for one, found in taken(self._model, passes, places):
-            for asked, where in zip(one.asked, one.places, strict=True):
+        for one, found in passes.kept(places):
+            for asked, where in zip(one.numbers, one.places, strict=True):
                 self._at[asked] = before + where
             for at, activation in found.items():
                 rows[at].append(activation)

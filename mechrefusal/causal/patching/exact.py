@@ -4,31 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.patching.metric import Metric, Reading
 from mechrefusal.causal.patching.pair_runs import (
     SMALLEST_GAP,
     Mode,
     Pairs,
     cells,
     oriented,
-    patching_of,
     require_mode,
     rows_of,
     unpatched_scores,
     usable_pairs,
 )
-from mechrefusal.causal.patching.sites import Site, require_memory, require_site
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import Metric, MetricReader, runner_of
+from mechrefusal.forward.patches import Site, require_memory, require_site
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import intervals
-from mechrefusal.statistics.maps import sign_flip_p
+from mechrefusal.statistics.observations import Observations, keys_of
 
 _CELL = ("layer", "head", "position")
 
@@ -42,17 +40,28 @@ class Patching:
     denominator averaged first over the pairs that have the position, as the ratio of a single pair has no bound;
     `low`, `high` are its 95% interval over pairs, of a linearised ratio (`intervals.ratio`). `p`: that no
     patch of this table changes the metric, adjusted for all that every pair has (`statistics.maps.sign_flip_p`), NaN
-    for others. `by_pair`: site, mode, layer, head, position, pair (its id), raw. `clean`, `corrupted`: the metric of
-    every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the
+    for others. `observations`: raw, of every pair (its id) and cell (layer, head, position). `clean`, `corrupted`: the
+    metric of every pair, nats. `reason`: why effects are NaN, empty where none is. `left_out`: (id, tokens of the
     harmful prompt, tokens of the harmless one) of each pair that was not patched, as the two differ in length.
     """
 
     table: pd.DataFrame
-    by_pair: pd.DataFrame
+    observations: Observations
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str = ""
     left_out: tuple[tuple[str, int, int], ...] = field(default=())
+
+    @property
+    def by_pair(self) -> pd.DataFrame:
+        """Table `patching_pairs`: site, mode, layer, head, position, pair, raw."""
+        rows = self.observations.table.rename(columns={"value": "raw"})
+        first = self.table.iloc[0]
+        return rows.assign(site=first["site"], mode=first["mode"])[["site", "mode", *_CELL, "pair", "raw"]]
+
+    def interval(self, layer: int, head: int = -1, position: int | None = None) -> intervals.Estimate:
+        """Mean change of the metric by one patch over pairs, nats, with its 95% interval."""
+        return self.observations.interval(layer=layer, head=head, position=position)
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """The `k` (layer, head) with the largest absolute effect on refusal, largest first."""
@@ -145,16 +154,16 @@ def heads(
     The other arguments, and the errors, are those of `residual`.
 
     Returns:
-        `Patching` with site head_z, head_pattern, head_q, head_k or head_v; position is `ALL_POSITIONS` without
+        `Patching` with site z, pattern, q, k or v; position is missing (all at once) without
         `by_position`.
     """
     _require_one_of("site of heads", site, ("z", "pattern", "q", "k", "v"))
     sites: dict[str, Site] = {
-        "z": "head_z",
-        "pattern": "head_pattern",
-        "q": "head_q",
-        "k": "head_k",
-        "v": "head_v",
+        "z": "z",
+        "pattern": "pattern",
+        "q": "q",
+        "k": "k",
+        "v": "v",
     }
     return _patch(model, pairs, metric, sites[site], by_position=by_position, layers=layers, mode=mode, memory=memory)
 
@@ -179,36 +188,25 @@ def _patch(
     wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
     require_layers(model, wanted)
     require_site(model, site)
-    reading, budget = Reading.of(metric), require_memory(memory)
+    reader, budget = MetricReader.of(metric), require_memory(memory)
     usable, left_out = usable_pairs(model, pairs)
     found, clean, corrupted = [], [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
-        run, tokens = oriented(model, pair, reading, mode)
+        run, tokens = oriented(model, pair, reader, mode)
         patches = run.patches(model, site, wanted, by_position=by_position)
-        ready = patching_of(model, run, site, memory=budget)
-        source, target = unpatched_scores(ready, reading, check=number == 0)
+        ready = runner_of(model).patching(run, site, memory=budget)
+        source, target = unpatched_scores(ready, reader, check=number == 0)
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
         raw = (ready.scores(patches) - target).tolist()
         found += [{"pair": number, **row} for row in rows_of(patches, raw, tokens, run.first)]
     table, reason = _averaged(found, site, mode, clean, corrupted)
-    by_pair = _by_pair(found, site, mode, [pair.id for pair in usable])
-    return Patching(
-        table.assign(p=_adjusted(table, by_pair)), by_pair, torch.stack(clean), torch.stack(corrupted), reason, left_out
-    )
-
-
-def _by_pair(found: Sequence[dict], site: str, mode: Mode, ids: Sequence[str]) -> pd.DataFrame:
-    rows = pd.DataFrame([{name: row[name] for name in (*_CELL, "pair", "raw")} for row in found])
-    rows["pair"] = [ids[number] for number in rows["pair"]]
-    return rows.assign(site=site, mode=mode)[["site", "mode", *_CELL, "pair", "raw"]]
-
-
-def _adjusted(table: pd.DataFrame, by_pair: pd.DataFrame) -> np.ndarray:
-    """p of every row of the table."""
-    values = by_pair.pivot_table(index="pair", columns=list(_CELL), values="raw", sort=False)
-    adjusted = pd.Series(sign_flip_p(values.to_numpy(float)), index=values.columns)
-    return adjusted.reindex(pd.MultiIndex.from_frame(table[list(_CELL)])).to_numpy(float)
+    ids = [pair.id for pair in usable]
+    rows = pd.DataFrame([{"pair": ids[row["pair"]], **{name: row[name] for name in (*_CELL, "raw")}} for row in found])
+    seen = Observations.of_rows(rows, list(_CELL), unit="pair", value="raw")
+    p = dict(zip(keys_of(seen.cells), seen.p(), strict=True))
+    table["p"] = [p[key] for key in keys_of(table[list(_CELL)])]
+    return Patching(table, seen, torch.stack(clean), torch.stack(corrupted), reason, left_out)
 
 
 def _averaged(
@@ -248,4 +246,4 @@ def _averaged(
             f"{smallest:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share of that difference"
         )
     )
-    return pd.DataFrame(rows), reason
+    return pd.DataFrame(rows).astype({"position": "Int64"}), reason

@@ -8,12 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.causal.patching.hooked import HookedPatching
-from mechrefusal.causal.patching.metric import Reading
-from mechrefusal.causal.patching.sites import PairRun, Patch, Site
-from mechrefusal.causal.patching.tree import TreePatching
-from mechrefusal.causal.patching.twin import tree_patching
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward import MetricReader, PairRun, Patch, PatchedPair
 from mechrefusal.models.batches import common_length
 from mechrefusal.statistics import intervals
 
@@ -21,9 +17,6 @@ Mode = Literal["denoising", "noising"]
 Pairs = prompts.PairSet | Sequence[tuple[str, str]]
 LeftOut = tuple[tuple[str, int, int], ...]
 """(id, tokens of the harmful prompt, tokens of the harmless one) of each pair of unequal length."""
-
-ALL_POSITIONS = 0
-"""Value of `position` where every position was patched at once; a single one counts from the end and is negative."""
 
 SMALLEST_GAP = 0.05
 """Mean m_clean − m_corrupted (nats) below which an effect has no meaning and is NaN; `raw` remains."""
@@ -71,7 +64,7 @@ def usable_pairs(model, pairs: Pairs) -> tuple[prompts.PairSet, LeftOut]:
     return usable, left_out
 
 
-def oriented(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
+def oriented(model, pair: prompts.Pair, reader: MetricReader, mode: Mode) -> tuple[PairRun, tuple[str, ...]]:
     """The pair in the direction that is patched, and the tokens of the harmful prompt as text."""
     clean, corrupted = (
         tuple(prompts.segments(model.tokenizer, text).prompt_ids) for text in (pair.harmful, pair.harmless)
@@ -80,32 +73,29 @@ def oriented(model, pair: prompts.Pair, reading: Reading, mode: Mode) -> tuple[P
     if first == len(clean):
         raise MechrefusalError(f"pair '{pair.id}' has the same tokens on both sides; there is nothing to patch")
     source, target = (clean, corrupted) if mode == "denoising" else (corrupted, clean)
-    return PairRun(source, target, first, reading), tuple(model.tokenizer.decode([token]) for token in clean)
-
-
-def patching_of(model, run: PairRun, site: Site, *, memory: int) -> TreePatching | HookedPatching:
-    """The pair ready to be patched at `site`: on the twin where it agrees, else through hooks."""
-    found = tree_patching(model, run, site, memory=memory)
-    return found if found is not None else HookedPatching(model, run, site, memory=memory)
+    return PairRun(source, target, first, reader), tuple(model.tokenizer.decode([token]) for token in clean)
 
 
 def unpatched_scores(
-    ready: TreePatching | HookedPatching, reading: Reading, *, check: bool
+    ready: PatchedPair, reader: MetricReader, *, check: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The metric of source and target as they are; `check` also tries the metric out (see `Reading.check`)."""
+    """The metric of source and target as they are; `check` also tries the metric out (see `MetricReader.check`)."""
     unpatched = ready.unpatched()
     if check:
-        reading.check(unpatched)
-    source, target = reading.score(unpatched)
+        reader.check(unpatched)
+    source, target = reader.score(unpatched)
     return source, target
 
 
 def rows_of(patches: Sequence[Patch], raw: Sequence[float], tokens: Sequence[str], first: int) -> list[dict]:
-    """Rows of one pair: layer, head, position, token, raw, and whether the two runs are the same there (`shared`)."""
+    """Rows of one pair: layer, head, position, token, raw, and whether the two runs are the same there (`shared`).
+
+    A position counts from the end and is negative; it is None where all were patched at once.
+    """
     rows = []
     for patch, value in zip(patches, raw, strict=True):
         at, head = patch.position, -1 if patch.head is None else patch.head
-        position, token = (ALL_POSITIONS, "all") if at is None else (at - len(tokens), tokens[at])
+        position, token = (None, "all") if at is None else (at - len(tokens), tokens[at])
         rows.append({"layer": patch.layer, "head": head, "position": position, "token": token, "raw": value})
     # Before the first difference both runs are the same: exactly zero, and part of the mean over pairs.
     by_position = any(patch.position is not None for patch in patches)

@@ -101,12 +101,12 @@ class ChatJudge:
         return score_table(scored(answer) for answer in answers)
 
     def _body(self, prompt: str, completion: str) -> dict[str, Any]:
-        asked = harm_prompts.STRONGREJECT_RUBRIC.format(forbidden_prompt=prompt, response=completion)
+        rubric = harm_prompts.STRONGREJECT_RUBRIC.format(forbidden_prompt=prompt, response=completion)
         return {
             **self._fields,
             "messages": [
                 {"role": "system", "content": harm_prompts.STRONGREJECT_RUBRIC_SYSTEM},
-                {"role": "user", "content": asked},
+                {"role": "user", "content": rubric},
             ],
         }
 

@@ -82,13 +82,13 @@ class HarmBenchClassifier:
         """
         contexts = _contexts(contexts, len(prompts))
         clipped = [self._judge.clipped(text, COMPLETION_TOKENS, keep="first", special=False) for text in completions]
-        asked = [
+        filled = [
             harm_prompts.HARMBENCH_CONTEXTUAL.format(context=context, behavior=prompt, generation=text)
             if context
             else self._template.format(behavior=prompt, generation=text)
             for prompt, (text, _), context in zip(prompts, clipped, contexts, strict=True)
         ]
-        ids = [self._judge.tokenizer(text, verbose=False)["input_ids"] for text in asked]
+        ids = [self._judge.tokenizer(text, verbose=False)["input_ids"] for text in filled]
         rows = self._judge.judged(
             ids, self._read, new_tokens=1, batch_size=self._batch_size, description="judging (HarmBench)"
         )
@@ -98,14 +98,14 @@ class HarmBenchClassifier:
         for logits in _next_token(self._judge, batch):
             token = int(logits.argmax())
             answer = self._judge.tokenizer.decode([token])
-            said = f"answered {shortened(answer)} (probability {logits.softmax(-1)[token]:.2f})"
+            because = f"answered {shortened(answer)} (probability {logits.softmax(-1)[token]:.2f})"
             word = answer.strip().lower()
             if not logits.isfinite().all():
                 yield null("the judge's logits are not finite")
             elif word in ("yes", "no"):
-                yield binary(harmful=word == "yes", because=said)
+                yield binary(harmful=word == "yes", because=because)
             else:
-                yield null(f"{said}, neither yes nor no")
+                yield null(f"{because}, neither yes nor no")
 
 
 class StrongREJECTClassifier:
@@ -156,11 +156,11 @@ class StrongREJECTClassifier:
             MechrefusalError: not one completion a prompt, or one that is not a string.
         """
         clipped = [self._judge.clipped(text, COMPLETION_TOKENS, keep="last", special=True) for text in completions]
-        asked = [
+        filled = [
             harm_prompts.STRONGREJECT_FINETUNED.format(forbidden_prompt=prompt, response=text)
             for prompt, (text, _) in zip(prompts, clipped, strict=True)
         ]
-        ids = [self._judge.tokenizer(text, verbose=False)["input_ids"] for text in asked]
+        ids = [self._judge.tokenizer(text, verbose=False)["input_ids"] for text in filled]
         rows = self._judge.judged(
             ids, self._read, new_tokens=1, batch_size=self._batch_size, description="judging (StrongREJECT)"
         )

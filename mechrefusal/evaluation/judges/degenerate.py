@@ -9,17 +9,10 @@ import re
 import zlib
 from collections import Counter
 
+from mechrefusal.evaluation.judges.words import FRAMING
 from mechrefusal.prompts import after_thought
 from mechrefusal.prompts.plain_text import plain
 
-_ROLE = r"(?:system|user|assistant|model|tool)"
-_SPECIAL = re.compile(
-    r"(?:<\|[^|<>\n]{1,60}\|>|<</?SYS>>|</?(?:s|pad|unk|eos|bos|mask|sep|cls|think|thinking|(?:start|end)_of_turn|"
-    r"(?:unused|extra_id_|reserved_|special_|0x)[0-9a-f]+)>|\[(?:/?INST|PAD|UNK|CLS|SEP|MASK|BOS|EOS|control_\d+)\])"
-    rf"(?:{_ROLE}(?=\s*(?:$|\n|<)))?",
-    re.IGNORECASE,
-)
-"""Special tokens of common tokenizers, written out, with the name of a turn behind one."""
 _NO_LETTERS = re.compile("[\ufffd\ue000-\uf8ff\ud800-\udfff\U000f0000-\U0010ffff]")
 """What stands for bytes that are no text: replacement characters, private use, halves of surrogate pairs."""
 _BLANK = re.compile(r"[\s\u2800]*")
@@ -71,12 +64,12 @@ def why_degenerate(text: str) -> str | None:
     """
     if _BLANK.fullmatch(text):
         return "empty"
-    said = _NO_LETTERS.sub(" ", _SPECIAL.sub(" ", text)).strip()
-    if _BLANK.fullmatch(said):
+    rest = _NO_LETTERS.sub(" ", FRAMING.special_token.sub(" ", text)).strip()
+    if _BLANK.fullmatch(rest):
         return f"special tokens: {text.strip()[:20]!r}"
-    if not _MARKS.sub("", said):
-        return f"marks and nothing between them: {said[:20]!r}"
-    return _loop(said) or _debris(said)
+    if not _MARKS.sub("", rest):
+        return f"marks and nothing between them: {rest[:20]!r}"
+    return _loop(rest) or _debris(rest)
 
 
 def _loop(text: str) -> str | None:
@@ -159,14 +152,14 @@ def _compressed(text: str) -> float:
 
 def _debris(text: str) -> str | None:
     """Pieces of markup that close what nothing opened, or letters that are no words."""
-    signs = sum(not character.isalnum() and not character.isspace() for character in text)
+    n_signs = sum(not character.isalnum() and not character.isspace() for character in text)
     closed, stray = _closed(text)
-    if 2 * signs > sum(not character.isspace() for character in text) and stray > max(2, closed):
+    if 2 * n_signs > sum(not character.isspace() for character in text) and stray > max(2, closed):
         return f"debris of markup: {text[:20]!r}"
     words = _WORD.findall(text)
-    mashed = [word for word in words if len(word) >= 4 and word.isascii() and word.islower() and _voiceless(word)]
-    if len(mashed) >= 5 and 2 * len(mashed) > len(words):
-        return f"words without vowels: {' '.join(mashed[:3])!r}"
+    voiceless = [word for word in words if len(word) >= 4 and word.isascii() and word.islower() and _voiceless(word)]
+    if len(voiceless) >= 5 and 2 * len(voiceless) > len(words):
+        return f"words without vowels: {' '.join(voiceless[:3])!r}"
     return None
 
 

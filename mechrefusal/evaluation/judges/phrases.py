@@ -67,9 +67,9 @@ class PhraseJudge:
         if answer is None:
             return Verdict(DEGENERATE, UNFINISHED)
         text = plain(answer)
-        noise = why_degenerate(text)
-        if noise is not None:
-            return Verdict(DEGENERATE, noise)
+        reason = why_degenerate(text)
+        if reason is not None:
+            return Verdict(DEGENERATE, reason)
         opening = _folded(text)[:OPENING]
         found = next((phrase for phrase in self.phrases if phrase in opening), None)
         if found is None:

@@ -31,8 +31,8 @@ def of_answers(judge: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame
                 for name, value in others.items()
             }
             found = judge(self, [prompts[row] for row in there], [answers[row] for row in there], **of_rows)
-            for row, told in zip(there, found.itertuples(index=False, name=None), strict=True):
-                rows[row] = Scored(*told)
+            for row, scored in zip(there, found.itertuples(index=False, name=None), strict=True):
+                rows[row] = Scored(*scored)
         return score_table(rows)
 
     return judged

@@ -1,9 +1,15 @@
-"""Plotly figures of the study's tables: each function takes a tidy table and returns a figure.
+"""Plotly figures of tables: each function takes a tidy table and returns a figure.
 
-The tables' schema is `mechrefusal.study.tables`. Signed values are drawn on a diverging red-blue scale centred at zero
-(colour-blind safe, ColorBrewer RdBu), positive red; unsigned ones on Cividis. Arms have the colours of Okabe and Ito. A
-table that cannot be drawn raises `MechrefusalError`.
+The tables' schema is `mechrefusal.tables`; a table that was made otherwise needs columns of its dtypes. Signed values
+are drawn on a diverging red-blue scale centred at zero (colour-blind safe, ColorBrewer RdBu), positive red; unsigned
+ones on Cividis. Arms have the colours of Okabe and Ito. A table that cannot be drawn raises `MechrefusalError`. Results
+of measures that hold their table (`.table`) are drawn as they are:
+`figures.layer_by_head(mr.causal.patching.heads(model, pairs, metric))`.
 """
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
 from mechrefusal.report.figures.attribution import attribution_difference, token_segments, top_components
@@ -22,14 +28,14 @@ from mechrefusal.report.figures.frontier import frontier
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
 from mechrefusal.report.figures.linear_probes import linear_probes
-from mechrefusal.report.figures.lines import effective_rank, probes, rates, trajectory
+from mechrefusal.report.figures.lines import effective_rank, trajectory
 from mechrefusal.report.figures.logit_lens import logit_lens
 from mechrefusal.report.figures.screening import attribution_patching
 from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.stress_control import stress_shares
 from mechrefusal.report.figures.subspaces import smallest_k, subspaces
-from mechrefusal.report.figures.suites import answer_losses, suite_categories, suite_rates
+from mechrefusal.report.figures.suites import answer_losses, probes, rates, suite_categories
 from mechrefusal.report.figures.training import logged, loss_term, losses
 from mechrefusal.report.figures.transfer import transfer
 from mechrefusal.report.figures.zero import zero_distances
@@ -85,10 +91,20 @@ __all__ = [
     "subspaces",
     "suite_categories",
     "suite_differences",
-    "suite_rates",
     "token_segments",
     "top_components",
     "trajectory",
     "transfer",
     "zero_distances",
 ]
+
+
+def _of_results(draw: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(draw)
+    def drawn(table: Any, *args: Any, **named: Any) -> Any:
+        return draw(getattr(table, "table", table), *args, **named)
+
+    return drawn
+
+
+globals().update({name: _of_results(globals()[name]) for name in __all__ if callable(globals()[name])})

@@ -39,9 +39,7 @@ def exchange(table: pd.DataFrame) -> pd.DataFrame:
         loss_before − the loss_after that the same case's last refresh had left; `n` cases, `n_again` of them with a
         last refresh. A case that was reset in between starts anew: it counts as one without.
     """
-    rows = table.assign(
-        **{name: pd.to_numeric(table[name], errors="coerce") for name in ("loss_before", "loss_after", "age")}
-    ).sort_values("step", kind="stable")
+    rows = table.sort_values("step", kind="stable")
     last = rows.groupby(["arm", "case"], sort=False)[["loss_after", "age"]].shift()
     rows["gained"] = rows["loss_before"] - rows["loss_after"]
     rows["taken_back"] = (rows["loss_before"] - last["loss_after"]).where(rows["age"] == last["age"] + 1)
@@ -100,8 +98,8 @@ def pool_age(table: pd.DataFrame) -> go.Figure:
 
 def cases_refreshed(table: pd.DataFrame) -> go.Figure:
     """How many different cases have been refreshed at least once, over optimiser steps (table `refreshes`)."""
-    counted = table.assign(first=1.0)[table["case"].notna()]
-    rows = style.drawable(counted.sort_values("step", kind="stable"), "first", "the number of refreshed cases")
+    counted = table.assign(first=1.0).sort_values("step", kind="stable")
+    rows = style.drawable(counted, "first", "the number of refreshed cases")
     rows["first"] = (~rows.duplicated(["arm", "case"])).astype(float)
     new = rows.groupby(["arm", "step"], as_index=False)["first"].sum()
     figure, names = go.Figure(), style.arms(new)

@@ -56,7 +56,7 @@ def top_components(table: pd.DataFrame, *, k: int = 15, unit: str = "logits") ->
     order = rows["difference"].abs().sort_values(ascending=False, kind="stable").index[:k]
     rows = beyond_chance(rows).loc[order].dropna(subset=["difference"]).iloc[::-1]
     names, places = [component_name(row) for _, row in rows.iterrows()], list(range(len(rows)))
-    floors = style.numbers(pd.to_numeric(rows["floor"], errors="coerce"))
+    floors = style.numbers(rows["floor"])
     figure = go.Figure(
         go.Bar(
             x=[None if floor is None else 2 * floor for floor in floors],
@@ -107,9 +107,9 @@ def token_segments(table: pd.DataFrame) -> go.Figure:
     """
     rows = style.drawable(table[table["by"] == "segment"], "value", "what the top heads read from")
     heads = list(dict.fromkeys(rows[["layer", "head"]].itertuples(index=False, name=None)))[::-1]
-    found = {str(name) for name in rows["name"]}
+    found = set(rows["name"])
     segments = [name for name in SEGMENTS if name in found] + sorted(found - set(SEGMENTS))
-    kinds = [name for name in ("harmful", "harmless") if name in set(rows["set"].astype(str))]
+    kinds = [name for name in ("harmful", "harmless") if name in set(rows["set"])]
     figure = make_subplots(
         cols=len(kinds),
         shared_yaxes=True,
@@ -118,7 +118,7 @@ def token_segments(table: pd.DataFrame) -> go.Figure:
     )
     for place, kind in enumerate(kinds, start=1):
         for number, segment in enumerate(segments):
-            own = rows[(rows["set"] == kind) & (rows["name"].astype(str) == segment)].set_index(["layer", "head"])
+            own = rows[(rows["set"] == kind) & (rows["name"] == segment)].set_index(["layer", "head"])
             at = [i for i, head in enumerate(heads) if head in own.index]
             if not at:
                 continue

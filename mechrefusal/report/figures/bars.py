@@ -12,25 +12,20 @@ _INTERVENTIONS = {
     "ablate_random": "ablate random",
     "induce": "induce carrier",
     "induce_random": "induce random",
-    "add": "add carrier",
-    "add_random": "add random",
 }
 _SET_COLOURS = {"harmful": style.POSITIVE, "harmless": style.NEGATIVE}
 
 
-def interventions(table: pd.DataFrame, *, metric: str = "refusal_rate") -> go.Figure:
-    """Refusal rate on harmful and harmless prompts by intervention, with 95% intervals (`rates`, one checkpoint).
-
-    Runs of earlier versions add the carrier instead of inducing it.
-    """
-    rows = table[(table["metric"] == metric) & (table["attack"] == "none")]
-    rows = rows[rows["set"].isin(["evaluation_harmful", "evaluation_harmless"])]
+def interventions(table: pd.DataFrame, *, metric: str = "any_refusal") -> go.Figure:
+    """Share of refusals of harmful and harmless prompts by intervention, with 95% intervals (one checkpoint)."""
+    rows = table[(table["metric"] == metric) & (table["attack"] == "none") & (table["by"] == "all")]
+    rows = rows[rows["suite"].isin(["evaluation_harmful", "evaluation_harmless"])]
     rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} under interventions")
     figure = go.Figure()
     places: list[int] = []
     names: list[str] = []
     for kind in ("harmful", "harmless"):
-        own = rows[rows["set"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
+        own = rows[rows["suite"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
         order = [name for name in _INTERVENTIONS if name in own.index] + sorted(set(own.index) - set(_INTERVENTIONS))
         own = own.loc[order]
         labels = [wording.for_plotly(_INTERVENTIONS.get(name, name)) for name in order]
@@ -69,7 +64,6 @@ def interventions(table: pd.DataFrame, *, metric: str = "refusal_rate") -> go.Fi
 def mlps(table: pd.DataFrame, *, title: str = "MLPs", unit: str = "logits") -> go.Figure:
     """Contribution of each layer's MLP (component `mlp` of table `attribution`; one `onto` and `set`): y = layer."""
     rows = style.drawable(table[table["component"] == "mlp"], "value", "the contribution of MLPs").sort_values("layer")
-    low, high = (pd.to_numeric(rows[c], errors="coerce") for c in ("low", "high"))
     texts = [
         style.hover(
             [f"<b>MLP {int(r['layer'])}</b>", f"{wording.number(r['value'], 3, signed=True)}{style.interval(r)}"]
@@ -85,8 +79,8 @@ def mlps(table: pd.DataFrame, *, title: str = "MLPs", unit: str = "logits") -> g
             marker={"color": colours},
             error_x={
                 "type": "data",
-                "array": style.numbers(high - rows["value"]),
-                "arrayminus": style.numbers(rows["value"] - low),
+                "array": style.numbers(rows["high"] - rows["value"]),
+                "arrayminus": style.numbers(rows["value"] - rows["low"]),
                 "thickness": 1,
                 "width": 2,
                 "color": style.WHISKER,
@@ -140,7 +134,7 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
     figure = go.Figure()
     for name, own in rows.groupby("set", sort=True):
         kind = "harmless" if "harmless" in str(name) or str(name) in ("overrefusal", "utility") else "harmful"
-        refused = [not wording.is_missing(v) and bool(v) for v in own["refused"]]
+        refused = own["refused"].fillna(False)
         texts = [
             style.hover(
                 [
@@ -175,8 +169,7 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
 
 
 def _bars(rows: pd.DataFrame, *, width: int) -> dict:
-    low, high = (pd.to_numeric(rows[c], errors="coerce") for c in ("low", "high"))
-    up, down = (high - rows["value"]).clip(lower=0), (rows["value"] - low).clip(lower=0)
+    up, down = (rows["high"] - rows["value"]).clip(lower=0), (rows["value"] - rows["low"]).clip(lower=0)
     return {
         "type": "data",
         "array": style.numbers(up),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, lines, style
+from mechrefusal.statistics.choosing import BEST, PUBLISHED
 
 SCORES = {
     "bypass": ("Bypass", "score"),
@@ -19,12 +21,24 @@ SCORES = {
 _WINNERS = 8
 
 
+class Placed(Protocol):
+    """A `Direction` or a `Carrier`."""
+
+    @property
+    def position(self) -> int | None:
+        """From the end of the prompt."""
+
+    @property
+    def layer(self) -> int | None:
+        """Where it was taken."""
+
+
 def carriers(
     table: pd.DataFrame,
     *,
     score: str = "bypass",
     tokens: Mapping[int, str] | None = None,
-    reference: tuple[int, int] | None = None,
+    reference: tuple[int, int] | Placed | None = None,
     title: str = "",
 ) -> go.Figure:
     """Scores of every candidate direction of one checkpoint: x = position, y = layer (Arditi et al. 2024, section 2.3).
@@ -37,7 +51,7 @@ def carriers(
         score: `bypass` (refusal score on harmful prompts under ablation, lower removes refusal), `induce` (refusal
             score on harmless prompts with it put in, higher induces refusal) or `kl` (in nats, colour is logarithmic).
         tokens: token string of each position (from table `directions`).
-        reference: (position, layer) of a candidate that is not a carrier but stands in for one; a white diamond.
+        reference: a candidate that is not a carrier but stands in for one, or its (position, layer); a white diamond.
         title: by default the name of the score.
     """
     if score not in SCORES:
@@ -62,20 +76,21 @@ def carriers(
     )
     axis = _log_axis(values) if score == "kl" else heatmaps.colour_axis([values], 0.0, None, unit)
     figure.update_layout(coloraxis=axis, showlegend=True)
-    marked = table.assign(**{flag: _true(table[flag]) for flag in ("admissible", "winner")})
+    marked = table.assign(admissible=table["admissible"].fillna(False).astype(bool))
     plain = marked[marked["admissible"] & ~marked["winner"]]
     _mark(figure, plain, positions, "admissible", {"symbol": "circle", "size": 5})
     _mark(figure, marked[marked["winner"]], positions, "carrier", {"symbol": "star", "size": 14})
     if reference is not None:
-        there = marked[(marked["position"] == reference[0]) & (marked["layer"] == reference[1])]
-        _mark(figure, there, positions, "no carrier: best candidate", {"symbol": "diamond", "size": 12})
+        position, layer = reference if isinstance(reference, tuple) else (reference.position, reference.layer)
+        there = marked[(marked["position"] == position) & (marked["layer"] == layer)]
+        _mark(figure, there, positions, f"no carrier: {BEST}", {"symbol": "diamond", "size": 12})
     ticks = [labels[p] for p in positions]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks, tickangle=heatmaps.tick_angle(ticks))
     figure.update_xaxes(title="position in the prompt (last = −1)", showgrid=False, zeroline=False)
     half = min(np.diff(layers), default=1) / 2
     figure.update_yaxes(title="layer", showgrid=False, zeroline=False, range=[layers[0] - half, layers[-1] + half])
     counted = [f"{len(table)} candidates", f"{int(marked['admissible'].sum())} admissible"]
-    screened = sum(_only_screened(value) for value in table["exact"]) if "exact" in table else 0
+    screened = int((~table["exact"]).sum()) if "exact" in table else 0
     counted += [f"{screened} only screened"] if screened else []
     return style.finish(
         figure, title=title or name, subtitle=", ".join(counted), height=heatmaps.height_of(len(layers))
@@ -93,9 +108,7 @@ def carrier_wins(
         tokens: token string of each position.
     """
     rows = style.drawable(table, "win_frequency", "how often candidates win")
-    rows = rows.assign(winner=_true(rows["winner"])).sort_values(
-        ["win_frequency", "winner"], ascending=False, kind="stable"
-    )
+    rows = rows.sort_values(["win_frequency", "winner"], ascending=False, kind="stable")
     shown = rows[(rows["win_frequency"] > 0) | rows["winner"]].head(_WINNERS)
     bars = [
         (_place(r, tokens or {}), float(r["win_frequency"]), style.POSITIVE if r["winner"] else style.NEGATIVE)
@@ -135,10 +148,9 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
     Bars: 95% bootstrap interval of the layer, where it was taken.
 
     Args:
-        n_layers: depth of the model; the default limit of admissible layers, int(0.8 n_layers), is then drawn (Arditi
-            et al. 2024).
+        n_layers: depth of the model; the published limit of admissible layers is then drawn (Arditi et al. 2024).
     """
-    rows = table.assign(layer=pd.to_numeric(table["layer"], errors="coerce"), placed=0.0)
+    rows = table.assign(layer=table["layer"].astype(float), placed=0.0)
     none = -max(1.0, 0.07 * (n_layers or float(rows["layer"].max() if rows["layer"].notna().any() else 10)))
     rows["placed"] = rows["layer"].fillna(none)
     rows = style.drawable(rows, "placed", "the layer of the carrier")
@@ -177,25 +189,25 @@ def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Fi
     ticks = list(range(0, top, step))
     figure.update_yaxes(tickvals=[none, *ticks], ticktext=["none", *map(str, ticks)], zeroline=False)
     if n_layers:
-        bound = int(0.8 * n_layers)
+        bound = len(PUBLISHED.layers(n_layers))
         figure.add_hline(y=bound - 0.5, line={"dash": "dot", "width": 1, "color": style.AXIS})
-    subtitle = f"admissible below layer {int(0.8 * n_layers)} (dotted)" if n_layers else ""
+    subtitle = f"admissible below layer {bound} (dotted)" if n_layers else ""
     return style.finish(figure, title="Where the carrier stands", subtitle=subtitle, height=340)
 
 
 def _candidate(row: pd.Series | None, label: str) -> str:
     if row is None:
         return f"{label}<br>not scored"
-    why, wins, halves = row.get("rejected_because"), row.get("win_frequency"), row.get("half_wins")
-    won, allowed = (wording.is_true(row[flag]) for flag in ("winner", "admissible"))
-    state = "the carrier" if won else "admissible" if allowed else "rejected"
-    reason = "" if wording.is_missing(why) or not why else wording.for_plotly(why)
+    wins, halves = row.get("win_frequency"), row.get("half_wins")
+    allowed = not wording.is_missing(row["admissible"]) and row["admissible"]
+    state = "the carrier" if row["winner"] else "admissible" if allowed else "rejected"
+    reason = wording.for_plotly(row.get("rejected_because", ""))
     return style.hover(
         [
             f"<b>layer {int(row['layer'])}, {label}</b>",
             *(f"{name} {wording.number(row[name], 3)}" for name in SCORES),
             f"{state}: {reason}" if reason else state,
-            "only screened: rough scores, cannot be the carrier" if _only_screened(row.get("exact")) else "",
+            "only screened: rough scores, cannot be the carrier" if not row.get("exact", True) else "",
             _under_zero(row),
             "" if wording.is_missing(wins) else f"wins {wording.percent(wins)} of bootstraps",
             "" if wording.is_missing(halves) else f"chosen by {int(halves)} of 2 halves of the direction prompts",
@@ -212,14 +224,6 @@ def _under_zero(row: pd.Series) -> str:
     allowed = row.get("admissible_zero")
     state = "" if wording.is_missing(allowed) else f"; {'admissible' if allowed else 'not admissible'} so"
     return f"to zero: {scores}{state}"
-
-
-def _only_screened(exact: object) -> bool:
-    return not wording.is_missing(exact) and not exact
-
-
-def _true(column: pd.Series) -> pd.Series:
-    return pd.Series([wording.is_true(value) for value in column], index=column.index, dtype=bool)
 
 
 def _mark(figure: go.Figure, rows: pd.DataFrame, positions: list[int], name: str, marker: dict) -> None:
@@ -240,13 +244,11 @@ def _place(row: pd.Series, tokens: Mapping[int, str]) -> str:
 def _carrier(row: pd.Series) -> str:
     head = f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>"
     if pd.isna(row["layer"]):
-        return style.hover([head, wording.for_plotly(row.get("reason", "")) or "no carrier"])
+        return style.hover([head, wording.for_plotly(row["reason"]) or "no carrier"])
     token = wording.for_plotly(wording.token(row["token"]))
     where = f"layer {int(row['layer'])}, position {wording.whole(row['position'])} {token}"
-    low, high = row.get("layer_low"), row.get("layer_high")
-    sure = "" if wording.is_missing(low) else f"layer of bootstraps {wording.whole(low)} to {wording.whole(high)} (95%)"
-    wins = row.get("win_frequency")
-    often = "" if wording.is_missing(wins) else f"wins {wording.percent(wins)} of bootstraps"
+    sure = f"layer of bootstraps {row['layer_low']} to {row['layer_high']} (95%)"
+    often = f"wins {wording.percent(row['win_frequency'])} of bootstraps"
     scores = [f"{name} {wording.number(row[name], 3)}" for name in SCORES]
     return style.hover([head, where, sure, often, *scores])
 

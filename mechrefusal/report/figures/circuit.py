@@ -30,8 +30,7 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
             keep, are left out. May be empty.
     """
     rows = style.drawable(nodes, "effect", "the circuit")
-    rows = rows[rows["component"].isin(["head", "mlp"])].dropna(subset=["layer"])
-    kept = rows[[wording.is_true(flag) for flag in rows["kept"]]]
+    kept = rows[rows["kept"]]
     if not len(kept):
         style.drawable(rows.assign(effect=np.nan), "effect", "the circuit")  # raises with the reason of the table
     layers, mlps_at = int(rows["layer"].max()) + 1, _mlps_at(rows)
@@ -86,12 +85,8 @@ def _paths(edges: pd.DataFrame, places: dict[str, tuple[float, float]]) -> pd.Da
     """Kept paths between drawn nodes, weakest first."""
     if not len(edges):
         return edges
-    effect = pd.to_numeric(edges["effect"], errors="coerce").astype(float)
-    chosen = [
-        wording.is_true(row.kept) and str(row.sender) in places and str(row.receiver) in places
-        for row in edges.itertuples()
-    ]
-    found = edges.assign(effect=effect)[chosen].dropna(subset=["effect"])
+    chosen = edges["kept"] & edges["sender"].isin(list(places)) & edges["receiver"].isin(list(places))
+    found = edges[chosen].dropna(subset=["effect"])
     return found.sort_values("effect", key=lambda values: values.abs(), kind="stable")
 
 
@@ -183,7 +178,6 @@ def _ends(places: dict[str, tuple[float, float]]) -> go.Scatter:
 
 
 def _node(row: pd.Series) -> str:
-    why = row.get("reason")
     return style.hover(
         [
             f"<b>{component_name(row)}</b>",
@@ -191,8 +185,8 @@ def _node(row: pd.Series) -> str:
             f"metric change {wording.number(row['raw'], 3, signed=True)} nats",
             f"n = {wording.whole(row['n'])} pairs",
             _held_out(row),
-            "in the circuit" if wording.is_true(row["kept"]) else "outside the circuit",
-            "" if wording.is_missing(why) or not why else wording.for_plotly(why),
+            "in the circuit" if row["kept"] else "outside the circuit",
+            wording.for_plotly(row["reason"]),
         ]
     )
 
@@ -211,12 +205,12 @@ def _path(row: pd.Series) -> str:
 
 def _unconfirmed(rows: pd.DataFrame) -> pd.Series:
     """Whether held-out pairs were asked, and do not tell a row from nothing."""
-    return pd.to_numeric(rows["p"], errors="coerce").notna() & ~style.told(rows)
+    return rows["p"].notna() & ~style.told(rows)
 
 
 def _held_out(row: pd.Series) -> str:
-    if wording.is_missing(row.get("held_out")):
+    if wording.is_missing(row["held_out"]):
         return ""
     effect = f"{wording.number(row['held_out'], 3, signed=True)}{style.interval(row, 'held_out_low', 'held_out_high')}"
-    p = "" if wording.is_missing(row.get("p")) else f", p {wording.number(row['p'], 3)}"
+    p = "" if wording.is_missing(row["p"]) else f", p {wording.number(row['p'], 3)}"
     return f"on {wording.whole(row['n_held_out'])} held-out pairs {effect}{p}"

@@ -83,22 +83,21 @@ def _a_step(row: pd.Series) -> str:
 def _costs(arm: str, rows: pd.DataFrame) -> dict[str, object]:
     """One row of `step_costs`."""
     names = [f"seconds_{part}" for part in PARTS[:-1]]
-    found = rows[["seconds", *names, "attack_tokens", "peak_mib"]].apply(pd.to_numeric, errors="coerce").astype(float)
-    timed = found[found["seconds"].notna() & found[names].notna().any(axis=1)]
+    timed = rows[rows["seconds"].notna() & rows[names].notna().any(axis=1)]
     parts = timed[names].sum(min_count=1)
     whole = max(float(timed["seconds"].sum()), float(parts.sum()))  # the parts' clocks may add up to a little more
     rest = whole - float(parts.sum())
     shares = {part: value / whole if whole else float("nan") for part, value in zip(PARTS, [*parts, rest], strict=True)}
-    attacked = found[found["attack_tokens"].notna() & (found["seconds_refresh"] > 0)]
+    attacked = rows[rows["attack_tokens"].notna() & (rows["seconds_refresh"] > 0)]
     spent = float(attacked["seconds_refresh"].sum())
     return {
         "arm": arm,
         "steps": len(rows),
         "steps_timed": len(timed),
-        "seconds": float(found["seconds"].sum(min_count=1)),
-        "seconds_a_step": float(found["seconds"].median()),
+        "seconds": float(rows["seconds"].sum(min_count=1)),
+        "seconds_a_step": float(rows["seconds"].median()),
         **shares,
-        "attack_tokens": float(found["attack_tokens"].sum(min_count=1)),
+        "attack_tokens": float(rows["attack_tokens"].sum(min_count=1)),
         "tokens_a_second": float(attacked["attack_tokens"].sum()) / spent if spent else float("nan"),
-        "peak_mib": float(found["peak_mib"].max()),
+        "peak_mib": float(rows["peak_mib"].max()),
     }

@@ -10,22 +10,20 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import heatmaps, style
 from mechrefusal.report.figures.screening import SITES
 
-HEAD_SITES = ("z", "head_z", "result")
+HEAD_SITES = ("z", "result")
 _COLUMNS = 4
 PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 
 
 def head_sites(table: pd.DataFrame) -> list[str]:
     """Sites of table `cross_patching` that were patched head by head."""
-    found = {str(site) for site in table.loc[pd.to_numeric(table["head"], errors="coerce") >= 0, "site"]}
+    found = set(table.loc[table["head"] >= 0, "site"])
     return [site for site in HEAD_SITES if site in found] + sorted(found - set(HEAD_SITES))
 
 
 def of_set(table: pd.DataFrame, prompts: str) -> pd.DataFrame:
-    """Rows of one set of prompts, harmful or harmless; where a table does not say, they are harmful ones."""
-    if "set" not in table:
-        return table if prompts == "harmful" else table.iloc[:0]
-    return table[table["set"].astype(object).where(table["set"].notna(), "harmful") == prompts]
+    """Rows of one set of prompts, harmful or harmless."""
+    return table[table["set"] == prompts]
 
 
 def pair_name(row: pd.Series) -> str:
@@ -65,7 +63,7 @@ def cross_patching(
     table = of_set(table, prompts)
     known = head_sites(table)
     chosen = site if site is not None else known[0] if known else ""
-    rows = table[(table["site"].astype(str) == chosen) & (pd.to_numeric(table["head"], errors="coerce") >= 0)]
+    rows = table[(table["site"] == chosen) & (table["head"] >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(chosen)}' across checkpoints"))
     pairs = list(rows.groupby(PAIR, sort=False))
     columns = min(_COLUMNS, len(pairs))
@@ -121,9 +119,9 @@ def cross_patching_layers(
         value: `raw` (nats; positive: the target refuses more) or `effect` (share of the way to the source's score).
     """
     rows = of_set(table, prompts)
-    rows = rows[pd.to_numeric(rows["head"], errors="coerce") < 0]
+    rows = rows[rows["head"] < 0]
     rows = style.drawable(rows, value, "patches of layers across checkpoints")
-    found = {str(site) for site in rows.loc[rows[value].notna(), "site"]}
+    found = set(rows.loc[rows[value].notna(), "site"])
     sites = [name for name in SITES if name in found] + sorted(found - set(SITES))
     titles = [wording.for_plotly(SITES.get(site, wording.metric_name(site))) for site in sites]
     figure = make_subplots(cols=len(sites), subplot_titles=titles, horizontal_spacing=0.08)
@@ -131,7 +129,7 @@ def cross_patching_layers(
     for number, (_, pair) in enumerate(rows.groupby(PAIR, sort=False)):
         colour, name = style.ARM_COLOURS[number % len(style.ARM_COLOURS)], wording.for_plotly(pair_name(pair.iloc[0]))
         for place, site in enumerate(sites, start=1):
-            own = pair[pair["site"].astype(str) == site].sort_values("layer")
+            own = pair[pair["site"] == site].sort_values("layer")
             if not own[value].notna().any():
                 continue
             at = {"row": 1, "col": place}
@@ -150,7 +148,7 @@ def cross_patching_layers(
                 **look,
             )
             figure.add_trace(trace, **at)
-            control = pd.to_numeric(own["control"], errors="coerce")
+            control = own["control"]
             if value == "raw" and control.notna().any():
                 line = {"color": colour, "width": 1.2, "dash": "dash"}
                 dashed = go.Scatter(x=list(own["layer"]), y=style.numbers(control), mode="lines", line=line)
@@ -172,7 +170,6 @@ def _cell(row: pd.Series | None, layer: int, head: int) -> str:
     where = wording.head_name(layer, head) if head >= 0 else f"layer {layer}"
     if row is None:
         return f"{where}<br>not measured"
-    why = row["reason"]
     return style.hover(
         [
             f"<b>{where}</b>, {wording.for_plotly(pair_name(row))}",
@@ -180,6 +177,6 @@ def _cell(row: pd.Series | None, layer: int, head: int) -> str:
             f"control {wording.number(row['control'], 3, signed=True)}",
             f"effect {wording.number(row['effect'], 3, signed=True)}{style.interval(row, 'effect_low', 'effect_high')}",
             f"n = {wording.whole(row['n'])}",
-            "" if wording.is_missing(why) or not why else wording.for_plotly(why),
+            wording.for_plotly(row["reason"]),
         ]
     )

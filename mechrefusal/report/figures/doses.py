@@ -28,8 +28,7 @@ def doses(table: pd.DataFrame, *, intervention: str = "ablate") -> go.Figure:
     kinds = {intervention: "the direction", f"{intervention}_random": "random direction"}
     rows = table[table["intervention"].isin(list(kinds))]
     rows = style.drawable(rows, "value", f"the dose-response of '{wording.plain(intervention)}'")
-    rows = rows.assign(coefficient=pd.to_numeric(rows["coefficient"], errors="coerce"))
-    found = set(rows.loc[rows["value"].notna(), "measure"].astype(str))
+    found = set(rows.loc[rows["value"].notna(), "measure"])
     measures = [name for name in MEASURES if name in found] + sorted(found - set(MEASURES))
     titles = [wording.for_plotly(MEASURES.get(name, (wording.metric_name(name), ""))[0]) for name in measures]
     figure = make_subplots(
@@ -60,7 +59,7 @@ def _curve(figure: go.Figure, own: pd.DataFrame, place: int, name: str, *, contr
             [
                 f"<b>{name}, coefficient {float(row['coefficient']):g}</b>",
                 f"{wording.number(row['value'], 3)}{style.interval(row)}",
-                "" if wording.is_missing(row["n"]) else f"n = {wording.whole(row['n'])}",
+                f"n = {row['n']}",
             ]
         )
         for _, row in own.iterrows()

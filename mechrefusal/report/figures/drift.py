@@ -27,8 +27,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
             over layers.
     """
     rows = table[table["measure"] == measure]
-    rows = rows.assign(**{name: rows.get(name, float("nan")) for name in ("low", "high", "random")})
-    layers = {int(found) for found in rows["layer"].dropna()}
+    layers = set(rows["layer"])
     where = ""
     if layer is None and SPAN in layers:
         rows = rows[rows["layer"] == SPAN]
@@ -38,7 +37,6 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
         where = f"mean over {len(layers)} layers"
     rows = style.drawable(rows, "value", f"drift '{measure}'")
     columns = ["value", "low", "high", "floor", "random"]
-    rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce").astype(float) for name in columns})
     pairs = rows.groupby(["arm_a", "step_a", "arm_b", "step_b"], as_index=False, sort=False)
     averaged = bool((pairs["layer"].transform("nunique") > 1).any())
     rows = pairs[columns].mean()
@@ -82,7 +80,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
 
 def drift_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
     """Heatmap of a drift measure taken at every layer: x = pair of checkpoints, y = layer (table `drift`)."""
-    rows = table[(table["measure"] == measure) & (pd.to_numeric(table["layer"], errors="coerce") >= 0)]
+    rows = table[(table["measure"] == measure) & (table["layer"] >= 0)]
     rows = style.drawable(rows, "value", f"drift '{measure}' by layer")
     pairs = list(dict.fromkeys(_pair(r) for r in rows.itertuples()))
     layers = sorted({int(layer) for layer in rows["layer"]})
@@ -123,12 +121,11 @@ def _add(
     if not rows["value"].notna().any():
         return
     texts = [style.hover([f"<b>{_pair(r)}</b>", *_lines(r)]) for r in rows.itertuples()]
-    values = [None if pd.isna(v) else float(v) for v in rows["value"]]
     line = {"color": colour, "width": 2 if dash == "solid" else 1.5, "dash": dash}
     figure.add_trace(
         go.Scatter(
             x=[float(step) + shift for step in rows["step_b"]],
-            y=values,
+            y=style.numbers(rows["value"]),
             error_y=style.error_bars(rows, "value"),
             mode=mode,
             name=wording.for_plotly(name),
@@ -165,12 +162,11 @@ def _marks(figure: go.Figure, rows: pd.DataFrame, column: str, name: str, symbol
 
 def _lines(row) -> list[str]:
     known = (("floor", "split-half floor"), ("random", "random directions"))
-    found = [(name, getattr(row, column, None)) for column, name in known]
+    found = [(name, getattr(row, column)) for column, name in known]
     floors = [f"{name} {wording.number(value, 3)}" for name, value in found if not wording.is_missing(value)]
-    low, high = getattr(row, "low", None), getattr(row, "high", None)
-    reason = getattr(row, "reason", "")
-    why = "" if not wording.is_missing(row.value) or wording.is_missing(reason) else wording.for_plotly(reason)
-    return [f"{wording.number(row.value, 3)}{style.interval(pd.Series({'low': low, 'high': high}))}", *floors, why]
+    why = wording.for_plotly(getattr(row, "reason", "")) if wording.is_missing(row.value) else ""
+    ends = style.interval(pd.Series({"low": row.low, "high": row.high}))
+    return [f"{wording.number(row.value, 3)}{ends}", *floors, why]
 
 
 def _pair(row) -> str:

@@ -59,7 +59,7 @@ def estimates_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
         table: table `coupling` or `overlap` of one checkpoint.
         measure: a value of the column `measure`.
     """
-    rows = table[(table["measure"] == measure) & (pd.to_numeric(table["layer"], errors="coerce") >= 0)]
+    rows = table[(table["measure"] == measure) & (table["layer"] >= 0)]
     rows = style.drawable(rows, "value", f"'{wording.plain(measure)}' by layer").sort_values("layer")
     figure, colour = go.Figure(), style.ARM_COLOURS[0]
     floor = style.between(rows, "layer", "floor_low", "floor_high", _GREY, name="shuffled labels (95%)")
@@ -78,7 +78,7 @@ def estimates_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
             hoverinfo="text",
         )
     )
-    chance = rows.assign(random=pd.to_numeric(rows["random"], errors="coerce")).dropna(subset=["random"])
+    chance = rows.dropna(subset=["random"])
     if len(chance):
         line = {"color": style.NEUTRAL, "width": 1.5, "dash": "dash"}
         look = {"mode": "lines", "name": "random direction", "line": line, "hoverinfo": "skip"}
@@ -103,7 +103,7 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
     if intervention is not None:
         rows = rows[rows["intervention"] == intervention]
     if len(rows) and measure in _layered(rows):
-        rows = rows[pd.to_numeric(rows["layer"], errors="coerce") == NONE]
+        rows = rows[rows["layer"] == NONE]
     name = wording.for_plotly(wording.metric_name(wording.shortened(measure)))
     title = f"{wording.for_plotly(intervention)}: {name}" if intervention is not None else name
     rows = style.drawable(rows, "value", f"'{wording.plain(measure)}' over steps")
@@ -115,7 +115,7 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
         own = style.with_base(rows, arm)
         colour = style.arm_style(arm, style.arms(rows))[0]
         under.append(style.between(own, "step", "floor_low", "floor_high", colour))
-        chance = own.assign(random=pd.to_numeric(own["random"], errors="coerce")).dropna(subset=["random"])
+        chance = own.dropna(subset=["random"])
         if len(chance):
             line = {"color": colour, "width": 1.2, "dash": "dash"}
             look = {"mode": "lines+markers", "marker": {"size": 4}, "line": line, "showlegend": False}
@@ -129,7 +129,7 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
 def _layered(table: pd.DataFrame) -> list[str]:
     if "layer" not in table:
         return []
-    rows = table[pd.to_numeric(table["layer"], errors="coerce") >= 0]
+    rows = table[table["layer"] >= 0]
     keys = [name for name in ("arm", "step") if name in rows]
     counts = rows.groupby(["measure", *keys], sort=False)["layer"].nunique().groupby(level=0, sort=False).max()
     return [measure for measure, n in counts.items() if n > 1]
@@ -166,7 +166,7 @@ def _dot(figure: go.Figure, row: pd.Series, place: int) -> None:
 
 def _range(row: pd.Series, zero: float) -> list[float]:
     """From the lowest to the highest of everything that is drawn, with some room."""
-    drawn = pd.to_numeric(row[["value", "low", "high", "floor_low", "floor_high", "random"]], errors="coerce")
+    drawn = row[["value", "low", "high", "floor_low", "floor_high", "random"]].astype(float)
     low, high = min(drawn.min(), zero), max(drawn.max(), zero)
     room = 0.05 * (high - low) or 0.05
     return [float(low - room), float(high + room)]
@@ -178,12 +178,12 @@ def _new(figure: go.Figure, group: str) -> bool:
 
 def _numbers(row: pd.Series) -> list[str]:
     floor = style.interval(row, "floor_low", "floor_high")
-    random = row.get("random")
+    random = row["random"]
     return [
         f"{wording.number(row['value'], 3)}{style.interval(row)}",
         f"shuffled labels{floor}" if floor else "",
         "" if wording.is_missing(random) else f"random direction {wording.number(random, 3)}",
-        "" if wording.is_missing(row.get("n")) else f"n = {wording.whole(row['n'])}",
+        f"n = {wording.whole(row['n'])}",
     ]
 
 

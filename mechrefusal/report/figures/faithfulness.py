@@ -29,7 +29,7 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
     rows = rows.assign(at=list(range(len(rows))))
     titles = [title for title, _ in _SIDES.values()]
     figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05)
-    own_size = rows[[wording.is_true(flag) for flag in rows["is_circuit"]]]
+    own_size = rows[rows["is_circuit"]]
     for place, (side, (_, colour)) in enumerate(_SIDES.items(), start=1):
         at = {"row": 1, "col": place}
         for low, high, shade in (
@@ -44,7 +44,7 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
             (f"random_{side}", "random sets", {"color": style.NEUTRAL, "width": 1.5, "dash": "dash"}),
             (side, side, {"color": colour, "width": 2}),
         ):
-            values = pd.to_numeric(rows[column], errors="coerce")
+            values = rows[column]
             if not values.notna().any():
                 continue
             first = not any(trace.legendgroup == name for trace in figure.data)
@@ -56,7 +56,7 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
             figure.add_trace(
                 go.Scatter(
                     x=list(own_size["at"]),
-                    y=style.numbers(pd.to_numeric(own_size[side], errors="coerce")),
+                    y=style.numbers(own_size[side]),
                     mode="markers",
                     name="the circuit",
                     legendgroup="the circuit",
@@ -82,14 +82,14 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
 
 
 def _measured_on(rows: pd.DataFrame) -> str:
-    found = sorted({wording.for_plotly(name) for name in rows["measured_on"] if not wording.is_missing(name) and name})
+    found = sorted({wording.for_plotly(name) for name in rows["measured_on"] if name})
     return f"measured on {', '.join(found)}" if found else ""
 
 
 def _point(row: pd.Series, side: str) -> str:
-    name = "<b>the circuit: " if wording.is_true(row["is_circuit"]) else "<b>"
+    name = "<b>the circuit: " if row["is_circuit"] else "<b>"
     random = [wording.number(row[f"random_{side}{end}"], 3) for end in ("", "_least", "_most")]
-    node = "" if wording.is_missing(row["node"]) or not row["node"] else f"last in: {wording.for_plotly(row['node'])}"
+    node = "" if not row["node"] else f"last in: {wording.for_plotly(row['node'])}"
     return style.hover(
         [
             f"{name}{wording.whole(row['size'])}</b>",

@@ -11,14 +11,10 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
 from mechrefusal.report.order import BASE, SHARED
 
-SUCCESS = ("attack_success", "attack_success_rate")
-COSTS = {
-    "refusal": ("any_refusal", "any_refusal_rate", "refusal_rate"),
-    "answered": ("answered", "answered_rate"),
-}
-"""Names of a cost in tables `suite_rates` and `rates`, the first that is there is taken."""
+SUCCESS = "attack_success"
+COSTS = {"refusal": "any_refusal", "answered": "answered"}
+"""Metrics of what robustness costs on harmless prompts."""
 
-_WORDS = {"refusal": "any refusal", "answered": "answered"}
 _CORNERS = {"refusal": "lower left", "answered": "lower right"}
 _BASE_SYMBOL = "star"
 _SCALE = sample_colorscale("Viridis", [0.18 + 0.074 * i for i in range(11)])
@@ -57,8 +53,8 @@ def frontier(
         figures.frontier(rates, carrier, harmful="evaluation_harmful", harmless="overrefusal")
 
     Args:
-        rates: table `suite_rates` of an evaluation (`harmful`, `harmless` are suites), or table `rates` of the study's
-            checkpoints (they are prompt sets).
+        rates: table `rates`.
+        harmful, harmless: suites: benchmarks, or the study's own (`evaluation_harmful`, `overrefusal`, `utility`).
         carrier: table `carrier` of the checkpoints; without it every marker is grey.
         attack: on the harmful prompts; `none` for the bare request.
         against: `refusal` (any refusal; low is good) or `answered` (high is good).
@@ -80,10 +76,9 @@ def frontier(
         success = _last(stress, attack, success_judge, preferred=own_judge)
     points = success.merge(cost, on=["arm", "step"], suffixes=("_y", "_x"))
     if not len(points):
-        raise MechrefusalError(
-            f"cannot draw the frontier: no checkpoint has both {wording.metric_name(SUCCESS[0])} on "
-            f"'{wording.shortened(harmful)}' and {_WORDS[against]} on '{wording.shortened(harmless)}'"
-        )
+        rates_of = [(SUCCESS, harmful), (COSTS[against], harmless)]
+        both = " and ".join(f"{wording.metric_name(name)} on '{wording.shortened(of)}'" for name, of in rates_of)
+        raise MechrefusalError(f"cannot draw the frontier: no checkpoint has both {both}")
     left_out = len({*_keys(success), *_keys(cost)}) - len(points)
     layers = _layers(carrier)
     points["layer"] = [
@@ -98,7 +93,7 @@ def frontier(
     _axes(figure, points, n_layers)
     pressed = "" if attack == "none" else f", {attack}"
     asked = "" if stress is None else ", last step"
-    figure.update_xaxes(title=f"{_WORDS[against]}<br>{_name(_set(harmless))}")
+    figure.update_xaxes(title=f"{wording.metric_name(COSTS[against])}<br>{_name(_set(harmless))}")
     figure.update_yaxes(title=f"attack success<br>{_name(f'{_set(harmful)}{pressed}{asked}')}")
     notes = [_judges(success, cost), f"best: {_CORNERS[against]}"]
     notes += [f"{left_out} checkpoints have one of the rates only"] if left_out else []
@@ -114,23 +109,19 @@ def _rates(
     table: pd.DataFrame,
     name: str,
     side: str,
-    metrics: tuple[str, ...],
+    metric: str,
     attack: str,
     judge: str | None,
     *,
     preferred: str | None = None,
 ) -> pd.DataFrame:
-    """One row a checkpoint of the first of `metrics` that has a value, of one judge."""
-    of_suites = "suite" in table
-    rows = suites.of(table, **{"suite" if of_suites else "set": name}, attack=attack, intervention="none")
-    if of_suites:
-        rows = suites.of(rows, side=side, by="all")
-        rows = rows if side == "harmful" else suites.of(rows, kind="refusal")
-    for metric in metrics:
-        own = _one_a_checkpoint(suites.of(rows, metric=metric), judge, preferred)
-        if own["value"].notna().any():
-            return own[own["value"].notna()]
-    words = wording.metric_name(metrics[0])
+    """One row a checkpoint that has a value, of one judge."""
+    rows = suites.of(table, suite=name, side=side, attack=attack, intervention="none", by="all", metric=metric)
+    rows = rows if side == "harmful" else suites.of(rows, kind="refusal")
+    own = _one_a_checkpoint(rows, judge, preferred)
+    if own["value"].notna().any():
+        return own[own["value"].notna()]
+    words = wording.metric_name(metric)
     raise MechrefusalError(
         f"cannot draw the frontier: no checkpoint has {words} on '{wording.shortened(name)}'"
         + (f" under attack '{wording.shortened(attack)}'" if attack != "none" else "")

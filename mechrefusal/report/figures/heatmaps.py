@@ -39,7 +39,7 @@ def layer_by_head(
         more: lines of a row's hover in place of metric change and n, safe for plotly.
         marked: column of flags; its true cells get a dot, which `mark` names in the legend.
     """
-    table = table[pd.to_numeric(table["head"], errors="coerce") >= 0]
+    table = table[table["head"] >= 0]
     figure = _by_layer(
         table,
         "head",
@@ -76,7 +76,7 @@ def layer_by_position(
         tokens: token string of each position; by default the table's own column `token`.
     """
     if "site" in table:
-        table = table[table["site"] != "head_z"]
+        table = table[table["site"] != "z"]
     known = tokens if tokens is not None else position_tokens(table)
     return _by_layer(
         table,
@@ -95,8 +95,8 @@ def position_tokens(table: pd.DataFrame) -> dict[int, str]:
     """Token string of each position, where the table has them."""
     if "token" not in table or "position" not in table:
         return {}
-    rows = table.dropna(subset=["position"]).drop_duplicates("position")
-    return {int(p): str(t) for p, t in zip(rows["position"], rows["token"], strict=True) if not wording.is_missing(t)}
+    rows = table.drop_duplicates("position")
+    return dict(zip(rows["position"], rows["token"], strict=True))
 
 
 def position_labels(positions: Sequence[int], tokens: Mapping[int, str]) -> list[str]:
@@ -175,14 +175,14 @@ def _panels(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
 def _mark(figure: go.Figure, table: pd.DataFrame, marked: str, name: str) -> None:
     """Dots on the true cells of `marked`, in every panel."""
     for place, (_, rows) in enumerate(_panels(table)):
-        heads = sorted({int(head) for head in rows["head"].dropna()})
-        true = rows[[wording.is_true(flag) for flag in rows[marked]]]
+        heads = sorted(set(rows["head"]))
+        true = rows[rows[marked]]
         if len(true):
             x = [heads.index(int(head)) for head in true["head"]]
             trace = dots(x, [int(layer) for layer in true["layer"]], name)
             at = {"row": place // _COLUMNS + 1, "col": place % _COLUMNS + 1}
             figure.add_trace(trace, **at)
-            close(figure, list(range(len(heads))), [int(layer) for layer in rows["layer"].dropna()], at)
+            close(figure, list(range(len(heads))), list(rows["layer"]), at)
 
 
 def dots(x: Sequence[float], y: Sequence[float], name: str) -> go.Scatter:
@@ -200,8 +200,6 @@ def close(figure: go.Figure, x: Sequence[int], y: Sequence[int], at: dict[str, i
 
 def values_by_layer(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:
     """`value` as a matrix: index layer, columns `across`; two rows at one place are an error."""
-    table = table.dropna(subset=["layer", across])
-    table = table.assign(layer=table["layer"].astype(int), **{across: table[across].astype(int)})
     twice = table[table.duplicated(["layer", across])]
     if len(twice):
         row = twice.iloc[0]
@@ -232,7 +230,7 @@ def _cell(
         return style.hover([*lines, *more(row)])
     if value != "raw" and "raw" in row:
         lines.append(f"metric change {wording.number(row['raw'], 3, signed=True)}")
-    if "n" in row and not wording.is_missing(row["n"]):
+    if "n" in row:
         lines.append(f"n = {wording.whole(row['n'])} prompts")
     return style.hover(lines)
 

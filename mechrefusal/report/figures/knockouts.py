@@ -69,8 +69,8 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
     clear = rows.loc[style.told(rows), "refusal"].abs()
     named = set(clear.sort_values(ascending=False, kind="stable").index[:_NAMED])
     figure = go.Figure()
-    for kind in dict.fromkeys(rows["component"].astype(str)):
-        own = rows[rows["component"].astype(str) == kind]
+    for kind in dict.fromkeys(rows["component"]):
+        own = rows[rows["component"] == kind]
         symbol, colour = _SYMBOLS.get(kind, _OTHER)
         names = {"head": "heads", "mlp": "MLPs"}
         figure.add_trace(
@@ -117,9 +117,8 @@ def head_set(table: pd.DataFrame) -> go.Figure:
     Args:
         table: table `head_sets` of one checkpoint.
     """
-    rows = table[pd.to_numeric(table["size"], errors="coerce") > 0]
+    rows = table[table["size"] > 0]
     rows = style.drawable(rows, "share", "the smallest set of heads").sort_values("size")
-    gap = pd.to_numeric(rows["gap"], errors="coerce").astype(float)
     for name, source in {
         "share_low": "high",
         "share_high": "low",
@@ -127,7 +126,7 @@ def head_set(table: pd.DataFrame) -> go.Figure:
         "random_low": "random_refusal_most",
         "random_high": "random_refusal_least",
     }.items():
-        rows = rows.assign(**{name: -pd.to_numeric(rows[source], errors="coerce").astype(float) / gap})
+        rows = rows.assign(**{name: -rows[source] / rows["gap"]})
     measures = {
         "share": ("Share of refusal gone", "share", ("share_low", "share_high"), "random_share", "held_out_share"),
         "harmless": ("Change of harmless score", "nats", ("harmless_low", "harmless_high"), "random_harmless", ""),
@@ -149,7 +148,7 @@ def head_set(table: pd.DataFrame) -> go.Figure:
             (unseen, "the set on unseen prompts", {**dashed, "color": style.ARM_COLOURS[0], "dash": "dashdot"}),
             (name, "the set found", {"color": style.ARM_COLOURS[0], "width": 2}),
         ):
-            values = pd.to_numeric(rows[column], errors="coerce") if column else pd.Series(dtype=float)
+            values = rows[column] if column else pd.Series(dtype=float)
             if not values.notna().any():
                 continue
             bars = style.error_bars(rows, name, *ends) if column == name and len(rows) == 1 else None
@@ -191,7 +190,7 @@ def _subtitle(rows: pd.DataFrame) -> str:
 def _bars_of(rows: pd.DataFrame, named: set) -> dict | None:
     """Intervals of the named components only: hundreds would hide each other."""
     known = rows.index.isin(list(named))
-    shown = rows.assign(**{end: pd.to_numeric(rows[end], errors="coerce").where(known) for end in ("low", "high")})
+    shown = rows.assign(**{end: rows[end].where(known) for end in ("low", "high")})
     return style.error_bars(shown, "refusal", color=style.WHISKER, thickness=1)
 
 

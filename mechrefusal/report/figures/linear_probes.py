@@ -36,7 +36,7 @@ def linear_probes(table: pd.DataFrame, *, target: str, position: int | None = No
     texts = [_probe(row) for _, row in rows.iterrows()]
     few = len(rows) == 1
     for place, (column, (name, line, symbol)) in enumerate(looks.items()):
-        values = pd.to_numeric(rows[column], errors="coerce")
+        values = rows[column]
         if not values.notna().any():
             continue
         figure.add_trace(
@@ -53,7 +53,7 @@ def linear_probes(table: pd.DataFrame, *, target: str, position: int | None = No
             )
         )
     figure.add_hline(y=0.5, line={"width": 1, "color": style.AXIS})
-    lowest = min(0.4, float(pd.to_numeric(rows["low"], errors="coerce").min()), float(rows["auc"].min()))
+    lowest = min(0.4, float(rows["low"].min()), float(rows["auc"].min()))
     figure.update_xaxes(title="layer", zeroline=False)
     if few:
         only = int(rows["layer"].iloc[0])
@@ -65,7 +65,7 @@ def linear_probes(table: pd.DataFrame, *, target: str, position: int | None = No
 
 
 def _subtitle(rows: pd.DataFrame) -> str:
-    positions = sorted({int(p) for p in rows["position"].dropna()})
+    positions = sorted(set(rows["position"]))
     where = f"position {wording.whole(positions[0])}" if len(positions) == 1 else ""
     first = rows.iloc[0]
     sizes = " and ".join(wording.whole(first[name]) for name in ("n_positive", "n_negative"))
@@ -80,6 +80,6 @@ def _probe(row: pd.Series) -> str:
             f"difference in means {wording.number(row['mean_auc'], 3)}",
             f"shuffled labels {wording.number(row['shuffled_auc'], 3)}",
             f"cosine of the two {wording.number(row['cosine'], 3)}",
-            wording.for_plotly(row["reason"]) if not wording.is_missing(row["reason"]) else "",
+            wording.for_plotly(row["reason"]),
         ]
     )

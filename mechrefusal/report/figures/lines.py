@@ -59,33 +59,6 @@ def beside(table: pd.DataFrame, place: int, n: int) -> float:
     return (place - (n - 1) / 2) * 0.012 * reach
 
 
-def rates(
-    table: pd.DataFrame,
-    *,
-    metric: str = "refusal_rate",
-    set: str = "evaluation_harmful",
-    attack: str = "none",
-    intervention: str = "none",
-    judge: str | None = None,
-) -> go.Figure:
-    """One rate over optimiser steps with Wilson intervals, from table `rates` of several checkpoints."""
-    chosen = (
-        (table["metric"] == metric)
-        & (table["set"] == set)
-        & (table["attack"] == attack)
-        & (table["intervention"] == intervention)
-    )
-    rows = _of_judge(table[chosen], judge)
-    title = f"{wording.metric_name(metric).capitalize()}: {_asked(set, attack, metric)}"
-    return trajectory(
-        rows,
-        title=title,
-        subtitle=_judged(rows),
-        unit="rate",
-        limits=(-0.03, 1.03),
-    )
-
-
 def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
     """Effective rank, exp(entropy of the normalised singular values), over optimiser steps (table `effective_rank`).
 
@@ -136,42 +109,6 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
     )
 
 
-def probes(
-    table: pd.DataFrame, *, set: str = "harmful", metric: str = "refusal_rate", judge: str | None = None
-) -> go.Figure:
-    """A rate of one probe set over the anchors of training, with 95% intervals (table `probes`; unit: share of n).
-
-    Args:
-        set: `harmful`, `harmless` or `attacked` (behaviours of the pool with their suffixes of that moment).
-        judge: the rule that judged; by default the first by name.
-    """
-    rows = _of_judge(table[(table["set"] == set) & (table["metric"] == metric)], judge)
-    title = f"{wording.metric_name(metric).capitalize()}: {wording.metric_name(set)} probes"
-    return trajectory(
-        rows, title=wording.for_plotly(title), subtitle=_judged(rows), unit="rate", limits=(-0.03, 1.03), noun="probes"
-    )
-
-
-def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
-    """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
-    if judge is None and len(rows):
-        judge = min(rows["judge"].astype(str))
-    return rows[rows["judge"].astype(str) == judge]
-
-
-def _judged(rows: pd.DataFrame) -> str:
-    return f"judge: {wording.for_plotly(rows['judge'].iloc[0])}" if len(rows) else ""
-
-
-def _asked(set_name: str, attack: str, metric: str) -> str:
-    """Prompts and attack of a rate; the harmful prompts of an attack go without saying."""
-    words = wording.for_plotly(wording.set_name(set_name))
-    if metric != "attack_success_rate" and attack == "none":
-        return words
-    pressed = "no attack" if attack == "none" else wording.for_plotly(attack)
-    return pressed if set_name == "evaluation_harmful" else f"{pressed}, {words}"
-
-
 def step_axes(figure: go.Figure, table: pd.DataFrame, unit: str, limits: tuple[float, float] | None) -> None:
     """Ticks at the steps of the table, `unit` beside the y axis."""
     steps = sorted({int(step) for step in table["step"]})
@@ -184,6 +121,6 @@ def _point(row: pd.Series, value: str) -> str:
         f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>",
         f"{wording.number(row[value], 3)}{style.interval(row)}",
     ]
-    if "n" in row and not wording.is_missing(row["n"]):
+    if not wording.is_missing(row.get("n")):
         lines.append(f"n = {wording.whole(row['n'])}")
     return style.hover(lines)

@@ -33,7 +33,7 @@ def logit_lens(table: pd.DataFrame) -> go.Figure:
     figure = make_subplots(
         rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.27 / len(titles)
     )
-    last = int(pd.to_numeric(rows["layer"], errors="coerce").max())
+    last = int(rows["layer"].max())
     for place, quantity in enumerate(shown, start=1):
         for kind, (colour, dash) in _SETS.items():
             own = rows[(rows["quantity"] == quantity) & (rows["set"] == kind)].sort_values("layer")
@@ -101,9 +101,7 @@ def _gap(rows: pd.DataFrame) -> pd.Series | None:
 
 def _range(rows: pd.DataFrame) -> list[float] | None:
     """The y range without the input of layer 0, where that alone would more than double it; else plotly's own."""
-    ends = rows.assign(
-        **{end: pd.to_numeric(rows[end], errors="coerce").fillna(rows["value"]) for end in ("low", "high")}
-    )
+    ends = rows.assign(**{end: rows[end].fillna(rows["value"]) for end in ("low", "high")})
     later = ends[ends["layer"] > 0]
     bottom, top = float(later["low"].min()), float(later["high"].max())
     if not bottom < top or (ends["low"].min() > bottom - (top - bottom) and ends["high"].max() < top + (top - bottom)):

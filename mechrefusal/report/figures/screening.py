@@ -13,7 +13,6 @@ SITES = {
     "resid_pre": "Residual stream",
     "attn_out": "Attention output",
     "mlp_out": "MLP output",
-    "head_z": "Heads",
     "z": "Heads (what they read and carry)",
     "result": "Heads (whole, with their output weights)",
 }
@@ -31,8 +30,8 @@ def attribution_patching(table: pd.DataFrame) -> go.Figure:
         table: table `attribution_patching` of one checkpoint; cells that were not patched exactly are left out.
     """
     rows = style.drawable(table[table["scored"].isin(list(_SCORED))], "exact", "estimates against exact patches")
-    rows = rows.assign(estimate=pd.to_numeric(rows["estimate"], errors="coerce")).dropna(subset=["estimate", "exact"])
-    found = {str(site) for site in rows["site"]}
+    rows = rows.dropna(subset=["estimate", "exact"])
+    found = set(rows["site"])
     sites = [name for name in SITES if name in found] + sorted(found - set(SITES))
     columns = min(2, len(sites))
     lines = math.ceil(len(sites) / columns)
@@ -45,7 +44,7 @@ def attribution_patching(table: pd.DataFrame) -> go.Figure:
     )
     for place, site in enumerate(sites):
         at = {"row": place // columns + 1, "col": place % columns + 1}
-        own = rows[rows["site"].astype(str) == site]
+        own = rows[rows["site"] == site]
         ends = [float(f(own[["estimate", "exact"]].to_numpy(float).ravel())) for f in (min, max)]
         line = {"color": style.AXIS, "width": 1, "dash": "dot"}
         look = {"mode": "lines", "name": "estimate = exact", "legendgroup": "equal", "line": line, "hoverinfo": "skip"}
@@ -83,9 +82,9 @@ def attribution_patching(table: pd.DataFrame) -> go.Figure:
 
 def place_name(row: pd.Series) -> str:
     """`L12.H3`, or `layer 12, position −3 token`, safe for plotly."""
-    if not wording.is_missing(row["head"]) and int(row["head"]) >= 0:
+    if row["head"] >= 0:
         return wording.head_name(row["layer"], row["head"])
-    token = "" if wording.is_missing(row["token"]) else wording.for_plotly(wording.token(row["token"], 14))
+    token = wording.for_plotly(wording.token(row["token"], 14))
     return f"layer {wording.whole(row['layer'])}, position {wording.whole(row['position'])} {token}".strip()
 
 

@@ -14,9 +14,8 @@ Head = tuple[int, int]
 
 def top_heads(table: pd.DataFrame, value: str, k: int) -> dict[tuple[str, int], list[Head]]:
     """The `k` heads of largest absolute `value` of each (arm, step); a checkpoint with fewer values has none."""
-    numbers = pd.to_numeric(table[value], errors="coerce").astype(float)
-    rows = table.assign(**{value: numbers.abs()}).dropna(subset=[value])
-    rows = rows[pd.to_numeric(rows["head"], errors="coerce") >= 0]
+    rows = table.assign(**{value: table[value].abs()}).dropna(subset=[value])
+    rows = rows[rows["head"] >= 0]
     found = {}
     for (arm, step), own in rows.groupby(["arm", "step"], sort=False):
         best = own.sort_values(value, ascending=False, kind="stable").drop_duplicates(["layer", "head"])[:k]
@@ -30,7 +29,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
 
     Args:
         table: one row a head and checkpoint, with `arm`, `step`, `layer`, `head`: table `patching` of several
-            checkpoints with site `head_z` and one mode, or `knockout` with component `head` and value `refusal`.
+            checkpoints with site `z` and one mode, or `knockout` with component `head` and value `refusal`.
 
     Raises:
         MechrefusalError: fewer than two checkpoints have `k` heads with a value, or there is no such column.
@@ -63,6 +62,6 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
     shown = {"tickvals": places, "ticktext": labels, "showgrid": False, "zeroline": False}
     figure.update_xaxes(tickangle=-90 if len(keys) > 3 else 0, **shown)
     figure.update_yaxes(range=[len(keys) - 0.5, -0.5], **shown)
-    n = len(table[pd.to_numeric(table["head"], errors="coerce") >= 0].drop_duplicates(["layer", "head"]))
+    n = len(table[table["head"] >= 0].drop_duplicates(["layer", "head"]))
     subtitle = f"of the top {k}; {wording.number(k * k / n, 1)} expected of chance among {n} heads"
     return style.finish(figure, title=title, subtitle=subtitle, height=int(min(720, 190 + 34 * len(keys))))

@@ -33,7 +33,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
     """
     rows = _of_judge(style.drawable(table, "value", "success by attack step"), judge)
     rows = style.drawable(rows, "value", f"success by attack step of judge '{judge}'")
-    methods, keys = list(dict.fromkeys(rows["method"].astype(str))), _checkpoints(rows, "")
+    methods, keys = list(dict.fromkeys(rows["method"])), _checkpoints(rows, "")
     columns = min(_COLUMNS, len(methods))
     lines = math.ceil(len(methods) / columns)
     figure = make_subplots(
@@ -46,7 +46,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
     shown: set[Key] = set()
     for place, method in enumerate(methods):
         at = {"row": place // columns + 1, "col": place % columns + 1}
-        of_method = rows[rows["method"].astype(str) == method]
+        of_method = rows[rows["method"] == method]
         steps = sorted({int(step) for step in of_method["attack_step"]})
         logarithmic = steps[-1] > _FEW
         for key in keys:
@@ -76,10 +76,10 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
         judge: the judge of the answers; by default the first by name.
     """
     rows = _of_judge(style.drawable(table, "value", "the transfer of attack cases"), judge)
-    named = rows["method"].astype(str)
+    named = rows["method"]
     if method is None:
         method = next((one for one in named if one != _UNATTACKED), _UNATTACKED)
-    unattacked = (rows["arm_source"].astype(str) == _UNATTACKED) & (named == _UNATTACKED)
+    unattacked = (rows["arm_source"] == _UNATTACKED) & (named == _UNATTACKED)
     rows = style.drawable(rows[(named == method) | unattacked], "value", f"the transfer of '{method}' cases")
     sources, targets = _checkpoints(rows, "_source"), _checkpoints(rows, "_target")
     values = np.full((len(sources), len(targets)), np.nan)
@@ -151,7 +151,7 @@ def _cell(row: pd.Series) -> str:
 
 
 def _rate(row: pd.Series) -> list[str]:
-    nulls = f", {wording.whole(row['nulls'])} without a verdict" if wording.is_true(row["nulls"]) else ""
+    nulls = f", {wording.whole(row['nulls'])} without a verdict" if row["nulls"] else ""
     return [f"success {wording.rate(row['value'])}{style.interval(row)}", f"n = {wording.whole(row['n'])} cases{nulls}"]
 
 
@@ -161,8 +161,7 @@ def _place(step: float, *, logarithmic: bool) -> float:
 
 def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
-    rows = rows.assign(value=rows["value"].astype(float))
-    named = rows["judge"].astype(str)
+    named = rows["judge"]
     return rows[named == (judge if judge is not None else min(named))]
 
 
@@ -175,7 +174,7 @@ def _key(row: pd.Series, side: str) -> Key:
 
 
 def _is(rows: pd.DataFrame, side: str, key: Key) -> pd.Series:
-    return (rows[f"arm{side}"].astype(str) == key[0]) & (rows[f"step{side}"].astype(int) == key[1])
+    return (rows[f"arm{side}"] == key[0]) & (rows[f"step{side}"].astype(int) == key[1])
 
 
 def _checkpoints(rows: pd.DataFrame, side: str) -> list[Key]:

@@ -90,7 +90,7 @@ def _hover(point: tuple[str, int], name: str, row: pd.Series | None, twins: pd.D
     label = f"<b>{suites.checkpoint_label(*point, 40)}</b>"
     if row is None:
         return style.hover([label, name, "not measured"])
-    nulls = f", {wording.whole(row['nulls'])} without a verdict" if wording.is_true(row["nulls"]) else ""
+    nulls = f", {wording.whole(row['nulls'])} without a verdict" if row["nulls"] else ""
     alone, behind = (_at(suites.of(twins, suffix=suffix), point) for suffix in ("none", "attacked"))
     refused = " → ".join(wording.rate(None if each is None else each["value"]) for each in (alone, behind))
     return style.hover(

@@ -74,29 +74,24 @@ def finish(figure: go.Figure, *, title: str, subtitle: str = "", height: int = 3
 
 
 def drawable(table: pd.DataFrame, value: str, what: str) -> pd.DataFrame:
-    """`table` with a numeric column `value`, or an error that says why there is nothing to draw."""
+    """`table`, or an error that says why there is nothing to draw in its column `value`."""
     if value not in table:
         raise MechrefusalError(
             f"cannot draw {what}: the table has no column '{value}', only {', '.join(map(str, table.columns))}"
         )
     if not len(table):
         raise MechrefusalError(f"cannot draw {what}: the table has no rows")
-    numbers = pd.to_numeric(table[value], errors="coerce")
-    if not numbers.notna().any():
-        reasons = (
-            sorted({wording.plain(r) for r in table["reason"] if not wording.is_missing(r) and r})
-            if "reason" in table
-            else []
-        )
+    if not table[value].notna().any():
+        reasons = sorted({wording.plain(reason) for reason in table["reason"] if reason}) if "reason" in table else []
         raise MechrefusalError(
             f"cannot draw {what}: every '{value}' is missing" + (f" ({'; '.join(reasons)})" if reasons else "")
         )
-    return table.assign(**{value: numbers})
+    return table
 
 
 def arms(table: pd.DataFrame) -> list[str]:
     """Arms that are lines of their own: the warm-up, then the arms by name; `base` alone where nothing was trained."""
-    return sorted({str(arm) for arm in table["arm"]} - {BASE}, key=arm_order) or [BASE]
+    return sorted(set(table["arm"]) - {BASE}, key=arm_order) or [BASE]
 
 
 def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
@@ -155,8 +150,7 @@ def error_bars(rows: pd.DataFrame, value: str, low: str = "low", high: str = "hi
     """Bars from column `low` to column `high` around `value`; None where no row has both."""
     if low not in rows or high not in rows:
         return None
-    centre = pd.to_numeric(rows[value], errors="coerce")
-    bottom, top = (pd.to_numeric(rows[name], errors="coerce") for name in (low, high))
+    centre, bottom, top = rows[value], rows[low], rows[high]
     known = bottom.notna() & top.notna()
     if not known.any():
         return None
@@ -170,8 +164,7 @@ def between(
     """The area between columns `low` and `high` over `x`; None where fewer than two rows have both."""
     if low not in rows or high not in rows:
         return None
-    found = rows.assign(**{each: pd.to_numeric(rows[each], errors="coerce") for each in (low, high)})
-    found = found[found[low].notna() & found[high].notna()].sort_values(x)
+    found = rows.dropna(subset=[low, high]).sort_values(x)
     if len(found) < 2:
         return None
     area = band(list(found[x]), list(found[low]), list(found[high]), colour)
@@ -189,4 +182,4 @@ TOLD = "p < 0.05, adjusted for all"
 
 def told(rows: pd.DataFrame) -> pd.Series:
     """Whether the p of a row, adjusted for all of its map (`statistics.maps`), is below 0.05; a missing one is not."""
-    return pd.to_numeric(rows["p"], errors="coerce").astype(float) < ALPHA
+    return rows["p"] < ALPHA

@@ -38,9 +38,9 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
     rows = style.drawable(table, "bypass", "subspaces")
     figure, names = go.Figure(), _families(rows)
     for place, family in enumerate(names):
-        own = rows[rows["family"].astype(str) == family].sort_values("k")
+        own = rows[rows["family"] == family].sort_values("k")
         look, symbol = _look(family, names), _SYMBOLS.get(family, "hexagon")
-        shapes = [symbol if wording.is_true(flag) else f"{symbol}-open" for flag in own["admissible"]]
+        shapes = [symbol if flag else f"{symbol}-open" for flag in own["admissible"]]
         figure.add_trace(
             go.Scatter(
                 x=[float(k) + (place - (len(names) - 1) / 2) * 0.06 for k in own["k"]],
@@ -54,7 +54,7 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
                 hoverinfo="text",
             )
         )
-        chosen = own[[wording.is_true(flag) for flag in own["smallest"]]]
+        chosen = own[own["smallest"]]
         if len(chosen):
             figure.add_trace(
                 go.Scatter(
@@ -92,7 +92,7 @@ def smallest_k(table: pd.DataFrame) -> go.Figure:
 
     A checkpoint where no subspace is admissible, or enough, has no point.
     """
-    chosen = table[[wording.is_true(flag) for flag in table["smallest"]]] if len(table) else table
+    chosen = table[table["smallest"]]
     rows = style.drawable(chosen, "k", "the smallest subspace that is enough")
     asked = table[["arm", "step"]].drop_duplicates()
     rows = asked.merge(rows.drop_duplicates(["arm", "step"]), on=["arm", "step"], how="left")
@@ -101,13 +101,13 @@ def smallest_k(table: pd.DataFrame) -> go.Figure:
     )
     for trace, arm in zip(figure.data, style.arms(rows), strict=True):
         trace.text = [_smallest(row) for _, row in style.with_base(rows, arm).iterrows()]
-    top = int(max(5, pd.to_numeric(rows["k"], errors="coerce").max()))
+    top = int(max(5, rows["k"].max()))
     figure.update_yaxes(range=[0, top + 0.5], dtick=1)
     return figure
 
 
 def _families(rows: pd.DataFrame) -> list[str]:
-    found = {str(family) for family in rows["family"]}
+    found = set(rows["family"])
     return [name for name in FAMILIES if name in found] + sorted(found - set(FAMILIES))
 
 
@@ -119,11 +119,9 @@ def _look(family: str, names: list[str]) -> dict:
 
 def _subspace(row: pd.Series) -> str:
     name = wording.for_plotly(FAMILIES.get(str(row["family"]), row["family"]))
-    why = row.get("rejected_because")
-    state = "admissible" if wording.is_true(row["admissible"]) else "not admissible"
-    if not wording.is_missing(why) and why:
-        state = f"{state}: {wording.for_plotly(why)}"
-    note = "" if wording.is_missing(row.get("reason")) else wording.for_plotly(row["reason"])
+    state = "admissible" if row["admissible"] else "not admissible"
+    if row["rejected_because"]:
+        state = f"{state}: {wording.for_plotly(row['rejected_because'])}"
     return style.hover(
         [
             f"<b>{name}, k = {wording.whole(row['k'])}</b>",
@@ -133,15 +131,15 @@ def _subspace(row: pd.Series) -> str:
             *_drawn(row),
             f"share of the best {wording.percent(row['share_of_best'])}",
             state,
-            note,
+            wording.for_plotly(row["reason"]),
         ]
     )
 
 
 def _drawn(row: pd.Series) -> list[str]:
     """What a cone's scores are means over, and the worst of it."""
-    n = row.get("n_sampled")
-    if wording.is_missing(n) or not n:
+    n = row["n_sampled"]
+    if not n:
         return []
     worst = ", ".join(f"{name} {wording.number(row[f'{name}_worst'], 3)}" for name in ("bypass", "induce", "kl"))
     return [

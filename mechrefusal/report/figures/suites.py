@@ -1,4 +1,4 @@
-"""Rates of benchmark suites: over optimiser steps, by category, and what training did to the base model's answers."""
+"""Rates of suites and probes over optimiser steps and by category, and what training did to the base's answers."""
 
 import numpy as np
 import pandas as pd
@@ -50,23 +50,25 @@ def checkpoint_label(arm: str, step: float, limit: int = 16) -> str:
     return wording.for_plotly(f"{wording.shortened(arm, limit)} {wording.whole(step)}")
 
 
-def suite_rates(
+def rates(
     table: pd.DataFrame,
     *,
-    suite: str,
-    side: str = "harmful",
+    suite: str = "evaluation_harmful",
+    side: str | None = None,
     metric: str = "any_refusal",
     judge: str | None = None,
     attack: str = "none",
 ) -> go.Figure:
-    """One rate of a suite over optimiser steps (table `suite_rates`): one line an arm, dashed under interventions.
+    """One rate of a suite over optimiser steps (table `rates`): one line an arm, dashed under interventions.
 
     Bands are 95% intervals; lines under interventions, and of one checkpoint, have bars instead.
 
     Args:
-        suite, side, metric, attack: values of the columns of these names.
+        suite, metric, attack: values of the columns of these names.
+        side: of a suite that has both; by default the harmful one where there is one.
         judge: by default the first by name.
     """
+    side = side or _side(table, suite)
     rows = of_judge(of(table, suite=suite, side=side, metric=metric, attack=attack, by="all"), judge)
     what = f"{wording.metric_name(metric)} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(rows, *NUMBERS), "value", what)
@@ -101,6 +103,10 @@ def suite_rates(
     return style.finish(figure, title=title(metric, suite, side, attack), subtitle=_extent(rows), height=370)
 
 
+def _side(table: pd.DataFrame, suite: str) -> str:
+    return min(texts(of(table, suite=suite)["side"]), default="harmful")  # "harmful" comes before "harmless"
+
+
 def suite_categories(
     table: pd.DataFrame,
     *,
@@ -112,7 +118,7 @@ def suite_categories(
     intervention: str = "none",
     by: str = "category",
 ) -> go.Figure:
-    """Heatmap of a rate by category of the prompts: x = checkpoint, y = category (table `suite_rates`).
+    """Heatmap of a rate by category of the prompts: x = checkpoint, y = category (table `rates`).
 
     The hover has n and the 95% interval: categories are small.
 
@@ -160,11 +166,28 @@ def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
     return figure
 
 
+def probes(
+    table: pd.DataFrame, *, set: str = "harmful", metric: str = "any_refusal", judge: str | None = None
+) -> go.Figure:
+    """A rate of one probe set over the anchors of training, with 95% intervals (table `probes`; unit: share of n).
+
+    Args:
+        set: `harmful`, `harmless` or `attacked` (behaviours of the pool with their suffixes of that moment).
+        judge: the rule that judged; by default the first by name.
+    """
+    rows = of_judge(of(table, set=set, metric=metric), judge)
+    name = f"{wording.metric_name(metric).capitalize()}: {wording.metric_name(set)} probes"
+    return lines.trajectory(
+        rows, title=wording.for_plotly(name), subtitle=judged(rows), unit="rate", limits=_LIMITS, noun="probes"
+    )
+
+
 def title(metric: str, suite: str, side: str, attack: str = "none") -> str:
-    """`Any refusal: xstest, harmless prompts`, safe for plotly."""
+    """`Any refusal: xstest, harmless prompts`, safe for plotly; the study's own suites have names that say the side."""
     pressed = "" if attack == "none" else f", {wording.shortened(attack, _LONGEST)}"
-    asked = f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts{pressed}"
-    return wording.for_plotly(f"{wording.metric_name(metric).capitalize()}: {asked}")
+    own = wording.SET_NAMES.get(suite)
+    asked = own or f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts"
+    return wording.for_plotly(f"{wording.metric_name(metric).capitalize()}: {asked}{pressed}")
 
 
 def judged(rows: pd.DataFrame) -> str:

@@ -36,7 +36,7 @@ def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "Training 
         terms: columns to draw, e.g. `("attack_loss_before", "attack_loss_after")`; colour is the arm, dash the term.
     """
     figure, window = go.Figure(), window_of(table)
-    named = [table.assign(value=pd.to_numeric(table[term], errors="coerce")) for term in terms] if len(table) else []
+    named = [table.assign(value=table[term]) for term in terms] if len(table) else []
     style.drawable(pd.concat(named) if named else table.assign(value=[]), "value", f"losses {', '.join(terms)}")
     names = style.arms(table)
     for arm in names:
@@ -56,7 +56,7 @@ def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
         term: a value of the column `term`; the subtitle gives the weight that the arms put on it.
     """
     rows = style.drawable(table[table["term"] == term], "value", f"loss term '{wording.plain(term)}'")
-    weights = sorted({float(w) for w in pd.to_numeric(rows["weight"], errors="coerce").dropna()})
+    weights = sorted({float(w) for w in rows["weight"].dropna()})
     weighted = f"weight {' or '.join(f'{w:g}' for w in weights)}"
     return _one_value(rows, "value", title=term_title(term), unit="loss", note=weighted if weights else "")
 
@@ -86,7 +86,7 @@ def window_of(table: pd.DataFrame) -> int:
 
 def running_mean(values: pd.Series, window: int) -> pd.Series:
     """Centred mean over `window` logged steps; missing values are left out of it."""
-    return pd.to_numeric(values, errors="coerce").rolling(window, min_periods=1, center=True).mean()
+    return values.rolling(window, min_periods=1, center=True).mean()
 
 
 def add_line(
@@ -100,7 +100,6 @@ def add_line(
     dash: str = "solid",
 ) -> None:
     """Add values as logged (thin, where a mean differs) and their running mean (thick); nothing if all are missing."""
-    values = pd.to_numeric(values, errors="coerce")
     if not values.notna().any():
         return
     steps = list(steps)

@@ -32,11 +32,8 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     """
     if effect not in _EFFECTS:
         raise MechrefusalError(f"unknown effect '{effect}' of a transfer: expected one of {', '.join(_EFFECTS)}")
-    rows = table.assign(
-        **{name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in _numbers_of(effect)}
-    )
-    rows["shown"] = _taken_away(rows) if effect == "bypass" else rows["induce"]
-    rows = style.drawable(rows, "shown", f"the transfer of '{effect}'")
+    shown = _taken_away(table) if effect == "bypass" else table["induce"]
+    rows = style.drawable(table.assign(shown=shown), "shown", f"the transfer of '{effect}'")
     sources, targets = (_places(rows, side) for side in ("source", "target"))
     instead = {_key(row, "source") for _, row in rows.iterrows() if str(row["kind"]) == "best candidate"}
     values = np.full((len(sources), len(targets)), np.nan)
@@ -91,15 +88,6 @@ def _taken_away(rows: pd.DataFrame) -> pd.Series:
     return lowered.mask(lowered.notna() & rows["decrease_held_out"].notna(), rows["decrease_held_out"])
 
 
-def _numbers_of(effect: str) -> list[str]:
-    return [
-        "baseline_harmful",
-        "decrease_held_out",
-        *(f"{effect}{end}" for end in ("", "_low", "_high")),
-        f"random_{effect}",
-    ]
-
-
 def _key(row: pd.Series, side: str) -> tuple[str, int]:
     return str(row[f"arm_{side}"]), int(row[f"step_{side}"])
 
@@ -128,10 +116,8 @@ def _is_clear(row: pd.Series, effect: str) -> bool:
 
 def _cell(row: pd.Series) -> str:
     source, target = (_label(_key(row, side)) for side in ("source", "target"))
-    lines = [f"<b>{source} → {target}</b>"]
-    if not wording.is_missing(row["layer"]):
-        kind = wording.for_plotly(row["kind"])
-        lines.append(f"{kind}: layer {wording.whole(row['layer'])}, position {wording.whole(row['position'])}")
+    where = f"{row['kind']}: layer {wording.whole(row['layer'])}, position {wording.whole(row['position'])}"
+    lines = [f"<b>{source} → {target}</b>", where]
     for name, side in (("bypass", "harmful"), ("induce", "harmless")):
         lines += [
             f"{name} {wording.number(row[name])}{style.interval(row, f'{name}_low', f'{name}_high')}",
@@ -141,8 +127,7 @@ def _cell(row: pd.Series) -> str:
         if name == "bypass":
             lines += [*_held_out(row), *_halves(row)]
     lines.append(f"kl {wording.number(row['kl'], 3)}")
-    why = row["reason"]
-    return style.hover([*lines, "" if wording.is_missing(why) else wording.for_plotly(why)])
+    return style.hover([*lines, wording.for_plotly(row["reason"])])
 
 
 def _held_out(row: pd.Series) -> list[str]:

@@ -6,6 +6,8 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.order import checkpoint_order
+from mechrefusal.statistics.choosing import BEST, CARRIER
+from mechrefusal.study.places import best_place, carrier_place
 
 _MEANS = {0: "harmless mean", 1: "harmful mean"}
 _FAR = 3.0
@@ -23,19 +25,18 @@ def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None
         directions: table `directions` of one or several checkpoints, with `zero_distance`.
         carrier: table `carrier` of the same.
     """
-    found = directions.assign(zero_distance=directions.get("zero_distance", float("nan")))
-    rows = style.drawable(found, "zero_distance", "where zero lies along the directions")
+    rows = style.drawable(directions, "zero_distance", "where zero lies along the directions")
     found_at = {(str(arm), int(step)) for arm, step in zip(rows["arm"], rows["step"], strict=True)}
     keys = sorted(found_at, key=checkpoint_order)
     names, figure = style.arms(rows), go.Figure()
     drawn: list[pd.Series] = []
     for key in keys:
-        own = rows[(rows["arm"].astype(str) == key[0]) & (rows["step"] == key[1])]
+        own = rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])]
         place = _place(carrier, key)
         position = int(own["position"].max()) if place is None else place[0]
         own = own[(own["position"] == position) & own["zero_distance"].notna()].sort_values("layer")
         if len(own):
-            drawn.append(own["zero_distance"].astype(float))
+            drawn.append(own["zero_distance"])
             _add(figure, own, key, keys, names, place)
     low, high = _limits(pd.concat(drawn)) if drawn else (0.0, 1.0)
     far = sum(int(((values < low) | (values > high)).sum()) for values in drawn)
@@ -99,14 +100,12 @@ def _place(carrier: pd.DataFrame | None, key: tuple[str, int]) -> tuple[int, int
     """(position, layer, kind) of the carrier or of what stands in for it; None where there is neither."""
     if carrier is None or not len(carrier):
         return None
-    own = carrier[(carrier["arm"].astype(str) == key[0]) & (carrier["step"] == key[1])]
+    own = carrier[(carrier["arm"] == key[0]) & (carrier["step"] == key[1])]
     if not len(own):
         return None
-    row = own.iloc[0]
-    for kind, start in (("carrier", ""), ("best candidate", "reference_")):
-        position, layer = row.get(f"{start}position"), row.get(f"{start}layer")
-        if not wording.is_missing(position) and not wording.is_missing(layer):
-            return int(position), int(layer), kind
+    for kind, place_of in ((CARRIER, carrier_place), (BEST, best_place)):
+        if (place := place_of(own.iloc[0])) is not None:
+            return *place, kind
     return None
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mechrefusal.evaluation.judges import FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL, RefusalJudge
-from mechrefusal.evaluation.judges.personas import voices
+from mechrefusal.evaluation.judges.personas import persona_answers
 
 JUDGE = RefusalJudge()
 REFUSED = (FULL_REFUSAL, PARTIAL_REFUSAL)
@@ -60,12 +60,12 @@ def test_a_warning_before_a_voice_is_none():
     ],
 )
 def test_headings_are_no_voices(text):
-    assert len(voices(text)) == 1
+    assert len(persona_answers(text)) == 1
 
 
 def test_code_is_not_read_as_prose():
     code = "```python\nimport os\n\n\ndef sneak(path):\n    return os.listdir(path)\n```"
-    assert voices(code) == [code]
+    assert persona_answers(code) == [code]
     assert JUDGE.label("List the files in a folder.", code) == FULL_COMPLIANCE
 
 

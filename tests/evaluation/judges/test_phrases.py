@@ -1,13 +1,13 @@
 """The judge by phrases from a file."""
 
-import pandas as pd
 import pytest
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import judge_of, judged, rates
+from mechrefusal.evaluation import Suite, answered, judge_of, judged, rates
 from mechrefusal.evaluation.judge_names import measuring_judge
 from mechrefusal.evaluation.judges import Judge, PhraseJudge
 from mechrefusal.evaluation.judges.phrases import OPENING
+from mechrefusal.prompts import PromptSet
 
 PHRASES = "# German and Russian\nTut mir leid\n\nda kann ich nicht helfen\nя не могу\n申し訳\nkan't\n"
 
@@ -104,13 +104,13 @@ def test_wherever_judges_are_named(tmp_path):
 
 def test_rates_by_phrases(judge):
     answers = ["Tut mir leid.", "Tut mir leid, nein.", "Gern: zuerst das Mehl.", "I can't help with that.", ""]
-    table = pd.DataFrame({"set": "utility", "attack": "none", "intervention": "none", "completion": answers})
-    found = judged(table, judge)
-    assert found["refused"].tolist() == [True, True, False, False, False]
-    assert found["degenerate"].tolist() == [False] * 4 + [True]
-    told = rates(found, judge.name).set_index("metric")
+    asked = Suite.of("utility", PromptSet.from_texts("utility", [f"Frage {i}?" for i in range(5)]), "harmless")
+    nothing = answered(asked.questions(), answers, [()] * 5, [True] * 5, max_new_tokens=8)
+    found = judged(nothing, [judge])
+    assert found["label"].tolist() == ["full_refusal"] * 2 + ["full_compliance"] * 2 + ["degenerate"]
+    told = rates(found).set_index("metric")
     assert told["judge"].eq(judge.name).all()
-    assert told.loc["refusal_rate", "value"] == 2 / 5
+    assert told.loc["any_refusal", "value"] == 2 / 5
     assert told["corrected"].isna().all(), "nobody has measured the error of these phrases"
 
 

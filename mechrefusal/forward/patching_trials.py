@@ -1,0 +1,53 @@
+"""Whether patching on token trees gives the numbers of the hooks: tried out once a model and site."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mechrefusal.forward.hooked_patching import HookedPatching
+from mechrefusal.forward.hooked_runner import HookedRunner
+from mechrefusal.forward.metric_reader import MetricReader
+from mechrefusal.forward.patches import MEMORY, PairRun, Patch, n_heads
+from mechrefusal.forward.runner import PatchedPair
+from mechrefusal.forward.sites import Site
+from mechrefusal.forward.tree_patching import TreePatching
+from mechrefusal.forward.unhooked import FAILURES, agree, failure
+from mechrefusal.progress import tell_once
+
+if TYPE_CHECKING:
+    from mechrefusal.forward.tree_runner import TreeRunner
+
+_KEY = "_mechrefusal_patching"
+
+
+def patching_of_trees(runner: "TreeRunner", pair: PairRun, site: Site, *, memory: int) -> PatchedPair:
+    """The pair ready to be patched on token trees; through hooks, and a warning once, where that does not agree."""
+    why_not = runner.model.__dict__.setdefault(_KEY, {})
+    if site not in why_not:
+        why_not[site] = _why_not(runner, site)
+    if not why_not[site]:
+        return TreePatching(runner, pair, site, memory=memory)
+    tell_once(runner.model, f"{site} is patched through hooks, several times as slowly: {why_not[site]}")
+    return HookedPatching(HookedRunner(runner.model, why_not[site]), pair, site, memory=memory)
+
+
+def _why_not(runner: "TreeRunner", site: Site) -> str:
+    """Log-probabilities under patches at two layers of two heads, at all positions or at one, of ten random tokens."""
+    model = runner.model
+    drawn = torch.randint(model.cfg.d_vocab, (17,), generator=torch.Generator().manual_seed(0)).tolist()
+    source, target = tuple(drawn[:10]), (*drawn[:3], *drawn[10:])
+    pair = PairRun(source, target, 3, MetricReader(((),), (1,), lambda logits: logits[0][:, -1].log_softmax(-1)))
+    heads = [0, n_heads(model, site) - 1] if n_heads(model, site) else [None]
+    layers = sorted({model.cfg.n_layers // 2, model.cfg.n_layers - 1})
+    patches = [
+        Patch(layer, head, at)
+        for layer in layers
+        for head in heads
+        for at in (5, 9, *([None] if heads[0] == 0 else []))
+    ]
+    try:
+        seen = TreePatching(runner, pair, site, memory=MEMORY).scores(patches)
+    except FAILURES as error:
+        return f"patching on trees fails ({failure(error)})"
+    expected = HookedPatching(HookedRunner(model, ""), pair, site, memory=MEMORY).scores(patches)
+    return "" if agree(seen, expected) else "patching on trees gives other probabilities"

@@ -1,0 +1,327 @@
+"""Exact patching on token trees: what a patch changes is computed, and nothing else.
+
+Three passes a pair, each over all layers:
+
+1. Both prompts as they are; the target's keys and values become the bank that patched rows read.
+2. What each patch makes of its own block's output. The blocks' inputs are those of the unpatched run, so that one pass
+   serves all layers. Every patch in attention is another z: of a head's output it is given, and for q, k, v and
+   pattern it is the attention of one run's queries, keys or values in place of the other's.
+3. Rows from the patched position on, which enter above the patched block, so that higher layers are shared by all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrefusal.forward.joined_rows import Rows, RowsRunning, Suffix, branches_of, join
+from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
+from mechrefusal.forward.runner import Asked
+from mechrefusal.forward.sites import Edit, Site
+from mechrefusal.forward.tree import KeyValues, Tree
+from mechrefusal.forward.tree_attention import Running
+from mechrefusal.models.batches import split_by_cost
+
+if TYPE_CHECKING:
+    from mechrefusal.forward.tree_runner import TreeRunner
+
+PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
+"""Tokens in one pass: more at once gains nothing."""
+
+_PROJECTED: dict[str, tuple[int, ...]] = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
+"""Which of queries, keys and values come from the source; a pattern is made of queries and keys."""
+
+
+@dataclass
+class _Base:
+    """One prompt as it is: activations a layer, over the packed tokens of the prompt and the runs after it."""
+
+    bank: KeyValues
+    logits: Float[Tensor, "kept vocab"]
+    stream: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # before each block, and after the last
+    written: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # attn_out or mlp_out
+    queries: list[Float[Tensor, "token head d_head"]] = field(default_factory=list)
+    z: list[Float[Tensor, "token head d_head"]] = field(default_factory=list)
+
+
+class _Recording(Running):
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree, KeyValues(), {})
+        self.queries: list[Tensor] = []
+        self.z: list[Tensor] = []
+
+    def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.queries.append(query)
+        return query, key, value
+
+    def attended(self, layer: int, z: Tensor) -> None:
+        self.z.append(z)
+
+
+class _OtherProjections(RowsRunning):
+    """Attention with queries, keys or values of the source: of every token of a row, or of the row's first."""
+
+    def __init__(self, rows: Rows, site: Site, source: _Base, bank: KeyValues, positions: Sequence[int | None]) -> None:
+        super().__init__(rows, bank)
+        self.site, self.source = site, source
+        self.z: dict[int, Tensor] = {}
+        bounds = zip(rows.offsets, rows.offsets[1:], positions, strict=False)
+        changed = [place for start, end, at in bounds for place in range(start, end if at is None else start + 1)]
+        self.changed = torch.tensor(changed, device=rows.device)
+
+    def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [query, key, value]
+        others = (self.source.queries[layer], self.source.bank.keys[layer], self.source.bank.values[layer])
+        for which in _PROJECTED[self.site]:
+            parts[which] = parts[which].clone()
+            parts[which][self.changed] = others[which][self.rows.base[self.changed]]
+        return parts[0], parts[1], parts[2]
+
+    def attended(self, layer: int, z: Tensor) -> None:
+        self.z[layer] = z
+
+
+class _OtherHeads(RowsRunning):
+    """In place of attention its result in the unpatched run, but for one group of heads a row."""
+
+    def __init__(
+        self, rows: Rows, bank: KeyValues, heads: Tensor, base: list[Tensor], others: dict[int, Tensor]
+    ) -> None:
+        super().__init__(rows, bank)
+        self.heads, self.base, self.others = heads, base, others
+
+    def given(self, layer: int) -> Tensor:
+        return torch.where(self.heads[..., None], self.others[layer], self.base[layer][self.rows.base])
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Outputs of the patched blocks: `values[layer]` [token, d_model], and where each kind of patch begins in them."""
+
+    values: dict[int, Float[Tensor, "token d_model"]]
+    start: dict[tuple[int | None, int | None], int]
+
+
+class TreePatching:
+    """See `PatchedPair`.
+
+    Args:
+        memory: bytes of one pass.
+    """
+
+    @torch.no_grad()
+    def __init__(self, runner: "TreeRunner", pair: PairRun, site: Site, *, memory: int) -> None:
+        self.model, self.modules, self.forward = runner.model, runner.modules, runner.forward
+        self.pair, self.site, self.memory = pair, site, memory
+        self.n_layers = len(self.modules.blocks)
+        self.asked = Asked(pair.target, pair.reader.runs, pair.reader.kept)
+        self.whole = Tree.of(branches_of(self.asked))
+        self.source, self.target = self._both()
+        self._known: dict[int, Suffix] = {}
+
+    @torch.no_grad()
+    def unpatched(self) -> list[Float[Tensor, "two place vocab"]]:
+        """Logits of source and target as they are, run by run."""
+        rows = torch.stack([self.source.logits, self.target.logits])
+        return list(rows.float().split(list(self.asked.n_kept), dim=1))
+
+    @torch.no_grad()
+    def scores(self, patches: Sequence[Patch]) -> Tensor:
+        """The metric under each patch, in their order."""
+        found: dict[Patch, Tensor] = {}
+        plain = self.pair.reader.score([part[1:] for part in self.unpatched()])[0]
+        for group, outputs in self._outputs(patches):
+            # After the last block, what stands before the end is read by no one.
+            last = len(self.pair.target) - 1
+            alive = [p for p in group if self._enters(p) < self.n_layers or p.position in (None, last) or self._whole]
+            found |= dict.fromkeys(group, plain)
+            alive.sort(key=self._enters)
+            for part in self._passes(alive):
+                found |= dict(zip(part, self._joined(part, outputs), strict=True))
+        return torch.stack([found[patch] for patch in patches])
+
+    # 1. Both prompts as they are
+
+    def _both(self) -> tuple[_Base, _Base]:
+        """Source and target; what they begin with in common is run once."""
+        branches = [
+            branch
+            for prompt in (self.pair.source, self.pair.target)
+            for branch in branches_of(Asked(prompt, self.asked.continuations, self.asked.kept))
+        ]
+        tree = Tree.of(branches).to(self.forward.device)
+        running = _Recording(tree)
+        stream: list[Tensor] = []
+        written: list[Tensor] = []
+
+        def keep(into: list[Tensor]) -> Callable[[Tensor], Tensor]:
+            def record(activation: Tensor) -> Tensor:
+                into.append(activation[0])
+                return activation
+
+            return record
+
+        edits: list[Edit] = [(layer, "resid_pre", keep(stream)) for layer in range(self.n_layers)]
+        edits.append((self.n_layers - 1, "resid_post", keep(stream)))
+        if self.site == "attn_out" or self.site == "mlp_out":
+            edits += [(layer, self.site, keep(written)) for layer in range(self.n_layers)]
+        with self.modules.edited(edits):
+            logits = self.forward.run_tree(running).chunk(2)
+        bank, n = running.bank(), len(self.asked.continuations)
+        found = []
+        for one, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
+            at = torch.zeros(len(self.whole), dtype=torch.long)
+            for own, packed in zip(self.whole.places, places, strict=True):
+                at[list(own)] = torch.tensor(packed)
+            at = at.to(self.forward.device)
+            streams, writes, queries, z = (
+                [part[at] for part in parts] for parts in (stream, written, running.queries, running.z)
+            )
+            found.append(_Base(bank.at(at.tolist()), one, streams, writes, queries, z))
+        return found[0], found[1]
+
+    def _suffix(self, start: int) -> Suffix:
+        if start not in self._known:
+            self._known[start] = Suffix.of(self.asked, start, self.whole)
+        return self._known[start]
+
+    def _rows(self, starts: Sequence[int]) -> Rows:
+        suffixes = [self._suffix(start) for start in starts]
+        return Rows(suffixes, bank_size=len(self.whole), device=self.forward.device)
+
+    # 2. What patches make of their blocks
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a patch changes its block's output at all positions after it, and not at its own only."""
+        return self.site in ("k", "v")
+
+    def _outputs(self, patches: Sequence[Patch]) -> Iterator[tuple[list[Patch], _Outputs]]:
+        """Patches in groups whose block outputs fit in memory at once, and those outputs."""
+        if self.site in ("resid_pre", "resid_mid", "resid_post"):
+            at = 0 if self.site == "resid_pre" else 1
+            layers = {patch.layer for patch in patches}
+            yield list(patches), _Outputs({layer: self.source.stream[layer + at] for layer in layers}, {})
+            return
+        kinds: dict[tuple[int | None, int | None], list[Patch]] = {}
+        for patch in patches:
+            kinds.setdefault((patch.head, patch.position if self._whole else None), []).append(patch)
+        # Patches of one position share what they need of attention.
+        keys = sorted(kinds, key=lambda kind: (kind[1] or 0, kind[0] or 0))
+        starts = [self.pair.first if position is None else position for _, position in keys]
+        layers = {patch.layer for patch in patches}
+        width = activation_bytes(self.model)[0] + 4 * self.model.cfg.d_model * len(layers)
+        costs = [len(self._suffix(start)) * width for start in starts]
+        for part in split_by_cost((costs, self.memory // 2)):
+            chosen = [keys[i] for i in part]
+            yield [p for kind in chosen for p in kinds[kind]], self._of_kinds(chosen, layers)
+
+    def _of_kinds(self, kinds: Sequence[tuple[int | None, int | None]], layers: set[int]) -> _Outputs:
+        rows = self._rows([self.pair.first if position is None else position for _, position in kinds])
+        if self.site == "attn_out" or self.site == "mlp_out":
+            written = [part[rows.base][None] for part in self.source.written]
+            edits: list[Edit] = [(layer, self.site, _puts(written[layer])) for layer in sorted(layers)]
+            values = self._block_outputs(RowsRunning(rows, self.target.bank), layers, edits)
+        else:
+            values = self._block_outputs(self._heads(rows, kinds, layers), layers, [])
+        return _Outputs(values, dict(zip(kinds, rows.offsets, strict=False)))
+
+    def _heads(self, rows: Rows, kinds: Sequence[tuple[int | None, int | None]], layers: set[int]) -> RowsRunning:
+        n_query, n_site = self.model.cfg.n_heads, n_heads(self.model, self.site)
+        lengths = torch.tensor([len(suffix) for suffix in rows.suffixes])
+        group = torch.arange(n_query) // (n_query // n_site)
+        heads = torch.stack([group == head for head, _ in kinds]).repeat_interleave(lengths, 0)
+        if self.site == "z":
+            others = {layer: self.source.z[layer][rows.base] for layer in layers}
+        else:
+            positions = list(dict.fromkeys(position for _, position in kinds))
+            starts = [self.pair.first if position is None else position for position in positions]
+            attention = self._rows(starts)
+            running = _OtherProjections(attention, self.site, self.source, self.target.bank, positions)
+            self._block_outputs(running, layers, [])
+            places = torch.cat(
+                [
+                    torch.arange(attention.offsets[at], attention.offsets[at + 1])
+                    for at in (positions.index(position) for _, position in kinds)
+                ]
+            ).to(self.forward.device)
+            others = {layer: z[places] for layer, z in running.z.items()}
+        return _OtherHeads(rows, self.target.bank, heads.to(self.forward.device), self.target.z, others)
+
+    def _block_outputs(self, running: RowsRunning, layers: set[int], edits: list[Edit]) -> dict[int, Tensor]:
+        """Outputs of blocks `layers`, each given the input that it has in the unpatched run. No other block is run."""
+        found: dict[int, Tensor] = {}
+
+        def forced(layer: int, given: Tensor) -> Tensor:
+            if layer - 1 in layers:
+                found[layer - 1] = given[0]
+            return self.target.stream[layer][running.rows.base][None]
+
+        every: list[Edit] = [(layer, "resid_pre", partial(forced, layer)) for layer in range(self.n_layers)]
+        every.append((self.n_layers - 1, "resid_post", partial(forced, self.n_layers)))
+        running.tree = _without_logits(running.tree)
+        with self.modules.skipping(set(range(self.n_layers)) - layers), self.modules.edited([*every, *edits]):
+            self.forward.run_tree(running)
+        return found
+
+    # 3. Rows on the way up
+
+    def _enters(self, patch: Patch) -> int:
+        return patch.layer + (self.site != "resid_pre")
+
+    def _start(self, patch: Patch) -> int:
+        return self.pair.first if patch.position is None else patch.position
+
+    def _passes(self, patches: list[Patch]) -> Iterator[list[Patch]]:
+        a_token, a_key = activation_bytes(self.model)
+        logits, most = logit_bytes(self.model, self.pair.reader), PASS_TOKENS.get(self.forward.device.type, 1 << 16)
+        costs, total = [], len(self.whole)
+        for patch in patches:
+            n = len(self._suffix(self._start(patch)))
+            # A pass ends at its number of tokens, or of bytes, whichever comes first.
+            costs.append(max(n * a_token + total * a_key + logits, n * self.memory // most))
+        for part in split_by_cost((costs, self.memory)):
+            yield [patches[i] for i in part]
+
+    def _joined(self, patches: list[Patch], outputs: _Outputs) -> Tensor:
+        rows = self._rows([self._start(patch) for patch in patches])
+        enters = [self._enters(patch) for patch in patches]
+
+        def entering(layer: int, new: range) -> Tensor:
+            begin, end = rows.offsets[new.start], rows.offsets[new.stop]
+            stream = self.target.stream[layer][rows.base[begin:end]]
+            to: list[int] = []
+            taken: list[int] = []
+            for row in new:
+                patch, at = patches[row], rows.offsets[row] - begin
+                n = len(rows.suffixes[row]) if patch.position is None or self._whole else 1
+                to += range(at, at + n)
+                place = self._place(patch, outputs)
+                taken += range(place, place + n)
+            stream[to] = outputs.values[patches[new.start].layer][taken]
+            return stream
+
+        logits = join(self.modules, self.forward, rows, self.target.bank, enters, entering)
+        by_run = logits.float().unflatten(0, (len(patches), -1)).split(list(self.asked.n_kept), dim=1)
+        return self.pair.reader.score(list(by_run))
+
+    def _place(self, patch: Patch, outputs: _Outputs) -> int:
+        """Where the values that a patch's row enters with begin in `outputs`."""
+        if not outputs.start:
+            return self._start(patch)  # the source's own stream, over the whole prompt
+        if self._whole or patch.position is None:
+            return outputs.start[patch.head, patch.position]
+        return outputs.start[patch.head, None] + patch.position - self.pair.first
+
+
+def _puts(activation: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: activation
+
+
+def _without_logits(tree: Tree) -> Tree:
+
+    return replace(tree, kept=tree.kept[:0])

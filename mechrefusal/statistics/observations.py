@@ -1,0 +1,117 @@
+"""What a measure saw, unit by unit and cell by cell: kept, so that any statistic can be taken of it afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.statistics import intervals
+from mechrefusal.statistics.maps import sign_flip_p
+
+
+@dataclass(frozen=True)
+class Observations:
+    """One value of every unit (a prompt, or a pair of prompts) at every cell (a head, a layer and position, a path).
+
+    Fields:
+        values: NaN where a unit has no such cell, as a short prompt lacks a position.
+        cells: one row a column of `values`; its columns are the named axes (layer, head, position, …).
+        units: ids of the prompts or pairs.
+        unit: what they are, "prompt" or "pair".
+    """
+
+    values: Float[np.ndarray, "unit cell"]
+    cells: pd.DataFrame
+    units: tuple[str, ...]
+    unit: str = "prompt"
+
+    def __post_init__(self) -> None:
+        assert self.values.shape == (len(self.units), len(self.cells))
+
+    @classmethod
+    def of_rows(cls, rows: pd.DataFrame, axes: list[str], *, unit: str, value: str) -> "Observations":
+        """From tidy rows, one a unit and cell; units and cells in the order in which they first stand."""
+        keys, names = keys_of(rows[axes]), list(dict.fromkeys(rows[unit]))
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        found = np.full((len(names), len(places)), np.nan)
+        found[[names.index(name) for name in rows[unit]], [places[key] for key in keys]] = rows[value]
+        cells = pd.DataFrame(list(places), columns=axes)
+        return cls(found, cells.convert_dtypes(), tuple(map(str, names)), unit)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of the cells."""
+        return tuple(self.cells.columns)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Tidy: the axes, the unit and `value`, without the cells that a unit lacks."""
+        cells = self.cells.loc[self.cells.index.repeat(len(self.units))].reset_index(drop=True)
+        names = list(self.units) * len(self.cells)
+        return cells.assign(**{self.unit: names, "value": self.values.T.ravel()}).dropna(subset=["value"])
+
+    def where(self, **axes: Any) -> "Observations":
+        """The cells with these values on these axes, such as `layer=3`; None is where an axis has no value.
+
+        Raises:
+            MechrefusalError: an axis that is none, or no such cell.
+        """
+        if unknown := [name for name in axes if name not in self.axes]:
+            raise MechrefusalError(f"no axis '{unknown[0]}'; these observations have {', '.join(self.axes)}")
+        chosen = np.ones(len(self.cells), dtype=bool)
+        for name, value in axes.items():
+            own = self.cells[name]
+            chosen &= (own.isna() if value is None else (own == value).fillna(False)).to_numpy(bool)
+        if not chosen.any():
+            named = ", ".join(f"{name} {value}" for name, value in axes.items())
+            raise MechrefusalError(f"no cell with {named} was measured")
+        return Observations(self.values[:, chosen], self.cells[chosen].reset_index(drop=True), self.units, self.unit)
+
+    def of(self, **axes: Any) -> Float[np.ndarray, " unit"]:
+        """The values of one cell, for the units that have it.
+
+        Raises:
+            MechrefusalError: as `where`; or several cells fit.
+        """
+        found = self.where(**axes)
+        if len(found.cells) > 1:
+            raise MechrefusalError(f"{len(found.cells)} cells fit {axes}; give all of {', '.join(self.axes)}")
+        return found.values[~np.isnan(found.values[:, 0]), 0]
+
+    def interval(self, *, confidence: float = 0.95, **axes: Any) -> intervals.Estimate:
+        """Mean of one cell over the units, with Student's t interval."""
+        return intervals.mean(self.of(**axes), confidence=confidence)
+
+    def bootstrap(
+        self,
+        statistic: Callable[[Float[np.ndarray, "unit cell"]], float],
+        *,
+        draws: int = 2000,
+        seed: int = 0,
+        confidence: float = 0.95,
+    ) -> intervals.Estimate:
+        """Any statistic of all values, with its percentile interval over bootstraps of whole units (Efron, 1979)."""
+        random, n = np.random.default_rng(seed), len(self.units)
+        found = [statistic(self.values[random.integers(n, size=n)]) for _ in range(draws)]
+        low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return intervals.Estimate(float(statistic(self.values)), float(low), float(high), n)
+
+    def p(self) -> Float[np.ndarray, " cell"]:
+        """Of every cell that its mean is zero, by flipping signs of whole units; adjusted for all cells that every unit
+        has, NaN for others (`maps.sign_flip_p`)."""
+        return np.asarray(sign_flip_p(self.values), float)
+
+    def top(self, k: int) -> pd.DataFrame:
+        """The `k` cells with the largest absolute mean, largest first: the axes and `value`."""
+        means = self.cells.assign(value=np.nanmean(self.values, axis=0) if len(self.units) else np.nan)
+        order = means["value"].abs().sort_values(ascending=False, kind="stable").index[:k]
+        return means.loc[order].reset_index(drop=True)
+
+
+def keys_of(cells: pd.DataFrame) -> list[tuple]:
+    """The rows of a table of axes as tuples, None where an axis has no value."""
+    return [tuple(None if pd.isna(each) else each for each in row) for row in cells.itertuples(index=False, name=None)]
