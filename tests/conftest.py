@@ -20,6 +20,7 @@ NORMAL_CACHE = os.environ.get("MECHREFUSAL_CACHE")
 
 FORKING = (
     "test_pipeline.py",
+    "test_caching.py",
     "test_directions.py",
     "test_processes.py",
     "test_killed_training.py",

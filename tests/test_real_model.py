@@ -48,10 +48,10 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     measure = pipeline.measure_checkpoint
     few = dataclasses.replace(demo.causal, layer_step=15)
 
-    def measured(checkpoint, asked, recipe, cases, **around):
+    def measured(run, checkpoint, asked, cases, **around):
         """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
-        wanted = recipe if checkpoint.id == points[2].id else dataclasses.replace(recipe, causal=few)
-        return measure(checkpoint, asked, wanted, cases, **around)
+        wanted = run.recipe if checkpoint.id == points[2].id else dataclasses.replace(run.recipe, causal=few)
+        measure(dataclasses.replace(run, recipe=wanted), checkpoint, asked, cases, **around)
 
     monkeypatch.setattr(pipeline, "measure_checkpoint", measured)
     study.measure(run)

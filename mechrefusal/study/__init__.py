@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from mechrefusal.study.labelling import Labelled, label
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.outside import measure, recipe_of
-    from mechrefusal.study.pipeline import cases, check, train
+    from mechrefusal.study.pipeline import cases
     from mechrefusal.study.planning import power
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
     from mechrefusal.study.selection import Asked, asked, behaviours
+    from mechrefusal.study.starting import check
+    from mechrefusal.study.training_of_run import train
 
 __all__ = [
     "Ablated",
@@ -62,8 +64,8 @@ __getattr__ = on_first_use(
         "measure": "outside",
         "recipe_of": "outside",
         "cases": "pipeline",
-        "check": "pipeline",
-        "train": "pipeline",
+        "check": "starting",
+        "train": "training_of_run",
         "power": "planning",
         "Recipe": "recipe",
         "Run": "run",

@@ -17,22 +17,16 @@ Add = Callable[[str, list[dict] | pd.DataFrame], None]
 
 
 class CausalMeasurement:
-    """Cause and attribution under way on one model; `add` keeps tables."""
+    """Cause and attribution under way on one model; `add` keeps tables.
 
-    def __init__(
-        self,
-        model,
-        metric: Discovered,
-        asked: Asked,
-        recipe: Recipe,
-        best: Carrier | None,
-        add: Add,
-    ) -> None:
+    `best`, where it is asked for: the carrier, or the best candidate in its place; None where there is neither.
+    """
+
+    def __init__(self, model, metric: Discovered, asked: Asked, recipe: Recipe, add: Add) -> None:
         self.model, self.metric, self.asked, self.add = model, metric, asked, add
         self.settings, self.wanted = recipe.measuring, recipe.causal
-        self.best = best
 
-    def take_attribution(self) -> None:
+    def take_attribution(self, best: Carrier | None) -> None:
         """Who writes refusal (tables `attribution`, `attribution_compared`), from where (`token_sources`), and when.
 
         When: the logit lens, table `logit_lens`.
@@ -44,8 +38,8 @@ class CausalMeasurement:
         readouts: dict[str, attribution.RefusalLogits | attribution.Onto] = {
             "refusal_logits": attribution.RefusalLogits(self.metric)
         }
-        if self.best is not None:
-            readouts[self.best.kind] = attribution.Onto.of(self.best)
+        if best is not None:
+            readouts[best.kind] = attribution.Onto.of(best)
         written, compared = [], []
         for onto, readout in readouts.items():
             found = {name: attribution.attribute(self.model, chosen, readout) for name, chosen in texts.items()}
@@ -66,7 +60,7 @@ class CausalMeasurement:
                 frames.append(table.rename(columns={kind: "name"}).assign(set=name, by=kind))
         return pd.concat(frames, ignore_index=True)
 
-    def take_patching(self) -> None:
+    def take_patching(self, best: Carrier | None) -> None:
         """What moves refusal: table `patching`; attention and tokens of a pair are in `attention` and `tokens`."""
         pairs = self.asked.pairs_for(self.model.tokenizer)
         chosen = pairs[: self.settings.n_pairs]
@@ -89,7 +83,7 @@ class CausalMeasurement:
                 ]
         self.add("patching", pd.concat(found, ignore_index=True))
         self.add("patching_pairs", pd.concat(by_pair, ignore_index=True))
-        self._look(pairs[0], top)
+        self._look(pairs[0], top, best)
         if self.wanted.n_finalists:
             n = self.wanted.n_finalists
             screened = attribution_patching.screened(
@@ -98,12 +92,12 @@ class CausalMeasurement:
             self.add("attribution_patching", screened.table)
             self.add("attribution_agreement", screened.agreement)
 
-    def _look(self, pair, heads: list[tuple[int, int]]) -> None:
+    def _look(self, pair, heads: list[tuple[int, int]], best: Carrier | None) -> None:
         pattern, _ = attribution.attention(self.model, pair.harmful, heads)
         self.add("attention", pattern.assign(prompt_id=pair.id))
         # Without a direction the tokens are still listed: the attention figures need their names.
         nothing = torch.full((self.model.cfg.d_model,), float("nan"))
-        along: Along = Direction(nothing, layer=0) if self.best is None else self.best
+        along: Along = Direction(nothing, layer=0) if best is None else best
         frames = [
             attribution.projections(self.model, text, along).assign(set=name)
             for name, text in (("harmful", pair.harmful), ("harmless", pair.harmless))

@@ -13,11 +13,12 @@ from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.progress import console
 from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of
-from mechrefusal.study.run import Run, fingerprint
+from mechrefusal.study.caching import Made
+from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 
-RULES = 2
-"""Counted up where what is measured changes: pairs that were patched by other rules are patched anew."""
+STAGE = "cross patching"
+"""Its units are a pair of checkpoints each."""
 
 
 def crossing(
@@ -27,45 +28,61 @@ def crossing(
     n_layers: Mapping[str, int],
     *,
     why_apart: WhyApart = comparable,
+    version: int = 1,
 ) -> pd.DataFrame:
     """Table `cross_patching`: where arms start and the last checkpoint of each, and these with each other, both ways.
 
     They start from the base, or from the end of a warm-up; without either, at their own first checkpoint.
 
     On harmful and on as many harmless validation prompts.
-    A pair that was patched with the same settings and metric is not patched again. Both are scored by the metric of the
-    later checkpoint, the one that refuses; pairs that cannot be patched have a row that says why.
+    Each pair is kept by itself. Both are scored by the metric of the later checkpoint, the one that refuses; pairs that
+    cannot be patched have a row that says why. `version`: of the stage.
     """
-    wanted, table = run.recipe.causal, tables.read("cross_patching", run.measurements())
-    if wanted.n_crossed == 0:
-        return table
-    texts = {
-        "harmful": asked.validation.harmful.take(wanted.n_crossed),
-        "harmless": asked.validation.harmless.take(wanted.n_crossed),
+    wanted, parts = run.recipe.causal, []
+    prompts = {
+        "harmful": asked.validation.harmful.take(wanted.n_crossed).texts,
+        "harmless": asked.validation.harmless.take(wanted.n_crossed).texts,
     }
     for one, other in _pairs(checkpoints, run.recipe.checkpoints):
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
-        prompts = [side.ids for side in texts.values()]
-        stamp = fingerprint(
-            [RULES, one.weights, other.weights, metric.as_json(), *prompts, wanted.layer_step, wanted.n_rotations]
-        )
-        key = f"{one.id} {other.id}"
-        if run.manifest.get("crossed", {}).get(key) == stamp:
-            continue
-        console.print(f"patching between {one.id} and {other.id}", highlight=False, soft_wrap=True)
         layers, apart = range(0, n_layers[one.id], wanted.layer_step), why_apart(one, other)
-        with run.timed(f"patch between {one.id} and {other.id}"):
-            parts = [
-                _crossed(one, other, side.texts, metric, layers, wanted.n_rotations, apart).assign(set=name)
-                for name, side in texts.items()
-            ]
-            rows = pd.concat(parts, ignore_index=True)
-        rows = tables.frame("cross_patching", rows)
-        own = _between(table, one, other) | _between(table, other, one)
-        table = pd.concat([part for part in (table[~own], rows) if len(part)], ignore_index=True)
-        tables.write(table, "cross_patching", run.measurements())
-        run.update({"crossed": {key: stamp}})
-    return table
+        given = {
+            "version": version,
+            "weights": [one.weights, other.weights],
+            "metric": metric.as_json(),
+            "prompts": prompts,
+            "layers": list(layers),
+            "n_rotations": wanted.n_rotations,
+            "apart": apart,
+        }
+        make = partial(_made, run, one, other, prompts, metric, layers, apart)
+        parts.append(run.cached(STAGE, _between(one, other), given, make).table("cross_patching"))
+    return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
+
+
+def _between(one: Checkpoint, other: Checkpoint) -> str:
+    return f"{one.id} and {other.id}"
+
+
+def _made(
+    run: Run,
+    one: Checkpoint,
+    other: Checkpoint,
+    prompts: Mapping[str, list[str]],
+    metric: RefusalMetric,
+    layers: range,
+    apart: str,
+) -> Made:
+    """The rows of one pair, both ways, on either set of prompts."""
+    between, rotations = _between(one, other), run.recipe.causal.n_rotations
+    console.print(f"patching between {between}", highlight=False, soft_wrap=True)
+    with run.timed(f"patch between {between}"):
+        parts = [
+            _crossed(one, other, texts, metric, layers, rotations, apart).assign(set=name)
+            for name, texts in prompts.items()
+        ]
+    table = tables.frame("cross_patching", pd.concat(parts, ignore_index=True))
+    return Made({run.measurements() / "pairs" / between / "cross_patching.parquet": table})
 
 
 def _pairs(checkpoints: list[Checkpoint], given: Collection[str]) -> list[tuple[Checkpoint, Checkpoint]]:
@@ -101,11 +118,3 @@ def _crossed(
         found[f"arm_{side}"] = [known[name].arm for name in found[side]]
         found[f"step_{side}"] = [known[name].step for name in found[side]]
     return found.drop(columns=["source", "target"])
-
-
-def _between(table: pd.DataFrame, source: Checkpoint, target: Checkpoint) -> pd.Series:
-    ends = {"source": source, "target": target}
-    here = pd.Series(data=True, index=table.index)
-    for side, checkpoint in ends.items():
-        here &= (table[f"arm_{side}"] == checkpoint.arm) & (table[f"step_{side}"] == checkpoint.step)
-    return here

@@ -4,12 +4,36 @@ A planning figure, not a promise: it takes the estimates as they are, and asks w
 would clear what they must.
 """
 
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 
 import numpy as np
 
 from mechrefusal.geometry.drift import TURNED, Turn
 from mechrefusal.statistics.deciding import prompts_needed
+from mechrefusal.statistics.depth import Verdict
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row of the table `relocation`, less the pair."""
+
+    measure: str
+    verdict: Verdict
+    reason: str
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    floor: float = NAN
+    n_to_decide: float = NAN
+
+    def told(self) -> "Found":
+        """With what would decide it in the reason, where it cannot be told."""
+        if self.verdict != "cannot tell":
+            return replace(self, n_to_decide=NAN)
+        return replace(self, reason=f"{self.reason}; {said(self.n_to_decide)}")
 
 
 def for_turn(found: Turn, n: float) -> float:

@@ -1,15 +1,29 @@
 """From a checkpoint's tables to what `statistics.depth` compares: candidates with their scores prompt by prompt."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from mechrefusal.prompts import PromptSet
+from mechrefusal import tables
+from mechrefusal.models import Checkpoint
+from mechrefusal.prompts import PromptSet, Split
 from mechrefusal.statistics.depth import Profile
+from mechrefusal.study.run import Run
 
 MEASURES = ("bypass", "induce", "kl")
+
+
+def profiles(run: Run, checkpoints: Sequence[Checkpoint], validation: Split) -> dict[str, Profile | None]:
+    """`profile` of each checkpoint of a run, by its id; `validation`: the prompts that candidates were scored on."""
+    units, found = twins(validation.harmful, validation.harmless), {}
+    for checkpoint in checkpoints:
+        folder = run.measurements(checkpoint)
+        found[checkpoint.id] = profile(
+            tables.read("candidate_scores", folder), tables.read("half_scores", folder), units
+        )
+    return found
 
 
 def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, Hashable]) -> Profile | None:

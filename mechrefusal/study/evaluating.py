@@ -33,10 +33,11 @@ from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_
 from mechrefusal.progress import console
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import chosen_direction, evaluation_tables, labelling, own_suites, selection
+from mechrefusal.study.caching import fingerprint
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.named_interventions import NamedIntervention
 from mechrefusal.study.recipe import AttackSettings
-from mechrefusal.study.run import Run, fingerprint
+from mechrefusal.study.run import Run
 from mechrefusal.study.stress import Stressed, stress
 from mechrefusal.study.stress_twins import attacked
 

@@ -10,7 +10,7 @@ from mechrefusal.files import checkpoint_id
 from mechrefusal.models import Checkpoint, load_config, load_tokenizer
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study.across import WhyApart
-from mechrefusal.study.run import fingerprint
+from mechrefusal.study.caching import fingerprint
 
 
 @dataclass(frozen=True)

@@ -1,176 +1,162 @@
-"""Everything that is measured on one checkpoint, in order. Each step adds tables; nothing here knows how they look."""
+"""One checkpoint under measurement: its model, its answers and refusal metric, and all that stages left on disk of it.
+
+What a stage needs of an earlier one it reads from disk, so that a measurement that was killed goes on as if it had not.
+"""
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
 from mechrefusal import causal, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import (
-    Completions,
-    Discovered,
-    Suite,
-    answered,
-    complete,
-    discover_refusal,
-    judged,
-    metrics,
-)
-from mechrefusal.forward import rd_score, rd_tokens, refusal_scores_and, unhooked_model
+from mechrefusal.evaluation import Completions, Discovered, Suite, answered, discover_refusal, judged, metrics
+from mechrefusal.evaluation.answering import answers
+from mechrefusal.forward import RefusalMetric, rd_score, rd_tokens, refusal_scores_and, unhooked_model
 from mechrefusal.forward.direction import Carrier
 from mechrefusal.geometry import Directions
-from mechrefusal.models import Checkpoint, load_hooked
-from mechrefusal.processes import LOADING, Around, alone
+from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet, prompt_ids
 from mechrefusal.study import own_suites
+from mechrefusal.study.caching import Content, Inputs, Made, Written, fingerprint
 from mechrefusal.study.causal_measurement import CausalMeasurement
 from mechrefusal.study.gate import gate
 from mechrefusal.study.geometry_measurement import GeometryMeasurement
-from mechrefusal.study.recipe import MeasuringSettings, Recipe
+from mechrefusal.study.kept_carrier import best_kept
+from mechrefusal.study.places import carrier_place
+from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
+from mechrefusal.study.stages import Stage
 
 CONTROL_SEED = 0
-N_STAGES = 14
+UNDER = {
+    "ablate": ("evaluation_harmful", "evaluation_harmless"),
+    "ablate_random": ("evaluation_harmful",),
+    "induce": ("evaluation_harmless",),
+    "induce_random": ("evaluation_harmless",),
+}
+"""The interventions of a carrier, and the suites that are asked under each."""
+_DIRECTION = ("direction_harmful", "direction_harmless")
+"""Suites that directions are made of."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one checkpoint gave: its tables by name, and its directions.
+class Measurement:
+    """What is measured of one checkpoint: `add` keeps the tables of a stage, and what those before left is read."""
 
-    `directions` are of the prompts that its metric keeps, `locked` of all direction prompts, `harmfulness` of the same
-    at the last instruction token (None where the template has none).
-    """
+    def __init__(self, run: Run, checkpoint: Checkpoint, asked: Asked, cases: Sequence[AttackCase], model=None) -> None:
+        self.run, self.checkpoint, self.asked, self.cases = run, checkpoint, asked, cases
+        self.recipe, self.settings, self.judge = run.recipe, run.recipe.measuring, run.recipe.measuring.refusal_judge()
+        self._model = model
+        self._made: dict[Path, Content] = {}
+        self._stamp = ""
 
-    tables: dict[str, pd.DataFrame]
-    directions: Directions
-    locked: Directions
-    harmfulness: Directions | None
+    @property
+    def model(self):
+        """The hooked transformer, which is there for stages that say that they open it."""
+        assert self._model is not None
+        return self._model
 
-
-def measure(
-    checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], *, around: Around = alone
-) -> Measured:
-    """Measure one checkpoint: behaviour, refusal metric, directions, carrier, interventions, attribution, patching.
-
-    `around` is entered around each of `N_STAGES` stages, by its name.
-    """
-    return _Measurement(checkpoint, asked, recipe, cases, around).take()
-
-
-class _Measurement:
-    """One measurement under way: the model, the settings and the tables so far."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, asked: Asked, recipe: Recipe, cases: list[AttackCase], around: Around
-    ) -> None:
-        self.checkpoint, self.asked, self.recipe, self.cases, self.around = checkpoint, asked, recipe, cases, around
-        self.settings: MeasuringSettings = recipe.measuring
-        self.judge = self.settings.refusal_judge()
-        self.tables: dict[str, pd.DataFrame] = {}
-        self.timings: list[dict[str, Any]] = []
-        self.verdicts: list[pd.DataFrame] = []
-
-    def take(self) -> Measured:
-        with self.stage(LOADING):
-            self.model = load_hooked(self.checkpoint)
-        with self.stage("answers"):
-            completions = self.answer()
-        with self.stage("refusal metric"):
-            metric = discover_refusal(
-                self.model,
-                self.asked.direction,
-                completions=completions,
-                fallback=self.recipe.training.refusal,
-                judge=self.judge,
-            )
-            scores = self.describe_metric(metric)
-        found = GeometryMeasurement(self.model, metric, self.asked, self.recipe, scores, self.add)
-        with self.stage("directions"):
-            found.take_directions()
-        with self.stage("carriers"):
-            found.choose_carrier()
-        with self.stage("subspaces", optional=True):
-            found.take_subspaces()
-        with self.stage("over-refusal overlap", optional=True):
-            found.take_overlap(self.verdicts[0])
-        with self.stage("harmfulness and refusal", optional=True):
-            found.take_coupling(self.verdicts[0])
-        with self.stage("dose-response", optional=True):
-            found.take_doses()
-        with self.stage("interventions"):
-            self.intervene(found.carrier)
-        causes = CausalMeasurement(self.model, metric, self.asked, self.recipe, found.best, self.add)
-        for name, take in (
-            ("attribution", causes.take_attribution),
-            ("patching", causes.take_patching),
-            ("knock-out", causes.take_knock_outs),
-            ("circuit", causes.take_circuit),
-        ):
-            with self.stage(name, optional=True):
-                take()
-        verdicts = pd.concat(self.verdicts, ignore_index=True)
-        self.add("verdicts", verdicts)
-        self.add("gate", gate(verdicts))
-        self.add("timings", pd.DataFrame(self.timings))
-        return Measured(self.tables, found.directions, found.locked, found.harmfulness)
-
-    @contextmanager
-    def stage(self, name: str, *, optional: bool = False) -> Iterator[None]:
-        """Time a step. An optional one that cannot be taken leaves its reason in `timings`, not a failed run."""
-        with self.around(name):
-            started, note = time.perf_counter(), ""
-            try:
-                yield
-            except MechrefusalError as error:
-                if not optional:
-                    raise
-                note = str(error)
-        self.timings.append({"stage": name, "seconds": time.perf_counter() - started, "note": note})
+    def make(self, stage: Stage, inputs: Inputs) -> Made:
+        """Take a stage. An optional one that cannot be taken gives what it had by then, and the reason as its note."""
+        self._made = {self._path(name): None for name in stage.gives}
+        self._stamp, note = fingerprint(inputs), ""
+        try:
+            stage.take(self)
+        except MechrefusalError as error:
+            if not stage.optional:
+                raise
+            note = str(error)
+        return Made(self._made, note)
 
     def add(self, name: str, rows: list[dict] | pd.DataFrame) -> None:
+        """Keep a table of the checkpoint, with the columns that say whose it is."""
         table = pd.DataFrame(rows)
-        for column, value in zip(
-            tables.CHECKPOINT, (self.checkpoint.arm, self.checkpoint.step, self.checkpoint.weights), strict=True
-        ):
+        own = (self.checkpoint.arm, self.checkpoint.step, self.checkpoint.weights)
+        for column, value in zip(tables.CHECKPOINT, own, strict=True):
             table[column] = value
-        self.tables[name] = tables.frame(name, table)
+        self._made[self._path(name)] = tables.frame(name, table)
 
-    def answer(self) -> Completions:
-        """Answer every set and the attack cases in one go; the answers to the direction prompts are returned."""
-        direction = {f"direction_{side}": getattr(self.asked.direction, side) for side in ("harmful", "harmless")}
-        asked = {**self.asked.evaluation_sets(), **direction}
-        frames = [_questions(name, chosen) for name, chosen in asked.items()]
-        questions = pd.concat([*frames, *([_attacked(self.cases)] if self.cases else [])], ignore_index=True)
-        answers = complete(
+    def _path(self, name: str) -> Path:
+        return self.run.measurements(self.checkpoint) / f"{name}.parquet"
+
+    def _read(self, name: str) -> pd.DataFrame:
+        return tables.read(name, self.run.measurements(self.checkpoint))
+
+    # What stages left.
+
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """The judged answers to every suite and to the attack cases (rows of table `verdicts`), with their tokens."""
+        return self._answered(metrics.NONE, self._questions())
+
+    @cached_property
+    def metric(self) -> Discovered:
+        """The checkpoint's refusal metric."""
+        row = self._read("openings").iloc[0]
+        found = RefusalMetric.from_json(row["token_ids"])
+        told = {name: row[name] for name in ("coverage", "auc", "auc_held_out", "note")}
+        return Discovered(**vars(found), **told, n_refused=int(row["n_refused"]), n_answered=int(row["n_answered"]))
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Of the prompts that the metric keeps, as carriers are chosen from them."""
+        return Directions.load(self.run.directions(self.checkpoint), weights=self.checkpoint.weights)
+
+    @cached_property
+    def best(self) -> Carrier | None:
+        """What later measures look at: the carrier, or the best candidate in its place."""
+        return best_kept(self._read("carrier").iloc[0], self._read("carriers"), self.directions)
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """The carrier, where there is one."""
+        return self.best if self.best is not None and self.best.admissible else None
+
+    def geometry_before(self) -> GeometryMeasurement:
+        """Geometry with nothing chosen yet."""
+        return GeometryMeasurement(self.model, self.metric, self.asked, self.recipe, self._read("scores"), self.add)
+
+    def geometry_of_directions(self) -> GeometryMeasurement:
+        """Geometry with the directions that were taken."""
+        found = self.geometry_before()
+        found.directions = self.directions
+        found.locked = Directions.load(self.run.locked_directions(self.checkpoint), weights=self.checkpoint.weights)
+        found.post = found.locked.positions
+        kept = (self._read("directions")["selection"] == "kept by score").all()
+        found.made_from = found.direction if kept else self.asked.direction
+        return found
+
+    @cached_property
+    def geometry(self) -> GeometryMeasurement:
+        """Geometry with the carrier that was chosen."""
+        found = self.geometry_of_directions()
+        found.carrier, found.best = self.carrier, self.best
+        return found
+
+    @property
+    def causes(self) -> CausalMeasurement:
+        """Cause and attribution, by the metric."""
+        return CausalMeasurement(self.model, self.metric, self.asked, self.recipe, self.add)
+
+    # Stages.
+
+    def answer(self) -> None:
+        """Answer every suite and the attack cases in one go."""
+        self._answer(self.model, metrics.NONE, self._questions(), description="answers")
+
+    def take_metric(self) -> None:
+        """Find what tells refusals from answers (table `openings`), and score prompts by it (table `scores`)."""
+        rows = self.answers[self.answers["suite"].isin(_DIRECTION)]
+        metric = discover_refusal(
             self.model,
-            questions["prompt"].tolist(),
-            max_new_tokens=self.settings.max_new_tokens,
-            description=f"{self.checkpoint.id}: answers",
+            self.asked.direction,
+            completions=Completions(tuple(rows["completion"]), tuple(rows["token_ids"]), tuple(rows["ended"])),
+            fallback=self.recipe.training.refusal,
+            judge=self.judge,
         )
-        self.judge_answers(questions, answers)
-        rows = questions.index[questions["suite"].isin(direction)]
-        return answers[rows[0] : rows[-1] + 1]
-
-    def judge_answers(self, questions: pd.DataFrame, answers: Completions, *, intervention: str = metrics.NONE) -> None:
-        """Rows of the table `verdicts`."""
-        told = answered(
-            questions,
-            answers.texts,
-            answers.token_ids,
-            answers.ended,
-            intervention=intervention,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
-        self.verdicts.append(judged(told, [self.judge]))
-
-    def describe_metric(self, metric: Discovered) -> pd.DataFrame:
-        """Tables `openings` and `scores`; returns the scores."""
         tokenizer = self.model.tokenizer
         self.add(
             "openings",
@@ -191,14 +177,17 @@ class _Measurement:
                 }
             ],
         )
-        asked = self.asked
+        self.add("scores", self._scores(metric))
+
+    def _scores(self, metric: Discovered) -> pd.DataFrame:
+        asked, tokenizer = self.asked, self.model.tokenizer
         sets = {
             "direction_harmful": asked.direction.harmful,
             "direction_harmless": asked.direction.harmless,
             "validation_harmful": asked.validation.harmful,
             "validation_harmless": asked.validation.harmless,
         }
-        plain = metrics.plain(self.verdicts[0])
+        plain = metrics.plain(self.answers)
         refused = dict(
             zip(zip(plain["suite"], plain["prompt_id"], strict=True), metrics.refused(plain).tolist(), strict=True)
         )
@@ -211,50 +200,93 @@ class _Measurement:
         table = pd.DataFrame(rows, columns=["set", "prompt_id"])
         # A prompt that was not answered (validation) was not judged either.
         table["refused"] = pd.array([refused.get(row) for row in rows], dtype="boolean")
-        self.add("scores", table.assign(score=score.tolist(), rd_score=rd.tolist()))
-        return self.tables["scores"]
+        return table.assign(score=score.tolist(), rd_score=rd.tolist())
 
-    def intervene(self, carrier: Carrier | None) -> None:
+    def take_directions(self) -> None:
+        """Directions of the prompts that the metric keeps, of all, and at the last instruction token."""
+        found = self.geometry_before()
+        found.take_directions()
+        self._made |= {
+            self.run.directions(self.checkpoint): found.directions,
+            self.run.locked_directions(self.checkpoint): found.locked,
+            self.run.harmfulness_directions(self.checkpoint): found.harmfulness,
+        }
+
+    def intervene(self) -> None:
         """Answers with the carrier ablated and put in, and with a random direction of the same norm instead.
 
         All are held at every generated token. Harmless prompts are answered under the ablation too: they should stay
         answered. A random direction is ablated to its own part of the same means.
         """
-        if carrier is None:
+        self._made |= {self.run.answers(self.checkpoint, name): None for name in UNDER}
+        if self.carrier is None:
             return
-        control = causal.random_like(carrier, seed=CONTROL_SEED)
-        n = self.settings.n_intervened
-        harmful, harmless = (
-            _questions(name, chosen.take(n))
-            for name, chosen in (
-                ("evaluation_harmful", self.asked.harmful),
-                ("evaluation_harmless", self.asked.harmless),
-            )
-        )
-        under: dict[str, tuple[causal.Intervention, pd.DataFrame]] = {
-            "ablate": (causal.taken_out(carrier), pd.concat([harmful, harmless], ignore_index=True)),
-            "ablate_random": (causal.taken_out(control), harmful),
-            "induce": (causal.put_in(carrier), harmless),
-            "induce_random": (causal.put_in(control), harmless),
+        control = causal.random_like(self.carrier, seed=CONTROL_SEED)
+        under: dict[str, causal.Intervention] = {
+            "ablate": causal.taken_out(self.carrier),
+            "ablate_random": causal.taken_out(control),
+            "induce": causal.put_in(self.carrier),
+            "induce_random": causal.put_in(control),
         }
         plain = unhooked_model(self.model)
-        for name, (intervention, questions) in under.items():
+        for name, intervention in under.items():
             with causal.intervened(plain, intervention):
-                answers = complete(
-                    plain,
-                    questions["prompt"].tolist(),
-                    tokenizer=self.model.tokenizer,
-                    max_new_tokens=self.settings.max_new_tokens,
-                    description=f"{self.checkpoint.id}: {name}",
-                )
-            self.judge_answers(questions, answers, intervention=name)
+                self._answer(plain, name, self._questions_under(name), description=name)
+
+    def take_rates(self) -> None:
+        """All judged answers (table `verdicts`), and whether the checkpoint passes the gate (`gate`)."""
+        frames = [self.answers]
+        if carrier_place(self._read("carrier").iloc[0]) is not None:
+            frames += [self._answered(name, self._questions_under(name)) for name in UNDER]
+        verdicts = pd.concat(frames, ignore_index=True).drop(columns="token_ids")
+        self.add("verdicts", verdicts)
+        self.add("gate", gate(verdicts))
+
+    # Questions and answers.
+
+    def _questions(self) -> pd.DataFrame:
+        direction = dict(zip(_DIRECTION, (self.asked.direction.harmful, self.asked.direction.harmless), strict=True))
+        frames = [_questions(name, chosen) for name, chosen in {**self.asked.evaluation_sets(), **direction}.items()]
+        return pd.concat([*frames, *([_attacked(self.cases)] if self.cases else [])], ignore_index=True)
+
+    def _questions_under(self, intervention: str) -> pd.DataFrame:
+        sets = {"evaluation_harmful": self.asked.harmful, "evaluation_harmless": self.asked.harmless}
+        n = self.settings.n_intervened
+        frames = [_questions(name, sets[name].take(n)) for name in UNDER[intervention]]
+        return pd.concat(frames, ignore_index=True)
+
+    def _answer(self, model, intervention: str, questions: pd.DataFrame, *, description: str) -> None:
+        path = self.run.answers(self.checkpoint, intervention)
+        answers(
+            model,
+            questions["prompt"].tolist(),
+            path,
+            stamp=self._stamp,
+            tokenizer=self.model.tokenizer,
+            max_new_tokens=self.settings.max_new_tokens,
+            description=f"{self.checkpoint.id}: {description}",
+        )
+        self._made[path] = Written()
+
+    def _answered(self, intervention: str, questions: pd.DataFrame) -> pd.DataFrame:
+        found = pd.read_parquet(self.run.answers(self.checkpoint, intervention)).drop(columns="stamp")
+        tokens = [tuple(map(int, ids)) for ids in found["token_ids"]]
+        told = answered(
+            questions,
+            found["completion"],
+            tokens,
+            found["ended"],
+            intervention=intervention,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        return judged(told.assign(token_ids=tokens), [self.judge])
 
 
 def _questions(name: str, chosen: PromptSet) -> pd.DataFrame:
     return Suite.of(name, chosen, own_suites.SIDES[name]).questions()
 
 
-def _attacked(cases: list[AttackCase]) -> pd.DataFrame:
+def _attacked(cases: Sequence[AttackCase]) -> pd.DataFrame:
     """Attack cases as questions: harmful requests as an attack puts them."""
     known = {"suite": "evaluation_harmful", "side": own_suites.SIDES["evaluation_harmful"], "group": "", "category": ""}
     told = [

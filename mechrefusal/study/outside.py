@@ -12,6 +12,7 @@ from mechrefusal.study.given import arm_of
 from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
+from mechrefusal.study.starting import check
 
 Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]]
 """A folder or name; several, in their order; or by the name of their arm."""
@@ -91,7 +92,7 @@ def start(recipe: Recipe, out: Path | str) -> Run:
     folder = Path(out).expanduser()
     require_writable(folder, folder / "measurements", folder / "report", folder=True)
     if not (folder / "recipe.yaml").is_file():
-        pipeline.check(recipe)
+        check(recipe)
     return Run.create(folder, recipe)
 
 

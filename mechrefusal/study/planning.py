@@ -21,12 +21,13 @@ from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import power as formulas
 from mechrefusal.statistics.depth import depth_difference, same_depth
 from mechrefusal.study.across import pairs
-from mechrefusal.study.depths import profile, scaled, twins
+from mechrefusal.study.depths import profiles, scaled
 from mechrefusal.study.gate import HARMFUL, HARMLESS, UTILITY
 from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked, asked
+from mechrefusal.study.stages import LAST
 
 PROFILES = {"sharp": 0.38, "noisy": 1.0, "flat": 1.6}
 """Standard deviation of the depth's difference at 32 prompts, layers of 30, for the three shapes of the bypass over
@@ -101,7 +102,7 @@ def _row(
 
 
 def _measured(run: Run) -> list[Checkpoint]:
-    checkpoints = [c for c in run.checkpoints() if c.id in run.manifest.get("measured", {})]
+    checkpoints = [c for c in run.checkpoints() if run.finished(LAST, c.id) is not None]
     if not checkpoints:
         raise MechrefusalError(f"run {run.folder} has no measurements: run 'mechrefusal measure {run.folder}' first")
     return checkpoints
@@ -121,17 +122,14 @@ def _of_run(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: 
 
 
 def _moves(run: Run, checkpoints: Sequence[Checkpoint], chosen: Asked, wanted: Wanted) -> Iterator[dict]:
-    units = twins(chosen.validation.harmful, chosen.validation.harmless)
-    profiles, n_layers = {}, {}
+    known, n_layers = profiles(run, checkpoints, chosen.validation), {}
     for c in checkpoints:
-        found, halves = (tables.read(name, run.measurements(c)) for name in ("candidate_scores", "half_scores"))
-        profiles[c.id] = profile(found, halves, units)
         directions = tables.read("directions", run.measurements(c))
         n_layers[c.id] = int(directions["layer"].max()) + 1 if len(directions) else 0
     for a, b in pairs(checkpoints, given=run.recipe.checkpoints):
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
-        first = profiles[a.id]
-        second = scaled(profiles[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])
+        first = known[a.id]
+        second = scaled(known[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])
         if first is None or second is None:
             yield _row("move of the carrier", of, nan, "prompts", nan, wanted.layers, nan, "no candidates were scored")
             continue

@@ -1,10 +1,9 @@
 """A run: the folder of one study. It says what was asked (recipe.yaml) and what exists (manifest.json)."""
 
-import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,11 @@ import yaml
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
-from mechrefusal.files import whole_file
+from mechrefusal.files import one_at_a_time, whole_file
 from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.progress import console
+from mechrefusal.study import caching
+from mechrefusal.study.caching import Inputs, Kept, Made, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences
 from mechrefusal.training import WARM_UP
@@ -92,15 +93,67 @@ class Run:
             raise MechrefusalError(f"'{path}' is damaged ({error}); delete the run and start it again") from error
 
     def update(self, changes: dict[str, Any]) -> None:
-        """Merge `changes` into the manifest, one level deep for dictionaries."""
-        content = self.manifest if self.folder.is_dir() else {}
-        for key, value in changes.items():
-            if isinstance(value, dict) and isinstance(content.get(key), dict):
-                content[key] = {**content[key], **value}
-            else:
-                content[key] = value
-        with whole_file(self.folder / "manifest.json") as draft:
-            draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Merge `changes` into the manifest, one level deep for dictionaries; processes do so one after another."""
+        path = self.folder / "manifest.json"
+        with one_at_a_time(path):
+            content = self.manifest
+            for key, value in changes.items():
+                if isinstance(value, dict) and isinstance(content.get(key), dict):
+                    content[key] = {**content[key], **value}
+                else:
+                    content[key] = value
+            with whole_file(path) as draft:
+                draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def cached(self, name: str, key: str, inputs: Inputs, make: Callable[[], Made]) -> Kept:
+        """What the stage `name` gives for `key`: what is on disk, where it was made from these inputs, else made now.
+
+        Each file is written whole, and the unit noted in the manifest when all of them are there: a run that is killed
+        goes on after the last unit that was finished. A file that is missing or not what was written is made again.
+
+        Args:
+            name, key: of the unit: the stage, and what it is of, as the id of a checkpoint.
+            inputs: plain data that the result hangs on: hashes of weights, settings, fingerprints of prompts, the
+                version of the stage.
+            make: the work.
+
+        Raises:
+            OSError: a file cannot be written; the unit is then not finished.
+        """
+        if (found := self.kept(name, key, inputs)) is not None:
+            return found
+        self._clear(name, key, fingerprint(inputs))
+        started = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - started
+        files = {path: caching.write(path, content) for path, content in made.files.items()}
+        entry: dict[str, Any] = {
+            "stamp": fingerprint(inputs),
+            "files": {self._stored(path): told for path, told in files.items() if told is not None},
+            "seconds": round(seconds, 4),
+            "note": made.note,
+        }
+        self.update({"finished": {_unit(name, key): entry}})
+        return Kept(self.folder, **entry)
+
+    def kept(self, name: str, key: str, inputs: Inputs) -> Kept | None:
+        """The unit, where it is finished, made from these inputs, and all of its files are what was written."""
+        found = self.finished(name, key)
+        return found if found is not None and found.stamp == fingerprint(inputs) and found.is_whole else None
+
+    def finished(self, name: str, key: str = "") -> Kept | None:
+        """The unit as the manifest has it, whatever it was made from; None where it is not finished."""
+        entry = self.manifest.get("finished", {}).get(_unit(name, key))
+        return Kept(self.folder, **entry) if entry else None
+
+    def _clear(self, name: str, key: str, stamp: str) -> None:
+        """Remove what a unit left that is to be made again: the files of other inputs, or those that are damaged."""
+        if (found := self.finished(name, key)) is None:
+            return
+        for path, known in found.files.items():
+            if known and (found.stamp != stamp or not found.holds(path)):
+                (self.folder / path).unlink(missing_ok=True)
+        self.update({"finished": {_unit(name, key): None}})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -175,6 +228,10 @@ class Run:
         folder = self.folder / "measurements"
         return folder / checkpoint.id if checkpoint is not None else folder
 
+    def answers(self, checkpoint: Checkpoint, intervention: str) -> Path:
+        """File of a checkpoint's answers under an intervention ("none" without one), with their tokens."""
+        return self.folder / "answers" / checkpoint.id / f"{intervention}.parquet"
+
     def directions(self, checkpoint: Checkpoint) -> Path:
         """File of a checkpoint's directions."""
         return self.folder / "directions" / f"{checkpoint.id}.safetensors"
@@ -213,10 +270,8 @@ def open(folder: Path | str) -> Run:
     return Run.open(folder)
 
 
-def fingerprint(value: Any) -> str:
-    """Hash of plain data (what JSON holds), to tell whether it is still the same."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _unit(name: str, key: str) -> str:
+    return f"{name} of {key}" if key else name
 
 
 def _require_no_secret(value: Any, key: str = "") -> None:

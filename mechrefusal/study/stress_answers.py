@@ -15,15 +15,13 @@ from mechrefusal.evaluation.suites import COPYRIGHT
 from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
 from mechrefusal.prompts import PromptSet, answer_room, require_room
-from mechrefusal.study.run import fingerprint
+from mechrefusal.study.caching import fingerprint
 from mechrefusal.study.stress_twins import Twins
 
 NONE, NO_STEP = "none", -1
 """Arm, method and step of the behaviours as they are, without an attack."""
 POINTS = 8
 """Attacks of more steps than these are judged at about so many of them."""
-VERSION = 1
-"""Counted up where the same settings would give other answers."""
 
 Search = GCGSettings | AutoDANSettings
 """Settings of an attack that is made in steps."""
@@ -150,7 +148,7 @@ class Plan:
         self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         name = "twins" if of_twins else NONE if source is None else source.id
         path = self.folder / "answers" / target.id / ("" if source is None else method) / f"{name}.parquet"
-        told: list[Any] = [VERSION, target.weights, unique, self.max_new_tokens]
+        told: list[Any] = [target.weights, unique, self.max_new_tokens]
         if source is not None:
             told += [source.weights, method, asdict(self.methods[method]), self.seed]
         found = answers(

@@ -1,9 +1,9 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
-import time
-from collections.abc import Generator
+import hashlib
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,70 +22,58 @@ from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import kinds
+from mechrefusal.study.caching import Inputs, Made, file_hash
 from mechrefusal.study.places import best_place
-from mechrefusal.study.run import Run, fingerprint
+from mechrefusal.study.run import Run
 from mechrefusal.study.selection import Asked
 from mechrefusal.study.selection import asked as select
 
-VERSION = 5
-"""Counted up where the numbers would change."""
+STAGE = "transfer"
+"""Its units are a target each."""
 
 _Sources = dict[Checkpoint, tuple[Direction, Tensor]]
 """Direction of each checkpoint that has one, its `kind` carrier or best candidate, and those of two halves."""
 
 
-def transfers(run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1) -> pd.DataFrame:
-    """Table `transfer`, target by target; a target that was measured with the same sources is not run again.
+def transfers(
+    run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1, version: int = 1
+) -> pd.DataFrame:
+    """Table `transfer`, target by target, each of which is kept by itself. `version`: of the stage.
 
     Sources are the carriers, or the best candidates where a checkpoint has no carrier (`kind`). All targets are asked
     the same validation prompts, whatever their metric calls refused. These chose the target's own direction, and no
     other: `decrease_held_out` is what it does to prompts that did not choose it. `at_once`: targets, each in a process
     of its own. A carrier that means nothing at a target of another kind is a row that says why.
     """
-    known = tables.read("transfer", run.measurements())
-    if run.recipe.geometry.n_transferred == 0:
-        return tables.frame("transfer", [])
     sources = _sources(run, checkpoints)
-    found = {checkpoint.id: both for checkpoint, both in sources.items()}
-    stamp = _stamp(checkpoints, found, _validation(run, asked), run.recipe.measuring.reference)
-    done = run.manifest.get("transferred", {})
-    parts: dict[str, pd.DataFrame] = {}
+    if not sources:
+        return tables.frame("transfer", [])
+    given = {target.id: _inputs(run, target, sources, asked, version) for target in checkpoints}
+    left = [target for target in checkpoints if run.kept(STAGE, target.id, given[target.id]) is None]
+    if min(at_once, len(left)) > 1:
+        jobs = [
+            Job(target.id, _to_target_apart, (run.folder, target, list(sources), given[target.id]), 2)
+            for target in left
+        ]
+        with closing(run_jobs(jobs, at_once=at_once, description="transfers")) as ended:
+            for name, _ in ended:
+                _took(run, name)
+    parts = []
     for target in checkpoints:
-        before = known[_is_of(known, target)]
-        if done.get(target.id) == stamp and len(before) == len(found):
-            parts[target.id] = before
-    left = {target.id: target for target in checkpoints if target.id not in parts} if found else {}
-    with closing(_to_targets(run, left, sources, asked, at_once)) as ended:
-        for name, (rows, seconds) in ended:
-            run.took(f"transfer to {name}", seconds)
-            parts[name] = tables.frame("transfer", rows)
-            others = known[~_is_of(known, left[name])]
-            known = pd.concat([part for part in (others, parts[name]) if len(part)], ignore_index=True)
-            tables.write(known, "transfer", run.measurements())
-            run.update({"transferred": {name: stamp}})
-    in_order = [parts[target.id] for target in checkpoints if target.id in parts]
-    table = pd.concat(in_order, ignore_index=True) if in_order else tables.frame("transfer", [])
-    tables.write(table, "transfer", run.measurements())
-    return table
+        make = partial(_to_target, run, target, sources, asked)
+        parts.append(run.cached(STAGE, target.id, given[target.id], make).table("transfer"))
+        if target in left and min(at_once, len(left)) <= 1:
+            _took(run, target.id)
+    return pd.concat(parts, ignore_index=True)
 
 
-def _to_targets(
-    run: Run, targets: dict[str, Checkpoint], sources: _Sources, asked: Asked, at_once: int
-) -> Generator[tuple[str, tuple[pd.DataFrame, float]]]:
-    """Rows of each target and the seconds they took, as they are made."""
-    if min(at_once, len(targets)) <= 1:
-        for name, target in targets.items():
-            yield name, _to_target(run, target, sources, asked)
-    else:
-        jobs = [Job(name, _to_target_apart, (run.folder, each, list(sources)), 2) for name, each in targets.items()]
-        yield from run_jobs(jobs, at_once=at_once, description="transfers")
+def _took(run: Run, name: str) -> None:
+    if (found := run.finished(STAGE, name)) is not None:
+        run.took(f"transfer to {name}", found.seconds)
 
 
-def _to_target(
-    run: Run, target: Checkpoint, sources: _Sources, asked: Asked, around: Around = alone
-) -> tuple[pd.DataFrame, float]:
-    """Rows of table `transfer` of one target, and the seconds they took."""
-    started = time.perf_counter()
+def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, around: Around = alone) -> Made:
+    """Rows of table `transfer` of one target."""
     by_id = {checkpoint.id: (checkpoint, one.kind) for checkpoint, (one, _) in sources.items()}
     found = {checkpoint.id: one for checkpoint, (one, _) in sources.items()}
     apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
@@ -120,19 +108,16 @@ def _to_target(
         step_target=target.step,
         kind=[by_id[name][1] for name in names],
     )
-    return rows, time.perf_counter() - started
+    return Made({run.measurements(target) / "transfer.parquet": tables.frame("transfer", rows)})
 
 
 def _to_target_apart(
-    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], around: Around
-) -> tuple[pd.DataFrame, float]:
+    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], given: Inputs, around: Around
+) -> None:
     """`_to_target` in a process of its own, with the directions that the run has by now."""
     run = Run.open(folder)
-    return _to_target(run, target, _sources(run, checkpoints), select(run.recipe), around)
-
-
-def _is_of(known: pd.DataFrame, target: Checkpoint) -> pd.Series:
-    return (known["arm_target"] == target.arm) & (known["step_target"] == target.step)
+    make = partial(_to_target, run, target, _sources(run, checkpoints), select(run.recipe), around)
+    run.cached(STAGE, target.id, given, make)
 
 
 def _validation(run: Run, asked: Asked) -> Split:
@@ -178,16 +163,24 @@ def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers
     return Chosen(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
 
 
-def _stamp(
-    checkpoints: list[Checkpoint], found: dict[str, tuple[Direction, Tensor]], validation: Split, reference: str
-) -> str:
-    """Fingerprint of everything that the numbers of a target hang on, besides its own weights and metric."""
-    told = {
-        "version": VERSION,
-        "reference": reference,
-        "weights": {checkpoint.id: checkpoint.weights for checkpoint in checkpoints},
-        "places": {name: [one.position, one.layer, one.vector.sum().item()] for name, (one, _) in found.items()},
-        "halves": {name: halves.sum(1).tolist() for name, (_, halves) in found.items()},
+def _inputs(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, version: int) -> Inputs:
+    """What the rows of a target hang on: its weights and what was measured there, the sources, prompts and settings."""
+    validation, measuring = _validation(run, asked), run.recipe.measuring
+    scored = [run.measurements(target) / f"{name}.parquet" for name in ("openings", "candidate_scores")]
+    return {
+        "version": version,
+        "settings": {"reference": measuring.reference, **asdict(measuring.admissible)},
+        "target": [target.weights, *(file_hash(path) for path in scored if path.is_file())],
+        "sources": {c.id: [c.weights, one.kind, one.position, one.layer] for c, (one, _) in sources.items()},
+        "directions": {c.id: _hash_of(run, c) for c in {target: None, **sources}},
+        "kinds": tables.read("checkpoints", run.measurements()).astype(str).to_numpy().tolist(),
         "prompts": [validation.harmful.texts, validation.harmless.texts],
     }
-    return fingerprint(told)
+
+
+def _hash_of(run: Run, checkpoint: Checkpoint) -> str:
+    """Hash of the numbers that a checkpoint's directions hold; their file's bytes are in no fixed order."""
+    found, told = Directions.load(run.directions(checkpoint), weights=checkpoint.weights), hashlib.sha256()
+    for tensor in (found.values, found.sums, found.counts, found.instruction):
+        told.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+    return told.hexdigest()[:16]

@@ -21,7 +21,7 @@ def _carriers(winner: tuple[int, int] | None) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     table["admissible"] = [(r["position"], r["layer"]) == winner for r in rows]
-    table["rejected_because"] = ""
+    table["rejected_because"], table["exact"] = "", True
     table["winner"] = table["admissible"]
     return table
 
@@ -263,8 +263,6 @@ def test_effective_rank_draws_twins_together():
 
 def test_candidates_that_a_screen_put_out_are_not_admissible():
     points, directions, carriers = _study()
-    for name, table in carriers.items():
-        carriers[name] = table.assign(exact=True)
     rough = carriers[points[0].id]
     rough.loc[(rough["position"] == -2) & (rough["layer"] == 0), ["admissible", "exact"]] = [True, False]
     ranks = across.effective_ranks(points, directions, carriers)

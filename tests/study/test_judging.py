@@ -7,17 +7,18 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from mechrefusal import models, study
+from mechrefusal import models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Completions
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.prompts import PromptSet, Split
-from mechrefusal.study import ablating, conversations, measurement, pipeline, probes
+from mechrefusal.study import ablating, conversations, probes, protocol, starting
 from mechrefusal.study.gate import gate
 from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import MeasuringSettings
 from mechrefusal.study.run import Run
+from mechrefusal.study.stages import prompts_asked
 
 
 @pytest.fixture
@@ -52,17 +53,19 @@ def test_one_that_measurements_cannot_go_by_is_refused(tmp_path):
     with pytest.raises(MechrefusalError, match="unknown judge 'rules'"):
         MeasuringSettings(judge="rules")
     with pytest.raises(MechrefusalError, match=r"absent\.txt does not exist"):
-        pipeline.check(recipe(tmp_path / "absent.txt"))
+        starting.check(recipe(tmp_path / "absent.txt"))
 
 
 def test_other_phrases_are_measured_again(phrases, tmp_path):
     run, point = Run.create(tmp_path / "run", recipe(phrases)), SimpleNamespace(weights="0" * 16)
-    first = pipeline._stamp(run, point)
-    assert pipeline._stamp(run, point) == first
+    asked = prompts_asked(study.asked(run.recipe), [])
+    first = protocol.inputs_of(run, point, asked)
+    assert protocol.inputs_of(run, point, asked) == first
     phrases.write_text("# a note\ntut mir leid\n", encoding="utf-8")
-    assert pipeline._stamp(run, point) == first
+    assert protocol.inputs_of(run, point, asked) == first
     phrases.write_text("Tut mir leid\nNein\n", encoding="utf-8")
-    assert pipeline._stamp(run, point) != first
+    again = protocol.inputs_of(run, point, asked)
+    assert [name for name in first if first[name] == again[name]] == ["answers"], "all but the answers themselves"
 
 
 ANSWERS = ["Tut mir leid, das geht nicht.", "Gern, so geht es.", "I can't help with that.", "Tut mir leid: nein."]
@@ -124,19 +127,20 @@ def test_an_ablation_and_the_gate_are_judged_by_it(phrases, tiny, monkeypatch):
 
 
 @pytest.mark.slow
-def test_everything_measured_goes_by_it(phrases, tiny):
+def test_everything_measured_goes_by_it(phrases, tiny, tmp_path):
     phrases.write_text("e\n", encoding="utf-8")  # letters that the tiny model says in some answers
     by = recipe(phrases)
-    found = measurement.measure(models.Checkpoint.open(tiny, arm="sft", step=3), study.asked(by), by, [])
-    name = by.measuring.refusal_judge().name
-    for table in ("verdicts", "gate"):
-        assert set(found.tables[table]["judge"]) == {name}
-    answers = found.tables["verdicts"]
+    run, checkpoint = Run.create(tmp_path / "run", by), models.Checkpoint.open(tiny, arm="sft", step=3)
+    protocol.measure(run, checkpoint, study.asked(by), [])
+    found = {name: tables.read(name, run.measurements(checkpoint)) for name in ("verdicts", "gate", "openings")}
+    answers, name = found["verdicts"], by.measuring.refusal_judge().name
+    for table in (answers, found["gate"]):
+        assert set(table["judge"]) == {name}
     labels = by.measuring.refusal_judge().judge(answers["prompt"].tolist(), answers["completion"].tolist())["label"]
     assert answers["label"].tolist() == labels.tolist()
     assert "full_refusal" in set(labels)
     direction = answers[answers["suite"].str.startswith("direction_") & (answers["attack"] == "none")]
-    opening = found.tables["openings"].iloc[0]
+    opening = found["openings"].iloc[0]
     assert opening["n_refused"] == (direction["label"] == "full_refusal").sum()
 
 

@@ -9,7 +9,7 @@ import pytest
 from mechrefusal import models, study
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint
-from mechrefusal.study import pipeline
+from mechrefusal.study import starting, training_of_run
 from mechrefusal.study.recipe import PromptSources, Source
 
 
@@ -22,11 +22,11 @@ def test_changed_prompts_are_refused(tmp_path):
     path = tmp_path / "asked.txt"
     path.write_text("How do I pick a lock?\nHow do I forge a pass?\n", encoding="utf-8")
     run = study.Run.create(tmp_path / "run", _recipe(path))
-    pipeline._lock(run, study.check(run.recipe))
-    pipeline._lock(run, study.check(run.recipe))  # the same prompts again
+    starting.lock(run, study.check(run.recipe))
+    starting.lock(run, study.check(run.recipe))  # the same prompts again
     path.write_text("How do I pick a lock?\nHow do I forge a ticket?\n", encoding="utf-8")
     with pytest.raises(MechrefusalError, match=r"have changed since it was started \(evaluation_harmful\)"):
-        pipeline._lock(run, study.check(run.recipe))
+        starting.lock(run, study.check(run.recipe))
 
 
 def test_paths_of_a_recipe_hold_from_any_folder(tmp_path, monkeypatch):
@@ -94,17 +94,17 @@ def test_conversations_that_were_left_out_stand_in_the_manifest(tmp_path):
     sources = PromptSources(conversations=str(path), n_conversations=0)
     run = study.Run.create(tmp_path / "run", dataclasses.replace(tiny, prompts=sources))
     with pytest.warns(UserWarning, match=r"1 rows were left out: 1 with no answer \(row 2\)"):
-        pipeline._lock(run, study.check(run.recipe))
+        starting.lock(run, study.check(run.recipe))
     assert run.manifest["left_out_conversations"] == [{"row": 2, "reason": "no answer"}]
     assert run.manifest["prompts"]["instructions"]["n"] == 2
 
 
 def test_own_answers_to_all_instructions(tmp_path, tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(pipeline, "own_answers", lambda base, given, **_: asked.append(len(given)) or [])
+    monkeypatch.setattr(training_of_run, "own_answers", lambda base, given, **_: asked.append(len(given)) or [])
     recipe = study.load_recipe("tiny")
     for n in (0, 5):
         changed = dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, n_conversations=n))
         chosen = study.check(changed)
-        pipeline._conversations(changed, Checkpoint.open(tiny), chosen)
+        training_of_run._conversations(changed, Checkpoint.open(tiny), chosen)
     assert asked == [len(chosen.instructions), 5]

@@ -1,22 +1,26 @@
 """One checkpoint measured with a carrier: the recipe `tiny` finds none, so here every candidate is admitted."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tolerances import FORWARD, REORDERED
 
-from mechrefusal import models, report, study, tables
+from mechrefusal import causal, forward, models, prompts, report, study, tables
 from mechrefusal.evaluation import discovery
-from mechrefusal.study import geometry_measurement, measurement
+from mechrefusal.geometry import Directions
+from mechrefusal.study import geometry_measurement, protocol
 from mechrefusal.study.gate import gate
+from mechrefusal.study.measurement import Measurement
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def measured(tiny):
+def measured(tiny, tmp_path_factory):
     recipe = study.load_recipe("tiny")
     settings = dataclasses.replace(
         recipe.measuring, kl_threshold=1e9, induce_threshold=-1e9, prune_layer_fraction=0.0, n_contrast=0
@@ -27,7 +31,16 @@ def measured(tiny):
         patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
         # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
         patch.setattr(discovery, "DEGENERATE", "no label")
-        return checkpoint, recipe, measurement.measure(checkpoint, study.asked(recipe), recipe, [])
+        choose, chosen = geometry_measurement.GeometryMeasurement.choose_carrier, []
+        patch.setattr(
+            geometry_measurement.GeometryMeasurement, "choose_carrier", lambda at: (choose(at), chosen.append(at.best))
+        )
+        run = study.Run.create(tmp_path_factory.mktemp("measured") / "run", recipe)
+        run.record(checkpoint)
+        protocol.measure(run, checkpoint, study.asked(recipe), [])
+    kept = {name: tables.read(name, run.measurements(checkpoint)) for name in (*tables.PER_CHECKPOINT, "verdicts")}
+    directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
+    return checkpoint, recipe, SimpleNamespace(run=run, tables=kept, directions=directions, chosen=chosen[0])
 
 
 def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
@@ -47,6 +60,36 @@ def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
     assert (chosen["layer"].min(), chosen["layer"].max()) == (carrier["layer_half_low"], carrier["layer_half_high"])
     # Layer 0 of a template's tokens is the same for every prompt: no direction, no score, and the reason is given.
     assert (carriers.loc[carriers["layer"] == 0, "rejected_because"] == "a score is NaN").all()
+
+
+def test_what_is_kept_of_the_carrier_intervenes_as_the_chosen_one_does(measured):
+    checkpoint, recipe, found = measured
+    kept = Measurement(found.run, checkpoint, study.asked(recipe), []).carrier
+    told = ("place", "kind", "reference", "row", "rejected_because")
+    assert [getattr(kept, name) for name in told] == [getattr(found.chosen, name) for name in told]
+    assert [getattr(kept, name).value for name in ("bypass", "induce", "kl")] == [
+        getattr(found.chosen, name).value for name in ("bypass", "induce", "kl")
+    ]
+    model = models.load_hooked(checkpoint)
+    plain = forward.unhooked_model(model)
+    tokens = torch.tensor(prompts.prompt_ids(model.tokenizer, study.asked(recipe).harmful.texts[:1]))
+
+    def logits(under):
+        with torch.no_grad(), causal.intervened(plain, under):
+            return plain(tokens).logits
+
+    def under_each(carrier):
+        control = causal.random_like(carrier, seed=0)
+        return [logits(each) for each in (causal.taken_out(carrier), causal.put_in(carrier), causal.taken_out(control))]
+
+    without = logits(None)
+    for own, other in zip(under_each(kept), under_each(found.chosen), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+        assert (own - without).abs().max() > 10 * FORWARD
+    torch.testing.assert_close(kept.direction.vector, found.chosen.direction.vector, rtol=0, atol=0)
+    for side in ("harmless", "harmful"):
+        own, other = (getattr(each.direction.means, side) for each in (kept, found.chosen))
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 
 def test_interventions_are_answered_with_random_controls(measured):
@@ -84,7 +127,7 @@ def test_the_gate_is_that_of_the_answers(measured):
     assert len(expected) == 4
     table = found.tables["gate"]
     assert set(table["weights"]) == {checkpoint.weights}
-    pd.testing.assert_frame_equal(table[list(expected)].reset_index(drop=True), expected)
+    pd.testing.assert_frame_equal(table[list(expected)], expected)
 
 
 def test_attribution_onto_the_carrier_adds_up(measured):
@@ -96,14 +139,10 @@ def test_attribution_onto_the_carrier_adds_up(measured):
         assert parts.loc[parts["component"] != "total", "value"].sum() == pytest.approx(total, abs=FORWARD)
 
 
-def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured, tmp_path):
-    checkpoint, recipe, found = measured
+def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured):
+    checkpoint, _, found = measured
     assert np.isfinite(found.tables["tokens"]["value"]).all()
-    run = study.Run.create(tmp_path / "run", recipe)
-    run.record(checkpoint)
-    for name, table in found.tables.items():
-        tables.write(table, name, run.measurements(checkpoint))
-    page = report.write(run.folder).parent / f"{checkpoint.id}.html"
+    page = report.write(found.run.folder).parent / f"{checkpoint.id}.html"
     text = page.read_text(encoding="utf-8")
     assert "No admissible carrier" not in text
     assert text.count('ColoredTokens"') >= 2  # the harmful and the harmless prompt

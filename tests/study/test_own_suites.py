@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from mechrefusal import models, prompts, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, Completions, RefusalJudge, Suite, answering, rates
-from mechrefusal.processes import alone
-from mechrefusal.study import evaluation_tables, measurement, own_suites
+from mechrefusal.study import evaluation_tables, own_suites
+from mechrefusal.study.measurement import Measurement
+from mechrefusal.study.protocol import AT_A_CHECKPOINT
 
 SAID = ("Sorry, I can't do that.", "Sure, here is how.", "!!!!")
 """A refusal, an answer, and no language."""
@@ -36,16 +38,15 @@ def wilson(hits, n, z=1.959963984540054):
 
 
 @pytest.mark.slow
-def test_a_measurement_and_an_evaluation_count_the_same_answers_alike(tiny, monkeypatch):
-    for module in (measurement, answering):
-        monkeypatch.setattr(module, "complete", complete)
+def test_a_measurement_and_an_evaluation_count_the_same_answers_alike(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(answering, "complete", complete)
     recipe = study.load_recipe("tiny")
     asked = study.asked(recipe)
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
-    taken = measurement._Measurement(checkpoint, asked, recipe, [], alone)
-    taken.model = None
-    taken.answer()
-    measured = rates(taken.verdicts[0])
+    run = study.Run.create(tmp_path / "run", recipe)
+    taken = Measurement(run, checkpoint, asked, [], SimpleNamespace(tokenizer=None))
+    taken.make(AT_A_CHECKPOINT[0], {})
+    measured = rates(taken.answers)
 
     sets = asked.evaluation_sets()
     suites = [Suite.of(f"own-{name}", chosen, own_suites.SIDES[name]) for name, chosen in sets.items()]

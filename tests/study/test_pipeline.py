@@ -1,18 +1,24 @@
 """The recipe `tiny` end to end: same recipe, same tables, also when the run was killed on the way."""
 
+import dataclasses
 import json
 import shutil
 import time
+from itertools import pairwise
 
 import forked
 import pandas as pd
 import pytest
+import torch
 from tolerances import FORWARD
 
 from mechrefusal import causal, models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
-from mechrefusal.study.measurement import N_STAGES
+from mechrefusal.study import caching, protocol
+from mechrefusal.study.measurement import Measurement
+from mechrefusal.study.protocol import AT_A_CHECKPOINT
+from mechrefusal.study.stages import LAST, prompts_asked
 
 WALL_TIMES = {"timings", "stages"}
 OF_EVALUATIONS = {
@@ -122,21 +128,25 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     manifest = run.manifest
     for name in again:
         shutil.rmtree(run.folder / "measurements" / name)
-        manifest["measured"].pop(name)
-    manifest["crossed"].pop("sft-step-00012 r2d2-step-00012")
-    (run.folder / "manifest.json").write_text(json.dumps(manifest | {"transferred": {}}))
+    for unit in list(manifest["finished"]):
+        if unit in ("transfer", "cross patching") or any(name in unit for name in again):
+            manifest["finished"].pop(unit)
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def measured():
+        return {name for name in again if run.finished(LAST, name)}
+
     process = forked.start(measure, run.folder)
     try:
-        _wait_for(process, lambda: again & set(run.manifest["measured"]))
+        _wait_for(process, measured)
     finally:
         process.kill()
         process.join()
-    alone = again & set(run.manifest["measured"])
+    alone = measured()
     assert 0 < len(alone) < len(again) - 1, "too little is left for two processes"
     study.measure(run, processes=2)
-    for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
-        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
-    assert run.manifest["measured"] == finished.manifest["measured"]
+    _same_tables(run, finished)
+    assert _stamps(run) == _stamps(finished)
     assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(again - alone, 2)
     assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
 
@@ -151,7 +161,127 @@ def test_every_file_is_a_table_of_its_schema(finished):
 
 def test_a_measurement_has_as_many_stages_as_it_says(finished):
     timings = tables.read("timings", finished.measurements())
-    assert set(timings.groupby(["arm", "step"]).size()) == {N_STAGES}
+    for _, own in timings.groupby(["arm", "step"]):
+        assert own["stage"].tolist() == ["load", *(stage.name for stage in AT_A_CHECKPOINT)]
+
+
+def _stamps(run):
+    """Of all units but those whose inputs are numbers that were measured: of these, the tables are compared."""
+    finished = run.manifest["finished"]
+    measured = [unit for unit in finished if unit.startswith(("transfer of ", "tables of "))]
+    return {unit: entry["stamp"] for unit, entry in finished.items() if unit not in measured}
+
+
+def _left(run, checkpoint):
+    asked = prompts_asked(study.asked(run.recipe), study.cases(run))
+    return [stage.name for stage in protocol.left(run, checkpoint, asked)]
+
+
+def _same_tables(run, finished):
+    for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
+        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
+
+
+class Killed(BaseException):
+    """As a kill that no handler sees."""
+
+
+def test_killed_in_every_stage_of_a_checkpoint_it_ends_in_the_same_tables(finished, tmp_path, monkeypatch):
+    """Killed when a stage has done its work and nothing of it is kept, and when its files stand without a stamp."""
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    checkpoint = run.checkpoint("r2d2", step=12)
+    for folder in (run.measurements(checkpoint), run.answers(checkpoint, "none").parent):
+        shutil.rmtree(folder)
+    run.update({"finished": {f"{stage.name} of {checkpoint.id}": None for stage in AT_A_CHECKPOINT}})
+    taken, make, update = [], Measurement.make, study.Run.update
+    for number, stage in enumerate(AT_A_CHECKPOINT):
+
+        def killed(self, one, inputs, last=stage.name):
+            taken.append(one.name)
+            made = make(self, one, inputs)
+            if one.name == last:
+                raise Killed
+            return made
+
+        def unstamped(self, changes, last=f"{stage.name} of {checkpoint.id}"):
+            if changes.get("finished", {}).get(last):
+                raise Killed
+            update(self, changes)
+
+        for owner, name, killing in ((Measurement, "make", killed), (study.Run, "update", unstamped)):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, killing)
+                with pytest.raises(Killed):
+                    study.measure(run)
+            assert _left(run, checkpoint) == [each.name for each in AT_A_CHECKPOINT[number:]]
+    names = [stage.name for stage in AT_A_CHECKPOINT]
+    again = [name for pair in pairwise(names) for name in pair]  # the one without a stamp, and the next
+    assert taken == [names[0], *again], "what was finished was taken again"
+    study.measure(run)
+    _same_tables(run, finished)
+    assert _stamps(run) == _stamps(finished)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_damaged_or_missing_file_is_made_again(finished, tmp_path, damage):
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    checkpoint = run.checkpoint("sft", step=6)
+    damage(run.measurements(checkpoint) / "overlap.parquet")
+    damage(run.locked_directions(checkpoint))
+    damage(run.answers(checkpoint, "none"))
+    damage(run.measurements() / "drift.parquet")
+    damage(run.folder / "cases" / "gcg-base.parquet")
+    assert _left(run, checkpoint) == ["answers", "directions", "over-refusal overlap"]
+    study.measure(run)
+    _same_tables(run, finished)
+    own, other = (Directions.load(each.locked_directions(checkpoint), weights=None) for each in (run, finished))
+    torch.testing.assert_close(own.sums, other.sums)
+
+
+def test_changed_settings_measure_anew_what_hangs_on_them(finished, tmp_path):
+    recipe = finished.recipe
+    recipe = dataclasses.replace(
+        recipe,
+        causal=dataclasses.replace(recipe.causal, n_nodes=2),
+        geometry=dataclasses.replace(recipe.geometry, n_coupled=0),
+    )
+    run = study.Run(shutil.copytree(finished.folder, tmp_path / "run"), recipe)
+    before = _stamps(run)
+    study.measure(run)
+    after = _stamps(run)
+    anew = {unit for unit in after if before[unit] != after[unit]}
+    ids = [checkpoint.id for checkpoint in run.checkpoints()]
+    stages = ("harmfulness and refusal", "circuit")
+    assert anew == {f"{name} of {each}" for name in stages for each in ids}
+    for name in ("coupling", "linear_probes"):
+        assert not (run.measurements() / f"{name}.parquet").exists(), "what is not measured any more stands there still"
+    nodes = tables.read("circuit_nodes", run.measurements()).groupby(["arm", "step"])["kept"].sum()
+    assert nodes.max() <= 2
+    for name in {"carrier", "patching", "verdicts", "rates", "relocation", "transfer"}:
+        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
+
+
+def test_a_full_disk_stops_a_stage_and_leaves_nothing_of_it(finished, tmp_path, monkeypatch):
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    checkpoint = run.checkpoint("sft", step=6)
+    path = run.measurements(checkpoint) / "knockout_prompts.parquet"
+    path.unlink()
+    write = caching.write
+
+    def full(where, content):
+        if where == path:
+            raise OSError(28, "No space left on device", str(where))
+        return write(where, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            study.measure(run)
+    assert not path.exists()
+    assert run.finished("knock-out", checkpoint.id) is None
+    assert not list(run.folder.rglob(".*")), "drafts are left"
+    study.measure(run)
+    _same_tables(run, finished)
 
 
 def test_a_negative_number_of_processes_is_an_error(finished):
@@ -160,7 +290,6 @@ def test_a_negative_number_of_processes_is_an_error(finished):
 
 
 def test_a_diverged_checkpoint_is_named_before_it_is_measured(finished, tmp_path):
-    import torch
     from safetensors.torch import load_file, save_file
 
     source = finished.checkpoint("sft", step=6)

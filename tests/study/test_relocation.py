@@ -312,14 +312,6 @@ def test_without_a_reference_layer_the_cosine_is_the_mean_over_layers():
     assert found.loc["principal_angle", "reason"] == f"no reference layer to take the span at{OPEN}"
 
 
-def test_a_carrier_without_an_interval():
-    found = decide(carrier((NAN, NAN)), carrier((9, 10)))
-    assert found.loc["carrier_layer", "reason"] == (
-        f"the candidates' scores by prompt are not kept; measure again{OPEN}"
-    )
-    assert found.loc["overall", "verdict"] == "cannot tell"
-
-
 def test_the_same_place_under_noise_is_hardly_ever_called_moved():
     """Carriers and transfers alike; directions with no more than the noise of the prompts between them."""
     found = [decide(carrier((8, 10)), carrier((9, 10)), seed=seed, length=1.5) for seed in range(15)]

@@ -104,7 +104,6 @@ def test_its_own_direction_is_measured_on_prompts_that_did_not_choose_it(made):
     # Scores that chose another place say nothing of this one.
     rows["layer"] = 3 - rows["layer"]
     tables.write(tables.frame("candidate_scores", rows), "candidate_scores", made.run.measurements(made.base))
-    made.run.update({"transferred": {made.base.id: ""}})
     assert np.isnan(matrix(made).iloc[0]["decrease_held_out"])
 
 
@@ -150,12 +149,16 @@ def test_targets_at_once_give_the_same_rows(made, monkeypatch):
             work, given = pickle.loads(pickle.dumps((job.work, job.given)))
             yield job.name, pickle.loads(pickle.dumps(work(*given, lambda _: nullcontext())))
 
+    def forget(*targets):
+        made.run.update({"finished": {f"transfer of {target.id}": None for target in targets}})
+
     monkeypatch.setattr(transfers, "run_jobs", run_jobs)
-    made.run.update({"transferred": {made.base.id: "", other.id: ""}})
+    forget(made.base, other)
     pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
-    pd.testing.assert_frame_equal(tables.read("transfer", made.run.measurements()), expected)
+    kept = [tables.read("transfer", made.run.measurements(target)) for target in both]
+    pd.testing.assert_frame_equal(pd.concat(kept, ignore_index=True), expected)
     assert ran == [([made.base.id, other.id], 2)]
-    made.run.update({"transferred": {other.id: ""}})
+    forget(other)
     pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
     assert len(ran) == 1  # one alone is done here
     assert made.loads == [made.base.id, other.id, other.id, made.base.id, other.id]

@@ -1,0 +1,132 @@
+"""Whether a carrier that is applied at another checkpoint still is one there: what a transfer says of a move."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mechrefusal.models import Checkpoint
+from mechrefusal.statistics.depth import Verdict
+from mechrefusal.study import deciding
+from mechrefusal.study.deciding import NAN, Found
+
+LOST = 0.5
+"""Ours: a carrier that lowers the refusal score by less than half of what b's own does no longer bypasses at b."""
+
+HELD = 0.8
+"""Ours: one that lowers it by at least 80% of that still does."""
+
+
+def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> Found:
+    """What the table `transfer` says of a move from a to b; the rule is told at `relocation.relocation`."""
+    effects, n = [], NAN
+    for source in (a, b):
+        row = _transferred(transfers, source, b)
+        if row is None:
+            return Found("transfer", "cannot tell", f"the carrier of {source.id} was not applied at {b.id}")
+        if row["kind"] != "carrier":
+            why = "transfer" if source is a else "compare with"
+            return Found("transfer", "cannot tell", f"no carrier at {source.id} to {why}")
+        if pd.isna([row[name] for name in ("decrease", "decrease_low", "decrease_high")]).any():
+            why = f" ({row['reason']})" if row["reason"] else ""
+            return Found("transfer", "cannot tell", f"no effect with its interval of {source.id} at {b.id}{why}")
+        effects.append(_Effect.of(row))
+        n = float(row["n_harmful"])
+    moved, own = effects
+    numbers = (
+        f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
+        f"{own.from_halves}{own.on_its_own}"
+    )
+    if not own.clear:
+        needed = deciding.prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
+        why = f"{numbers}: its own is not clear of zero and of a random direction"
+        return Found("transfer", "cannot tell", why, n_to_decide=needed)
+    share = moved.value / own.value
+    decided: Verdict = "cannot tell"
+    if share < LOST and moved.high < own.low:
+        decided = "moved"
+        if (row := _transferred(transfers, a, a)) is not None and _Effect.of(row).unclear:
+            decided, n = "cannot tell", NAN  # the intervals are apart already: others than these are in the way
+            numbers = f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either"
+        elif moved.value >= own.half_low:  # never where halves are not known
+            decided, n = "cannot tell", NAN
+            numbers = f"{numbers}: but the noise of the direction prompts does as much"
+    elif share >= HELD and moved.clear:
+        decided = "not moved"
+    # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
+    ends = [end / other for end in (moved.low, moved.high) for other in (own.low, own.high)]
+    apart = ((own.value - own.low) + (moved.high - moved.value), own.value - moved.value if share < LOST else NAN)
+    clear = moved.value - np.nanmax([0.0, moved.random])
+    held = (moved.value - moved.low, clear if share >= HELD else NAN)
+    return Found(
+        "transfer",
+        decided,
+        numbers,
+        value=share,
+        low=min(ends),
+        high=max(ends),
+        floor=moved.random / own.value,
+        n_to_decide=deciding.prompts_needed(n, apart, held),
+    )
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """How far ablation lowers the mean refusal score, nats; `random`: that of a random direction.
+
+    `half_low`, `half_high`: those of the directions of two halves of the direction prompts. `selected`: the prompts it
+    is measured on chose it.
+    """
+
+    value: float
+    low: float
+    high: float
+    random: float
+    half_low: float
+    half_high: float
+    selected: bool = field(default=False, kw_only=True)
+
+    @classmethod
+    def of(cls, row: pd.Series) -> "_Effect":
+        """Of a checkpoint's own carrier what it does to prompts that did not choose it, where that is known."""
+        names = ("decrease", "decrease_low", "decrease_high", "random_decrease")
+        half_low, half_high = float(row["decrease_half_low"]), float(row["decrease_half_high"])
+        value, low, high, random = (float(row[name]) for name in names)
+        own = (row["arm_source"], row["step_source"]) == (row["arm_target"], row["step_target"])
+        held_out, *ends = (float(row[f"decrease_held_out{end}"]) for end in ("", "_low", "_high"))
+        if not own or np.isnan([held_out, *ends]).any():
+            return cls(value, low, high, random, half_low, half_high, selected=own)
+        lucky = value - held_out
+        return cls(held_out, ends[0], ends[1], random, half_low - lucky, half_high - lucky)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the whole interval is above zero and above a random direction's effect (where that is known)."""
+        return bool(self.low > np.nanmax([0.0, self.random]))
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it is known, and not `clear`."""
+        return bool(np.isfinite(self.low) and not self.clear)
+
+    @property
+    def on_its_own(self) -> str:
+        """What is said where the prompts that chose it favour it."""
+        return ", all of its own on the prompts that chose it" if self.selected else ""
+
+    @property
+    def from_halves(self) -> str:
+        """What is said of the halves after the effect itself."""
+        if np.isnan([self.half_low, self.half_high]).any():
+            return " (the noise of the direction prompts is not in it)"
+        return f", its own from halves of the direction prompts by {self.half_low:.2f} and {self.half_high:.2f}"
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def _transferred(transfers: pd.DataFrame, source: Checkpoint, target: Checkpoint) -> pd.Series | None:
+    same = pd.Series(True, index=transfers.index)
+    for side, checkpoint in (("source", source), ("target", target)):
+        same &= (transfers[f"arm_{side}"] == checkpoint.arm) & (transfers[f"step_{side}"] == checkpoint.step)
+    return transfers[same].iloc[0] if same.any() else None
