@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechrefusal.evaluation.agreement import agreement, any_refusal
+from mechrefusal.evaluation.judge_agreement import agreement, any_refusal
 from mechrefusal.evaluation.judge_error import counts_of
 from mechrefusal.evaluation.judge_names import measuring_judge
 from mechrefusal.evaluation.judges import LABELS

@@ -1,8 +1,8 @@
 """What a checkpoint does: answers, judges, rates and their paired differences, and the discovered refusal metric."""
 
-from mechrefusal.evaluation.agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.discovery import GOOD_AUC, Discovered, discover_refusal
 from mechrefusal.evaluation.generation import Completions, complete, generate
+from mechrefusal.evaluation.judge_agreement import Agreement, agreement, any_refusal
 from mechrefusal.evaluation.judge_names import judge_of
 from mechrefusal.evaluation.judges import (
     LABEL_MEANINGS,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from mechrefusal.evaluation.agreement import any_refusal
+from mechrefusal.evaluation.judge_agreement import any_refusal
 from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate, counts_of
 from mechrefusal.evaluation.judges.known_errors import known_error
 from mechrefusal.evaluation.labels import answer_ids

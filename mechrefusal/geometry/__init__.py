@@ -20,7 +20,7 @@ from mechrefusal.geometry.readings import Readings
 from mechrefusal.geometry.scoring import CarrierScores, Scorer, kl_divergence, score
 from mechrefusal.geometry.screening import screened
 from mechrefusal.geometry.subspaces import Subspace, Subspaces, score_subspaces
-from mechrefusal.geometry.transfer import transfer
+from mechrefusal.geometry.transfers import transfer
 from mechrefusal.statistics.choosing import Admissible
 
 __all__ = [

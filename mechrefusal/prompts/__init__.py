@@ -2,7 +2,7 @@
 
 from mechrefusal.prompts.builtin_sets import Builtin, builtin
 from mechrefusal.prompts.chat_settings import ChatSettings
-from mechrefusal.prompts.leaks import Audit, audit, leakage, leaks
+from mechrefusal.prompts.leak_audit import Audit, audit, leakage, leaks
 from mechrefusal.prompts.lengths import require_room
 from mechrefusal.prompts.pairs import Pair, PairSet
 from mechrefusal.prompts.prompt_set import PromptSet

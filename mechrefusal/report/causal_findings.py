@@ -7,7 +7,7 @@ import pandas as pd
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.figures.attribution import beyond_chance
-from mechrefusal.report.figures.cross_patching import PAIR, clear_of_control, head_sites, of_set, pair_name
+from mechrefusal.report.figures.cross_patches import PAIR, clear_of_control, head_sites, of_set, pair_name
 from mechrefusal.report.figures.screening import SITES
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import causal_findings, figures, findings, wording
-from mechrefusal.report.figures.cross_patching import PAIR, head_sites, of_set
+from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
 from mechrefusal.report.figures.screening import SITES
 from mechrefusal.report.order import arm_order
 from mechrefusal.report.panels import Panel, Panels

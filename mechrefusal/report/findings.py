@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures.subspaces import FAMILIES
+from mechrefusal.report.figures.subspace_scores import FAMILIES
 from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
 from mechrefusal.study.places import best_place
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import evaluation_findings, figures, headline, wording
-from mechrefusal.report.figures.frontier import SUCCESS
+from mechrefusal.report.figures.frontier_points import SUCCESS
 from mechrefusal.report.figures.suites import of, texts
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import carrier_findings, figures, findings, wording
-from mechrefusal.report.figures.estimates import layered, single
+from mechrefusal.report.figures.forest import layered, single
 from mechrefusal.report.figures.heatmaps import position_tokens
-from mechrefusal.report.figures.linear_probes import TARGETS
+from mechrefusal.report.figures.probe_layers import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 from mechrefusal.statistics.choosing import BEST

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import figures, findings, wording
-from mechrefusal.report.figures.estimates import NONE, layered
+from mechrefusal.report.figures.forest import NONE, layered
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 

@@ -16,7 +16,7 @@ from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import CarrierScores, Directions
 from mechrefusal.geometry.directions import dealt
 from mechrefusal.geometry.held_out import Choice, Chosen, labels
-from mechrefusal.geometry.transfer import transfer
+from mechrefusal.geometry.transfers import transfer
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
 from mechrefusal.processes import run as run_jobs

@@ -11,7 +11,7 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry.transfer import CONTROL_SEED, transfer
+from mechrefusal.geometry.transfers import CONTROL_SEED, transfer
 from mechrefusal.prompts import builtin, prompt_ids
 
 METRIC = RefusalMetric((), (10, 11), (12, 13))

@@ -10,7 +10,7 @@ from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
 from mechrefusal.report.figures.attribution import beyond_chance
-from mechrefusal.report.figures.shared_heads import top_heads
+from mechrefusal.report.figures.heads_in_common import top_heads
 
 
 @pytest.fixture(scope="module")

@@ -14,30 +14,30 @@ from typing import Any
 from mechrefusal.report.figures.attacks import attack_exchange, attack_loss, cases_refreshed, pool_age
 from mechrefusal.report.figures.attribution import attribution_difference, token_segments, top_components
 from mechrefusal.report.figures.bars import durations, interventions, mlps, scores
-from mechrefusal.report.figures.carriers import SCORES as CARRIER_SCORES
-from mechrefusal.report.figures.carriers import carrier_layers, carrier_wins, carriers
-from mechrefusal.report.figures.circuit import circuit
+from mechrefusal.report.figures.carrier_scores import SCORES as CARRIER_SCORES
+from mechrefusal.report.figures.carrier_scores import carrier_layers, carrier_wins, carriers
+from mechrefusal.report.figures.circuits import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
-from mechrefusal.report.figures.cross_patching import cross_patching, cross_patching_layers
+from mechrefusal.report.figures.cross_patches import cross_patching, cross_patching_layers
 from mechrefusal.report.figures.differences import suite_differences
-from mechrefusal.report.figures.doses import doses
-from mechrefusal.report.figures.drift import drift, drift_by_layer
-from mechrefusal.report.figures.estimates import estimates, estimates_by_layer, estimates_over_steps
-from mechrefusal.report.figures.faithfulness import faithfulness
-from mechrefusal.report.figures.frontier import frontier
+from mechrefusal.report.figures.dose_curves import doses
+from mechrefusal.report.figures.drift_layers import drift, drift_by_layer
+from mechrefusal.report.figures.faithfulness_curves import faithfulness
+from mechrefusal.report.figures.forest import estimates, estimates_by_layer, estimates_over_steps
+from mechrefusal.report.figures.frontier_points import frontier
+from mechrefusal.report.figures.heads_in_common import shared_heads
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
-from mechrefusal.report.figures.linear_probes import linear_probes
+from mechrefusal.report.figures.lens_layers import logit_lens
 from mechrefusal.report.figures.lines import effective_rank, trajectory
-from mechrefusal.report.figures.logit_lens import logit_lens
+from mechrefusal.report.figures.probe_layers import linear_probes
 from mechrefusal.report.figures.screening import attribution_patching
-from mechrefusal.report.figures.shared_heads import shared_heads
 from mechrefusal.report.figures.stress import stress_curves, stress_matrix
 from mechrefusal.report.figures.stress_control import stress_shares
-from mechrefusal.report.figures.subspaces import smallest_k, subspaces
+from mechrefusal.report.figures.subspace_scores import smallest_k, subspaces
 from mechrefusal.report.figures.suites import answer_losses, probes, rates, suite_categories
 from mechrefusal.report.figures.training import logged, loss_term, losses
-from mechrefusal.report.figures.transfer import transfer
+from mechrefusal.report.figures.transfer_matrix import transfer
 from mechrefusal.report.figures.zero import zero_distances
 
 __all__ = [

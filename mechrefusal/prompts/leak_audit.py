@@ -125,7 +125,7 @@ def audit(sets: Mapping[str, PromptSet], *, strict: bool = False) -> Audit:
         more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise MechrefusalError(
             f"{len(found)} leaks between prompt sets: {'; '.join(first)}{more}: "
-            "leave them out of one of the two (mechrefusal.prompts.leaks lists all)"
+            "leave them out of one of the two (mechrefusal.prompts.leak_audit lists all)"
         )
     pairs = dict(iter(found.groupby(["set_a", "set_b"], sort=False)))
     rows = []
