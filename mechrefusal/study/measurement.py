@@ -15,7 +15,7 @@ from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Completions, Discovered, Suite, answered, discover_refusal, judged, metrics
 from mechrefusal.evaluation.answering import answers
-from mechrefusal.forward import RefusalMetric, rd_score, rd_tokens, refusal_scores_and, unhooked_model
+from mechrefusal.forward import RefusalMetric, rd_score, rd_tokens, refusal_scores_and, runner_of, unhooked_model
 from mechrefusal.forward.direction import Carrier
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint
@@ -157,7 +157,7 @@ class Measurement:
             fallback=self.recipe.training.refusal,
             judge=self.judge,
         )
-        tokenizer = self.model.tokenizer
+        tokenizer, runner = self.model.tokenizer, runner_of(self.model)
         self.add(
             "openings",
             [
@@ -174,6 +174,8 @@ class Measurement:
                     "n_answered": metric.n_answered,
                     "note": metric.note,
                     "token_ids": metric.as_json(),
+                    "runner": runner.name,
+                    "runner_because": runner.why,
                 }
             ],
         )

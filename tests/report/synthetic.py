@@ -95,6 +95,8 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
                 "n_refused": 60,
                 "n_answered": 60,
                 "note": "" if carries else f"AUC below 0.9 {HOSTILE[2]}",
+                "runner": "token trees" if carries else "hooks",
+                "runner_because": "" if carries else f"the unhooked model lacks site z {HOSTILE[1]}",
             }
         ],
         "pairs": [{"origin": "given", "n": 22, "n_left_out": 2, "n_patched": 8}],

@@ -189,3 +189,9 @@ def test_differences_are_those_of_the_means(measured):
     compared = found.tables["attribution_compared"]
     np.testing.assert_allclose(compared["difference"], compared["harmful"] - compared["harmless"], atol=REORDERED)
     assert set(compared["onto"]) == {"refusal_logits", "carrier"}
+
+
+def test_it_is_said_what_ran_the_model(measured):
+    _, _, found = measured
+    opening = found.tables["openings"].iloc[0]
+    assert (opening["runner"], opening["runner_because"]) == ("token trees", "")
