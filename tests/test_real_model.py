@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mechrefusal import report, study, tables
@@ -57,7 +58,7 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     study.measure(run)
     # SmolLM2 answers nearly everything before training: no carrier is a result, with its reason.
     base = tables.read("carrier", run.measurements(points[0])).iloc[0]
-    assert np.isnan(base["layer"])
+    assert pd.isna(base["layer"])
     assert "a carrier needs" in base["reason"]
     attribution = tables.read("attribution", run.measurements(points[1]))
     parts = attribution[(attribution["set"] == "harmful") & (attribution["onto"] == "refusal_logits")]

@@ -177,7 +177,6 @@ def test_the_index_has_one_row_a_checkpoint_that_was_intervened_on(run):
 def test_pages_escape_what_the_tables_name(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), evaluated=False)
     place = folder / "measurements" / "r2d2-step-00050"
-    tables.write(tables.read("carrier", place).assign(ablated_to=HOSTILE[2]), "carrier", place)
     rates = tables.read("rates", place.parent)
     tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place.parent)
     index, page = Page(report.write(folder)), Page(folder / "report" / "r2d2-step-00050.html")

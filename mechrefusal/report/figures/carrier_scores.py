@@ -244,7 +244,7 @@ def _place(row: pd.Series, tokens: Mapping[int, str]) -> str:
 def _carrier(row: pd.Series) -> str:
     head = f"<b>{wording.for_plotly(row['arm'])}, step {int(row['step'])}</b>"
     if pd.isna(row["layer"]):
-        return style.hover([head, wording.for_plotly(row["reason"]) or "no carrier"])
+        return style.hover([head, wording.for_plotly(row.get("reason", "")) or "no carrier"])
     token = wording.for_plotly(wording.token(row["token"]))
     where = f"layer {int(row['layer'])}, position {wording.whole(row['position'])} {token}"
     sure = f"layer of bootstraps {row['layer_low']} to {row['layer_high']} (95%)"

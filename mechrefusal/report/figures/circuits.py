@@ -186,7 +186,7 @@ def _node(row: pd.Series) -> str:
             f"n = {wording.whole(row['n'])} pairs",
             _held_out(row),
             "in the circuit" if row["kept"] else "outside the circuit",
-            wording.for_plotly(row["reason"]),
+            wording.for_plotly(row.get("reason", "")),
         ]
     )
 

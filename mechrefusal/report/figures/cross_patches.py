@@ -177,6 +177,6 @@ def _cell(row: pd.Series | None, layer: int, head: int) -> str:
             f"control {wording.number(row['control'], 3, signed=True)}",
             f"effect {wording.number(row['effect'], 3, signed=True)}{style.interval(row, 'effect_low', 'effect_high')}",
             f"n = {wording.whole(row['n'])}",
-            wording.for_plotly(row["reason"]),
+            wording.for_plotly(row.get("reason", "")),
         ]
     )

@@ -80,6 +80,6 @@ def _probe(row: pd.Series) -> str:
             f"difference in means {wording.number(row['mean_auc'], 3)}",
             f"shuffled labels {wording.number(row['shuffled_auc'], 3)}",
             f"cosine of the two {wording.number(row['cosine'], 3)}",
-            wording.for_plotly(row["reason"]),
+            wording.for_plotly(row.get("reason", "")),
         ]
     )

@@ -131,7 +131,7 @@ def _subspace(row: pd.Series) -> str:
             *_drawn(row),
             f"share of the best {wording.percent(row['share_of_best'])}",
             state,
-            wording.for_plotly(row["reason"]),
+            wording.for_plotly(row.get("reason", "")),
         ]
     )
 

@@ -127,7 +127,7 @@ def _cell(row: pd.Series) -> str:
         if name == "bypass":
             lines += [*_held_out(row), *_halves(row)]
     lines.append(f"kl {wording.number(row['kl'], 3)}")
-    return style.hover([*lines, wording.for_plotly(row["reason"])])
+    return style.hover([*lines, wording.for_plotly(row.get("reason", ""))])
 
 
 def _held_out(row: pd.Series) -> list[str]:
