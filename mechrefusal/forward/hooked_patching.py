@@ -1,25 +1,21 @@
 """Patching through the hooked transformer's own hooks: whole rows, patched at one layer a pass."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mechrefusal.forward.patches import HEAD_SITES, PairRun, Patch, activation_bytes, logit_bytes
-from mechrefusal.forward.runner import Asked
+from mechrefusal.forward.runner import Asked, Runner
 from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.models.batches import split_by_cost
-
-if TYPE_CHECKING:
-    from mechrefusal.forward.hooked_runner import HookedRunner
 
 
 class HookedPatching:
     """See `PatchedPair`."""
 
     @torch.no_grad()
-    def __init__(self, runner: "HookedRunner", pair: PairRun, site: Site, *, memory: int) -> None:
+    def __init__(self, runner: Runner, pair: PairRun, site: Site, *, memory: int) -> None:
         self.model, self.pair, self.site, self.memory = runner.model, pair, site, memory
         self._source, self._target = (
             runner.batch([Asked(prompt, pair.reader.runs, pair.reader.kept)]) for prompt in (pair.source, pair.target)

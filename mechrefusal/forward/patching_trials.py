@@ -1,6 +1,6 @@
 """Whether patching on token trees gives the numbers of the hooks: tried out once a model and site."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -10,30 +10,30 @@ from mechrefusal.forward.metric_reader import MetricReader
 from mechrefusal.forward.patches import MEMORY, PairRun, Patch, n_heads
 from mechrefusal.forward.runner import PatchedPair
 from mechrefusal.forward.sites import Site
+from mechrefusal.forward.stream import StreamModules
+from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.forward.tree_patching import TreePatching
 from mechrefusal.forward.unhooked import FAILURES, agree, failure
 from mechrefusal.progress import tell_once
 
-if TYPE_CHECKING:
-    from mechrefusal.forward.tree_runner import TreeRunner
-
 _KEY = "_mechrefusal_patching"
 
 
-def patching_of_trees(runner: "TreeRunner", pair: PairRun, site: Site, *, memory: int) -> PatchedPair:
+def patching_of_trees(
+    model: Any, modules: StreamModules, forward: TreeForward, pair: PairRun, site: Site, *, memory: int
+) -> PatchedPair:
     """The pair ready to be patched on token trees; through hooks, and a warning once, where that does not agree."""
-    why_not = runner.model.__dict__.setdefault(_KEY, {})
+    why_not = model.__dict__.setdefault(_KEY, {})
     if site not in why_not:
-        why_not[site] = _why_not(runner, site)
+        why_not[site] = _why_not(model, modules, forward, site)
     if not why_not[site]:
-        return TreePatching(runner, pair, site, memory=memory)
-    tell_once(runner.model, f"{site} is patched through hooks, several times as slowly: {why_not[site]}")
-    return HookedPatching(HookedRunner(runner.model, why_not[site]), pair, site, memory=memory)
+        return TreePatching(model, modules, forward, pair, site, memory=memory)
+    tell_once(model, f"{site} is patched through hooks, several times as slowly: {why_not[site]}")
+    return HookedPatching(HookedRunner(model, why_not[site]), pair, site, memory=memory)
 
 
-def _why_not(runner: "TreeRunner", site: Site) -> str:
+def _why_not(model: Any, modules: StreamModules, forward: TreeForward, site: Site) -> str:
     """Log-probabilities under patches at two layers of two heads, at all positions or at one, of ten random tokens."""
-    model = runner.model
     drawn = torch.randint(model.cfg.d_vocab, (17,), generator=torch.Generator().manual_seed(0)).tolist()
     source, target = tuple(drawn[:10]), (*drawn[:3], *drawn[10:])
     pair = PairRun(source, target, 3, MetricReader(((),), (1,), lambda logits: logits[0][:, -1].log_softmax(-1)))
@@ -46,7 +46,7 @@ def _why_not(runner: "TreeRunner", site: Site) -> str:
         for at in (5, 9, *([None] if heads[0] == 0 else []))
     ]
     try:
-        seen = TreePatching(runner, pair, site, memory=MEMORY).scores(patches)
+        seen = TreePatching(model, modules, forward, pair, site, memory=MEMORY).scores(patches)
     except FAILURES as error:
         return f"patching on trees fails ({failure(error)})"
     expected = HookedPatching(HookedRunner(model, ""), pair, site, memory=MEMORY).scores(patches)

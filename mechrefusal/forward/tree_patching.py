@@ -12,7 +12,7 @@ Three passes a pair, each over all layers:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,12 +22,11 @@ from mechrefusal.forward.joined_rows import Rows, RowsRunning, Suffix, branches_
 from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
 from mechrefusal.forward.runner import Asked
 from mechrefusal.forward.sites import Edit, Site
+from mechrefusal.forward.stream import StreamModules
 from mechrefusal.forward.tree import KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running
+from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.models.batches import split_by_cost
-
-if TYPE_CHECKING:
-    from mechrefusal.forward.tree_runner import TreeRunner
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
 """Tokens in one pass: more at once gains nothing."""
@@ -110,12 +109,15 @@ class TreePatching:
     """See `PatchedPair`.
 
     Args:
+        modules, forward: of the unhooked model of `model`.
         memory: bytes of one pass.
     """
 
     @torch.no_grad()
-    def __init__(self, runner: "TreeRunner", pair: PairRun, site: Site, *, memory: int) -> None:
-        self.model, self.modules, self.forward = runner.model, runner.modules, runner.forward
+    def __init__(
+        self, model: Any, modules: StreamModules, forward: TreeForward, pair: PairRun, site: Site, *, memory: int
+    ) -> None:
+        self.model, self.modules, self.forward = model, modules, forward
         self.pair, self.site, self.memory = pair, site, memory
         self.n_layers = len(self.modules.blocks)
         self.asked = Asked(pair.target, pair.reader.runs, pair.reader.kept)

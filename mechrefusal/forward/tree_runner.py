@@ -62,7 +62,7 @@ class TreeRunner:
         Whether that gives the numbers of the hooks is tried out once a model and site; where it does not, the hooked
         runner patches, and a line says so.
         """
-        return patching_of_trees(self, pair, site, memory=memory)
+        return patching_of_trees(self.model, self.modules, self.forward, pair, site, memory=memory)
 
     @contextmanager
     def within(self, layers: range, entering: Tensor | None, edits: Sequence[Edit]) -> Iterator[None]:
