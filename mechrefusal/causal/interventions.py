@@ -31,7 +31,7 @@ from mechrefusal.causal.operations import (
 )
 from mechrefusal.causal.reference import Reference
 from mechrefusal.forward.direction import Along, direction_of
-from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.positions import Pass, Positions
 from mechrefusal.forward.sites import Site, bridge_hooks
 
@@ -143,7 +143,7 @@ def intervened(
         return
     both = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
     hooked = hasattr(model, "hook_dict")
-    place = model if hooked else PlainModel.of(model)
+    place = model if hooked else HuggingFaceModel.of(model)
     both.check(place)
     passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
     edits = both.edits(place, passing)
@@ -171,6 +171,6 @@ def _references(intervention: Intervention | None) -> list[Reference]:
 
 def _backbone(place):
     """The module that hands tokens from block to block, which gets the cache and the attention mask."""
-    if isinstance(place, PlainModel):
+    if isinstance(place, HuggingFaceModel):
         return place.backbone
     return place.original_model.get_submodule(place.blocks[0].name.rsplit(".", 2)[0])

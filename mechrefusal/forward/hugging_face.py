@@ -48,7 +48,7 @@ _CENTRED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class PlainModel:
+class HuggingFaceModel:
     """A Hugging Face causal model, with what interventions ask of a model (`cfg.n_layers`, `.d_model`, `.device`).
 
     `free_mean`: its norms take the mean out of the residual stream (LayerNorm), so that the hooked transformer writes
@@ -62,7 +62,7 @@ class PlainModel:
     free_mean: bool
 
     @classmethod
-    def of(cls, model: nn.Module) -> "PlainModel":
+    def of(cls, model: nn.Module) -> "HuggingFaceModel":
         """Find blocks and writers of `model`; adapters (PEFT) may be around it.
 
         Raises:

@@ -8,7 +8,7 @@ from torch import nn
 
 from mechrefusal import MechrefusalError, causal, evaluation
 from mechrefusal.causal import Ablation, Addition, Clamp, Patch
-from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.hugging_face import HuggingFaceModel
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_log_probabilities_are_those_of_the_hooked_transformer(family, name):
 def test_nothing_is_left_along_the_direction(family, name):
     hf, rows = family(name).hf, random(3, 64)
     unit, seen = torch.linalg.qr(rows.T).Q, {}
-    modules = PlainModel.of(hf).modules
+    modules = HuggingFaceModel.of(hf).modules
 
     def keep(layer, site):
         return lambda x: seen.update({(layer, site): x.clone()}) or x
@@ -155,7 +155,7 @@ def test_only_the_prompt(family, name):
             def at_prompt(x):
                 return torch.cat([x[:, :20] + direction, x[:, 20:]], 1)
 
-            with PlainModel.of(hf).edited([(1, "resid_pre", at_prompt)]):
+            with HuggingFaceModel.of(hf).edited([(1, "resid_pre", at_prompt)]):
                 ids.append(int(log_probabilities(hf, torch.tensor([ids]))[0, -1].argmax()))
         assert out.tolist() == ids
     with causal.add(hf, direction, layer=1):
@@ -222,7 +222,7 @@ def test_the_model_is_as_before_whatever_happens(family, name, error):
     def fail(*_):
         raise error
 
-    handle = PlainModel.of(hf).modules.mlp[2].register_forward_hook(fail)
+    handle = HuggingFaceModel.of(hf).modules.mlp[2].register_forward_hook(fail)
     with pytest.raises(error), causal.ablate(hf, random(64)), causal.add(hf, random(64), layer=1):
         log_probabilities(hf)
     handle.remove()
@@ -253,7 +253,7 @@ def test_patched_with_its_own_activations_nothing_changes(family):
         hf, taken = family(name).hf, {}
         before = log_probabilities(hf)
         handle = (
-            PlainModel.of(hf)
+            HuggingFaceModel.of(hf)
             .modules.attention[2]
             .register_forward_hook(
                 lambda _, args, out, taken=taken: taken.update(x=out[0] if isinstance(out, tuple) else out)

@@ -11,7 +11,7 @@ from mechrefusal import MechrefusalError, causal, evaluation
 from mechrefusal.causal import Ablation, Addition, AnswerPasses, Passes, Reference
 from mechrefusal.causal.reference import require_reference
 from mechrefusal.forward import runner
-from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 
 LAYERS, WIDTH, FIRST = 4, 64, 1
@@ -71,7 +71,7 @@ def by_hand(hf, prompt, run=(), rows=ROWS, means=MEANS, first=FIRST):
         return edit
 
     edits = [(layer, "resid_pre", at(layer)) for layer in range(first, LAYERS)]
-    with torch.no_grad(), PlainModel.of(hf).edited(edits):
+    with torch.no_grad(), HuggingFaceModel.of(hf).edited(edits):
         logits = hf(torch.tensor([[*prompt, *run]])).logits[0, len(prompt) - 1 :]
     return logits.log_softmax(-1)
 
@@ -94,7 +94,7 @@ def stream(hf, intervention, prompt):
     def edits(when):
         return [(layer, "resid_pre", keep(when, layer)) for layer in range(LAYERS)]
 
-    place = PlainModel.of(hf)
+    place = HuggingFaceModel.of(hf)
     with place.edited(edits("before")), causal.intervened(hf, intervention), place.edited(edits("after")):
         hf(torch.tensor([prompt]))
     return [torch.stack([seen[when][layer] for layer in range(LAYERS)]) for when in ("before", "after")]
@@ -151,7 +151,7 @@ def test_generated_tokens_have_their_own_mean(family):
     prompt, run, seen = PROMPTS[0], RUNS["one"][0], {}
     keep = [(2, "resid_pre", lambda x: seen.update(x=x[0].clone()) or x)]
     held = causal.intervened(hf, Ablation(ROWS, reference=REFERENCE), after_prompt=[len(run)])
-    with held, PlainModel.of(hf).edited(keep):
+    with held, HuggingFaceModel.of(hf).edited(keep):
         hf(torch.tensor([[*prompt, *run]]))
     wanted = MEANS[2][ANSWER] @ q
     torch.testing.assert_close(seen["x"][-3:] @ q, wanted.expand(3, -1), atol=2e-5, rtol=1e-5)
@@ -341,7 +341,7 @@ def test_without_a_reference_it_is_the_published_ablation(family):
         return x - x @ q @ q.T
 
     sites = [(layer, site, out) for layer in range(LAYERS) for site in ("resid_pre", "attn_out", "mlp_out")]
-    with PlainModel.of(hf).edited(sites):
+    with HuggingFaceModel.of(hf).edited(sites):
         expected = hf(torch.tensor([prompt])).logits[0, -1:].log_softmax(-1)
     torch.testing.assert_close(plain(hf, Ablation(ROWS), prompt), expected, atol=1e-5, rtol=0)
     assert torch.equal(plain(hf, Ablation(ROWS, reference=None), prompt), plain(hf, Ablation(ROWS), prompt))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from mechrefusal import MechrefusalError, causal, geometry
 from mechrefusal.causal import Ablation, Reference, put_in, taken_out
-from mechrefusal.forward.hugging_face import PlainModel
+from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.token_classes import ANSWER, HEAD, INSTRUCTION, TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.prompts import PromptSet, Split
@@ -143,7 +143,7 @@ def test_ablating_and_inducing_set_the_projections_to_the_means(tiny_hf, found, 
         ]
         of = [INSTRUCTION] * (len(ids) - before - after) + [3 + i for i in range(after)]
         intervention = taken_out(direction, reference=Reference.of(direction, coefficient=coefficient))
-        with torch.no_grad(), causal.intervened(hf, intervention), PlainModel.of(hf).edited(edits):
+        with torch.no_grad(), causal.intervened(hf, intervention), HuggingFaceModel.of(hf).edited(edits):
             hf(torch.tensor([ids]))
         free = hidden(hf, tokenizer, "How do I sing to a crowd?")
         close(seen[0], free[0])
