@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 import types
 
+import pytest
+
 import mechrefusal
 
 SKIPPED = ("mechrefusal.__main__",)
@@ -16,6 +18,7 @@ def test_the_rooms_are_listed():
     assert isinstance(mechrefusal.forward, types.ModuleType)
 
 
+@pytest.mark.slow
 def test_no_name_hides_a_module():
     hidden = []
     for found in pkgutil.walk_packages(mechrefusal.__path__, "mechrefusal."):

@@ -5,6 +5,8 @@ import numpy as np
 from calibration import depth, held_out, intervals, maps
 from calibration.written import written
 
+pytestmark = pytest.mark.slow
+
 
 def test_verdicts_of_relocation():
     """Of 40 runs each: no move is hardly ever called one, and five layers of a sharp profile nearly always are."""

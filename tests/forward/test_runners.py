@@ -17,6 +17,8 @@ from mechrefusal.forward import Asked, batches, bridge_hooks, flat, hook_name, r
 from mechrefusal.forward.refusal_metric import RefusalMetric
 from mechrefusal.forward.unhooked import CALLERS_HOOKS
 
+pytestmark = pytest.mark.slow
+
 RUNNERS = ("token trees", "hooks")
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "mlp_post")
 LAYERS = 4

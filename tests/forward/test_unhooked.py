@@ -13,6 +13,8 @@ from mechrefusal.forward import Edit, bridge_hooks
 from mechrefusal.forward import unhooked as module
 from mechrefusal.forward.unhooked import unhooked
 
+pytestmark = pytest.mark.slow
+
 SITES = ("resid_pre", "attn_out", "mlp_out")
 WINDOWED = ("mistral", "gemma2", "gemma3")
 JOINT = ("gpt2", "gpt-neox")

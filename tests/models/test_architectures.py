@@ -16,6 +16,8 @@ from mechrefusal.forward.unhooked import unhooked
 from mechrefusal.models import architectures, one_number, small
 from mechrefusal.study.loader import recipe_from_dict
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 KINDS = ("granitemoe, multipliers", "mixtral", "bloom", "cohere", "gpt_neox, sequential")
 """Multipliers with experts, experts, ALiBi positions, a multiplier of logits with LayerNorm, biases with LayerNorm."""
