@@ -1,6 +1,7 @@
 """The quick part of the calibrations: what docs/calibration.md says, in bounds that few runs allow."""
 
 import numpy as np
+import pytest
 
 from calibration import depth, held_out, intervals, maps
 from calibration.written import written
