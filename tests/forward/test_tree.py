@@ -15,6 +15,8 @@ from mechrefusal.forward.tree import Branch, KeyValues, Tree
 from mechrefusal.forward.tree_attention import attending
 from mechrefusal.forward.tree_forward import TreeForward, shares
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 60
 WINDOWED = ("mistral", "gemma2", "gemma3")
 

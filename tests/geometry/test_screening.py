@@ -15,6 +15,8 @@ from mechrefusal.forward import RefusalMetric, low_precision
 from mechrefusal.geometry import Admissible, carriers, screening
 from mechrefusal.prompts import builtin
 
+pytestmark = pytest.mark.slow
+
 METRIC = RefusalMetric((), (10, 11), (12, 13))
 OPEN, NEVER = Admissible(kl=1e9, induce=-1e9), Admissible(kl=1e9, induce=1e9)
 

@@ -11,6 +11,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Made, Written, fingerprint
 
+pytestmark = pytest.mark.slow
+
 TABLE = tables.frame(
     "pairs",
     [{"arm": "sft", "step": 3, "weights": "w", "origin": "given", "n": 3, "n_left_out": 0, "n_patched": 2}],
