@@ -10,7 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal import prompts
-from mechrefusal.forward import Asked, Batch, Edit, Number, Place, Site, batches, require_context, runner_of
+from mechrefusal.forward import (
+    Asked,
+    Batch,
+    Edit,
+    Number,
+    Place,
+    Site,
+    batches,
+    by_continuation,
+    require_context,
+    runner_of,
+)
 from mechrefusal.models.batches import common_length
 
 Kind = Literal["head", "mlp", "attention", "neuron"]
@@ -106,7 +117,7 @@ class ComponentPasses:
         for group in self.groups:
             found = group.batch.run(edits(group), layers=layers).logits
             numbers = [prompt for prompt, run in group.numbers if run == 0]
-            yield numbers, [torch.stack(list(found[run::n])) for run in range(n)]
+            yield numbers, by_continuation(found, n)
 
     @torch.no_grad()
     def kept(self, places: Collection[Place]) -> Iterator[tuple[ComponentBatch, dict[Place, Tensor]]]:

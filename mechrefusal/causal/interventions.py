@@ -34,6 +34,7 @@ from mechrefusal.forward.direction import Along, direction_of
 from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.positions import Pass, Positions
 from mechrefusal.forward.sites import Site, bridge_hooks
+from mechrefusal.models.bridge_internals import backbone_name
 
 __all__ = [
     "Ablation",
@@ -148,29 +149,20 @@ def intervened(
     passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
     edits = both.edits(place, passing)
     with ExitStack() as stack:
-        if any(one.positions is not None or isinstance(one, Patch) or is_held(one) for one in both.flat):
+        if any(map(_knows_tokens, both.flat)):
             stack.enter_context(passing.following(_backbone(place), both.positions))
         stack.enter_context(model.hooks(fwd_hooks=bridge_hooks(edits)) if hooked else place.edited(edits))
         yield
 
 
-def is_held(intervention: Intervention) -> bool:
-    """Whether it sets activations to a reference, and so must know which token is which."""
-    return bool(_references(intervention))
-
-
-def tail_of(intervention: Intervention | None) -> int:
-    """Tokens at the end of a prompt that must come in one pass for an intervention to know them."""
-    return max((reference.classes.n_after for reference in _references(intervention)), default=0)
-
-
-def _references(intervention: Intervention | None) -> list[Reference]:
-    flat = intervention.flat if isinstance(intervention, Chain) else [intervention]
-    return [one.reference for one in flat if isinstance(one, Ablation) and one.reference is not None]
+def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
+    """Whether an intervention must know which token is which: it acts at some only, or sets them to a reference."""
+    held = isinstance(one, Ablation) and one.reference is not None
+    return held or isinstance(one, Patch) or one.positions is not None
 
 
 def _backbone(place):
     """The module that hands tokens from block to block, which gets the cache and the attention mask."""
     if isinstance(place, HuggingFaceModel):
         return place.backbone
-    return place.original_model.get_submodule(place.blocks[0].name.rsplit(".", 2)[0])
+    return place.original_model.get_submodule(backbone_name(place))

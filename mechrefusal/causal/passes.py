@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechrefusal.causal.interventions import Intervention
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import Asked, Runner, batches, require_context, runner_of
+from mechrefusal.forward import Asked, Runner, batches, by_continuation, require_context, runner_of
 
 Logits = list[Float[Tensor, "prompt place vocab"]]
 
@@ -79,7 +79,7 @@ class Passes(_Passes):
         """The same for a few prompts after another, so that memory does not grow with them."""
         n = len(self.runs)
         for found in self._run(intervention):
-            yield [torch.stack(list(found[run::n])) for run in range(n)]
+            yield by_continuation(found, n)
 
 
 class AnswerPasses(_Passes):

@@ -5,7 +5,17 @@ from mechrefusal.forward.decoding import Continuation, continuations, end_tokens
 from mechrefusal.forward.metric_reader import Metric, MetricReader
 from mechrefusal.forward.patches import MEMORY, PairRun, Patch
 from mechrefusal.forward.refusal_metric import ForcedOpenings, RefusalMetric, rd_score, rd_tokens
-from mechrefusal.forward.runner import Asked, Batch, Number, Output, PatchedPair, Runner, batches, require_context
+from mechrefusal.forward.runner import (
+    Asked,
+    Batch,
+    Number,
+    Output,
+    PatchedPair,
+    Runner,
+    batches,
+    by_continuation,
+    require_context,
+)
 from mechrefusal.forward.scoring import logits_after, opening_log_probabilities, refusal_scores, refusal_scores_and
 from mechrefusal.forward.sites import Activations, Edit, Place, Site, bridge_hooks, flat, hook_name
 from mechrefusal.forward.token_classes import TokenClasses, TokenLayout
@@ -34,6 +44,7 @@ __all__ = [
     "TokenLayout",
     "batches",
     "bridge_hooks",
+    "by_continuation",
     "continuations",
     "end_tokens",
     "flat",

@@ -22,7 +22,7 @@ def runner_of(model: Any, *, low_precision: bool = False, sites: tuple = ()) -> 
         sites: that must be editable, beside those of the residual stream.
     """
     modules, why = unhooked(model)
-    if modules is not None and not why:
+    if modules is not None:
         lacking = [site for site in sites if not modules.has(site)]
         why = f"the unhooked model lacks site {', '.join(lacking)}" if lacking else why_not_shared(modules.model)
         if not why:

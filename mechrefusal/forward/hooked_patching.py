@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mechrefusal.forward.patches import HEAD_SITES, PairRun, Patch, activation_bytes, logit_bytes
-from mechrefusal.forward.runner import Asked, Runner
+from mechrefusal.forward.runner import Asked, Runner, by_continuation
 from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.models.batches import split_by_cost
 
@@ -48,8 +48,8 @@ class HookedPatching:
                 chosen = [here[i] for i in part]
                 rows = self._target.repeated(len(chosen))
                 logits = rows.run([self._swap(layer, chosen)], layers=range(layer, self._n_layers)).logits
-                by_run = [torch.stack(list(logits[run :: self._n_runs])) for run in range(self._n_runs)]
-                found |= dict(zip(chosen, self.pair.reader.score(by_run), strict=True))
+                scores = self.pair.reader.score(by_continuation(logits, self._n_runs))
+                found |= dict(zip(chosen, scores, strict=True))
         return torch.stack([found[patch] for patch in patches])
 
     def _swap(self, layer: int, patches: Sequence[Patch]) -> Edit:

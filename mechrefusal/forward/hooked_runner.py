@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mechrefusal.forward.hooked_patching import HookedPatching
 from mechrefusal.forward.patches import MEMORY, PairRun
-from mechrefusal.forward.runner import Asked, Output, PatchedPair, RunnerName
+from mechrefusal.forward.runner import Asked, Output, PatchedPair, RunnerName, numbers_of
 from mechrefusal.forward.sites import Activations, Edit, Place, Site, bridge_hooks, keeping
 from mechrefusal.forward.stream import blocks_with_tuples, skipped
 from mechrefusal.forward.token_classes import TokenLayout
+from mechrefusal.models.bridge_internals import hooks_are_open
 
 
 class HookedRunner:
@@ -37,7 +38,7 @@ class HookedRunner:
             [len(tokens) for tokens, _ in rows],
             [n for _, n in rows],
             [kept for one in asked for kept in one.n_kept],
-            tuple((number, run) for number, one in enumerate(asked) for run in range(len(one.continuations))),
+            asked,
             first,
         )
 
@@ -57,12 +58,15 @@ class RowsBatch:
         lengths: list[int],
         prompts: list[int],
         n_kept: list[int],
-        numbers: tuple[tuple[int, int], ...],
+        asked: Sequence[Asked],
         first: int,
         alone: "RowsBatch | None" = None,
+        *,
+        times: int = 1,
     ) -> None:
         self._model, self._rows, self._first, self._alone = model, rows, first, alone
-        self._lengths, self._prompts, self._n_kept, self.numbers = lengths, prompts, n_kept, numbers
+        self._lengths, self._prompts, self._n_kept, self._asked = lengths, prompts, n_kept, asked
+        self.numbers = numbers_of(asked, times=times)
         self.n_tokens = rows.numel()
         self._stream: dict[int, Tensor] = {}
 
@@ -84,7 +88,7 @@ class RowsBatch:
         hooks = bridge_hooks([*edits, *keeping(self._model, keep, cache)])
         start = layers.start if layers is not None and 0 < layers.start < self._model.cfg.n_layers else 0
         read = layers is None or layers.stop == self._model.cfg.n_layers
-        residual = self._entering(start) if start and not self._hooks_are_open() else None
+        residual = self._entering(start) if start and not hooks_are_open(self._model) else None
         with ExitStack() as stack:
             if residual is not None:
                 with_tuples = blocks_with_tuples(
@@ -104,13 +108,8 @@ class RowsBatch:
 
     def repeated(self, n: int) -> "RowsBatch":
         """See `Batch.repeated`."""
-        n_prompts = 1 + max(number for number, _ in self.numbers)
-        numbers = tuple((row * n_prompts + number, run) for row in range(n) for number, run in self.numbers)
         each = (self._lengths * n, self._prompts * n, self._n_kept * n)
-        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, numbers, self._first, alone=self)
-
-    def _hooks_are_open(self) -> bool:
-        return any(point.fwd_hooks for point in self._model.hook_dict.values())
+        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, self._asked, self._first, self, times=n)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "row column d_model"]:

@@ -65,6 +65,18 @@ Number = tuple[int, int]
 """Which prompt, and which of its continuations."""
 
 
+def numbers_of(asked: Sequence[Asked], *, times: int = 1) -> tuple[Number, ...]:
+    """The numbers of all prompts and continuations, prompt by prompt; the prompts count on where they stand again."""
+    return tuple((number, run) for number, one in enumerate([*asked] * times) for run in range(len(one.continuations)))
+
+
+def by_continuation(
+    logits: Sequence[Float[Tensor, "place vocab"]], n_continuations: int
+) -> list[Float[Tensor, "prompt place vocab"]]:
+    """Logits of a batch whose prompts all have the same continuations: one tensor a continuation, over the prompts."""
+    return [torch.stack(list(logits[run::n_continuations])) for run in range(n_continuations)]
+
+
 @dataclass(frozen=True)
 class Output:
     """What a pass gave.

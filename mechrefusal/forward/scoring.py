@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechrefusal.forward.choosing import runner_of
 from mechrefusal.forward.refusal_metric import RefusalMetric, log_probabilities
-from mechrefusal.forward.runner import Asked, batches, require_context
+from mechrefusal.forward.runner import Asked, batches, by_continuation, require_context
 
 
 def refusal_scores(model, prompts: Sequence[Sequence[int]], metric: RefusalMetric) -> Float[Tensor, " prompt"]:
@@ -64,5 +64,4 @@ def logits_after(
     asked = [Asked(tuple(prompt), runs, None if kept is None else (kept,) * len(runs)) for prompt in prompts]
     require_context(model, asked)
     for _, batch in batches(runner_of(model), asked):
-        logits = batch.run().logits
-        yield [torch.stack(list(logits[run :: len(runs)])) for run in range(len(runs))]
+        yield by_continuation(batch.run().logits, len(runs))

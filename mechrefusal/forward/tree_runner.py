@@ -16,7 +16,7 @@ from mechrefusal.forward.joined_rows import Rows, Suffix, branches_of
 from mechrefusal.forward.low_precision import bfloat16_forward
 from mechrefusal.forward.patches import MEMORY, PairRun
 from mechrefusal.forward.patching_trials import patching_of_trees
-from mechrefusal.forward.runner import Asked, Output, PatchedPair, RunnerName
+from mechrefusal.forward.runner import Asked, Output, PatchedPair, RunnerName, numbers_of
 from mechrefusal.forward.sites import Activations, Edit, Place, Site, keeping
 from mechrefusal.forward.stream import StreamModules
 from mechrefusal.forward.token_classes import TokenLayout
@@ -51,10 +51,7 @@ class TreeRunner:
         branches = [
             branch for number, one in enumerate(asked) for branch in branches_of(one, first, row=number if apart else 0)
         ]
-        numbers = tuple((number, run) for number, one in enumerate(asked) for run in range(len(one.continuations)))
-        tree = Tree.of(branches, bank_size=first)
-        prompts = [len(asked[number].prompt) for number, _ in numbers]
-        return TreeBatch(self, tree, before, prompts, numbers, [len(branch.keep) for branch in branches])
+        return TreeBatch(self, Tree.of(branches, bank_size=first), before, asked)
 
     def patching(self, pair: PairRun, site: Site, *, memory: int = MEMORY) -> PatchedPair:
         """See `Runner.patching`: rows join the pass at the layer in which they are patched (`TreePatching`).
@@ -87,32 +84,32 @@ class TreeBatch:
         runner: TreeRunner,
         tree: Tree,
         before: KeyValues,
-        prompts: list[int],
-        numbers: tuple[tuple[int, int], ...],
-        n_kept: list[int],
-        rows: Rows | None = None,
+        asked: Sequence[Asked],
         alone: "TreeBatch | None" = None,
     ) -> None:
-        self._runner, self._tree, self._before, self._rows, self._alone = runner, tree, before, rows, alone
-        self._prompts, self.numbers, self._n_kept = prompts, numbers, n_kept
+        self._runner, self._tree, self._before, self._asked, self._alone = runner, tree, before, asked, alone
         self.n_tokens = len(tree)
+        self._times = 1 if alone is None else len(tree) // alone.n_tokens
+        self.numbers = numbers_of(asked, times=self._times)
+        self._n_kept = [kept for one in asked for kept in one.n_kept] * self._times
         self._stream: list[Tensor] = []
 
     @cached_property
     def places(self) -> tuple[Tensor, ...]:
         """See `Batch`."""
         device = self._runner.forward.device
-        if self._rows is None:
+        if self._alone is None:
             return tuple(torch.tensor(own, device=device) for own in self._tree.places)
-        assert self._alone is not None
-        return tuple(own + offset for offset in self._rows.offsets[:-1] for own in self._alone.places)
+        n = self._alone.n_tokens
+        return tuple(own + row * n for row in range(self._times) for own in self._alone.places)
 
     @cached_property
     def layout(self) -> TokenLayout:
         """See `Batch`."""
-        if self._rows is not None and self._alone is not None:
-            return self._alone.layout.repeated(len(self._rows))
-        return TokenLayout.of_tree(self._tree.places, self._prompts, before=len(self._before))
+        if self._alone is not None:
+            return self._alone.layout.repeated(self._times)
+        prompts = [len(self._asked[number].prompt) for number, _ in self.numbers]
+        return TokenLayout.of_tree(self._tree.places, prompts, before=len(self._before))
 
     @cached_property
     def _on_device(self) -> Tree:
@@ -137,20 +134,13 @@ class TreeBatch:
         runner, device = self._runner, self._runner.forward.device
         suffix = Suffix(len(self._before), self._tree, torch.arange(len(self._tree)))
         rows = Rows([suffix] * n, bank_size=len(self._before), device=device)
-        numbers = tuple((row * self._n_prompts + number, run) for row in range(n) for number, run in self.numbers)
-        return TreeBatch(
-            runner, rows.tree(), self._before, self._prompts * n, numbers, self._n_kept * n, rows, alone=self
-        )
-
-    @property
-    def _n_prompts(self) -> int:
-        return 1 + max(number for number, _ in self.numbers)
+        return TreeBatch(runner, rows.tree(), self._before, self._asked, alone=self)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "token d_model"]:
         """What enters a layer in an unedited pass, which is run once for all layers; n_layers: what the last gives."""
-        if self._alone is not None and self._rows is not None:
-            return self._alone._entering(layer).repeat(len(self._rows), 1)
+        if self._alone is not None:
+            return self._alone._entering(layer).repeat(self._times, 1)
         if not self._stream:  # all of them, or none where the pass is broken off
             n_layers = len(self._runner.modules.blocks)
             places: list[Place] = [(at, "resid_pre") for at in range(n_layers)]

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from mechrefusal.forward.sites import Edit, Site, bridge_hooks
 from mechrefusal.forward.stream import StreamModules
-from mechrefusal.models.bridge_internals import module_read_at, module_written_by, scale_of_writes, unwrapped_name
+from mechrefusal.models.bridge_internals import (
+    hooks_are_open,
+    module_read_at,
+    module_written_by,
+    scale_of_writes,
+    unwrapped_name,
+)
 
 TOLERANCE, LARGEST = 1e-3, 1e-2
 """Differences of log-probabilities (nats) between a hooked transformer and its unhooked model, edited or not: their
@@ -37,7 +43,7 @@ def unhooked(model) -> tuple[StreamModules | None, str]:
     constant at every site, and with a direction added at a middle layer. While hooks of the caller stand at the hooked
     transformer there is none, as they would not act on it.
     """
-    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+    if hooks_are_open(model):
         return None, CALLERS_HOOKS
     if _KEY not in model.__dict__:
         model.__dict__[_KEY] = _tried(model)

@@ -44,6 +44,11 @@ def module_read_at(block, part: str, hook: str) -> str:
     return f"{block.name}.{component.name}.{getattr(component, name).name}"
 
 
+def hooks_are_open(model) -> bool:
+    """Whether hooks stand at a hooked transformer, forward or backward."""
+    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
 def backbone_name(model) -> str:
     """Path of the module that hands tokens from block to block, which gets the cache and the attention mask."""
     return model.blocks[0].name.rsplit(".", 2)[0]

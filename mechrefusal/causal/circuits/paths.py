@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.components import Component
-from mechrefusal.forward import Asked, Edit, PairRun, Place, Site, flat, runner_of
+from mechrefusal.forward import Asked, Edit, PairRun, Place, Site, by_continuation, flat, runner_of
 from mechrefusal.forward.patches import MEMORY, activation_bytes, logit_bytes
 from mechrefusal.models.batches import split_by_cost
 
@@ -231,9 +231,7 @@ class PathPatching:
     def _score(self, layer: int, n: int, edits: Sequence[Edit]) -> Float[Tensor, " row"]:
         self._count(n)
         logits = self._batch.repeated(n).run(edits, layers=range(layer, self.model.cfg.n_layers)).logits
-        n_runs = len(self.run.reader.runs)
-        by_run = [torch.stack(list(logits[run::n_runs])) for run in range(n_runs)]
-        return self.run.reader.score(by_run) - self._unpatched
+        return self.run.reader.score(by_continuation(logits, len(self.run.reader.runs))) - self._unpatched
 
     def _count(self, n: int) -> None:
         self.n_rows, self.n_passes = self.n_rows + n, self.n_passes + 1
