@@ -9,7 +9,7 @@ import re
 import zlib
 from collections import Counter
 
-from mechrefusal.evaluation.judges.words import FRAMING
+from mechrefusal.evaluation.judges.word_lists import WORDS
 from mechrefusal.prompts import after_thought
 from mechrefusal.prompts.plain_text import plain
 
@@ -64,7 +64,7 @@ def why_degenerate(text: str) -> str | None:
     """
     if _BLANK.fullmatch(text):
         return "empty"
-    rest = _NO_LETTERS.sub(" ", FRAMING.special_token.sub(" ", text)).strip()
+    rest = _NO_LETTERS.sub(" ", WORDS.special_token.sub(" ", text)).strip()
     if _BLANK.fullmatch(rest):
         return f"special tokens: {text.strip()[:20]!r}"
     if not _MARKS.sub("", rest):

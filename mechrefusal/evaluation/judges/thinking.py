@@ -6,12 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
 from mechrefusal.evaluation.judges.judge import require_texts
 from mechrefusal.evaluation.judges.scoring import Scored, null, score_table
 from mechrefusal.prompts import after_thought
-
-UNFINISHED = "a thought without an end, so no answer"
-"""Why a completion is neither a refusal nor an answer."""
 
 
 def of_answers(judge: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:

@@ -10,21 +10,22 @@ A file in `words/` holds lists in this form, where a line that begins with "#" i
     ^no can do\\b|\\bcount me out\\b
 
 The lines of a list are alternatives of one regular expression, in this order; "|" parts alternatives within a line, and
-`{cannot}` stands for a list further up in the file. `#+` and `#-` are texts in which the list finds something or
-nothing (in quotation marks where spaces begin or end them), which the tests try. After the name, `whole words` puts the
-alternatives between word boundaries, and `any case` finds capitals too; the rules read answers in lower case.
+`{cannot}` stands for a list further up. `#+` and `#-` are texts in which the list finds something or nothing (in
+quotation marks where spaces begin or end them), which the tests try. After the name, `whole words` puts the
+alternatives between word boundaries, `at the start` finds them where a text begins, `whole text` where they are all of
+it, and `any case` finds capitals too; the rules read answers in lower case.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
 
 FOLDER = Path(__file__).parent / "words"
-OPTIONS = ("whole words", "any case")
+OPTIONS = {"whole words": r"\b{}\b", "at the start": "^{}", "whole text": r"^{}\Z", "any case": "{}"}
+"""What may stand after the name of a list, and what it makes of the list's expression."""
 _HEADER = re.compile(r"\[(\w+)((?:, [^],]+)*)\]")
 _REFERENCE = re.compile(r"\{([a-z]\w*)\}")
 _PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.")
@@ -43,36 +44,35 @@ class WordList:
 
 
 class WordLists:
-    """The lists of one file; each is an attribute, the pattern that rules search with.
+    """The lists of some files; each is an attribute, the pattern that rules search with.
 
     Attributes:
-        lists: by name, in the order of the file.
+        lists: by name, in the order of the files.
 
     Raises:
-        MechrefusalError: the file is not in form: a list without name, comment or alternative, an unknown option, a
-            list or an alternative that is there twice, an empty one, or one that is no regular expression. The message
-            names file and line.
+        MechrefusalError: a file is not in form: a list without name, comment or alternative, an unknown option, a list
+            or an alternative that is there twice, an empty one, or one that is no regular expression. The message names
+            file and line.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, *paths: Path) -> None:
         self.lists: dict[str, WordList] = {}
-        for section in _sections(path):
-            if section.name in (*self.lists, "lists", "path"):
+        for section in (section for path in paths for section in sections(path)):
+            if section.name in (*self.lists, "lists"):
                 raise MechrefusalError(
                     f"{section.where}: the name '{section.name}' is taken above; join the two, or give another"
                 )
-            self.lists[section.name] = section.word_list(self.lists)
+            self.lists[section.name] = _word_list(section, self.lists)
         vars(self).update({name: each.pattern for name, each in self.lists.items()})
 
     def __getattr__(self, name: str) -> re.Pattern[str]:
         """Called where there is no such attribute, so no such list."""
-        raise AttributeError(f"no word list '{name}' in {vars(self).get('path')}")
+        raise AttributeError(f"no word list '{name}'")
 
 
 @dataclass(frozen=True)
-class _Section:
-    """The lines of one list; `where` and the numbers say which they are."""
+class Section:
+    """One named part of a file: its options, the comment above it, and its lines, each with where it stands."""
 
     where: str
     name: str
@@ -80,45 +80,20 @@ class _Section:
     comment: tuple[str, ...]
     lines: list[tuple[str, str]]
 
-    def word_list(self, above: Mapping[str, WordList]) -> WordList:
-        """The list, in which those above stand for their names."""
-        alternatives: list[str] = []
-        for where, line in self.lines:
-            for alternative in _alternatives(line):
-                if not alternative.strip() or alternative != alternative.strip():
-                    raise MechrefusalError(
-                        f"{where}: an alternative is empty, or a space begins or ends it: {line!r:.60}; write '[ ]' "
-                        "for such a space"
-                    )
-                if missing := set(_REFERENCE.findall(alternative)) - set(above):
-                    raise MechrefusalError(f"{where}: no list '{min(missing)}' stands above; put it there")
-                expanded = _REFERENCE.sub(lambda found: above[found[1]].expression, alternative)
-                if expanded in alternatives:
-                    raise MechrefusalError(
-                        f"{where}: {alternative!r:.60} is in list '{self.name}' twice; leave one out"
-                    )
-                alternatives.append(expanded)
-        if not alternatives:
-            raise MechrefusalError(f"{self.where}: list '{self.name}' is empty; give one alternative a line")
-        expression = f"(?:{'|'.join(alternatives)})"
-        if "whole words" in self.options:
-            expression = rf"\b{expression}\b"
-        try:
-            pattern = re.compile(expression, re.IGNORECASE if "any case" in self.options else 0)
-        except (re.error, OverflowError) as error:
-            raise MechrefusalError(
-                f"{self.where}: list '{self.name}' is no regular expression ({error}); mend it"
-            ) from error
-        return WordList(self.name, expression, pattern, self._examples("#+ "), self._examples("#- "))
-
-    def _examples(self, mark: str) -> tuple[str, ...]:
-        texts = [line.removeprefix(mark) for line in self.comment if line.startswith(mark)]
+    def examples(self, mark: str) -> tuple[str, ...]:
+        """The texts in the comment behind a mark, "#+" or "#-"."""
+        texts = [line.removeprefix(f"{mark} ") for line in self.comment if line.startswith(f"{mark} ")]
         return tuple(text[1:-1] if text[:1] == text[-1:] == '"' else text for text in texts)
 
 
-def _sections(path: Path) -> Iterator[_Section]:
+def sections(path: Path) -> Iterator[Section]:
+    """The sections of a file: a name in square brackets, a comment above it, lines under it.
+
+    Raises:
+        MechrefusalError: a line outside of a section, or a section without a comment or with an unknown option.
+    """
     comment: list[str] = []
-    section: _Section | None = None
+    section: Section | None = None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         where = f"{path.name}, line {number}"
         if not line.strip():
@@ -128,7 +103,7 @@ def _sections(path: Path) -> Iterator[_Section]:
         elif header := _HEADER.fullmatch(line):
             if section:
                 yield section
-            section = _Section(where, header[1], tuple(header[2].split(", ")[1:]), tuple(comment), [])
+            section = Section(where, header[1], tuple(header[2].split(", ")[1:]), tuple(comment), [])
             if unknown := set(section.options) - set(OPTIONS):
                 raise MechrefusalError(f"{where}: unknown option '{min(unknown)}'; known: {', '.join(OPTIONS)}")
             if not any(text.startswith("# ") for text in comment):
@@ -139,6 +114,36 @@ def _sections(path: Path) -> Iterator[_Section]:
             section.lines.append((where, line))
     if section:
         yield section
+
+
+def _word_list(section: Section, above: Mapping[str, WordList]) -> WordList:
+    """The list, in which those above stand for their names."""
+    alternatives: list[str] = []
+    for where, line in section.lines:
+        for alternative in _alternatives(line):
+            if not alternative.strip() or alternative != alternative.strip():
+                raise MechrefusalError(
+                    f"{where}: an alternative is empty, or a space begins or ends it: {line!r:.60}; write '[ ]' "
+                    "for such a space"
+                )
+            if missing := set(_REFERENCE.findall(alternative)) - set(above):
+                raise MechrefusalError(f"{where}: no list '{min(missing)}' stands above; put it there")
+            expanded = _REFERENCE.sub(lambda reference: above[reference[1]].expression, alternative)
+            if expanded in alternatives:
+                raise MechrefusalError(f"{where}: {alternative!r:.60} is in list '{section.name}' twice; leave one out")
+            alternatives.append(expanded)
+    if not alternatives:
+        raise MechrefusalError(f"{section.where}: list '{section.name}' is empty; give one alternative a line")
+    expression = f"(?:{'|'.join(alternatives)})"
+    for option in section.options:
+        expression = OPTIONS[option].format(expression)
+    try:
+        pattern = re.compile(expression, re.IGNORECASE if "any case" in section.options else 0)
+    except (re.error, OverflowError) as error:
+        raise MechrefusalError(
+            f"{section.where}: list '{section.name}' is no regular expression ({error}); mend it"
+        ) from error
+    return WordList(section.name, expression, pattern, section.examples("#+"), section.examples("#-"))
 
 
 def _alternatives(line: str) -> list[str]:
@@ -154,12 +159,5 @@ def _alternatives(line: str) -> list[str]:
     return parts
 
 
-@cache
-def word_lists(name: str) -> WordLists:
-    """The lists of `words/<name>.txt`, read once."""
-    return WordLists(FOLDER / f"{name}.txt")
-
-
-def occurs(sentences: Iterable[str], *patterns: re.Pattern[str]) -> bool:
-    """Whether any of the patterns is found in any of the sentences."""
-    return any(pattern.search(sentence) for sentence in sentences for pattern in patterns)
+WORDS = WordLists(*sorted(FOLDER.glob("*.txt")))
+"""All lists: `WORDS.declines` is the list `declines`, whichever file it stands in."""

@@ -1,43 +1,45 @@
-"""Every rule names a case that it catches and one that it must not catch, and both are so."""
-
-import doctest
-import inspect
-import sys
+"""Every rule names a case that it catches and one that it must not catch, and both are so; so do some conditions."""
 
 import pytest
 
 from mechrefusal.evaluation.judges import LABELS, rules
-from mechrefusal.evaluation.judges.caveats import is_mere_caveat
-from mechrefusal.evaluation.judges.refused_writing import is_bare_refusal, refuses_to_write
+from mechrefusal.evaluation.judges.exchange import Exchange
+from mechrefusal.evaluation.judges.rule_language import Place
+from mechrefusal.evaluation.judges.rule_terms import CONDITIONS, FOLDER, holds
+from mechrefusal.evaluation.judges.word_lists import sections
 
-RULES = [*rules.IN_ORDER, refuses_to_write, is_bare_refusal, is_mere_caveat]
-CAUGHT = {*(f"{label!r}\n" for label in LABELS), "True\n"}
-MISSED = {"", "False\n"}
+ALL_RULES = [*rules.IN_ORDER, rules.REFUSES_TO_WRITE]
+EXAMPLES = [
+    (section.name, example, mark == "#+")
+    for section in sections(FOLDER / "conditions.txt")
+    for mark in ("#+", "#-")
+    for example in section.examples(mark)
+]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_examples(rule):
-    (test,) = doctest.DocTestFinder(recurse=False).find(rule, rule.__name__, globs=vars(sys.modules[rule.__module__]))
-    results = [example.want for example in test.examples if f"{rule.__name__}(" in example.source]
-    assert CAUGHT.intersection(results)
-    assert MISSED.intersection(results)
-    assert set(results) <= CAUGHT | MISSED
-    report = []
-    found = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
-    assert found.failed == 0, "".join(report)
+    assert rule.caught
+    assert rule.missed
+    for example in rule.caught:
+        prompt, answer, label = example.split(" | ")
+        assert label in LABELS
+        assert rule(Exchange.of(prompt, answer)).label == label, example
+    for example in rule.missed:
+        prompt, answer = example.split(" | ")
+        assert rule(Exchange.of(prompt, answer)) is None, example
 
 
 def test_every_rule_stands_in_the_order_once():
-    names = [rule.__name__ for rule in rules.IN_ORDER]
+    names = [rule.name for rule in ALL_RULES]
     assert len(set(names)) == len(names)
-    modules = {inspect.getmodule(rule) for rule in rules.IN_ORDER}
-    with_verdicts = {
-        function.__name__
-        for module in modules
-        for function in vars(module).values()
-        if inspect.isfunction(function)
-        and function.__module__ == module.__name__
-        and not function.__name__.startswith("_")
-        and function.__annotations__.get("return") == rules.Rule.__args__[-1]
-    }
-    assert with_verdicts == set(names)
+    assert names[-1] == "refuses_to_write"
+
+
+@pytest.mark.parametrize(("name", "example", "expected"), EXAMPLES, ids=[f"{name}-{text}" for name, text, _ in EXAMPLES])
+def test_examples_of_conditions(name, example, expected):
+    prompt, separator, answer = example.partition(" | ")
+    if separator:
+        assert holds(name, Exchange.of(prompt, answer)) is expected
+    else:
+        assert bool(CONDITIONS[name](Place(Exchange.of("", example), 0), example)) is expected

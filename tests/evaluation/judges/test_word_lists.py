@@ -9,11 +9,9 @@ import pytest
 
 from mechrefusal import MechrefusalError
 from mechrefusal.evaluation.judges import rules
-from mechrefusal.evaluation.judges.word_lists import FOLDER, WordLists, occurs, word_lists
-
-FILES = sorted(path.stem for path in FOLDER.glob("*.txt"))
-LISTS = [(file, name) for file in FILES for name in word_lists(file).lists]
-
+from mechrefusal.evaluation.judges.prompt_types import PromptType
+from mechrefusal.evaluation.judges.rule_terms import TERMS
+from mechrefusal.evaluation.judges.word_lists import FOLDER, WORDS, WordLists
 
 def lists_of(tmp_path: Path, text: str) -> WordLists:
     path = tmp_path / "greetings.txt"
@@ -41,12 +39,24 @@ hi
 #+ a|b
 [mark]
 \\||[|(]
+
+# A farewell.
+#+ bye
+[parting, whole text]
+bye|see you
+
+# How it begins.
+#+ sir, hello
+[begins, at the start]
+{person}|hello
 """
 
 
 def test_a_file_becomes_patterns(tmp_path):
     found = lists_of(tmp_path, GREETINGS)
-    assert list(found.lists) == ["person", "greeting", "mark"]
+    assert list(found.lists) == ["person", "greeting", "mark", "parting", "begins"]
+    assert found.parting.pattern == r"^(?:bye|see you)\Z"
+    assert found.begins.pattern == r"^(?:(?:sir|madam|(?:dr|prof) \w+)|hello)"
     assert found.person.pattern == r"(?:sir|madam|(?:dr|prof) \w+)"
     assert found.person.flags & re.IGNORECASE == 0
     assert found.greeting.pattern == r"\b(?:(?:dear|hello) (?:sir|madam|(?:dr|prof) \w+)|hi)\b"
@@ -87,9 +97,9 @@ def test_what_is_not_in_form_is_named_by_file_and_line(tmp_path, text, message):
         lists_of(tmp_path, text)
 
 
-@pytest.mark.parametrize(("file", "name"), LISTS, ids=[f"{file}.{name}" for file, name in LISTS])
-def test_every_list_finds_its_examples(file, name):
-    each = word_lists(file).lists[name]
+@pytest.mark.parametrize("name", WORDS.lists)
+def test_every_list_finds_its_examples(name):
+    each = WORDS.lists[name]
     assert each.found_in
     for text in each.found_in:
         assert each.pattern.search(text), text
@@ -99,31 +109,40 @@ def test_every_list_finds_its_examples(file, name):
     assert not keyword.iskeyword(name)
 
 
+JUDGES = Path(rules.__file__).parent
+
+
+def used_in_python() -> set[str]:
+    """Read from the source: `WORDS.declines` is a use of list `declines`."""
+    return {
+        node.attr
+        for path in JUDGES.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "WORDS"
+    } - {"lists"}
+
+
+def written(pattern: str, *paths: Path) -> set[str]:
+    lines = (line for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+    return {name for line in lines if not line.startswith("#") for name in re.findall(pattern, line)}
+
+
 def test_the_rules_use_every_list_and_no_other():
-    """Read from the source: `REFUSALS.declines` is a use of list `declines` in refusals.txt; a part serves a list."""
-    used = set()
-    for path in Path(rules.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                name = node.value.id
-                if name.isupper() and name.lower() in FILES:
-                    used.add((name.lower(), node.attr))
-    assert used <= set(LISTS)
-    types = {("prompts", kind) for kind in ("risks", "writing", "loaded", "ability", "advice", "data", "fact")}
-    parts = {
-        (file, name)
-        for file in FILES
-        for name in re.findall(r"\{([a-z]\w*)\}", (FOLDER / f"{file}.txt").read_text(encoding="utf-8"))
+    in_rules = written(r"[a-z]\w*", JUDGES / "conditions.txt", JUDGES / "rules.txt")
+    types = {kind.value for kind in PromptType} - {"task", "unknown"}
+    parts = written(r"\{([a-z]\w*)\}", *FOLDER.glob("*.txt"))
+    assert used_in_python() <= set(WORDS.lists)
+    assert set(WORDS.lists) <= used_in_python() | in_rules | types | parts
+
+
+def test_the_rules_use_every_term_and_condition():
+    lines = written(r"^[^\[].*", JUDGES / "conditions.txt", JUDGES / "rules.txt")
+    used = {name for line in lines for name in re.findall(r"[A-Za-z]\w*", line)}
+    held = {
+        node.args[0].value
+        for path in JUDGES.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "holds" and isinstance(node.args[0], ast.Constant)
     }
-    assert set(LISTS) == used | types | parts
-
-
-def test_files_are_read_once():
-    assert word_lists("refusals") is word_lists("refusals")
-
-
-def test_occurs():
-    a, b = re.compile("a"), re.compile("b")
-    assert occurs(["x", "b"], a, b)
-    assert not occurs(["x", "y"], a, b)
-    assert not occurs([], a)
+    named = written(r"^\[(\w+)", JUDGES / "conditions.txt")
+    assert named | (set(TERMS) - set(WORDS.lists)) <= used | held | {"RISKS", "WRITING"}
