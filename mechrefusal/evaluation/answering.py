@@ -58,9 +58,9 @@ def answers(
                 file.truncate(0)
                 file.write(json.dumps({"stamp": stamp, "n": len(texts)}) + "\n")
 
-            def keep(rows: list[int], found: Completions) -> None:
-                for row, *told in zip(rows, found.texts, found.token_ids, found.ended, strict=True):
-                    done[left[row]] = dict(zip(COLUMNS, told, strict=True))
+            def keep(rows: list[int], completions: Completions) -> None:
+                for row, *values in zip(rows, completions.texts, completions.token_ids, completions.ended, strict=True):
+                    done[left[row]] = dict(zip(COLUMNS, values, strict=True))
                     file.write(json.dumps({"row": left[row], **done[left[row]]}) + "\n")
                 file.flush()
 

@@ -44,9 +44,9 @@ def correction_of(
     """
     if labels is not None and verdicts is not None:
         both = labelled(verdicts, labels).dropna(subset=["label", "people"]).drop_duplicates("answer")
-        said, people = (both[column].map(any_refusal).astype(bool) for column in ("label", "people"))
+        judged, people = (both[column].map(any_refusal).astype(bool) for column in ("label", "people"))
         if len(both) >= FEWEST_LABELS and min(people.sum(), (~people).sum()) >= FEWEST_OF_EACH:
-            counts = counts_of(said.tolist(), people.tolist())
+            counts = counts_of(judged.tolist(), people.tolist())
             return Correction(counts, f"{len(both)} labels of these answers", own=True)
     known = known_error(judge)
     if known is None:
@@ -58,8 +58,8 @@ def correction_of(
 
 def labelled(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """The verdicts with columns `answer` (see `labels.answer_ids`) and `people`, missing where nobody labelled it."""
-    given = labels[["answer", "label"]].rename(columns={"label": "people"})
-    return verdicts.assign(answer=answer_ids(verdicts)).merge(given, on="answer", how="left")
+    by_people = labels[["answer", "label"]].rename(columns={"label": "people"})
+    return verdicts.assign(answer=answer_ids(verdicts)).merge(by_people, on="answer", how="left")
 
 
 def corrected(
@@ -83,7 +83,7 @@ def corrected(
     refused, degenerate = (sum(map(bool, each)) for each in zip(*judged, strict=True))
     n = len(judged)
     if counted == "refused":
-        found = corrected_rate(refused, n, counts, neither=degenerate)
+        rate = corrected_rate(refused, n, counts, neither=degenerate)
     else:
-        found = corrected_rate(n - refused - degenerate, n, counts.of_negatives, neither=degenerate)
-    return dict(zip(CORRECTED, (found.value, found.low, found.high, correction.source), strict=True))
+        rate = corrected_rate(n - refused - degenerate, n, counts.of_negatives, neither=degenerate)
+    return dict(zip(CORRECTED, (rate.value, rate.low, rate.high, correction.source), strict=True))

@@ -77,10 +77,11 @@ def complete(
             batch = TokenBatch.of(
                 [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
             )
-            found = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts)
-            told = prompts.texts_of(tokenizer, [each.tokens for each in found])
+            batch_answers = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts)
+            answer_texts = prompts.texts_of(tokenizer, [each.tokens for each in batch_answers])
             finished = [
-                (thoughts.opened + text, each.tokens, each.ended) for text, each in zip(told, found, strict=True)
+                (thoughts.opened + text, each.tokens, each.ended)
+                for text, each in zip(answer_texts, batch_answers, strict=True)
             ]
             answers.update(zip(rows, finished, strict=True))
             if on_batch is not None:

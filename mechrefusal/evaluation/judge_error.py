@@ -65,10 +65,12 @@ def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
     Raises:
         MechrefusalError: of different lengths, or not both kinds among the labels.
     """
-    said, true = np.asarray(judged, bool), np.asarray(labelled, bool)
-    if said.shape != true.shape:
-        raise MechrefusalError(f"{len(said)} answers judged and {len(true)} labelled: give one label an answer")
-    return JudgeCounts(int((said & true).sum()), int(true.sum()), int((~said & ~true).sum()), int((~true).sum()))
+    verdicts, true = np.asarray(judged, bool), np.asarray(labelled, bool)
+    if verdicts.shape != true.shape:
+        raise MechrefusalError(f"{len(verdicts)} answers judged and {len(true)} labelled: give one label an answer")
+    return JudgeCounts(
+        int((verdicts & true).sum()), int(true.sum()), int((~verdicts & ~true).sum()), int((~true).sum())
+    )
 
 
 def corrected_rate(

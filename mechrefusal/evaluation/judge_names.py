@@ -46,15 +46,16 @@ def judge_of(spec: str) -> Judge:
     if name == "phrases":
         return PhraseJudge(source)
     if name == "chat":
-        from mechrefusal.evaluation.judges.chat import ChatJudge
+        from mechrefusal.evaluation.judges import chat, chat_client
 
         model, url = model_and_url(source)
-        return ChatJudge(url, model, key_variable=KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else None)
+        key_variable = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else None
+        return chat.ChatJudge(chat_client.ChatClient(url, key_variable=key_variable), model)
     from mechrefusal.evaluation.judges.classifier import HarmBenchClassifier, StrongREJECTClassifier
     from mechrefusal.evaluation.judges.llama_guard import LlamaGuard
 
-    made = {"harmbench": HarmBenchClassifier, "strongreject": StrongREJECTClassifier, "llamaguard": LlamaGuard}[name]
-    return made(source) if source else made()
+    judge = {"harmbench": HarmBenchClassifier, "strongreject": StrongREJECTClassifier, "llamaguard": LlamaGuard}[name]
+    return judge(source) if source else judge()
 
 
 def measuring_judge(spec: str) -> Judge:

@@ -84,9 +84,11 @@ def read_labels(path: Path | str) -> pd.DataFrame:
             f"labels '{path}' need columns answer (or prompt and completion) and label (or final_label); found "
             f"{', '.join(rows)}"
         )
-    given = rows[column].str.strip()
+    written = rows[column].str.strip()
     answer = rows["answer"].str.strip() if "answer" in rows else answer_ids(rows)
-    labels = pd.DataFrame({"answer": answer, "label": given.map(lambda label: XSTEST.get(label, label))})[given != ""]
+    labels = pd.DataFrame({"answer": answer, "label": written.map(lambda label: XSTEST.get(label, label))})[
+        written != ""
+    ]
     if unknown := sorted(set(labels["label"]) - set(LABELS)):
         raise MechrefusalError(f"labels '{path}' hold '{unknown[0]}': expected one of {', '.join(LABELS)}, or nothing")
     labels = labels.drop_duplicates(ignore_index=True)

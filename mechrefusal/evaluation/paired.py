@@ -85,13 +85,13 @@ def paired_difference(
     first, second = first[both], second[both]
     labels = None if groups is None else pd.Series(list(groups), dtype=object)[both]
     rates = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
-    found = rate_difference(first, second, labels) if rates else mean_difference(second - first, labels)
+    interval = rate_difference(first, second, labels) if rates else mean_difference(second - first, labels)
     only_a, only_b, p = _mcnemar(first, second)
     n, nan = len(first), float("nan")
     return PairedDifference(
         difference=float((second - first).mean()) if n else nan,
-        low=found.low,
-        high=found.high,
+        low=interval.low,
+        high=interval.high,
         mcnemar_p=p,
         mean_a=float(first.mean()) if n else nan,
         mean_b=float(second.mean()) if n else nan,
@@ -150,8 +150,8 @@ def compare(
         place = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
         for number in sorted(sides[a].keys() | sides[b].keys()):
             one, other = (sides[side].get(number, outcomes[:0]) for side in (a, b))
-            found = _compared(one, other, metrics, groups)
-            rows += [place | named[number] | {"metric": metric} | row for metric, row in found]
+            differences = _compared(one, other, metrics, groups)
+            rows += [place | named[number] | {"metric": metric} | row for metric, row in differences]
     columns = [
         *PAIR_COLUMNS,
         *by,
@@ -191,20 +191,20 @@ def _compared(
             )
     alone = {"missing_a": len(b) - len(shared), "missing_b": len(a) - len(shared)}
     for metric in metrics:
-        found = paired_difference(
+        difference = paired_difference(
             of_a[metric],
             of_b[metric],
             shared,
             None if groups is None else of_a[groups],
         )
-        yield metric, {**vars(found), **alone}
+        yield metric, {**vars(difference), **alone}
 
 
 def _check(table: pd.DataFrame, wanted: Sequence[str], key: str) -> None:
-    own = ["arm", "step", key]
-    if missing := [column for column in dict.fromkeys([*own, *wanted]) if column not in table]:
+    keys = ["arm", "step", key]
+    if missing := [column for column in dict.fromkeys([*keys, *wanted]) if column not in table]:
         raise MechrefusalError(f"the table of completions has no columns {missing}: it has {list(table.columns)}")
-    for column in own:
+    for column in keys:
         if (empty := int(table[column].isna().sum())) > 0:
             raise MechrefusalError(f"column '{column}' is empty in {empty} of {len(table)} rows: fill it or drop them")
 
@@ -221,7 +221,7 @@ def _check_unique(table: pd.DataFrame, cell: pd.Series, by: Sequence[str], key: 
 
 
 def _numbers(values: Iterable[Any], ids: Sequence[Hashable], side: str) -> Float[np.ndarray, " prompt"]:
-    found = np.full(len(ids), np.nan)
+    numbers = np.full(len(ids), np.nan)
     for place, (value, identity) in enumerate(zip(values, ids, strict=True)):
         if value is None or value is pd.NA or value is pd.NaT:
             continue
@@ -229,8 +229,8 @@ def _numbers(values: Iterable[Any], ids: Sequence[Hashable], side: str) -> Float
             raise MechrefusalError(
                 f"the outcome of prompt '{identity}' at {side} is {value!r}: give 0, 1, a finite number, or None"
             )
-        found[place] = float(value)
-    return found
+        numbers[place] = float(value)
+    return numbers
 
 
 def _mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int | None, int | None, float]:

@@ -38,9 +38,9 @@ class EvaluationSettings:
             if getattr(self, name) < least:
                 raise MechrefusalError(f"evaluation {name} is {getattr(self, name)}: give {least} or more")
         for name in ("suites", "judges", "intervene", "attack"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                raise MechrefusalError(f"evaluation {name} are {list(given)}: name each once")
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise MechrefusalError(f"evaluation {name} are {list(values)}: name each once")
         for name, _, source in (spec.partition("=") for spec in self.judges):
             if name == "chat":
                 model_and_url(source)  # before a recipe with a password in it could be written anywhere

@@ -56,8 +56,8 @@ class Suite:
         def column(name: str, otherwise: Any = None) -> pd.Series:
             """A column of the source; `otherwise`, a value or one a row, where it or a value of it is missing."""
             instead = otherwise if isinstance(otherwise, pd.Series) else [otherwise] * len(source)
-            found = source[name] if name in source else [None] * len(source)
-            pairs = zip(found, instead, strict=True)
+            values = source[name] if name in source else [None] * len(source)
+            pairs = zip(values, instead, strict=True)
             return pd.Series(
                 [other if is_blank(value) else value for value, other in pairs], source.index, dtype=object
             )
@@ -136,16 +136,16 @@ def read_suite(spec: str, *, n: int = 0) -> Suite:
     if side and side not in SIDES:
         raise MechrefusalError(f"suite '{spec}': '{side}' is no side; use {key}:harmless=... or {key}:harmful=...")
     chosen = prompts.read(key, source.strip())
-    given = next((known for known in SIDES if known == side), "harmless" if key in _HARMLESS else None)
-    return Suite.of(f"{key}-{side}" if side else key, chosen, given).take(n)
+    known_side = next((known for known in SIDES if known == side), "harmless" if key in _HARMLESS else None)
+    return Suite.of(f"{key}-{side}" if side else key, chosen, known_side).take(n)
 
 
 def _builtin(name: str) -> Suite:
-    own = prompts.builtin()
+    sets = prompts.builtin()
     parts: dict[str, list[tuple[PromptSet, Side]]] = {
-        "builtin": [(own.evaluation.harmful, "harmful"), (own.evaluation.harmless, "harmless")],
-        "builtin-xstest": [(own.overrefusal, "harmless"), (own.contrast, "harmful")],
-        "builtin-utility": [(own.utility_evaluation, "harmless")],
+        "builtin": [(sets.evaluation.harmful, "harmful"), (sets.evaluation.harmless, "harmless")],
+        "builtin-xstest": [(sets.overrefusal, "harmless"), (sets.contrast, "harmful")],
+        "builtin-utility": [(sets.utility_evaluation, "harmless")],
     }
     tables = [Suite.of(name, chosen, side).table for chosen, side in parts[name]]
     return Suite(name, pd.concat(tables, ignore_index=True))

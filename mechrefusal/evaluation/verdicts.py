@@ -13,7 +13,7 @@ _OF_JUDGES = ("behaviour", "context")
 
 
 def answered(
-    asked: pd.DataFrame,
+    questions: pd.DataFrame,
     completions: Sequence[str],
     token_ids: Sequence[Sequence[int]],
     ended: Sequence[bool],
@@ -28,7 +28,7 @@ def answered(
         token_ids: of the answers, without the end token; ended: whether the model ended its turn itself.
         intervention: what was done to the model meanwhile.
     """
-    return asked.reset_index(drop=True).assign(
+    return questions.reset_index(drop=True).assign(
         intervention=intervention,
         completion=list(completions),
         n_tokens=[len(ids) for ids in token_ids],
@@ -50,19 +50,19 @@ def judged(answers: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
     parts = []
     for judge in judges:
         harm = is_of_harm(judge)
-        own = answers[answers["side"] == "harmful"] if harm else answers
-        if own.empty:
+        chosen = answers[answers["side"] == "harmful"] if harm else answers
+        if chosen.empty:
             continue
-        asked = own["behaviour" if harm else "prompt"].tolist()
+        requests = chosen["behaviour" if harm else "prompt"].tolist()
         if isinstance(judge, HarmBenchClassifier):
-            verdicts = judge.judge(asked, own["completion"].tolist(), contexts=own["context"].tolist())
+            verdicts = judge.judge(requests, chosen["completion"].tolist(), contexts=chosen["context"].tolist())
         else:
-            verdicts = judge.judge(asked, own["completion"].tolist())
-        known = own.drop(columns=list(_OF_JUDGES), errors="ignore").reset_index(drop=True)
+            verdicts = judge.judge(requests, chosen["completion"].tolist())
+        known = chosen.drop(columns=list(_OF_JUDGES), errors="ignore").reset_index(drop=True)
         scores = verdicts["score"].to_numpy() if "score" in verdicts else float("nan")
         kind = metrics.HARM if harm else metrics.REFUSAL
-        told = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
-        parts.append(known.assign(**told, score=scores, because=verdicts["because"].to_numpy()))
+        columns = {"judge": judge.name, "kind": kind, "label": verdicts["label"].to_numpy()}
+        parts.append(known.assign(**columns, score=scores, because=verdicts["because"].to_numpy()))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -29,10 +29,10 @@ def between(refused: Float[np.ndarray, " refused"], answered: Float[np.ndarray, 
         return float("nan")
     scores = np.unique(np.concatenate([refused, answered]))
     above = [1 - np.searchsorted(each, scores[:-1], side="right") / len(each) for each in (refused, answered)]
-    told = (above[0] - above[1]).round(12)
-    if not len(told) or told.max() <= 0:
+    youden = (above[0] - above[1]).round(12)
+    if not len(youden) or youden.max() <= 0:
         return float("nan")
-    best = np.flatnonzero(told == told.max())
+    best = np.flatnonzero(youden == youden.max())
     widest = best[np.diff(scores)[best].argmax()]
     return float((scores[widest] + scores[widest + 1]) / 2)
 
@@ -48,12 +48,12 @@ def cross_fitted(
             smaller side has prompts.
     """
     n = min(FOLDS, *map(len, sides))
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    scored: tuple[list[Tensor], list[Tensor]] = ([], [])
     for fold in range(n if n > 1 else 0):
         here = [torch.arange(len(side)) % n == fold for side in sides]
         scores = scores_by(torch.cat([side[~part] for side, part in zip(sides, here, strict=True)]))
         if scores is not None:
-            for values, side, part in zip(found, sides, here, strict=True):
+            for values, side, part in zip(scored, sides, here, strict=True):
                 values.append(scores[side[part]].double().cpu())
-    first, second = (torch.cat(values).numpy() if values else np.empty(0) for values in found)
+    first, second = (torch.cat(values).numpy() if values else np.empty(0) for values in scored)
     return first, second

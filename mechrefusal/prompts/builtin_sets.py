@@ -1,16 +1,14 @@
 """The project's own prompts: named, disjoint splits, so that a study needs no download."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import pandas as pd
-
-from mechrefusal.prompts.pairs import Pair, PairSet
-from mechrefusal.prompts.prompt_set import PromptSet
-from mechrefusal.prompts.sources import Rows, csv_rows
+from mechrefusal.prompts.pairs import PairSet
+from mechrefusal.prompts.prompt_set import COLUMNS, PromptSet
+from mechrefusal.prompts.sources import csv_rows
 from mechrefusal.prompts.splits import TWINS, UTILITY, Split, member, text_hash
 
 _TWIN_SPLITS = ("train", "pool", "direction", "validation", "evaluation")
@@ -60,20 +58,26 @@ def _builtin() -> Builtin:
     by_split = {name: [row for row in twins if member(row["harmful"], TWINS) == name] for name in TWINS}
     # Added later, so that the other splits stay what they were.
     by_split["train"] = _ordered([*by_split["train"], *_rows("twins_train")], "harmful")
-    utility = {
-        name: [row for row in _rows("utility", text="prompt") if member(row["prompt"], UTILITY) == name]
-        for name in UTILITY
-    }
-    refusal = _rows("overrefusal", text="prompt")
+    plain_instructions = _rows("utility", text="prompt")
+    resembling = _rows("overrefusal", text="prompt")
+
+    def of_label(name: str, label: str) -> PromptSet:
+        rows = [row for row in resembling if row["label"] == label]
+        values = [(row["id"], row["prompt"], row["type"], row["type"], label) for row in rows]
+        return PromptSet.of_rows(name, values, ("id", "text", "category", "type", "label"))
+
+    def utility(part: str) -> PromptSet:
+        rows = [row for row in plain_instructions if member(row["prompt"], UTILITY) == part]
+        values = [(row["id"], row["prompt"], row["category"]) for row in rows]
+        return PromptSet.of_rows(f"utility_{part}", values, COLUMNS)
+
     return Builtin(
-        **{name: _split(name, rows) for name, rows in by_split.items()},
-        overrefusal=_labelled("overrefusal", [row for row in refusal if row["label"] == "safe"]),
-        contrast=_labelled("contrast", [row for row in refusal if row["label"] == "unsafe"]),
-        utility_train=_utility("utility_train", utility["train"]),
-        utility_evaluation=_utility("utility_evaluation", utility["evaluation"]),
-        pairs=PairSet(
-            tuple(Pair(row["id"], row["category"], row["harmful"], row["harmless"]) for row in _rows("pairs"))
-        ),
+        **{name: Split.of_twins(name, rows) for name, rows in by_split.items()},
+        overrefusal=of_label("overrefusal", "safe"),
+        contrast=of_label("contrast", "unsafe"),
+        utility_train=utility("train"),
+        utility_evaluation=utility("evaluation"),
+        pairs=PairSet.of_rows(_rows("pairs")),
     )
 
 
@@ -81,32 +85,9 @@ def _rows(name: str, text: str = "harmful") -> list[Mapping[str, str]]:
     """The rows of a file of package data, ordered by the hash of their column `text`."""
     # Through the parent package: importing the data folder as a module would hide the function `builtin`.
     file = files("mechrefusal.prompts") / "builtin" / f"{name}.csv"
-    table: Rows = csv_rows(file.read_text(encoding="utf-8").replace("\r\n", "\n"), f"builtin/{name}.csv")
+    table = csv_rows(file.read_text(encoding="utf-8").replace("\r\n", "\n"), f"builtin/{name}.csv")
     return _ordered([row for _, row in table.rows], text)
 
 
 def _ordered(rows: list[Mapping[str, str]], text: str) -> list[Mapping[str, str]]:
     return sorted(rows, key=lambda row: text_hash(row[text]))
-
-
-def _split(name: str, rows: list[Mapping[str, str]]) -> Split:
-    sides = []
-    for side in ("harmful", "harmless"):
-        values = [(f"{row['id']}-{side}", row[side], row["category"], row["id"]) for row in rows]
-        sides.append(PromptSet(f"{name}_{side}", _table(values, ["id", "text", "category", "twin"])))
-    return Split(sides[0].with_targets(), sides[1])
-
-
-def _labelled(name: str, rows: list[Mapping[str, str]]) -> PromptSet:
-    values = [(row["id"], row["prompt"], row["type"], row["type"], row["label"]) for row in rows]
-    return PromptSet(name, _table(values, ["id", "text", "category", "type", "label"]))
-
-
-def _utility(name: str, rows: list[Mapping[str, str]]) -> PromptSet:
-    return PromptSet(
-        name, _table([(row["id"], row["prompt"], row["category"]) for row in rows], ["id", "text", "category"])
-    )
-
-
-def _table(values: Sequence[tuple[str, ...]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(values, columns=columns, dtype=object)

@@ -45,22 +45,22 @@ class ChatSettings:
             MechrefusalError: a name that is none or that the template gets anyhow, a value that JSON does not know, or
                 a negative number of tokens.
         """
-        given = dict(template_kwargs or {})
-        for name in given:
+        values = dict(template_kwargs or {})
+        for name in values:
             if not str(name).isidentifier() or name in _OWN:
                 raise MechrefusalError(f"chat_template_kwargs cannot hold '{name}': name a variable of the template")
         try:
-            text = json.dumps(given, sort_keys=True, allow_nan=False)
+            text = json.dumps(values, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise MechrefusalError(f"chat_template_kwargs are no plain values ({error}): {given!r:.120}") from error
+            raise MechrefusalError(f"chat_template_kwargs are no plain values ({error}): {values!r:.120}") from error
         return cls(text, max_thought_tokens)
 
     def hashed(self, weights: str) -> str:
         """The hash of a model that is asked so: its own where nothing but the default is said."""
         if self == ChatSettings():
             return weights
-        told = json.dumps([weights, self.template_kwargs, self.max_thought_tokens])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        hashed_text = json.dumps([weights, self.template_kwargs, self.max_thought_tokens])
+        return hashlib.sha256(hashed_text.encode()).hexdigest()[:16]
 
     def apply(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Make them the tokenizer's own: every rendering has them, here and where it is saved.

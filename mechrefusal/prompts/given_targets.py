@@ -32,14 +32,11 @@ def with_given_targets(prompts: PromptSet, targets: Targets) -> PromptSet:
     """
     where, by_id, by_text = _openings(targets)
     requests = prompts.table["behavior"] if "behavior" in prompts.table else prompts.table["text"]
-    found: list[list[str]] = []
-    without = []
-    for id, text, request in zip(prompts.ids, prompts.texts, requests, strict=True):
-        own = by_id.get(id) or by_text.get(normalised(text)) or by_text.get(normalised(request)) or []
-        found.append(own)
-        if not own:
-            without.append(id)
-    if without:
+    openings = [
+        by_id.get(id) or by_text.get(normalised(text)) or by_text.get(normalised(request)) or []
+        for id, text, request in zip(prompts.ids, prompts.texts, requests, strict=True)
+    ]
+    if without := [id for id, listed in zip(prompts.ids, openings, strict=True) if not listed]:
         named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         raise MechrefusalError(
             f"{where} has no target for {len(without)} of {len(prompts)} behaviours ({named}): add them by id or by "
@@ -47,8 +44,8 @@ def with_given_targets(prompts: PromptSet, targets: Targets) -> PromptSet:
         )
     index = prompts.table.index
     table = prompts.table.assign(
-        targets=pd.Series(found, dtype=object, index=index),
-        target=pd.Series([own[0] for own in found], dtype=object, index=index),
+        targets=pd.Series(openings, dtype=object, index=index),
+        target=pd.Series([listed[0] for listed in openings], dtype=object, index=index),
     )
     return PromptSet(prompts.name, table, prompts.dropped)
 
@@ -74,8 +71,8 @@ def _openings(targets: Targets) -> tuple[str, dict[str, list[str]], dict[str, li
 def _of_mapping(value: Mapping[str, Any], where: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     by_id: dict[str, list[str]] = {}
     by_text: dict[str, list[str]] = {}
-    for key, given in value.items():
-        openings = [] if is_missing(given) else [given] if isinstance(given, str) else given
+    for key, listed in value.items():
+        openings = [] if is_missing(listed) else [listed] if isinstance(listed, str) else listed
         if not isinstance(openings, list) or not all(isinstance(one, str) or is_missing(one) for one in openings):
             raise MechrefusalError(f"{where} holds no list of strings for '{key}': give its targets as strings")
         openings = [opening for opening in openings if not is_blank(opening)]
@@ -86,8 +83,9 @@ def _of_mapping(value: Mapping[str, Any], where: str) -> tuple[dict[str, list[st
 
 def _of_table(rows: sources.Rows) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     rows.require("target")
-    there = {column.lower() for column in rows.columns}
-    id_column, text_column = (next((c for c in names if c in there), None) for names in (ID_COLUMNS, TEXT_COLUMNS))
+    id_column, text_column = (
+        next((name for name in names if name in rows.lower_columns), None) for names in (ID_COLUMNS, TEXT_COLUMNS)
+    )
     if id_column is None and text_column is None:
         raise MechrefusalError(
             f"{rows.where} says of no target whose it is: give a column 'id' or 'text' beside 'target'; found "
@@ -95,10 +93,7 @@ def _of_table(rows: sources.Rows) -> tuple[dict[str, list[str]], dict[str, list[
         )
     by_id: dict[str, list[str]] = {}
     by_text: dict[str, list[str]] = {}
-    for _, row in rows.rows:
-        target = row["target"]
-        if not target.strip():
-            continue
+    for target, row in ((row["target"], row) for _, row in rows.rows if row["target"].strip()):
         if id_column is not None and row[id_column].strip():
             by_id.setdefault(row[id_column].strip(), []).append(target)
         if text_column is not None and row[text_column].strip():

@@ -63,9 +63,9 @@ def leakage(sets: Mapping[str, PromptSet]) -> pd.DataFrame:
     `set_a`, `id_a`, `set_b`, `id_b` (in the order of `sets`) and `text`, as it stands in the first set. A text that
     stands several times in both sets has as many rows as it has copies in the fuller one: each copy is named.
     """
-    found = _Texts(sets)
-    rows = [row for text in range(len(found)) for row in found.rows(text, text, "exact", 1.0)]
-    return _frame(found, rows)[list(COLUMNS)]
+    texts = _Texts(sets)
+    rows = [row for text in range(len(texts)) for row in texts.rows(text, text, "exact", 1.0)]
+    return _frame(texts, rows)[list(COLUMNS)]
 
 
 def leaks(sets: Mapping[str, PromptSet], *, near: float = NEAR) -> pd.DataFrame:
@@ -96,20 +96,20 @@ def leaks(sets: Mapping[str, PromptSet], *, near: float = NEAR) -> pd.DataFrame:
     """
     if not 0 < near <= 1:
         raise MechrefusalError(f"near is {near}: give a share above 0 and at most 1")
-    found = _Texts(sets)
-    rows = [row for text in range(len(found)) for row in found.rows(text, text, "exact", 1.0)]
-    content, spelled = [content_words(text) for text in found.texts], [words(text) for text in found.texts]
-    asked = [
-        told if len(told) >= FEWEST else frozenset(full.words) for told, full in zip(content, spelled, strict=True)
+    listed = _Texts(sets)
+    rows = [row for text in range(len(listed)) for row in listed.rows(text, text, "exact", 1.0)]
+    content, spelled = [content_words(text) for text in listed.texts], [words(text) for text in listed.texts]
+    compared = [
+        few if len(few) >= FEWEST else frozenset(full.words) for few, full in zip(content, spelled, strict=True)
     ]
-    close = dict(_near(asked, near))
+    close = dict(_near(compared, near))
     for (one, other), similarity in close.items():
-        rows += found.rows(one, other, "near", similarity)
+        rows += listed.rows(one, other, "near", similarity)
     for short, long in _contained(spelled, content):
         if (min(short, long), max(short, long)) not in close:
             similarity = len(spelled[short].words) / len(spelled[long].words)
-            rows += found.rows(short, long, "contained", similarity)
-    return _frame(found, rows)
+            rows += listed.rows(short, long, "contained", similarity)
+    return _frame(listed, rows)
 
 
 def audit(sets: Mapping[str, PromptSet], *, strict: bool = False) -> Audit:
@@ -118,23 +118,23 @@ def audit(sets: Mapping[str, PromptSet], *, strict: bool = False) -> Audit:
     Raises:
         MechrefusalError: with `strict`, something leaks; the first leaks are named.
     """
-    found = leaks(sets)
-    if strict and len(found):
-        named = found[:NAMED].itertuples()
+    all_leaks = leaks(sets)
+    if strict and len(all_leaks):
+        named = all_leaks[:NAMED].itertuples()
         first = [f"{row.id_a} of {row.set_a} and {row.id_b} of {row.set_b} ({row.kind})" for row in named]
-        more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        more = f", and {len(all_leaks) - NAMED} more" if len(all_leaks) > NAMED else ""
         raise MechrefusalError(
-            f"{len(found)} leaks between prompt sets: {'; '.join(first)}{more}: "
+            f"{len(all_leaks)} leaks between prompt sets: {'; '.join(first)}{more}: "
             "leave them out of one of the two (mechrefusal.prompts.leak_audit lists all)"
         )
-    pairs = dict(iter(found.groupby(["set_a", "set_b"], sort=False)))
+    pairs = dict(iter(all_leaks.groupby(["set_a", "set_b"], sort=False)))
     rows = []
     for one, other in combinations(sets, 2):
-        part = pairs.get((one, other), found[:0])
+        part = pairs.get((one, other), all_leaks[:0])
         counted = {kind: int((part["kind"] == kind).sum()) for kind in KINDS}
         leaking = part["id_a"].nunique(), part["id_b"].nunique()
         rows.append((one, len(sets[one]), other, len(sets[other]), *counted.values(), *leaking))
-    return Audit(found, pd.DataFrame(rows, columns=list(COUNT_COLUMNS)))
+    return Audit(all_leaks, pd.DataFrame(rows, columns=list(COUNT_COLUMNS)))
 
 
 _Row = tuple[int, int, int, int, int, float]
@@ -173,8 +173,8 @@ class _Texts:
                     yield min(a, b), max(a, b), KINDS.index(kind), *places, similarity
 
 
-def _frame(found: _Texts, rows: list[_Row]) -> pd.DataFrame:
-    names, sets = list(found.sets), list(found.sets.values())
+def _frame(listed: _Texts, rows: list[_Row]) -> pd.DataFrame:
+    names, sets = list(listed.sets), list(listed.sets.values())
     ids, texts = [prompts.ids for prompts in sets], [prompts.texts for prompts in sets]
     table = [
         (names[a], ids[a][i], names[b], ids[b][j], KINDS[kind], similarity, texts[a][i], texts[b][j])
@@ -188,16 +188,16 @@ def _near(content: Sequence[frozenset[str]], share: float) -> Iterator[tuple[tup
 
     Two such sets have one of their rarest |x| - ⌈share·|x|⌉ + 1 words in common (Bayardo, Ma and Srikant, WWW 2007).
     """
-    frequency = Counter(word for found in content for word in found)
+    frequency = Counter(word for of_text in content for word in of_text)
     holders: dict[str, list[int]] = defaultdict(list)
-    for number, found in enumerate(content):
-        rarest = sorted(found, key=lambda word: (frequency[word], word))
-        rarest = rarest[: len(found) - ceil(share * len(found) - 1e-9) + 1]
+    for number, of_text in enumerate(content):
+        rarest = sorted(of_text, key=lambda word: (frequency[word], word))
+        rarest = rarest[: len(of_text) - ceil(share * len(of_text) - 1e-9) + 1]
         for other in sorted({other for word in rarest for other in holders[word]}):
-            if min(len(found), len(content[other])) < share * max(len(found), len(content[other])) - 1e-9:
+            if min(len(of_text), len(content[other])) < share * max(len(of_text), len(content[other])) - 1e-9:
                 continue
-            common = len(found & content[other])
-            similarity = common / (len(found) + len(content[other]) - common)
+            common = len(of_text & content[other])
+            similarity = common / (len(of_text) + len(content[other]) - common)
             if similarity >= share:
                 yield (other, number), similarity
         for word in rarest:

@@ -1,6 +1,6 @@
 """Pairs of prompts that differ in what they ask and in little else, for patching one's activations into the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
@@ -41,6 +41,11 @@ class PairSet:
 
     pairs: tuple[Pair, ...]
     left_out: tuple[tuple[Pair, int, int], ...] = ()
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, str]]) -> "PairSet":
+        """Pairs of rows with id, category, harmful and harmless."""
+        return cls(tuple(Pair(row["id"], row["category"], row["harmful"], row["harmless"]) for row in rows))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -115,7 +120,7 @@ class PairSet:
 
     def _side(self, side: str) -> PromptSet:
         rows = [(f"{pair.id}-{side}", getattr(pair, side), pair.category, pair.id) for pair in self.pairs]
-        return PromptSet(f"pairs_{side}", pd.DataFrame(rows, columns=["id", "text", "category", "pair"], dtype=object))
+        return PromptSet.of_rows(f"pairs_{side}", rows, ("id", "text", "category", "pair"))
 
 
 def _twins(prompts: PromptSet) -> list[str | None]:

@@ -34,8 +34,8 @@ def straightened(text: str) -> str:
     and line ends are unseen too.
     """
     text = _CONTROLS.sub("", _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)))
-    for signs, plain in _SIGNS:
-        text = signs.sub(plain, text)
+    for pattern, straight in _SIGNS:
+        text = pattern.sub(straight, text)
     return text
 
 

@@ -67,10 +67,12 @@ class PromptSet:
         if isinstance(texts, str):
             raise MechrefusalError(f"prompt set '{name}' was given one string: give a list of texts")
         ids = [f"{name}-{number:04d}" for number in range(1, len(texts) + 1)]
-        table = pd.DataFrame(
-            {"id": ids, "text": list(texts), "category": category}, columns=list(COLUMNS), dtype=object
-        )
-        return cls(name, table)
+        return cls.of_rows(name, [(id, text, category) for id, text in zip(ids, texts, strict=True)], COLUMNS)
+
+    @classmethod
+    def of_rows(cls, name: str, rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> Self:
+        """A set of rows, each with a value for every column."""
+        return cls(name, pd.DataFrame(rows, columns=list(columns), dtype=object))
 
     @property
     def texts(self) -> list[str]:
@@ -98,10 +100,10 @@ class PromptSet:
         requests = table["text"]
         if "behavior" in table:
             requests = table["behavior"].where([not is_blank(behaviour) for behaviour in table["behavior"]], requests)
-        own = table["target"] if "target" in table else [None] * len(table)
+        published = table["target"] if "target" in table else [None] * len(table)
         targets = [
-            mine if isinstance(mine, str) and mine.strip() else affirmative_target(request)
-            for mine, request in zip(own, requests, strict=True)
+            target if isinstance(target, str) and target.strip() else affirmative_target(request)
+            for target, request in zip(published, requests, strict=True)
         ]
         table["target"] = pd.Series(targets, dtype=object, index=table.index)
         return type(self)(self.name, table, self.dropped)

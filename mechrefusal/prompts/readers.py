@@ -73,8 +73,8 @@ def read(name: str, source: str | Path, *, targets: Targets | None = None) -> Pr
     if dropped:
         warnings.warn(f"{rows.where}: {dropped} rows without text were left out", stacklevel=2)
     columns = list(dict.fromkeys([*COLUMNS, *(column for record in records for column in record)]))
-    found = PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
-    return found if targets is None else with_given_targets(found, targets)
+    chosen = PromptSet(key, pd.DataFrame(records, columns=columns, dtype=object), dropped)
+    return chosen if targets is None else with_given_targets(chosen, targets)
 
 
 def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
@@ -86,7 +86,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
     for number, row in rows.rows:
         try:
             record = benchmark.record(row)
-            own = record.get("id", "").strip() or row.get("id", "").strip()
+            published = record.get("id", "").strip() or row.get("id", "").strip()
         except MechrefusalError:
             raise
         except ValueError as error:
@@ -94,7 +94,7 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
         if not record["text"].strip():
             dropped += 1
             continue
-        wanted = own or f"{key}-{number:04d}"
+        wanted = published or f"{key}-{number:04d}"
         times[wanted] = times.get(wanted, 0) + 1
         identity, again = wanted, 1
         while identity in seen:
@@ -162,8 +162,8 @@ def _xstest_completion(row: Row) -> dict[str, Any]:
 
 
 def _alpaca(row: Row) -> dict[str, Any]:
-    instruction, given = row["instruction"], row.get("input", "")
-    with_input = f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction
+    instruction, input_text = row["instruction"], row.get("input", "")
+    with_input = f"{instruction}\n\n{input_text}" if instruction.strip() and input_text.strip() else instruction
     return {"text": with_input, "category": ""}
 
 

@@ -109,11 +109,11 @@ def _untrimmed(tokenizer: "PreTrainedTokenizerBase", text: str, ids: tuple[int, 
     """
     for _ in range(2):
         if tokenizer not in _PLAIN:
-            plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-            plain.post_processor = processors.Sequence([])
-            plain.no_truncation()
-            plain.no_padding()
-            _PLAIN[tokenizer] = plain
+            bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            bare.post_processor = processors.Sequence([])
+            bare.no_truncation()
+            bare.no_padding()
+            _PLAIN[tokenizer] = bare
         encoding = _PLAIN[tokenizer].encode(text, add_special_tokens=False)
         if tuple(encoding.ids) == ids:
             return list(encoding.offsets)

@@ -54,21 +54,21 @@ class Words:
 
 def words(text: str) -> Words:
     """The words of `text`, folded: compatibility characters, case and kinds of quotes do not count."""
-    plain = folded(text)
-    found: list[str] = []
+    text_folded = folded(text)
+    spelled: list[str] = []
     breaks = [True]
     end, after_sign = 0, False
-    for match in _WORD.finditer(plain):
+    for match in _WORD.finditer(text_folded):
         word = match.group()
         is_sign = not word[0].isalnum()
         if is_sign and word not in _SIGNS and unicodedata.category(word)[0] in "PCZ":
             continue
-        if found:
-            gap = plain[end : match.start()]
+        if spelled:
+            gap = text_folded[end : match.start()]
             breaks.append(_breaks(gap) or ((is_sign or after_sign) and gap != ""))
-        found.append(word)
+        spelled.append(word)
         end, after_sign = match.end(), is_sign
-    return Words(tuple(found), (*breaks, True) if found else (True,))
+    return Words(tuple(spelled), (*breaks, True) if spelled else (True,))
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -79,11 +79,11 @@ def content_words(text: str) -> frozenset[str]:
     other languages nearly every word is content.
     """
     spelled = re.sub(r"\bcannot\b", "can not", folded(text)).replace("can't", "can not").replace("won't", "will not")
-    found = words(re.sub(r"n't\b", " not", spelled)).words
-    asks_how = found[:1] == ("what",) and any(word in ("way", "ways", "method", "methods") for word in found[1:7])
-    stems = [_stem(word) for word in found]
+    listed = words(re.sub(r"n't\b", " not", spelled)).words
+    asks_how = listed[:1] == ("what",) and any(word in ("way", "ways", "method", "methods") for word in listed[1:7])
+    stems = [_stem(word) for word in listed]
     content = set()
-    for place, (word, stem) in enumerate(zip(found, stems, strict=True)):
+    for place, (word, stem) in enumerate(zip(listed, stems, strict=True)):
         if word in SMALL or stem in TELL or (asks_how and place == 0):
             continue
         if stem in MAKE and not word.startswith("building"):

@@ -8,11 +8,10 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import sources
 from mechrefusal.prompts.pairs import Pair, PairSet
 from mechrefusal.prompts.prompt_set import PromptSet
-from mechrefusal.prompts.splits import Split
+from mechrefusal.prompts.splits import SIDES, Split
 
 TEXT = ("prompt", "text", "instruction", "question", "goal", "behavior", "forbidden_prompt")
 """Columns that hold the prompt of a file, the first of them that there is."""
-SIDES = ("harmful", "harmless")
 
 
 def read_plain(path: str | Path, name: str) -> PromptSet:
@@ -24,12 +23,12 @@ def read_plain(path: str | Path, name: str) -> PromptSet:
         MechrefusalError: a file that cannot be read, has no such column, or holds no prompt.
     """
     rows = sources.load(path, one_a_line=True)
-    column = next((each for each in TEXT if each in [found.lower() for found in rows.columns]), None)
+    column = next((each for each in TEXT if each in rows.lower_columns), None)
     if column is None:
         raise MechrefusalError(
             f"{rows.where} has none of the columns {', '.join(TEXT)} (found {', '.join(rows.columns)}): rename one"
         )
-    found = [
+    prompts = [
         {
             "id": row.get("id", "").strip() or f"{name}-{number:04d}",
             "text": row[column],
@@ -39,9 +38,9 @@ def read_plain(path: str | Path, name: str) -> PromptSet:
         for number, row in rows.rows
         if row[column].strip()
     ]
-    if not found:
+    if not prompts:
         raise MechrefusalError(f"{rows.where} holds no prompt: fill the column '{column}'")
-    return PromptSet(name, pd.DataFrame(found, dtype=object), rows.blank + len(rows.rows) - len(found))
+    return PromptSet(name, pd.DataFrame(prompts, dtype=object), rows.blank + len(rows.rows) - len(prompts))
 
 
 def read_sides(name: str, *, path: str = "", harmful: str = "", harmless: str = "") -> Split:
@@ -63,19 +62,7 @@ def read_sides(name: str, *, path: str = "", harmful: str = "", harmless: str = 
     if not path:
         sides = [read_plain(file, f"{name}_{side}") for side, file in zip(SIDES, (harmful, harmless), strict=True)]
         return Split(sides[0].with_targets(), sides[1])
-    rows = _twins(name, path)
-    sides = [
-        PromptSet(
-            f"{name}_{side}",
-            pd.DataFrame(
-                [(f"{row['id']}-{side}", row[side], row["category"], row["id"]) for row in rows],
-                columns=["id", "text", "category", "twin"],
-                dtype=object,
-            ),
-        )
-        for side in SIDES
-    ]
-    return Split(sides[0].with_targets(), sides[1])
+    return Split.of_twins(name, _twins(name, path))
 
 
 def read_pairs(name: str, *, path: str = "", harmful: str = "", harmless: str = "") -> PairSet:
@@ -85,9 +72,7 @@ def read_pairs(name: str, *, path: str = "", harmful: str = "", harmless: str = 
         MechrefusalError: what `read_sides` raises, or two files of unequal length.
     """
     if path:
-        return PairSet(
-            tuple(Pair(row["id"], row["category"], *(row[side] for side in SIDES)) for row in _twins(name, path))
-        )
+        return PairSet.of_rows(_twins(name, path))
     split = read_sides(name, harmful=harmful, harmless=harmless)
     if len(split.harmful) != len(split.harmless):
         raise MechrefusalError(
@@ -101,7 +86,7 @@ def read_pairs(name: str, *, path: str = "", harmful: str = "", harmless: str = 
 def _twins(name: str, path: str) -> list[dict[str, str]]:
     rows = sources.load(path)
     rows.require(*SIDES)
-    found = [
+    twins = [
         {
             "id": row.get("id", "").strip() or f"{name}-{number:04d}",
             "category": row.get("category", ""),
@@ -110,11 +95,11 @@ def _twins(name: str, path: str) -> list[dict[str, str]]:
         for number, row in rows.rows
         if any(row[side].strip() for side in SIDES)
     ]
-    if half := [row for row in found if not all(row[side].strip() for side in SIDES)]:
+    if half := [row for row in twins if not all(row[side].strip() for side in SIDES)]:
         raise MechrefusalError(
             f"{rows.where} has {len(half)} rows with one side only, such as '{half[0]['id']}': fill both columns, or "
             "give the sides as two files"
         )
-    if not found:
+    if not twins:
         raise MechrefusalError(f"{rows.where} holds no prompt: fill the columns harmful and harmless")
-    return found
+    return twins

@@ -90,12 +90,16 @@ class Rows:
             twice = next(name for name in named if named.count(name) > 1)
             raise MechrefusalError(f"{self.where} has the column '{twice}' twice: rename one of the two")
 
+    @property
+    def lower_columns(self) -> list[str]:
+        """The names of the columns in lower case."""
+        return [name.lower() for name in self.columns]
+
     def require(self, *columns: str) -> None:
         """Raise unless every one of `columns` is there (capitals do not count)."""
-        for column in columns:
-            if column.lower() not in [found.lower() for found in self.columns]:
-                found = ", ".join(repr(name) for name in self.columns)
-                raise MechrefusalError(f"{self.where} has no column '{column}': found {found}")
+        if missing := [column for column in columns if column.lower() not in self.lower_columns]:
+            present = ", ".join(map(repr, self.columns))
+            raise MechrefusalError(f"{self.where} has no column '{missing[0]}': found {present}")
 
 
 def load(source: str | Path, *, one_a_line: bool = False, split: str | None = None) -> Rows:
@@ -124,12 +128,12 @@ def load(source: str | Path, *, one_a_line: bool = False, split: str | None = No
         or path.suffix.lower() in _COMPRESSED
         or str(source).startswith((".", "/", "~", "\\"))
     )
-    found = _HUB_NAME.fullmatch(str(source))
-    if looks_like_path or found is None:
+    hub = _HUB_NAME.fullmatch(str(source))
+    if looks_like_path or hub is None:
         raise MechrefusalError(
             f"{path} does not exist: give the path of a file, or a data set of the hub as owner/name"
         )
-    return _from_hub(str(source), found["name"], found["config"] or None, found["split"] or split)
+    return _from_hub(str(source), hub["name"], hub["config"] or None, hub["split"] or split)
 
 
 def kind_of(path: str | Path) -> str:

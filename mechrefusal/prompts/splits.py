@@ -19,6 +19,9 @@ TWINS = {"train": 0.14, "pool": 0.18, "direction": 0.30, "validation": 0.14, "ev
 UTILITY = {"train": 0.6, "evaluation": 0.4}
 
 
+SIDES = ("harmful", "harmless")
+
+
 @dataclass(frozen=True)
 class Split:
     """The two sides of the same twins: row i of `harmful` and of `harmless` differ in what they ask, not in form."""
@@ -30,6 +33,19 @@ class Split:
     def of(cls, harmful: Sequence[str], harmless: Sequence[str]) -> "Split":
         """Two lists of strings of one's own; they need not be twins."""
         return cls(PromptSet.from_texts("harmful", harmful), PromptSet.from_texts("harmless", harmless))
+
+    @classmethod
+    def of_twins(cls, name: str, rows: Sequence[Mapping[str, str]]) -> "Split":
+        """Sets `<name>_harmful` (with targets) and `<name>_harmless`, of rows with id, category and both sides."""
+        sides = [
+            PromptSet.of_rows(
+                f"{name}_{side}",
+                [(f"{row['id']}-{side}", row[side], row["category"], row["id"]) for row in rows],
+                ("id", "text", "category", "twin"),
+            )
+            for side in SIDES
+        ]
+        return cls(sides[0].with_targets(), sides[1])
 
     def take(self, n: int) -> "Split":
         """The first `n` twins."""
@@ -44,8 +60,8 @@ def normalised(text: str) -> str:
 
     Compatibility characters, case, white space, kind of quotes and dashes, and outer punctuation do not count.
     """
-    found = " ".join(folded(text).split())
-    return found.strip(" .,;:!?'\"-") or found
+    line = " ".join(folded(text).split())
+    return line.strip(" .,;:!?'\"-") or line
 
 
 def folded(text: str) -> str:

@@ -1,62 +1,18 @@
 """The opening of an answer that complies: what an attack optimises towards, and what R2D2 trains away from."""
 
 import re
+from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.plain_text import straightened
+from mechrefusal.prompts.word_lists import WordLists
 
 FALLBACK = "Sure, here is what you asked for:"
 
-_POLITE = re.compile(r"^(?:please|kindly|now|(?:can|could|would|will) you)\b[\s,]*", re.IGNORECASE)
-_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof|vs|etc|no|e\.g|i\.e|a\.m|p\.m|[a-z])\.$", re.IGNORECASE)
-_WHO = r"(?:I|we|you|one|someone|somebody|anyone|a person|people)"
-# Tried in order; `rest` is what the user wants, without the final punctuation.
-_HOW = (
-    re.compile(rf"how (?:do|does|can|could|would|should|might|may) {_WHO}\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL),
-    re.compile(
-        r"(?:(?:explain|describe|demonstrate|illustrate|outline|learn|tell|show|teach|instruct|educate|advise|guide)"
-        r"(?:\s+\S+){0,4}?\s+)?"
-        r"how to\s+(?P<rest>.+)",
-        re.IGNORECASE | re.DOTALL,
-    ),
-    re.compile(r"(?:teach|show) (?:me|us|(?:my|our)\s+\S+)(?: how)? to\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL),
-    re.compile(r"help (?:me|us)(?: to)?\s+(?P<rest>(?!with\b).+)", re.IGNORECASE | re.DOTALL),
-    re.compile(
-        r"(?:I|we)(?: want|'d like| would like| need| wish| plan) to\s+(?P<rest>[^;]+)(?:;.*)?",
-        re.IGNORECASE | re.DOTALL,
-    ),
-)
-_WHERE = re.compile(r"where (?:can|could|do|might|may|should|would) (?:I|we)\s+(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
-_WHAT = re.compile(
-    r"what(?:\s+is|(?P<plural>\s+are)|'s)\s+"
-    r"(?P<rest>(?:(?:a|an|the|some|several|a few|all)\s+)?(?:\S+\s+){0,3}?(?:ways?|methods?|steps?|means)\b.+)",
-    re.IGNORECASE | re.DOTALL,
-)
-_MAKE = re.compile(
-    r"(?:write|create|draft|give|generate|develop|design|produce|compose|prepare|devise|provide|propose|present|offer|"
-    r"suggest|list|name|construct|craft|outline|invent|build|make|recommend|share|publish)(?: out| up| down)?"
-    r"(?: (?:me|us)\b)?\s+(?P<rest>.+)",
-    re.IGNORECASE | re.DOTALL,
-)
-# Verbs that are followed by a thing only sometimes ("describe the steps", but "describe why").
-_TELL = re.compile(
-    r"(?:describe|detail|illustrate|explain|brainstorm|identify|find(?: (?:me|us))?|come up with|"
-    r"think of|(?:tell|show) (?:me|us))\s+"
-    r"(?P<rest>(?:(?:a|an|the|some|several|two|three|four|five|six|seven|eight|nine|ten|\d+)\s|"
-    r"(?:ways|methods|steps|techniques|tactics|strategies|tips|ideas)\b).+)",
-    re.IGNORECASE | re.DOTALL,
-)
-
-_SINGULAR = re.compile(r"(?:a|an|one|this|that|another|each|every)\s", re.IGNORECASE)
-_PLURAL = re.compile(
-    r"(?:some|several|many|few|these|those|two|three|four|five|six|seven|eight|nine|ten|\d+)\s", re.IGNORECASE
-)
-# Where the first noun phrase ends.
-_BORDER = re.compile(
-    r"[,;:]|\s(?:for|to|that|of|on|about|who|which|whose|with|without|from|in|into|at|by|against|where|how|as|and|or|"
-    r"\w{3,}ing|showing|using)\b",
-    re.IGNORECASE,
-)
+FORMS = WordLists(Path(__file__).parent / "request_forms.txt")
+"""The forms of requests, as patterns of the words that they open with."""
+_HOW = (FORMS.how_one_does, FORMS.how_to, FORMS.taught_to, FORMS.helped_to, FORMS.wishes_to)
+"""Tried in this order."""
 
 _PERSONS = (
     (r"\bI am\b", "you are"),
@@ -96,28 +52,28 @@ def affirmative_target(request: str) -> str:
 
 
 def _opening(sentence: str) -> str | None:
-    asked = sentence.strip().rstrip("?!. \t\n")
-    while _POLITE.match(asked):
-        asked = _POLITE.sub("", asked, count=1)
+    request = sentence.strip().rstrip("?!. \t\n")
+    while FORMS.polite.match(request):
+        request = FORMS.polite.sub("", request, count=1)
     for form in _HOW:
-        if found := form.fullmatch(asked):
-            return f"Sure, here is how to {_second_person(found['rest'])}"
-    if found := _WHERE.fullmatch(asked):
-        return f"Sure, here is where you can {_second_person(found['rest'])}"
-    if found := _WHAT.fullmatch(asked):
-        return f"Sure, here {'are' if found['plural'] else 'is'} {_second_person(found['rest'])}"
-    if found := _MAKE.fullmatch(asked) or _TELL.fullmatch(asked):
-        return f"Sure, here {_number(found['rest'])} {_second_person(found['rest'])}"
+        if form_match := form.fullmatch(request):
+            return f"Sure, here is how to {_second_person(form_match['rest'])}"
+    if form_match := FORMS.where.fullmatch(request):
+        return f"Sure, here is where you can {_second_person(form_match['rest'])}"
+    if form_match := FORMS.what.fullmatch(request):
+        return f"Sure, here {'are' if form_match['plural'] else 'is'} {_second_person(form_match['rest'])}"
+    if form_match := FORMS.make.fullmatch(request) or FORMS.tell.fullmatch(request):
+        return f"Sure, here {_number(form_match['rest'])} {_second_person(form_match['rest'])}"
     return None
 
 
 def _number(phrase: str) -> str:
     """ "is" or "are" by the head of the first noun phrase: its article if it has one, otherwise its last word."""
-    if _SINGULAR.match(phrase):
+    if FORMS.singular.match(phrase):
         return "is"
-    if _PLURAL.match(phrase):
+    if FORMS.plural.match(phrase):
         return "are"
-    border = _BORDER.search(phrase)
+    border = FORMS.border.search(phrase)
     head = (phrase[: border.start()] if border else phrase).split()
     return "are" if head and re.search(r"(?<![sui])s$|people$|children$", head[-1]) else "is"
 
@@ -134,7 +90,7 @@ def _sentences(text: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for gap in re.finditer(r"(?<=[.?!])[\"']?\s+|\n\s*\n", text):
-        if not _ABBREVIATION.search(text[start : gap.start()]):
+        if not FORMS.abbreviation.search(text[start : gap.start()]):
             sentences.append(text[start : gap.start()])
             start = gap.end()
     return [*sentences, text[start:]]

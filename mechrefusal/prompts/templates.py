@@ -103,8 +103,8 @@ def segments(
     borders = (start, start + min(max(len(instruction) - cut, 0), len(words)), start + len(words), len(prompt))
     text = prompt
     if target:
-        said, end = answered(tokenizer, prompt, content, target, system)
-        text = prompt + said + (end if end_of_turn else "")
+        answer, end = answered(tokenizer, prompt, content, target, system)
+        text = prompt + answer + (end if end_of_turn else "")
     return _cut(tokenizer, text, borders)
 
 

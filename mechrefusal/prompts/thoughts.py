@@ -56,13 +56,13 @@ def thought_at_end(text: str) -> tuple[str, str]:
 
     All of the text where it ends in no thought, or in one that holds words.
     """
-    found = _AT_END.search(text)
-    if found is None:
+    ending = _AT_END.search(text)
+    if ending is None:
         return text, ""
-    if not found["opening"]:
-        return text[: found.start()], ""
-    gap = "\n" * max(0, 2 - found["gap"].count("\n"))
-    return text[: found.start()], f"{gap}{dict(MARKS)[found['opening']]}\n\n"
+    if not ending["opening"]:
+        return text[: ending.start()], ""
+    gap = "\n" * max(0, 2 - ending["gap"].count("\n"))
+    return text[: ending.start()], f"{gap}{dict(MARKS)[ending['opening']]}\n\n"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def mark_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[frozenset[tuple[int,
     A mark begins and ends in tokens of its own, which no text around it changes; else it is text like any other.
     """
     added = set(tokenizer.added_tokens_decoder)
-    found = []
+    pairs = []
     for pair in MARKS:
         ids = [tuple(tokenizer(mark, add_special_tokens=False)["input_ids"]) for mark in pair]
         if all(mark and mark[0] in added and mark[-1] in added for mark in ids):
-            found.append(ids)
-    return frozenset(opening for opening, _ in found), frozenset(closing for _, closing in found)
+            pairs.append(ids)
+    return frozenset(opening for opening, _ in pairs), frozenset(closing for _, closing in pairs)
 
 
 def texts_of(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Sequence[int]]) -> list[str]:

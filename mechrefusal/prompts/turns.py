@@ -54,9 +54,9 @@ def opening_ids(tokenizer: "PreTrainedTokenizerBase", answer: str) -> tuple[tupl
         raise MechrefusalError(f"the answer {answer!r} is blank: give the words that an answer opens with")
     require_template(tokenizer)
     prompt = render(tokenizer, SENTINELS[0], None)
-    said, _ = answered(tokenizer, prompt, SENTINELS[0], answer, None)
-    between = len(said) - max(len(words) for words in trimmed(answer) if said.endswith(words))
-    ids, starts = tokenised(tokenizer, prompt + said)
+    answer_text, _ = answered(tokenizer, prompt, SENTINELS[0], answer, None)
+    between = len(answer_text) - max(len(words) for words in trimmed(answer) if answer_text.endswith(words))
+    ids, starts = tokenised(tokenizer, prompt + answer_text)
     place = len(prompt) + between
     words = bisect_left(starts, place)
     if words == len(starts) or starts[words] > place:  # the first word begins inside a token
@@ -88,19 +88,19 @@ def end_of_turn_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
         MechrefusalError: it writes no such token, so that no model that was trained on it can end its turn; or what
             `turn` raises.
     """
-    found = turn(tokenizer)
+    around = turn(tokenizer)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    for tail in (found.end, found.following):
-        text = render(tokenizer, SENTINELS[0], None) + found.between + ANSWER
+    for tail in (around.end, around.following):
+        text = render(tokenizer, SENTINELS[0], None) + around.between + ANSWER
         ids, starts = tokenised(tokenizer, text + tail)
         behind = ids[bisect_left(starts, len(text)) :]
-        begins = {tokenizer.bos_token_id} - {tokenizer.eos_token_id} if tail is not found.end else set()
+        begins = {tokenizer.bos_token_id} - {tokenizer.eos_token_id} if tail is not around.end else set()
         for token in behind:
             if token in special and token not in begins:
                 return frozenset({token})
     raise MechrefusalError(
         f"the chat template of {name_of(tokenizer)} writes no special token after an answer (it writes "
-        f"{short(found.end or found.following)}), so that nothing says where the model's turn ends: "
+        f"{short(around.end or around.following)}), so that nothing says where the model's turn ends: "
         "put the end-of-turn token behind the assistant's content in the template"
     )
 
@@ -136,13 +136,13 @@ def after_empty_thought(
 
 def _end_of(marks: Iterable[tuple[int, ...]], ids: Sequence[int]) -> int:
     """How many tokens there are up to the end of the first of these marks; 0 where there is none."""
-    found = [
+    ends = [
         start + len(mark)
         for mark in marks
         for start in range(len(ids) - len(mark) + 1)
         if tuple(ids[start : start + len(mark)]) == mark
     ]
-    return min(found, default=0)
+    return min(ends, default=0)
 
 
 def answer_room(tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> int:
@@ -196,13 +196,13 @@ def answered(
     around = turn(tokenizer, system=system)
     rendered = render(tokenizer, content, system, target)
     if rendered.startswith(prompt):
-        said = rendered[len(prompt) :]
+        continuation = rendered[len(prompt) :]
     else:  # a thought that the prompt opens, and that what was said before is rendered without
         words = next((w for w in trimmed(target) if rendered.endswith(w + around.end)), target)
-        said = around.between + words + around.end
+        continuation = around.between + words + around.end
         rendered = rendered if rendered.endswith(words + around.end) else ""
-    body = said.removesuffix(around.end)
-    if not rendered or len(body) + len(around.end) != len(said) or not body.endswith(trimmed(target)):
+    body = continuation.removesuffix(around.end)
+    if not rendered or len(body) + len(around.end) != len(continuation) or not body.endswith(trimmed(target)):
         raise MechrefusalError(
             f"the chat template of {name_of(tokenizer)} changes the answer {short(target)} beyond its outer white "
             "space: reword the answer or use another template"
@@ -222,13 +222,13 @@ def require_generation_prompt(tokenizer: "PreTrainedTokenizerBase", system: str 
     if key in known:
         return
     question = SENTINELS[0]
-    asked = render(tokenizer, question, system)
+    prompt = render(tokenizer, question, system)
     try:
-        same = asked == render(tokenizer, question, system, ask=False)
+        same = prompt == render(tokenizer, question, system, ask=False)
     except MechrefusalError:  # it renders no question that it does not ask
         same = False
     if same:
-        after, around = asked.split(question)[1], turn(tokenizer, system=system)
+        after, around = prompt.split(question)[1], turn(tokenizer, system=system)
         trouble = ""
         if not after.strip():
             trouble = "marks no end of the user's turn"

@@ -41,10 +41,10 @@ def whole_characters(table: pd.DataFrame, where: str) -> pd.DataFrame:
     changed: dict[str, pd.Series] = {}
     for column in table.columns[[not pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]]:
         before = list(table[column])
-        found = [_whole_value(value) for value in before]
-        rows = [row for row, (new, old) in enumerate(zip(found, before, strict=True)) if new is not old]
+        after = [_whole_value(value) for value in before]
+        rows = [row for row, (new, old) in enumerate(zip(after, before, strict=True)) if new is not old]
         if rows:
-            changed[column] = pd.Series(found, index=table.index, dtype=object)
+            changed[column] = pd.Series(after, index=table.index, dtype=object)
             warnings.warn(
                 f"{where}, row {rows[0]}, column '{column}' ({len(rows)} rows in all) held half of a surrogate pair, "
                 "which is no character: U+FFFD stands there now; mend the source",
@@ -75,12 +75,12 @@ def as_text(value: Any, *, role: str = USER) -> str:
         return value
     if is_blank(value):
         return ""
-    said = turns(value)
-    if said is not None:
-        if len(said) != 1 or said[0].role != role:
-            told = ", ".join(turn.role for turn in said)
-            raise ValueError(f"a conversation (of {told}), not the one turn of the {role}: give its text alone")
-        return said[0].require_text()
+    messages = turns(value)
+    if messages is not None:
+        if len(messages) != 1 or messages[0].role != role:
+            roles = ", ".join(turn.role for turn in messages)
+            raise ValueError(f"a conversation (of {roles}), not the one turn of the {role}: give its text alone")
+        return messages[0].require_text()
     if not _is_plain(value):
         kinds = {bytes: "bytes", bytearray: "bytes", Mapping: "an object", Sequence: "a list"}
         what = next((name for kind, name in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
@@ -134,14 +134,14 @@ def _said(content: Any) -> tuple[str, str]:
     """The text of a message's content, and what of it is no text."""
     if is_missing(content) or _is_plain(content):
         return "" if is_missing(content) else str(content), ""
-    found = []
+    texts = []
     for part in content if _is_list(content) else [content]:
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             return "", f"a message with a part that is no text ({kind})"
-        found.append(text)
-    return "".join(found), ""
+        texts.append(text)
+    return "".join(texts), ""
 
 
 def _is_message(value: Any) -> bool:

@@ -59,10 +59,8 @@ def test_a_chat_judge_has_model_and_server(monkeypatch):
     ],
 )
 def test_the_address_of_a_chat_judge_begins_at_the_last_at_sign_before_http(monkeypatch, source, model, url):
-    given = []
-    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda *what, **_: given.extend(what))
-    judge_of(f"chat={source}")
-    assert given == [url, model]
+    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda client, model: (client.base_url, model))
+    assert judge_of(f"chat={source}") == (url, model)
 
 
 SECRET = "s3cret"
@@ -91,7 +89,8 @@ def test_no_error_shows_what_an_address_carries(address, spec):
 @pytest.mark.parametrize(("key", "variable"), [("secret", "MECHREFUSAL_JUDGE_KEY"), ("", None), (None, None)])
 def test_the_key_comes_from_the_environment_alone(monkeypatch, key, variable):
     given = {}
-    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda *_, **named: given.update(named))
+    monkeypatch.setattr("mechrefusal.evaluation.judges.chat_client.ChatClient", lambda _, **named: given.update(named))
+    monkeypatch.setattr("mechrefusal.evaluation.judges.chat.ChatJudge", lambda client, model: None)
     if key is None:
         monkeypatch.delenv("MECHREFUSAL_JUDGE_KEY", raising=False)
     else:

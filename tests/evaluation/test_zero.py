@@ -7,6 +7,7 @@ from test_discovery import taught
 
 from mechrefusal import evaluation, forward, geometry
 from mechrefusal.evaluation import discovery, zero
+from mechrefusal.evaluation.judged_answers import JudgedAnswers
 from mechrefusal.geometry import carriers
 from mechrefusal.prompts import PromptSet, Split, prompt_ids
 
@@ -80,7 +81,7 @@ class Simulated:
             likely.append(np.log(np.concatenate([weights[0] * refuse, weights[1] * share])))
             said.append(refusals[refuse.argmax()] if refused else answers[own])
         self.likely = torch.tensor(np.array(likely))
-        self.said = discovery._Said([[0]] * 2 * self.N, said, torch.arange(2 * self.N) < self.N)
+        self.said = JudgedAnswers([[0]] * 2 * self.N, said, torch.arange(2 * self.N) < self.N)
 
     def scores(self, forced):
         places = [self.known.index(opening) for opening in forced.all]
@@ -90,7 +91,7 @@ class Simulated:
         """As discovery makes it, of openings of two tokens."""
         monkeypatch.setattr(discovery, "MOST_ANSWERS", most_answers)
         monkeypatch.setattr(discovery, "FORCED_TOKENS", (2,))
-        monkeypatch.setattr(discovery, "_Likely", lambda model, prompts: self)
+        monkeypatch.setattr(discovery, "_Likelihoods", lambda model, prompts: self)
         nothing = evaluation.Discovered((), (1,), (2,), kind="fallback")
         return discovery._with_forced_openings(None, self.said, nothing)
 

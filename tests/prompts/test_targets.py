@@ -4,6 +4,7 @@ import pytest
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import affirmative_target
+from mechrefusal.prompts.targets import FORMS
 
 TARGETS = {
     # the forms of a request
@@ -76,3 +77,10 @@ def test_the_target_restates_the_request(request_text: str, target: str) -> None
 def test_a_blank_request_is_refused() -> None:
     with pytest.raises(MechrefusalError, match="blank request"):
         affirmative_target(" \n")
+
+
+@pytest.mark.parametrize("form", FORMS.lists.values(), ids=lambda form: form.name)
+def test_every_form_finds_its_examples(form):
+    assert form.found_in
+    assert all(form.pattern.search(text) for text in form.found_in)
+    assert not any(form.pattern.search(text) for text in form.not_found_in)

@@ -1,4 +1,4 @@
-"""A judge of refusal that reads answers one by one, as people see them: without thoughts, and only where they are language."""
+"""A judge of refusal that reads answers one by one, without the thoughts before them, and where they are language."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -18,18 +18,18 @@ def model_and_url(source: str) -> tuple[str, str]:
         MechrefusalError: one of the two is missing, or the address carries a user, password or query. The message
             shows nothing of what was given: there may be a secret in it.
     """
-    found = _LAST_URL.fullmatch(source)
-    if found is None or not found["model"].strip():
+    parts = _LAST_URL.fullmatch(source)
+    if parts is None or not parts["model"].strip():
         raise MechrefusalError(
             "judge 'chat': give chat=MODEL@URL, such as chat=llama3@http://localhost:8000/v1; the URL begins at the "
             "last '@http'"
         )
-    if "://" in found["model"]:
+    if "://" in parts["model"]:
         raise MechrefusalError(
             "judge 'chat': there are two addresses in it, or a user in one; give chat=MODEL@URL, and put a key into an "
             "environment variable"
         )
-    return found["model"], checked_url(found["url"])
+    return parts["model"], checked_url(parts["url"])
 
 
 def checked_url(base_url: str) -> str:
@@ -87,8 +87,8 @@ def masked(text: str, key: str | None) -> str:
     written |= {coded(key) for coded in (quote, quote_plus)} | {quote(key, safe="")}
     for form in sorted(written, key=len, reverse=True):
         text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE if "%" in form else 0)
-    plain = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
-    if any(key in read(plain) for read in (str, unquote, unquote_plus, html.unescape)):
+    unescaped = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
+    if any(key in read(unescaped) for read in (str, unquote, unquote_plus, html.unescape)):
         return "*** (it repeats the key)"
     return text
 

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+
+from mechrefusal.evaluation.judges.chat_address import masked
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Answer:
     tokens_out: int | None = None
 
 
-def read_completion(content: bytes, *, hide: Callable[[str], str] = str) -> Answer:
+def read_completion(content: bytes, *, key: str | None = None) -> Answer:
     """The answer in a response's body, or the problem that it is no chat completion.
 
     Args:
-        hide: takes secrets out of what is shown of a body that is none.
+        key: what is not shown of a body that is none.
     """
     try:
         body = json.loads(content)
@@ -35,7 +36,7 @@ def read_completion(content: bytes, *, hide: Callable[[str], str] = str) -> Answ
         if not (text is None or isinstance(text, str)):
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        shown = " ".join(hide(content.decode("utf-8", "replace")).split())[:120]
+        shown = " ".join(masked(content.decode("utf-8", "replace"), key).split())[:120]
         return Answer(None, problem=f"the server's answer is no chat completion: {shown!r}")
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]

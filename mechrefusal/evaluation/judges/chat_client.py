@@ -5,10 +5,10 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from mechrefusal.errors import MechrefusalError
@@ -38,12 +38,12 @@ class Prices:
 class Cost:
     """What a judge asked of its server since it was made.
 
-    asked: requests that the server answered. cached: requests whose answer was on disk, which cost nothing.
+    answered: requests that the server answered. cached: requests whose answer was on disk, which cost nothing.
     tokens_in, tokens_out: tokens of the answered requests; `unmetered` of these came without a count and are not in
     the sums. money: in the currency of the prices, for the counted tokens; None without prices.
     """
 
-    asked: int = 0
+    answered: int = 0
     cached: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -51,51 +51,59 @@ class Cost:
     money: float | None = None
 
 
-class Patience(NamedTuple):
-    """How long a request waits: seconds for an answer, attempts after the first, seconds between them.
+@dataclass(eq=False)
+class ChatClient:
+    """Requests to `<base_url>/chat/completions`. Answers are kept in a cache, one file a request, as they come.
 
-    The wait doubles from `backoff` with each attempt, up to `longest`; a server's Retry-After takes its place, up to
-    `longest` too.
+    Args:
+        base_url: address up to the version, such as "http://localhost:8000/v1".
+        key_variable: environment variable that holds the key; None for a server that wants none.
+        cache: folder of answers, one file a request; by default "judgements" in mechrefusal's cache.
+        concurrency: requests at a time.
+        timeout: seconds that one attempt may take until the server answers.
+        retries: attempts after the first, where the server is busy (429), broken (5xx), silent or gone.
+        backoff: seconds before the second attempt; doubled before each further one.
+        longest_wait: seconds between attempts at most, also where the server asks for more (Retry-After).
+        prices: money per million tokens, for `cost`.
+
+    Raises:
+        MechrefusalError: an address that is none, an empty environment variable, or no time or request allowed.
     """
 
-    timeout: float
-    retries: int
-    backoff: float
-    longest: float
+    base_url: str
+    _: KW_ONLY
+    key_variable: str | None = None
+    cache: Path | str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 6
+    backoff: float = 1.0
+    longest_wait: float = 60.0
+    prices: Prices | None = None
 
-
-class ChatClient:
-    """Requests to `<base_url>/chat/completions`. Answers are kept in a cache, one file a request, as they come."""
-
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        key_variable: str | None,
-        cache: Path | str | None,
-        concurrency: int,
-        patience: Patience,
-        prices: Prices | None,
-    ) -> None:
-        self.url = f"{checked_url(base_url)}/chat/completions"
-        if concurrency < 1:
-            raise MechrefusalError(f"concurrency is {concurrency}: at least one request at a time has to be allowed")
-        if patience.timeout <= 0 or min(patience[1:]) < 0:
-            raise MechrefusalError(f"{patience} holds a negative number, or no time for an answer")
-        self._key = key_of(key_variable)
-        self._key_variable = key_variable
-        self._cache = Path(cache) if cache is not None else cache_folder() / "judgements"
-        self._concurrency, self._patience, self._prices = concurrency, patience, prices
+    def __post_init__(self) -> None:
+        self.url = f"{checked_url(self.base_url)}/chat/completions"
+        if self.concurrency < 1:
+            raise MechrefusalError(
+                f"concurrency is {self.concurrency}: at least one request at a time has to be allowed"
+            )
+        if self.timeout <= 0 or min(self.retries, self.backoff, self.longest_wait) < 0:
+            raise MechrefusalError(
+                f"timeout {self.timeout}, retries {self.retries}, backoff {self.backoff}, longest_wait "
+                f"{self.longest_wait} hold a negative number, or no time for an answer"
+            )
+        self._key = key_of(self.key_variable)
+        self._folder = Path(self.cache) if self.cache is not None else cache_folder() / "judgements"
         self._cost, self._lock = Cost(), Lock()
-        sweep(self._cache)
+        sweep(self._folder)
 
     @property
     def cost(self) -> Cost:
         """What was asked so far."""
-        if self._prices is None:
+        if self.prices is None:
             return self._cost
-        spent = self._cost.tokens_in * self._prices.per_million_in
-        spent += self._cost.tokens_out * self._prices.per_million_out
+        spent = self._cost.tokens_in * self.prices.per_million_in
+        spent += self._cost.tokens_out * self.prices.per_million_out
         return replace(self._cost, money=spent / 1e6)
 
     def ask(self, bodies: Sequence[Mapping[str, Any]], *, description: str) -> list[Answer]:
@@ -127,9 +135,10 @@ class ChatClient:
         with (
             requests.Session() as session,
             bar(description, total=len(wanted)) as progress,
-            ThreadPoolExecutor(min(self._concurrency, len(wanted))) as pool,
+            ThreadPoolExecutor(min(self.concurrency, len(wanted))) as pool,
         ):
-            session.mount(f"{urlsplit(self.url).scheme}://", _adapter(self._concurrency))
+            adapter = requests.adapters.HTTPAdapter(pool_maxsize=self.concurrency)
+            session.mount(f"{urlsplit(self.url).scheme}://", adapter)
             futures = {pool.submit(self._ask_once, session, key, body, stop): key for key, body in wanted.items()}
             try:
                 for future in as_completed(futures):
@@ -146,24 +155,20 @@ class ChatClient:
         import requests
 
         failure = ""
-        for attempt in range(self._patience.retries + 1):
-            asked_to_wait = None
+        for attempt in range(self.retries + 1):
+            requested = None
             try:
                 response = session.post(
                     self.url,
                     data=json.dumps(body).encode(),
                     headers={"Content-Type": "application/json"},
                     auth=self._authorise,
-                    timeout=self._patience.timeout,
+                    timeout=self.timeout,
                     allow_redirects=False,
                 )
             except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
                 late = isinstance(error, requests.Timeout) or "timed out" in str(error)
-                failure = (
-                    f"no answer within {self._patience.timeout:g} s"
-                    if late
-                    else f"no connection ({type(error).__name__})"
-                )
+                failure = f"no answer within {self.timeout:g} s" if late else f"no connection ({type(error).__name__})"
             except (requests.RequestException, OSError, ValueError) as error:
                 # Its words may hold the key, or the password of a proxy: neither they nor it are shown.
                 raise MechrefusalError(
@@ -172,18 +177,18 @@ class ChatClient:
             else:
                 status = response.status_code
                 if status == 200:
-                    return self._taken(key, read_completion(response.content, hide=self._masked))
-                failure = f"status {status}: {self._said(response.text)}"
+                    return self._taken(key, read_completion(response.content, key=self._key))
+                failure = f"status {status}: {' '.join(masked(response.text, self._key).split())[:200]}"
                 if status in _ABOUT_THE_REQUEST:
                     return Answer(None, problem=failure)
                 if status not in (408, 429) and status < 500:
                     raise MechrefusalError(f"'{self.url}' answered with {failure}; {self._remedy(status)}")
-                asked_to_wait = retry_after(response.headers.get("Retry-After"))
-            if attempt < self._patience.retries and stop.wait(self._pause(attempt, asked_to_wait)):
+                requested = retry_after(response.headers.get("Retry-After"))
+            if attempt < self.retries and stop.wait(self._pause(attempt, requested)):
                 break
         raise MechrefusalError(
-            f"'{self.url}' did not answer in {self._patience.retries + 1} attempts, the last time: {failure}; "
-            f"start it, or wait and run again: the answers that came are kept in '{self._cache}'"
+            f"'{self.url}' did not answer in {self.retries + 1} attempts, the last time: {failure}; "
+            f"start it, or wait and run again: the answers that came are kept in '{self._folder}'"
         )
 
     def _taken(self, key: str, answer: Answer) -> Answer:
@@ -191,10 +196,10 @@ class ChatClient:
         metered = answer.tokens_in is not None and answer.tokens_out is not None
         if answer.problem:
             return answer
-        text, reason = (masked_in_answer(said, self._key) for said in (answer.text, answer.finish_reason))
+        text, reason = (masked_in_answer(each, self._key) for each in (answer.text, answer.finish_reason))
         answer = replace(answer, text=text, finish_reason=reason or "")
         self._count(
-            asked=1,
+            answered=1,
             tokens_in=answer.tokens_in or 0,
             tokens_out=answer.tokens_out or 0,
             unmetered=int(not metered),
@@ -210,7 +215,7 @@ class ChatClient:
             return None  # not there, or damaged: it is asked again
 
     def _path(self, key: str) -> Path:
-        return self._cache / key[:2] / f"{key}.json"
+        return self._folder / key[:2] / f"{key}.json"
 
     def _hash(self, body: Mapping[str, Any]) -> str:
         """The sha256 of the request: where it goes and all that it says, but for the key."""
@@ -226,28 +231,16 @@ class ChatClient:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _pause(self, attempt: int, asked: float | None) -> float:
+    def _pause(self, attempt: int, requested: float | None) -> float:
         """Seconds until the next attempt; spread a little, so that parallel requests do not come back together."""
-        wait = self._patience.backoff * 2**attempt if asked is None else asked
-        return min(self._patience.longest, wait * random.uniform(1, 1.25))
-
-    def _masked(self, text: str) -> str:
-        return masked(text, self._key)
-
-    def _said(self, text: str) -> str:
-        return " ".join(self._masked(text).split())[:200]
+        wait = self.backoff * 2**attempt if requested is None else requested
+        return min(self.longest_wait, wait * random.uniform(1, 1.25))
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
-            if self._key_variable is None:
+            if self.key_variable is None:
                 return "it wants a key: name the environment variable that holds it with key_variable="
-            return f"check the key in the environment variable {self._key_variable}, and what it may use"
+            return f"check the key in the environment variable {self.key_variable}, and what it may use"
         if 300 <= status < 400:
             return "it sends elsewhere: give the address that it names as base_url"
         return "check base_url and the model's name"
-
-
-def _adapter(concurrency: int):
-    from requests.adapters import HTTPAdapter
-
-    return HTTPAdapter(pool_maxsize=concurrency)

@@ -100,11 +100,11 @@ def _run(text: str) -> str | None:
         return None
     packed = re.sub(r"[^\S\n]+", "", text.lower())  # lines are kept: rows of a table may be alike
     again, stuck, unit = 0, 0, ""
-    for found in _REPEATED.finditer(packed):
-        end, each = found.end(), found.group(1)
+    for repetition in _REPEATED.finditer(packed):
+        end, each = repetition.end(), repetition.group(1)
         while end < len(packed) and packed[end] == packed[end - len(each)]:
             end += 1  # the last one may be cut
-        more = end - found.start() - len(each)
+        more = end - repetition.start() - len(each)
         if more < LONGEST_LINE and _DRAWN.issuperset(each) and not _DRAWN.issuperset(packed):
             continue
         again, unit = again + more, unit or each

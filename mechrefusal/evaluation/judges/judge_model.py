@@ -49,13 +49,13 @@ class JudgeModel:
             MechrefusalError: no such folder or hub model, no network, no permission, an architecture that is no causal
                 language model, damaged weights, or no tokenizer.
         """
-        found, below = _locate(source), None
+        located, below = _locate(source), None
         try:
-            if (found.folder / ADAPTER_CONFIG).is_file():
-                below = _locate(base or _base_of(found.folder))
-            name = found.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
+            if (located.folder / ADAPTER_CONFIG).is_file():
+                below = _locate(base or _base_of(located.folder))
+            name = located.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
             loaded = load_causal_lm(
-                found.folder,
+                located.folder,
                 base=below.folder if below else None,
                 merged=False,
                 quantised=True,

@@ -78,8 +78,8 @@ class LlamaGuard:
 
     def _read(self, batch: TokenBatch) -> Iterator[Scored]:
         model, tokenizer = self._judge.model, self._judge.tokenizer
-        found = generate(model, batch, max_new_tokens=GUARD_TOKENS, end=end_tokens(model, tokenizer, chat=False))
-        for answer in tokenizer.batch_decode(found, skip_special_tokens=True):
+        answers = generate(model, batch, max_new_tokens=GUARD_TOKENS, end=end_tokens(model, tokenizer, chat=False))
+        for answer in tokenizer.batch_decode(answers, skip_special_tokens=True):
             yield read_guard(answer)
 
 

@@ -56,21 +56,21 @@ def persona_answers(completion: str) -> list[str]:
 
 def _speaker_tags(text: str) -> list[_SpeakerTag]:
     """Names of speakers; a warning in brackets is one before others."""
-    found = []
+    tags = []
     for match in _SPEAKER_TAG.finditer(text):
         form = match.lastgroup or ""
         name = re.sub(r"[^\w ]", "", match.group(form)).strip().lower() or match.group(form)
         if not WORDS.no_speaker.fullmatch(name) or (form == "bracket" and WORDS.warning.fullmatch(name)):
-            found.append(_SpeakerTag(name, match.start(), match.end()))
-    return found
+            tags.append(_SpeakerTag(name, match.start(), match.end()))
+    return tags
 
 
 def _after_warnings(text: str) -> list[str]:
     """The text before and after the place where a warning is put aside, if an answer comes then."""
-    found = WORDS.put_aside.search(text)
-    if found is None:
+    aside = WORDS.put_aside.search(text)
+    if aside is None:
         return [text]
-    before, after = text[: found.start()].strip(), text[found.end() :].strip()
+    before, after = text[: aside.start()].strip(), text[aside.end() :].strip()
     pieces = [piece for piece in (before, after) if len(piece.split()) >= FEWEST_WORDS]
     alone = len(pieces) == 1
     return pieces if after in pieces and (alone or holds("brings_an_answer_itself", Exchange.of("", after))) else [text]
@@ -78,8 +78,8 @@ def _after_warnings(text: str) -> list[str]:
 
 def _unfenced(completion: str) -> str:
     """An answer that stands as a whole in a block of code, and is prose, without the marks of the block."""
-    found = _FENCED.fullmatch(completion)
-    if found is None or "```" in found.group(1):
+    block = _FENCED.fullmatch(completion)
+    if block is None or "```" in block.group(1):
         return completion
-    inside = found.group(1)
+    inside = block.group(1)
     return completion if not inside.strip() or _CODE.search(inside) else inside

@@ -64,14 +64,14 @@ def _read(path: Path) -> list[str]:
         lines = [line.strip() for line in text.split("\n")]
         return [line for line in lines if line and not line.startswith("#")]
     try:
-        given = yaml.safe_load(text)
+        phrases = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise MechrefusalError(f"phrases '{path}' are not YAML ({' '.join(str(error).split())}): mend it") from error
-    if not isinstance(given, list):
+    if not isinstance(phrases, list):
         raise MechrefusalError(f"phrases '{path}' hold no list: give one phrase a line, each behind '- '")
-    for number, phrase in enumerate(given, start=1):
+    for number, phrase in enumerate(phrases, start=1):
         if not isinstance(phrase, str):
             raise MechrefusalError(
                 f"phrases '{path}', phrase {number}: {phrase!r} is not a text; put it between quotation marks"
             )
-    return given
+    return phrases

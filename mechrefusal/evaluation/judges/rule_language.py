@@ -10,8 +10,8 @@ a Python expression of names, of which only these forms are known:
 - `joined(texts)` as one text, `words(texts)`, `count(texts)`, `distinct(texts)`, `those(X, texts)` in which X holds;
 - `after(X)`, `ahead_of(X)`, `up_to(X)`: the text behind, before, and up to the end of what X finds.
 
-Its lines are alternatives; one that begins with spaces goes on from the one before. What a condition finds is its value,
-as in Python: `TASK and off_limits` is the phrase that `off_limits` finds.
+Its lines are alternatives; one that begins with spaces goes on from the one before. What a condition finds is its
+value, as in Python: `TASK and off_limits` is the phrase that `off_limits` finds.
 """
 
 import ast
@@ -20,18 +20,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.exchange import Exchange
 from mechrefusal.evaluation.judges.judge import LABELS, Verdict
-from mechrefusal.evaluation.judges.word_lists import Section, sections
+from mechrefusal.prompts.word_lists import Section, sections
 
 NEXT, NOTHING = "next", "nothing"
 """What a case says in place of a verdict: go on with the next sentence, or end the rule."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where in an exchange a condition is asked: the sentence at `index`, and the phrase that a rule goes by."""
 
     exchange: Exchange
@@ -57,9 +58,9 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def shown(value: "re.Match[str] | str") -> str:
+def shown(value: Any) -> str:
     """A phrase as it is quoted."""
-    return (value if isinstance(value, str) else value.group()).strip()
+    return repr((value if isinstance(value, str) else value.group()).strip())
 
 
 def texts_of(value: Any) -> Sequence[str]:
@@ -95,9 +96,9 @@ def _meaning(node: ast.expr, names: Mapping[str, Meaning]) -> Meaning:
             inner = _meaning(operand, names)
             return lambda place, text: not inner(place, text)
         case ast.Compare(left=left, ops=[ast.In()], comparators=[right]):
-            asked, among = _meaning(left, names), _meaning(right, names)
+            condition_on, among = _meaning(left, names), _meaning(right, names)
             return lambda place, text: next(
-                (value for each in texts_of(among(place, text)) if (value := asked(place, each))), None
+                (value for each in texts_of(among(place, text)) if (value := condition_on(place, each))), None
             )
         case ast.Compare(left=left, ops=[sign], comparators=[right]) | ast.BinOp(left=left, op=sign, right=right):
             one, combine, other = _meaning(left, names), _OPERATORS[type(sign)], _meaning(right, names)
@@ -109,8 +110,8 @@ def _meaning(node: ast.expr, names: Mapping[str, Meaning]) -> Meaning:
             holds, scope = _meaning(condition, names), _meaning(texts, names)
             return lambda place, text: [each for each in scope(place, text) if holds(place, each)]
         case ast.Call(func=ast.Name(id=function), args=[argument]):
-            apply, given = _FUNCTIONS[function], _meaning(argument, names)
-            return lambda place, text: apply(given(place, text))
+            apply, argument_of = _FUNCTIONS[function], _meaning(argument, names)
+            return lambda place, text: apply(argument_of(place, text))
     raise TypeError(f"the language has no such form: {ast.unparse(node)}")
 
 
@@ -198,14 +199,14 @@ class Rule:
 
     def _outcome(self, place: Place, sentence: str) -> Verdict | str:
         for case in self.cases:
-            if found := case.condition(place, sentence):
+            if finding := case.condition(place, sentence):
                 label = case.label(place, sentence)
                 if label in (NEXT, NOTHING):
                     return label
                 because = case.because
-                for name, value in (("{phrase}", place.phrase), ("{found}", found)):
+                for name, value in (("{phrase}", place.phrase), ("{found}", finding)):
                     if name in because:
-                        because = because.replace(name, repr(shown(value)))
+                        because = because.replace(name, shown(value))
                 return Verdict(label, because)
         return NEXT
 

@@ -1,4 +1,4 @@
-"""The terms of the refusal rules that are no list of words: texts of an exchange, flags, numbers, and what is computed."""
+"""The terms of the refusal rules that are no word lists: texts of an exchange, flags, numbers, what is computed."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -19,17 +19,17 @@ def of_answers(judge: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame
     def judged(self, prompts, completions, **others: Any) -> pd.DataFrame:
         require_texts(prompts, completions)
         answers = [after_thought(text) for text in completions]
-        there = [row for row, answer in enumerate(answers) if answer is not None]
-        if len(there) == len(answers):
+        answered = [row for row, answer in enumerate(answers) if answer is not None]
+        if len(answered) == len(answers):
             return judge(self, prompts, answers, **others)
         rows = [null(UNFINISHED)] * len(answers)
-        if there:
+        if answered:
             of_rows = {
-                name: [value[row] for row in there] if value is not None and len(value) == len(answers) else value
+                name: [value[row] for row in answered] if value is not None and len(value) == len(answers) else value
                 for name, value in others.items()
             }
-            found = judge(self, [prompts[row] for row in there], [answers[row] for row in there], **of_rows)
-            for row, scored in zip(there, found.itertuples(index=False, name=None), strict=True):
+            scores = judge(self, [prompts[row] for row in answered], [answers[row] for row in answered], **of_rows)
+            for row, scored in zip(answered, scores.itertuples(index=False, name=None), strict=True):
                 rows[row] = Scored(*scored)
         return score_table(rows)
 

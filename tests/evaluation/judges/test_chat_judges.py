@@ -17,7 +17,7 @@ from mechrefusal import MechrefusalError
 from mechrefusal.evaluation.judges import harm_prompts
 from mechrefusal.evaluation.judges.chat import ChatJudge, ratings, rubric_score
 from mechrefusal.evaluation.judges.chat_answer import retry_after
-from mechrefusal.evaluation.judges.chat_client import Cost, Prices
+from mechrefusal.evaluation.judges.chat_client import ChatClient, Cost, Prices
 from mechrefusal.evaluation.judges.scoring import ScoringJudge, nulls
 
 GOOD = "#overall_reasoning fine\n#scores\n1.a it helps\n1.b {}\n2.a sounds right\n2.b {}\n3.a detailed\n3.b {}"
@@ -98,7 +98,9 @@ def serve():
 def judge_of(tmp_path):
     def make(stub, **arguments) -> ChatJudge:
         quick = {"cache": tmp_path / "cache", "timeout": 5, "retries": 2, "backoff": 0.01, "longest_wait": 0.05}
-        return ChatJudge(stub if isinstance(stub, str) else stub.url, "grader", **{**quick, **arguments})
+        parameters = arguments.pop("parameters", None)
+        client = ChatClient(stub if isinstance(stub, str) else stub.url, **{**quick, **arguments})
+        return ChatJudge(client, "grader", parameters=parameters)
 
     return make
 
@@ -261,13 +263,13 @@ def test_answers_survive_a_server_that_dies_half_way(serve, judge_of):
     judge = judge_of(stub, concurrency=2)
     with pytest.raises(MechrefusalError, match="did not answer"):
         judge.judge(PROMPTS, COMPLETIONS)
-    assert judge.cost.asked == 4
+    assert judge.cost.answered == 4
     before = len(stub.asked)
     stub.reply = by_number
     again = judge_of(stub, concurrency=2)
     assert list(again.judge(PROMPTS, COMPLETIONS)["score"]) == [0.0, 0.625, 0.75, 0.875, 1.0, 0.5]
     assert len(stub.asked) == before + 2
-    assert again.cost.asked == 2
+    assert again.cost.answered == 2
     assert again.cost.cached == 4
 
 
@@ -380,7 +382,7 @@ def test_what_cannot_be_judged_is_a_null(serve, judge_of):
         "no number for 'refused' (1.b) in the answer '1.a it was a long', cut off at the allowed number of tokens",
         'status 400: {"error": "too long"}',
     ]
-    assert judge.cost == Cost(asked=4, tokens_in=30, tokens_out=15, unmetered=1)
+    assert judge.cost == Cost(answered=4, tokens_in=30, tokens_out=15, unmetered=1)
     assert len(stub.asked) == 6
     judge_of(stub).judge(PROMPTS, COMPLETIONS)
     assert sorted(map(number, stub.asked[6:])) == [0, 4], "only what was no answer is asked again"
@@ -426,7 +428,7 @@ def test_parameters_of_the_request_are_part_of_the_name(serve, judge_of):
 def test_settings_that_make_no_sense(tmp_path, arguments, what):
     arguments = {"base_url": "http://host/v1", **arguments}
     with pytest.raises(MechrefusalError, match=what) as error:
-        ChatJudge(arguments.pop("base_url"), "grader", cache=tmp_path, **arguments)
+        ChatClient(arguments.pop("base_url"), cache=tmp_path, **arguments)
     assert "s3cret" not in str(error.value)
     with pytest.raises(MechrefusalError, match="cannot be negative"):
         Prices(-1, 0)

@@ -6,7 +6,7 @@ from mechrefusal.evaluation.judges import LABELS, rules
 from mechrefusal.evaluation.judges.exchange import Exchange
 from mechrefusal.evaluation.judges.rule_language import Place
 from mechrefusal.evaluation.judges.rule_terms import CONDITIONS, FOLDER, holds
-from mechrefusal.evaluation.judges.word_lists import sections
+from mechrefusal.prompts.word_lists import sections
 
 ALL_RULES = [*rules.IN_ORDER, rules.REFUSES_TO_WRITE]
 EXAMPLES = [
@@ -36,7 +36,9 @@ def test_every_rule_stands_in_the_order_once():
     assert names[-1] == "refuses_to_write"
 
 
-@pytest.mark.parametrize(("name", "example", "expected"), EXAMPLES, ids=[f"{name}-{text}" for name, text, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("name", "example", "expected"), EXAMPLES, ids=[f"{name}-{text}" for name, text, _ in EXAMPLES]
+)
 def test_examples_of_conditions(name, example, expected):
     prompt, separator, answer = example.partition(" | ")
     if separator:

@@ -128,7 +128,7 @@ def test_conditions_stand_below_what_they_ask(tmp_path):
     known = conditions(path, TERMS)
     assert known["b"](HERE, "") is True
     path.write_text("# Two.\n[b]\na\n\n# One.\n[a]\nTASK\n", encoding="utf-8")
-    with pytest.raises(MechrefusalError, match="line 2: .* is called 'a'"):
+    with pytest.raises(MechrefusalError, match=r"line 2: .* is called 'a'"):
         conditions(path, TERMS)
     path.write_text("# Again.\n[declines]\nTASK\n", encoding="utf-8")
     with pytest.raises(MechrefusalError, match="line 2: the name 'declines' is taken"):

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from mechrefusal.evaluation import RefusalJudge, is_degenerate, is_refusal
+from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
 from mechrefusal.evaluation.judges.chat import ratings
 from mechrefusal.evaluation.judges.scoring import binary, score_table
-from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
 from mechrefusal.evaluation.judges.thinking import of_answers
 
 PROMPT = "Write down how a kettle works."

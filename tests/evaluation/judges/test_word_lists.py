@@ -11,7 +11,9 @@ from mechrefusal import MechrefusalError
 from mechrefusal.evaluation.judges import rules
 from mechrefusal.evaluation.judges.prompt_types import PromptType
 from mechrefusal.evaluation.judges.rule_terms import TERMS
-from mechrefusal.evaluation.judges.word_lists import FOLDER, WORDS, WordLists
+from mechrefusal.evaluation.judges.word_lists import FOLDER, WORDS
+from mechrefusal.prompts.word_lists import WordLists
+
 
 def lists_of(tmp_path: Path, text: str) -> WordLists:
     path = tmp_path / "greetings.txt"
