@@ -122,26 +122,19 @@ def _harmbench(row: Row) -> dict[str, Any]:
     }
 
 
-def _strongreject(row: Row) -> dict[str, Any]:
-    return {"text": row["forbidden_prompt"], "category": row.get("category", "")}
+def _columns(text: str, category: str = "", **others: str) -> Callable[[Row], dict[str, Any]]:
+    """Reads the text, the category and others from columns of these names; None where another one is empty."""
 
+    def record(row: Row) -> dict[str, Any]:
+        extra = {name: row.get(column, "") or None for name, column in others.items()}
+        return {"text": row[text], "category": row.get(category, "") if category else "", **extra}
 
-def _advbench(row: Row) -> dict[str, Any]:
-    return {"text": row["goal"], "category": "", "target": row["target"] or None}
+    return record
 
 
 def _jailbreakbench(row: Row) -> dict[str, Any]:
     # `Behavior` is the short name of the goal here, not a request, and must not pass for HarmBench's column.
-    return {
-        "text": row["goal"],
-        "category": row.get("category", ""),
-        "target": row.get("target", "") or None,
-        "behavior_name": row.kept("behavior"),
-    }
-
-
-def _malicious_instruct(row: Row) -> dict[str, Any]:
-    return {"text": row["prompt"], "category": ""}
+    return {**_columns("goal", "category", target="target")(row), "behavior_name": row.kept("behavior")}
 
 
 def _xstest(row: Row) -> dict[str, Any]:
@@ -173,11 +166,11 @@ BENCHMARKS: dict[str, _Benchmark] = {
         _harmbench,
         used=("BehaviorID", "ContextString", "SemanticCategory", "FunctionalCategory"),
     ),
-    "strongreject": _Benchmark(("forbidden_prompt",), _strongreject),
+    "strongreject": _Benchmark(("forbidden_prompt",), _columns("forbidden_prompt", "category")),
     "xstest": _Benchmark(("prompt", "type"), _xstest),
     "xstestcompletions": _Benchmark(("prompt", "type", "completion"), _xstest_completion),
-    "advbench": _Benchmark(("goal", "target"), _advbench),
+    "advbench": _Benchmark(("goal", "target"), _columns("goal", target="target")),
     "jailbreakbench": _Benchmark(("Goal",), _jailbreakbench, used=("Behavior",)),
-    "maliciousinstruct": _Benchmark(("prompt",), _malicious_instruct),
+    "maliciousinstruct": _Benchmark(("prompt",), _columns("prompt")),
     "alpaca": _Benchmark(("instruction",), _alpaca),
 }

@@ -5,7 +5,7 @@ Each asks with the published prompt and reads the published place; nothing is sa
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import harm_prompts
 from mechrefusal.evaluation.judges.judge import require_text
-from mechrefusal.evaluation.judges.judge_model import JudgeModel
+from mechrefusal.evaluation.judges.judge_model import JudgeModel, ModelOptions
 from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
 from mechrefusal.evaluation.judges.thinking import of_answers
 from mechrefusal.models import TokenBatch, last_logits
@@ -32,18 +32,14 @@ class _NextTokenJudge:
     keep: Literal["first", "last"]
     special_tokens: bool
     published_by: str
-
-    def __init__(self, judge: JudgeModel, batch_size: int) -> None:
-        self._judge, self._batch_size = judge, batch_size
+    _judge: JudgeModel
 
     def _table(self, completions: Sequence[str], filled: Callable[[int, str], str]) -> pd.DataFrame:
         """Rows of the completions, by the prompt that each is filled into (row, clipped completion)."""
         tokenizer, clipped = self._judge.tokenizer, self._judge.clipped
         shown = [clipped(text, COMPLETION_TOKENS, keep=self.keep, special=self.special_tokens) for text in completions]
         ids = [tokenizer(filled(row, text), verbose=False)["input_ids"] for row, (text, _) in enumerate(shown)]
-        rows = self._judge.judged(
-            ids, self._read, new_tokens=1, batch_size=self._batch_size, description=f"judging ({self.published_by})"
-        )
+        rows = self._judge.judged(ids, self._read, new_tokens=1, description=f"judging ({self.published_by})")
         return score_table(
             row._replace(because=f"{row.because}{note}") for row, (_, note) in zip(rows, shown, strict=True)
         )
@@ -71,9 +67,7 @@ class HarmBenchClassifier(_NextTokenJudge):
         source: Path | str = "cais/HarmBench-Llama-2-13b-cls",
         *,
         prompt: Literal["evaluation", "model_card"] = "evaluation",
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | None = None,
-        batch_size: int = 16,
+        **options: Unpack[ModelOptions],
     ) -> None:
         """Open the classifier.
 
@@ -81,7 +75,6 @@ class HarmBenchClassifier(_NextTokenJudge):
             source: a local folder or a hub name.
             prompt: HarmBench publishes two wordings: that of its evaluation, which its results come from, and that of
                 the model's card. Scores of the two are not comparable; the name of the judge says which it is.
-            batch_size: prompts in one forward pass at most; scores do not depend on it.
 
         Raises:
             MechrefusalError: no such wording, or a model that cannot be loaded (see `JudgeModel.open`).
@@ -91,7 +84,7 @@ class HarmBenchClassifier(_NextTokenJudge):
                 f"HarmBench has no prompt '{prompt}'; it has {', '.join(map(repr, harm_prompts.HARMBENCH))}"
             )
         self._template = harm_prompts.HARMBENCH[prompt]
-        super().__init__(JudgeModel.open(source, dtype=dtype, device=device), batch_size)
+        self._judge = JudgeModel.open(source, **options)
         self.name = f"harmbench_{prompt}_1({self._judge.id})"
 
     @of_answers
@@ -148,21 +141,18 @@ class StrongREJECTClassifier(_NextTokenJudge):
         source: Path | str = "qylu4156/strongreject-15k-v1",
         *,
         base: Path | str | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | None = None,
-        batch_size: int = 16,
+        **options: Unpack[ModelOptions],
     ) -> None:
         """Open the evaluator.
 
         Args:
             source: adapter or whole model: a local folder or a hub name.
             base: base model of the adapter, if it isn't the one that the adapter names (google/gemma-2b, gated).
-            batch_size: prompts in one forward pass at most; scores do not depend on it.
 
         Raises:
             MechrefusalError: a model that cannot be loaded (see `JudgeModel.open`), or a tokenizer without the digits.
         """
-        super().__init__(JudgeModel.open(source, base=base, dtype=dtype, device=device), batch_size)
+        self._judge = JudgeModel.open(source, base=base, **options)
         vocabulary = self._judge.tokenizer.get_vocab()
         if missing := [rating for rating in RATINGS if rating not in vocabulary]:
             raise MechrefusalError(

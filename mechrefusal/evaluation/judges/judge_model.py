@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,18 @@ PROMPT_TOKENS = 16384
 """Prompt tokens of one batch at most, where a batch holds more than one prompt."""
 
 
+class ModelOptions(TypedDict, total=False):
+    """How the language model of a judge is loaded and run.
+
+    dtype: of its weights, by default bfloat16. device: by default that of `models.load_causal_lm`. batch_size: prompts
+    in one forward pass at most, by default 16; scores do not depend on it.
+    """
+
+    dtype: torch.dtype
+    device: str | None
+    batch_size: int
+
+
 @dataclass(frozen=True, eq=False)
 class JudgeModel:
     """A causal language model with its tokenizer; `id` names its weights in the name of the judge."""
@@ -28,6 +40,7 @@ class JudgeModel:
     id: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    batch_size: int
 
     @classmethod
     def open(
@@ -35,9 +48,8 @@ class JudgeModel:
         source: Path | str,
         *,
         base: Path | str | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | None = None,
         chat: bool = False,
+        **options: Unpack[ModelOptions],
     ) -> "JudgeModel":
         """Load a folder, a packaged model or a hub name; or a LoRA adapter together with its base model.
 
@@ -59,11 +71,11 @@ class JudgeModel:
                 base=below.folder if below else None,
                 merged=False,
                 quantised=True,
-                dtype=dtype,
-                device=device,
+                dtype=options.get("dtype", torch.bfloat16),
+                device=options.get("device"),
                 chat=chat,
             )
-            return cls(name, *loaded)
+            return cls(name, *loaded, batch_size=options.get("batch_size", 16))
         except MechrefusalError as error:
             raise MechrefusalError(f"judge model '{source}' cannot be used: {error}") from error
 
@@ -91,7 +103,6 @@ class JudgeModel:
         read: Callable[[TokenBatch], Iterable[Scored]],
         *,
         new_tokens: int,
-        batch_size: int,
         description: str,
     ) -> list[Scored]:
         """What `read` makes of every prompt (token ids), in order; a prompt that the context cannot hold is a null."""
@@ -103,21 +114,17 @@ class JudgeModel:
                     f"the judge's prompt and answer take {len(prompt) + new_tokens} tokens, its context holds {context}"
                 )
         fitting = sorted((row for row in range(len(prompts)) if row not in rows), key=lambda row: len(prompts[row]))
-        parts = split_by_cost(([1] * len(fitting), batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS))
+        parts = split_by_cost(
+            ([1] * len(fitting), self.batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS)
+        )
         device = str(next(self.model.parameters()).device)
         with bar(description, total=len(fitting)) as progress:
             for part in parts:
                 chosen = [fitting[place] for place in part]
-                batch = TokenBatch.of([prompts[row] for row in chosen], pad=self._pad, device=device)
+                batch = TokenBatch.of([prompts[row] for row in chosen], pad=self.tokenizer.pad_token_id, device=device)
                 rows.update(zip(chosen, read(batch), strict=True))
                 progress.advance(len(chosen))
         return [rows[row] for row in range(len(prompts))]
-
-    @property
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        assert isinstance(pad, int), "load_tokenizer sets a pad token"
-        return pad
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
-import torch
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation.judges.judge_model import JudgeModel
+from mechrefusal.evaluation.judges.judge_model import JudgeModel, ModelOptions
 from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
 from mechrefusal.evaluation.judges.thinking import of_answers
 from mechrefusal.forward import end_tokens, generate
@@ -29,27 +28,19 @@ class LlamaGuard:
 
     kind = "harm"
 
-    def __init__(
-        self,
-        source: Path | str = "meta-llama/Llama-Guard-3-8B",
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | None = None,
-        batch_size: int = 16,
-    ) -> None:
+    def __init__(self, source: Path | str = "meta-llama/Llama-Guard-3-8B", **options: Unpack[ModelOptions]) -> None:
         """Open the model.
 
         Args:
             source: a local folder or a hub name.
-            batch_size: prompts in one forward pass at most; scores do not depend on it.
+            options: see `ModelOptions`.
 
         Raises:
             MechrefusalError: a model that cannot be loaded (see `JudgeModel.open`), no chat template, or one that does
                 not show the model both turns.
         """
-        self._judge = JudgeModel.open(source, dtype=dtype, device=device, chat=True)
+        self._judge = JudgeModel.open(source, chat=True, **options)
         self._parts = _takes_parts(self._judge, source)
-        self._batch_size = batch_size
         template = hashlib.sha256(str(self._judge.tokenizer.chat_template).encode()).hexdigest()[:8]
         self.name = f"llama_guard_1({self._judge.id}, template {template})"
 
@@ -71,7 +62,6 @@ class LlamaGuard:
                 ids,
                 self._read,
                 new_tokens=GUARD_TOKENS,
-                batch_size=self._batch_size,
                 description="judging (Llama Guard)",
             )
         )

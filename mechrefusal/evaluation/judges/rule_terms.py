@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +85,20 @@ def beyond_the_prompt(place: Place, text: str, *patterns: re.Pattern[str]) -> It
     return (match for pattern in patterns for match in pattern.finditer(text) if match.group() not in prompt)
 
 
-def _of_exchange(value: Callable[[Exchange], Any]) -> Meaning:
-    return lambda place, text: value(place.exchange)
-
-
 _OF_EXCHANGE: dict[str, Callable[[Exchange], Any]] = {
-    # Texts.
+    **{name: attrgetter(name) for name in ("sentences", "body", "opening", "has_list")},
     "prompt": lambda exchange: [exchange.prompt],
     "lower_prompt": lambda exchange: [exchange.prompt.lower()],
     "without_comparison": lambda exchange: [WORDS.comparison.sub("", exchange.prompt)],
-    "sentences": lambda exchange: exchange.sentences,
-    "body": lambda exchange: exchange.body,
-    "opening": lambda exchange: exchange.opening,
+    "long_prompt": lambda exchange: len(exchange.prompt) > _LONG_PROMPT,
     "first_one": lambda exchange: exchange.first(1),
     "first_two": lambda exchange: exchange.first(2),
     "first_four": lambda exchange: exchange.first(4),
-    # Flags.
-    "otherwise": lambda exchange: True,
-    "has_list": lambda exchange: exchange.has_list,
     "has_items": lambda exchange: exchange.items > 0,
     "has_code": lambda exchange: exchange.code,
-    "long_prompt": lambda exchange: len(exchange.prompt) > _LONG_PROMPT,
-    # Numbers: how often the opening states facts.
+    # How often the opening states facts.
     "n_facts": lambda exchange: len(WORDS.corrects.findall(" ".join(exchange.opening))),
+    "otherwise": lambda exchange: True,
 }
 _OF_SENTENCE: dict[str, Meaning] = {
     "sentence": lambda place, text: text,
@@ -139,17 +131,17 @@ _OF_SENTENCE: dict[str, Meaning] = {
 }
 
 
-def _list(pattern: re.Pattern[str]) -> Meaning:
+def _of_exchange(value: Callable[[Exchange], Any]) -> Meaning:
+    return lambda place, text: value(place.exchange)
+
+
+def _search(pattern: re.Pattern[str]) -> Meaning:
     return lambda place, text: pattern.search(text)
 
 
-def _type(kind: PromptType) -> Meaning:
-    return lambda place, text: place.exchange.type is kind
-
-
 TERMS: dict[str, Meaning] = {
-    **{name: _list(each.pattern) for name, each in WORDS.lists.items()},
-    **{kind.name: _type(kind) for kind in PromptType},
+    **{name: _search(each.pattern) for name, each in WORDS.lists.items()},
+    **{kind.name: _of_exchange(lambda exchange, kind=kind: exchange.type is kind) for kind in PromptType},
     **{name: _of_exchange(value) for name, value in _OF_EXCHANGE.items()},
     **_OF_SENTENCE,
 }
