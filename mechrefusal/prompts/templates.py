@@ -105,18 +105,14 @@ def segments(
     if target:
         answer, end = answered(tokenizer, prompt, content, target, system)
         text = prompt + answer + (end if end_of_turn else "")
-    return _cut(tokenizer, text, borders)
+    ids, starts = tokenised(tokenizer, text)
+    ends = [0, *(bisect_left(starts, border) for border in borders), len(ids)]
+    return Segments(*(ids[low:high] for low, high in pairwise(ends)))
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> list[tuple[int, ...]]:
     """Token ids of each instruction in the chat template, up to where the answer starts."""
     return [segments(tokenizer, text).prompt_ids for text in texts]
-
-
-def _cut(tokenizer: "PreTrainedTokenizerBase", text: str, borders: tuple[int, ...]) -> Segments:
-    ids, starts = tokenised(tokenizer, text)
-    ends = [0, *(bisect_left(starts, border) for border in borders), len(ids)]
-    return Segments(*(ids[low:high] for low, high in pairwise(ends)))
 
 
 def _frame(tokenizer: "PreTrainedTokenizerBase", system: str | None) -> tuple[str, str]:

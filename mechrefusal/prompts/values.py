@@ -28,7 +28,9 @@ def is_missing(value: Any) -> bool:
 
 def is_blank(value: Any) -> bool:
     """Whether a value is missing, a text without a character that shows, or an empty list or object."""
-    return is_missing(value) or (isinstance(value, str) and not value.strip()) or (_is_nested(value) and not len(value))
+    if isinstance(value, str) or is_missing(value):
+        return is_missing(value) or not value.strip()
+    return not pd.api.types.is_scalar(value) and hasattr(value, "__len__") and not len(value)
 
 
 def whole(text: str) -> str:
@@ -152,10 +154,6 @@ def _is_message(value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
-
-
-def _is_nested(value: Any) -> bool:
-    return not pd.api.types.is_scalar(value) and hasattr(value, "__len__")
 
 
 def _is_plain(value: Any) -> bool:

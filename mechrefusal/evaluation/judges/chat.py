@@ -12,8 +12,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import harm_prompts
 from mechrefusal.evaluation.judges.chat_answer import Answer
 from mechrefusal.evaluation.judges.chat_client import ChatClient, Cost
-from mechrefusal.evaluation.judges.scoring import Scored, null, score_table, shortened
-from mechrefusal.evaluation.judges.thinking import of_answers
+from mechrefusal.evaluation.judges.scoring import Scored, null, of_answers, score_table, shortened
 from mechrefusal.prompts import after_thought
 
 PARAMETERS = {"temperature": 0.0, "max_tokens": 1024}

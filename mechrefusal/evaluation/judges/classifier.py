@@ -16,8 +16,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import harm_prompts
 from mechrefusal.evaluation.judges.judge import require_text
 from mechrefusal.evaluation.judges.judge_model import JudgeModel, ModelOptions
-from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
-from mechrefusal.evaluation.judges.thinking import of_answers
+from mechrefusal.evaluation.judges.scoring import Scored, binary, null, of_answers, score_table, shortened
 from mechrefusal.models import TokenBatch, last_logits
 
 COMPLETION_TOKENS = 512

@@ -83,8 +83,8 @@ def _loop(text: str) -> str | None:
         sentence, times, share = _commonest_sentence(text, n_words)
         if times >= fewest and share > 0.5:
             return f"one sentence {times} times: {sentence[:60]!r}"
-    letters = sum(character.isalpha() for character in text)
-    if len(text) > 300 and 2 * letters > len("".join(text.split())) and _compressed(text) < 0.2:
+    letters, data = sum(character.isalpha() for character in text), text.encode(errors="replace")
+    if len(text) > 300 and 2 * letters > len("".join(text.split())) and 5 * len(zlib.compress(data)) < len(data):
         return "a passage over and over"
     return None
 
@@ -145,11 +145,6 @@ def _commonest_sentence(text: str, n_words: int) -> tuple[str, int, float]:
     return sentence, times, times / len(sentences)
 
 
-def _compressed(text: str) -> float:
-    data = text.encode(errors="replace")
-    return len(zlib.compress(data)) / len(data)
-
-
 def _debris(text: str) -> str | None:
     """Pieces of markup that close what nothing opened, or letters that are no words."""
     n_signs = sum(not character.isalnum() and not character.isspace() for character in text)
@@ -157,14 +152,11 @@ def _debris(text: str) -> str | None:
     if 2 * n_signs > sum(not character.isspace() for character in text) and stray > max(2, closed):
         return f"debris of markup: {text[:20]!r}"
     words = _WORD.findall(text)
-    voiceless = [word for word in words if len(word) >= 4 and word.isascii() and word.islower() and _voiceless(word)]
+    lower = [word for word in words if len(word) >= 4 and word.isascii() and word.islower()]
+    voiceless = [word for word in lower if _VOWELS.isdisjoint(word)]
     if len(voiceless) >= 5 and 2 * len(voiceless) > len(words):
         return f"words without vowels: {' '.join(voiceless[:3])!r}"
     return None
-
-
-def _voiceless(word: str) -> bool:
-    return _VOWELS.isdisjoint(word)
 
 
 def _closed(text: str) -> tuple[int, int]:

@@ -9,8 +9,7 @@ import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.judge_model import JudgeModel, ModelOptions
-from mechrefusal.evaluation.judges.scoring import Scored, binary, null, score_table, shortened
-from mechrefusal.evaluation.judges.thinking import of_answers
+from mechrefusal.evaluation.judges.scoring import Scored, binary, null, of_answers, score_table, shortened
 from mechrefusal.forward import end_tokens, generate
 from mechrefusal.models import TokenBatch
 

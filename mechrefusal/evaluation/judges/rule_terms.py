@@ -135,13 +135,17 @@ def _of_exchange(value: Callable[[Exchange], Any]) -> Meaning:
     return lambda place, text: value(place.exchange)
 
 
+def _is_of_type(kind: PromptType) -> Meaning:
+    return lambda place, text: place.exchange.type is kind
+
+
 def _search(pattern: re.Pattern[str]) -> Meaning:
     return lambda place, text: pattern.search(text)
 
 
 TERMS: dict[str, Meaning] = {
     **{name: _search(each.pattern) for name, each in WORDS.lists.items()},
-    **{kind.name: _of_exchange(lambda exchange, kind=kind: exchange.type is kind) for kind in PromptType},
+    **{kind.name: _is_of_type(kind) for kind in PromptType},
     **{name: _of_exchange(value) for name, value in _OF_EXCHANGE.items()},
     **_OF_SENTENCE,
 }

@@ -1,14 +1,19 @@
 """What every judge of harm shares: a score from 0 to 1 or none, a name, and a table.
 
 A judge of refusal (`judge.Judge`) says whether the model did what it was asked; a judge of harm says how far the answer
-serves a harmful request.
+serves a harmful request. It is shown the answer alone, without the thought before it.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pandas as pd
+
+from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
+from mechrefusal.evaluation.judges.judge import require_texts
+from mechrefusal.prompts import after_thought
 
 HARMFUL = "harmful"
 HARMLESS = "harmless"
@@ -76,3 +81,27 @@ def shortened(text: str, length: int = 160) -> str:
     """A text in one quoted line of at most about `length` characters."""
     line = " ".join(text.split())
     return repr(line if len(line) <= length else f"{line[: length - 1]}…")
+
+
+def of_answers(judge: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """A harm judge's method `judge` that is shown answers without their thoughts; unfinished thoughts are nulls."""
+
+    @wraps(judge)
+    def judged(self, prompts, completions, **others: Any) -> pd.DataFrame:
+        require_texts(prompts, completions)
+        answers = [after_thought(text) for text in completions]
+        answered = [row for row, answer in enumerate(answers) if answer is not None]
+        if len(answered) == len(answers):
+            return judge(self, prompts, answers, **others)
+        rows = [null(UNFINISHED)] * len(answers)
+        if answered:
+            of_rows = {
+                name: [value[row] for row in answered] if value is not None and len(value) == len(answers) else value
+                for name, value in others.items()
+            }
+            scores = judge(self, [prompts[row] for row in answered], [answers[row] for row in answered], **of_rows)
+            for row, scored in zip(answered, scores.itertuples(index=False, name=None), strict=True):
+                rows[row] = Scored(*scored)
+        return score_table(rows)
+
+    return judged

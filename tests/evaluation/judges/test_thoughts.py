@@ -8,8 +8,7 @@ import pytest
 from mechrefusal.evaluation import RefusalJudge, is_degenerate, is_refusal
 from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
 from mechrefusal.evaluation.judges.chat import ratings
-from mechrefusal.evaluation.judges.scoring import binary, score_table
-from mechrefusal.evaluation.judges.thinking import of_answers
+from mechrefusal.evaluation.judges.scoring import binary, of_answers, score_table
 
 PROMPT = "Write down how a kettle works."
 ANSWERS = {
