@@ -83,7 +83,7 @@ def as_text(value: Any, *, role: str = USER) -> str:
             roles = ", ".join(turn.role for turn in messages)
             raise ValueError(f"a conversation (of {roles}), not the one turn of the {role}: give its text alone")
         return messages[0].require_text()
-    if not _is_plain(value):
+    if not _is_single(value):
         kinds = {bytes: "bytes", bytearray: "bytes", Mapping: "an object", Sequence: "a list"}
         what = next((name for kind, name in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
         raise ValueError(f"{what} ({_shown(value)}): give text")
@@ -126,15 +126,15 @@ def _turn(message: Mapping[str, Any]) -> Turn:
     named = str(message.get("from") if is_missing(named) else named).strip()
     content = message.get("content")
     content = message.get("value") if is_missing(content) else content
-    text, trouble = _said(content)
+    text, trouble = _content(content)
     if not text and any(not is_blank(message.get(name)) for name in ("tool_calls", "function_call")):
         trouble = "a call of a tool"
     return Turn(_ROLES.get(named.lower(), named), text, trouble)
 
 
-def _said(content: Any) -> tuple[str, str]:
+def _content(content: Any) -> tuple[str, str]:
     """The text of a message's content, and what of it is no text."""
-    if is_missing(content) or _is_plain(content):
+    if is_missing(content) or _is_single(content):
         return "" if is_missing(content) else str(content), ""
     texts = []
     for part in content if _is_list(content) else [content]:
@@ -156,7 +156,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_single(value: Any) -> bool:
     """Whether a value is text, a number, a date: what stands in one cell."""
     return pd.api.types.is_scalar(value) and not isinstance(value, (bytes, bytearray))
 
