@@ -73,8 +73,7 @@ def answers(
                 description=description,
                 on_batch=keep,
             )
-    rows = [done[row] for row in range(len(texts))]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame([done[row] for row in range(len(texts))], columns=list(COLUMNS))
     table["token_ids"] = [list(ids) for ids in table["token_ids"]]
     with whole_file(path) as whole:
         table.assign(stamp=stamp).to_parquet(whole, index=False)
@@ -100,23 +99,14 @@ def _continued(draft: Path, stamp: str, n: int) -> dict[int, dict[str, Any]]:
     """What a killed run left, by row; a line that was cut off is not there."""
     if not draft.is_file():
         return {}
-    lines = draft.read_bytes().split(b"\n")
-    complete_lines = lines[:-1]  # what follows the last line end was cut off
-    done: dict[int, dict[str, Any]] = {}
+    lines, _, cut = draft.read_bytes().rpartition(b"\n")
     try:
-        head = json.loads(complete_lines[0])
-        if head != {"stamp": stamp, "n": n}:
-            return {}
-        for line in complete_lines[1:]:
-            entry = json.loads(line)
-            done[int(entry["row"])] = {
-                "completion": str(entry["completion"]),
-                "token_ids": [int(token) for token in entry["token_ids"]],
-                "ended": bool(entry["ended"]),
-            }
-    except (IndexError, KeyError, TypeError, ValueError):
+        head, *entries = map(json.loads, lines.split(b"\n"))
+        done = {int(entry["row"]): {name: entry[name] for name in COLUMNS} for entry in entries}
+    except (KeyError, TypeError, ValueError):
         return {}
-    if lines[-1]:
-        # The cut line goes, so that what is appended starts on a line of its own.
-        draft.write_bytes(b"\n".join(complete_lines) + b"\n")
+    if head != {"stamp": stamp, "n": n}:
+        return {}
+    if cut:  # The cut line goes, so that what is appended starts on a line of its own.
+        draft.write_bytes(lines + b"\n")
     return done

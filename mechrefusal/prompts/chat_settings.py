@@ -15,7 +15,7 @@ from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OWN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")
+_RESERVED = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")
 _MARK = "{# chat_template_kwargs #}"
 # The empty expression keeps the environment from cutting a line end that the template itself begins with.
 _SET = re.compile(re.escape(_MARK) + r".*?\{\{ '' \}\}", re.DOTALL)
@@ -47,7 +47,7 @@ class ChatSettings:
         """
         values = dict(template_kwargs or {})
         for name in values:
-            if not str(name).isidentifier() or name in _OWN:
+            if not str(name).isidentifier() or name in _RESERVED:
                 raise MechrefusalError(f"chat_template_kwargs cannot hold '{name}': name a variable of the template")
         try:
             text = json.dumps(values, sort_keys=True, allow_nan=False)
@@ -81,9 +81,11 @@ class ChatSettings:
                 "leave chat_template_kwargs out"
             )
         if isinstance(template, dict):
-            tokenizer.chat_template = {name: _told(text, values, tokenizer) for name, text in template.items()}
+            tokenizer.chat_template = {
+                name: _with_variables(text, values, tokenizer) for name, text in template.items()
+            }
         else:
-            tokenizer.chat_template = _told(template, values, tokenizer)
+            tokenizer.chat_template = _with_variables(template, values, tokenizer)
 
 
 def max_thought_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -91,7 +93,7 @@ def max_thought_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(getattr(tokenizer, "max_thought_tokens", MAX_THOUGHT_TOKENS))
 
 
-def _told(template: str, values: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str:
+def _with_variables(template: str, values: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str:
     body = _SET.sub("", template, count=1) if template.startswith(_MARK) else template
     try:
         known = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(body))

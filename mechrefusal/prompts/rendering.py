@@ -99,7 +99,7 @@ def _starts(
     return list(accumulate((low for low, _ in offsets), max))
 
 
-_PLAIN: "WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer]" = WeakKeyDictionary()
+_BARE: "WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer]" = WeakKeyDictionary()
 
 
 def _untrimmed(tokenizer: "PreTrainedTokenizerBase", text: str, ids: tuple[int, ...]) -> list[tuple[int, int]] | None:
@@ -108,14 +108,14 @@ def _untrimmed(tokenizer: "PreTrainedTokenizerBase", text: str, ids: tuple[int, 
     A copy that no longer gives the same ids (tokens were added since) is made anew; None where that does not help.
     """
     for _ in range(2):
-        if tokenizer not in _PLAIN:
+        if tokenizer not in _BARE:
             bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             bare.post_processor = processors.Sequence([])
             bare.no_truncation()
             bare.no_padding()
-            _PLAIN[tokenizer] = bare
-        encoding = _PLAIN[tokenizer].encode(text, add_special_tokens=False)
+            _BARE[tokenizer] = bare
+        encoding = _BARE[tokenizer].encode(text, add_special_tokens=False)
         if tuple(encoding.ids) == ids:
             return list(encoding.offsets)
-        del _PLAIN[tokenizer]
+        del _BARE[tokenizer]
     return None

@@ -38,7 +38,9 @@ class Turn:
 
 
 _TURNS: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str | None], Turn]]" = WeakKeyDictionary()
-_ASKS: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str | None], bool]]" = WeakKeyDictionary()
+_ASKS_FOR_ANSWERS: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str | None], bool]]" = (
+    WeakKeyDictionary()
+)
 
 
 def opening_ids(tokenizer: "PreTrainedTokenizerBase", answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -217,7 +219,7 @@ def require_generation_prompt(tokenizer: "PreTrainedTokenizerBase", system: str 
     answer begins: it is marked, before the words of an answer stands no more than white space or a thought, and behind
     them no more than where the conversation goes on.
     """
-    known = _ASKS.setdefault(tokenizer, {})
+    known = _ASKS_FOR_ANSWERS.setdefault(tokenizer, {})
     key = (str(tokenizer.chat_template), system)
     if key in known:
         return

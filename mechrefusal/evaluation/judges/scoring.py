@@ -5,14 +5,14 @@ serves a harmful request. It is shown the answer alone, without the thought befo
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pandas as pd
 
 from mechrefusal.evaluation.judges.answer_judge import UNFINISHED
-from mechrefusal.evaluation.judges.judge import require_texts
+from mechrefusal.evaluation.judges.judge import Judge, require_texts
 from mechrefusal.prompts import after_thought
 
 HARMFUL = "harmful"
@@ -33,27 +33,14 @@ class Scored(NamedTuple):
 
 
 @runtime_checkable
-class ScoringJudge(Protocol):
-    """Scores completions to harmful requests. Judges of different names are never mixed in a table or a rate.
+class ScoringJudge(Judge, Protocol):
+    """Scores completions to harmful requests; its name says the prompt that it asks with, its version, and the model.
 
-    `kind` is "harm", by which it is told from judges of refusal.
+    `judge` takes the harmful requests themselves, without an adversarial suffix or the template of an attack, and
+    returns the columns of `Scored`. `kind` is "harm", by which it is told from judges of refusal.
     """
 
     kind: str
-
-    @property
-    def name(self) -> str:
-        """Prompt with its version, and model, as they stand in tables; it changes whenever a score may change."""
-        ...
-
-    def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> pd.DataFrame:
-        """One row a completion, in order, with the columns of `Scored`.
-
-        Args:
-            prompts: the harmful requests themselves, without an adversarial suffix or the template of an attack.
-            completions: the answers.
-        """
-        ...
 
 
 def binary(*, harmful: bool, because: str) -> Scored:
