@@ -77,10 +77,8 @@ class JudgedAnswers:
         sides = self.sides()
         if min(len(side) for side in sides) < ENOUGH_TO_HOLD_OUT:
             return float("nan")
-        # Every other prompt, as prompts may be ordered by what they are about.
-        halves = [torch.cat([side[start::2] for side in sides]) for start in (0, 1)]
-        scores = [scores_by(half) for half in halves]
-        aucs = [self.auc(each, half) for each, half in zip(scores, halves[::-1], strict=True) if each is not None]
+        scored = ((scores_by(half), torch.cat(other)) for half, other in zero.folds(sides, 2))
+        aucs = [self.auc(scores, other) for scores, other in scored if scores is not None]
         return sum(aucs) / 2 if len(aucs) == 2 else float("nan")
 
 

@@ -5,7 +5,7 @@ openings left out every score rises by what these held. How well it tells the tw
 everything that asks on which side of zero a prompt is does: which prompts are kept, and which candidates refuse.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ def between(refused: Float[np.ndarray, " refused"], answered: Float[np.ndarray, 
     return float((scores[widest] + scores[widest + 1]) / 2)
 
 
+def folds(sides: tuple[Tensor, Tensor], n: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+    """Rows of all folds but one, and those of that one by side: prompts are dealt in turn, as they may be ordered."""
+    for fold in range(n):
+        others = torch.cat([side[torch.arange(len(side)) % n != fold] for side in sides])
+        yield others, (sides[0][fold::n], sides[1][fold::n])
+
+
 def cross_fitted(
     scores_by: Callable[[Tensor], Tensor | None], sides: tuple[Tensor, Tensor]
 ) -> tuple[Float[np.ndarray, " refused"], Float[np.ndarray, " answered"]]:
@@ -44,16 +51,15 @@ def cross_fitted(
 
     Args:
         scores_by: scores of all prompts by what the given rows give, None where they give nothing.
-        sides: rows of the refused and of the answered prompts, dealt in turn to `FOLDS` folds, or to as many as the
-            smaller side has prompts.
+        sides: rows of the refused and of the answered prompts, dealt to `FOLDS` folds, or to as many as the smaller
+            side has prompts.
     """
     n = min(FOLDS, *map(len, sides))
     scored: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for fold in range(n if n > 1 else 0):
-        here = [torch.arange(len(side)) % n == fold for side in sides]
-        scores = scores_by(torch.cat([side[~part] for side, part in zip(sides, here, strict=True)]))
+    for others, held_out in folds(sides, n if n > 1 else 0):
+        scores = scores_by(others)
         if scores is not None:
-            for values, side, part in zip(scored, sides, here, strict=True):
-                values.append(scores[side[part]].double().cpu())
+            for values, rows in zip(scored, held_out, strict=True):
+                values.append(scores[rows].double().cpu())
     first, second = (torch.cat(values).numpy() if values else np.empty(0) for values in scored)
     return first, second
