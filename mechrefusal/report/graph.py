@@ -1,7 +1,7 @@
 """The circuit of a checkpoint as a graph that one can play with, and export to the tools that others use.
 
-The graph is what the tables `circuit_nodes`, `circuit_edges` and `faithfulness` say, in the order of effect. Beside each
-node stand its roles, read from the tables:
+The graph is what the tables `circuit_nodes`, `circuit_edges` and `faithfulness` say, in the order of effect. Beside
+each node stand its roles, read from the tables:
 
     reads harm       the path from the embedding into it carries the difference between harmful and harmless prompts, or
                      what it takes from the instruction of harmful prompts raises refusal (`token_sources`)
@@ -59,7 +59,11 @@ def of_checkpoint(measured: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     edges = measured["circuit_edges"]
     there = edges["sender"].isin(list(names)) & edges["receiver"].isin(list(names))
     edges = _strongest_first(edges[edges["kept"] & there & edges["effect"].notna()])
-    why = _roles(edges, measured)
+    labels = {
+        row.node: wording.head_name(row.layer, row.head) if row.component == "head" else f"MLP {row.layer}"
+        for row in kept.itertuples()
+    }
+    why = _roles(edges, measured, labels)
     n_layers = int(nodes["layer"].max()) + 1 if len(nodes) else 0
     n_heads = int(nodes["head"].max()) + 1 if len(nodes) else 0
     inner = [
@@ -68,9 +72,7 @@ def of_checkpoint(measured: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             "kind": str(row["component"]),
             "layer": int(row["layer"]),
             "head": int(row["head"]) if row["component"] == "head" else None,
-            "label": wording.head_name(row["layer"], row["head"])
-            if row["component"] == "head"
-            else f"MLP {int(row['layer'])}",
+            "label": labels[row["node"]],
             **_numbers(row, _MEASURED),
             "roles": list(why.get(str(row["node"]), {})),
             "why": why.get(str(row["node"]), {}),
@@ -245,7 +247,9 @@ def _sizes(table: pd.DataFrame) -> tuple[str, list[dict[str, Any]]]:
     return of, found
 
 
-def _roles(edges: pd.DataFrame, measured: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, str]]:
+def _roles(
+    edges: pd.DataFrame, measured: Mapping[str, pd.DataFrame], labels: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
     """For each node its roles, in the order of `ROLES`, and the sentence that says why it has each."""
     evidence: dict[str, dict[str, list[str]]] = {}
 
@@ -258,8 +262,8 @@ def _roles(edges: pd.DataFrame, measured: Mapping[str, pd.DataFrame]) -> dict[st
             say(edge["receiver"], READS, f"its path from the embedding carries {share}")
         elif edge["receiver"] == LOGITS and edge["sender"] != EMBEDDING and edge["effect"] > 0:
             say(edge["sender"], WRITES, f"its path into the logits carries {share}")
-        elif EMBEDDING != edge["sender"] and edge["receiver"] != LOGITS:
-            say(edge["sender"], MOVES, f"its path into {edge['receiver']} carries {share}")
+        elif edge["sender"] != EMBEDDING and edge["receiver"] != LOGITS:
+            say(edge["sender"], MOVES, f"its path into {labels[edge['receiver']]} carries {share}")
     compared, sources = measured.get("attribution_compared"), measured.get("token_sources")
     if compared is not None:
         told = (compared["onto"] == "refusal_logits") & (compared["p"] < ALPHA) & (compared["difference"] > 0)

@@ -35,7 +35,10 @@ SINGLE = {"index": "Index", "maps": "Maps", LAST: LAST, "prompts": "Prompts", "c
 
 def write(folder: Path) -> Path:
     """Write the pages, their assets and their data; return `folder`."""
-    for name, text in {**assets(), **{f"data/{key}.js": _data_script(key, value) for key, value in data().items()}}.items():
+    for name, text in {
+        **assets(),
+        **{f"data/{key}.js": _data_script(key, value) for key, value in data().items()},
+    }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -44,7 +47,7 @@ def write(folder: Path) -> Path:
     for name, (main, scripts) in pages().items():
         loaded = "".join(f'<script src="{path}" defer></script>' for path in scripts)
         link = '<link rel="stylesheet" href="assets/report.css">'
-        text = _document(name, POLICY.format(scripts="'self'"), link, _navigation(), main, loaded)
+        text = _document(name, POLICY.format(scripts="'self'"), link, _navigation(single=False), main, loaded)
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(_single(), encoding="utf-8")
     return folder
@@ -141,8 +144,27 @@ def prompts() -> dict[str, Any]:
             for j, key in enumerate(keys)
         }
         row = {"id": f"p{i}", "suite": "harmful_set" if i % 2 else "benign_set", "side": "harmful", "prompt": text}
-        rows.append(row | {"by": by, "tokens": {LAST: [[t, place - 4.0] for place, t in enumerate(TOKENS)]} if i == 6 else {}})
+        rows.append(
+            row | {"by": by, "tokens": {LAST: [[t, place - 4.0] for place, t in enumerate(TOKENS)]} if i == 6 else {}}
+        )
     return {"rows": rows, "checkpoints": [CHECKPOINTS[0], LAST], "interventions": ["none", "ablated"], "limit": 3.4}
+
+
+def maps_of(arm: str) -> dict[str, Any]:
+    """A map by heads and a map by positions, of which the last step was not measured."""
+    steps, rng = ARMS[arm], np.random.default_rng(len(arm))
+    common = {"subtitle": "share of the gap", "definition": "What patching restores.", "unit": "share", "limit": 1.2}
+    common |= {"scale": "diverging", "y": list(range(LAYERS))}
+    z = rng.normal(0, 0.4, (len(steps), LAYERS, HEADS)).round(3)
+    at = rng.normal(0, 0.4, (len(steps), LAYERS, len(TOKENS))).round(3)
+    by_head = {"name": "patching_heads", "title": "Patching, heads", "kind": "head", "z": z.tolist(), **common}
+    by_head |= {"x": [str(i) for i in range(HEADS)], "n": [16] * len(steps), "marks": [[[3, 2]]] * len(steps)}
+    by_head |= {"low": (z - 0.1).tolist(), "high": (z + 0.1).tolist()}
+    by_position = {"name": "patching_positions", "title": "Positions", "kind": "position", **common}
+    by_position |= {"x": [html.escape(token.strip(), quote=False) for token in TOKENS]}
+    by_position |= {"z": [*at.tolist()[:-1], None]}
+    checkpoints = [f"{arm}-step-{step:05d}" for step in steps]
+    return {"arm": arm, "steps": steps, "checkpoints": checkpoints, "maps": [by_head, by_position]}
 
 
 def panel(name: str, figure: Mapping[str, Any], title: str = "A title") -> str:
@@ -173,32 +195,21 @@ def _heads_map() -> dict[str, Any]:
 def _index() -> str:
     drawn = "".join(panel(f"fig-line-{i}", line([1.0, 3.0, 2.0 + i]), f"Line {i}") for i in range(4))
     hidden = f'<details id="more"><summary>More</summary>{panel("fig-hidden-1", line([2.0, 1.0]))}</details>'
-    link = f'<a class="head" data-checkpoint="{LAST}" data-layer="3" data-head="2" href="#head=3.2&amp;at={LAST}">L3.H2</a>'
+    place = f'data-checkpoint="{LAST}" data-layer="3" data-head="2"'
+    link = f'<a class="head" {place} href="#head=3.2&amp;at={LAST}">L3.H2</a>'
     return f"""<h1>A run</h1><section id="story"><h2>Story</h2><p>Head {link} carries refusal; see
-<a href="{LAST}.html#circuit">the circuit</a> and <a href="maps.html">maps</a>.</p><div class="grid">{drawn}</div></section>
+<a href="{LAST}.html#circuit">the circuit</a> and <a href="maps.html">maps</a>.</p>
+<div class="grid">{drawn}</div></section>
 <section id="heads"><h2>Heads</h2>{panel("fig-heads-1", _heads_map(), "Heads")}</section>
 <section id="rest"><h2>Rest</h2>{hidden}</section>"""
 
 
 def _maps() -> str:
-    return "<h1>Maps</h1>" + "".join(_maps_of(arm, steps) for arm, steps in ARMS.items())
-
-
-def _maps_of(arm: str, steps: tuple[int, ...]) -> str:
-    rng = np.random.default_rng(len(arm))
-    common = {"subtitle": "share of the gap", "definition": "What patching restores.", "unit": "share", "limit": 1.2}
-    z = rng.normal(0, 0.4, (len(steps), LAYERS, HEADS)).round(3)
-    at = rng.normal(0, 0.4, (len(steps), LAYERS, len(TOKENS))).round(3)
-    heads_map = {"name": "patching_heads", "title": "Patching, heads", "kind": "head", "scale": "diverging", **common}
-    heads_map |= {"x": [str(i) for i in range(HEADS)], "y": list(range(LAYERS)), "z": z.tolist(), "n": [16] * len(steps)}
-    heads_map |= {"low": (z - 0.1).tolist(), "high": (z + 0.1).tolist(), "marks": [[[3, 2]]] * len(steps)}
-    positions = {"name": "patching_positions", "title": "Positions", "kind": "position", "scale": "diverging", **common}
-    positions |= {"x": TOKENS, "y": list(range(LAYERS)), "z": at.tolist()}
-    positions["z"][0][0][0] = None
-    maps = {"arm": arm, "steps": steps, "checkpoints": [f"{arm}-step-{s:05d}" for s in steps]}
-    shown = embedding.json_for_html(maps | {"maps": [heads_map, positions]})
-    script = f'<script type="application/json" data-maps-json="{arm}">{shown}</script>'
-    return f'<section class="maps" id="maps-{arm}" data-maps="{arm}"><h2>{arm}</h2>{script}</section>'
+    return "<h1>Maps</h1>" + "".join(
+        f'<section class="maps" id="maps-{arm}" data-maps="{arm}"><h2>{arm}</h2><script type="application/json" '
+        f'data-maps-json="{arm}">{embedding.json_for_html(maps_of(arm))}</script></section>'
+        for arm in ARMS
+    )
 
 
 def _checkpoint() -> str:
@@ -216,7 +227,7 @@ def _compare() -> str:
     )
 
 
-def _navigation(single: bool = False) -> str:
+def _navigation(*, single: bool) -> str:
     to = "#{}/" if single else "{}.html"
     links = "".join(f'<a href="{to.format(name)}">{title}</a>' for name, title in SINGLE.items())
     inside = "" if single else '<a href="#story">Story</a><a href="#heads">Heads</a><a href="#rest">Rest</a>'
@@ -227,17 +238,20 @@ def _document(name: str, policy: str, head: str, nav: str, main: str, tail: str)
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<title>{name}</title>{head}</head><body data-page="{name}" data-run="demo"><a class="skip" href="#main">Skip to content</a>
-{nav}<main class="inner" id="main" tabindex="-1">{main}</main>{tail}</body></html>"""
+<title>{name}</title>{head}</head><body data-page="{name}" data-run="demo">
+<a class="skip" href="#main">Skip to content</a>{nav}<main class="inner" id="main" tabindex="-1">{main}</main>{tail}
+</body></html>"""
 
 
 def _single() -> str:
     """One file with everything: pages in templates, libraries as text that runs when it is needed."""
     late = {path: text for path, text in assets().items() if path.endswith(".js") and "report" not in path}
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (*late.values(), viewer.script()))
+    digests = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (*late.values(), viewer.script())
+    )
     policy = POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
     templates = "".join(
-        f'<template data-page="{name}" data-title="{name}"><main class="inner" id="main" tabindex="-1">{main}</main></template>'
+        f'<template data-page="{name}"><main class="inner" id="main" tabindex="-1">{main}</main></template>'
         for name, (main, _) in pages().items()
     )
     stored = "".join(f'<script type="text/plain" data-script="{path}">{text}</script>' for path, text in late.items())

@@ -1,7 +1,7 @@
 """The browser side of the report: its script, its style sheet, and the library that draws graphs.
 
-The script is written as classic scripts, one concern a file, which share one scope: `script()` joins them in the order of
-`SOURCES` and closes them off. Nothing of it is fetched or built: `package.json` is there for its checks alone.
+The script is written as classic scripts, one concern a file, which share one scope: `script()` joins them in the order
+of `SOURCES` and closes them off. Nothing of it is fetched or built: `package.json` is there for its checks alone.
 """
 
 from functools import cache

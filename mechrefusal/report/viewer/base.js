@@ -105,6 +105,14 @@ function headName(head) {
 }
 
 /**
+ * `r2d2, step 60` for `r2d2-step-00060`.
+ * @param {string} id
+ */
+function checkpointName(id) {
+  return id.replace(/-step-0*(\d+)$/, ", step $1");
+}
+
+/**
  * A token in which spaces at its ends and line breaks can be seen.
  * @param {string} text
  */

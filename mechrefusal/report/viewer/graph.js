@@ -25,8 +25,6 @@
 const ROLES = ["reads harm", "moves it", "writes refusal"];
 /** Of Okabe and Ito. @type {Record<string, string>} */
 const ROLE_COLOURS = { "reads harm": "#E69F00", "moves it": "#56B4E9", "writes refusal": "#009E73" };
-const ROW = 74;
-const COLUMN = 92;
 
 /** Heads, MLPs and groups: all but the two ends. @param {GraphNode} node */
 function isComponent(node) {
@@ -88,35 +86,35 @@ function grouped({ nodes, edges }, groups) {
   return { nodes: [...nodes.filter(({ id }) => !into.has(id)), ...made], edges: [...sums.values()] };
 }
 
+/** Rows of a graph: a layer each, from the embedding to the logits. @param {GraphNode[]} nodes */
+function layersOf(nodes) {
+  return [...new Set(nodes.map(({ layer }) => layer))].sort((a, b) => a - b);
+}
+
 /**
  * Where nodes stand: a row a layer, the embedding below, the logits above; in a row heads by number, then the MLP. Rows
- * move sideways by turns, so that paths do not run through the nodes between their ends.
+ * are shifted by the golden ratio, so that paths do not run through the nodes between their ends.
  * @param {GraphNode[]} nodes
- * @returns {{ places: Map<string, { x: number, y: number }>, rows: { layer: number, y: number }[], left: number }}
+ * @param {{ width: number, height: number }} frame
+ * @returns {{ places: Map<string, { x: number, y: number }>, rows: { layer: number, y: number }[] }}
  */
-function layered(nodes) {
-  const layers = [...new Set(nodes.map(({ layer }) => layer))].sort((a, b) => a - b);
+function layered(nodes, { width, height }) {
+  const layers = layersOf(nodes);
+  const half = Math.min(380, width / 2 - 90);
   const places = new Map();
   const rows = [];
-  let y = 0;
-  let before = layers[0];
-  let left = 0;
   for (const [turn, layer] of layers.entries()) {
     const row = nodes.filter((node) => node.layer === layer).sort((a, b) => (a.head ?? 1e6) - (b.head ?? 1e6));
-    y -= turn ? ROW + Math.min(40, 9 * (layer - before - 1)) : 0;
-    before = layer;
-    const shift =
-      row.length === 1 && row[0].kind !== "embedding" && row[0].kind !== "logits"
-        ? [-0.9, 0.55, 1.15, -0.35][turn % 4]
-        : [0.2, -0.2][turn % 2];
+    const y = -((height - 100) * turn) / Math.max(1, layers.length - 1);
+    const shift = ((turn * 0.618) % 1) * 2 - 1;
     row.forEach((node, place) => {
-      const x = isComponent(node) ? COLUMN * (place - (row.length - 1) / 2 + shift) : 0;
-      places.set(node.id, { x, y });
-      left = Math.min(left, x);
+      const spread = row.length > 1 ? (2 * place) / (row.length - 1) - 1 : 0;
+      const share = row.length > 1 ? 0.72 * spread + 0.28 * shift : 0.85 * shift;
+      places.set(node.id, { x: isComponent(node) ? 40 + half * share : 40, y });
     });
     if (row.some(isComponent)) rows.push({ layer, y });
   }
-  return { places, rows, left };
+  return { places, rows };
 }
 
 /**
@@ -124,10 +122,11 @@ function layered(nodes) {
  * @param {{ nodes: GraphNode[], edges: GraphEdge[] }} seen
  * @param {Set<string>} pins
  * @param {{ node: number, edge: number }} most largest effects, the same whatever is seen
+ * @param {{ width: number, height: number }} frame
  * @returns {any[]}
  */
-function graphElements({ nodes, edges }, pins, most) {
-  const { places, rows, left } = layered(nodes);
+function graphElements({ nodes, edges }, pins, most, frame) {
+  const { places, rows } = layered(nodes, frame);
   const of = new Map(nodes.map((node) => [node.id, node]));
   const drawnNodes = nodes.map((node) => {
     const share = Math.min(1, Math.abs(node.effect ?? 0) / most.node);
@@ -139,7 +138,7 @@ function graphElements({ nodes, edges }, pins, most) {
     const data = {
       id: node.id,
       label: node.label,
-      size: isComponent(node) ? 24 + 26 * Math.sqrt(share) : 20,
+      size: isComponent(node) ? 20 + 22 * Math.sqrt(share) : 20,
       ...slices,
     };
     const classes = [
@@ -161,7 +160,7 @@ function graphElements({ nodes, edges }, pins, most) {
       target: edge.target,
       width: 1 + 6 * share,
       opacity: 0.3 + 0.6 * share,
-      bend: (right ? 1 : -1) * Math.min(120, 10 + 7 * far),
+      bend: (right ? 1 : -1) * Math.min(70, 8 + 4 * far),
     };
     return {
       group: "edges",
@@ -172,7 +171,7 @@ function graphElements({ nodes, edges }, pins, most) {
   const ticks = rows.map(({ layer, y }) => ({
     group: "nodes",
     data: { id: `layer ${layer}`, label: `layer ${layer}`, size: 1 },
-    position: { x: left - COLUMN, y },
+    position: { x: 50 - frame.width / 2, y },
     classes: "tick",
     selectable: false,
     grabbable: false,
@@ -256,10 +255,15 @@ function graphStyle() {
     },
     { selector: "edge.against", style: { "line-color": negative, "target-arrow-color": negative } },
     { selector: "edge.unsure", style: { "line-style": "dashed", "line-dash-pattern": [4, 3] } },
-    { selector: ".faded", style: { opacity: 0.13 } },
+    { selector: ".faded", style: { opacity: 0.18 } },
     {
       selector: "node.pinned",
-      style: { "underlay-color": "#E69F00", "underlay-opacity": 0.55, "underlay-padding": 7 },
+      style: {
+        "underlay-color": "#E69F00",
+        "underlay-opacity": 0.55,
+        "underlay-padding": 7,
+        "underlay-shape": "ellipse",
+      },
     },
     { selector: "node:selected", style: { "overlay-color": ink, "overlay-opacity": 0.15, "overlay-padding": 6 } },
   ];

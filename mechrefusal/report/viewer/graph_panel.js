@@ -42,6 +42,7 @@ class GraphPanel {
    */
   constructor(area, checkpoint, graph, cytoscape) {
     this.graph = graph;
+    this.width = 0;
     this.checkpoint = checkpoint;
     this.components = graph.nodes.filter(isComponent);
     const largest = (/** @type {number[]} */ effects) => Math.max(1e-9, ...effects.map(Math.abs));
@@ -90,7 +91,9 @@ class GraphPanel {
     this.canvas.addEventListener("pointerleave", () => this.cy.userZoomingEnabled(false));
     themeListeners.push(() => this.cy.style(graphStyle()));
     new ResizeObserver(() => {
-      this.cy.resize();
+      if (this.canvas.clientWidth === this.width) return;
+      this.width = this.canvas.clientWidth;
+      this.place();
       this.fit();
     }).observe(this.canvas);
   }
@@ -121,10 +124,9 @@ class GraphPanel {
   }
 
   show() {
-    const { graph, choice: chosen, cy } = this;
+    const { graph, choice: chosen } = this;
     this.seen = grouped(pruned(graph, chosen), chosen.groups);
-    cy.elements().remove();
-    cy.add(graphElements(this.seen, chosen.pins, this.most));
+    this.place();
     this.fit();
     const inside = this.seen.nodes.filter(isComponent).length;
     this.sizeText.textContent = ` ${chosen.size} of ${this.components.length}`;
@@ -135,8 +137,20 @@ class GraphPanel {
     rememberGraph(graph, chosen);
   }
 
+  /** Draw what is seen, in the width that there is. */
+  place() {
+    const { seen, choice: chosen, cy, canvas } = this;
+    canvas.style.height = `${Math.min(900, Math.max(400, 54 * layersOf(seen.nodes).length + 90))}px`;
+    cy.resize();
+    const frame = { width: canvas.clientWidth, height: canvas.clientHeight };
+    cy.elements().remove();
+    cy.add(graphElements(seen, chosen.pins, this.most, frame));
+  }
+
   fit() {
-    this.cy.fit(undefined, 18);
+    this.cy.fit(undefined, 14);
+    if (this.cy.zoom() > 1) this.cy.zoom(1);
+    this.cy.center();
   }
 
   /** Show what leads into and out of a node; of the last pinned one where none is pointed at. @param {string | null} id */

@@ -185,7 +185,7 @@ function attentionPart(found, head) {
   const area = element("div", { class: "paper attention" });
   const show = (/** @type {number} */ place) => drawAttention(area, found[place]);
   const options = found.map(
-    ({ set, prompt_id: id }, place) => /** @type {[string, string]} */ ([String(place), `${set} prompt ${id}`]),
+    ({ set, prompt_id: id }, place) => /** @type {[string, string]} */ ([String(place), `${set} prompt ${id}`.trim()]),
   );
   const chosen = choice("on", options, "0", (place) => show(Number(place)));
   show(0);

@@ -7,16 +7,16 @@
  * @property {string} subtitle
  * @property {string} definition
  * @property {"head" | "position"} kind
- * @property {string[]} x labels of the columns
+ * @property {string[]} x labels of the columns, safe for plotly (which reads a small dialect of HTML in them)
  * @property {number[]} y layers
  * @property {string} unit
  * @property {"diverging" | "sequential"} scale
  * @property {number} limit where colour saturates, the same for all steps
- * @property {(number | null)[][][]} z step x layer x column; null was not measured
+ * @property {((number | null)[][] | null)[]} z step x layer x column; null was not measured
  * @property {[number, number][][]} [marks] layer and column of the marked cells of each step
- * @property {(number | null)[][][]} [low]
- * @property {(number | null)[][][]} [high]
- * @property {number[]} [n] of each step
+ * @property {((number | null)[][] | null)[]} [low]
+ * @property {((number | null)[][] | null)[]} [high]
+ * @property {(number | null)[]} [n] of each step
  */
 /** @typedef {{ arm: string, steps: number[], checkpoints: string[], maps: LayerMap[] }} Maps */
 
@@ -86,7 +86,12 @@ function addMaps(section, maps) {
     slider.setAttribute("aria-valuetext", `step ${steps[place]}, ${checkpoints[place]}`);
     shown.replaceChildren(element("b", {}, `step ${steps[place]}`), ` ${checkpoints[place]}`);
     for (const { subtitle, map } of areas)
-      subtitle.textContent = [map.subtitle, map.n?.[place] ? `n = ${map.n[place]}` : ""].filter(Boolean).join("; ");
+      subtitle.textContent = [
+        map.subtitle,
+        map.n?.[place] && !map.subtitle.includes("n =") ? `n = ${map.n[place]}` : "",
+      ]
+        .filter(Boolean)
+        .join("; ");
     show();
   };
   sliders.set(arm, (step) => {
@@ -142,11 +147,6 @@ function mapHeight(map) {
   return Math.round(Math.min(620, Math.max(260, 13 * map.y.length + 110)));
 }
 
-/** What plotly reads as text: it takes a small dialect of HTML in every label. @param {string} text */
-function plotlyText(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-}
-
 /**
  * The map of one step.
  * @param {LayerMap} map
@@ -154,73 +154,74 @@ function plotlyText(text) {
  * @returns {Figure}
  */
 function mapFigure(map, place) {
-  const z = map.z[place] ?? [];
-  const labels = map.x.map((label) => plotlyText(visibleToken(String(label))));
+  const z = map.z[place] ?? map.y.map(() => map.x.map(() => null));
+  const columns = map.x.map((_, column) => column);
   const texts = map.y.map((layer, row) =>
     map.x.map((label, column) => {
       const ends = interval(map.low?.[place]?.[row]?.[column], map.high?.[place]?.[row]?.[column]);
-      const name = map.kind === "head" ? headName(headAt({ x: label, y: layer })) : `layer ${layer}, ${labels[column]}`;
-      return `<b>${name}</b><br>${number(z[row]?.[column])} ${ends} ${plotlyText(map.unit)}${map.kind === "head" ? "<br><i>click for its card</i>" : ""}`;
+      const isHead = map.kind === "head";
+      const name = isHead ? headName(headAt({ x: label, y: layer })) : `layer ${layer}, ${label}`;
+      return `<b>${name}</b><br>${number(z[row]?.[column])} ${ends} ${map.unit}${isHead ? "<br><i>click for its card</i>" : ""}`;
     }),
   );
-  const least = map.scale === "diverging" ? -map.limit : 0;
-  const marks = map.marks?.[place] ?? [];
-  const data = [
-    {
-      type: "heatmap",
-      z,
-      x: map.x.map((_, column) => column),
-      y: map.y,
-      text: texts,
-      hovertemplate: "%{text}<extra></extra>",
-      zmin: least,
-      zmax: map.limit,
-      zmid: map.scale === "diverging" ? 0 : undefined,
-      xgap: 1,
-      ygap: 1,
-      hoverongaps: false,
-      colorscale: map.scale === "diverging" ? LIGHT_DIVERGING : "Cividis",
-      colorbar: {
-        thickness: 10,
-        outlinewidth: 0,
-        len: 0.95,
-        title: { text: `${plotlyText(map.unit)}<br> `, side: "top", font: { size: 11 } },
-      },
-    },
-    {
-      type: "scatter",
-      mode: "markers",
-      x: marks.map(([, column]) => column),
-      y: marks.map(([layer]) => layer),
-      hoverinfo: "skip",
-      showlegend: false,
-      marker: { size: 4, color: "#222222", line: { width: 0.6, color: "#ffffff" } },
-    },
-  ];
-  const every = Math.max(1, Math.ceil(map.x.length / 12));
-  const shown = map.x.map((_, column) => column).filter((column) => column % every === 0);
+  const isDiverging = map.scale === "diverging";
+  const bar = { text: `${map.unit}<br> `, side: "top", font: { size: 11 } };
+  const cells = {
+    type: "heatmap",
+    z,
+    x: columns,
+    y: map.y,
+    text: texts,
+    hovertemplate: "%{text}<extra></extra>",
+    hoverongaps: false,
+    zmin: isDiverging ? -map.limit : 0,
+    zmax: map.limit,
+    zmid: isDiverging ? 0 : undefined,
+    xgap: 1,
+    ygap: 1,
+    colorscale: isDiverging ? LIGHT_DIVERGING : "Cividis",
+    colorbar: { thickness: 10, outlinewidth: 0, len: 0.95, title: bar },
+  };
+  const marked = map.marks?.[place] ?? [];
+  const marks = {
+    type: "scatter",
+    mode: "markers",
+    x: marked.map(([, column]) => column),
+    y: marked.map(([layer]) => layer),
+    hoverinfo: "skip",
+    showlegend: false,
+    marker: { size: 4, color: "#222222", line: { width: 0.6, color: "#ffffff" } },
+  };
+  const missing = { text: "not measured at this step", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 };
+  return { data: [cells, marks], layout: mapLayout(map, columns, map.z[place] ? [] : [missing]) };
+}
+
+/**
+ * @param {LayerMap} map
+ * @param {number[]} columns
+ * @param {any[]} annotations
+ */
+function mapLayout(map, columns, annotations) {
+  const every = Math.max(1, Math.ceil(columns.length / 12));
+  const shown = columns.filter((column) => column % every === 0);
   const axis = { showgrid: false, zeroline: false, ticks: "", automargin: true };
+  const title = { text: map.kind === "head" ? "head" : "position, from the end", standoff: 6 };
+  const [first, last] = [Math.min(...map.y), Math.max(...map.y)];
   return {
-    data,
-    layout: {
-      height: mapHeight(map),
-      margin: { l: 44, r: 8, t: 10, b: 40 },
-      plot_bgcolor: "rgba(128,128,128,0.10)",
-      font: { family: PLOT_FONT, size: 11 },
-      xaxis: {
-        ...axis,
-        tickvals: shown,
-        ticktext: shown.map((column) => labels[column]),
-        title: { text: map.kind === "head" ? "head" : "position, from the end", standoff: 6 },
-        range: [-0.5, map.x.length - 0.5],
-      },
-      yaxis: {
-        ...axis,
-        title: { text: "layer", standoff: 6 },
-        range: [Math.min(...map.y) - 0.5, Math.max(...map.y) + 0.5],
-        nticks: 8,
-      },
+    height: mapHeight(map),
+    margin: { l: 44, r: 8, t: 10, b: 40 },
+    plot_bgcolor: "rgba(128,128,128,0.10)",
+    font: { family: PLOT_FONT, size: 11 },
+    annotations,
+    xaxis: {
+      ...axis,
+      tickvals: shown,
+      ticktext: shown.map((column) => map.x[column]),
+      title,
+      range: [-0.5, columns.length - 0.5],
     },
+    yaxis: { ...axis, title: { text: "layer", standoff: 6 }, range: [first - 0.5, last + 0.5], nticks: 8 },
   };
 }
+
 const PLOT_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', sans-serif";

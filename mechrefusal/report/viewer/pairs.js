@@ -20,7 +20,7 @@ function startPairs(within) {
     });
     remember({ pair: `${first}|${second}` });
   };
-  const named = (/** @type {string} */ id) => /** @type {[string, string]} */ ([id, id]);
+  const named = (/** @type {string} */ id) => /** @type {[string, string]} */ ([id, checkpointName(id)]);
   const ones = choice("Compare", firsts.map(named), first, (value) => {
     first = value;
     show();

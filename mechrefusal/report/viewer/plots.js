@@ -118,6 +118,7 @@ function themed(figure) {
   const layout = recoloured(figure.layout, dark);
   const ink = getComputedStyle(document.documentElement).getPropertyValue("color");
   layout.paper_bgcolor = "rgba(0,0,0,0)";
+  layout.plot_bgcolor ??= layout.template?.layout?.plot_bgcolor ?? "rgba(0,0,0,0)";
   layout.font = { ...layout.font, color: ink };
   layout.hoverlabel = {
     ...layout.hoverlabel,

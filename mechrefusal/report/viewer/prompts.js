@@ -25,7 +25,7 @@ function browsePrompts(section, data) {
   columns.sort((a, b) => order(a) - order(b));
   const named = (/** @type {string} */ key) => {
     const [id, intervention] = key.split("|");
-    return intervention && intervention !== "none" ? `${id}, ${intervention}` : id;
+    return [checkpointName(id), intervention === "none" ? "" : words(intervention ?? "")].filter(Boolean).join(", ");
   };
   const options = columns.map((key) => /** @type {[string, string]} */ ([key, named(key)]));
   const pick = (/** @type {string} */ key, /** @type {string} */ otherwise) =>

@@ -28,7 +28,7 @@ function showPage() {
   const main = page.querySelector("main") ?? element("main", { id: "main", class: "inner" }, page);
   document.querySelector("main")?.remove();
   template.before(main);
-  if (template.dataset.title) document.title = template.dataset.title;
+  document.title = [main.querySelector("h1")?.textContent, document.body.dataset.run].filter(Boolean).join(" – ");
   for (const link of all("nav a")) link.setAttribute("aria-current", String(link.getAttribute("href") === `#${name}/`));
   return true;
 }

@@ -75,6 +75,7 @@ function start() {
     }
   });
   document.documentElement.dataset.ready = "true";
+  performance.mark("mechrefusal-ready");
 }
 
 window.mechrefusal = {
