@@ -165,7 +165,6 @@ function mapFigure(map, place) {
     }),
   );
   const isDiverging = map.scale === "diverging";
-  const bar = { text: `${map.unit}<br> `, side: "top", font: { size: 11 } };
   const cells = {
     type: "heatmap",
     z,
@@ -180,7 +179,7 @@ function mapFigure(map, place) {
     xgap: 1,
     ygap: 1,
     colorscale: isDiverging ? LIGHT_DIVERGING : "Cividis",
-    colorbar: { thickness: 10, outlinewidth: 0, len: 0.95, title: bar },
+    colorbar: { thickness: 10, outlinewidth: 0, len: 1 },
   };
   const marked = map.marks?.[place] ?? [];
   const marks = {

@@ -31,18 +31,23 @@ const LIGHT_DIVERGING = [
   [0.875, "#b2182b"],
   [1, "#67001f"],
 ];
-/** Colours that cannot be seen on a dark ground, and what stands there instead. */
-const ON_DARK = new Map(
-  Object.entries({
-    "#3b3b3b": "#c9d0d7",
-    "#222222": "#e8ebee",
-    "#333333": "#d5dade",
-    "#24292f": "#e4e8ec",
-    "#0072B2": "#4aa8e0",
-    "#2166ac": "#6aaeea",
-    "#b2182b": "#ef6a5a",
-  }),
-);
+/** Colours of lines and areas that are too dark on a dark ground, and what stands there instead. */
+const ON_DARK = new Map([
+  ["#0072B2", "#4aa8e0"],
+  ["#2166ac", "#6aaeea"],
+  ["#b2182b", "#ef6a5a"],
+]);
+
+/** The colour on a dark ground: dark greys turn light, and keep how much shows through. @param {string} written */
+function onDark(written) {
+  const known = ON_DARK.get(written);
+  if (known) return known;
+  const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(written);
+  const rgb = /^rgba?\((\d+), ?(\d+), ?(\d+)(?:, ?([\d.]+))?\)$/.exec(written);
+  const channels = hex ? hex.slice(1).map((part) => parseInt(part, 16)) : rgb?.slice(1, 4).map(Number);
+  if (!channels || Math.max(...channels) > 90 || Math.max(...channels) - Math.min(...channels) > 24) return written;
+  return `rgba(${channels.map((channel) => 240 - Math.round(channel / 2)).join(",")},${rgb?.[4] ?? 1})`;
+}
 
 /** Draw figures as they come into view; a stale one is drawn again. */
 const plotWatcher = new IntersectionObserver(
@@ -133,7 +138,7 @@ function themed(figure) {
 /** @param {any} value @param {boolean} dark @param {string} [key] @returns {any} */
 function recoloured(value, dark, key = "") {
   if (!dark) return key === "" && !Array.isArray(value) ? { ...value } : value;
-  if (typeof value === "string") return /color$/i.test(key) ? (ON_DARK.get(value) ?? value) : value;
+  if (typeof value === "string") return /color$/i.test(key) ? onDark(value) : value;
   if (key === "colorscale") return isDiverging(value) ? DARK_DIVERGING : value;
   if (Array.isArray(value)) {
     const isPlain =

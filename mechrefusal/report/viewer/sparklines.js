@@ -5,6 +5,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 /** Okabe and Ito's colours, in the order that figures give them to arms. */
 const ARM_COLOURS = { r2d2: "#0072B2", sft: "#D55E00", base: "#7f7f7f", "warm-up": "#3b3b3b" };
+/** Where every arm starts. */
+const SHARED_ARMS = ["base", "warm-up"];
 const OTHER_ARMS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 
 /** @param {string} arm @param {string[]} arms all of the run */
@@ -12,7 +14,7 @@ function armColour(arm, arms) {
   const others = arms.filter((name) => !(name in ARM_COLOURS));
   const found =
     /** @type {Record<string, string>} */ (ARM_COLOURS)[arm] ?? OTHER_ARMS[others.indexOf(arm) % OTHER_ARMS.length];
-  return isDark() ? (ON_DARK.get(found) ?? found) : found;
+  return isDark() ? onDark(found) : found;
 }
 
 /**
@@ -28,7 +30,7 @@ function svg(tag, attributes, ...children) {
 }
 
 /**
- * A line for each arm over steps, with intervals; the point that one looks at is filled.
+ * A line for each arm over steps, from where all arms start, with intervals; the point that one looks at is larger.
  * @param {SparkPoint[]} points in the order of steps
  * @param {string} label what a screen reader says
  */
@@ -48,23 +50,23 @@ function sparkline(points, label) {
     svg("title", {}, label),
   );
   drawn.append(svg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "zero" }));
-  for (const arm of arms) {
-    const own = points.filter((point) => point.arm === arm);
+  for (const [place, arm] of arms.entries()) {
     const stroke = armColour(arm, arms);
-    const path = own
-      .map(({ step, value }, place) => `${place ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`)
-      .join("");
-    drawn.append(svg("path", { d: path, stroke, class: "line" }));
-    for (const { step, value, low, high, here } of own) {
+    const dodge = SHARED_ARMS.includes(arm) ? 0 : 2 * (place - (arms.length - 1) / 2);
+    const at = (/** @type {SparkPoint} */ point) => x(point.step) + (point.arm === arm ? dodge : 0);
+    const own = points.filter((point) => point.arm === arm);
+    const before = SHARED_ARMS.includes(arm)
+      ? []
+      : points.filter((point) => SHARED_ARMS.includes(point.arm) && point.step < own[0].step);
+    const path = [...before, ...own].map((point) => `${at(point).toFixed(1)} ${y(point.value).toFixed(1)}`);
+    drawn.append(svg("path", { d: `M${path.join("L")}`, stroke, class: "line" }));
+    for (const point of own) {
+      const { step, value, low, high, here } = point;
+      const [x1, said] = [at(point), `${arm}, step ${step}: ${number(value)} ${interval(low, high)}`];
       if (low !== null && high !== null)
-        drawn.append(svg("line", { x1: x(step), x2: x(step), y1: y(low), y2: y(high), stroke, class: "whisker" }));
-      drawn.append(
-        svg(
-          "circle",
-          { cx: x(step), cy: y(value), r: here ? 3.6 : 1.8, fill: stroke, class: here ? "here" : "" },
-          svg("title", {}, `${arm}, step ${step}: ${number(value)} ${interval(low, high)}`),
-        ),
-      );
+        drawn.append(svg("line", { x1, x2: x1, y1: y(low), y2: y(high), stroke, class: "whisker" }));
+      const look = { cx: x1, cy: y(value), r: here ? 3.6 : 1.8, fill: stroke, class: here ? "here" : "" };
+      drawn.append(svg("circle", look, svg("title", {}, said)));
     }
   }
   return drawn;
