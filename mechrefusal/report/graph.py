@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pandas as pd
 
 from mechrefusal import tables
@@ -183,6 +182,8 @@ def circuit_tracer(graph: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def graphml(graph: Mapping[str, Any], name: str) -> str:
     """The graph as GraphML, with every number that is known and the roles joined by `; `."""
+    import networkx as nx  # a fifth of a second, which no page needs
+
     drawn = nx.DiGraph(name=name)
     for node in graph["nodes"]:
         known = {key: value for key, value in node.items() if key not in ("id", "why", "roles") and value is not None}

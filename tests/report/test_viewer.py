@@ -1,19 +1,15 @@
 """The viewer in a browser, on pages of made-up data: all that a reader can do, and that data stays text."""
 
 import json
-import shutil
 import xml.etree.ElementTree as ElementTree
-from contextlib import contextmanager
 
+import browsing
 import pytest
 import viewer_fixture
 from viewer_fixture import CHECKPOINTS, HOSTILE, LAST
 
 from mechrefusal.report import graph
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run"]  # fmt: skip
-READY = "document.documentElement.dataset.ready === 'true'"
 DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
 GROUND = "getComputedStyle(document.documentElement).backgroundColor"
 WHITE, DARK = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
@@ -21,14 +17,8 @@ WHITE, DARK = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
+    with browsing.chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +28,8 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, report):
-    """Open a page; at the end it must have asked for nothing outside of its folder and complained of nothing."""
-
-    @contextmanager
-    def opened(name, fragment="", *, width=1280, theme="light"):
-        faults: list[str] = []
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        page = context.new_page()
-        inside = (report.as_uri() + "/", "data:", "blob:", "about:")
-        page.on("request", lambda r: None if r.url.startswith(inside) else faults.append(f"request {r.url}"))
-        page.on("requestfailed", lambda r: faults.append(f"failed {r.url}"))
-        page.on("console", lambda m: faults.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: faults.append(f"error {e}"))
-        page.on("dialog", lambda d: (faults.append(f"dialog {d.message}"), d.dismiss()))
-        page.goto(f"{(report / f'{name}.html').as_uri()}{fragment}")
-        page.wait_for_function(READY)
-        yield page
-        page.wait_for_timeout(50)
-        context.close()
-        assert faults == []
-
-    return opened
+    """Opens a page of made-up data."""
+    return lambda name, fragment="", **how: browsing.opened(browser, report / f"{name}.html", fragment, **how)
 
 
 def fragment_of(page):
@@ -99,7 +70,7 @@ def test_the_button_turns_the_page_and_its_figures_dark_and_is_remembered(visit)
         page.wait_for_function(f"{stroke} === 'rgb(210, 210, 210)'")
         assert page.evaluate(GROUND) == DARK
         page.reload()
-        page.wait_for_function(READY)
+        page.wait_for_function(browsing.READY)
         assert page.evaluate(GROUND) == DARK
 
 
@@ -160,6 +131,12 @@ def test_a_slider_moves_all_maps_of_an_arm_in_one_colour_range(visit):
             "[...document.querySelectorAll('#maps-r2d2 figure:last-of-type .xtick')].map(t => t.textContent)"
         )
         assert "<b>bold</b>" in tokens
+
+
+def test_a_page_follows_an_address_that_is_typed(visit):
+    with visit("maps", "#step=40") as page:
+        page.evaluate("location.hash = '#step=20&arm=r2d2'")
+        page.wait_for_function("document.querySelector('#maps-r2d2 .step')?.textContent.startsWith('step 20')")
 
 
 def test_a_head_of_a_map_opens_its_card(visit):
@@ -234,7 +211,7 @@ def test_prompts_are_text_and_can_be_searched(visit):
         assert page.locator(".pager").inner_text().split("page ")[1].startswith("1 of 3")
         tokens = page.locator(".tokens span").all_text_contents()
         assert "".join(tokens).replace("↵\n", "\n") == "".join(viewer_fixture.TOKENS)
-        page.get_by_label("verdict flips").check()
+        page.get_by_label("verdict flips", exact=True).check()
         flips = [row for row in rows if row["by"][left]["label"] != row["by"][right]["label"]]
         page.wait_for_function(f"document.querySelector('.count').textContent.startsWith('{len(flips)} of 120')")
         page.get_by_role("searchbox").fill("number 1")
@@ -245,14 +222,14 @@ def test_prompts_are_text_and_can_be_searched(visit):
         page.wait_for_function(f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
         seen = f"left={left}&right={right}&flips=1&text=number 1&suite=benign_set"
         assert fragment_of(page) == f"#{seen}"
-    with visit("prompts", f"#left={left}&right={LAST}%7Cablated&label=refusal&rows=1") as page:
+    with visit("prompts", f"#left={left}&right={LAST}%7Cablated&rows=1") as page:
         page.wait_for_selector("table.prompts tbody tr")
-        other = f"{LAST}|ablated"
-        found = [row for row in rows if "refusal" in (row["by"][left]["label"], row["by"][other]["label"])]
-        assert page.locator(".count").inner_text().startswith(f"{len(found)} of 120")
-        assert page.locator(".prompts .id").all_inner_texts() == [
-            f"{row['id']} · {row['suite'].replace('_', ' ')}" for row in found[50:100]
-        ]
+        wanted = [f"{row['id']} · {row['suite'].replace('_', ' ')}" for row in rows[50:100]]
+        assert page.locator(".prompts .id").all_inner_texts() == wanted
+        page.get_by_label("Verdict").select_option("refusal")
+        judged = [(row["by"][left]["label"], row["by"][f"{LAST}|ablated"]["label"]) for row in rows]
+        found = sum("refusal" in labels for labels in judged)
+        page.wait_for_function(f"document.querySelector('.count').textContent.startsWith('{found} of 120')")
 
 
 def test_a_pair_of_checkpoints_is_chosen(visit):

@@ -4,9 +4,6 @@
  */
 
 const address = { page: "", section: "", values: /** @type {Map<string, string>} */ (new Map()) };
-/** Called when the reader goes to another address. @type {(() => void)[]} */
-const addressListeners = [];
-
 function readAddress() {
   const [place = "", ...pairs] = location.hash.slice(1).split("&");
   const parts = place.includes("=") ? [] : place.split("/").map(decoded);

@@ -66,10 +66,13 @@ function start() {
   }
   startPage(document);
   addEventListener("hashchange", () => {
+    const seen = new Map(address.values);
     readAddress();
+    const keys = new Set([...seen.keys(), ...address.values.keys()]);
+    const changed = [...keys].filter((key) => seen.get(key) !== address.values.get(key));
     if (isSingleFile() && showPage()) startPage(document);
+    else if (changed.some((key) => key !== "head" && key !== "at")) location.reload();
     else {
-      for (const listener of addressListeners) listener();
       showSection();
       followHead();
     }
