@@ -5,6 +5,7 @@ import re
 
 import browsing
 import pytest
+from browsing import until
 
 from mechrefusal import report
 from mechrefusal.report import circuits
@@ -40,10 +41,10 @@ def test_every_figure_draws_and_follows_the_window(visit, name, least):
     with visit(name, width=1400) as page:
         page.evaluate(DRAW)
         assert page.evaluate("document.querySelectorAll('.plot').length") >= least
-        page.wait_for_function(SETTLED, arg=1400)
+        until(page, SETTLED, 1400)
         draws_at(page, 1400)
         page.set_viewport_size({"width": 800, "height": 900})
-        page.wait_for_function(SETTLED, arg=800)
+        until(page, SETTLED, 800)
         draws_at(page, 800)
 
 
@@ -121,7 +122,7 @@ def test_prompts_of_the_report_are_text(visit):
     with visit("prompts") as page:
         page.wait_for_selector("table.prompts tbody tr")
         page.get_by_role("searchbox").fill("<script>")
-        page.wait_for_function("document.querySelectorAll('table.prompts tbody tr').length > 0")
+        until(page, "document.querySelectorAll('table.prompts tbody tr').length > 0")
         assert "<script>alert(1)</script>" in page.locator("table.prompts").inner_text()
         assert page.locator("#prompts-browser :is(img, script, svg)").count() == 0
 

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import browsing
 import pytest
 import viewer_fixture
+from browsing import until
 from viewer_fixture import CHECKPOINTS, HOSTILE, LAST
 
 from mechrefusal.report import graph
@@ -46,7 +47,7 @@ def test_figures_are_drawn_when_they_come_into_view_and_all_before_printing(visi
         assert fragment_of(page).split("&")[-1].removeprefix("#") == "open=more"
     with visit("index", theme="dark") as page:
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        page.wait_for_function(DRAWN)
+        until(page, DRAWN)
         assert page.evaluate(f"[document.querySelector('#more').open, {GROUND}]") == [True, WHITE]
         page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert page.evaluate(f"[document.querySelector('#more').open, {GROUND}]") == [False, DARK]
@@ -67,10 +68,10 @@ def test_the_button_turns_the_page_and_its_figures_dark_and_is_remembered(visit)
         stroke = "getComputedStyle(document.querySelector('#fig-line-0 .scatterlayer path.js-line')).stroke"
         assert page.evaluate(f"[{GROUND}, {stroke}]") == [WHITE, "rgb(59, 59, 59)"]
         page.get_by_role("button", name="Dark colours").click()
-        page.wait_for_function(f"{stroke} === 'rgb(210, 210, 210)'")
+        until(page, f"{stroke} === 'rgb(210, 210, 210)'")
         assert page.evaluate(GROUND) == DARK
         page.reload()
-        page.wait_for_function(browsing.READY)
+        until(page, browsing.READY)
         assert page.evaluate(GROUND) == DARK
 
 
@@ -111,21 +112,21 @@ PAINTED = """[...document.querySelectorAll('#head-card canvas')].every(canvas =>
 def test_a_slider_moves_all_maps_of_an_arm_in_one_colour_range(visit):
     maps = viewer_fixture.maps_of("r2d2")["maps"]
     with visit("maps") as page:
-        page.wait_for_function("document.querySelectorAll('#maps-r2d2 .main-svg').length >= 2")
+        until(page, "document.querySelectorAll('#maps-r2d2 .main-svg').length >= 2")
         slider = page.get_by_role("slider", name="Optimiser step of r2d2")
         assert slider.get_attribute("aria-valuetext") == f"step 60, {LAST}"
         slider.focus()
         page.keyboard.press("ArrowLeft")
-        page.wait_for_function("document.querySelector('#maps-r2d2 .step').textContent.startsWith('step 40')")
+        until(page, "document.querySelector('#maps-r2d2 .step').textContent.startsWith('step 40')")
         wanted = json.dumps([[each["z"][2][4][1], -1.2, 1.2] for each in maps], separators=(",", ":"))
-        page.wait_for_function(f"{SHOWN} === '{wanted}'")
+        until(page, f"{SHOWN} === '{wanted}'")
         assert fragment_of(page) == "#step=40&arm=r2d2"
         assert page.evaluate("document.querySelector('#maps-sft .step').textContent").startswith("step 40")
         page.keyboard.press("ArrowLeft")  # to step 20, which the other arm does not have
         assert page.evaluate("document.querySelector('#maps-sft .step').textContent").startswith("step 40")
     with visit("maps", "#step=0") as page:
         wanted = json.dumps([[each["z"][0][4][1], -1.2, 1.2] for each in maps], separators=(",", ":"))
-        page.wait_for_function(f"{SHOWN} === '{wanted}'")
+        until(page, f"{SHOWN} === '{wanted}'")
         assert page.evaluate("document.querySelector('#maps-r2d2 .plot').data[0].zmid") == 0
         tokens = page.evaluate(
             "[...document.querySelectorAll('#maps-r2d2 figure:last-of-type .xtick')].map(t => t.textContent)"
@@ -136,7 +137,7 @@ def test_a_slider_moves_all_maps_of_an_arm_in_one_colour_range(visit):
 def test_a_page_follows_an_address_that_is_typed(visit):
     with visit("maps", "#step=40") as page:
         page.evaluate("location.hash = '#step=20&arm=r2d2'")
-        page.wait_for_function("document.querySelector('#maps-r2d2 .step')?.textContent.startsWith('step 20')")
+        until(page, "document.querySelector('#maps-r2d2 .step')?.textContent.startsWith('step 20')")
 
 
 def test_a_head_of_a_map_opens_its_card(visit):
@@ -178,11 +179,11 @@ def test_the_card_of_a_head_says_what_was_measured(visit):
         sources = page.locator("#head-card .sources li").all_inner_texts()
         assert sources[0].startswith("<img src=x onerror=alert(7)>")
         assert page.locator("#head-card img").count() == 0
-        page.wait_for_function(PAINTED)
+        until(page, PAINTED)
         page.locator("#head-card select").nth(1).select_option(label="harmless prompt pair-1")
-        page.wait_for_function(PAINTED)
+        until(page, PAINTED)
         page.get_by_role("button", name="Next head").click()
-        page.wait_for_function("document.querySelector('#head-name').textContent === 'L3.H3'")
+        until(page, "document.querySelector('#head-name').textContent === 'L3.H3'")
         assert page.locator("#head-card .reason").count() == 2
         page.keyboard.press("Escape")
         assert page.locator("#head-card").count() == 0
@@ -213,23 +214,23 @@ def test_prompts_are_text_and_can_be_searched(visit):
         assert "".join(tokens).replace("↵\n", "\n") == "".join(viewer_fixture.TOKENS)
         page.get_by_label("verdict flips", exact=True).check()
         flips = [row for row in rows if row["by"][left]["label"] != row["by"][right]["label"]]
-        page.wait_for_function(f"document.querySelector('.count').textContent.startsWith('{len(flips)} of 120')")
+        until(page, f"document.querySelector('.count').textContent.startsWith('{len(flips)} of 120')")
         page.get_by_role("searchbox").fill("number 1")
         found = [row for row in flips if "number 1" in row["prompt"]]
-        page.wait_for_function(f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
+        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
         page.get_by_label("Set").select_option("benign_set")
         found = [row for row in found if row["suite"] == "benign_set"]
-        page.wait_for_function(f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
+        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
         seen = f"left={left}&right={right}&flips=1&text=number 1&suite=benign_set"
         assert fragment_of(page) == f"#{seen}"
     with visit("prompts", f"#left={left}&right={LAST}%7Cablated&rows=1") as page:
         page.wait_for_selector("table.prompts tbody tr")
         wanted = [f"{row['id']} · {row['suite'].replace('_', ' ')}" for row in rows[50:100]]
         assert page.locator(".prompts .id").all_inner_texts() == wanted
-        page.get_by_label("Verdict").select_option("refusal")
+        page.get_by_label("Verdict", exact=True).select_option("refusal")
         judged = [(row["by"][left]["label"], row["by"][f"{LAST}|ablated"]["label"]) for row in rows]
         found = sum("refusal" in labels for labels in judged)
-        page.wait_for_function(f"document.querySelector('.count').textContent.startsWith('{found} of 120')")
+        until(page, f"document.querySelector('.count').textContent.startsWith('{found} of 120')")
 
 
 def test_a_pair_of_checkpoints_is_chosen(visit):
@@ -299,10 +300,10 @@ def test_a_node_that_is_pointed_at_lists_its_paths(visit):
         )
         box = page.locator("#circuit .canvas").bounding_box()
         page.mouse.move(box["x"] + at["x"], box["y"] + at["y"])
-        page.wait_for_function(f"document.querySelector('.graph-side h3')?.textContent === '{node['label']}'")
+        until(page, f"document.querySelector('.graph-side h3')?.textContent === '{node['label']}'")
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_function("location.hash.includes('pins=')")
+        until(page, "location.hash.includes('pins=')")
         page.locator(".graph-side h3 a.head").click()
         page.wait_for_selector("#head-card")
         assert page.locator("#head-name").inner_text() == node["label"]

@@ -70,14 +70,14 @@ def data() -> dict[str, Any]:
 
 
 def pages() -> dict[str, tuple[str, list[str]]]:
-    """The main part of each page, and the scripts that it loads."""
-    plots, own = ["assets/plotly.js", "assets/report.js"], ["assets/report.js"]
+    """The main part of each page, and the scripts that it loads at once; the viewer loads the others when it must."""
+    own = ["assets/report.js"]
     return {
-        "index": (_index(), plots),
-        "maps": (_maps(), plots),
-        LAST: (_checkpoint(), [*plots, "data/circuits.js"]),
-        "prompts": ('<h1>Prompts</h1><section id="prompts-browser"></section>', [*own, "data/prompts.js"]),
-        "compare": (_compare(), plots),
+        "index": (_index(), own),
+        "maps": (_maps(), ["assets/plotly.js", *own]),
+        LAST: (_checkpoint(), [*own, "data/circuits.js"]),
+        "prompts": ('<h1>Prompts</h1><section id="prompts-browser"></section>', own),
+        "compare": (_compare(), own),
     }
 
 

@@ -63,7 +63,7 @@ function json(selector, within = document) {
  * @param {(value: string) => void} change
  */
 function choice(label, options, value, change) {
-  const select = element("select", { change: () => change(select.value) });
+  const select = element("select", { "aria-label": label, change: () => change(select.value) });
   for (const [key, words] of options) select.append(element("option", { value: key }, words));
   select.value = value;
   return { label: element("label", {}, `${label} `, select), select };
