@@ -56,8 +56,8 @@ def of_checkpoint(measured: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     kept = _strongest_first(nodes[nodes["kept"] & nodes["effect"].notna()])
     names = {EMBEDDING, LOGITS, *kept["node"]}
     edges = measured["circuit_edges"]
-    there = edges["sender"].isin(list(names)) & edges["receiver"].isin(list(names))
-    edges = _strongest_first(edges[edges["kept"] & there & edges["effect"].notna()])
+    between = edges["sender"].isin(list(names)) & edges["receiver"].isin(list(names))
+    edges = _strongest_first(edges[edges["kept"] & between & edges["effect"].notna()])
     labels = {
         row.node: wording.head_name(row.layer, row.head) if row.component == "head" else f"MLP {row.layer}"
         for row in kept.itertuples()
@@ -184,14 +184,14 @@ def graphml(graph: Mapping[str, Any], name: str) -> str:
     """The graph as GraphML, with every number that is known and the roles joined by `; `."""
     import networkx as nx  # a fifth of a second, which no page needs
 
-    drawn = nx.DiGraph(name=name)
+    digraph = nx.DiGraph(name=name)
     for node in graph["nodes"]:
         known = {key: value for key, value in node.items() if key not in ("id", "why", "roles") and value is not None}
-        drawn.add_node(node["id"], **known, roles="; ".join(node["roles"]))
+        digraph.add_node(node["id"], **known, roles="; ".join(node["roles"]))
     for edge in graph["edges"]:
         known = {key: value for key, value in edge.items() if key not in ("source", "target") and value is not None}
-        drawn.add_edge(edge["source"], edge["target"], **known)
-    return "\n".join(nx.generate_graphml(drawn)) + "\n"
+        digraph.add_edge(edge["source"], edge["target"], **known)
+    return "\n".join(nx.generate_graphml(digraph)) + "\n"
 
 
 def edge_list(graph: Mapping[str, Any], name: str) -> str:
@@ -235,7 +235,7 @@ def _sizes(table: pd.DataFrame) -> tuple[str, list[dict[str, Any]]]:
     """Which score faithfulness is a share of (the first that has values), and its rows by size."""
     known = table[table["kept"].notna()]
     of = next((name for name in SCORES if (known["of"] == name).any()), "")
-    found = []
+    sizes = []
     for _, row in known[known["of"] == of].sort_values("size").iterrows():
         size: dict[str, Any] = {"n_nodes": int(row["size"]), "is_circuit": bool(row["is_circuit"]), "n": int(row["n"])}
         for name, column in _SHARES.items():
@@ -243,9 +243,9 @@ def _sizes(table: pd.DataFrame) -> tuple[str, list[dict[str, Any]]]:
             columns = {name: column, f"{prefix}low": f"{column}_low", f"{prefix}high": f"{column}_high"}
             columns |= {f"{prefix}random{end}": f"random_{column}{end}" for end in ("", "_least", "_most")}
             values = _numbers(row, tuple(columns.values()))
-            size |= {key: values[there] for key, there in columns.items()}
-        found.append(size)
-    return of, found
+            size |= {key: values[source] for key, source in columns.items()}
+        sizes.append(size)
+    return of, sizes
 
 
 def _roles(
@@ -267,8 +267,8 @@ def _roles(
             say(edge["sender"], MOVES, f"its path into {labels[edge['receiver']]} carries {share}")
     compared, sources = measured.get("attribution_compared"), measured.get("token_sources")
     if compared is not None:
-        told = (compared["onto"] == "refusal_logits") & (compared["p"] < ALPHA) & (compared["difference"] > 0)
-        for _, row in compared[told & compared["component"].isin(["head", "mlp"])].iterrows():
+        differs = (compared["onto"] == "refusal_logits") & (compared["p"] < ALPHA) & (compared["difference"] > 0)
+        for _, row in compared[differs & compared["component"].isin(["head", "mlp"])].iterrows():
             much = f"{wording.number(row['difference'], signed=True)} logits{wording.interval(row)}"
             say(_node(row["component"], row["layer"], row["head"]), WRITES, f"it writes {much} more on harmful prompts")
     if sources is not None:
@@ -276,7 +276,10 @@ def _roles(
         for _, row in rows[(rows["set"] == "harmful") & (rows["low"] > 0)].iterrows():
             much = f"{wording.number(row['value'], signed=True)} logits{wording.interval(row)}"
             say(_node("head", row["layer"], row["head"]), READS, f"from the instruction it takes {much}")
-    return {node: {r: _sentence(found[r]) for r in ROLES if r in found} for node, found in evidence.items()}
+    return {
+        node: {role: _sentence(by_role[role]) for role in ROLES if role in by_role}
+        for node, by_role in evidence.items()
+    }
 
 
 def _sentence(reasons: list[str]) -> str:

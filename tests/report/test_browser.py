@@ -153,11 +153,11 @@ def test_jupyter_frames_draw(browser, small_run, tmp_path):
     )
     with browsing.opened(browser, notebook, ready="document.querySelectorAll('iframe').length === 2") as page:
         page.wait_for_timeout(500)
-        found = page.frames[1:]
-        assert len(found) == 2
-        found[0].wait_for_selector("canvas")
-        assert found[0].evaluate("document.querySelectorAll('canvas').length") == 5
-        found[1].wait_for_selector(".colored-tokens")
-        assert "<script>alert(1)</script>" in found[1].evaluate(
+        frames_of_page = page.frames[1:]
+        assert len(frames_of_page) == 2
+        frames_of_page[0].wait_for_selector("canvas")
+        assert frames_of_page[0].evaluate("document.querySelectorAll('canvas').length") == 5
+        frames_of_page[1].wait_for_selector(".colored-tokens")
+        assert "<script>alert(1)</script>" in frames_of_page[1].evaluate(
             "document.querySelector('.colored-tokens').innerText"
         ).replace("\u2060", "")

@@ -20,7 +20,7 @@ def measured():
 
 
 @pytest.fixture(scope="module")
-def drawn(measured):
+def circuit(measured):
     return graph.of_checkpoint(measured)
 
 
@@ -33,28 +33,28 @@ def _only(measured, **changed):
     }
 
 
-def test_nodes_and_edges_are_those_of_the_tables(measured, drawn):
+def test_nodes_and_edges_are_those_of_the_tables(measured, circuit):
     kept = measured["circuit_nodes"].query("kept")
-    inner = drawn["nodes"][1:-1]
-    assert [drawn["nodes"][i]["id"] for i in (0, -1)] == ["embedding", "logits"]
+    inner = circuit["nodes"][1:-1]
+    assert [circuit["nodes"][i]["id"] for i in (0, -1)] == ["embedding", "logits"]
     assert {node["id"]: node["effect"] for node in inner} == dict(zip(kept["node"], kept["effect"], strict=True))
     assert [abs(node["effect"]) for node in inner] == sorted((abs(e) for e in kept["effect"]), reverse=True)
     paths = measured["circuit_edges"].query("kept")
-    assert {(e["source"], e["target"]): e["effect"] for e in drawn["edges"]} == {
+    assert {(e["source"], e["target"]): e["effect"] for e in circuit["edges"]} == {
         (row.sender, row.receiver): row.effect for row in paths.itertuples()
     }
     assert {"L19.H3", "MLP 18"} <= {node["label"] for node in inner}
 
 
-def test_faithfulness_is_of_the_first_nodes_in_order_of_effect(measured, drawn):
+def test_faithfulness_is_of_the_first_nodes_in_order_of_effect(measured, circuit):
     rows = measured["faithfulness"].query("of == 'harmful'").set_index("size")
-    assert [size["n_nodes"] for size in drawn["sizes"]] == sorted(rows.index)
-    for size in drawn["sizes"]:
+    assert [size["n_nodes"] for size in circuit["sizes"]] == sorted(rows.index)
+    for size in circuit["sizes"]:
         row = rows.loc[size["n_nodes"]]
         for name, column in {"faithfulness": "kept", "low": "kept_low", "lost_high": "lost_high"}.items():
             assert size[name] == row[column]
         assert size["random"] == row["random_kept"]
-    assert drawn["score"] == "the refusal score of harmful prompts"
+    assert circuit["score"] == "the refusal score of harmful prompts"
 
 
 def _edge(measured, sender, receiver, effect, p):
@@ -75,19 +75,21 @@ def _edge(measured, sender, receiver, effect, p):
 )
 def test_roles_follow_from_paths(measured, sender, receiver, effect, p, roles):
     edges = tables.frame("circuit_edges", [_edge(measured, sender, receiver, effect, p)])
-    found = graph.of_checkpoint(_only(measured, circuit_edges=edges))
-    assert {node["id"]: node["roles"] for node in found["nodes"] if node["roles"]} == roles
+    circuit = graph.of_checkpoint(_only(measured, circuit_edges=edges))
+    assert {node["id"]: node["roles"] for node in circuit["nodes"] if node["roles"]} == roles
 
 
 def test_roles_follow_from_what_is_written_and_read(measured):
     edges = measured["circuit_edges"].iloc[:0]
     compared, sources = measured["attribution_compared"], measured["token_sources"]
-    found = graph.of_checkpoint({**measured, "circuit_edges": edges})
-    for node in found["nodes"][1:-1]:
-        own = (compared["layer"] == node["layer"]) & (
+    circuit = graph.of_checkpoint({**measured, "circuit_edges": edges})
+    for node in circuit["nodes"][1:-1]:
+        component = (compared["layer"] == node["layer"]) & (
             compared["head"] == (-1 if node["head"] is None else node["head"])
         )
-        row = compared[own & (compared["onto"] == "refusal_logits") & (compared["component"] == node["kind"])].iloc[0]
+        row = compared[
+            component & (compared["onto"] == "refusal_logits") & (compared["component"] == node["kind"])
+        ].iloc[0]
         assert ("writes refusal" in node["roles"]) == (row["p"] < 0.05 and row["difference"] > 0)
         segment = sources[(sources["layer"] == node["layer"]) & (sources["head"] == node["head"])]
         read = segment.query("set == 'harmful' and by == 'segment' and name == 'instruction' and low > 0")
@@ -96,34 +98,34 @@ def test_roles_follow_from_what_is_written_and_read(measured):
 
 
 def test_a_checkpoint_without_a_circuit_says_why():
-    found = viewer_fixture.no_circuit()
-    assert [node["id"] for node in found["nodes"]] == ["embedding", "logits"]
-    assert found["reason"]
-    assert found["sizes"] == []
+    circuit = viewer_fixture.no_circuit()
+    assert [node["id"] for node in circuit["nodes"]] == ["embedding", "logits"]
+    assert circuit["reason"]
+    assert circuit["sizes"] == []
 
 
-def test_circuit_tracer_reads_it(drawn):
+def test_circuit_tracer_reads_it(circuit):
     """By the models of circuit-tracer itself, read from the installed package without importing it (and its torch)."""
-    found = importlib.util.find_spec("circuit_tracer")
-    if found is None:
+    package = importlib.util.find_spec("circuit_tracer")
+    if package is None:
         pytest.skip("circuit-tracer is not installed: pip install --no-deps circuit-tracer")
     pytest.importorskip("pydantic")
-    path = Path(found.origin or "").parent / "frontend" / "graph_models.py"
+    path = Path(package.origin or "").parent / "frontend" / "graph_models.py"
     spec = importlib.util.spec_from_file_location("graph_models", path)
     models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(models)
-    written = graph.circuit_tracer(drawn, "demo")
+    written = graph.circuit_tracer(circuit, "demo")
     read = models.Model.model_validate(written, strict=True)
     assert json.loads(read.model_dump_json()) == written
     for link in written["links"]:
         models.Link.model_validate(link, strict=True)
 
 
-def test_circuit_tracers_viewer_can_draw_it(drawn):
+def test_circuit_tracers_viewer_can_draw_it(circuit):
     """What its JavaScript takes for granted, beside the types."""
-    written = graph.circuit_tracer(drawn, "demo")
+    written = graph.circuit_tracer(circuit, "demo")
     ids = [node["node_id"] for node in written["nodes"]]
-    assert len(set(ids)) == len(ids) == len(drawn["nodes"])
+    assert len(set(ids)) == len(ids) == len(circuit["nodes"])
     assert {link[end] for link in written["links"] for end in ("source", "target")} <= set(ids)
     assert all(node["ctx_idx"] < len(written["metadata"]["prompt_tokens"]) for node in written["nodes"])
     assert {node["feature_type"] for node in written["nodes"]} == {"embedding", "cross layer transcoder", "logit"}
@@ -136,16 +138,16 @@ def test_circuit_tracers_viewer_can_draw_it(drawn):
     assert {member for group in written["qParams"]["supernodes"] for member in group[1:]} <= set(ids)
 
 
-def test_graphml_and_csv_hold_every_number(drawn, tmp_path):
-    read = nx.parse_graphml(graph.graphml(drawn, "demo"))
-    assert set(read.nodes) == {node["id"] for node in drawn["nodes"]}
-    for node in drawn["nodes"][1:-1]:
+def test_graphml_and_csv_hold_every_number(circuit, tmp_path):
+    read = nx.parse_graphml(graph.graphml(circuit, "demo"))
+    assert set(read.nodes) == {node["id"] for node in circuit["nodes"]}
+    for node in circuit["nodes"][1:-1]:
         assert read.nodes[node["id"]]["effect"] == node["effect"]
         assert read.nodes[node["id"]]["roles"] == "; ".join(node["roles"])
-    (tmp_path / "edges.csv").write_text(graph.edge_list(drawn, "demo"), encoding="utf-8")
+    (tmp_path / "edges.csv").write_text(graph.edge_list(circuit, "demo"), encoding="utf-8")
     rows = pd.read_csv(tmp_path / "edges.csv")
-    assert len(rows) == len(drawn["edges"]) == read.number_of_edges()
-    for edge, (_, row) in zip(drawn["edges"], rows.iterrows(), strict=True):
+    assert len(rows) == len(circuit["edges"]) == read.number_of_edges()
+    for edge, (_, row) in zip(circuit["edges"], rows.iterrows(), strict=True):
         assert (row["checkpoint"], row["source"], row["target"]) == ("demo", edge["source"], edge["target"])
         assert row["effect"] == edge["effect"] == read.edges[edge["source"], edge["target"]]["effect"]
 

@@ -81,9 +81,9 @@ def test_a_figure_offers_its_table_and_svg(visit):
         with page.expect_download() as saved:
             page.locator("#fig-line-0 button.svg").click()
         assert saved.value.suggested_filename == "fig-line-0.svg"
-        drawn = ElementTree.parse(saved.value.path()).getroot()
-        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
-        words = "".join(drawn.itertext())
+        image = ElementTree.parse(saved.value.path()).getroot()
+        assert image.tag == "{http://www.w3.org/2000/svg}svg"
+        words = "".join(image.itertext())
         assert "Line 0" in words
         assert "nats; n = 16 prompts" in words
 
@@ -216,11 +216,11 @@ def test_prompts_are_text_and_can_be_searched(visit):
         flips = [row for row in rows if row["by"][left]["label"] != row["by"][right]["label"]]
         until(page, f"document.querySelector('.count').textContent.startsWith('{len(flips)} of 120')")
         page.get_by_role("searchbox").fill("number 1")
-        found = [row for row in flips if "number 1" in row["prompt"]]
-        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
+        fitting = [row for row in flips if "number 1" in row["prompt"]]
+        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(fitting)}")
         page.get_by_label("Set").select_option("benign_set")
-        found = [row for row in found if row["suite"] == "benign_set"]
-        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(found)}")
+        fitting = [row for row in fitting if row["suite"] == "benign_set"]
+        until(page, f"document.querySelectorAll('.prompts tbody tr').length === {len(fitting)}")
         seen = f"left={left}&right={right}&flips=1&text=number 1&suite=benign_set"
         assert fragment_of(page) == f"#{seen}"
     with visit("prompts", f"#left={left}&right={LAST}%7Cablated&rows=1") as page:
@@ -229,8 +229,8 @@ def test_prompts_are_text_and_can_be_searched(visit):
         assert page.locator(".prompts .id").all_inner_texts() == wanted
         page.get_by_label("Verdict", exact=True).select_option("refusal")
         judged = [(row["by"][left]["label"], row["by"][f"{LAST}|ablated"]["label"]) for row in rows]
-        found = sum("refusal" in labels for labels in judged)
-        until(page, f"document.querySelector('.count').textContent.startsWith('{found} of 120')")
+        fitting = sum("refusal" in labels for labels in judged)
+        until(page, f"document.querySelector('.count').textContent.startsWith('{fitting} of 120')")
 
 
 def test_a_pair_of_checkpoints_is_chosen(visit):

@@ -71,13 +71,13 @@ def data() -> dict[str, Any]:
 
 def pages() -> dict[str, tuple[str, list[str]]]:
     """The main part of each page, and the scripts that it loads at once; the viewer loads the others when it must."""
-    own = ["assets/report.js"]
+    script = ["assets/report.js"]
     return {
-        "index": (_index(), own),
-        "maps": (_maps(), ["assets/plotly.js", *own]),
-        LAST: (_checkpoint(), [*own, "data/circuits.js"]),
-        "prompts": ('<h1>Prompts</h1><section id="prompts-browser"></section>', own),
-        "compare": (_compare(), own),
+        "index": (_index(), script),
+        "maps": (_maps(), ["assets/plotly.js", *script]),
+        LAST: (_checkpoint(), [*script, "data/circuits.js"]),
+        "prompts": ('<h1>Prompts</h1><section id="prompts-browser"></section>', script),
+        "compare": (_compare(), script),
     }
 
 
@@ -110,9 +110,9 @@ def heads() -> dict[str, Any]:
     for checkpoint in CHECKPOINTS:
         values[checkpoint] = {}
         for name in columns:
-            drawn = rng.normal(0, 0.2, LAYERS * HEADS)
-            drawn[3 * HEADS + 2] += int(checkpoint[-5:]) / 60
-            entries = [[float(v), float(v - 0.1), float(v + 0.1), 0.01 if abs(v) > 0.4 else 0.6] for v in drawn]
+            sizes = rng.normal(0, 0.2, LAYERS * HEADS)
+            sizes[3 * HEADS + 2] += int(checkpoint[-5:]) / 60
+            entries = [[float(v), float(v - 0.1), float(v + 0.1), 0.01 if abs(v) > 0.4 else 0.6] for v in sizes]
             values[checkpoint][name] = [None if i % 17 == 0 else entry for i, entry in enumerate(entries)]
     pattern = np.tril(rng.random((len(TOKENS), len(TOKENS))))
     pattern = (pattern / pattern.sum(1, keepdims=True)).round(3).tolist()
@@ -193,13 +193,13 @@ def _heads_map() -> dict[str, Any]:
 
 
 def _index() -> str:
-    drawn = "".join(panel(f"fig-line-{i}", line([1.0, 3.0, 2.0 + i]), f"Line {i}") for i in range(4))
+    lines = "".join(panel(f"fig-line-{i}", line([1.0, 3.0, 2.0 + i]), f"Line {i}") for i in range(4))
     hidden = f'<details id="more"><summary>More</summary>{panel("fig-hidden-1", line([2.0, 1.0]))}</details>'
     place = f'data-checkpoint="{LAST}" data-layer="3" data-head="2"'
     link = f'<a class="head" {place} href="#head=3.2&amp;at={LAST}">L3.H2</a>'
     return f"""<h1>A run</h1><section id="story"><h2>Story</h2><p>Head {link} carries refusal; see
 <a href="{LAST}.html#circuit">the circuit</a> and <a href="maps.html">maps</a>.</p>
-<div class="grid">{drawn}</div></section>
+<div class="grid">{lines}</div></section>
 <section id="heads"><h2>Heads</h2>{panel("fig-heads-1", _heads_map(), "Heads")}</section>
 <section id="rest"><h2>Rest</h2>{hidden}</section>"""
 

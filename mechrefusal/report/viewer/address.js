@@ -99,9 +99,9 @@ let contents = [];
 const followScroll = oncePerFrame(() => {
   const passed = contents.filter(({ target }) => target.getBoundingClientRect().top < 140);
   const now = scrollY > 40 ? passed.at(-1) : undefined;
-  const asked = contents.find(({ target }) => target.id === address.section);
-  const { top = Infinity, bottom = 0 } = asked?.target.getBoundingClientRect() ?? {};
-  if (asked && asked !== now && top >= 0 && bottom <= innerHeight + 140) return; // too near the end to be scrolled to
+  const wanted = contents.find(({ target }) => target.id === address.section);
+  const { top = Infinity, bottom = 0 } = wanted?.target.getBoundingClientRect() ?? {};
+  if (wanted && wanted !== now && top >= 0 && bottom <= innerHeight + 140) return; // too near the end to be scrolled to
   for (const { link } of contents) link.setAttribute("aria-current", String(link === now?.link));
   address.section = now?.target.id ?? "";
   writeAddress();

@@ -11,18 +11,18 @@
  * @returns {HTMLElementTagNameMap[T]}
  */
 function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") made.addEventListener(name, value);
+    if (typeof value === "function") node.addEventListener(name, value);
     else if (value !== null && value !== undefined && value !== false)
-      made.setAttribute(name, value === true ? "" : String(value));
+      node.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(
+  node.append(
     .../** @type {(string | Node)[]} */ (
       children.filter((child) => child !== null && child !== undefined && child !== false)
     ),
   );
-  return made;
+  return node;
 }
 
 /**
@@ -134,8 +134,8 @@ const loading = new Map();
  * @returns {Promise<void>}
  */
 function load(path) {
-  const found = loading.get(path);
-  if (found) return found;
+  const started = loading.get(path);
+  if (started) return started;
   const inlined = document.querySelector(`script[type="text/plain"][data-script="${path}"]`);
   const promise = new Promise((resolve, reject) => {
     const script = element("script", inlined ? {} : { src: path });

@@ -56,14 +56,14 @@ function grouped({ nodes, edges }, groups) {
   /** @type {Map<string, string>} */
   const into = new Map();
   /** @type {GraphNode[]} */
-  const made = [];
+  const groupNodes = [];
   for (const [name, ids] of groups) {
     const members = nodes.filter(({ id }) => ids.includes(id) && !into.has(id));
     if (members.length < 2) continue;
     for (const { id } of members) into.set(id, `group ${name}`);
     const layer = members.reduce((sum, member) => sum + member.layer, 0) / members.length;
     const roles = ROLES.filter((role) => members.some((member) => member.roles.includes(role)));
-    made.push({
+    groupNodes.push({
       id: `group ${name}`,
       kind: "group",
       layer: Math.round(layer),
@@ -83,7 +83,7 @@ function grouped({ nodes, edges }, groups) {
     const before = sums.get(key);
     sums.set(key, before ? { source, target, effect: before.effect + edge.effect } : { ...edge, source, target });
   }
-  return { nodes: [...nodes.filter(({ id }) => !into.has(id)), ...made], edges: [...sums.values()] };
+  return { nodes: [...nodes.filter(({ id }) => !into.has(id)), ...groupNodes], edges: [...sums.values()] };
 }
 
 /** Rows of a graph: a layer each, from the embedding to the logits. @param {GraphNode[]} nodes */

@@ -46,9 +46,9 @@ function aboutNode(panel, node) {
  * @param {string} title
  */
 function strongestPaths(panel, node, end, other, title) {
-  const found = panel.seen.edges.filter((edge) => edge[end] === node.id);
-  found.sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect));
-  const items = found.slice(0, EDGES_IN_LIST).map((edge) => {
+  const edges = panel.seen.edges.filter((edge) => edge[end] === node.id);
+  edges.sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect));
+  const items = edges.slice(0, EDGES_IN_LIST).map((edge) => {
     const label = panel.seen.nodes.find(({ id }) => id === edge[other])?.label ?? "";
     const doubt = unsure(edge.p) ? " not told from nothing on held-out pairs" : "";
     return element(
@@ -60,7 +60,7 @@ function strongestPaths(panel, node, end, other, title) {
     );
   });
   const list = items.length ? element("ol", {}, ...items) : element("p", { class: "detail" }, "none that is shown");
-  return element("div", {}, element("h4", {}, `${title} (${found.length})`), list);
+  return element("div", {}, element("h4", {}, `${title} (${edges.length})`), list);
 }
 
 /** A small square of a colour, for legends. @param {string} of */

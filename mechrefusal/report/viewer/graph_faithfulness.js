@@ -3,7 +3,7 @@
 /** How faithful the strongest `size` components are, as far as it was measured. @param {Graph} graph @param {number} size */
 function faithfulnessAt(graph, size) {
   const known = graph.sizes.filter(({ faithfulness }) => faithfulness !== null);
-  const said = (/** @type {GraphSize} */ row) =>
+  const share = (/** @type {GraphSize} */ row) =>
     `${percent(row.faithfulness)} [${percent(row.low)}, ${percent(row.high)}]`;
   const exact = known.find(({ n_nodes: n }) => n === size);
   const below = known.findLast(({ n_nodes: n }) => n < size);
@@ -12,13 +12,13 @@ function faithfulnessAt(graph, size) {
   const sentence = exact
     ? [
         `The strongest ${size} alone keep `,
-        element("b", {}, said(exact)),
+        element("b", {}, share(exact)),
         ` of ${graph.score} (n = ${exact.n} pairs; as many at random ${percent(exact.random)}).`,
       ]
     : [
         `Not measured at ${size}; `,
         ...[below, above].flatMap((row, place) =>
-          row ? [place && below ? ", " : "", `the strongest ${row.n_nodes} keep `, element("b", {}, said(row))] : [],
+          row ? [place && below ? ", " : "", `the strongest ${row.n_nodes} keep `, element("b", {}, share(row))] : [],
         ),
         ` of ${graph.score}.`,
       ];
@@ -37,26 +37,26 @@ function faithfulnessCurve(sizes, size) {
       .filter((row) => row[key] !== null)
       .map((row, place) => `${place ? "L" : "M"}${x(row.n_nodes).toFixed(1)} ${y(row[key] ?? 0).toFixed(1)}`)
       .join("");
-  const drawn = svg(
+  const curve = svg(
     "svg",
     { viewBox: `0 0 ${width} ${height}`, class: "spark faith", role: "img" },
     svg("title", {}, "Share kept by the strongest components, over their number; random sets in grey"),
   );
   for (const share of [0, 1])
-    drawn.append(
+    curve.append(
       svg("line", { x1: margin + 14, x2: width - margin, y1: y(share), y2: y(share), class: "zero" }),
       svg("text", { x: margin + 10, y: y(share) + 3, "text-anchor": "end" }, `${100 * share}%`),
     );
-  drawn.append(
+  curve.append(
     svg("line", { x1: x(size), x2: x(size), y1: 4, y2: height - margin, class: "now" }),
     svg("text", { x: x(size), y: height - 3, "text-anchor": "middle" }, String(size)),
   );
-  drawn.append(
+  curve.append(
     svg("path", { d: line("random"), class: "line random" }),
     svg("path", { d: line("faithfulness"), class: "line kept" }),
   );
   for (const row of sizes)
-    drawn.append(
+    curve.append(
       svg("line", {
         x1: x(row.n_nodes),
         x2: x(row.n_nodes),
@@ -74,7 +74,7 @@ function faithfulnessCurve(sizes, size) {
         ),
       ),
     );
-  return drawn;
+  return curve;
 }
 
 function graphLegend() {

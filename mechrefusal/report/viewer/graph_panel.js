@@ -168,8 +168,8 @@ class GraphPanel {
       );
       return;
     }
-    const there = this.cy.getElementById(node.id);
-    this.cy.elements().not(there.closedNeighborhood()).not(".tick").addClass("faded");
+    const drawnNode = this.cy.getElementById(node.id);
+    this.cy.elements().not(drawnNode.closedNeighborhood()).not(".tick").addClass("faded");
     this.side.replaceChildren(...aboutNode(this, node));
   }
 }

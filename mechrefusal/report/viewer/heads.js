@@ -99,13 +99,13 @@ function cardParts(data, head, at) {
 /** All that was measured, with what it was at the other checkpoints. @param {HeadData} data @param {number} place @param {string} at */
 function valuesTable(data, place, at) {
   const rows = Object.entries(data.columns).map(([name, { title, unit, definition }]) => {
-    const found = data.values[at]?.[name]?.[place];
+    const measured = data.values[at]?.[name]?.[place];
     const points = data.checkpoints.flatMap(({ id, arm, step }) => {
       const entry = data.values[id]?.[name]?.[place];
       return entry ? [{ arm, step, value: entry[0], low: entry[1], high: entry[2], here: id === at }] : [];
     });
     if (!points.length) return null;
-    const isTold = found && found[3] !== null && found[3] < 0.05;
+    const isClear = measured && measured[3] !== null && measured[3] < 0.05;
     return element(
       "tr",
       {},
@@ -113,11 +113,11 @@ function valuesTable(data, place, at) {
       element(
         "td",
         { class: "figure" },
-        element("b", {}, found ? number(found[0]) : "–"),
-        isTold
-          ? element("span", { class: "told", title: `p = ${number(found[3])}, adjusted for all heads` }, " ●")
+        element("b", {}, measured ? number(measured[0]) : "–"),
+        isClear
+          ? element("span", { class: "told", title: `p = ${number(measured[3])}, adjusted for all heads` }, " ●")
           : null,
-        element("span", { class: "detail" }, found ? interval(found[1], found[2]) : "not measured here"),
+        element("span", { class: "detail" }, measured ? interval(measured[1], measured[2]) : "not measured here"),
       ),
       element("td", {}, points.length > 1 ? sparkline(points, `${title} over checkpoints`) : null),
     );
@@ -168,10 +168,10 @@ function sourceTokens(tokens) {
   );
 }
 
-/** Attention on harmful and harmless prompts; circuitsvis is loaded here, when it is first needed. @param {Attention[]} found @param {string} head */
-function attentionPart(found, head) {
+/** Attention on harmful and harmless prompts; circuitsvis is loaded here, when it is first needed. @param {Attention[]} patterns @param {string} head */
+function attentionPart(patterns, head) {
   const heading = element("h3", {}, "Where it looks");
-  if (!found.length)
+  if (!patterns.length)
     return element(
       "section",
       {},
@@ -183,8 +183,8 @@ function attentionPart(found, head) {
       ),
     );
   const area = element("div", { class: "paper attention" });
-  const show = (/** @type {number} */ place) => drawAttention(area, found[place]);
-  const options = found.map(
+  const show = (/** @type {number} */ place) => drawAttention(area, patterns[place]);
+  const options = patterns.map(
     ({ set, prompt_id: id }, place) => /** @type {[string, string]} */ ([String(place), `${set} prompt ${id}`.trim()]),
   );
   const chosen = choice("on", options, "0", (place) => show(Number(place)));

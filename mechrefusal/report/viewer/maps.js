@@ -122,8 +122,8 @@ function addMaps(section, maps) {
     shown,
   );
   section.append(bar, element("div", { class: "grid maps" }, ...areas.map(({ panel }) => panel)));
-  const asked = recalled("step");
-  const at = asked ? steps.indexOf(Number(asked)) : -1;
+  const step = recalled("step");
+  const at = step ? steps.indexOf(Number(step)) : -1;
   move(at >= 0 ? at : place);
 }
 

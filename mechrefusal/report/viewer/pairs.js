@@ -7,8 +7,8 @@ function startPairs(within) {
   const pairs = sections.map((section) => (section.dataset.pair ?? "").split("|"));
   const firsts = [...new Set(pairs.map(([first]) => first))];
   const seconds = [...new Set(pairs.map(([, second]) => second))];
-  const asked = recalled("pair").split("|");
-  const at = pairs.findIndex(([first, second]) => first === asked[0] && second === asked[1]);
+  const recalledPair = recalled("pair").split("|");
+  const at = pairs.findIndex(([first, second]) => first === recalledPair[0] && second === recalledPair[1]);
   let [first, second] = pairs[at >= 0 ? at : pairs.length - 1];
   const show = () => {
     const fits = new Set(pairs.filter(([one]) => one === first).map(([, other]) => other));

@@ -1,7 +1,7 @@
 /** Figures: drawn when they come into view, in the colours of the page, and all of them before printing. */
 
 /** @typedef {{ data: any[], layout: any }} Figure */
-/** @typedef {{ build: () => Figure, stale: boolean, drawn: Promise<any> | null, click?: (point: any) => void }} Plot */
+/** @typedef {{ build: () => Figure, stale: boolean, drawing: Promise<any> | null, click?: (point: any) => void }} Plot */
 
 /** Figures of the page by the element that they are drawn in. @type {Map<HTMLElement, Plot>} */
 const plots = new Map();
@@ -73,7 +73,7 @@ const widthWatcher = new ResizeObserver((entries) => {
  * @param {(point: any) => void} [click]
  */
 function addPlot(area, build, click) {
-  plots.set(area, { build, stale: true, drawn: null, click });
+  plots.set(area, { build, stale: true, drawing: null, click });
   plotWatcher.observe(area);
 }
 
@@ -81,26 +81,26 @@ function addPlot(area, build, click) {
 function forgetPlot(area) {
   plotWatcher.unobserve(area);
   widthWatcher.unobserve(area);
-  if (plots.get(area)?.drawn) window.Plotly?.purge(area);
+  if (plots.get(area)?.drawing) window.Plotly?.purge(area);
   plots.delete(area);
 }
 
 /** Draw one figure, unless it stands there already. @param {HTMLElement} area @returns {Promise<any>} */
 async function drawPlot(area) {
   const plot = plots.get(area);
-  if (!plot || (!plot.stale && plot.drawn)) return plot?.drawn;
+  if (!plot || (!plot.stale && plot.drawing)) return plot?.drawing;
   plot.stale = false;
-  const isFirst = !plot.drawn;
-  plot.drawn = library("Plotly").then((Plotly) => {
+  const isFirst = !plot.drawing;
+  plot.drawing = library("Plotly").then((Plotly) => {
     const figure = themed(plot.build());
     figure.layout.height = area.clientHeight || figure.layout.height;
     return Plotly.react(area, figure.data, figure.layout, PLOT_CONFIG);
   });
-  await plot.drawn;
-  if (!isFirst) return plot.drawn;
+  await plot.drawing;
+  if (!isFirst) return plot.drawing;
   widthWatcher.observe(area);
   /** @type {any} */ (area).on("plotly_click", (/** @type {any} */ event) => plot.click?.(event.points[0]));
-  return plot.drawn;
+  return plot.drawing;
 }
 
 /** Draw again what changed: at once where it can be seen, else when it comes into view. @param {HTMLElement[]} areas */

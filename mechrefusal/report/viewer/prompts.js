@@ -30,10 +30,10 @@ function browsePrompts(section, data) {
   const options = columns.map((key) => /** @type {[string, string]} */ ([key, named(key)]));
   const pick = (/** @type {string} */ key, /** @type {string} */ otherwise) =>
     columns.includes(recalled(key)) ? recalled(key) : otherwise;
-  const plain = columns.filter((key) => !key.includes("|") || key.endsWith("|none"));
+  const untouched = columns.filter((key) => !key.includes("|") || key.endsWith("|none"));
   const chosen = {
-    left: pick("left", plain[0] ?? columns[0]),
-    right: pick("right", plain.at(-1) ?? columns.at(-1) ?? ""),
+    left: pick("left", untouched[0] ?? columns[0]),
+    right: pick("right", untouched.at(-1) ?? columns.at(-1) ?? ""),
     suite: recalled("suite"),
     label: recalled("label"),
     flips: recalled("flips") === "1",
@@ -48,7 +48,7 @@ function browsePrompts(section, data) {
   const count = element("p", { class: "count", role: "status" });
   const pager = element("p", { class: "pager" });
 
-  const found = () => {
+  const fitting = () => {
     const words = chosen.text.toLowerCase();
     return data.rows.filter((row) => {
       const [left, right] = [row.by[chosen.left], row.by[chosen.right]];
@@ -62,7 +62,7 @@ function browsePrompts(section, data) {
     });
   };
   const show = oncePerFrame(() => {
-    const rows = found();
+    const rows = fitting();
     const pages = Math.max(1, Math.ceil(rows.length / ROWS_A_PAGE));
     chosen.page = Math.min(chosen.page, pages - 1);
     const flips = rows.filter(

@@ -9,7 +9,7 @@ function isSingleFile() {
 function templateOf(name) {
   return (
     all("template[data-page]")
-      .map((found) => /** @type {HTMLTemplateElement} */ (found))
+      .map((template) => /** @type {HTMLTemplateElement} */ (template))
       .find(({ dataset }) => dataset.page === name) ?? null
   );
 }
@@ -28,6 +28,7 @@ function showPage() {
   const main = page.querySelector("main") ?? element("main", { id: "main", class: "inner" }, page);
   document.querySelector("main")?.remove();
   template.before(main);
+  scrollTo(0, 0);
   document.title = [main.querySelector("h1")?.textContent, document.body.dataset.run].filter(Boolean).join(" – ");
   for (const link of all("nav a")) link.setAttribute("aria-current", String(link.getAttribute("href") === `#${name}/`));
   return true;
@@ -36,10 +37,10 @@ function showPage() {
 /** Links between pages of the folder become fragments of this file. @param {ParentNode} within */
 function rewriteLinks(within) {
   for (const link of all("a[href]", within)) {
-    const found = /^([^/#?:]+)\.html(?:#(.*))?$/.exec(link.getAttribute("href") ?? "");
-    if (found && templateOf(decoded(found[1]))) {
-      const rest = found[2] ?? "";
-      link.setAttribute("href", `#${found[1]}/${rest.split("&")[0].includes("=") ? "&" : ""}${rest}`);
+    const target = /^([^/#?:]+)\.html(?:#(.*))?$/.exec(link.getAttribute("href") ?? "");
+    if (target && templateOf(decoded(target[1]))) {
+      const rest = target[2] ?? "";
+      link.setAttribute("href", `#${target[1]}/${rest.split("&")[0].includes("=") ? "&" : ""}${rest}`);
     }
   }
 }

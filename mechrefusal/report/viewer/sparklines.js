@@ -12,9 +12,9 @@ const OTHER_ARMS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 /** @param {string} arm @param {string[]} arms all of the run */
 function armColour(arm, arms) {
   const others = arms.filter((name) => !(name in ARM_COLOURS));
-  const found =
+  const lightColour =
     /** @type {Record<string, string>} */ (ARM_COLOURS)[arm] ?? OTHER_ARMS[others.indexOf(arm) % OTHER_ARMS.length];
-  return isDark() ? onDark(found) : found;
+  return isDark() ? onDark(lightColour) : lightColour;
 }
 
 /**
@@ -23,10 +23,10 @@ function armColour(arm, arms) {
  * @param {...(Node | string)} children
  */
 function svg(tag, attributes, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
-  made.append(...children);
-  return made;
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+  node.append(...children);
+  return node;
 }
 
 /**
@@ -44,30 +44,30 @@ function sparkline(points, label) {
     margin +
     (steps.length > 1 ? (steps.indexOf(step) / (steps.length - 1)) * (width - 2 * margin) : (width - 2 * margin) / 2);
   const y = (/** @type {number} */ value) => margin + ((most - value) / (most - least || 1)) * (height - 2 * margin);
-  const drawn = svg(
+  const chart = svg(
     "svg",
     { viewBox: `0 0 ${width} ${height}`, width, height, class: "spark", role: "img" },
     svg("title", {}, label),
   );
-  drawn.append(svg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "zero" }));
+  chart.append(svg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "zero" }));
   for (const [place, arm] of arms.entries()) {
     const stroke = armColour(arm, arms);
     const dodge = SHARED_ARMS.includes(arm) ? 0 : 2 * (place - (arms.length - 1) / 2);
     const at = (/** @type {SparkPoint} */ point) => x(point.step) + (point.arm === arm ? dodge : 0);
-    const own = points.filter((point) => point.arm === arm);
+    const armPoints = points.filter((point) => point.arm === arm);
     const before = SHARED_ARMS.includes(arm)
       ? []
-      : points.filter((point) => SHARED_ARMS.includes(point.arm) && point.step < own[0].step);
-    const path = [...before, ...own].map((point) => `${at(point).toFixed(1)} ${y(point.value).toFixed(1)}`);
-    drawn.append(svg("path", { d: `M${path.join("L")}`, stroke, class: "line" }));
-    for (const point of own) {
+      : points.filter((point) => SHARED_ARMS.includes(point.arm) && point.step < armPoints[0].step);
+    const path = [...before, ...armPoints].map((point) => `${at(point).toFixed(1)} ${y(point.value).toFixed(1)}`);
+    chart.append(svg("path", { d: `M${path.join("L")}`, stroke, class: "line" }));
+    for (const point of armPoints) {
       const { step, value, low, high, here } = point;
-      const [x1, said] = [at(point), `${arm}, step ${step}: ${number(value)} ${interval(low, high)}`];
+      const [x1, text] = [at(point), `${arm}, step ${step}: ${number(value)} ${interval(low, high)}`];
       if (low !== null && high !== null)
-        drawn.append(svg("line", { x1, x2: x1, y1: y(low), y2: y(high), stroke, class: "whisker" }));
+        chart.append(svg("line", { x1, x2: x1, y1: y(low), y2: y(high), stroke, class: "whisker" }));
       const look = { cx: x1, cy: y(value), r: here ? 3.6 : 1.8, fill: stroke, class: here ? "here" : "" };
-      drawn.append(svg("circle", look, svg("title", {}, said)));
+      chart.append(svg("circle", look, svg("title", {}, text)));
     }
   }
-  return drawn;
+  return chart;
 }

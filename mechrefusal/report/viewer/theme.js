@@ -52,7 +52,7 @@ function startTheme() {
 function colour(name) {
   const probe = element("span", { style: `color:var(${name})` });
   document.body.append(probe);
-  const found = getComputedStyle(probe).color;
+  const computed = getComputedStyle(probe).color;
   probe.remove();
-  return found;
+  return computed;
 }
