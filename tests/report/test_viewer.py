@@ -11,6 +11,8 @@ from viewer_fixture import CHECKPOINTS, HOSTILE, LAST
 
 from mechrefusal.report import graph
 
+pytestmark = pytest.mark.slow
+
 DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
 GROUND = "getComputedStyle(document.documentElement).backgroundColor"
 WHITE, DARK = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
@@ -148,6 +150,10 @@ def test_a_head_of_a_map_opens_its_card(visit):
         page.wait_for_selector("#head-card")
         assert page.locator("#head-name").inner_text() == "L3.H2"
         assert fragment_of(page) == "#step=40&head=3.2&at=r2d2-step-00040"
+        page.keyboard.press("Escape")
+        page.locator("#maps-r2d2").get_by_label("card of").select_option("4.1")
+        page.wait_for_selector("#head-card")
+        assert page.locator("#head-name").inner_text() == "L4.H1"
     with visit("index") as page:
         plot = page.locator("#fig-heads-1 .plot")
         plot.scroll_into_view_if_needed()

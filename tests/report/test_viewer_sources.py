@@ -46,6 +46,7 @@ def test_the_script_is_javascript(node, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_types_and_form(node):
     if not (FOLDER / "node_modules" / "typescript").is_dir():
         pytest.skip(f"npm packages are not there: run 'npm ci' in {FOLDER}")

@@ -120,11 +120,29 @@ function addMaps(section, maps) {
     element("div", { class: "track" }, slider, ticks),
     button("›", () => by(1), { "aria-label": "Later" }),
     shown,
+    headChoice(maps.maps, (head, select) => openHead(head, checkpoints[place], select)),
   );
   section.append(bar, element("div", { class: "grid maps" }, ...areas.map(({ panel }) => panel)));
   const step = recalled("step");
   const at = step ? steps.indexOf(Number(step)) : -1;
   move(at >= 0 ? at : place);
+}
+
+/**
+ * A select of all heads: what a click in a map does, for the keyboard.
+ * @param {LayerMap[]} maps
+ * @param {(head: string, select: HTMLElement) => void} open
+ */
+function headChoice(maps, open) {
+  const map = maps.find(({ kind }) => kind === "head");
+  if (!map) return null;
+  const heads = map.y.flatMap((y) => map.x.map((x) => headAt({ x, y })));
+  const options = heads.map((head) => /** @type {[string, string]} */ ([head, headName(head)]));
+  const { label, select } = choice("card of", [["", "a head"], ...options], "", (head) => {
+    select.value = "";
+    if (head) open(head, select);
+  });
+  return label;
 }
 
 /** Other arms go to the same step, where they have it. @param {string} arm @param {number} step */
