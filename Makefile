@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := .venv/.runs
 READY := .venv/.ready
+VIEWER := mechrefusal/report/viewer
 
 .PHONY: demo test check lint bench calibrate notebook clean
 
@@ -21,6 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@test ! -d $(VIEWER)/node_modules || npm --prefix $(VIEWER) run --silent check  # there after `npm ci` in that folder
 
 bench: $(READY)  ## every benchmark, quickly
 	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0  # a peer, which asks for an older transformers than it needs

@@ -1,24 +1,20 @@
-"""In a browser: everything draws, nothing is asked from a network, no data runs. Needs playwright and chromium."""
+"""A report in a browser: everything draws at any width, leads where it says, and no data runs."""
 
-import shutil
-from contextlib import contextmanager
+import html
+import re
 
+import browsing
 import pytest
+from browsing import until
 
+from mechrefusal import report
 from mechrefusal.report import circuits
 from mechrefusal.report.reading import read_run
 
 pytestmark = pytest.mark.slow
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 PAGE = "r2d2-step-00050"
+DRAW = """() => { document.querySelectorAll('details').forEach(d => d.open = true); return mechrefusal.drawAll(); }"""
 SETTLED = """width => document.documentElement.scrollWidth <= width && [...document.querySelectorAll('.plot')]
     .filter(plot => plot.checkVisibility())
     .every(plot => Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) <= 2)"""
@@ -27,60 +23,29 @@ SETTLED = """width => document.documentElement.scrollWidth <= width && [...docum
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
+    with browsing.chromium() as started:
+        yield started
 
 
-@contextmanager
-def watched(browser, path, width=1280):
-    """Open a page; at the end it must have asked for nothing, complained of nothing and run nothing of the data."""
-    faults: list[str] = []
-    context = browser.new_context(viewport={"width": width, "height": 900})
-    page = context.new_page()
-    page.on(
-        "request",
-        lambda r: (
-            None if r.url.startswith(("file:", "data:", "blob:", "about:")) else faults.append(f"request {r.url}")
-        ),
-    )
-    page.on("console", lambda m: faults.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: faults.append(f"error {e}"))
-
-    def dismissed(dialog):
-        faults.append(f"dialog {dialog.message}")
-        dialog.dismiss()
-
-    page.on("dialog", dismissed)
-    page.goto(path.as_uri())
-    page.wait_for_function("document.querySelectorAll('.plot:not(.js-plotly-plot)').length === 0")
-    page.wait_for_timeout(500)
-    yield page
-    context.close()
-    assert faults == []
+@pytest.fixture(scope="module")
+def visit(browser, small_run):
+    """Opens a page of the report of the made-up run."""
+    folder = small_run / "report"
+    return lambda name, fragment="", **how: browsing.opened(browser, folder / f"{name}.html", fragment, **how)
 
 
-@pytest.mark.parametrize(("first", "then"), [(1280, 800), (400, 600)])
-@pytest.mark.parametrize("name", ["index", "training", "evaluation", "base-step-00000", PAGE])
-def test_pages_draw_without_a_network(browser, small_run, name, first, then):
-    """Opened on a wide and on a narrow screen, and resized to another width: a page takes seconds to draw."""
-    with watched(browser, small_run / "report" / f"{name}.html", first) as page:
-        assert (
-            page.evaluate("document.querySelectorAll('.plot').length")
-            == page.evaluate("document.querySelectorAll('.plot .main-svg:first-child').length")
-            > 5
-        )
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        page.wait_for_function(SETTLED, arg=first)
-        draws_at(page, first)
-        page.set_viewport_size({"width": then, "height": 900})
-        page.wait_for_function(SETTLED, arg=then)
-        draws_at(page, then)
+@pytest.mark.parametrize(
+    ("name", "least"), [("index", 10), ("training", 5), ("evaluation", 5), ("maps", 3), (PAGE, 20)]
+)
+def test_every_figure_draws_and_follows_the_window(visit, name, least):
+    with visit(name, width=1400) as page:
+        page.evaluate(DRAW)
+        assert page.evaluate("document.querySelectorAll('.plot').length") >= least
+        until(page, SETTLED, 1400)
+        draws_at(page, 1400)
+        page.set_viewport_size({"width": 800, "height": 900})
+        until(page, SETTLED, 800)
+        draws_at(page, 800)
 
 
 def draws_at(page, width):
@@ -94,80 +59,86 @@ def draws_at(page, width):
             .map(t => [t.textContent, t.getBoundingClientRect()])
             .filter(([, b]) => b.width)
             .filter(([, b]) => b.left < box.left - 2 || b.right > box.right + 2 || b.bottom > box.bottom + 2)
-            .map(([text]) => p.id + ': ' + text)})"""
+            .map(([text]) => p.dataset.plot + ': ' + text)})"""
     assert page.evaluate(outside) == []
     unnamed = """[...document.querySelectorAll('.plot')].filter(p => p.checkVisibility()).filter(p => {
         const wanted = p.layout.xaxis && p.layout.xaxis.ticktext ? p.layout.xaxis.tickvals.length : 0;
         const ticks = [...p.querySelectorAll('.xaxislayer-above .xtick text')];
         return ticks.filter(t => t.style.opacity !== '0' && t.style.display !== 'none').length < wanted;
-        }).map(p => p.id)"""
+        }).map(p => p.dataset.plot)"""
     assert page.evaluate(unnamed) == []
 
 
-@pytest.fixture(scope="module")
-def opened(browser, small_run):
-    """The page of a checkpoint, opened once for what is looked at and clicked."""
-    with watched(browser, small_run / "report" / f"{PAGE}.html") as page:
-        yield page
+@pytest.mark.parametrize("name", ["base-step-00000", "compare", "methods", "prompts"])
+def test_the_other_pages_open(visit, name):
+    with visit(name, width=800, theme="dark") as page:
+        page.evaluate(DRAW)
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 800
+        assert page.locator("h1").count() == 1
 
 
-def test_circuits_draw(opened):
-    page = opened
-    assert page.evaluate("document.querySelectorAll('.attention .circuit canvas').length") == 2 * 5
-    painted = """[...document.querySelectorAll('.attention .circuit canvas')].every(c =>
-        c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v !== 0))"""
-    assert page.evaluate(painted)
-    tokens = page.evaluate(
-        "[...document.querySelectorAll('.colored-tokens')].map(d => d.innerText.replaceAll('\\u2060', ''))"
-    )
-    assert len(tokens) == 2
-    assert "<script>alert(1)</script>" in tokens[0].replace("\xa0", " ")
-    assert "&lt;b&gt;" in tokens[0].replace("\xa0", " ")
-    assert page.evaluate("document.querySelectorAll('.circuit img, .circuit script, .circuit svg').length") == 0
-    page.hover(".colored-tokens span span >> nth=6")
-    page.wait_for_timeout(300)
+def test_every_link_leads_somewhere(small_run):
+    folder = small_run / "report"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.html")}
+    ids = {name: set(re.findall(r' id="([^"]+)"', text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        for href in map(html.unescape, re.findall(r' href="([^"]+)"', text)):
+            file, _, fragment = href.partition("#")
+            section = fragment.split("&")[0]
+            if file.endswith(".html") or not file:
+                assert "=" in section or not section or section in ids[file or name], (name, href)
+            elif not file.startswith(("http", "data:")):
+                assert (folder / file).is_file(), (name, href)
 
 
-def test_hover_shows_hostile_tokens_as_text(opened):
-    page = opened
-    page.locator("#patching .plot").first.scroll_into_view_if_needed()
-    box = page.locator("#patching .plot").first.locator(".heatmaplayer image").bounding_box()
-    column, n_columns = 8, 16
-    page.mouse.move(box["x"] + box["width"] * (column + 0.5) / n_columns, box["y"] + box["height"] * 0.5)
-    page.wait_for_selector("#patching .hoverlayer .hovertext")
-    text = page.evaluate("document.querySelector('#patching .hoverlayer').textContent")
-    assert "−8 <script>alert" in text
-    assert "effect" in text
+def test_a_head_of_the_page_opens_its_card(visit):
+    with visit(PAGE) as page:
+        page.locator("main a.head").first.click()
+        page.wait_for_selector("#head-card table.values tr")
+        page.evaluate(f"mechrefusal.openHead('19.3', '{PAGE}')")
+        page.wait_for_selector("#head-card canvas")
+        assert page.locator("#head-card .sources li").first.is_visible()
+        assert page.locator("#head-card :is(img, script)").count() == 0
 
 
-def test_details_open_and_figures_take_their_width(opened):
-    page = opened
-    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    page.wait_for_timeout(1500)
-    fits = """[...document.querySelectorAll('details .plot')].every(
-        p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
-    assert page.evaluate("document.querySelectorAll('details .plot').length") == 10
-    assert page.evaluate(fits)
-
-
-def test_evaluation_opens_and_says_what_a_point_is(browser, small_run):
-    with watched(browser, small_run / "report" / "evaluation.html") as page:
+def test_the_circuit_is_drawn(visit):
+    with visit(PAGE, "#circuit") as page:
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        page.wait_for_timeout(2000)
-        fits = """[...document.querySelectorAll('.plot')].every(
-            p => Math.abs(p.querySelector('.main-svg').clientWidth - p.clientWidth) < 3)"""
-        assert page.evaluate(fits)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        page.evaluate("window.scrollTo(0, document.querySelector('#frontier .plot').offsetTop - 120)")
-        page.wait_for_timeout(300)
-        box = page.locator("#frontier .plot .scatterlayer .point >> nth=0").bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.wait_for_selector("#frontier .hoverlayer .hovertext")
-        text = page.evaluate("document.querySelector('#frontier .hoverlayer').textContent")
-        assert "attack success" in text
-        assert "layer" in text
-        answers = page.evaluate("document.querySelector('#answers').innerText")
-        assert "<script>alert(1)</script>" in answers
+        page.locator("div.graph").scroll_into_view_if_needed()
+        page.wait_for_selector("div.graph canvas")
+        assert page.locator("div.graph .canvas").get_attribute("data-shown").split()[0] == "5"
+
+
+def test_hover_shows_hostile_tokens_as_text(visit):
+    with visit(PAGE) as page:
+        page.evaluate(DRAW)
+        labels = page.evaluate("[...document.querySelectorAll('.plot .xtick text')].map(t => t.textContent)")
+        assert any("<script>alert" in label for label in labels)
+        assert page.locator(".plot :is(img, script)").count() == 0
+
+
+def test_prompts_of_the_report_are_text(visit):
+    with visit("prompts") as page:
+        page.wait_for_selector("table.prompts tbody tr")
+        page.get_by_role("searchbox").fill("<script>")
+        until(page, "document.querySelectorAll('table.prompts tbody tr').length > 0")
+        assert "<script>alert(1)</script>" in page.locator("table.prompts").inner_text()
+        assert page.locator("#prompts-browser :is(img, script, svg)").count() == 0
+
+
+def test_one_file_holds_the_whole_report(browser, small_run, tmp_path):
+    (tmp_path / "measurements").symlink_to(small_run / "measurements")
+    path = report.write(tmp_path, single_file=True)
+    with browsing.opened(browser, path) as page:
+        page.wait_for_selector(".plot .main-svg")
+        page.locator("main a.head").first.click()
+        page.wait_for_selector("#head-card table.values tr")
+        page.keyboard.press("Escape")
+        page.get_by_role("link", name="Prompts").first.click()
+        page.wait_for_selector("table.prompts tbody tr")
+        page.get_by_role("link", name="Maps").first.click()
+        page.wait_for_selector("section.maps .main-svg")
 
 
 def test_jupyter_frames_draw(browser, small_run, tmp_path):
@@ -180,10 +151,13 @@ def test_jupyter_frames_draw(browser, small_run, tmp_path):
     notebook.write_text(
         "<!doctype html><meta charset=utf-8>" + "".join(f._repr_html_() for f in frames), encoding="utf-8"
     )
-    with watched(browser, notebook) as page:
-        found = page.frames[1:]
-        assert len(found) == 2
-        assert found[0].evaluate("document.querySelectorAll('canvas').length") == 5
-        assert "<script>alert(1)</script>" in found[1].evaluate(
+    with browsing.opened(browser, notebook, ready="document.querySelectorAll('iframe').length === 2") as page:
+        page.wait_for_timeout(500)
+        frames_of_page = page.frames[1:]
+        assert len(frames_of_page) == 2
+        frames_of_page[0].wait_for_selector("canvas")
+        assert frames_of_page[0].evaluate("document.querySelectorAll('canvas').length") == 5
+        frames_of_page[1].wait_for_selector(".colored-tokens")
+        assert "<script>alert(1)</script>" in frames_of_page[1].evaluate(
             "document.querySelector('.colored-tokens').innerText"
         ).replace("\u2060", "")
