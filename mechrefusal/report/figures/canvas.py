@@ -1,0 +1,330 @@
+"""What figures are drawn with: lines with intervals, bars, points, matrices and their marks, in one or more panels."""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechrefusal.report import wording
+from mechrefusal.report.figures import catalogue, style
+
+_BETWEEN = {"x": 46, "": 84}
+"""Pixels between rows of panels: with a common x axis, and with one each."""
+_AROUND = 150
+"""Pixels of title, axis and legend."""
+
+
+class Canvas:
+    """A figure of the catalogue in the making.
+
+    Panels are counted from 0, row by row. A figure without titles of panels has one.
+
+    Args:
+        name: of the figure in the catalogue: its axes, its hover, its title.
+        panels: titles of the panels, plain text, or keys of the titles and units in the catalogue.
+        shared: `x`: panels below each other have one x axis. `y`: panels beside each other have one y axis.
+        panel_height: of each panel, pixels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        panels: Sequence[str] = (),
+        *,
+        columns: int = 1,
+        shared: str = "",
+        panel_height: int = 260,
+        **layout: Any,
+    ) -> None:
+        self.entry = catalogue.entry(name)
+        known = self.entry.panels
+        self.columns, self.n_panels = max(1, min(columns, len(panels))), len(panels)
+        self._in_legend: set[str] = set()
+        self.height: int | None = None
+        if not panels:
+            self.figure = go.Figure()
+        else:
+            lines, gap = math.ceil(len(panels) / self.columns), _BETWEEN["x" if shared == "x" else ""]
+            high = lines * panel_height + (lines - 1) * gap
+            self.height = high + _AROUND
+            self.figure = make_subplots(
+                rows=lines,
+                cols=self.columns,
+                subplot_titles=[wording.for_plotly(known.get(panel, (panel, ""))[0]) for panel in panels],
+                shared_xaxes=shared == "x",
+                shared_yaxes=shared == "y",
+                horizontal_spacing=0.05 if shared == "y" else min(0.09, 0.3 / self.columns),
+                vertical_spacing=gap / high,
+                **layout,
+            )
+            left = {"x": 0, "xanchor": "left"} if self.columns == 1 else {}
+            self.figure.update_annotations(font={"size": 12}, **left)
+        for place, panel in enumerate(panels or [""]):
+            lowest, leftmost = place + self.columns >= len(panels), place % self.columns == 0
+            self.x(place, title=self.entry.x if lowest or shared != "x" else None)
+            self.y(place, title=known[panel][1] if panel in known else self.entry.y if leftmost else None)
+
+    def _at(self, panel: int | None) -> dict[str, int]:
+        if not self.n_panels or panel is None:
+            return {}
+        return {"row": panel // self.columns + 1, "col": panel % self.columns + 1}
+
+    def x(self, panel: int | None = None, **look: Any) -> None:
+        """Settings of the x axis of a panel, or of all."""
+        self.figure.update_xaxes(**look, **self._at(panel))
+
+    def y(self, panel: int | None = None, **look: Any) -> None:
+        """Settings of the y axis of a panel, or of all."""
+        self.figure.update_yaxes(**look, **self._at(panel))
+
+    def add(self, trace: go.Scatter | go.Bar | go.Heatmap | go.Box | None, panel: int = 0) -> None:
+        """Add a trace; None is nothing."""
+        if trace is not None:
+            self.figure.add_trace(trace, **self._at(panel))
+
+    def named(self, name: str, group: str = "") -> dict[str, Any]:
+        """Name and group of a trace, plain text; each group is in the legend once."""
+        name, group = wording.for_plotly(name), wording.for_plotly(group or name)
+        first = group not in self._in_legend
+        self._in_legend.add(group)
+        return {"name": name, "legendgroup": group, "showlegend": first and bool(name)}
+
+    def hovers(self, rows: pd.DataFrame) -> list[str]:
+        """The hover of every row, as the catalogue has it."""
+        return catalogue.hovers(rows, self.entry.hover)
+
+    def line(
+        self,
+        rows: pd.DataFrame,
+        x: str,
+        y: str,
+        name: str,
+        *,
+        panel: int = 0,
+        colour: str = style.ARM_COLOURS[0],
+        dash: str = "solid",
+        symbol: str | Sequence[str] = "circle",
+        width: float = 2,
+        size: float = 6,
+        interval: str = "band",
+        ends: tuple[str, str] = ("low", "high"),
+        shift: float = 0.0,
+        group: str = "",
+        hover: Sequence[str] | None = None,
+        mode: str = "lines+markers",
+        **look: Any,
+    ) -> None:
+        """Column `y` over column `x` with its 95% interval; nothing where every y is missing.
+
+        Args:
+            name: in the legend, once for all panels; plain text.
+            interval: `band` (bars where there is one point only), `bars` or `none`; of the columns `ends`.
+            shift: how far points are moved along x, so that bars do not hide each other.
+            group: what is shown and hidden together; the name by default.
+            hover: one text a row, safe for plotly; by default that of the catalogue, none for an empty list.
+            look: of the trace and of its band (`opacity`), or of the trace alone.
+        """
+        if not rows[y].notna().any():
+            return
+        rows = rows.assign(at_x=[float(value) + shift for value in rows[x]])
+        legend = self.named(name, group)
+        area = None
+        if interval == "band":
+            shared = {"legendgroup": legend["legendgroup"]} | {k: v for k, v in look.items() if k == "opacity"}
+            area = style.between(rows[rows[y].notna()], "at_x", *ends, colour, **shared)
+            self.add(area, panel)
+        bars = None if area is not None or interval == "none" else style.error_bars(rows, y, *ends)
+        texts = self.hovers(rows) if hover is None else list(hover)
+        self.add(
+            go.Scatter(
+                x=list(rows["at_x"]),
+                y=style.numbers(rows[y]),
+                error_y=bars,
+                mode=mode,
+                line={"color": colour, "width": width, "dash": dash},
+                marker={"color": colour, "symbol": symbol, "size": size},
+                text=texts or None,
+                hoverinfo="text" if texts else "skip",
+                **legend,
+                **look,
+            ),
+            panel,
+        )
+
+    def bars(
+        self,
+        rows: pd.DataFrame,
+        x: str,
+        y: str,
+        name: str = "",
+        *,
+        panel: int = 0,
+        colour: str | Sequence[str] | None = None,
+        ends: tuple[str, str] | None = ("low", "high"),
+        written: Sequence[str] | None = None,
+        hover: Sequence[str] | None = None,
+        **look: Any,
+    ) -> None:
+        """Horizontal bars: lengths from column `x`, places from column `y`, whiskers between the columns `ends`.
+
+        Args:
+            colour: by default red where the value is positive, blue where it is negative.
+            written: text on each bar.
+        """
+        signed = [style.POSITIVE if value >= 0 else style.NEGATIVE for value in rows[x].fillna(0)]
+        whiskers = style.error_bars(rows, x, *ends, color=style.WHISKER, thickness=1.2, width=2) if ends else None
+        texts = self.hovers(rows) if hover is None else list(hover)
+        label = {"text": texts, "textposition": "none"} if written is None else {"text": written, "hovertext": texts}
+        bar = go.Bar(
+            x=style.numbers(rows[x]),
+            y=list(rows[y]),
+            orientation="h",
+            error_x=whiskers,
+            marker={"color": signed if colour is None else colour},
+            hoverinfo="text" if texts else "skip",
+            **label,
+            **self.named(name),
+        )
+        self.add(bar.update(**look), panel)
+
+    def matrix(
+        self,
+        rows: pd.DataFrame,
+        value: str,
+        *,
+        down: Sequence[Hashable],
+        across: Sequence[Hashable],
+        downs: Sequence[Hashable],
+        acrosses: Sequence[Hashable],
+        x: Sequence[float] | None = None,
+        y: Sequence[float] | None = None,
+        panel: int = 0,
+        written: str = "",
+        **look: Any,
+    ) -> np.ndarray:
+        """Cells of column `value`, coloured on the figure's one colour axis; what has no row is not measured.
+
+        Args:
+            down, across: of every row, its line and its column in the matrix.
+            downs, acrosses: the lines and columns, in order.
+            x, y: where they stand; counted from 0 by default.
+            written: template of what is written into each cell (as a line of a hover).
+
+        Returns:
+            The cells, lines x columns.
+        """
+        lines, columns = ({key: place for place, key in enumerate(keys)} for keys in (downs, acrosses))
+        cells = np.full((len(downs), len(acrosses)), np.nan)
+        texts = [["not measured"] * len(acrosses) for _ in downs]
+        written_texts = [[""] * len(acrosses) for _ in downs]
+        for row, key_down, key_across in zip(rows.to_dict("records"), down, across, strict=True):
+            i, j = lines[key_down], columns[key_across]
+            cells[i, j] = np.nan if wording.is_missing(row[value]) else row[value]
+            texts[i][j] = catalogue.hover(row, self.entry.hover)
+            written_texts[i][j] = catalogue.hover(row, [written]) if written else ""
+        labels: dict[str, Any] = {"text": texts}
+        if written:
+            labels = {"text": written_texts, "texttemplate": "%{text}", "hovertext": texts, "xgap": 1, "ygap": 1}
+        places = {"x": list(range(len(acrosses)) if x is None else x), "y": list(range(len(downs)) if y is None else y)}
+        heat = go.Heatmap(z=cells, hoverinfo="text", coloraxis="coloraxis", **places, **labels)
+        self.add(heat.update(**look), panel)
+        self.x(panel, showgrid=False, zeroline=False)
+        self.y(panel, showgrid=False, zeroline=False)
+        return cells
+
+    def marks(self, x: Sequence[float], y: Sequence[float], name: str, *, panel: int = 0, **marker: Any) -> None:
+        """Dots (or what `marker` says) that can be told from any colour of a matrix; nothing where there are none."""
+        if not len(x):
+            return
+        look = {"symbol": "circle", "size": 5, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
+        legend = self.named(name) | {"name": name}  # the names of marks are words of this package
+        dots = go.Scatter(x=list(x), y=list(y), mode="markers", marker=look | marker, hoverinfo="skip", **legend)
+        self.add(dots, panel)
+
+    def close(self, x: Sequence[float], y: Sequence[float], *, panel: int = 0) -> None:
+        """End the axes at the cells of a matrix: marks at the rim would widen them."""
+        self.x(panel, range=[min(x) - 0.5, max(x) + 0.5])
+        self.y(panel, range=[min(y) - 0.5, max(y) + 0.5])
+
+    def rule(self, *, x: float | None = None, y: float | None = None, panel: int | None = None, **line: Any) -> None:
+        """A thin line across a panel, or across all, at one x or y."""
+        look = {"width": 1, "color": style.AXIS} | line
+        at = self._at(panel)
+        if y is not None:
+            self.figure.add_hline(y=y, line=look, **at)
+        if x is not None:
+            self.figure.add_vline(x=x, line=look, **at)
+
+    def categories(
+        self,
+        labels: Sequence[str],
+        *,
+        axis: str = "y",
+        places: Sequence[float] | None = None,
+        panel: int | None = None,
+        **look: Any,
+    ) -> None:
+        """Names (plain text) at the places of an axis; on y the first is on top. Many names on x stand upright."""
+        names = [wording.for_plotly(label) for label in labels]
+        at = list(range(len(names))) if places is None else list(places)
+        shown: dict[str, Any] = {"tickvals": at, "ticktext": names, "showgrid": False, "zeroline": False}
+        if axis == "x":
+            self.x(panel, **shown | {"tickangle": -90 if len(names) > 3 else 0} | look)
+        else:
+            self.y(panel, **shown | {"range": [max(at) + 0.5, min(at) - 0.5]} | look)
+
+    def colours(self, *, unit: str, limit: float | None, centre: float = 0.0, title: str = "") -> None:
+        """One colour axis for all matrices: diverging around `centre` up to ± `limit`, sequential without a limit."""
+        bar = {"title": {"text": f"{wording.for_plotly(title or unit)}<br> "}}  # keeps it off the topmost tick
+        axis: dict[str, Any] = {"colorscale": style.SEQUENTIAL, "colorbar": bar}
+        if limit is not None:
+            axis |= {"colorscale": style.DIVERGING, "cmin": centre - limit, "cmax": centre + limit}
+        self.figure.update_layout(coloraxis=axis)
+
+    def shares(self, *, unit: str, most: float = 1) -> None:
+        """One colour axis for matrices of shares or counts: 0 to `most`."""
+        bar = {"title": {"text": f"{wording.for_plotly(unit)}<br> "}}
+        axis = {"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": most, "colorbar": bar}
+        self.figure.update_layout(coloraxis=axis)
+
+    def finish(
+        self,
+        *subtitle: str,
+        title: str | None = None,
+        unit: str | None = None,
+        height: int | None = None,
+        **names: Any,
+    ) -> go.Figure:
+        """The figure with its title, its subtitle (unit first) and what the catalogue says of it in `layout.meta`.
+
+        Args:
+            subtitle: parts of the subtitle, safe for plotly; empty ones are left out.
+            title: in place of the catalogue's, safe for plotly.
+            names: what stands in the catalogue's title, plain text.
+        """
+        unit = self.entry.unit if unit is None else unit
+        filled = {name: wording.for_plotly(value) for name, value in names.items()}
+        text = title or self.entry.title.format(**filled)
+        parts = "; ".join(part for part in (wording.for_plotly(unit), *subtitle) if part)
+        told = {"figure": self.entry.name, "definition": self.entry.definition, "docs": self.entry.docs, "unit": unit}
+        return self.figure.update_layout(
+            template=style.TEMPLATE,
+            title={"text": text[:1].upper() + text[1:], "subtitle": {"text": parts}},
+            height=height or self.height or self.entry.height,
+            meta=told,
+        )
+
+
+def largest(cells: Sequence[np.ndarray], centre: float = 0.0) -> float:
+    """The largest distance from `centre` in matrices; 1 where all is missing, or at the centre."""
+    far = [float(np.nanmax(np.abs(matrix - centre))) for matrix in cells if np.isfinite(matrix).any()]
+    return max(far, default=0.0) or 1.0
+
+
+def map_height(n_layers: int) -> int:
+    """Height of a map with so many layers, pixels."""
+    return int(min(600, max(190, 13 * n_layers + 30)))

@@ -1,0 +1,158 @@
+"""How many directions refusal takes, how they are spread, and where zero lies along them."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechrefusal.report import wording
+from mechrefusal.report.figures import style
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.catalogue import checkpoint_name, ordered, word
+from mechrefusal.report.order import checkpoint_order
+from mechrefusal.statistics.choosing import BEST, CARRIER
+from mechrefusal.study.places import best_place, carrier_place
+
+_SYMBOLS = {"categories": "circle", "pca": "square", "successive": "diamond", "cone": "triangle-up", "random": "cross"}
+_MEANS = {0: "harmless mean", 1: "harmful mean"}
+_FAR = 3.0
+"""Directions are next to nothing in the first layers, and zero then infinitely far: what is so many times the spread of
+the middle 90% away is out of the picture."""
+
+
+def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figure:
+    """Refusal score on harmful prompts with a subspace ablated, against its size k: one line a family of subspaces.
+
+    Bars: 95% intervals over prompts. Filled points are admissible, open ones are not (the hover says why); the star
+    marks the smallest admissible k that does 90% of what the best one does. Random subspaces are the floor, and for
+    learned cones those of r and random directions: cones of k > 1 are the mean over directions drawn from them.
+
+    Args:
+        table: table `subspaces` of one checkpoint.
+        baseline: score without intervention (`baseline_harmful` of table `carrier`); a dotted line.
+    """
+    rows = _named(style.drawable(table, "bypass", "subspaces"))
+    families, canvas = ordered(rows["family"], "family"), Canvas("subspaces")
+    for place, family in enumerate(families):
+        own, symbol = rows[rows["family"] == family].sort_values("k"), _SYMBOLS.get(family, "x")
+        colour = style.NEUTRAL if "random" in family else style.ARM_COLOURS[place % len(style.ARM_COLOURS)]
+        dash = {"random": "dash", "random_cone": "dot"}.get(family, "solid")
+        look = {"colour": colour, "shift": (place - (len(families) - 1) / 2) * 0.06}
+        shapes = [symbol if admissible else f"{symbol}-open" for admissible in own["admissible"]]
+        ends = {"interval": "bars", "ends": ("bypass_low", "bypass_high")}
+        canvas.line(own, "k", "bypass", word("family", family), symbol=shapes, dash=dash, size=8, **ends, **look)
+        star = {"symbol": "star", "size": 17, "mode": "markers", "interval": "none"}
+        canvas.line(own[own["smallest"]], "k", "bypass", "smallest that is enough", **star, **look)
+    sizes = sorted({int(k) for k in rows["k"]})
+    if not wording.is_missing(baseline):
+        ends = pd.DataFrame({"k": [sizes[0] - 0.35, sizes[-1] + 0.35], "bypass": float(baseline or 0.0)})
+        dotted = {"mode": "lines", "dash": "dot", "width": 1.5, "colour": style.NEUTRAL, "interval": "none"}
+        text = f"no intervention {wording.number(baseline, 3)}"
+        canvas.line(ends, "k", "bypass", "no intervention", hover=[text] * 2, **dotted)
+    canvas.x(tickvals=sizes)
+    return canvas.finish(wording.counts(rows["n"], "harmful prompts"), "open: not admissible")
+
+
+def smallest_k(table: pd.DataFrame) -> go.Figure:
+    """The smallest k that is enough over optimiser steps, one line an arm (table `subspaces` of several checkpoints).
+
+    A checkpoint where no subspace is admissible, or enough, has no point.
+    """
+    chosen = style.drawable(table[table["smallest"]], "k", "the smallest subspace that is enough")
+    asked = table[["arm", "step"]].drop_duplicates()
+    rows = asked.merge(_named(chosen).drop_duplicates(["arm", "step"]), on=["arm", "step"], how="left")
+    canvas, names = Canvas("smallest_k"), style.arms(rows)
+    for place, arm in enumerate(names):
+        colour, symbol = style.arm_style(arm, names)
+        look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "none"}
+        canvas.line(style.with_base(rows, arm), "step", "k", arm, shift=style.beside(rows, place, len(names)), **look)
+    canvas.x(tickvals=sorted({int(step) for step in rows["step"]}))
+    canvas.y(range=[0, int(max(5, rows["k"].max())) + 0.5], dtick=1)
+    return canvas.finish("no point: none is")
+
+
+def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
+    """Effective rank, exp(entropy of the normalised singular values), over optimiser steps (table `effective_rank`).
+
+    Args:
+        rows: which vectors are the rows of the matrix (`positions`, `layers`, `admissible`). Colour is the arm, the
+            dash is the variant: raw or unit rows, entropy over sigma or sigma squared.
+    """
+    chosen = style.drawable(table[table["rows"] == rows], "value", f"effective rank over {rows}")
+    names = style.arms(chosen)
+    variants = sorted(set(zip(chosen["scaling"], chosen["weight"], strict=True)))
+    canvas = Canvas("effective_rank")
+    for arm in names:
+        colour, symbol = style.arm_style(arm, names)
+        for place, (scaling, weight) in enumerate(variants):
+            own = style.with_base(chosen[(chosen["scaling"] == scaling) & (chosen["weight"] == weight)], arm)
+            variant = f"{scaling}, {word('weight', weight)}"
+            look = {"colour": colour, "symbol": symbol, "dash": style.DASHES[place % len(style.DASHES)]}
+            own = own.assign(variant=variant)
+            canvas.line(own, "step", "value", f"{arm}: {variant}", interval="none", **look)
+    canvas.x(tickvals=sorted({int(step) for step in chosen["step"]}))
+    canvas.y(rangemode="tozero")
+    return canvas.finish(wording.counts(chosen["n_rows"], "rows"), rows=word("rank_rows", rows))
+
+
+def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None) -> go.Figure:
+    """Where zero lies along the direction of each layer: a line a checkpoint, 0 the harmless mean, 1 the harmful one.
+
+    At the position of the carrier, or of the best candidate in its place (marked at its layer); at the last position
+    where there is neither. Colour is the arm; dashes and lighter lines tell its checkpoints apart, the last is solid.
+
+    Args:
+        directions: table `directions` of one or several checkpoints, with `zero_distance`.
+        carrier: table `carrier` of the same.
+    """
+    rows = style.drawable(directions, "zero_distance", "where zero lies along the directions")
+    keys = sorted(set(zip(rows["arm"], rows["step"], strict=True)), key=checkpoint_order)
+    canvas, values = Canvas("zero_distances"), []
+    for key in keys:
+        own = rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])]
+        kind, place = _reference(carrier, key) or ("", (int(own["position"].max()), -1))
+        own = own[(own["position"] == place[0]) & own["zero_distance"].notna()].sort_values("layer")
+        own = own.assign(here=(own["layer"] == place[1]).map({True: f"the {kind}'s layer", False: ""}))
+        values.append(own["zero_distance"])
+        colour, _, dash, opacity = style.checkpoint_style(key, keys)
+        name = checkpoint_name({"arm": key[0], "step": key[1]}, limit=16)
+        look = {"colour": colour, "interval": "none"}
+        canvas.line(own, "layer", "zero_distance", name, dash=dash, size=4, opacity=opacity, **look)
+        star = {"symbol": "star" if kind == CARRIER else "star-open", "size": 13, "mode": "markers", "opacity": 1.0}
+        canvas.line(own[own["layer"] == place[1]], "layer", "zero_distance", name, **star, **look)
+    low, high = _limits(pd.concat(values))
+    far = sum(int(((each < low) | (each > high)).sum()) for each in values)
+    for value, name in _MEANS.items():
+        dashed = {"width": 1.4, "dash": "dash", "color": style.WHISKER}
+        at = {"text": name, "x": 1, "xanchor": "right", "showarrow": False, "font": {"size": 11}}
+        corner = "top right" if value else "bottom right"
+        canvas.figure.add_hline(y=value, line=dashed, annotation=at, annotation_position=corner)
+    canvas.x(dtick=max(1, rows["layer"].nunique() // 10))
+    canvas.y(range=[low, high], zeroline=False)
+    return canvas.finish("star: the carrier's layer", f"{far} values out of the picture" if far else "")
+
+
+def _reference(carrier: pd.DataFrame | None, key: tuple[str, int]) -> tuple[str, tuple[int, int]] | None:
+    """What a checkpoint has, carrier or best candidate, and its (position, layer); None where it has neither."""
+    if carrier is None:
+        return None
+    for _, row in carrier[(carrier["arm"] == key[0]) & (carrier["step"] == key[1])].head(1).iterrows():
+        for kind, place in ((CARRIER, carrier_place(row)), (BEST, best_place(row))):
+            if place is not None:
+                return kind, place
+    return None
+
+
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """The range of the values and of both means, without those that are out of all proportion."""
+    low, high = min(float(values.quantile(0.05)), 0.0), max(float(values.quantile(0.95)), 1.0)
+    reach = _FAR * (high - low)
+    near = values[(values > low - reach) & (values < high + reach)]
+    low, high = min(float(near.min()), 0.0), max(float(near.max()), 1.0)
+    room = 0.06 * (high - low)
+    return low - room, high + room
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Subspaces with the names of their families, and whether they are admissible, in words."""
+    states = {True: "admissible", False: "not admissible"}
+    names = [word("family", family) for family in rows["family"]]
+    return rows.assign(family_name=names, state=rows["admissible"].map(states))

@@ -1,0 +1,102 @@
+"""Maps of every checkpoint of an arm on one scale: what a report's step slider moves through, as JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechrefusal.files import checkpoint_id
+from mechrefusal.report import wording
+from mechrefusal.report.figures import style
+from mechrefusal.report.figures.catalogue import Map, position_name, slider_maps
+from mechrefusal.report.figures.heatmaps import position_tokens
+
+
+def maps(tables: Mapping[str, pd.DataFrame], *, arm: str) -> dict[str, Any]:
+    """Every map of the catalogue that the tables hold, for the checkpoints of one arm from where it starts.
+
+    Args:
+        tables: by name, of all checkpoints of the run with `arm` and `step` (`patching`, `attribution_compared`,
+            `knockout`, `directions`, `carriers`); the range of colours is that of all arms, so that maps of two arms
+            can be compared.
+        arm: whose checkpoints are steps of the slider.
+
+    Returns:
+        `arm`, `steps`, `checkpoints` (names of their folders) and `maps`, each with `name`, `title`, `subtitle`,
+        `definition`, `kind`, `x` (labels, safe for plotly), `y` (layers), `unit`, `scale`, `limit`, and by step `z`,
+        `low`, `high` (layer x column, None where not measured), `marks` ([layer, column] of marked cells, counted from
+        0) and `n`. A diverging scale goes from -limit to limit, a sequential one from 0 (or the lowest value) to limit.
+    """
+    known = {name: table for name, table in tables.items() if len(table)}
+    starts = [style.with_base(table[["arm", "step"]].drop_duplicates(), arm) for table in known.values()]
+    steps = pd.concat(starts).drop_duplicates().sort_values("step", kind="stable") if starts else pd.DataFrame()
+    keys = list(steps.itertuples(index=False, name=None))
+    drawn = [_map(entry, known[entry.table], keys) for entry in slider_maps() if entry.table in known]
+    return {
+        "arm": arm,
+        "steps": [int(step) for _, step in keys],
+        "checkpoints": [checkpoint_id(name, int(step)) for name, step in keys],
+        "maps": [one for one in drawn if one is not None],
+    }
+
+
+def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[str, Any] | None:
+    """One map at every step; None where no checkpoint of the arm has a value."""
+    rows = table
+    for column, value in entry.where.items():
+        rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
+    rows = rows.dropna(subset=[entry.kind, entry.value])
+    rows = rows[rows["head"] >= 0] if entry.kind == "head" else rows
+    own = [rows[(rows["arm"] == arm) & (rows["step"] == step)] for arm, step in keys]
+    if not any(len(each) for each in own):
+        return None
+    of_arm = pd.concat(own)
+    layers, columns = (sorted({int(key) for key in of_arm[name]}) for name in ("layer", entry.kind))
+    tokens = position_tokens(of_arm) if entry.kind == "position" else {}
+    names = [str(key) if entry.kind == "head" else position_name(key, tokens.get(key)) for key in columns]
+    cells = {
+        name: [_cells(each, column, entry, layers, columns) for each in own]
+        for name, column in (("z", entry.value), ("low", entry.low), ("high", entry.high))
+    }
+    n = [None if not len(each) or entry.n not in each else int(each[entry.n].max()) for each in own]
+    values = rows[entry.value].to_numpy(dtype=float) - entry.minus
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "subtitle": "; ".join(part for part in (entry.unit, wording.counts([k for k in n if k])) if part),
+        "definition": entry.definition,
+        "kind": entry.kind,
+        "x": [wording.for_plotly(name) for name in names],
+        "y": layers,
+        "unit": entry.unit,
+        "scale": entry.scale,
+        "limit": _rounded(float(np.abs(values).max())) or 1.0,
+        **cells,
+        "marks": [_marks(each, entry, layers, columns) for each in own],
+        "n": n,
+    }
+
+
+def _cells(
+    rows: pd.DataFrame, column: str, entry: Map, layers: list[int], columns: list[int]
+) -> list[list[float | None]]:
+    grid = np.full((len(layers), len(columns)), np.nan)
+    if column in rows:
+        places = zip(rows["layer"], rows[entry.kind], rows[column], strict=True)
+        for layer, across, value in places:
+            grid[layers.index(layer), columns.index(across)] = np.nan if pd.isna(value) else value - entry.minus
+    return [[None if math.isnan(value) else _rounded(value) for value in line] for line in grid.tolist()]
+
+
+def _marks(rows: pd.DataFrame, entry: Map, layers: list[int], columns: list[int]) -> list[list[int]]:
+    if entry.mark not in rows:
+        return []
+    marked = rows[style.told(rows) if entry.mark == "p" else rows[entry.mark].fillna(False).astype(bool)]
+    return [[layers.index(a), columns.index(b)] for a, b in zip(marked["layer"], marked[entry.kind], strict=True)]
+
+
+def _rounded(value: float) -> float:
+    """Five significant digits: a page holds thousands of them."""
+    return float(f"{value:.5g}")
