@@ -130,7 +130,7 @@ class Canvas:
         """
         if not rows[y].notna().any():
             return
-        rows = rows.assign(at_x=[float(value) + shift for value in rows[x]])
+        rows = rows.assign(at_x=rows[x] + shift if shift else rows[x])
         legend = self.named(name, group)
         area = None
         if interval == "band":

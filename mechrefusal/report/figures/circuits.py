@@ -39,7 +39,7 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
     heads = rows.loc[rows["component"] == "head", "head"]
     mlps_at = float(heads.max() if len(heads) else 0) + 1.5
     layers, middle = int(rows["layer"].max()) + 1, (mlps_at - 1.5) / 2
-    rows = rows.assign(x=rows["head"].where(rows["component"] == "head", mlps_at).astype(float))
+    rows = rows.assign(x=rows["head"].astype(float).where(rows["component"] == "head", mlps_at))
     kept = rows[rows["kept"]]
     places = {row.node: (row.x, float(row.layer)) for row in kept.itertuples()}
     places |= {EMBEDDING: (middle, -2.2), LOGITS: (middle, layers + 1.2)}
