@@ -12,9 +12,7 @@ from plotly.subplots import make_subplots
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
 
-_BETWEEN = {"x": 46, "": 84}
-"""Pixels between rows of panels: with a common x axis, and with one each."""
-_AROUND = 150
+_AROUND = 165
 """Pixels of title, axis and legend."""
 
 
@@ -27,7 +25,7 @@ class Canvas:
         name: of the figure in the catalogue: its axes, its hover, its title.
         panels: titles of the panels, plain text, or keys of the titles and units in the catalogue.
         shared: `x`: panels below each other have one x axis. `y`: panels beside each other have one y axis.
-        panel_height: of each panel, pixels.
+        panel_height, gap: of each panel, and between rows of them, pixels.
     """
 
     def __init__(
@@ -38,6 +36,7 @@ class Canvas:
         columns: int = 1,
         shared: str = "",
         panel_height: int = 260,
+        gap: int | None = None,
         **layout: Any,
     ) -> None:
         self.entry = catalogue.entry(name)
@@ -48,7 +47,7 @@ class Canvas:
         if not panels:
             self.figure = go.Figure()
         else:
-            lines, gap = math.ceil(len(panels) / self.columns), _BETWEEN["x" if shared == "x" else ""]
+            lines, gap = math.ceil(len(panels) / self.columns), gap or (46 if shared == "x" else 84)
             high = lines * panel_height + (lines - 1) * gap
             self.height = high + _AROUND
             self.figure = make_subplots(
@@ -57,12 +56,13 @@ class Canvas:
                 subplot_titles=[wording.for_plotly(known.get(panel, (panel, ""))[0]) for panel in panels],
                 shared_xaxes=shared == "x",
                 shared_yaxes=shared == "y",
-                horizontal_spacing=0.05 if shared == "y" else min(0.09, 0.3 / self.columns),
+                horizontal_spacing=0.05 if shared == "y" else 0.26 / self.columns,
                 vertical_spacing=gap / high,
                 **layout,
             )
             left = {"x": 0, "xanchor": "left"} if self.columns == 1 else {}
             self.figure.update_annotations(font={"size": 12}, **left)
+            self.figure.update_layout(margin={"t": 84})
         for place, panel in enumerate(panels or [""]):
             lowest, leftmost = place + self.columns >= len(panels), place % self.columns == 0
             self.x(place, title=self.entry.x if lowest or shared != "x" else None)
@@ -247,8 +247,9 @@ class Canvas:
 
     def close(self, x: Sequence[float], y: Sequence[float], *, panel: int = 0) -> None:
         """End the axes at the cells of a matrix: marks at the rim would widen them."""
-        self.x(panel, range=[min(x) - 0.5, max(x) + 0.5])
-        self.y(panel, range=[min(y) - 0.5, max(y) + 0.5])
+        for axis, places in ((self.x, x), (self.y, y)):
+            first, last = [0.5, 0.5] if len(places) < 2 else np.diff(places)[[0, -1]] / 2
+            axis(panel, range=[float(places[0] - first), float(places[-1] + last)])
 
     def rule(self, *, x: float | None = None, y: float | None = None, panel: int | None = None, **line: Any) -> None:
         """A thin line across a panel, or across all, at one x or y."""
@@ -273,7 +274,8 @@ class Canvas:
         at = list(range(len(names))) if places is None else list(places)
         shown: dict[str, Any] = {"tickvals": at, "ticktext": names, "showgrid": False, "zeroline": False}
         if axis == "x":
-            self.x(panel, **shown | {"tickangle": -90 if len(names) > 3 else 0} | look)
+            angle = 0 if sum(map(len, names)) <= 40 else -45 if len(names) <= 6 else -90
+            self.x(panel, **shown | {"tickangle": angle} | look)
         else:
             self.y(panel, **shown | {"range": [max(at) + 0.5, min(at) - 0.5]} | look)
 

@@ -74,7 +74,7 @@ def carriers(
         best = rows[(rows["position"] == place[0]) & (rows["layer"] == place[1])]
         canvas.marks(best["x"], best["layer"], f"no carrier: {BEST}", symbol="diamond", size=12, **_WHITE)
     ticks = [position_name(position, (tokens or {}).get(position)) for position in positions]
-    canvas.categories(ticks, axis="x", tickangle=-45 if len(ticks) <= 6 else -90)
+    canvas.categories(ticks, axis="x")
     canvas.close(range(len(positions)), layers)
     screened = int((~table["exact"].astype(bool)).sum()) if "exact" in table else 0
     counted = f"{len(rows)} candidates, {int(rows['allowed'].sum())} admissible"

@@ -54,7 +54,7 @@ def cross_patching(
     rows = table[(table["site"] == site) & (table["head"] >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(site)}' across checkpoints"))
     pairs = [(pair_name(own.iloc[0]), own) for _, own in rows.groupby(PAIR, sort=False)]
-    look = {"title": title, "limit": limit, "marked": "clear", "columns": 4, "subtitle": _counts(rows, prompts)}
+    look = {"title": title, "limit": limit, "marked": "clear", "subtitle": _counts(rows, prompts)}
     return layer_map("cross_patching", pairs, "head", value, unit=word("unit", value), prompts=prompts, **look)
 
 

@@ -15,7 +15,7 @@ _SYMBOLS = {"categories": "circle", "pca": "square", "successive": "diamond", "c
 _MEANS = {0: "harmless mean", 1: "harmful mean"}
 _FAR = 3.0
 """Directions are next to nothing in the first layers, and zero then infinitely far: what is so many times the spread of
-the middle 90% away is out of the picture."""
+the middle half away is out of the picture."""
 
 
 def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figure:
@@ -143,8 +143,8 @@ def _reference(carrier: pd.DataFrame | None, key: tuple[str, int]) -> tuple[str,
 
 def _limits(values: pd.Series) -> tuple[float, float]:
     """The range of the values and of both means, without those that are out of all proportion."""
-    low, high = min(float(values.quantile(0.05)), 0.0), max(float(values.quantile(0.95)), 1.0)
-    reach = _FAR * (high - low)
+    low, high = float(values.quantile(0.25)), float(values.quantile(0.75))
+    reach = _FAR * max(high - low, 1.0)
     near = values[(values > low - reach) & (values < high + reach)]
     low, high = min(float(near.min()), 0.0), max(float(near.max()), 1.0)
     room = 0.06 * (high - low)

@@ -44,7 +44,7 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     rows = style.drawable(single(table), "value", what)
     rows = _named(rows[rows["value"].notna()])
     headings = [f"{row.name_short}: {wording.number(row.value)}" for row in rows.itertuples()]
-    canvas = Canvas("estimates", headings, panel_height=36)
+    canvas = Canvas("estimates", headings, panel_height=30, gap=48)
     for panel in range(len(rows)):
         own = rows.iloc[[panel]].assign(y=0.0)
         row = own.iloc[0]
@@ -130,7 +130,7 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the names of their measures and with their places, for headings and hovers."""
-    names = [wording.shortened(word("measure", measure), 60) for measure in rows["measure"]]
+    names = [wording.shortened(word("measure", measure), 90) for measure in rows["measure"]]
     places = []
     for row in rows.to_dict("records"):
         layer, position = row.get("layer"), row.get("position")

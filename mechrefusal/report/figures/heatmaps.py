@@ -78,7 +78,7 @@ def layer_map(
     tokens: Mapping[int, str] | None = None,
     marked: str = "",
     mark: str = style.TOLD,
-    columns: int = 3,
+    columns: int = 4,
     subtitle: str = "",
     **names: str,
 ) -> go.Figure:
@@ -106,8 +106,7 @@ def layer_map(
         look = {"x": x, "y": layers, "panel": panel, "name": wording.for_plotly(heading)}
         cells.append(canvas.matrix(rows, value, **places, **look))
         labels = [str(key) if across == "head" else position_name(key, (tokens or {}).get(key)) for key in keys]
-        angle = 0 if across == "head" else -45 if len(keys) <= 6 else -90
-        canvas.categories(labels, axis="x", places=x, panel=panel, tickangle=angle)
+        canvas.categories(labels, axis="x", places=x, panel=panel)
         canvas.close(x, layers, panel=panel)
         if marked:
             true = rows[rows[marked]]

@@ -16,7 +16,7 @@ from mechrefusal.statistics.maps import ALPHA
 DIVERGING = "RdBu_r"
 """ColorBrewer's RdBu, reversed: negative blue, zero near white, positive red; colour-blind safe."""
 SEQUENTIAL = "Cividis"
-POSITIVE, NEGATIVE, NEUTRAL = "#b2182b", "#2166ac", "#7f7f7f"
+POSITIVE, NEGATIVE, NEUTRAL = "#c8403f", "#3b82c0", "#7f7f7f"
 SET_COLOURS = {"harmful": POSITIVE, "harmless": NEGATIVE}
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 WARM_UP_COLOUR = "#9c6b4f"
@@ -28,11 +28,12 @@ TOLD = "p < 0.05, adjusted for all"
 """Name of a mark in a map of many cells."""
 
 _AXIS = {"gridcolor": GRID, "zerolinecolor": AXIS, "linecolor": AXIS, "automargin": True, "title": {"standoff": 8}}
-_LEFT = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "automargin": True, "yref": "container"}
+_LEFT = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12, "t": 10}, "automargin": True}
+_TOP = {"y": 1, "yref": "container", "yanchor": "top"}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 12, "color": TEXT},
-        "title": {"font": {"size": 15}, **_LEFT},
+        "title": {"font": {"size": 15}, **_LEFT, **_TOP},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "colorway": list(ARM_COLOURS),
