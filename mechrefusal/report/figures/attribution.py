@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, map_height
+from mechrefusal.report.figures.canvas import Canvas, Look, map_height
 from mechrefusal.report.figures.catalogue import component_name, ordered
 from mechrefusal.report.figures.heatmaps import layer_map
 
@@ -31,7 +31,7 @@ def attribution_difference(table: pd.DataFrame, *, title: str = "", unit: str = 
     rows = _compared(style.drawable(table, "difference", "the difference of attributions"))
     rows = rows[rows["component"] == "head"]
     subtitle = f"{int(rows['beyond'].sum())} of {len(rows)} heads: {style.TOLD}"
-    look = {"title": title, "unit": unit, "marked": "beyond", "subtitle": subtitle}
+    look: Look = {"title": title, "unit": unit, "marked": "beyond", "subtitle": subtitle}
     return layer_map("attribution_difference", [("", rows)], "head", "difference", **look)
 
 
@@ -49,7 +49,7 @@ def top_components(table: pd.DataFrame, *, k: int = 15, unit: str = "logits") ->
     rows = _compared(rows).loc[order].dropna(subset=["difference"]).iloc[::-1]
     rows = rows.assign(place=list(range(len(rows))), span=2 * rows["floor"])
     canvas = Canvas("top_components")
-    floor = {"colour": style.translucent("#808080", 0.28), "ends": None, "hover": [], "width": 0.86}
+    floor: Look = {"colour": style.translucent("#808080", 0.28), "ends": None, "hover": [], "width": 0.86}
     canvas.bars(rows, "span", "place", "floor: random labels (95%)", base=list(-rows["floor"].fillna(0)), **floor)
     canvas.bars(rows, "difference", "place", "difference (95% interval)", width=0.5)
     canvas.categories(list(rows["name"]), range=[-0.6, len(rows) - 0.4])

@@ -1,11 +1,13 @@
 """How a checkpoint behaves: rates over steps, answers under interventions, refusal scores; and how long it took."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import ordered, word
 
 
@@ -31,8 +33,8 @@ def trajectory(
     """
     rows = style.drawable(table, value, f"the trajectory of '{value}'")
     unit = unit or word("unit", value)
-    names = {"quantity": word("quantity", value), "title": title or None, "unit": unit}
-    return arms_over_steps("trajectory", rows, value, subtitle, limits=limits, noun=noun, **names)
+    look: Look = {"limits": limits, "noun": noun, "title": title or None, "unit": unit}
+    return arms_over_steps("trajectory", rows, value, subtitle, quantity=word("quantity", value), **look)
 
 
 def arms_over_steps(
@@ -45,7 +47,7 @@ def arms_over_steps(
     noun: str = "prompts",
     unit: str | None = None,
     title: str | None = None,
-    **names: str,
+    **names: Any,
 ) -> go.Figure:
     """The figure `name`: a line an arm over steps, with bars. `names` stand in the catalogue's title."""
     canvas = Canvas(name)
@@ -61,7 +63,7 @@ def add_arms(canvas: Canvas, rows: pd.DataFrame, value: str, *, panel: int = 0) 
     shown = rows.assign(shown=rows[value])
     for place, arm in enumerate(arms):
         colour, symbol = style.arm_style(arm, arms)
-        look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "bars", "panel": panel}
+        look: Look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "bars", "panel": panel}
         own = style.with_base(shown, arm)
         canvas.line(own, "step", "shown", arm, shift=style.beside(rows, place, len(arms)), **look)
     canvas.x(panel, tickvals=sorted({int(step) for step in rows["step"]}))
@@ -72,7 +74,9 @@ def interventions(table: pd.DataFrame, *, metric: str = "any_refusal") -> go.Fig
     rows = table[(table["metric"] == metric) & (table["attack"] == "none") & (table["by"] == "all")]
     rows = rows[rows["suite"].isin(["evaluation_harmful", "evaluation_harmless"])]
     rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} under interventions")
-    canvas, labels, places = Canvas("interventions"), [], []
+    canvas = Canvas("interventions")
+    labels: list[str] = []
+    places: list[int] = []
     for kind in ("harmful", "harmless"):
         own = rows[rows["suite"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
         order = ordered(own.index, "intervention")

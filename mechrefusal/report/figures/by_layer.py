@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
 from mechrefusal.report.figures.catalogue import word
 
 _SETS = {"harmful": (style.POSITIVE, "solid"), "harmless": (style.NEGATIVE, "dash")}
@@ -40,7 +40,7 @@ def logit_lens(table: pd.DataFrame) -> go.Figure:
         canvas.y(panel, range=_without_first_layer(of_quantity))
     if len(gap):
         texts = catalogue.hovers(gap.assign(where=_where(gap["layer"], last)), ("<b>{where}</b>", "{gap:+3} nats"))
-        look = {"colour": style.NEUTRAL, "size": 4, "panel": n_panels - 1, "hover": texts, "interval": "none"}
+        look: Look = {"colour": style.NEUTRAL, "size": 4, "panel": n_panels - 1, "hover": texts, "interval": "none"}
         canvas.line(gap, "layer", "gap", "harmful − harmless", **look)
     step = max(1, last // 10)
     ticks = [layer for layer in range(0, last, step) if last - layer >= step / 2]
@@ -86,7 +86,12 @@ def linear_probes(table: pd.DataFrame, *, target: str, position: int | None = No
     rows = style.drawable(rows, "auc", f"probes of '{wording.plain(target)}'").sort_values(["layer"])
     canvas, alone = Canvas("linear_probes"), len(rows) == 1
     for place, (column, (name, colour, dash, symbol)) in enumerate(_PROBES.items()):
-        look = {"colour": colour, "dash": dash, "symbol": symbol, "interval": "band" if column == "auc" else "none"}
+        look: Look = {
+            "colour": colour,
+            "dash": dash,
+            "symbol": symbol,
+            "interval": "band" if column == "auc" else "none",
+        }
         shift, size = (0.2 * (place - 1), 9) if alone else (0.0, 5)
         canvas.line(rows, "layer", column, name, shift=shift, size=size, **look)
     canvas.rule(y=0.5)
@@ -120,7 +125,7 @@ def doses(table: pd.DataFrame, *, intervention: str = "ablate") -> go.Figure:
         for kind, name in kinds.items():
             own = rows[(rows["measure"] == measure) & (rows["intervention"] == kind)].sort_values("coefficient")
             own, control = own.assign(name=name), kind != intervention
-            look = {"colour": style.NEUTRAL, "width": 1.5, "dash": "dash"} if control else {}
+            look = RANDOM | {"interval": "band"} if control else {}
             canvas.line(own, "coefficient", "value", name, size=5, panel=panel, **look)
     canvas.y(nticks=4)
     return canvas.finish(wording.counts(rows["n"]), intervention=word("intervention", intervention))
@@ -142,14 +147,13 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
     canvas = Canvas("faithfulness", list(_SIDES), columns=2, shared="y")
     for panel, (side, colour) in enumerate(_SIDES.items()):
         canvas.add(style.between(rows, "at", f"random_{side}_least", f"random_{side}_most", style.NEUTRAL), panel)
-        sides = {f"side_{end}": rows[f"{side}_{end}"] for end in ("low", "high")}
-        random = {f"random{end}": rows[f"random_{side}{end}"] for end in ("", "_least", "_most")}
+        sides: Look = {f"side_{end}": rows[f"{side}_{end}"] for end in ("low", "high")}
+        random: Look = {f"random{end}": rows[f"random_{side}{end}"] for end in ("", "_least", "_most")}
         own = rows.assign(side=side, share=rows[side], **sides, **random)
-        grey = {"colour": style.NEUTRAL, "width": 1.5, "dash": "dash", "interval": "none"}
-        canvas.line(own, "at", "random", "random sets", panel=panel, **grey)
+        canvas.line(own, "at", "random", "random sets", panel=panel, **RANDOM)
         canvas.line(own, "at", "share", side, colour=colour, panel=panel, ends=("side_low", "side_high"))
-        star = {"symbol": "star", "size": 15, "mode": "markers", "interval": "none", "colour": colour}
-        canvas.line(own[own["is_circuit"]], "at", "share", "the circuit", panel=panel, **star)
+        star = POINTS | {"symbol": "star", "size": 15, "colour": colour, "panel": panel}
+        canvas.line(own[own["is_circuit"]], "at", "share", "the circuit", **star)
         canvas.rule(y=0, panel=panel)
         canvas.rule(y=1, panel=panel, dash="dot")
     sizes = [wording.whole(size) for size in rows["size"]]

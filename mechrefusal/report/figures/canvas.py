@@ -12,6 +12,11 @@ from plotly.subplots import make_subplots
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
 
+Look = dict[str, Any]
+"""How a trace is drawn: arguments of `Canvas.line`, `bars` or `matrix`, or of plotly's traces."""
+RANDOM: Look = {"colour": style.NEUTRAL, "width": 1.5, "dash": "dash", "interval": "none"}
+"""A line to compare with: random directions, random sets, shuffled labels."""
+POINTS: Look = {"mode": "markers", "interval": "none"}
 _AROUND = 165
 """Pixels of title, axis and legend."""
 
@@ -134,7 +139,7 @@ class Canvas:
         legend = self.named(name, group)
         area = None
         if interval == "band":
-            shared = {"legendgroup": legend["legendgroup"]} | {k: v for k, v in look.items() if k == "opacity"}
+            shared: Look = {"legendgroup": legend["legendgroup"]} | {k: v for k, v in look.items() if k == "opacity"}
             area = style.between(rows[rows[y].notna()], "at_x", *ends, colour, **shared)
             self.add(area, panel)
         bars = None if area is not None or interval == "none" else style.error_bars(rows, y, *ends)
@@ -228,8 +233,11 @@ class Canvas:
             written_texts[i][j] = catalogue.hover(row, [written]) if written else ""
         labels: dict[str, Any] = {"text": texts}
         if written:
-            labels = {"text": written_texts, "texttemplate": "%{text}", "hovertext": texts, "xgap": 1, "ygap": 1}
-        places = {"x": list(range(len(acrosses)) if x is None else x), "y": list(range(len(downs)) if y is None else y)}
+            labels: Look = {"text": written_texts, "texttemplate": "%{text}", "hovertext": texts, "xgap": 1, "ygap": 1}
+        places: Look = {
+            "x": list(range(len(acrosses)) if x is None else x),
+            "y": list(range(len(downs)) if y is None else y),
+        }
         heat = go.Heatmap(z=cells, hoverinfo="text", coloraxis="coloraxis", **places, **labels)
         self.add(heat.update(**look), panel)
         self.x(panel, showgrid=False, zeroline=False)
@@ -309,7 +317,7 @@ class Canvas:
             names: what stands in the catalogue's title, plain text.
         """
         unit = self.entry.unit if unit is None else unit
-        filled = {name: wording.for_plotly(value) for name, value in names.items()}
+        filled: Look = {name: wording.for_plotly(value) for name, value in names.items()}
         text = title or self.entry.title.format(**filled)
         parts = "; ".join(part for part in (wording.for_plotly(unit), *subtitle) if part)
         told = {"figure": self.entry.name, "definition": self.entry.definition, "docs": self.entry.docs, "unit": unit}

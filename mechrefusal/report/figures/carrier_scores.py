@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, largest, map_height
+from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
 from mechrefusal.report.figures.catalogue import position_name
 from mechrefusal.statistics.choosing import BEST, PUBLISHED
 
 CARRIER_SCORES = ("bypass", "induce", "kl")
 _WINNERS = 8
 _LEAST_KL = 1e-4
-_WHITE = {"color": "#ffffff", "line": {"color": "#111111", "width": 2.5}}
+_WHITE: Look = {"color": "#ffffff", "line": {"color": "#111111", "width": 2.5}}
 
 
 class Placed(Protocol):
@@ -60,7 +60,7 @@ def carriers(
     rows = rows.assign(x=[positions.index(position) for position in rows["position"]])
     shown = np.log10(rows[score].astype(float).clip(lower=_LEAST_KL)) if score == "kl" else rows[score]
     canvas = Canvas("carriers")
-    places = {"down": rows["layer"], "across": rows["position"], "downs": layers, "acrosses": positions}
+    places: Look = {"down": rows["layer"], "across": rows["position"], "downs": layers, "acrosses": positions}
     cells = canvas.matrix(rows.assign(shown=shown), "shown", **places, y=layers)
     heading, unit = canvas.entry.panels[score]
     canvas.colours(unit=unit, limit=None if score == "kl" else largest([cells]))
@@ -79,7 +79,7 @@ def carriers(
     screened = int((~table["exact"].astype(bool)).sum()) if "exact" in table else 0
     counted = f"{len(rows)} candidates, {int(rows['allowed'].sum())} admissible"
     counted += f", {screened} only screened" if screened else ""
-    look = {"title": title or None, "unit": unit, "height": map_height(len(layers)) + 150}
+    look: Look = {"title": title or None, "unit": unit, "height": map_height(len(layers)) + 150}
     return canvas.finish(counted, score=heading, **look)
 
 
@@ -142,10 +142,10 @@ def add_carrier_layers(canvas: Canvas, table: pd.DataFrame, *, n_layers: int | N
     names = style.arms(rows)
     for place, arm in enumerate(names):
         own, (colour, symbol) = style.with_base(rows, arm), style.arm_style(arm, names)
-        look = {"panel": panel, "colour": colour, "shift": style.beside(rows, place, len(names))}
-        ends = {"interval": "bars", "ends": ("layer_low", "layer_high")}
+        look: Look = {"panel": panel, "colour": colour, "shift": style.beside(rows, place, len(names))}
+        ends: Look = {"interval": "bars", "ends": ("layer_low", "layer_high")}
         canvas.line(own, "step", "layer", arm, symbol=symbol, size=9, **ends, **look)
-        cross = {"symbol": "x-thin", "size": 9, "mode": "markers", "interval": "none"}
+        cross: Look = {"symbol": "x-thin", "size": 9, "mode": "markers", "interval": "none"}
         canvas.line(own[own["layer"].isna()], "step", "none", arm, **cross, **look)
     canvas.figure.update_traces(selector={"marker.symbol": "x-thin"}, marker_line_width=2)
     for trace in canvas.figure.data:
@@ -153,7 +153,7 @@ def add_carrier_layers(canvas: Canvas, table: pd.DataFrame, *, n_layers: int | N
             trace.marker.line.color = trace.marker.color
     ticks = list(range(0, top, max(1, math.ceil(top / 6))))
     canvas.x(panel, tickvals=sorted({int(step) for step in rows["step"]}))
-    labels = {"tickvals": [none, *ticks], "ticktext": ["none", *map(str, ticks)]}
+    labels: Look = {"tickvals": [none, *ticks], "ticktext": ["none", *map(str, ticks)]}
     canvas.y(panel, range=[none * 1.6, top], zeroline=False, **labels)
     if n_layers:
         canvas.rule(y=len(PUBLISHED.layers(n_layers)) - 0.5, panel=panel, dash="dot")

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import component_name
 
 EMBEDDING, LOGITS = "embedding", "logits"
@@ -45,7 +45,7 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
     places |= {EMBEDDING: (middle, -2.2), LOGITS: (middle, layers + 1.2)}
     canvas, paths = Canvas("circuit"), _paths(edges, places)
     _draw_paths(canvas, paths, places)
-    dots = {"mode": "markers", "colour": style.NEUTRAL, "size": 3.5, "opacity": 0.6, "interval": "none"}
+    dots: Look = {"mode": "markers", "colour": style.NEUTRAL, "size": 3.5, "opacity": 0.6, "interval": "none"}
     canvas.line(rows[~rows["kept"]], "x", "layer", "outside the circuit", **dots)
     limit = float(kept["effect"].abs().max()) or 1.0
     for kind, symbol, name in (("head", "circle", "head"), ("mlp", "square", "MLP")):
@@ -75,7 +75,7 @@ def _paths(edges: pd.DataFrame, places: dict[str, tuple[float, float]]) -> pd.Da
 def _draw_paths(canvas: Canvas, paths: pd.DataFrame, places: dict[str, tuple[float, float]]) -> None:
     """A curve each, and an invisible point in its middle that holds the hover."""
     for colour, name in _PATHS.values():
-        look = {"mode": "lines", "line": {"width": 3, "color": colour}, "hoverinfo": "skip"}
+        look: Look = {"mode": "lines", "line": {"width": 3, "color": colour}, "hoverinfo": "skip"}
         canvas.add(go.Scatter(x=[None], y=[None], **look, **canvas.named(name)))
     if not len(paths):
         return

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 
 PARTS = ("refresh", "forward", "backward", "optimizer", "other")
 _COLOURS = dict(zip(PARTS, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#b3b3b3"), strict=True))
@@ -36,7 +36,7 @@ def step_time(table: pd.DataFrame) -> go.Figure:
     for part in PARTS:
         own = costs.assign(part=part, share=costs[part].fillna(0.0), measured=costs[part])
         written = [f"{share:.0%}" if share >= _NARROW else "" for share in own["share"]]
-        look = {
+        look: Look = {
             "textposition": "inside",
             "insidetextanchor": "middle",
             "textangle": 0,

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import ordered, pair_name, word
 from mechrefusal.report.figures.heatmaps import layer_map
 
@@ -54,7 +54,7 @@ def cross_patching(
     rows = table[(table["site"] == site) & (table["head"] >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(site)}' across checkpoints"))
     pairs = [(pair_name(own.iloc[0]), own) for _, own in rows.groupby(PAIR, sort=False)]
-    look = {"title": title, "limit": limit, "marked": "clear", "subtitle": _counts(rows, prompts)}
+    look: Look = {"title": title, "limit": limit, "marked": "clear", "subtitle": _counts(rows, prompts)}
     return layer_map("cross_patching", pairs, "head", value, unit=word("unit", value), prompts=prompts, **look)
 
 
@@ -79,10 +79,10 @@ def cross_patching_layers(
         colour, name = style.ARM_COLOURS[number % len(style.ARM_COLOURS)], pair_name(pair.iloc[0])
         for panel, site in enumerate(sites):
             own = pair[pair["site"] == site].sort_values("layer")
-            look = {"panel": panel, "colour": colour, "group": name}
+            look: Look = {"panel": panel, "colour": colour, "group": name}
             canvas.line(own, "layer", value, name, ends=ends, size=4, **look)
             if value == "raw":
-                dashed = {"mode": "lines", "width": 1.2, "dash": "dash", "interval": "none", "hover": []}
+                dashed: Look = {"mode": "lines", "width": 1.2, "dash": "dash", "interval": "none", "hover": []}
                 canvas.line(own, "layer", "control", "control", **dashed, **look)
     canvas.x(zeroline=False)
     canvas.y(0, title=word("unit", value))

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
 from mechrefusal.report.figures.catalogue import checkpoint_name, ordered, word
 from mechrefusal.report.order import checkpoint_order
 from mechrefusal.statistics.choosing import BEST, CARRIER
@@ -35,18 +35,18 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
         own, symbol = rows[rows["family"] == family].sort_values("k"), _SYMBOLS.get(family, "x")
         colour = style.NEUTRAL if "random" in family else style.ARM_COLOURS[place % len(style.ARM_COLOURS)]
         dash = {"random": "dash", "random_cone": "dot"}.get(family, "solid")
-        look = {"colour": colour, "shift": (place - (len(families) - 1) / 2) * 0.06}
+        look: Look = {"colour": colour, "shift": (place - (len(families) - 1) / 2) * 0.06}
         shapes = [symbol if admissible else f"{symbol}-open" for admissible in own["admissible"]]
-        ends = {"interval": "bars", "ends": ("bypass_low", "bypass_high")}
+        ends: Look = {"interval": "bars", "ends": ("bypass_low", "bypass_high")}
         canvas.line(own, "k", "bypass", word("family", family), symbol=shapes, dash=dash, size=8, **ends, **look)
-        star = {"symbol": "star", "size": 17, "mode": "markers", "interval": "none"}
-        canvas.line(own[own["smallest"]], "k", "bypass", "smallest that is enough", **star, **look)
+        star = POINTS | look | {"symbol": "star", "size": 17}
+        canvas.line(own[own["smallest"]], "k", "bypass", "smallest that is enough", **star)
     sizes = sorted({int(k) for k in rows["k"]})
     if not wording.is_missing(baseline):
         ends = pd.DataFrame({"k": [sizes[0] - 0.35, sizes[-1] + 0.35], "bypass": float(baseline or 0.0)})
-        dotted = {"mode": "lines", "dash": "dot", "width": 1.5, "colour": style.NEUTRAL, "interval": "none"}
         text = f"no intervention {wording.number(baseline, 3)}"
-        canvas.line(ends, "k", "bypass", "no intervention", hover=[text] * 2, **dotted)
+        dotted = RANDOM | {"mode": "lines", "dash": "dot", "hover": [text, text]}
+        canvas.line(ends, "k", "bypass", "no intervention", **dotted)
     canvas.x(tickvals=sizes)
     return canvas.finish(wording.counts(rows["n"], "harmful prompts"), "open: not admissible")
 
@@ -62,7 +62,7 @@ def smallest_k(table: pd.DataFrame) -> go.Figure:
     canvas, names = Canvas("smallest_k"), style.arms(rows)
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
-        look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "none"}
+        look: Look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "none"}
         canvas.line(style.with_base(rows, arm), "step", "k", arm, shift=style.beside(rows, place, len(names)), **look)
     canvas.x(tickvals=sorted({int(step) for step in rows["step"]}))
     canvas.y(range=[0, int(max(5, rows["k"].max())) + 0.5], dtick=1)
@@ -85,7 +85,7 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
         for place, (scaling, weight) in enumerate(variants):
             own = style.with_base(chosen[(chosen["scaling"] == scaling) & (chosen["weight"] == weight)], arm)
             variant = f"{scaling}, {word('weight', weight)}"
-            look = {"colour": colour, "symbol": symbol, "dash": style.DASHES[place % len(style.DASHES)]}
+            look: Look = {"colour": colour, "symbol": symbol, "dash": style.DASHES[place % len(style.DASHES)]}
             own = own.assign(variant=variant)
             canvas.line(own, "step", "value", f"{arm}: {variant}", interval="none", **look)
     canvas.x(tickvals=sorted({int(step) for step in chosen["step"]}))
@@ -114,9 +114,14 @@ def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None
         values.append(own["zero_distance"])
         colour, _, dash, opacity = style.checkpoint_style(key, keys)
         name = checkpoint_name({"arm": key[0], "step": key[1]}, limit=16)
-        look = {"colour": colour, "interval": "none"}
+        look: Look = {"colour": colour, "interval": "none"}
         canvas.line(own, "layer", "zero_distance", name, dash=dash, size=4, opacity=opacity, **look)
-        star = {"symbol": "star" if kind == CARRIER else "star-open", "size": 13, "mode": "markers", "opacity": 1.0}
+        star: Look = {
+            "symbol": "star" if kind == CARRIER else "star-open",
+            "size": 13,
+            "mode": "markers",
+            "opacity": 1.0,
+        }
         canvas.line(own[own["layer"] == place[1]], "layer", "zero_distance", name, **star, **look)
     low, high = _limits(pd.concat(values))
     far = sum(int(((each < low) | (each > high)).sum()) for each in values)

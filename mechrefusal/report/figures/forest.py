@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import word
 
 NONE = -1
@@ -52,9 +52,9 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         if not own[["floor_low", "floor_high"]].isna().any(axis=None):
             ends = [float(row["floor_low"]), float(row["floor_high"])]
             area = style.band(ends, [-0.8, -0.8], [0.8, 0.8], style.NEUTRAL)
-            look = {"fillcolor": style.translucent(style.NEUTRAL, 0.3)}
+            look: Look = {"fillcolor": style.translucent(style.NEUTRAL, 0.3)}
             canvas.add(area.update(**look, **canvas.named(_FLOOR)), panel)
-        points = {"panel": panel, "mode": "markers", "hover": []}
+        points: Look = {"panel": panel, "mode": "markers", "hover": []}
         if pd.notna(row["random"]):
             canvas.marks([float(row["random"])], [0], _RANDOM, panel=panel, symbol="line-ns", size=20)
         canvas.line(own, "value", "y", _VALUE, **points | {"hover": None}, interval="none", size=10)
@@ -88,7 +88,14 @@ def estimates_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
     if floor is not None:
         canvas.add(floor.update(**canvas.named(_FLOOR)))
     canvas.line(rows[rows["value"].notna()], "layer", "value", _VALUE, size=5)
-    dashed = {"colour": style.NEUTRAL, "width": 1.5, "dash": "dash", "mode": "lines", "interval": "none", "hover": []}
+    dashed: Look = {
+        "colour": style.NEUTRAL,
+        "width": 1.5,
+        "dash": "dash",
+        "mode": "lines",
+        "interval": "none",
+        "hover": [],
+    }
     canvas.line(rows.dropna(subset=["random"]), "layer", "random", _RANDOM, **dashed)
     unit = _unit(measure)
     canvas.y(title=unit, rangemode="normal" if unit == "AUC" else "tozero")
@@ -116,10 +123,10 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
     for place, arm in enumerate(names):
         own, (colour, symbol) = style.with_base(rows, arm), style.arm_style(arm, names)
         canvas.add(style.between(own, "step", "floor_low", "floor_high", colour))
-        look = {"colour": colour, "shift": style.beside(rows, place, len(names))}
+        look: Look = {"colour": colour, "shift": style.beside(rows, place, len(names))}
         canvas.line(own, "step", "value", arm, symbol=symbol, size=8, interval="bars", **look)
         texts = [f"random direction {wording.number(value, 3)}" for value in own["random"]]
-        dashed = {"width": 1.2, "dash": "dash", "size": 4, "interval": "none", "hover": texts}
+        dashed: Look = {"width": 1.2, "dash": "dash", "size": 4, "interval": "none", "hover": texts}
         canvas.line(own, "step", "random", _RANDOM, group=arm, colour=colour, **dashed)
     canvas.x(tickvals=sorted({int(step) for step in rows["step"]}))
     canvas.y(title=_unit(measure))

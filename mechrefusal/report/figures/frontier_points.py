@@ -9,7 +9,7 @@ from plotly.colors import sample_colorscale
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import word
 from mechrefusal.report.order import BASE, SHARED
 
@@ -90,7 +90,7 @@ def frontier(
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
         joined = style.with_base(points, arm)
-        line = {"mode": "lines", "colour": colour, "width": 1.6, "interval": "none", "hover": []}
+        line: Look = {"mode": "lines", "colour": colour, "width": 1.6, "interval": "none", "hover": []}
         canvas.line(joined, "value_x", "value_y", arm, **line)
         canvas.figure.data[-1].update(legendgroup=arm, showlegend=False)
         if arm != BASE:
@@ -217,7 +217,7 @@ def _add_legend(canvas: Canvas, points: pd.DataFrame, names: list[str]) -> None:
     entries += [("grey: no layer", "", _GREY, "circle", "markers")] if "none" in kinds else []
     for name, group, colour, symbol, mode in entries:
         marker = {"color": colour, "symbol": symbol, "size": 9}
-        look = {"mode": mode, "line": {"color": colour}, "marker": marker, "legendgroup": group or name}
+        look: Look = {"mode": mode, "line": {"color": colour}, "marker": marker, "legendgroup": group or name}
         canvas.add(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", showlegend=True, **look))
 
 

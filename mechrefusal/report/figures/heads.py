@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import ordered, word
 from mechrefusal.report.order import checkpoint_order
 
@@ -33,10 +33,17 @@ def attribution_patching(table: pd.DataFrame) -> go.Figure:
     for panel, site in enumerate(sites):
         own = rows[rows["site"] == site]
         ends = pd.DataFrame({"at": [own[["estimate", "exact"]].min().min(), own[["estimate", "exact"]].max().max()]})
-        equal = {"colour": style.NEUTRAL, "width": 1, "dash": "dot", "hover": [], "mode": "lines", "interval": "none"}
+        equal: Look = {
+            "colour": style.NEUTRAL,
+            "width": 1,
+            "dash": "dot",
+            "hover": [],
+            "mode": "lines",
+            "interval": "none",
+        }
         canvas.line(ends, "at", "at", "estimate = exact", panel=panel, **equal)
         for scored, (symbol, colour) in _SCORED.items():
-            look = {"symbol": symbol, "colour": colour, "size": 7, "mode": "markers", "interval": "bars"}
+            look: Look = {"symbol": symbol, "colour": colour, "size": 7, "mode": "markers", "interval": "bars"}
             canvas.line(own[own["scored"] == scored], "estimate", "exact", scored, panel=panel, **look)
     thin = {"thickness": 1, "width": 0, "color": style.AXIS}
     canvas.figure.update_traces(selector={"mode": "markers"}, error_y=thin)
@@ -83,7 +90,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
         ]
     )
     canvas = Canvas("shared_heads")
-    places = {"down": [a for a, _ in shared], "across": [b for _, b in shared], "downs": keys, "acrosses": keys}
+    places: Look = {"down": [a for a, _ in shared], "across": [b for _, b in shared], "downs": keys, "acrosses": keys}
     canvas.matrix(rows, "shared", **places, written="{shared:whole}")
     canvas.shares(unit="heads", most=k)
     canvas.categories(list(names.values()), axis="x")
@@ -123,11 +130,11 @@ def head_lines(
     for panel, arm in enumerate(arms):
         own = style.with_base(rows, arm)
         for number, head in enumerate(chosen):
-            look = {"colour": style.ARM_COLOURS[number % len(style.ARM_COLOURS)], "ends": ends, "panel": panel}
+            look: Look = {"colour": style.ARM_COLOURS[number % len(style.ARM_COLOURS)], "ends": ends, "panel": panel}
             symbol = style.ARM_SYMBOLS[number // len(style.ARM_COLOURS) % len(style.ARM_SYMBOLS)]
             canvas.line(own[own["key"] == head], "step", "shown", wording.head_name(*head), symbol=symbol, **look)
     canvas.rule(y=0)
     canvas.y(0, title=unit or word("unit", value))
     n = wording.counts(rows["n"]) if "n" in rows else ""
-    names = {"quantity": word("quantity", value), "heads": "head" if len(chosen) == 1 else "heads"}
+    names: Look = {"quantity": word("quantity", value), "heads": "head" if len(chosen) == 1 else "heads"}
     return canvas.finish(n, title=title or None, unit=unit or word("unit", value), **names)

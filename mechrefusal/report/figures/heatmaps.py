@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, largest, map_height
+from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
 from mechrefusal.report.figures.catalogue import position_name, word
 
 
@@ -36,7 +36,7 @@ def layer_by_head(
     """
     rows = table[table["head"] >= 0]
     value, panels = _panels(rows, value, "head")
-    look = {"title": title, "centre": centre, "limit": limit, "marked": marked, "mark": mark}
+    look: Look = {"title": title, "centre": centre, "limit": limit, "marked": marked, "mark": mark}
     return layer_map("layer_by_head", panels, "head", value, unit=unit or word("unit", value), **look)
 
 
@@ -61,7 +61,7 @@ def layer_by_position(
     rows = table[table["site"] != "z"] if "site" in table else table
     value, panels = _panels(rows, value, "position")
     known = position_tokens(rows) if tokens is None else tokens
-    look = {"title": title, "centre": centre, "limit": limit, "tokens": known}
+    look: Look = {"title": title, "centre": centre, "limit": limit, "tokens": known}
     return layer_map("layer_by_position", panels, "position", value, unit=unit or word("unit", value), **look)
 
 
@@ -102,8 +102,8 @@ def layer_map(
             )
         layers, keys = (sorted({int(key) for key in rows[column]}) for column in ("layer", across))
         x = keys if across == "head" else list(range(len(keys)))
-        places = {"down": rows["layer"], "across": rows[across], "downs": layers, "acrosses": keys}
-        look = {"x": x, "y": layers, "panel": panel, "name": wording.for_plotly(heading)}
+        places: Look = {"down": rows["layer"], "across": rows[across], "downs": layers, "acrosses": keys}
+        look: Look = {"x": x, "y": layers, "panel": panel, "name": wording.for_plotly(heading)}
         cells.append(canvas.matrix(rows, value, **places, **look))
         labels = [str(key) if across == "head" else position_name(key, (tokens or {}).get(key)) for key in keys]
         canvas.categories(labels, axis="x", places=x, panel=panel)
@@ -134,7 +134,7 @@ def _panels(rows: pd.DataFrame, value: str | None, across: str) -> tuple[str, li
     value = value or ("effect" if "effect" in rows else "value")
     rows = style.drawable(rows, value, f"a heatmap of '{value}' by layer and {across}")
     ends = () if value == "raw" and "effect" in rows else ("low", "high")  # of table `patching` they are of the effect
-    shown = {"shown": rows[value]} | {f"shown_{end}": rows[end] for end in ends if end in rows}
+    shown: Look = {"shown": rows[value]} | {f"shown_{end}": rows[end] for end in ends if end in rows}
     other = "effect" if value == "raw" else "raw"
     beside = {f"{other}_beside": rows[other]} if other in rows and other != value else {}
     rows = rows.assign(quantity=word("quantity", value), **shown, **beside)

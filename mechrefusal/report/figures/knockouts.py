@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, map_height
+from mechrefusal.report.figures.canvas import Canvas, Look, map_height
 from mechrefusal.report.figures.catalogue import component_name
 from mechrefusal.report.figures.heatmaps import layer_map
 
@@ -26,7 +26,7 @@ def knockout(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     """
     rows = style.drawable(table[table["component"] == "head"], "refusal", "the knock-out of heads")
     rows = rows.assign(told=style.told(rows))
-    look = {"title": title, "unit": "nats", "marked": "told", "subtitle": _sizes(rows)}
+    look: Look = {"title": title, "unit": "nats", "marked": "told", "subtitle": _sizes(rows)}
     return layer_map("knockout", [("", rows)], "head", "refusal", **look)
 
 
@@ -60,11 +60,11 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
     canvas = Canvas("knockout_cost")
     for kind in dict.fromkeys(rows["component"]):
         name, symbol, colour = _KINDS.get(kind, (kind, "diamond", style.ARM_COLOURS[2]))
-        look = {"symbol": symbol, "colour": colour, "size": 7, "opacity": 0.75}
+        look: Look = {"symbol": symbol, "colour": colour, "size": 7, "opacity": 0.75}
         canvas.line(rows[rows["component"] == kind], "x", "refusal", name, mode="markers", interval="bars", **look)
     for row in _apart(rows.loc[clear], tall=float(rows["refusal"].max() - rows["refusal"].min()) or 1.0):
         look = {"showarrow": False, "font": {"size": 10}, "xanchor": "left", "xshift": 6, "yshift": 8}
-        at = {"x": math.log10(row["x"]), "y": row["refusal"]}
+        at: Look = {"x": math.log10(row["x"]), "y": row["refusal"]}
         canvas.figure.add_annotation(text=wording.for_plotly(component_name(row)), **at, **look)
     canvas.rule(y=0)
     ends = [min(math.log10(rows["x"].min()), -2) - 0.2, math.log10(max(float(rows["kl"].max()), 1e-3)) + 0.7]
@@ -115,7 +115,7 @@ def head_set(table: pd.DataFrame) -> go.Figure:
     for panel, (column, (ends, random, unseen)) in enumerate(_SET_LINES.items()):
         if column == "share":
             canvas.add(style.between(rows, "size", "random_low", "random_high", grey), panel)
-        look = {"panel": panel, "interval": "none"}
+        look: Look = {"panel": panel, "interval": "none"}
         canvas.line(rows, "size", random, "random sets", colour=grey, width=1.5, dash="dash", **look)
         if unseen:
             name = "the set on unseen prompts"

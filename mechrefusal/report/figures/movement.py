@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, largest, map_height
+from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
 from mechrefusal.report.figures.catalogue import checkpoint_name, pair_name, word
 from mechrefusal.report.order import SHARED, WARM_UP, checkpoint_order
 
@@ -50,15 +50,15 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
         own = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, *SHARED])]
         before = own[own["step_a"] == own.groupby("step_b")["step_a"].transform("max")].sort_values("step_b")
         since = "the base" if arm == WARM_UP else "the anchor before"
-        look = {"colour": colour, "interval": "bars"}
+        look: Look = {"colour": colour, "interval": "bars"}
         canvas.line(before, "step_b", "value", f"{arm}: since {since}", symbol=symbol, size=8, shift=2 * aside, **look)
         for start in SHARED:
             first = own[~own.index.isin(before.index) & (own["arm_a"] == start)].sort_values("step_b")
-            hollow = {"symbol": f"{symbol}-open", "size": 10, "mode": "markers", "shift": 4 * aside}
+            hollow: Look = {"symbol": f"{symbol}-open", "size": 10, "mode": "markers", "shift": 4 * aside}
             canvas.line(first, "step_b", "value", f"{arm}: since the {start}", **hollow, **look)
     trained = ~rows["arm_a"].isin(SHARED) & ~rows["arm_b"].isin(SHARED)
     apart = rows[trained & (rows["arm_a"] != rows["arm_b"])].sort_values("step_b")
-    grey = {"colour": style.NEUTRAL, "width": 1.5}
+    grey: Look = {"colour": style.NEUTRAL, "width": 1.5}
     for (first, second), own in apart.groupby(["arm_a", "arm_b"], sort=False):
         look = {"symbol": "diamond", "dash": "dot", "size": 8, "interval": "bars"}
         canvas.line(own, "step_b", "value", f"{first} and {second}, same step", **look, **grey)
@@ -82,7 +82,7 @@ def drift_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
     pairs = [pair_name(row) for row in rows.to_dict("records")]
     columns, layers = list(dict.fromkeys(pairs)), sorted({int(layer) for layer in rows["layer"]})
     canvas = Canvas("drift_by_layer")
-    places = {"down": rows["layer"], "across": pairs, "downs": layers, "acrosses": columns}
+    places: Look = {"down": rows["layer"], "across": pairs, "downs": layers, "acrosses": columns}
     canvas.matrix(rows, "value", **places, y=layers, xgap=1)
     angle = "angle" in measure
     unit = "degrees" if angle else "cosine"
@@ -117,7 +117,7 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
     )
     sources, targets = (sorted(set(keys), key=checkpoint_order) for keys in (down, across))
     canvas = Canvas("transfer")
-    places = {"down": down, "across": across, "downs": sources, "acrosses": targets}
+    places: Look = {"down": down, "across": across, "downs": sources, "acrosses": targets}
     cells = canvas.matrix(rows, "shown", **places, xgap=1, ygap=1)
     clear = [place for place, is_clear in enumerate(_are_clear(rows, effect)) if is_clear]
     x, y = ([keys.index(all_[place]) for place in clear] for keys, all_ in ((targets, across), (sources, down)))

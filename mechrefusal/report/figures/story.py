@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.carrier_scores import add_carrier_layers
 
 _SHARES = {"harmful": "evaluation_harmful", "overrefusal": "overrefusal"}
@@ -28,7 +28,7 @@ def depth_story(
     style.drawable(carrier.assign(drawn=1.0), "drawn", "the depth of the carrier")
     rows = suites.of(rates, attack="none", intervention="none", by="all", metric="any_refusal")
     rows = suites.readable(suites.of_judge(rows, judge), *suites.NUMBERS)
-    layout = {"specs": [[{"rowspan": 2}, {}], [None, {}]], "column_widths": [0.56, 0.44]}
+    layout: Look = {"specs": [[{"rowspan": 2}, {}], [None, {}]], "column_widths": [0.56, 0.44]}
     canvas = Canvas("depth_story", ["depth", *_SHARES], columns=2, panel_height=150, **layout)
     add_carrier_layers(canvas, carrier, n_layers=n_layers)
     for panel, suite in zip((1, 3), _SHARES.values(), strict=True):

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
 from mechrefusal.report.order import checkpoint_order
 
@@ -44,7 +44,14 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
         for key in keys:
             own = of_method[(of_method["arm"] == key[0]) & (of_method["step"] == key[1])]
             colour, symbol, dash, opacity = style.checkpoint_style(key, keys)
-            look = {"colour": colour, "symbol": symbol, "dash": dash, "opacity": opacity, "size": 7, "panel": panel}
+            look: Look = {
+                "colour": colour,
+                "symbol": symbol,
+                "dash": dash,
+                "opacity": opacity,
+                "size": 7,
+                "panel": panel,
+            }
             canvas.line(own.sort_values("x", kind="stable"), "x", "value", _label(key), **look)
         title = f"{canvas.entry.x}{', logarithmic' if logarithmic else ''}"
         canvas.x(panel, title=title, tickvals=list(places.values()), ticktext=[str(step) for step in steps])
@@ -72,7 +79,7 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
     own = [" (its own cases)" if a == b else "" for a, b in zip(down, across, strict=True)]
     rows = rows.assign(source=[_label(key) for key in down], own=own)
     canvas = Canvas("stress_matrix")
-    places = {"down": down, "across": across, "downs": sources, "acrosses": targets}
+    places: Look = {"down": down, "across": across, "downs": sources, "acrosses": targets}
     canvas.matrix(rows, "value", **places, written="{value:rate}<br>n {n:whole}", textfont={"size": 11})
     canvas.shares(unit="success")
     canvas.categories([_label(key) for key in targets], axis="x")

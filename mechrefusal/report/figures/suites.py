@@ -8,7 +8,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.figures.behaviour import arms_over_steps
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
 from mechrefusal.report.order import checkpoint_order
 
@@ -29,7 +29,7 @@ def of(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame, *numbers: str, arm: str = "arm", step: str = "step") -> pd.DataFrame:
     """`table` with float `numbers`, arms as text, whole steps; rows without a step have no place and are left out."""
-    known = {name: floats(table[name]) for name in (*numbers, step) if name in table}
+    known: Look = {name: floats(table[name]) for name in (*numbers, step) if name in table}
     table = table.assign(**known, **{arm: texts(table[arm])})
     table = table[table[step].notna()]
     return table.assign(**{step: table[step].astype(int)})
@@ -92,7 +92,7 @@ def add_rates(canvas: Canvas, rows: pd.DataFrame, *, panel: int = 0) -> None:
         for number, intervention in enumerate(interventions):
             own = style.with_base(of(rows, intervention=intervention), arm)
             under = "" if intervention == "none" else wording.shortened(intervention, 24)
-            look = {"colour": colour, "dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
+            look: Look = {"colour": colour, "dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
             look |= {"symbol": f"{symbol}-open" if under else symbol, "interval": "bars" if under else "band"}
             name = wording.shortened(arm, 24) + (f": {under}" if under else "")
             shift = style.beside(rows, place, len(names))
@@ -125,7 +125,7 @@ def suite_categories(
     columns, categories = sorted(set(keys), key=checkpoint_order), list(dict.fromkeys(texts(rows["of"])))
     rows = rows.assign(category=[wording.shortened(name) for name in texts(rows["of"])])
     canvas = Canvas("suite_categories")
-    places = {"down": texts(rows["of"]), "across": keys, "downs": categories, "acrosses": columns}
+    places: Look = {"down": texts(rows["of"]), "across": keys, "downs": categories, "acrosses": columns}
     canvas.matrix(rows, "value", **places, written="{?{value:rate}?}")
     canvas.shares(unit="rate")
     labels = [checkpoint_name({"arm": arm, "step": step}, limit=12) for arm, step in columns]
@@ -160,7 +160,7 @@ def probes(
     """
     rows = of_judge(of(table, set=set, metric=metric), judge)
     rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} of {wording.metric_name(set)} probes")
-    names = {"metric": word("metric", metric), "set": wording.metric_name(set), "noun": "probes"}
+    names: Look = {"metric": word("metric", metric), "set": wording.metric_name(set), "noun": "probes"}
     return arms_over_steps("probes", rows, "value", judged(rows), limits=LIMITS, **names)
 
 
@@ -201,7 +201,7 @@ def suite_differences(
         own, (colour, symbol) = rows[rows["arm_b"] == arm], style.arm_style(arm, names)
         clear = (own["low"] > 0) | (own["high"] < 0)
         symbols = [symbol if filled else f"{symbol}-open" for filled in clear]
-        look = {"mode": "markers", "interval": "none", "colour": colour, "size": 9, "symbol": symbols}
+        look: Look = {"mode": "markers", "interval": "none", "colour": colour, "size": 9, "symbol": symbols}
         canvas.line(own, "difference", "place", wording.shortened(arm, 24), **look)
         canvas.figure.data[-1].update(
             x=style.numbers(own["difference"]), error_x=style.error_bars(own, "difference", color=colour)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import words
 
 FEW = 20
@@ -52,7 +52,7 @@ def logged(table: pd.DataFrame, *, value: str = "grad_norm") -> go.Figure:
     title, unit = catalogue.entry("logged").panels.get(value, (name.capitalize(), name))
     rows = style.drawable(table, value, title.lower())
     window = 1 if value in _NOISELESS else None
-    look = {"title": wording.for_plotly(title), "unit": unit, "window": window}
+    look: Look = {"title": wording.for_plotly(title), "unit": unit, "window": window}
     return _over_steps("logged", rows, {value: ("", "solid")}, **look)
 
 
@@ -84,8 +84,8 @@ def exchange(table: pd.DataFrame) -> pd.DataFrame:
     last = rows.groupby(["arm", "case"], sort=False)[["loss_after", "age"]].shift()
     rows["gained"] = rows["loss_before"] - rows["loss_after"]
     rows["taken_back"] = (rows["loss_before"] - last["loss_after"]).where(rows["age"] == last["age"] + 1)
-    means = {"gained": ("gained", "mean"), "taken_back": ("taken_back", "mean")}
-    counts = {"n": ("gained", "count"), "n_again": ("taken_back", "count")}
+    means: Look = {"gained": ("gained", "mean"), "taken_back": ("taken_back", "mean")}
+    counts: Look = {"n": ("gained", "count"), "n_again": ("taken_back", "count")}
     return rows.groupby(["arm", "step"], as_index=False).agg(**means, **counts)
 
 
@@ -164,7 +164,7 @@ def _over_steps(
                 canvas.add(style.band(list(known["step"]), list(ends[0]), list(ends[1]), colour))
         for column, (label, dash) in lines.items():
             own_line = own.assign(smooth=running_mean(own[column], window))
-            look = {"colour": colour, "dash": dash, "interval": "none", "hover": []}
+            look: Look = {"colour": colour, "dash": dash, "interval": "none", "hover": []}
             if window > 1 and thin and own[column].notna().any():
                 canvas.line(own, "step", column, "", width=1, opacity=0.3, mode="lines", **look)
             mode = "lines+markers" if own[column].notna().sum() <= FEW else "lines"
