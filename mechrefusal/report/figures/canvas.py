@@ -1,7 +1,7 @@
 """What figures are drawn with: lines with intervals, bars, points, matrices and their marks, in one or more panels."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
+from mechrefusal.report.figures.axes import Axis
 
 Look = dict[str, Any]
 """How a trace is drawn: arguments of `Canvas.line`, `bars` or `matrix`, or of plotly's traces."""
@@ -200,13 +201,9 @@ class Canvas:
         self,
         rows: pd.DataFrame,
         value: str,
+        down: Axis,
+        across: Axis,
         *,
-        down: Sequence[Hashable],
-        across: Sequence[Hashable],
-        downs: Sequence[Hashable],
-        acrosses: Sequence[Hashable],
-        x: Sequence[float] | None = None,
-        y: Sequence[float] | None = None,
         panel: int = 0,
         written: str = "",
         **look: Any,
@@ -214,91 +211,77 @@ class Canvas:
         """Cells of column `value`, coloured on the figure's one colour axis; what has no row is not measured.
 
         Args:
-            down, across: of every row, its line and its column in the matrix.
-            downs, acrosses: the lines and columns, in order.
-            x, y: where they stand; counted from 0 by default.
             written: template of what is written into each cell (as a line of a hover).
 
         Returns:
             The cells, lines x columns.
         """
-        lines, columns = ({key: place for place, key in enumerate(keys)} for keys in (downs, acrosses))
-        cells = np.full((len(downs), len(acrosses)), np.nan)
-        texts = [["not measured"] * len(acrosses) for _ in downs]
-        written_texts = [[""] * len(acrosses) for _ in downs]
-        for row, key_down, key_across in zip(rows.to_dict("records"), down, across, strict=True):
-            i, j = lines[key_down], columns[key_across]
+        lines, columns = ({key: i for i, key in enumerate(axis.order)} for axis in (down, across))
+        cells = np.full((len(lines), len(columns)), np.nan)
+        texts = [["not measured"] * len(columns) for _ in lines]
+        inside = [[""] * len(columns) for _ in lines]
+        for row, line, column in zip(rows.to_dict("records"), down.keys, across.keys, strict=True):
+            i, j = lines[line], columns[column]
             cells[i, j] = np.nan if wording.is_missing(row[value]) else row[value]
             texts[i][j] = catalogue.hover(row, self.entry.hover)
-            written_texts[i][j] = catalogue.hover(row, [written]) if written else ""
-        labels: dict[str, Any] = {"text": texts}
+            inside[i][j] = catalogue.hover(row, [written]) if written else ""
+        labels: Look = {"text": texts}
         if written:
-            labels: Look = {"text": written_texts, "texttemplate": "%{text}", "hovertext": texts, "xgap": 1, "ygap": 1}
-        places: Look = {
-            "x": list(range(len(acrosses)) if x is None else x),
-            "y": list(range(len(downs)) if y is None else y),
-        }
+            labels = {"text": inside, "texttemplate": "%{text}", "hovertext": texts, "xgap": 1, "ygap": 1}
+        places: Look = {"x": list(across.places.values()), "y": list(down.places.values())}
         heat = go.Heatmap(z=cells, hoverinfo="text", coloraxis="coloraxis", **places, **labels)
         self.add(heat.update(**look), panel)
-        self.x(panel, showgrid=False, zeroline=False)
-        self.y(panel, showgrid=False, zeroline=False)
+        for draw, axis, ends in ((self.x, across, across.ends), (self.y, down, down.ends[:: -1 if down.names else 1])):
+            draw(panel, showgrid=False, zeroline=False, range=ends)
+            if axis.names:
+                self.categories(axis.names, axis="x" if axis is across else "y", panel=panel, range=ends)
         return cells
 
-    def marks(self, x: Sequence[float], y: Sequence[float], name: str, *, panel: int = 0, **marker: Any) -> None:
-        """Dots (or what `marker` says) that can be told from any colour of a matrix; nothing where there are none."""
-        if not len(x):
-            return
-        look = {"symbol": "circle", "size": 5, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
-        legend = self.named(name) | {"name": name}  # the names of marks are words of this package
-        dots = go.Scatter(x=list(x), y=list(y), mode="markers", marker=look | marker, hoverinfo="skip", **legend)
-        self.add(dots, panel)
-
-    def close(self, x: Sequence[float], y: Sequence[float], *, panel: int = 0) -> None:
-        """End the axes at the cells of a matrix: marks at the rim would widen them."""
-        for axis, places in ((self.x, x), (self.y, y)):
-            first, last = [0.5, 0.5] if len(places) < 2 else np.diff(places)[[0, -1]] / 2
-            axis(panel, range=[float(places[0] - first), float(places[-1] + last)])
+    def marks(
+        self, flags: Sequence[bool], down: Axis, across: Axis, name: str, *, panel: int = 0, **marker: Any
+    ) -> None:
+        """Dots (or what `marker` says) on the flagged rows of a matrix, which can be told from any of its colours."""
+        if any(flags):
+            look = {"symbol": "circle", "size": 5, "color": "#111111", "line": {"color": "#ffffff", "width": 1.2}}
+            legend = self.named(name) | {"name": name}  # the names of marks are words of this package
+            at: Look = {"x": across.where(flags), "y": down.where(flags), "marker": look | marker}
+            self.add(go.Scatter(mode="markers", hoverinfo="skip", **at, **legend), panel)
 
     def rule(self, *, x: float | None = None, y: float | None = None, panel: int | None = None, **line: Any) -> None:
-        """A thin line across a panel, or across all, at one x or y."""
-        look = {"width": 1, "color": style.AXIS} | line
-        at = self._at(panel)
+        """A thin line across a panel, or across all, at an x or a y."""
+        look: Look = {"line": {"width": 1, "color": style.AXIS} | line, **self._at(panel)}
         if y is not None:
-            self.figure.add_hline(y=y, line=look, **at)
+            self.figure.add_hline(y=y, **look)
         if x is not None:
-            self.figure.add_vline(x=x, line=look, **at)
+            self.figure.add_vline(x=x, **look)
 
     def categories(
         self,
-        labels: Sequence[str],
+        names: Sequence[str],
         *,
         axis: str = "y",
-        places: Sequence[float] | None = None,
+        places: Sequence[float] = (),
         panel: int | None = None,
         **look: Any,
     ) -> None:
         """Names (plain text) at the places of an axis; on y the first is on top. Many names on x stand upright."""
-        names = [wording.for_plotly(label) for label in labels]
-        at = list(range(len(names))) if places is None else list(places)
-        shown: dict[str, Any] = {"tickvals": at, "ticktext": names, "showgrid": False, "zeroline": False}
+        names = [wording.for_plotly(name) for name in names]
+        at = list(places) or list(range(len(names)))
+        shown: Look = {"tickvals": at, "ticktext": names, "showgrid": False, "zeroline": False}
         if axis == "x":
             angle = 0 if sum(map(len, names)) <= 40 else -45 if len(names) <= 6 else -90
             self.x(panel, **shown | {"tickangle": angle} | look)
         else:
             self.y(panel, **shown | {"range": [max(at) + 0.5, min(at) - 0.5]} | look)
 
-    def colours(self, *, unit: str, limit: float | None, centre: float = 0.0, title: str = "") -> None:
-        """One colour axis for all matrices: diverging around `centre` up to ± `limit`, sequential without a limit."""
-        bar = {"title": {"text": f"{wording.for_plotly(title or unit)}<br> "}}  # keeps it off the topmost tick
-        axis: dict[str, Any] = {"colorscale": style.SEQUENTIAL, "colorbar": bar}
+    def colours(self, unit: str, *, limit: float | None = None, centre: float = 0.0, most: float | None = None) -> None:
+        """One colour axis for all matrices: diverging around `centre` up to ± `limit`, or sequential, 0 to `most`."""
+        bar = {"title": {"text": f"{wording.for_plotly(unit)}<br> "}}  # the line keeps it off the topmost tick
+        axis: Look = {"colorscale": style.SEQUENTIAL, "colorbar": bar}
         if limit is not None:
             axis |= {"colorscale": style.DIVERGING, "cmin": centre - limit, "cmax": centre + limit}
-        self.figure.update_layout(coloraxis=axis)
-
-    def shares(self, *, unit: str, most: float = 1) -> None:
-        """One colour axis for matrices of shares or counts: 0 to `most`."""
-        bar = {"title": {"text": f"{wording.for_plotly(unit)}<br> "}}
-        axis = {"colorscale": style.SEQUENTIAL, "cmin": 0, "cmax": most, "colorbar": bar}
+        if most is not None:
+            axis |= {"cmin": 0, "cmax": most}
         self.figure.update_layout(coloraxis=axis)
 
     def finish(

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
 from mechrefusal.report.figures.catalogue import position_name
 from mechrefusal.statistics.choosing import BEST, PUBLISHED
@@ -56,30 +56,23 @@ def carriers(
     if score not in CARRIER_SCORES:
         raise MechrefusalError(f"unknown score '{score}' of a carrier: expected one of {', '.join(CARRIER_SCORES)}")
     rows = _candidates(style.drawable(table, score, f"{score} of carriers"), tokens or {})
-    layers, positions = (sorted({int(key) for key in rows[column]}) for column in ("layer", "position"))
-    rows = rows.assign(x=[positions.index(position) for position in rows["position"]])
     shown = np.log10(rows[score].astype(float).clip(lower=_LEAST_KL)) if score == "kl" else rows[score]
-    canvas = Canvas("carriers")
-    places: Look = {"down": rows["layer"], "across": rows["position"], "downs": layers, "acrosses": positions}
-    cells = canvas.matrix(rows.assign(shown=shown), "shown", **places, y=layers)
+    canvas, down, across = Canvas("carriers"), axes.numbers(rows["layer"]), axes.positions(rows["position"], tokens)
+    cells = canvas.matrix(rows.assign(shown=shown), "shown", down, across)
     heading, unit = canvas.entry.panels[score]
-    canvas.colours(unit=unit, limit=None if score == "kl" else largest([cells]))
+    canvas.colours(unit, limit=None if score == "kl" else largest([cells]))
     if score == "kl":
         canvas.figure.update_layout(coloraxis=_log_axis(float(np.nanmax(cells))))
-    plain, winner = rows[rows["allowed"] & ~rows["winner"]], rows[rows["winner"]]
-    canvas.marks(plain["x"], plain["layer"], "admissible")
-    canvas.marks(winner["x"], winner["layer"], "carrier", symbol="star", size=14)
+    canvas.marks(rows["allowed"] & ~rows["winner"], down, across, "admissible")
+    canvas.marks(rows["winner"], down, across, "carrier", symbol="star", size=14)
     if reference is not None:
         place = reference if isinstance(reference, tuple) else (reference.position, reference.layer)
-        best = rows[(rows["position"] == place[0]) & (rows["layer"] == place[1])]
-        canvas.marks(best["x"], best["layer"], f"no carrier: {BEST}", symbol="diamond", size=12, **_WHITE)
-    ticks = [position_name(position, (tokens or {}).get(position)) for position in positions]
-    canvas.categories(ticks, axis="x")
-    canvas.close(range(len(positions)), layers)
+        best = (rows["position"] == place[0]) & (rows["layer"] == place[1])
+        canvas.marks(best, down, across, f"no carrier: {BEST}", symbol="diamond", size=12, **_WHITE)
     screened = int((~table["exact"].astype(bool)).sum()) if "exact" in table else 0
     counted = f"{len(rows)} candidates, {int(rows['allowed'].sum())} admissible"
     counted += f", {screened} only screened" if screened else ""
-    look: Look = {"title": title or None, "unit": unit, "height": map_height(len(layers)) + 150}
+    look: Look = {"title": title or None, "unit": unit, "height": map_height(len(down.order)) + 150}
     return canvas.finish(counted, score=heading, **look)
 
 

@@ -51,7 +51,7 @@ def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
     for kind, symbol, name in (("head", "circle", "head"), ("mlp", "square", "MLP")):
         _draw_nodes(canvas, kept[kept["component"] == kind], symbol, name, limit)
     _draw_ends(canvas, places)
-    canvas.colours(unit="share of the gap", limit=limit)
+    canvas.colours("share of the gap", limit=limit)
     numbers = list(range(int(mlps_at - 1.5) + 1))
     numbers = numbers[:: math.ceil(len(numbers) / 16)]
     canvas.categories([*map(str, numbers), "MLP"], axis="x", places=[*numbers, mlps_at], tickangle=0)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import POINTS, Canvas, Look
 from mechrefusal.report.figures.catalogue import word
 
 NONE = -1
@@ -56,7 +56,8 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
             canvas.add(area.update(**look, **canvas.named(_FLOOR)), panel)
         points: Look = {"panel": panel, "mode": "markers", "hover": []}
         if pd.notna(row["random"]):
-            canvas.marks([float(row["random"])], [0], _RANDOM, panel=panel, symbol="line-ns", size=20)
+            tick = POINTS | {"symbol": "line-ns-open", "size": 20, "colour": style.NEUTRAL, "hover": []}
+            canvas.line(own, "random", "y", _RANDOM, panel=panel, **tick)
         canvas.line(own, "value", "y", _VALUE, **points | {"hover": None}, interval="none", size=10)
         bars = style.error_bars(own, "value", thickness=2, width=5)
         canvas.figure.data[-1].update(error_x=bars)
@@ -65,7 +66,6 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         room = 0.05 * (high - low) or 0.05
         canvas.rule(x=zero, panel=panel)
         canvas.x(panel, range=[low - room, high + room], zeroline=False, nticks=6)
-    canvas.figure.update_traces(selector={"marker.symbol": "line-ns"}, marker_line={"width": 2, "color": style.WHISKER})
     canvas.y(range=[-1, 1], showticklabels=False, showgrid=False, zeroline=False)
     canvas.figure.update_layout(margin={"l": 16})
     places = sorted(set(rows["place"]))

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import ordered, word
 from mechrefusal.report.order import checkpoint_order
@@ -89,12 +89,10 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
             for (a, b), heads in shared.items()
         ]
     )
-    canvas = Canvas("shared_heads")
-    places: Look = {"down": [a for a, _ in shared], "across": [b for _, b in shared], "downs": keys, "acrosses": keys}
-    canvas.matrix(rows, "shared", **places, written="{shared:whole}")
-    canvas.shares(unit="heads", most=k)
-    canvas.categories(list(names.values()), axis="x")
-    canvas.categories(list(names.values()))
+    canvas, pairs = Canvas("shared_heads"), list(zip(*shared, strict=True))
+    down, across = (axes.named(keys_of_rows, names.__getitem__) for keys_of_rows in pairs)
+    canvas.matrix(rows, "shared", down, across, written="{shared:whole}")
+    canvas.colours("heads", most=k)
     n = len(table[table["head"] >= 0].drop_duplicates(["layer", "head"]))
     chance = f"of the top {k}; {wording.number(k * k / n, 1)} expected of chance among {n} heads"
     return canvas.finish(chance, title=title or None, height=int(min(720, 190 + 34 * len(keys))))

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
-from mechrefusal.report.figures.catalogue import position_name, word
+from mechrefusal.report.figures.catalogue import word
 
 
 def layer_by_head(
@@ -100,20 +100,16 @@ def layer_map(
                 f"several rows for layer {row['layer']}, {across} {row[across]}: "
                 "filter the table by site, mode, onto, set or checkpoint before drawing it"
             )
-        layers, keys = (sorted({int(key) for key in rows[column]}) for column in ("layer", across))
-        x = keys if across == "head" else list(range(len(keys)))
-        places: Look = {"down": rows["layer"], "across": rows[across], "downs": layers, "acrosses": keys}
-        look: Look = {"x": x, "y": layers, "panel": panel, "name": wording.for_plotly(heading)}
-        cells.append(canvas.matrix(rows, value, **places, **look))
-        labels = [str(key) if across == "head" else position_name(key, (tokens or {}).get(key)) for key in keys]
-        canvas.categories(labels, axis="x", places=x, panel=panel)
-        canvas.close(x, layers, panel=panel)
+        down = axes.numbers(rows["layer"])
+        columns_axis = axes.numbers(rows["head"]) if across == "head" else axes.positions(rows["position"], tokens)
+        cells.append(canvas.matrix(rows, value, down, columns_axis, panel=panel, name=wording.for_plotly(heading)))
+        if across == "head":
+            canvas.x(panel, tickvals=list(columns_axis.order))
         if marked:
-            true = rows[rows[marked]]
-            canvas.marks([x[keys.index(key)] for key in true[across]], list(true["layer"]), mark, panel=panel)
+            canvas.marks(list(rows[marked]), down, columns_axis, mark, panel=panel)
     middle = 0.0 if centre is None else centre
     limit = None if centre is None else limit or largest(cells, middle)
-    canvas.colours(unit=unit, limit=limit, centre=middle)
+    canvas.colours(unit, limit=limit, centre=middle)
     everything = pd.concat([rows for _, rows in panels])
     n = subtitle or (wording.counts(everything["n"]) if "n" in everything else "")
     height = canvas.height or map_height(most) + 140

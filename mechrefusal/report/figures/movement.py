@@ -5,10 +5,10 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
-from mechrefusal.report.figures.catalogue import checkpoint_name, pair_name, word
-from mechrefusal.report.order import SHARED, WARM_UP, checkpoint_order
+from mechrefusal.report.figures.catalogue import pair_name, word
+from mechrefusal.report.order import SHARED, WARM_UP
 
 SPAN = -1
 """Value of `layer` where a measure does not belong to one layer (as in table `drift`)."""
@@ -79,19 +79,12 @@ def drift_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
     """Map of a drift measure taken at every layer: x = pair of checkpoints, y = layer (table `drift`)."""
     rows = table[(table["measure"] == measure) & (table["layer"] >= 0)]
     rows = style.drawable(rows, "value", f"drift '{measure}' by layer")
-    pairs = [pair_name(row) for row in rows.to_dict("records")]
-    columns, layers = list(dict.fromkeys(pairs)), sorted({int(layer) for layer in rows["layer"]})
-    canvas = Canvas("drift_by_layer")
-    places: Look = {"down": rows["layer"], "across": pairs, "downs": layers, "acrosses": columns}
-    canvas.matrix(rows, "value", **places, y=layers, xgap=1)
-    angle = "angle" in measure
+    down, across = axes.numbers(rows["layer"]), axes.named(pair_name(row) for row in rows.to_dict("records"))
+    canvas, angle = Canvas("drift_by_layer"), "angle" in measure
+    canvas.matrix(rows, "value", down, across, xgap=1)
     unit = "degrees" if angle else "cosine"
-    if angle:
-        canvas.shares(unit=unit, most=90)
-    else:
-        canvas.colours(unit=unit, limit=1.0)
-    canvas.categories(columns, axis="x", tickangle=-90)
-    return canvas.finish(measure=word("measure", measure), unit=unit, height=map_height(len(layers)) + 200)
+    canvas.colours(unit, limit=None if angle else 1.0, most=90 if angle else None)
+    return canvas.finish(measure=word("measure", measure), unit=unit, height=map_height(len(down.order)) + 200)
 
 
 def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
@@ -112,25 +105,18 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
         raise MechrefusalError(f"unknown effect '{effect}' of a transfer: expected one of {', '.join(EFFECTS)}")
     shown = _taken_away(table) if effect == "bypass" else table["induce"]
     rows = style.drawable(table.assign(shown=shown), "shown", f"the transfer of '{effect}'")
-    down, across = (
-        list(zip(rows[f"arm_{end}"], rows[f"step_{end}"].astype(int), strict=True)) for end in ("source", "target")
-    )
-    sources, targets = (sorted(set(keys), key=checkpoint_order) for keys in (down, across))
+    down, across = axes.checkpoints(rows, "_source"), axes.checkpoints(rows, "_target")
     canvas = Canvas("transfer")
-    places: Look = {"down": down, "across": across, "downs": sources, "acrosses": targets}
-    cells = canvas.matrix(rows, "shown", **places, xgap=1, ygap=1)
-    clear = [place for place, is_clear in enumerate(_are_clear(rows, effect)) if is_clear]
-    x, y = ([keys.index(all_[place]) for place in clear] for keys, all_ in ((targets, across), (sources, down)))
-    canvas.marks(x, y, "clear of random", size=6)
     heading, unit = canvas.entry.panels[effect]
-    canvas.colours(unit=unit, limit=largest([cells]))
-    instead = {key for key, kind in zip(down, rows["kind"], strict=True) if kind == "best candidate"}
-    names = {key: checkpoint_name({"arm": key[0], "step": key[1]}, limit=16) for key in (*sources, *targets)}
-    canvas.categories([names[key] for key in targets], axis="x")
-    canvas.categories([f"{names[key]}{'*' if key in instead else ''}" for key in sources])
+    cells = canvas.matrix(rows, "shown", down, across, xgap=1, ygap=1)
+    canvas.marks(_are_clear(rows, effect), down, across, "clear of random", size=6)
+    canvas.colours(unit, limit=largest([cells]))
+    instead = {key for key, kind in zip(down.keys, rows["kind"], strict=True) if kind == "best candidate"}
+    starred = [f"{name}*" if key in instead else name for key, name in zip(down.order, down.names or (), strict=True)]
+    canvas.categories(starred)
     n = wording.counts(rows[f"n_{'harmful' if effect == 'bypass' else 'harmless'}"])
     note = "* no carrier: best candidate" if instead else ""
-    return canvas.finish(n, note, effect=heading, unit=unit, height=int(min(820, 250 + 34 * len(sources))))
+    return canvas.finish(n, note, effect=heading, unit=unit, height=int(min(820, 250 + 34 * len(down.order))))
 
 
 def _taken_away(rows: pd.DataFrame) -> pd.Series:

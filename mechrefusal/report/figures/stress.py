@@ -7,10 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style, suites
+from mechrefusal.report.figures import axes, style, suites
 from mechrefusal.report.figures.canvas import Canvas, Look
-from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
-from mechrefusal.report.order import checkpoint_order
+from mechrefusal.report.figures.catalogue import word, words
 
 _FEW = 8
 """Up to so many steps of an attack stand on a linear axis; more of them on a logarithmic one that has room for 0."""
@@ -33,7 +32,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
     """
     what = "success by attack step"
     rows = style.drawable(_of_judge(style.drawable(table, "value", what), judge), "value", f"{what} of judge '{judge}'")
-    methods, keys = list(dict.fromkeys(rows["method"])), _checkpoints(rows, "")
+    methods, keys = list(dict.fromkeys(rows["method"])), axes.checkpoints(rows).order
     canvas = Canvas("stress_curves", methods, columns=2, panel_height=230)
     for panel, method in enumerate(methods):
         of_method = rows[rows["method"] == method]
@@ -52,7 +51,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
                 "size": 7,
                 "panel": panel,
             }
-            canvas.line(own.sort_values("x", kind="stable"), "x", "value", _label(key), **look)
+            canvas.line(own.sort_values("x", kind="stable"), "x", "value", axes.checkpoint_label(key), **look)
         title = f"{canvas.entry.x}{', logarithmic' if logarithmic else ''}"
         canvas.x(panel, title=title, tickvals=list(places.values()), ticktext=[str(step) for step in steps])
     canvas.y(range=list(suites.LIMITS))
@@ -74,17 +73,13 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
         method = next((name for name in rows["method"] if name != _UNATTACKED), _UNATTACKED)
     unattacked = (rows["arm_source"] == _UNATTACKED) & (rows["method"] == _UNATTACKED)
     rows = style.drawable(rows[(rows["method"] == method) | unattacked], "value", f"the transfer of '{method}' cases")
-    down, across = (_keys(rows, end) for end in ("_source", "_target"))
-    sources, targets = (_checkpoints(rows, end) for end in ("_source", "_target"))
-    own = [" (its own cases)" if a == b else "" for a, b in zip(down, across, strict=True)]
-    rows = rows.assign(source=[_label(key) for key in down], own=own)
+    down, across = axes.checkpoints(rows, "_source"), axes.checkpoints(rows, "_target")
+    own = [" (its own cases)" if a == b else "" for a, b in zip(down.keys, across.keys, strict=True)]
+    rows = rows.assign(source=[axes.checkpoint_label(key) for key in down.keys], own=own)
     canvas = Canvas("stress_matrix")
-    places: Look = {"down": down, "across": across, "downs": sources, "acrosses": targets}
-    canvas.matrix(rows, "value", **places, written="{value:rate}<br>n {n:whole}", textfont={"size": 11})
-    canvas.shares(unit="success")
-    canvas.categories([_label(key) for key in targets], axis="x")
-    canvas.categories([_label(key) for key in sources])
-    height = int(min(900, 220 + 42 * len(sources)))
+    canvas.matrix(rows, "value", down, across, written="{value:rate}<br>n {n:whole}", textfont={"size": 11})
+    canvas.colours("success", most=1)
+    height = int(min(900, 220 + 42 * len(down.order)))
     return canvas.finish(suites.judged(rows), method=wording.shortened(method, 24), height=height)
 
 
@@ -104,13 +99,16 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
     rows = suites.of(rows, method=method if method is not None else suites.texts(rows["method"]).iloc[0])
     shares = suites.of_judge(rows[rows["metric"].isin(list(_OUTCOMES))], judge)
     shares = style.drawable(shares, "value", f"{what} of judge '{wording.shortened(judge, 40)}'" if judge else what)
-    keys = _checkpoints(shares, "")
+    keys = axes.checkpoints(shares).order
     twins = rows[(rows["metric"] == "refused") & (rows["judge"] == shares["twin_judge"].iloc[0])]
     records = [_outcome(shares, twins, key, metric) for metric in _OUTCOMES if metric != "rest" for key in keys]
     drawn = pd.DataFrame(records).assign(place=[*range(len(keys))] * 3)
     rest = 1 - drawn.groupby("place")["value"].sum(min_count=3)
     if (rest > 1e-9).any():
-        others = [{"label": _label(key, 40), "outcome": word("outcome", "rest"), "metric": "rest"} for key in keys]
+        others = [
+            {"label": axes.checkpoint_label(key, 40), "outcome": word("outcome", "rest"), "metric": "rest"}
+            for key in keys
+        ]
         left = rest.where(rest > 1e-9).to_numpy()
         drawn = pd.concat([drawn, pd.DataFrame(others).assign(value=left, place=range(len(keys)))])
     canvas = Canvas("stress_shares")
@@ -120,7 +118,7 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
         look: dict[str, Any] = {"written": written, "textposition": "inside", "insidetextanchor": "middle"}
         canvas.bars(own, "value", "place", words("outcome")[metric], colour=_OUTCOMES[metric], ends=None, **look)
     canvas.x(range=[0, 1], zeroline=False)
-    canvas.categories([_label(key) for key in keys])
+    canvas.categories([axes.checkpoint_label(key) for key in keys])
     canvas.figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})
     attack, n = wording.shortened(rows["method"].iloc[0], 24), wording.counts(shares["n"], "cases with a harmless twin")
     return canvas.finish(suites.judged(shares), n, method=attack, height=230 + 34 * len(keys))
@@ -128,11 +126,16 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
 
 def _outcome(shares: pd.DataFrame, twins: pd.DataFrame, key: Key, metric: str) -> dict[str, Any]:
     """What a bar of `stress_shares` shows: its share, and the refusals of the twins without and with the suffix."""
-    known = {"label": _label(key, 40), "outcome": word("outcome", metric), "metric": metric, "value": float("nan")}
+    known = {
+        "label": axes.checkpoint_label(key, 40),
+        "outcome": word("outcome", metric),
+        "metric": metric,
+        "value": float("nan"),
+    }
     own, refused = (rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])] for rows in (shares, twins))
     own = own[own["metric"] == metric]
     if not len(own):
-        return known
+        return known | {"value": float("nan")}
     alone, behind = (refused.loc[refused["suffix"] == suffix, "value"].max() for suffix in ("none", "attacked"))
     return known | own.iloc[0][["value", "low", "high", "n", "nulls"]].to_dict() | {"alone": alone, "behind": behind}
 
@@ -140,16 +143,3 @@ def _outcome(shares: pd.DataFrame, twins: pd.DataFrame, key: Key, metric: str) -
 def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
     return rows[rows["judge"] == (judge if judge is not None else min(rows["judge"]))]
-
-
-def _keys(rows: pd.DataFrame, end: str) -> list[Key]:
-    return list(zip(rows[f"arm{end}"].astype(str), rows[f"step{end}"].astype(int), strict=True))
-
-
-def _checkpoints(rows: pd.DataFrame, end: str) -> list[Key]:
-    """The checkpoints of an end: no attack first, then base, warm-up, and arm by arm."""
-    return sorted(set(_keys(rows, end)), key=lambda key: (key[1] >= 0, *checkpoint_order(key)))
-
-
-def _label(key: Key, limit: int = 16) -> str:
-    return "no attack" if key[1] < 0 else checkpoint_name({"arm": key[0], "step": key[1]}, limit=limit)

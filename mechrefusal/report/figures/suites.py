@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.behaviour import arms_over_steps
 from mechrefusal.report.figures.canvas import Canvas, Look
 from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
@@ -121,18 +121,13 @@ def suite_categories(
     chosen = of(table, suite=suite, side=side, metric=metric, attack=attack, intervention=intervention, by=by)
     what = f"{wording.metric_name(metric)} by {by} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(of_judge(chosen, judge), *NUMBERS), "value", what)
-    keys = list(zip(rows["arm"], rows["step"], strict=True))
-    columns, categories = sorted(set(keys), key=checkpoint_order), list(dict.fromkeys(texts(rows["of"])))
     rows = rows.assign(category=[wording.shortened(name) for name in texts(rows["of"])])
+    down = axes.named(texts(rows["of"]), lambda name: wording.token(wording.metric_name(name), 26))
     canvas = Canvas("suite_categories")
-    places: Look = {"down": texts(rows["of"]), "across": keys, "downs": categories, "acrosses": columns}
-    canvas.matrix(rows, "value", **places, written="{?{value:rate}?}")
-    canvas.shares(unit="rate")
-    labels = [checkpoint_name({"arm": arm, "step": step}, limit=12) for arm, step in columns]
-    canvas.categories(labels, axis="x", tickangle=-90)
-    canvas.categories([wording.token(wording.metric_name(name), 26) for name in categories])
+    canvas.matrix(rows, "value", down, axes.checkpoints(rows, limit=12), written="{?{value:rate}?}")
+    canvas.colours("rate", most=1)
     title = f"{_title(metric, suite, side, attack)}, by {wording.metric_name(by)}"
-    return canvas.finish(judged(rows), wording.counts(rows["n"]), title=title, height=210 + 24 * len(categories))
+    return canvas.finish(judged(rows), wording.counts(rows["n"]), title=title, height=210 + 24 * len(down.order))
 
 
 def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
