@@ -37,7 +37,7 @@ def test_the_story_has_depth_beside_refusal_and_over_refusal(run):
             rows = rows[(rows["attack"] == "none") & (rows["intervention"] == "none")]
             rows = rows[rows["arm"].isin(["base", arm])].sort_values("step")
             assert list(lines(figure, axis)[arm].y) == list(rows["value"])
-    crosses = [t for t in figure.data if t.marker.symbol == "x-thin"]
+    crosses = [t for t in figure.data if t.marker.symbol == "x-thin-open"]
     assert len(crosses) == 2
     named = [t.name for t in figure.data if t.showlegend]
     assert named == ["r2d2", "sft"]  # each arm once, for all three panels

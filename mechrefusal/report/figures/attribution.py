@@ -22,11 +22,8 @@ def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
 def attribution_difference(table: pd.DataFrame, *, title: str = "", unit: str = "logits") -> go.Figure:
     """Map of heads: what each writes on harmful prompts more than on harmless ones.
 
-    A dot: p < 0.05, adjusted for all components.
-
     Args:
         table: table `attribution_compared`, one `onto` and checkpoint.
-        unit: of the colour bar.
     """
     rows = _compared(style.drawable(table, "difference", "the difference of attributions"))
     rows = rows[rows["component"] == "head"]
@@ -37,9 +34,6 @@ def attribution_difference(table: pd.DataFrame, *, title: str = "", unit: str = 
 
 def top_components(table: pd.DataFrame, *, k: int = 15, unit: str = "logits") -> go.Figure:
     """Bars of the `k` components whose contribution differs most between harmful and harmless prompts, largest first.
-
-    Whiskers: the 95% interval of the difference. Grey: the floor, ± the 95th percentile of |difference| when the
-    prompts' labels are drawn at random.
 
     Args:
         table: table `attribution_compared`, one `onto` and checkpoint.
@@ -62,8 +56,6 @@ def top_components(table: pd.DataFrame, *, k: int = 15, unit: str = "logits") ->
 
 def token_segments(table: pd.DataFrame) -> go.Figure:
     """Which part of the prompt each top head reads refusal from: stacked bars, harmful and harmless prompts beside.
-
-    Bars to the right add to the refusal logits, to the left take from them; the parts of a head sum to what it writes.
 
     Args:
         table: table `token_sources` of one checkpoint; rows with `by` other than "segment" are left out.

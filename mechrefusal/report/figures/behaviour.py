@@ -23,8 +23,6 @@ def trajectory(
 ) -> go.Figure:
     """`value` over optimiser steps: one line an arm, with 95% intervals where the table has `low` and `high`.
 
-    Arms are drawn slightly beside each other so that intervals stay apart; the hover shows the true step.
-
     Args:
         table: one row a checkpoint, with `arm`, `step` and `value`. Rows of arm `base` start every line,
             the end of arm `warm-up` where there is one; the warm-up is then a line of its own.
@@ -46,27 +44,15 @@ def arms_over_steps(
     limits: tuple[float, float] | None = None,
     noun: str = "prompts",
     unit: str | None = None,
-    title: str | None = None,
     **names: Any,
 ) -> go.Figure:
     """The figure `name`: a line an arm over steps, with bars. `names` stand in the catalogue's title."""
     canvas = Canvas(name)
-    add_arms(canvas, rows, value)
+    for arm, own, look in style.each_arm(rows.assign(shown=rows[value])):
+        canvas.line(own, "step", "shown", arm, interval="bars", size=8, **look)
+    canvas.steps(rows["step"])
     canvas.y(title=wording.for_plotly(canvas.entry.y or unit or ""), range=list(limits) if limits else None)
-    n = wording.counts(rows["n"], noun) if "n" in rows else ""
-    return canvas.finish(subtitle, n, title=title, unit=unit, **names)
-
-
-def add_arms(canvas: Canvas, rows: pd.DataFrame, value: str, *, panel: int = 0) -> None:
-    """Draw `value` over steps into a panel: a line an arm, from where the arm starts, with bars."""
-    arms = style.arms(rows)
-    shown = rows.assign(shown=rows[value])
-    for place, arm in enumerate(arms):
-        colour, symbol = style.arm_style(arm, arms)
-        look: Look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "bars", "panel": panel}
-        own = style.with_base(shown, arm)
-        canvas.line(own, "step", "shown", arm, shift=style.beside(rows, place, len(arms)), **look)
-    canvas.x(panel, tickvals=sorted({int(step) for step in rows["step"]}))
+    return canvas.finish(subtitle, wording.counts(rows["n"], noun) if "n" in rows else "", unit=unit, **names)
 
 
 def interventions(table: pd.DataFrame, *, metric: str = "any_refusal") -> go.Figure:

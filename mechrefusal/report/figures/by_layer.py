@@ -20,8 +20,7 @@ _SIDES = {"kept": style.ARM_COLOURS[0], "lost": style.ARM_COLOURS[1]}
 def logit_lens(table: pd.DataFrame) -> go.Figure:
     """Log-probability of refusal and of compliance and the score by layer, harmful against harmless prompts.
 
-    Below: how much higher the mean score is on harmful prompts. Each layer's input goes through the final norm and the
-    unembedding; the last point is the model's output. Bands are 95% intervals of the mean over prompts.
+    Each layer's input goes through the final norm and the unembedding; the last point is the model's output.
 
     Args:
         table: table `logit_lens` of one checkpoint.
@@ -134,8 +133,7 @@ def doses(table: pd.DataFrame, *, intervention: str = "ablate") -> go.Figure:
 def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
     """Share of the metric that the first k heads and MLPs keep alone, and that is lost without them, by k.
 
-    Bands: 95% intervals over prompts. Grey: random sets of as many heads and MLPs, their mean and range. The star is
-    the circuit itself. Sizes are evenly spaced. A faithful circuit reaches 1 on both sides with few components.
+    Sizes are evenly spaced. Grey: random sets of as many heads and MLPs, their mean and range.
 
     Args:
         table: table `faithfulness` of one checkpoint.

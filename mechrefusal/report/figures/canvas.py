@@ -247,6 +247,10 @@ class Canvas:
             at: Look = {"x": across.where(flags), "y": down.where(flags), "marker": look | marker}
             self.add(go.Scatter(mode="markers", hoverinfo="skip", **at, **legend), panel)
 
+    def steps(self, steps: pd.Series, panel: int | None = None) -> None:
+        """Ticks of the x axis at these optimiser steps."""
+        self.x(panel, tickvals=sorted({int(step) for step in steps}))
+
     def rule(self, *, x: float | None = None, y: float | None = None, panel: int | None = None, **line: Any) -> None:
         """A thin line across a panel, or across all, at an x or a y."""
         look: Look = {"line": {"width": 1, "color": style.AXIS} | line, **self._at(panel)}

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
-from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
+from mechrefusal.report.figures.canvas import POINTS, Canvas, Look, largest, map_height
 from mechrefusal.report.figures.catalogue import position_name
 from mechrefusal.statistics.choosing import BEST, PUBLISHED
 
@@ -42,9 +42,6 @@ def carriers(
     title: str = "",
 ) -> go.Figure:
     """Scores of every candidate direction of one checkpoint: x = position, y = layer (Arditi et al. 2024, section 2.3).
-
-    Admissible candidates carry a dot, the winner a star; the hover says why a candidate was rejected, how often it wins
-    in bootstraps, and whether it was only screened (scored roughly, and put out of the running).
 
     Args:
         table: table `carriers` of one checkpoint.
@@ -112,8 +109,6 @@ def carrier_wins(
 def carrier_layers(table: pd.DataFrame, *, n_layers: int | None = None) -> go.Figure:
     """Layer of the carrier over optimiser steps (table `carrier`); checkpoints without one stand on the line "none".
 
-    Bars: 95% bootstrap interval of the layer, where it was taken.
-
     Args:
         n_layers: depth of the model; the published limit of admissible layers is then drawn (Arditi et al. 2024).
     """
@@ -132,20 +127,12 @@ def add_carrier_layers(canvas: Canvas, table: pd.DataFrame, *, n_layers: int | N
     none = -max(1.0, 0.07 * (n_layers or deepest))
     why = rows["reason"].where(rows["reason"] != "", "no carrier") if "reason" in rows else "no carrier"
     rows = rows.assign(none=none, why=pd.Series(why, rows.index).where(rows["layer"].isna(), ""))
-    names = style.arms(rows)
-    for place, arm in enumerate(names):
-        own, (colour, symbol) = style.with_base(rows, arm), style.arm_style(arm, names)
-        look: Look = {"panel": panel, "colour": colour, "shift": style.beside(rows, place, len(names))}
-        ends: Look = {"interval": "bars", "ends": ("layer_low", "layer_high")}
-        canvas.line(own, "step", "layer", arm, symbol=symbol, size=9, **ends, **look)
-        cross: Look = {"symbol": "x-thin", "size": 9, "mode": "markers", "interval": "none"}
-        canvas.line(own[own["layer"].isna()], "step", "none", arm, **cross, **look)
-    canvas.figure.update_traces(selector={"marker.symbol": "x-thin"}, marker_line_width=2)
-    for trace in canvas.figure.data:
-        if trace.marker.symbol == "x-thin":
-            trace.marker.line.color = trace.marker.color
+    for arm, own, look in style.each_arm(rows):
+        look |= {"panel": panel, "size": 9}
+        canvas.line(own, "step", "layer", arm, interval="bars", ends=("layer_low", "layer_high"), **look)
+        canvas.line(own[own["layer"].isna()], "step", "none", arm, **look | POINTS | {"symbol": "x-thin-open"})
     ticks = list(range(0, top, max(1, math.ceil(top / 6))))
-    canvas.x(panel, tickvals=sorted({int(step) for step in rows["step"]}))
+    canvas.steps(rows["step"], panel)
     labels: Look = {"tickvals": [none, *ticks], "ticktext": ["none", *map(str, ticks)]}
     canvas.y(panel, range=[none * 1.6, top], zeroline=False, **labels)
     if n_layers:

@@ -20,11 +20,9 @@ _PATH_HOVER = ("<b>{sender} → {receiver}</b>",)
 def circuit(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
     """The circuit: x = head (MLPs to the right), y = layer, from the embedding below to the logits above.
 
-    Colour of a node: its effect, as a share of the gap between harmful and harmless prompts (red carries refusal, blue
-    works against it). A path runs upwards; red ones carry refusal, blue ones work against it, and their width grows
-    with the root of their effect. Small grey dots are heads and MLPs outside the circuit. Where pairs were held out
-    from the choice, nodes and paths that differ from nothing on them (p < 0.05, adjusted for all kept
-    ones) have a dark outline and a solid line, the others a pale outline and a dotted line. Numbers are in the hover.
+    Colours are effects as a share of the gap between harmful and harmless prompts; the width of a path grows with the
+    root of its effect. Where pairs were held out from the choice, what does not differ from nothing on them (p < 0.05,
+    adjusted for all kept ones) has a pale outline or a dotted line.
 
     Args:
         nodes: table `circuit_nodes` of one checkpoint.

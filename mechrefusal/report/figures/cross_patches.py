@@ -39,8 +39,6 @@ def cross_patching(
 ) -> go.Figure:
     """Maps of heads, one panel a pair source → target: what each head of the source does to the target's refusal.
 
-    A dot: p < 0.05, adjusted for all heads, that it is one of its controls (the same change turned at random).
-
     Args:
         table: table `cross_patching`, all pairs or some.
         prompts: harmful or harmless.
@@ -62,8 +60,6 @@ def cross_patching_layers(
     table: pd.DataFrame, *, prompts: str = "harmful", value: str = "raw", title: str = ""
 ) -> go.Figure:
     """What each layer of the source does to the target's refusal: one column a site, one line a pair source → target.
-
-    Bands: 95% intervals over prompts; dashed: the control, the same change turned at random (of `raw`).
 
     Args:
         table: table `cross_patching`; rows of heads are left out. Not more pairs than colours, to be readable.

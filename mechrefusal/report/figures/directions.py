@@ -21,9 +21,8 @@ the middle half away is out of the picture."""
 def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figure:
     """Refusal score on harmful prompts with a subspace ablated, against its size k: one line a family of subspaces.
 
-    Bars: 95% intervals over prompts. Filled points are admissible, open ones are not (the hover says why); the star
-    marks the smallest admissible k that does 90% of what the best one does. Random subspaces are the floor, and for
-    learned cones those of r and random directions: cones of k > 1 are the mean over directions drawn from them.
+    Filled points are admissible, open ones are not. Random subspaces are the floor, and for learned cones those of r
+    and random directions: cones of k > 1 are the mean over directions drawn from them.
 
     Args:
         table: table `subspaces` of one checkpoint.
@@ -52,19 +51,14 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
 
 
 def smallest_k(table: pd.DataFrame) -> go.Figure:
-    """The smallest k that is enough over optimiser steps, one line an arm (table `subspaces` of several checkpoints).
-
-    A checkpoint where no subspace is admissible, or enough, has no point.
-    """
+    """The smallest k that is enough over optimiser steps, one line an arm (table `subspaces` of all checkpoints)."""
     chosen = style.drawable(table[table["smallest"]], "k", "the smallest subspace that is enough")
     asked = table[["arm", "step"]].drop_duplicates()
     rows = asked.merge(_named(chosen).drop_duplicates(["arm", "step"]), on=["arm", "step"], how="left")
-    canvas, names = Canvas("smallest_k"), style.arms(rows)
-    for place, arm in enumerate(names):
-        colour, symbol = style.arm_style(arm, names)
-        look: Look = {"colour": colour, "symbol": symbol, "size": 8, "interval": "none"}
-        canvas.line(style.with_base(rows, arm), "step", "k", arm, shift=style.beside(rows, place, len(names)), **look)
-    canvas.x(tickvals=sorted({int(step) for step in rows["step"]}))
+    canvas = Canvas("smallest_k")
+    for arm, own, look in style.each_arm(rows):
+        canvas.line(own, "step", "k", arm, interval="none", size=8, **look)
+    canvas.steps(rows["step"])
     canvas.y(range=[0, int(max(5, rows["k"].max())) + 0.5], dtick=1)
     return canvas.finish("no point: none is")
 
@@ -77,18 +71,15 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
             dash is the variant: raw or unit rows, entropy over sigma or sigma squared.
     """
     chosen = style.drawable(table[table["rows"] == rows], "value", f"effective rank over {rows}")
-    names = style.arms(chosen)
     variants = sorted(set(zip(chosen["scaling"], chosen["weight"], strict=True)))
     canvas = Canvas("effective_rank")
-    for arm in names:
-        colour, symbol = style.arm_style(arm, names)
+    for arm, own, look in style.each_arm(chosen):
         for place, (scaling, weight) in enumerate(variants):
-            own = style.with_base(chosen[(chosen["scaling"] == scaling) & (chosen["weight"] == weight)], arm)
             variant = f"{scaling}, {word('weight', weight)}"
-            look: Look = {"colour": colour, "symbol": symbol, "dash": style.DASHES[place % len(style.DASHES)]}
-            own = own.assign(variant=variant)
-            canvas.line(own, "step", "value", f"{arm}: {variant}", interval="none", **look)
-    canvas.x(tickvals=sorted({int(step) for step in chosen["step"]}))
+            rows_of = own[(own["scaling"] == scaling) & (own["weight"] == weight)].assign(variant=variant)
+            dashed = {"dash": style.DASHES[place % len(style.DASHES)], "interval": "none", "shift": 0.0}
+            canvas.line(rows_of, "step", "value", f"{arm}: {variant}", **look | dashed)
+    canvas.steps(chosen["step"])
     canvas.y(rangemode="tozero")
     return canvas.finish(wording.counts(chosen["n_rows"], "rows"), rows=word("rank_rows", rows))
 
@@ -97,7 +88,7 @@ def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None
     """Where zero lies along the direction of each layer: a line a checkpoint, 0 the harmless mean, 1 the harmful one.
 
     At the position of the carrier, or of the best candidate in its place (marked at its layer); at the last position
-    where there is neither. Colour is the arm; dashes and lighter lines tell its checkpoints apart, the last is solid.
+    where there is neither. Dashes and lighter lines tell an arm's checkpoints apart, the last is solid.
 
     Args:
         directions: table `directions` of one or several checkpoints, with `zero_distance`.

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import POINTS, Canvas, Look
+from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
 from mechrefusal.report.figures.catalogue import word
 
 NONE = -1
@@ -119,16 +119,14 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
     rows = style.drawable(rows, "value", f"'{wording.plain(measure)}' over steps")
     if rows.duplicated(["arm", "step"]).any():
         raise MechrefusalError(f"several rows of '{wording.plain(measure)}' at one checkpoint: filter the table first")
-    canvas, names = Canvas("estimates_over_steps"), style.arms(rows)
-    for place, arm in enumerate(names):
-        own, (colour, symbol) = style.with_base(rows, arm), style.arm_style(arm, names)
-        canvas.add(style.between(own, "step", "floor_low", "floor_high", colour))
-        look: Look = {"colour": colour, "shift": style.beside(rows, place, len(names))}
-        canvas.line(own, "step", "value", arm, symbol=symbol, size=8, interval="bars", **look)
+    canvas = Canvas("estimates_over_steps")
+    for arm, own, look in style.each_arm(rows):
+        canvas.add(style.between(own, "step", "floor_low", "floor_high", look["colour"]))
+        canvas.line(own, "step", "value", arm, size=8, interval="bars", **look)
         texts = [f"random direction {wording.number(value, 3)}" for value in own["random"]]
-        dashed: Look = {"width": 1.2, "dash": "dash", "size": 4, "interval": "none", "hover": texts}
-        canvas.line(own, "step", "random", _RANDOM, group=arm, colour=colour, **dashed)
-    canvas.x(tickvals=sorted({int(step) for step in rows["step"]}))
+        dashed = RANDOM | {"colour": look["colour"], "width": 1.2, "size": 4, "hover": texts}
+        canvas.line(own, "step", "random", _RANDOM, group=arm, **dashed)
+    canvas.steps(rows["step"])
     canvas.y(title=_unit(measure))
     under = f"{word('intervention', intervention)}: " if intervention is not None else ""
     name = wording.shortened(f"{under}{word('measure', measure)}")

@@ -1,6 +1,6 @@
 """Robustness against what it costs: attack success against over-refusal or utility, with where refusal lives."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,7 +10,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
 from mechrefusal.report.figures.canvas import Canvas, Look
-from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.catalogue import word, words
 from mechrefusal.report.order import BASE, SHARED
 
 SUCCESS = "attack_success"
@@ -21,14 +21,6 @@ _STAR, _GREY = "star", "#b9b9b9"
 _SCALE = sample_colorscale("Viridis", [0.18 + 0.074 * i for i in range(11)])
 """Cividis has a grey in its middle, which means something else here; the ends would vanish on a light or dark page."""
 _NUMBERS = ("value", "low", "high", "n", "nulls")
-
-
-class _Layer(NamedTuple):
-    """Layer that a marker's colour shows, what it is of (carrier, reference or none), and the hover's words."""
-
-    value: float
-    kind: str
-    words: str
 
 
 def frontier(
@@ -47,9 +39,7 @@ def frontier(
 ) -> go.Figure:
     """Attack success (y) against a cost on harmless prompts (x): all anchors and arms, with 95% intervals both ways.
 
-    One symbol an arm, its anchors joined in order from the base model (star) or the end of the shared warm-up, the
-    step beside each. Colour: layer of the carrier. Open: there is no carrier, the colour is that of the best candidate.
-    Grey: neither was found.
+    Colour: layer of the carrier. Open: there is no carrier, the colour is that of the best candidate. Grey: neither.
 
         figures.frontier(found.rates, carrier, harmful="harmbench", harmless="xstest", attack="gcg")
         figures.frontier(rates, carrier, harmful="evaluation_harmful", harmless="overrefusal")
@@ -81,11 +71,8 @@ def frontier(
         of = ((SUCCESS, harmful), (COSTS[against], harmless))
         both = " and ".join(f"{wording.metric_name(name)} on '{wording.shortened(suite)}'" for name, suite in of)
         raise MechrefusalError(f"cannot draw the frontier: no checkpoint has both {both}")
-    layers = _layers(carrier)
-    nothing = _Layer(float("nan"), "none", "no carrier was measured")
-    found = [layers.get(key, nothing) for key in zip(points["arm"], points["step"], strict=True)]
-    points = points.assign(layer=[one.value for one in found], kind=[one.kind for one in found])
-    points = points.assign(where=[one.words for one in found])
+    left_out = len(success.merge(cost, on=["arm", "step"], how="outer")) - len(points)
+    points = _with_layers(points, carrier)
     names, canvas = style.arms(points), Canvas("frontier")
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
@@ -106,12 +93,14 @@ def frontier(
     pressed = "" if attack == "none" else f", {attack}"
     asked = wording.token(wording.set_name(harmful), 30) + pressed + ("" if stress is None else ", last step")
     cost_name, harmless_name = word("metric", COSTS[against]), wording.token(wording.set_name(harmless), 30)
-    canvas.x(title=f"{cost_name}<br>{_safe(harmless_name)}", range=[-0.04, 1.04], zeroline=False)
-    canvas.y(title=f"attack success<br>{_safe(asked)}", range=[-0.04, 1.04], zeroline=False)
-    left_out = len({*zip(success["arm"], success["step"]), *zip(cost["arm"], cost["step"])}) - len(points)  # noqa: B905
-    notes = (_judges(success, cost), f"best: {_CORNERS[against]}")
+    shown, asked = (wording.for_plotly(wording.shortened(name, 44)) for name in (harmless_name, asked))
+    canvas.x(title=f"{cost_name}<br>{shown}", range=[-0.04, 1.04], zeroline=False)
+    canvas.y(title=f"attack success<br>{asked}", range=[-0.04, 1.04], zeroline=False)
+    names = [wording.for_plotly(wording.shortened(rows["judge"].iloc[0])) for rows in (success, cost)]
+    judges = f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"
     missing = f"{left_out} checkpoints have one of the rates only" if left_out else ""
-    return canvas.finish(*notes, missing, title=title, against=word("cost", against))
+    best = f"best: {_CORNERS[against]}"
+    return canvas.finish(judges, best, missing, title=title, against=word("cost", against))
 
 
 def _rates(
@@ -152,24 +141,16 @@ def _one_a_checkpoint(rows: pd.DataFrame, judge: str | None, preferred: str | No
     return rows[["arm", "step", "judge", *(name for name in _NUMBERS if name in rows)]]
 
 
-def _layers(table: pd.DataFrame | None) -> dict[tuple[str, int], _Layer]:
-    """Where refusal lives at each checkpoint."""
-    if table is None or not len(table):
-        return {}
-    numbers = ("layer", "layer_low", "layer_high", "reference_layer")
-    known = table.assign(**{name: table.get(name, float("nan")) for name in numbers})
-    return {(row["arm"], row["step"]): _layer(row) for _, row in suites.readable(known, *numbers).iterrows()}
-
-
-def _layer(row: pd.Series) -> _Layer:
-    ends = [row["layer_low"], row["layer_high"]]
-    sure = "" if any(map(wording.is_missing, ends)) else f" (95%: {'–'.join(map(wording.whole, ends))})"
-    if not wording.is_missing(row["layer"]):
-        return _Layer(row["layer"], "carrier", f"carrier at layer {wording.whole(row['layer'])}{sure}")
-    if not wording.is_missing(row["reference_layer"]):
-        where = wording.whole(row["reference_layer"])
-        return _Layer(row["reference_layer"], "reference", f"no carrier; best candidate at layer {where}{sure}")
-    return _Layer(float("nan"), "none", "no carrier and no candidate")
+def _with_layers(points: pd.DataFrame, carrier: pd.DataFrame | None) -> pd.DataFrame:
+    """Points with the `layer` that colours them, its `kind` (carrier, reference or none) and what the hover says."""
+    columns = ["layer", "layer_low", "layer_high", "reference_layer"]
+    table = pd.DataFrame(columns=["arm", "step"]) if carrier is None else carrier
+    known = suites.readable(table.reindex(columns=["arm", "step", *columns]), *columns)
+    rows = points.merge(known, on=["arm", "step"], how="left", indicator="measured")
+    kind = pd.Series("none", rows.index).mask(rows["reference_layer"].notna(), "reference")
+    kind = kind.mask(rows["layer"].notna(), "carrier")
+    said = kind.map(words("layer_of")).mask(rows["measured"] == "left_only", "no carrier was measured")
+    return rows.assign(layer=rows["layer"].fillna(rows["reference_layer"]), kind=kind, where=said)
 
 
 def _add_points(canvas: Canvas, points: pd.DataFrame, symbol: str, colour: str, arm: str, place: str) -> None:
@@ -219,12 +200,3 @@ def _add_legend(canvas: Canvas, points: pd.DataFrame, names: list[str]) -> None:
         marker = {"color": colour, "symbol": symbol, "size": 9}
         look: Look = {"mode": mode, "line": {"color": colour}, "marker": marker, "legendgroup": group or name}
         canvas.add(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", showlegend=True, **look))
-
-
-def _safe(text: str) -> str:
-    return wording.for_plotly(wording.shortened(text, 44))
-
-
-def _judges(success: pd.DataFrame, cost: pd.DataFrame) -> str:
-    names = [wording.for_plotly(wording.shortened(rows["judge"].iloc[0])) for rows in (success, cost)]
-    return f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"

@@ -20,9 +20,6 @@ _SCORED = {"finalist": ("circle", style.ARM_COLOURS[0]), "random": ("diamond-ope
 def attribution_patching(table: pd.DataFrame) -> go.Figure:
     """Exact change of the metric against its first-order estimate, nats: one panel a site.
 
-    On the dotted line the two agree. Filled circles are finalists (largest estimates), open diamonds drawn at random
-    from the rest; bars are the 95% interval of the exact change over pairs.
-
     Args:
         table: table `attribution_patching` of one checkpoint; cells that were not patched exactly are left out.
     """

@@ -19,8 +19,6 @@ _KINDS = {"head": ("heads", "circle", style.ARM_COLOURS[0]), "mlp": ("MLPs", "sq
 def knockout(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     """Map of heads: change of the refusal score of harmful prompts without each, nats.
 
-    A dot: p < 0.05, adjusted for all components. Blue: refusal falls without the head, it carried refusal.
-
     Args:
         table: table `knockout` of one checkpoint.
     """
@@ -45,7 +43,7 @@ def knockout_mlps(table: pd.DataFrame, *, title: str = "") -> go.Figure:
 def knockout_cost(table: pd.DataFrame) -> go.Figure:
     """Change of refusal against its cost: KL of harmless prompts' next token (log scale), one point a component.
 
-    Far down and left: refusal goes, and nothing else. The largest changes with p < 0.05, adjusted for all, are named.
+    The largest changes with p < 0.05, adjusted for all, are named.
 
     Args:
         table: table `knockout` of one checkpoint.
@@ -101,9 +99,6 @@ _SET_LINES = {
 
 def head_set(table: pd.DataFrame) -> go.Figure:
     """Share of refusal that is gone, and the cost, by size of the greedy set of heads; below each size the head added.
-
-    Grey: random sets of the same size, their mean and (of the share) range. Dash-dotted: the set on prompts that the
-    search did not see, of their own gap. Dotted: half of refusal. Bands are 95% intervals over prompts.
 
     Args:
         table: table `head_sets` of one checkpoint.

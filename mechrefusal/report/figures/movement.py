@@ -18,11 +18,7 @@ EFFECTS = ("bypass", "induce")
 def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.Figure:
     """One drift measure over optimiser steps (table `drift`): x is the step of the later checkpoint of a pair.
 
-    Solid lines: an arm against its anchor before. Open markers: against where it starts, the base model or the end of
-    the shared warm-up, which is itself against the base. Grey diamonds: two arms at the same step.
-    Small crosses: the split-half floor of the pair, the same measure between two halves of the prompts. Small dashes:
-    random directions. Bars: 95% interval over prompts, which a mean over layers does not have. Lines are drawn slightly
-    beside each other so that bars stay apart.
+    Bars are 95% intervals over prompts, which a mean over layers does not have.
 
     Args:
         measure: a value of the column `measure`; angles are in degrees.
@@ -69,7 +65,7 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
         known = rows[rows[column].notna()]
         canvas.line(known, "step_b", column, name, symbol=symbol, mode="markers", interval="none", **grey)
     angle = "angle" in measure
-    canvas.x(tickvals=sorted({int(step) for step in rows["step_b"]}))
+    canvas.steps(rows["step_b"])
     unit = "degrees" if angle else "cosine" if "cosine" in measure else word("measure", measure)
     canvas.y(title=wording.for_plotly(unit), range=[-3, 93] if angle else [-1.06, 1.06] if unit == "cosine" else None)
     return canvas.finish(where, measure=word("measure", measure), unit=unit)
@@ -92,9 +88,8 @@ def transfer(table: pd.DataFrame, *, effect: str = "bypass") -> go.Figure:
 
     A dot marks effects that are clear of a random direction: the 95% interval of the change, prompt by prompt, excludes
     the random one, on the side of more effect; under ablation the directions of both halves of the direction prompts
-    must also take away more. The hover text has what these do. On the diagonal, where the prompts chose the direction,
-    what is taken away is that of every prompt under what the other prompts choose, where that is known. A source with
-    an asterisk has no carrier: its best candidate stands in.
+    must also take away more. On the diagonal, where the prompts chose the direction, what is taken away is that of
+    every prompt under what the other prompts choose, where that is known.
 
     Args:
         effect: `bypass`: the target's score on harmful prompts without intervention minus that with the direction

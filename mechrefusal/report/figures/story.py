@@ -16,9 +16,6 @@ def depth_story(
 ) -> go.Figure:
     """Depth of the carrier over optimiser steps, beside refusal of harmful prompts and over-refusal: all arms.
 
-    Left: the carrier's layer with its 95% bootstrap interval, crosses where a checkpoint has none. Right: the share of
-    harmful prompts that are refused, and of safe prompts that look unsafe, with 95% intervals.
-
     Args:
         carrier: table `carrier` of the checkpoints of one kind of model.
         rates: table `rates` of the same.

@@ -23,9 +23,8 @@ Key = tuple[str, int]
 def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure:
     """Success by attack step with 95% Wilson bands (table `stress`): a line a checkpoint, a panel a method.
 
-    The cases were made anew against each checkpoint. A case's success at a step is that of its best prompt by then,
-    so a line may fall. Colour is the arm; dashes and lighter lines tell its checkpoints apart. An attack of more than 8
-    steps has a logarithmic axis.
+    A case's success at a step is that of its best prompt by then, so a line may fall. Dashes and lighter lines tell an
+    arm's checkpoints apart. An attack of more than 8 steps has a logarithmic axis.
 
     Args:
         judge: the judge of the answers; by default the first by name.
@@ -61,8 +60,8 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
 def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str | None = None) -> go.Figure:
     """Map of the success of replayed attack cases (table `stress_transfer`): x = target, y = source.
 
-    A cell holds the success rate at the target of the cases that were made against the source, and their n. Where the
-    two are the same checkpoint it is the attack's own success. The first row is the behaviours without an attack.
+    A cell holds the success rate at the target of the cases that were made against the source, and their n. The first
+    row is the behaviours without an attack.
 
     Args:
         method: the attack; by default the first of the table.
@@ -87,8 +86,7 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
     """What becomes of attacks at each checkpoint, as stacked bars (table `stress_control`).
 
     The attack succeeds; or it fails and the harmless twin of its request, with the same suffix, is answered (robust) or
-    refused (the checkpoint refuses the suffix). What is missing to 1 are degenerate answers to the twin. The hover has
-    n, 95% Wilson intervals, and how often the twins are refused without and with the suffix.
+    refused (the checkpoint refuses the suffix). What is missing to 1 are degenerate answers to the twin.
 
     Args:
         method: the attack; by default the first of the table.

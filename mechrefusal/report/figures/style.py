@@ -3,7 +3,8 @@
 Paper and plot are transparent, and fonts, grids and marks have greys that can be read on a light and on a dark page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -106,10 +107,18 @@ def with_base(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     return table[own | start].sort_values("step", kind="stable")
 
 
-def beside(table: pd.DataFrame, place: int, n: int) -> float:
-    """How far arm number `place` of `n` is moved along the steps, so that intervals do not hide each other."""
+def each_arm(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """Every arm with its rows from where it starts, and its look.
+
+    The look is its colour, its symbol and how far it is moved along the steps (`shift`), so that intervals of arms do
+    not hide each other.
+    """
+    names = arms(table)
     reach = float(table["step"].max() - table["step"].min()) or 1.0
-    return (place - (n - 1) / 2) * 0.012 * reach
+    for place, arm in enumerate(names):
+        colour, symbol = arm_style(arm, names)
+        shift = (place - (len(names) - 1) / 2) * 0.012 * reach
+        yield arm, with_base(table, arm), {"colour": colour, "symbol": symbol, "shift": shift}
 
 
 def numbers(values: pd.Series) -> list[float | None]:

@@ -66,8 +66,6 @@ def rates(
 ) -> go.Figure:
     """One rate of a suite over optimiser steps (table `rates`): one line an arm, dashed under interventions.
 
-    Bands are 95% intervals; lines under interventions, and of one checkpoint, have bars instead.
-
     Args:
         suite, metric, attack: values of the columns of these names.
         side: of a suite that has both; by default the harmful one where there is one.
@@ -85,19 +83,16 @@ def rates(
 
 def add_rates(canvas: Canvas, rows: pd.DataFrame, *, panel: int = 0) -> None:
     """Draw one rate over steps into a panel: a line an arm, dashed under interventions."""
-    names = style.arms(rows)
     interventions = sorted(set(texts(rows["intervention"])), key=lambda name: (name != "none", name))
-    for place, arm in enumerate(names):
-        colour, symbol = style.arm_style(arm, names)
+    for arm, own, look in style.each_arm(rows):
         for number, intervention in enumerate(interventions):
-            own = style.with_base(of(rows, intervention=intervention), arm)
             under = "" if intervention == "none" else wording.shortened(intervention, 24)
-            look: Look = {"colour": colour, "dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
-            look |= {"symbol": f"{symbol}-open" if under else symbol, "interval": "bars" if under else "band"}
             name = wording.shortened(arm, 24) + (f": {under}" if under else "")
-            shift = style.beside(rows, place, len(names))
-            canvas.line(own.assign(under=under), "step", "value", name, shift=shift, **look)
-    canvas.x(panel, tickvals=sorted({int(step) for step in rows["step"]}))
+            dashed: Look = {"dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
+            if under:
+                dashed |= {"symbol": f"{look['symbol']}-open", "interval": "bars"}
+            canvas.line(of(own, intervention=intervention).assign(under=under), "step", "value", name, **look | dashed)
+    canvas.steps(rows["step"], panel)
 
 
 def suite_categories(
@@ -112,8 +107,6 @@ def suite_categories(
     by: str = "category",
 ) -> go.Figure:
     """Map of a rate by category of the prompts: x = checkpoint, y = category (table `rates`).
-
-    The hover has n and the 95% interval: categories are small.
 
     Args:
         by: `category` (XSTest's type, HarmBench's semantic category) or `group` (HarmBench's functional category).
@@ -131,16 +124,13 @@ def suite_categories(
 
 
 def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
-    """What training did to the base model's own answers: cross-entropy relative to the base (table `answer_losses`).
-
-    Nats a token, paired by prompt, with 95% intervals; above zero the checkpoint finds those answers less likely.
-    """
-    rows = style.drawable(
+    """Cross-entropy of the base model's own answers, relative to the base, nats a token (table `answer_losses`)."""
+    rows, name = (
         readable(of(table, suite=suite), "loss", "difference", "low", "high", "n"),
-        "difference",
-        f"the loss of the base model's answers on '{wording.shortened(suite, _LONGEST)}'",
+        wording.shortened(suite, 40),
     )
-    figure = arms_over_steps("answer_losses", rows, "difference", suite=wording.shortened(suite, _LONGEST))
+    rows = style.drawable(rows, "difference", f"the loss of the base model's answers on '{name}'")
+    figure = arms_over_steps("answer_losses", rows, "difference", suite=name)
     return figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
 
 
@@ -173,8 +163,7 @@ def suite_differences(
     """Paired differences of a rate as a forest plot (table `suite_differences`): b minus a, with 95% intervals.
 
     One line a pair a → b, in the colour of b's arm: checkpoints against the base, consecutive anchors, the last ones of
-    two arms. Filled: the interval excludes zero. The hover has the p of McNemar's exact test. Nothing is
-    corrected for the number of pairs.
+    two arms. Nothing is corrected for the number of pairs.
 
     Args:
         suite, side, metric, attack: values of the columns of these names.

@@ -62,10 +62,7 @@ def term_title(term: str) -> str:
 
 
 def attack_loss(table: pd.DataFrame) -> go.Figure:
-    """Mean target loss of the drawn cases before and after their refresh, nats a token (table `training`).
-
-    The area between the lines is what the attack gained in that step. The cases of two steps are different ones.
-    """
+    """Mean target loss of the drawn cases before and after their refresh, nats a token (table `training`)."""
     rows = style.drawable(table, "attack_loss_before", "the attack loss before a refresh")
     rows = style.drawable(rows, "attack_loss_after", "the attack loss after a refresh")
     lines = {"attack_loss_before": ("before refresh", "solid"), "attack_loss_after": ("after refresh", "dot")}
@@ -90,11 +87,7 @@ def exchange(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def attack_exchange(table: pd.DataFrame) -> go.Figure:
-    """What GCG gained in each step and what training took back since, nats a token (table `refreshes`).
-
-    Solid: the fall of a case's loss in its refresh. Dotted: its rise between two refreshes, without resets. Where they
-    meet, training undoes all that the attack finds.
-    """
+    """What GCG gained in each step and what training took back since, nats a token (table `refreshes`)."""
     for column in ("loss_before", "loss_after"):
         style.drawable(table, column, "what attack and training win from each other")
     rows = style.drawable(exchange(table), "gained", "what attack and training win from each other")
@@ -105,11 +98,7 @@ def attack_exchange(table: pd.DataFrame) -> go.Figure:
 
 
 def pool_age(table: pd.DataFrame) -> go.Figure:
-    """Age of the refreshed cases over optimiser steps, in refreshes since the initial suffix (table `refreshes`).
-
-    Line: running mean of the steps' means. Band: youngest to oldest of a step. A reset of the pool brings the youngest
-    back to 1.
-    """
+    """Age of the refreshed cases over optimiser steps, in refreshes since the initial suffix (table `refreshes`)."""
     rows = style.drawable(table, "age", "the age of refreshed cases")
     ages = rows.groupby(["arm", "step"], as_index=False)["age"].agg(["mean", "min", "max"]).dropna(subset="mean")
     note = "band: youngest to oldest of a step"
