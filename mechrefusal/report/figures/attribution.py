@@ -5,9 +5,11 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look, map_height
+from mechrefusal.report.figures.axes import map_height
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import component_name, ordered
 from mechrefusal.report.figures.heatmaps import layer_map
+from mechrefusal.report.figures.style import Look
 
 
 def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +88,7 @@ def mlps(table: pd.DataFrame, *, title: str = "", unit: str = "logits") -> go.Fi
     canvas.bars(rows, "value", "layer")
     canvas.x(title=wording.for_plotly(unit))
     height = map_height(len(rows)) + 140
-    return canvas.finish(wording.counts(rows["n"]), title=title or None, unit=unit, height=height)
+    return canvas.finish(wording.counts(rows["n"]), title=title, unit=unit, height=height)
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:

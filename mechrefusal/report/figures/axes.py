@@ -77,3 +77,14 @@ def _attacked_last(key: tuple[str, int]) -> tuple:
 def checkpoint_label(key: tuple[str, int], limit: int = 16) -> str:
     """`sft 50`, plain text; a negative step is no checkpoint but no attack (as in table `stress_transfer`)."""
     return "no attack" if key[1] < 0 else checkpoint_name({"arm": key[0], "step": key[1]}, limit=limit)
+
+
+def largest(cells: Sequence[np.ndarray], centre: float = 0.0) -> float:
+    """The largest distance from `centre` in matrices; 1 where all is missing, or at the centre."""
+    far = [float(np.nanmax(np.abs(matrix - centre))) for matrix in cells if np.isfinite(matrix).any()]
+    return max(far, default=0.0) or 1.0
+
+
+def map_height(n_layers: int) -> int:
+    """Height of a map with so many layers, pixels."""
+    return int(min(600, max(190, 13 * n_layers + 30)))

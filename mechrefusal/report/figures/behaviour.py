@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import ordered, word
+from mechrefusal.report.figures.style import Look
 
 
 def trajectory(
@@ -31,7 +32,7 @@ def trajectory(
     """
     rows = style.drawable(table, value, f"the trajectory of '{value}'")
     unit = unit or word("unit", value)
-    look: Look = {"limits": limits, "noun": noun, "title": title or None, "unit": unit}
+    look: Look = {"limits": limits, "noun": noun, "title": title, "unit": unit}
     return arms_over_steps("trajectory", rows, value, subtitle, quantity=word("quantity", value), **look)
 
 
@@ -97,7 +98,7 @@ def durations(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     canvas.bars(rows, "seconds", "place", colour=blue, ends=None, written=written, textposition="auto")
     canvas.categories([wording.shortened(stage, 40) for stage in rows["stage"]])
     total = f"in all {wording.seconds(rows['seconds'].sum())}"
-    return canvas.finish(total, title=title or None, height=max(180, 24 * len(rows) + 110))
+    return canvas.finish(total, title=title, height=max(180, 24 * len(rows) + 110))
 
 
 def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:

@@ -5,8 +5,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.style import POINTS, RANDOM, Look
 
 _SETS = {"harmful": (style.POSITIVE, "solid"), "harmless": (style.NEGATIVE, "dash")}
 _PROBES = {

@@ -12,12 +12,10 @@ from plotly.subplots import make_subplots
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
 from mechrefusal.report.figures.axes import Axis
+from mechrefusal.report.figures.style import Look
 
-Look = dict[str, Any]
-"""How a trace is drawn: arguments of `Canvas.line`, `bars` or `matrix`, or of plotly's traces."""
-RANDOM: Look = {"colour": style.NEUTRAL, "width": 1.5, "dash": "dash", "interval": "none"}
-"""A line to compare with: random directions, random sets, shuffled labels."""
-POINTS: Look = {"mode": "markers", "interval": "none"}
+_LINE: Look = {"colour": style.ARM_COLOURS[0], "dash": "solid", "symbol": "circle", "width": 2, "size": 6}
+_LINE |= {"mode": "lines+markers", "opacity": None}
 _AROUND = 165
 """Pixels of title, axis and legend."""
 
@@ -111,17 +109,11 @@ class Canvas:
         name: str,
         *,
         panel: int = 0,
-        colour: str = style.ARM_COLOURS[0],
-        dash: str = "solid",
-        symbol: str | Sequence[str] = "circle",
-        width: float = 2,
-        size: float = 6,
         interval: str = "band",
         ends: tuple[str, str] = ("low", "high"),
         shift: float = 0.0,
         group: str = "",
         hover: Sequence[str] | None = None,
-        mode: str = "lines+markers",
         **look: Any,
     ) -> None:
         """Column `y` over column `x` with its 95% interval; nothing where every y is missing.
@@ -132,16 +124,15 @@ class Canvas:
             shift: how far points are moved along x, so that bars do not hide each other.
             group: what is shown and hidden together; the name by default.
             hover: one text a row, safe for plotly; by default that of the catalogue, none for an empty list.
-            look: of the trace and of its band (`opacity`), or of the trace alone.
+            look: colour, dash, symbol, width, size, mode and opacity.
         """
         if not rows[y].notna().any():
             return
         rows = rows.assign(at_x=rows[x] + shift if shift else rows[x])
-        legend = self.named(name, group)
-        area = None
+        legend, look, area = self.named(name, group), _LINE | look, None
+        shared = {"legendgroup": legend["legendgroup"], "opacity": look["opacity"]}
         if interval == "band":
-            shared: Look = {"legendgroup": legend["legendgroup"]} | {k: v for k, v in look.items() if k == "opacity"}
-            area = style.between(rows[rows[y].notna()], "at_x", *ends, colour, **shared)
+            area = style.between(rows[rows[y].notna()], "at_x", *ends, look["colour"], **shared)
             self.add(area, panel)
         bars = None if area is not None or interval == "none" else style.error_bars(rows, y, *ends)
         texts = self.hovers(rows) if hover is None else list(hover)
@@ -150,13 +141,13 @@ class Canvas:
                 x=list(rows["at_x"]),
                 y=style.numbers(rows[y]),
                 error_y=bars,
-                mode=mode,
-                line={"color": colour, "width": width, "dash": dash},
-                marker={"color": colour, "symbol": symbol, "size": size},
+                mode=look["mode"],
+                opacity=look["opacity"],
+                line={"color": look["colour"], "width": look["width"], "dash": look["dash"]},
+                marker={"color": look["colour"], "symbol": look["symbol"], "size": look["size"]},
                 text=texts or None,
                 hoverinfo="text" if texts else "skip",
                 **legend,
-                **look,
             ),
             panel,
         )
@@ -284,18 +275,11 @@ class Canvas:
         axis: Look = {"colorscale": style.SEQUENTIAL, "colorbar": bar}
         if limit is not None:
             axis |= {"colorscale": style.DIVERGING, "cmin": centre - limit, "cmax": centre + limit}
-        if most is not None:
+        elif most:
             axis |= {"cmin": 0, "cmax": most}
         self.figure.update_layout(coloraxis=axis)
 
-    def finish(
-        self,
-        *subtitle: str,
-        title: str | None = None,
-        unit: str | None = None,
-        height: int | None = None,
-        **names: Any,
-    ) -> go.Figure:
+    def finish(self, *subtitle: str, title: str = "", unit: str | None = None, height: int = 0, **names) -> go.Figure:
         """The figure with its title, its subtitle (unit first) and what the catalogue says of it in `layout.meta`.
 
         Args:
@@ -314,14 +298,3 @@ class Canvas:
             height=height or self.height or self.entry.height,
             meta=told,
         )
-
-
-def largest(cells: Sequence[np.ndarray], centre: float = 0.0) -> float:
-    """The largest distance from `centre` in matrices; 1 where all is missing, or at the centre."""
-    far = [float(np.nanmax(np.abs(matrix - centre))) for matrix in cells if np.isfinite(matrix).any()]
-    return max(far, default=0.0) or 1.0
-
-
-def map_height(n_layers: int) -> int:
-    """Height of a map with so many layers, pixels."""
-    return int(min(600, max(190, 13 * n_layers + 30)))

@@ -11,8 +11,10 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
-from mechrefusal.report.figures.canvas import POINTS, Canvas, Look, largest, map_height
+from mechrefusal.report.figures.axes import largest, map_height
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import position_name
+from mechrefusal.report.figures.style import POINTS, Look
 from mechrefusal.statistics.choosing import BEST, PUBLISHED
 
 CARRIER_SCORES = ("bypass", "induce", "kl")
@@ -69,7 +71,7 @@ def carriers(
     screened = int((~table["exact"].astype(bool)).sum()) if "exact" in table else 0
     counted = f"{len(rows)} candidates, {int(rows['allowed'].sum())} admissible"
     counted += f", {screened} only screened" if screened else ""
-    look: Look = {"title": title or None, "unit": unit, "height": map_height(len(down.order)) + 150}
+    look: Look = {"title": title, "unit": unit, "height": map_height(len(down.order)) + 150}
     return canvas.finish(counted, score=heading, **look)
 
 

@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import component_name
+from mechrefusal.report.figures.style import Look
 
 EMBEDDING, LOGITS = "embedding", "logits"
 _BENDS = 14

@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.style import Look
 
 PARTS = ("refresh", "forward", "backward", "optimizer", "other")
 _COLOURS = dict(zip(PARTS, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#b3b3b3"), strict=True))

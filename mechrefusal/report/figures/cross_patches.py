@@ -5,9 +5,10 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import ordered, pair_name, word
 from mechrefusal.report.figures.heatmaps import layer_map
+from mechrefusal.report.figures.style import Look
 
 PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 """Columns that name the two checkpoints."""
@@ -83,7 +84,7 @@ def cross_patching_layers(
     canvas.x(zeroline=False)
     canvas.y(0, title=word("unit", value))
     note = "dashed: control" if value == "raw" else ""
-    return canvas.finish(_counts(rows, prompts), note, title=title or None, unit=word("unit", value), prompts=prompts)
+    return canvas.finish(_counts(rows, prompts), note, title=title, unit=word("unit", value), prompts=prompts)
 
 
 def _counts(rows: pd.DataFrame, prompts: str) -> str:

@@ -5,8 +5,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import checkpoint_name, ordered, word
+from mechrefusal.report.figures.style import POINTS, RANDOM, Look
 from mechrefusal.report.order import checkpoint_order
 from mechrefusal.statistics.choosing import BEST, CARRIER
 from mechrefusal.study.places import best_place, carrier_place

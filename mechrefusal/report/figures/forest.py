@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import POINTS, RANDOM, Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.style import POINTS, RANDOM, Look
 
 NONE = -1
 """Value of `layer` where a measure belongs to none (as in table `coupling`)."""
@@ -70,7 +71,7 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     canvas.figure.update_layout(margin={"l": 16})
     places = sorted(set(rows["place"]))
     return canvas.finish(
-        wording.for_plotly(places[0]) if len(places) == 1 else "", wording.counts(rows["n"]), title=title or None
+        wording.for_plotly(places[0]) if len(places) == 1 else "", wording.counts(rows["n"]), title=title
     )
 
 

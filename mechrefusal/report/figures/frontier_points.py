@@ -9,8 +9,9 @@ from plotly.colors import sample_colorscale
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import word, words
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import BASE, SHARED
 
 SUCCESS = "attack_success"
@@ -100,7 +101,7 @@ def frontier(
     judges = f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"
     missing = f"{left_out} checkpoints have one of the rates only" if left_out else ""
     best = f"best: {_CORNERS[against]}"
-    return canvas.finish(judges, best, missing, title=title, against=word("cost", against))
+    return canvas.finish(judges, best, missing, title=title or "", against=word("cost", against))
 
 
 def _rates(

@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import ordered, word
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import checkpoint_order
 
 Head = tuple[int, int]
@@ -92,7 +93,7 @@ def shared_heads(table: pd.DataFrame, *, value: str = "raw", k: int = 10, title:
     canvas.colours("heads", most=k)
     n = len(table[table["head"] >= 0].drop_duplicates(["layer", "head"]))
     chance = f"of the top {k}; {wording.number(k * k / n, 1)} expected of chance among {n} heads"
-    return canvas.finish(chance, title=title or None, height=int(min(720, 190 + 34 * len(keys))))
+    return canvas.finish(chance, title=title, height=int(min(720, 190 + 34 * len(keys))))
 
 
 def head_lines(
@@ -132,4 +133,4 @@ def head_lines(
     canvas.y(0, title=unit or word("unit", value))
     n = wording.counts(rows["n"]) if "n" in rows else ""
     names: Look = {"quantity": word("quantity", value), "heads": "head" if len(chosen) == 1 else "heads"}
-    return canvas.finish(n, title=title or None, unit=unit or word("unit", value), **names)
+    return canvas.finish(n, title=title, unit=unit or word("unit", value), **names)

@@ -8,8 +8,10 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
-from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
+from mechrefusal.report.figures.axes import largest, map_height
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.style import Look
 
 
 def layer_by_head(
@@ -114,7 +116,7 @@ def layer_map(
     n = subtitle or (wording.counts(everything["n"]) if "n" in everything else "")
     height = canvas.height or map_height(most) + 140
     names = {"quantity": word("quantity", value)} | names
-    return canvas.finish(n, title=title or None, unit=unit, height=height, **names)
+    return canvas.finish(n, title=title, unit=unit, height=height, **names)
 
 
 def position_tokens(table: pd.DataFrame) -> dict[int, str]:

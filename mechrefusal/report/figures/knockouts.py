@@ -7,9 +7,11 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.canvas import Canvas, Look, map_height
+from mechrefusal.report.figures.axes import map_height
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import component_name
 from mechrefusal.report.figures.heatmaps import layer_map
+from mechrefusal.report.figures.style import Look
 
 _LEAST_KL = 1e-5
 _NAMED = 8
@@ -37,7 +39,7 @@ def knockout_mlps(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     rows = style.drawable(table[table["component"] == "mlp"], "refusal", "the knock-out of MLPs").sort_values("layer")
     canvas = Canvas("knockout_mlps")
     canvas.bars(rows, "refusal", "layer")
-    return canvas.finish(_sizes(rows), title=title or None, height=map_height(len(rows)) + 140)
+    return canvas.finish(_sizes(rows), title=title, height=map_height(len(rows)) + 140)
 
 
 def knockout_cost(table: pd.DataFrame) -> go.Figure:

@@ -6,8 +6,10 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
-from mechrefusal.report.figures.canvas import Canvas, Look, largest, map_height
+from mechrefusal.report.figures.axes import largest, map_height
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import pair_name, word
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import SHARED, WARM_UP
 
 SPAN = -1

@@ -5,8 +5,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.carrier_scores import add_carrier_layers
+from mechrefusal.report.figures.style import Look
 
 _SHARES = {"harmful": "evaluation_harmful", "overrefusal": "overrefusal"}
 

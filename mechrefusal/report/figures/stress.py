@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style, suites
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import word, words
+from mechrefusal.report.figures.style import Look
 
 _FEW = 8
 """Up to so many steps of an attack stand on a linear axis; more of them on a logarithmic one that has room for 0."""

@@ -25,6 +25,11 @@ ARM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "hexagon")
 DASHES = ("solid", "dot", "dash", "dashdot")
 TEXT, GRID, AXIS, WHISKER = "#71777d", "rgba(128,128,128,0.22)", "rgba(128,128,128,0.55)", "rgba(112,112,112,0.95)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', sans-serif"
+Look = dict[str, Any]
+"""How a trace is drawn: arguments of `Canvas.line`, `bars` or `matrix`, or of plotly's traces."""
+RANDOM: Look = {"colour": NEUTRAL, "width": 1.5, "dash": "dash", "interval": "none"}
+"""A line to compare with: random directions, random sets, shuffled labels."""
+POINTS: Look = {"mode": "markers", "interval": "none"}
 TOLD = "p < 0.05, adjusted for all"
 """Name of a mark in a map of many cells."""
 

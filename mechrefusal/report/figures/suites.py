@@ -8,8 +8,9 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.behaviour import arms_over_steps
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import checkpoint_order
 
 NUMBERS = ("value", "low", "high", "n", "nulls")

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, style
-from mechrefusal.report.figures.canvas import Canvas, Look
+from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures.style import Look
 
 FEW = 20
 """Up to so many values are drawn as points too: a line of one value would not be seen."""
@@ -26,7 +27,7 @@ def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "") -> go.
     style.drawable(pd.concat(named) if named else table.assign(value=[]), "value", f"losses {', '.join(terms)}")
     labels = [wording.metric_name(term) if len(terms) > 1 else "" for term in terms]
     lines = dict(zip(terms, zip(labels, style.DASHES * len(terms), strict=False), strict=True))
-    return _over_steps("losses", table, lines, title=title or None)
+    return _over_steps("losses", table, lines, title=title)
 
 
 def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
@@ -131,7 +132,7 @@ def _over_steps(
     window: int | None = None,
     area: tuple[str, str] | None = None,
     thin: bool = True,
-    title: str | None = None,
+    title: str = "",
     unit: str | None = None,
 ) -> go.Figure:
     """The figure `name`: columns over steps, each arm in its colour, as logged (thin) and as a running mean (thick).
