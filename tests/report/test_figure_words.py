@@ -92,7 +92,7 @@ def test_a_figure_says_what_it_shows(run, checkpoint):
     heads = checkpoint.tables["patching"]
     heads = heads[(heads["site"] == "z") & (heads["mode"] == "denoising")]
     drawn = figures.layer_by_head(heads, value="raw")
-    assert drawn.layout.title.text == "Change of the refusal score of every attention head"
+    assert drawn.layout.title.text == "Change of the refusal score, by attention head"
     assert drawn.layout.title.subtitle.text.startswith("nats; n = ")
     assert drawn.layout.meta["unit"] == "nats"
     row = heads[(heads["layer"] == 19) & (heads["head"] == 3)].iloc[0]

@@ -132,5 +132,4 @@ def head_lines(
     canvas.rule(y=0)
     canvas.y(0, title=unit or word("unit", value))
     n = wording.counts(rows["n"]) if "n" in rows else ""
-    names: Look = {"quantity": word("quantity", value), "heads": "head" if len(chosen) == 1 else "heads"}
-    return canvas.finish(n, title=title, unit=unit or word("unit", value), **names)
+    return canvas.finish(n, title=title, unit=unit or word("unit", value), quantity=word("quantity", value))

@@ -10,7 +10,7 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.axes import largest, map_height
 from mechrefusal.report.figures.canvas import Canvas
-from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.catalogue import position_name, word
 from mechrefusal.report.figures.style import Look
 
 
@@ -125,6 +125,11 @@ def position_tokens(table: pd.DataFrame) -> dict[int, str]:
         return {}
     rows = table.drop_duplicates("position")
     return dict(zip(rows["position"], rows["token"], strict=True))
+
+
+def position_labels(positions: Sequence[int], tokens: Mapping[int, str]) -> list[str]:
+    """`−3 <|im_end|>`: each position and its token, safe for plotly."""
+    return [wording.for_plotly(position_name(position, tokens.get(position))) for position in positions]
 
 
 def _panels(rows: pd.DataFrame, value: str | None, across: str) -> tuple[str, list[tuple[str, pd.DataFrame]]]:

@@ -10,8 +10,8 @@ import pandas as pd
 from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
-from mechrefusal.report.figures.catalogue import Map, position_name, slider_maps
-from mechrefusal.report.figures.heatmaps import position_tokens
+from mechrefusal.report.figures.catalogue import Map, slider_maps
+from mechrefusal.report.figures.heatmaps import position_labels, position_tokens
 
 
 def maps(tables: Mapping[str, pd.DataFrame], *, arm: str) -> dict[str, Any]:
@@ -54,8 +54,9 @@ def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[s
         return None
     of_arm = pd.concat(own)
     layers, columns = (sorted({int(key) for key in of_arm[name]}) for name in ("layer", entry.kind))
-    tokens = position_tokens(of_arm) if entry.kind == "position" else {}
-    names = [str(key) if entry.kind == "head" else position_name(key, tokens.get(key)) for key in columns]
+    names = [str(key) for key in columns]
+    if entry.kind == "position":
+        names = position_labels(columns, position_tokens(of_arm))
     cells = {
         name: [_cells(each, column, entry, layers, columns) for each in own]
         for name, column in (("z", entry.value), ("low", entry.low), ("high", entry.high))
@@ -68,7 +69,7 @@ def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[s
         "subtitle": "; ".join(part for part in (entry.unit, wording.counts([k for k in n if k])) if part),
         "definition": entry.definition,
         "kind": entry.kind,
-        "x": [wording.for_plotly(name) for name in names],
+        "x": names,
         "y": layers,
         "unit": entry.unit,
         "scale": entry.scale,
