@@ -61,12 +61,14 @@ def frontier(
     """
     if against not in COSTS:
         raise MechrefusalError(f"unknown cost '{against}' of a frontier: expected one of {', '.join(COSTS)}")
-    cost = _rates(rates, harmless, "harmless", COSTS[against], "none", judge)
+    cost_of = {"suite": harmless, "side": "harmless", "metric": COSTS[against], "attack": "none"}
+    cost = _rates(rates, judge, kind="refusal", **cost_of)
     first_judge = str(cost["judge"].iloc[0])
     if stress is None:
-        success = _rates(rates, harmful, "harmful", SUCCESS, attack, success_judge, preferred=first_judge)
+        success_of = {"suite": harmful, "side": "harmful", "metric": SUCCESS, "attack": attack}
+        success = _rates(rates, success_judge, first_judge, **success_of)
     else:
-        success = _last(stress, attack, success_judge, preferred=first_judge)
+        success = _last(stress, attack, success_judge, first_judge)
     points = success.merge(cost, on=["arm", "step"], suffixes=("_y", "_x"))
     if not len(points):
         of = ((SUCCESS, harmful), (COSTS[against], harmless))
@@ -104,21 +106,12 @@ def frontier(
     return canvas.finish(judges, best, missing, title=title or "", against=word("cost", against))
 
 
-def _rates(
-    table: pd.DataFrame,
-    suite: str,
-    side: str,
-    metric: str,
-    attack: str,
-    judge: str | None,
-    *,
-    preferred: str | None = None,
-) -> pd.DataFrame:
-    """One row a checkpoint that has a value, of one judge."""
-    rows = suites.of(table, suite=suite, side=side, attack=attack, intervention="none", by="all", metric=metric)
-    rows = _one_a_checkpoint(rows if side == "harmful" else suites.of(rows, kind="refusal"), judge, preferred)
+def _rates(table: pd.DataFrame, judge: str | None, preferred: str | None = None, **wanted: str) -> pd.DataFrame:
+    """One row a checkpoint that has a value, of one judge: rates with the wanted suite, side, metric and attack."""
+    rows = _one_a_checkpoint(suites.of(table, intervention="none", by="all", **wanted), judge, preferred)
     if rows["value"].notna().any():
         return rows[rows["value"].notna()]
+    metric, suite, attack = (wanted[name] for name in ("metric", "suite", "attack"))
     raise MechrefusalError(
         f"cannot draw the frontier: no checkpoint has {wording.metric_name(metric)} on '{wording.shortened(suite)}'"
         + (f" under attack '{wording.shortened(attack)}'" if attack != "none" else "")
@@ -126,7 +119,7 @@ def _rates(
     )
 
 
-def _last(table: pd.DataFrame, method: str, judge: str | None, *, preferred: str | None) -> pd.DataFrame:
+def _last(table: pd.DataFrame, method: str, judge: str | None, preferred: str | None) -> pd.DataFrame:
     """Success at the last step of an attack that was made anew against each checkpoint."""
     rows = suites.readable(suites.of(table, method=method), *_NUMBERS, "attack_step")
     rows = rows[rows["value"].notna() & rows["attack_step"].notna()].sort_values("attack_step", ascending=False)

@@ -1,7 +1,6 @@
 """Adaptive stress tests: success by attack step, whose attacks succeed where, and why attacks fail."""
 
 import math
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,7 +8,7 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style, suites
 from mechrefusal.report.figures.canvas import Canvas
-from mechrefusal.report.figures.catalogue import word, words
+from mechrefusal.report.figures.catalogue import word
 from mechrefusal.report.figures.style import Look
 
 _FEW = 8
@@ -99,44 +98,31 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
     shares = suites.of_judge(rows[rows["metric"].isin(list(_OUTCOMES))], judge)
     shares = style.drawable(shares, "value", f"{what} of judge '{wording.shortened(judge, 40)}'" if judge else what)
     keys = axes.checkpoints(shares).order
+    every = pd.DataFrame(keys, columns=["arm", "step"]).assign(
+        place=range(len(keys)), label=[axes.checkpoint_label(key, 40) for key in keys]
+    )
     twins = rows[(rows["metric"] == "refused") & (rows["judge"] == shares["twin_judge"].iloc[0])]
-    records = [_outcome(shares, twins, key, metric) for metric in _OUTCOMES if metric != "rest" for key in keys]
-    drawn = pd.DataFrame(records).assign(place=[*range(len(keys))] * 3)
-    rest = 1 - drawn.groupby("place")["value"].sum(min_count=3)
-    if (rest > 1e-9).any():
-        others = [
-            {"label": axes.checkpoint_label(key, 40), "outcome": word("outcome", "rest"), "metric": "rest"}
-            for key in keys
-        ]
-        left = rest.where(rest > 1e-9).to_numpy()
-        drawn = pd.concat([drawn, pd.DataFrame(others).assign(value=left, place=range(len(keys)))])
-    canvas = Canvas("stress_shares")
-    for metric in dict.fromkeys(drawn["metric"]):
-        own = drawn[drawn["metric"] == metric]
+    for name, suffix in (("alone", "none"), ("behind", "attacked")):
+        refused = twins.loc[twins["suffix"] == suffix, ["arm", "step", "value"]].drop_duplicates(["arm", "step"])
+        every = every.merge(refused.rename(columns={"value": name}), on=["arm", "step"], how="left")
+    canvas, left = Canvas("stress_shares"), pd.Series(1.0, every.index)
+    for metric, colour in _OUTCOMES.items():
+        own = shares[shares["metric"] == metric].drop_duplicates(["arm", "step"])
+        own = every.merge(own, on=["arm", "step"], how="left")
+        if metric == "rest":
+            own = every[["place", "label"]].assign(value=left.where(left > 1e-9))
+            if own["value"].isna().all():
+                continue
+        left = left - own["value"]
         written = ["" if not value >= 0.06 else wording.rate(value) for value in own["value"]]
-        look: dict[str, Any] = {"written": written, "textposition": "inside", "insidetextanchor": "middle"}
-        canvas.bars(own, "value", "place", words("outcome")[metric], colour=_OUTCOMES[metric], ends=None, **look)
+        look: Look = {"written": written, "textposition": "inside", "insidetextanchor": "middle"}
+        own, name = own.assign(outcome=word("outcome", metric)), word("outcome", metric)
+        canvas.bars(own, "value", "place", name, colour=colour, ends=None, **look)
     canvas.x(range=[0, 1], zeroline=False)
     canvas.categories([axes.checkpoint_label(key) for key in keys])
     canvas.figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})
     attack, n = wording.shortened(rows["method"].iloc[0], 24), wording.counts(shares["n"], "cases with a harmless twin")
     return canvas.finish(suites.judged(shares), n, method=attack, height=230 + 34 * len(keys))
-
-
-def _outcome(shares: pd.DataFrame, twins: pd.DataFrame, key: Key, metric: str) -> dict[str, Any]:
-    """What a bar of `stress_shares` shows: its share, and the refusals of the twins without and with the suffix."""
-    known = {
-        "label": axes.checkpoint_label(key, 40),
-        "outcome": word("outcome", metric),
-        "metric": metric,
-        "value": float("nan"),
-    }
-    own, refused = (rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])] for rows in (shares, twins))
-    own = own[own["metric"] == metric]
-    if not len(own):
-        return known | {"value": float("nan")}
-    alone, behind = (refused.loc[refused["suffix"] == suffix, "value"].max() for suffix in ("none", "attacked"))
-    return known | own.iloc[0][["value", "low", "high", "n", "nulls"]].to_dict() | {"alone": alone, "behind": behind}
 
 
 def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
