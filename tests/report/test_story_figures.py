@@ -107,6 +107,15 @@ def test_maps_hold_every_checkpoint_of_an_arm_on_one_scale(run, tables_of_run):
     )
 
 
+def test_the_slider_goes_through_the_warm_up():
+    steps = [("base", 0), ("warm-up", 40), ("r2d2", 50), ("sft", 0), ("sft", 50)]
+    rows = [{"arm": arm, "step": step, "layer": 0, "position": -1, "norm": 1.0, "n_harmful": 4} for arm, step in steps]
+    tables = {"directions": pd.DataFrame(rows)}
+    assert figures.maps(tables, arm="r2d2")["steps"] == [0, 40, 50]
+    told = figures.maps(tables, arm="sft")  # has a step 0 of its own
+    assert told["checkpoints"] == ["warm-up-step-00040", "sft-step-00000", "sft-step-00050"]
+
+
 def test_noising_is_centred_at_no_effect(run, tables_of_run):
     one = {m["name"]: m for m in figures.maps(tables_of_run, arm="sft")["maps"]}["noising_heads"]
     own = heads(run, "noising")
@@ -122,11 +131,16 @@ def test_maps_of_positions_name_tokens_safely_and_keep_gaps(tables_of_run):
     stream = maps["patching_stream"]
     assert stream["x"][-1] == "−1 ↵"
     assert not any("<" in label for label in stream["x"])
-    assert {cell for line in maps["bypass"]["z"][1] for cell in line} == {None}
+    assert maps["bypass"]["z"][1] is maps["bypass"]["low"][2] is None
     assert maps["bypass"]["n"][1] is None
-    admissible = tables["carriers"]
-    admissible = admissible[(admissible["arm"] == "sft") & (admissible["step"] == 100)]["admissible"].sum()
-    assert len(maps["bypass"]["marks"][2]) == admissible
+    own = tables["carriers"]
+    own = own[(own["arm"] == "sft") & (own["step"] == 100) & own["admissible"]]
+    positions = sorted(tables["carriers"]["position"].unique())
+    expected = {(layer, positions.index(at)) for layer, at in zip(own["layer"], own["position"], strict=True)}
+    assert {tuple(cell) for cell in maps["bypass"]["marks"][2]} == expected
+    even = tables | {"carriers": tables["carriers"][tables["carriers"]["layer"] % 2 == 0]}
+    sparse = {m["name"]: m for m in figures.maps(even, arm="sft")["maps"]}["bypass"]
+    assert {layer for layer, _ in sparse["marks"][2]} == {layer for layer, _ in expected if layer % 2 == 0}
     assert maps["direction_norm"]["scale"] == "sequential"
     assert figures.maps({}, arm="sft") == {"arm": "sft", "steps": [], "checkpoints": [], "maps": []}
 

@@ -111,6 +111,7 @@ class Canvas:
         panel: int = 0,
         interval: str = "band",
         ends: tuple[str, str] = ("low", "high"),
+        along: str = "y",
         shift: float = 0.0,
         group: str = "",
         hover: Sequence[str] | None = None,
@@ -120,7 +121,8 @@ class Canvas:
 
         Args:
             name: in the legend, once for all panels; plain text.
-            interval: `band` (bars where there is one point only), `bars` or `none`; of the columns `ends`.
+            interval: `band` (bars where there is one point only), `bars` or `none`; of the columns `ends`, `along` y
+                or x.
             shift: how far points are moved along x, so that bars do not hide each other.
             group: what is shown and hidden together; the name by default.
             hover: one text a row, safe for plotly; by default that of the catalogue, none for an empty list.
@@ -134,13 +136,15 @@ class Canvas:
         if interval == "band":
             area = style.between(rows[rows[y].notna()], "at_x", *ends, look["colour"], **shared)
             self.add(area, panel)
-        bars = None if area is not None or interval == "none" else style.error_bars(rows, y, *ends)
+        bars = None
+        if area is None and interval != "none":
+            bars = style.error_bars(rows, y if along == "y" else x, *ends, color=look["colour"])
         texts = self.hovers(rows) if hover is None else list(hover)
         self.add(
             go.Scatter(
                 x=list(rows["at_x"]),
                 y=style.numbers(rows[y]),
-                error_y=bars,
+                **{f"error_{along}": bars},
                 mode=look["mode"],
                 opacity=look["opacity"],
                 line={"color": look["colour"], "width": look["width"], "dash": look["dash"]},

@@ -55,13 +55,10 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
             area = style.band(ends, [-0.8, -0.8], [0.8, 0.8], style.NEUTRAL)
             look: Look = {"fillcolor": style.translucent(style.NEUTRAL, 0.3)}
             canvas.add(area.update(**look, **canvas.named(_FLOOR)), panel)
-        points: Look = {"panel": panel, "mode": "markers", "hover": []}
         if pd.notna(row["random"]):
             tick = POINTS | {"symbol": "line-ns-open", "size": 20, "colour": style.NEUTRAL, "hover": []}
             canvas.line(own, "random", "y", _RANDOM, panel=panel, **tick)
-        canvas.line(own, "value", "y", _VALUE, **points | {"hover": None}, interval="none", size=10)
-        bars = style.error_bars(own, "value", thickness=2, width=5)
-        canvas.figure.data[-1].update(error_x=bars)
+        canvas.line(own, "value", "y", _VALUE, panel=panel, mode="markers", interval="bars", along="x", size=10)
         drawn = own[["value", "low", "high", "floor_low", "floor_high", "random"]].astype(float).iloc[0]
         low, high = min(drawn.min(), zero), max(drawn.max(), zero)
         room = 0.05 * (high - low) or 0.05
@@ -70,9 +67,8 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     canvas.y(range=[-1, 1], showticklabels=False, showgrid=False, zeroline=False)
     canvas.figure.update_layout(margin={"l": 16})
     places = sorted(set(rows["place"]))
-    return canvas.finish(
-        wording.for_plotly(places[0]) if len(places) == 1 else "", wording.counts(rows["n"]), title=title
-    )
+    where = wording.for_plotly(places[0]) if len(places) == 1 else ""
+    return canvas.finish(where, wording.counts(rows["n"]), title=title)
 
 
 def estimates_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:

@@ -12,32 +12,36 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.figures.catalogue import Map, slider_maps
 from mechrefusal.report.figures.heatmaps import position_labels, position_tokens
+from mechrefusal.report.order import SHARED, checkpoint_order
 
 
 def maps(tables: Mapping[str, pd.DataFrame], *, arm: str) -> dict[str, Any]:
-    """Every map of the catalogue that the tables hold, for the checkpoints of one arm from where it starts.
+    """Every map of the catalogue that the tables hold: of the base, the shared warm-up and the checkpoints of one arm.
 
     Args:
-        tables: by name, of all checkpoints of the run with `arm` and `step` (`patching`, `attribution_compared`,
-            `knockout`, `directions`, `carriers`); the range of colours is that of all arms, so that maps of two arms
-            can be compared.
+        tables: by name, of all checkpoints of one kind of model, with `arm` and `step` (`patching`, `knockout`,
+            `attribution_compared`, `directions`, `carriers`); the range of colours is that of all arms, so that maps of
+            two arms can be compared.
         arm: whose checkpoints are steps of the slider.
 
     Returns:
         `arm`, `steps`, `checkpoints` (names of their folders) and `maps`, each with `name`, `title`, `subtitle`,
         `definition`, `kind`, `x` (labels, safe for plotly), `y` (layers), `unit`, `scale`, `limit`, and by step `z`,
-        `low`, `high` (layer x column, None where not measured), `marks` ([layer, column] of marked cells, counted from
-        0) and `n`. A diverging scale goes from -limit to limit, a sequential one from 0 (or the lowest value) to limit.
+        `low`, `high` (layer x column; None where a cell, or all of a step, was not measured), `marks` (the layer and,
+        counted from 0, the column of marked cells) and `n`. Colours go from -limit to limit, of a sequential scale from
+        0 to limit.
     """
     known = {name: table for name, table in tables.items() if len(table)}
-    starts = [style.with_base(table[["arm", "step"]].drop_duplicates(), arm) for table in known.values()]
-    steps = pd.concat(starts).drop_duplicates().sort_values("step", kind="stable") if starts else pd.DataFrame()
-    keys = list(steps.itertuples(index=False, name=None))
+    found = {key for table in known.values() for key in zip(table["arm"], table["step"].astype(int), strict=True)}
+    own = {step for name, step in found if name == arm}
+    keys = sorted(
+        (key for key in found if key[0] == arm or (key[0] in SHARED and key[1] not in own)), key=checkpoint_order
+    )
     drawn = [_map(entry, known[entry.table], keys) for entry in slider_maps() if entry.table in known]
     return {
         "arm": arm,
-        "steps": [int(step) for _, step in keys],
-        "checkpoints": [checkpoint_id(name, int(step)) for name, step in keys],
+        "steps": [step for _, step in keys],
+        "checkpoints": [checkpoint_id(name, step) for name, step in keys],
         "maps": [one for one in drawn if one is not None],
     }
 
@@ -75,27 +79,26 @@ def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[s
         "scale": entry.scale,
         "limit": _rounded(float(np.abs(values).max())) or 1.0,
         **cells,
-        "marks": [_marks(each, entry, layers, columns) for each in own],
+        "marks": [_marks(each, entry, columns) for each in own],
         "n": n,
     }
 
 
-def _cells(
-    rows: pd.DataFrame, column: str, entry: Map, layers: list[int], columns: list[int]
-) -> list[list[float | None]]:
+def _cells(rows: pd.DataFrame, column: str, entry: Map, layers: list[int], columns: list[int]) -> list | None:
+    """Layers x columns, None where not measured; None alone where nothing was."""
+    if column not in rows or not rows[column].notna().any():
+        return None
     grid = np.full((len(layers), len(columns)), np.nan)
-    if column in rows:
-        places = zip(rows["layer"], rows[entry.kind], rows[column], strict=True)
-        for layer, across, value in places:
-            grid[layers.index(layer), columns.index(across)] = np.nan if pd.isna(value) else value - entry.minus
+    for layer, across, value in zip(rows["layer"], rows[entry.kind], rows[column].astype(float), strict=True):
+        grid[layers.index(layer), columns.index(across)] = value - entry.minus
     return [[None if math.isnan(value) else _rounded(value) for value in line] for line in grid.tolist()]
 
 
-def _marks(rows: pd.DataFrame, entry: Map, layers: list[int], columns: list[int]) -> list[list[int]]:
+def _marks(rows: pd.DataFrame, entry: Map, columns: list[int]) -> list[list[int]]:
     if entry.mark not in rows:
         return []
     marked = rows[style.told(rows) if entry.mark == "p" else rows[entry.mark].fillna(False).astype(bool)]
-    return [[layers.index(a), columns.index(b)] for a, b in zip(marked["layer"], marked[entry.kind], strict=True)]
+    return [[int(layer), columns.index(at)] for layer, at in zip(marked["layer"], marked[entry.kind], strict=True)]
 
 
 def _rounded(value: float) -> float:

@@ -186,11 +186,9 @@ def suite_differences(
         own, (colour, symbol) = rows[rows["arm_b"] == arm], style.arm_style(arm, names)
         clear = (own["low"] > 0) | (own["high"] < 0)
         symbols = [symbol if filled else f"{symbol}-open" for filled in clear]
-        look: Look = {"mode": "markers", "interval": "none", "colour": colour, "size": 9, "symbol": symbols}
-        canvas.line(own, "difference", "place", wording.shortened(arm, 24), **look)
-        canvas.figure.data[-1].update(
-            x=style.numbers(own["difference"]), error_x=style.error_bars(own, "difference", color=colour)
-        )
+        look: Look = {"mode": "markers", "colour": colour, "size": 9, "symbol": symbols}
+        name = wording.shortened(arm, 24)
+        canvas.line(own, "difference", "place", name, interval="bars", along="x", **look)
     canvas.rule(x=0)
     rate = word("metric", metric)
     canvas.x(title=f"difference of {wording.for_plotly(rate)}", zeroline=False)
