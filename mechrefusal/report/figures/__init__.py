@@ -60,10 +60,10 @@ __all__ = [
 
 def _of_results(draw: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(draw)
-    def drawn(table: Any, *args: Any, **named: Any) -> Any:
+    def figure_of(table: Any, *args: Any, **named: Any) -> Any:
         return draw(getattr(table, "table", table), *args, **named)
 
-    return drawn
+    return figure_of
 
 
 _NOT_OF_TABLES = ("CARRIER_SCORES", "describe", "maps", "save")

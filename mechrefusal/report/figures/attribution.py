@@ -71,10 +71,10 @@ def token_segments(table: pd.DataFrame) -> go.Figure:
     canvas = Canvas("token_segments", titles, columns=2, shared="y", panel_height=max(130, 30 * len(heads) + 40))
     for panel, kind in enumerate(kinds):
         for number, segment in enumerate(ordered(rows["name"], "segment")):
-            own = rows[(rows["set"] == kind) & (rows["name"] == segment)].sort_values("place")
-            if len(own):
+            subset = rows[(rows["set"] == kind) & (rows["name"] == segment)].sort_values("place")
+            if len(subset):
                 colour = style.ARM_COLOURS[number % len(style.ARM_COLOURS)]
-                canvas.bars(own, "value", "place", segment, panel=panel, colour=colour, ends=None)
+                canvas.bars(subset, "value", "place", segment, panel=panel, colour=colour, ends=None)
         canvas.categories([wording.head_name(*head) for head in heads], panel=panel, range=[-0.6, len(heads) - 0.4])
     canvas.x(matches="x")
     canvas.figure.update_layout(barmode="relative", bargap=0.3)

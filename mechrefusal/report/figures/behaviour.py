@@ -49,8 +49,8 @@ def arms_over_steps(
 ) -> go.Figure:
     """The figure `name`: a line an arm over steps, with bars. `names` stand in the catalogue's title."""
     canvas = Canvas(name)
-    for arm, own, look in style.each_arm(rows.assign(shown=rows[value])):
-        canvas.line(own, "step", "shown", arm, interval="bars", size=8, **look)
+    for arm, subset, look in style.each_arm(rows.assign(shown=rows[value])):
+        canvas.line(subset, "step", "shown", arm, interval="bars", size=8, **look)
     canvas.steps(rows["step"])
     canvas.y(title=wording.for_plotly(canvas.entry.y or unit or ""), range=list(limits) if limits else None)
     return canvas.finish(subtitle, wording.counts(rows["n"], noun) if "n" in rows else "", unit=unit, **names)
@@ -65,18 +65,18 @@ def interventions(table: pd.DataFrame, *, metric: str = "any_refusal") -> go.Fig
     labels: list[str] = []
     places: list[int] = []
     for kind in ("harmful", "harmless"):
-        own = rows[rows["suite"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
-        order = ordered(own.index, "intervention")
+        subset = rows[rows["suite"] == f"evaluation_{kind}"].drop_duplicates("intervention").set_index("intervention")
+        order = ordered(subset.index, "intervention")
         names = [word("intervention", name) for name in order]
         first = len(places) + (1 if places else 0)
         at = list(range(first, first + len(order)))
-        own = own.loc[order].assign(kind=kind, intervention_name=names)
+        subset = subset.loc[order].assign(kind=kind, intervention_name=names)
         bar = go.Bar(
             x=at,
-            y=style.numbers(own["value"]),
-            error_y=style.error_bars(own, "value", thickness=1.2, width=4, color=style.WHISKER),
+            y=style.numbers(subset["value"]),
+            error_y=style.error_bars(subset, "value", thickness=1.2, width=4, color=style.WHISKER),
             marker={"color": style.SET_COLOURS[kind]},
-            text=canvas.hovers(own),
+            text=canvas.hovers(subset),
             textposition="none",
             hoverinfo="text",
             **canvas.named(f"{kind} prompts"),
@@ -112,12 +112,12 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
         shown=rows[score], answer=rows["refused"].fillna(False).map({True: "refused", False: "answered"})
     )
     canvas = Canvas("scores")
-    for name, own in rows.groupby("set", sort=True):
+    for name, subset in rows.groupby("set", sort=True):
         harmless = "harmless" in str(name) or str(name) in ("overrefusal", "utility")
         colour = style.SET_COLOURS["harmless" if harmless else "harmful"]
         canvas.add(
             go.Box(
-                x=style.numbers(own["shown"]),
+                x=style.numbers(subset["shown"]),
                 name=wording.for_plotly(wording.set_name(str(name))).replace(" of the ", "<br>of the "),
                 orientation="h",
                 boxpoints="all",
@@ -126,7 +126,7 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
                 fillcolor="rgba(0,0,0,0)",
                 line={"color": colour, "width": 1},
                 marker={"color": colour, "size": 4, "opacity": 0.55},
-                text=canvas.hovers(own),
+                text=canvas.hovers(subset),
                 hoverinfo="text",
                 showlegend=False,
             )

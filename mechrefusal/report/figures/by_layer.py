@@ -35,8 +35,8 @@ def logit_lens(table: pd.DataFrame) -> go.Figure:
     for panel, quantity in enumerate(shown):
         of_quantity = rows[rows["quantity"] == quantity]
         for kind, (colour, dash) in _SETS.items():
-            own = of_quantity[of_quantity["set"] == kind].sort_values("layer")
-            canvas.line(own, "layer", "value", f"{kind} prompts", colour=colour, dash=dash, size=4, panel=panel)
+            subset = of_quantity[of_quantity["set"] == kind].sort_values("layer")
+            canvas.line(subset, "layer", "value", f"{kind} prompts", colour=colour, dash=dash, size=4, panel=panel)
         canvas.y(panel, range=_without_first_layer(of_quantity))
     if len(gap):
         texts = catalogue.hovers(gap.assign(where=_where(gap["layer"], last)), ("<b>{where}</b>", "{gap:+3} nats"))
@@ -123,10 +123,10 @@ def doses(table: pd.DataFrame, *, intervention: str = "ablate") -> go.Figure:
     canvas = Canvas("doses", measures, shared="x", panel_height=80)
     for panel, measure in enumerate(measures):
         for kind, name in kinds.items():
-            own = rows[(rows["measure"] == measure) & (rows["intervention"] == kind)].sort_values("coefficient")
-            own, control = own.assign(name=name), kind != intervention
+            subset = rows[(rows["measure"] == measure) & (rows["intervention"] == kind)].sort_values("coefficient")
+            subset, control = subset.assign(name=name), kind != intervention
             look = RANDOM | {"interval": "band"} if control else {}
-            canvas.line(own, "coefficient", "value", name, size=5, panel=panel, **look)
+            canvas.line(subset, "coefficient", "value", name, size=5, panel=panel, **look)
     canvas.y(nticks=4)
     return canvas.finish(wording.counts(rows["n"]), intervention=word("intervention", intervention))
 
@@ -148,11 +148,11 @@ def faithfulness(table: pd.DataFrame, *, of: str = "harmful") -> go.Figure:
         canvas.add(style.between(rows, "at", f"random_{side}_least", f"random_{side}_most", style.NEUTRAL), panel)
         sides: Look = {f"side_{end}": rows[f"{side}_{end}"] for end in ("low", "high")}
         random: Look = {f"random{end}": rows[f"random_{side}{end}"] for end in ("", "_least", "_most")}
-        own = rows.assign(side=side, share=rows[side], **sides, **random)
-        canvas.line(own, "at", "random", "random sets", panel=panel, **RANDOM)
-        canvas.line(own, "at", "share", side, colour=colour, panel=panel, ends=("side_low", "side_high"))
+        subset = rows.assign(side=side, share=rows[side], **sides, **random)
+        canvas.line(subset, "at", "random", "random sets", panel=panel, **RANDOM)
+        canvas.line(subset, "at", "share", side, colour=colour, panel=panel, ends=("side_low", "side_high"))
         star = POINTS | {"symbol": "star", "size": 15, "colour": colour, "panel": panel}
-        canvas.line(own[own["is_circuit"]], "at", "share", "the circuit", **star)
+        canvas.line(subset[subset["is_circuit"]], "at", "share", "the circuit", **star)
         canvas.rule(y=0, panel=panel)
         canvas.rule(y=1, panel=panel, dash="dot")
     sizes = [wording.whole(size) for size in rows["size"]]

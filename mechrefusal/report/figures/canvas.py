@@ -47,10 +47,8 @@ class Canvas:
         known = self.entry.panels
         self.columns, self.n_panels = max(1, min(columns, len(panels))), len(panels)
         self._in_legend: set[str] = set()
-        self.height: int | None = None
-        if not panels:
-            self.figure = go.Figure()
-        else:
+        self.height, self.figure = 0, go.Figure()
+        if panels:
             lines, gap = math.ceil(len(panels) / self.columns), gap or (46 if shared == "x" else 84)
             high = lines * panel_height + (lines - 1) * gap
             self.height = high + _AROUND
@@ -73,9 +71,8 @@ class Canvas:
             self.y(place, title=known[panel][1] if panel in known else self.entry.y if leftmost else None)
 
     def _at(self, panel: int | None) -> dict[str, int]:
-        if not self.n_panels or panel is None:
-            return {}
-        return {"row": panel // self.columns + 1, "col": panel % self.columns + 1}
+        row, column = divmod(panel or 0, self.columns)
+        return {"row": row + 1, "col": column + 1} if self.n_panels and panel is not None else {}
 
     def x(self, panel: int | None = None, **look: Any) -> None:
         """Settings of the x axis of a panel, or of all."""
@@ -249,10 +246,7 @@ class Canvas:
     def rule(self, *, x: float | None = None, y: float | None = None, panel: int | None = None, **line: Any) -> None:
         """A thin line across a panel, or across all, at an x or a y."""
         look: Look = {"line": {"width": 1, "color": style.AXIS} | line, **self._at(panel)}
-        if y is not None:
-            self.figure.add_hline(y=y, **look)
-        if x is not None:
-            self.figure.add_vline(x=x, **look)
+        self.figure.add_hline(y=y, **look) if x is None else self.figure.add_vline(x=x, **look)
 
     def categories(
         self,
@@ -295,10 +289,10 @@ class Canvas:
         filled: Look = {name: wording.for_plotly(value) for name, value in names.items()}
         text = title or self.entry.title.format(**filled)
         parts = "; ".join(part for part in (wording.for_plotly(unit), *subtitle) if part)
-        told = {"figure": self.entry.name, "definition": self.entry.definition, "docs": self.entry.docs, "unit": unit}
+        meta = {"figure": self.entry.name, "definition": self.entry.definition, "docs": self.entry.docs, "unit": unit}
         return self.figure.update_layout(
             template=style.TEMPLATE,
             title={"text": text[:1].upper() + text[1:], "subtitle": {"text": parts}},
             height=height or self.height or self.entry.height,
-            meta=told,
+            meta=meta,
         )

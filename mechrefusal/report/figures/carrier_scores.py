@@ -97,13 +97,13 @@ def carrier_wins(
     first: Any = carrier.iloc[0] if carrier is not None and len(carrier) else {}
     if not wording.is_missing(first.get("none_frequency")):
         bars.append(("none admissible", float(first["none_frequency"]), style.NEUTRAL))
-    drawn = pd.DataFrame(bars, columns=["name", "share", "colour"]).assign(place=range(len(bars)))
+    shares = pd.DataFrame(bars, columns=["name", "share", "colour"]).assign(place=range(len(bars)))
     canvas = Canvas("carrier_wins")
-    written = [wording.percent(share) for share in drawn["share"]]
-    colours = list(drawn["colour"])
-    canvas.bars(drawn, "share", "place", colour=colours, ends=None, written=written, textposition="outside")
+    written = [wording.percent(share) for share in shares["share"]]
+    colours = list(shares["colour"])
+    canvas.bars(shares, "share", "place", colour=colours, ends=None, written=written, textposition="outside")
     canvas.x(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    canvas.categories(list(drawn["name"]))
+    canvas.categories(list(shares["name"]))
     n = wording.counts([first.get("n_bootstrap")], "bootstraps of the validation prompts")
     return canvas.finish(n, "red: the carrier", height=150 + 28 * len(bars))
 
@@ -129,10 +129,10 @@ def add_carrier_layers(canvas: Canvas, table: pd.DataFrame, *, n_layers: int | N
     none = -max(1.0, 0.07 * (n_layers or deepest))
     why = rows["reason"].where(rows["reason"] != "", "no carrier") if "reason" in rows else "no carrier"
     rows = rows.assign(none=none, why=pd.Series(why, rows.index).where(rows["layer"].isna(), ""))
-    for arm, own, look in style.each_arm(rows):
+    for arm, subset, look in style.each_arm(rows):
         look |= {"panel": panel, "size": 9}
-        canvas.line(own, "step", "layer", arm, interval="bars", ends=("layer_low", "layer_high"), **look)
-        canvas.line(own[own["layer"].isna()], "step", "none", arm, **look | POINTS | {"symbol": "x-thin-open"})
+        canvas.line(subset, "step", "layer", arm, interval="bars", ends=("layer_low", "layer_high"), **look)
+        canvas.line(subset[subset["layer"].isna()], "step", "none", arm, **look | POINTS | {"symbol": "x-thin-open"})
     ticks = list(range(0, top, max(1, math.ceil(top / 6))))
     canvas.steps(rows["step"], panel)
     labels: Look = {"tickvals": [none, *ticks], "ticktext": ["none", *map(str, ticks)]}

@@ -92,15 +92,15 @@ def entry(name: str) -> Entry:
     known = _catalogue()["figures"]
     if name not in known:
         raise MechrefusalError(f"unknown figure '{name}': expected one of {', '.join(known)}")
-    told = dict(known[name])
-    panels = {key: tuple(panel) for key, panel in told.pop("panels", {}).items()}
-    return Entry(name, hover=tuple(told.pop("hover", ())), panels=panels, **told)
+    fields = dict(known[name])
+    panels = {key: tuple(panel) for key, panel in fields.pop("panels", {}).items()}
+    return Entry(name, hover=tuple(fields.pop("hover", ())), panels=panels, **fields)
 
 
 @cache
 def slider_maps() -> tuple[Map, ...]:
     """The maps that a report draws for every checkpoint."""
-    return tuple(Map(name, **told) for name, told in _catalogue()["maps"].items())
+    return tuple(Map(name, **fields) for name, fields in _catalogue()["maps"].items())
 
 
 def describe() -> pd.DataFrame:
@@ -133,7 +133,7 @@ def hovers(rows: pd.DataFrame, lines: Iterable[str]) -> list[str]:
 
 def hover(row: Mapping[str, Any], lines: Iterable[str]) -> str:
     """The hover of one row: its values in the lines of a catalogue entry, safe for plotly."""
-    filled = (_FIELD.sub(lambda found: _value(row, found), _OPTIONAL.sub(_kept(row), line)) for line in lines)
+    filled = (_FIELD.sub(lambda match: _value(row, match), _OPTIONAL.sub(_kept(row), line)) for line in lines)
     return "<br>".join(line for line in filled if line)
 
 
@@ -151,8 +151,8 @@ def _is_missing(row: Mapping[str, Any], name: str, form: str) -> bool:
     return wording.is_missing(value) or value == "" or (form == "count" and not value)
 
 
-def _value(row: Mapping[str, Any], found: re.Match) -> str:
-    name, form = found[1], found[2] or ""
+def _value(row: Mapping[str, Any], match: re.Match) -> str:
+    name, form = match[1], match[2] or ""
     if ".." in name:
         low, high = (row.get(end) for end in name.split(".."))
         missing = wording.is_missing(low) or wording.is_missing(high)

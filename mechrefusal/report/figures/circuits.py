@@ -101,23 +101,23 @@ def _bent(start: tuple[float, float], end: tuple[float, float]) -> tuple[list[fl
     return [round(float(value), 3) for value in x], [round(float(value), 3) for value in y0 + t * (y1 - y0)]
 
 
-def _draw_nodes(canvas: Canvas, own: pd.DataFrame, symbol: str, name: str, limit: float) -> None:
-    if not len(own):
+def _draw_nodes(canvas: Canvas, subset: pd.DataFrame, symbol: str, name: str, limit: float) -> None:
+    if not len(subset):
         return
-    pale = _unconfirmed(own)
+    pale = _unconfirmed(subset)
     outline = {"width": np.where(pale, 1.2, 1.8).tolist(), "color": np.where(pale, "#b0b0b0", "#222222").tolist()}
-    sizes = [11 + 13 * min(1.0, abs(float(effect)) / limit) for effect in own["effect"].fillna(0)]
-    colours = {"color": style.numbers(own["effect"]), "coloraxis": "coloraxis"}
+    sizes = [11 + 13 * min(1.0, abs(float(effect)) / limit) for effect in subset["effect"].fillna(0)]
+    colours = {"color": style.numbers(subset["effect"]), "coloraxis": "coloraxis"}
     canvas.add(
         go.Scatter(
-            x=list(own["x"]),
-            y=list(own["layer"]),
+            x=list(subset["x"]),
+            y=list(subset["layer"]),
             mode="markers+text",
             marker={"symbol": symbol, "size": sizes, "line": outline, "opacity": 1, **colours},
-            text=[wording.for_plotly(component_name(row)) for row in own.to_dict("records")],
+            text=[wording.for_plotly(component_name(row)) for row in subset.to_dict("records")],
             textposition="bottom center" if symbol == "circle" else "middle right",
             textfont={"size": 10},
-            hovertext=canvas.hovers(own),
+            hovertext=canvas.hovers(subset),
             hoverinfo="text",
             **canvas.named(name),
         )

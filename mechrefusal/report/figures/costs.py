@@ -35,15 +35,15 @@ def step_time(table: pd.DataFrame) -> go.Figure:
         )
     costs, canvas = costs.assign(place=range(len(costs))), Canvas("step_time")
     for part in PARTS:
-        own = costs.assign(part=part, share=costs[part].fillna(0.0), measured=costs[part])
-        written = [f"{share:.0%}" if share >= _NARROW else "" for share in own["share"]]
+        subset = costs.assign(part=part, share=costs[part].fillna(0.0), measured=costs[part])
+        written = [f"{share:.0%}" if share >= _NARROW else "" for share in subset["share"]]
         look: Look = {
             "textposition": "inside",
             "insidetextanchor": "middle",
             "textangle": 0,
             "textfont": {"color": "#1f2328"},
         }
-        canvas.bars(own, "share", "place", part, colour=_COLOURS[part], ends=None, written=written, **look)
+        canvas.bars(subset, "share", "place", part, colour=_COLOURS[part], ends=None, written=written, **look)
     canvas.figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, margin={"r": 32})
     canvas.x(range=[0, 1.001], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     each = [

@@ -52,7 +52,7 @@ def cross_patching(
     site = site if site is not None else next(iter(head_sites(table)), "")
     rows = table[(table["site"] == site) & (table["head"] >= 0)]
     rows = clear_of_control(style.drawable(rows, value, f"patches of '{wording.plain(site)}' across checkpoints"))
-    pairs = [(pair_name(own.iloc[0]), own) for _, own in rows.groupby(PAIR, sort=False)]
+    pairs = [(pair_name(subset.iloc[0]), subset) for _, subset in rows.groupby(PAIR, sort=False)]
     look: Look = {"title": title, "limit": limit, "marked": "clear", "subtitle": _counts(rows, prompts)}
     return layer_map("cross_patching", pairs, "head", value, unit=word("unit", value), prompts=prompts, **look)
 
@@ -75,12 +75,12 @@ def cross_patching_layers(
     for number, (_, pair) in enumerate(rows.groupby(PAIR, sort=False)):
         colour, name = style.ARM_COLOURS[number % len(style.ARM_COLOURS)], pair_name(pair.iloc[0])
         for panel, site in enumerate(sites):
-            own = pair[pair["site"] == site].sort_values("layer")
+            subset = pair[pair["site"] == site].sort_values("layer")
             look: Look = {"panel": panel, "colour": colour, "group": name}
-            canvas.line(own, "layer", value, name, ends=ends, size=4, **look)
+            canvas.line(subset, "layer", value, name, ends=ends, size=4, **look)
             if value == "raw":
                 dashed: Look = {"mode": "lines", "width": 1.2, "dash": "dash", "interval": "none", "hover": []}
-                canvas.line(own, "layer", "control", "control", **dashed, **look)
+                canvas.line(subset, "layer", "control", "control", **dashed, **look)
     canvas.x(zeroline=False)
     canvas.y(0, title=word("unit", value))
     note = "dashed: control" if value == "raw" else ""

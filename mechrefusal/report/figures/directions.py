@@ -32,15 +32,15 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
     rows = _named(style.drawable(table, "bypass", "subspaces"))
     families, canvas = ordered(rows["family"], "family"), Canvas("subspaces")
     for place, family in enumerate(families):
-        own, symbol = rows[rows["family"] == family].sort_values("k"), _SYMBOLS.get(family, "x")
+        subset, symbol = rows[rows["family"] == family].sort_values("k"), _SYMBOLS.get(family, "x")
         colour = style.NEUTRAL if "random" in family else style.ARM_COLOURS[place % len(style.ARM_COLOURS)]
         dash = {"random": "dash", "random_cone": "dot"}.get(family, "solid")
         look: Look = {"colour": colour, "shift": (place - (len(families) - 1) / 2) * 0.06}
-        shapes = [symbol if admissible else f"{symbol}-open" for admissible in own["admissible"]]
+        shapes = [symbol if admissible else f"{symbol}-open" for admissible in subset["admissible"]]
         ends: Look = {"interval": "bars", "ends": ("bypass_low", "bypass_high")}
-        canvas.line(own, "k", "bypass", word("family", family), symbol=shapes, dash=dash, size=8, **ends, **look)
+        canvas.line(subset, "k", "bypass", word("family", family), symbol=shapes, dash=dash, size=8, **ends, **look)
         star = POINTS | look | {"symbol": "star", "size": 17}
-        canvas.line(own[own["smallest"]], "k", "bypass", "smallest that is enough", **star)
+        canvas.line(subset[subset["smallest"]], "k", "bypass", "smallest that is enough", **star)
     sizes = sorted({int(k) for k in rows["k"]})
     if not wording.is_missing(baseline):
         ends = pd.DataFrame({"k": [sizes[0] - 0.35, sizes[-1] + 0.35], "bypass": float(baseline or 0.0)})
@@ -54,11 +54,11 @@ def subspaces(table: pd.DataFrame, *, baseline: float | None = None) -> go.Figur
 def smallest_k(table: pd.DataFrame) -> go.Figure:
     """The smallest k that is enough over optimiser steps, one line an arm (table `subspaces` of all checkpoints)."""
     chosen = style.drawable(table[table["smallest"]], "k", "the smallest subspace that is enough")
-    asked = table[["arm", "step"]].drop_duplicates()
-    rows = asked.merge(_named(chosen).drop_duplicates(["arm", "step"]), on=["arm", "step"], how="left")
+    checkpoints = table[["arm", "step"]].drop_duplicates()
+    rows = checkpoints.merge(_named(chosen).drop_duplicates(["arm", "step"]), on=["arm", "step"], how="left")
     canvas = Canvas("smallest_k")
-    for arm, own, look in style.each_arm(rows):
-        canvas.line(own, "step", "k", arm, interval="none", size=8, **look)
+    for arm, subset, look in style.each_arm(rows):
+        canvas.line(subset, "step", "k", arm, interval="none", size=8, **look)
     canvas.steps(rows["step"])
     canvas.y(range=[0, int(max(5, rows["k"].max())) + 0.5], dtick=1)
     return canvas.finish("no point: none is")
@@ -74,10 +74,10 @@ def effective_rank(table: pd.DataFrame, *, rows: str) -> go.Figure:
     chosen = style.drawable(table[table["rows"] == rows], "value", f"effective rank over {rows}")
     variants = sorted(set(zip(chosen["scaling"], chosen["weight"], strict=True)))
     canvas = Canvas("effective_rank")
-    for arm, own, look in style.each_arm(chosen):
+    for arm, subset, look in style.each_arm(chosen):
         for place, (scaling, weight) in enumerate(variants):
             variant = f"{scaling}, {word('weight', weight)}"
-            rows_of = own[(own["scaling"] == scaling) & (own["weight"] == weight)].assign(variant=variant)
+            rows_of = subset[(subset["scaling"] == scaling) & (subset["weight"] == weight)].assign(variant=variant)
             dashed = {"dash": style.DASHES[place % len(style.DASHES)], "interval": "none", "shift": 0.0}
             canvas.line(rows_of, "step", "value", f"{arm}: {variant}", **look | dashed)
     canvas.steps(chosen["step"])
@@ -99,22 +99,22 @@ def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None
     keys = sorted(set(zip(rows["arm"], rows["step"], strict=True)), key=checkpoint_order)
     canvas, values = Canvas("zero_distances"), []
     for key in keys:
-        own = rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])]
-        kind, place = _reference(carrier, key) or ("", (int(own["position"].max()), -1))
-        own = own[(own["position"] == place[0]) & own["zero_distance"].notna()].sort_values("layer")
-        own = own.assign(here=(own["layer"] == place[1]).map({True: f"the {kind}'s layer", False: ""}))
-        values.append(own["zero_distance"])
+        subset = rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])]
+        kind, place = _reference(carrier, key) or ("", (int(subset["position"].max()), -1))
+        subset = subset[(subset["position"] == place[0]) & subset["zero_distance"].notna()].sort_values("layer")
+        subset = subset.assign(here=(subset["layer"] == place[1]).map({True: f"the {kind}'s layer", False: ""}))
+        values.append(subset["zero_distance"])
         colour, _, dash, opacity = style.checkpoint_style(key, keys)
         name = checkpoint_name({"arm": key[0], "step": key[1]}, limit=16)
         look: Look = {"colour": colour, "interval": "none"}
-        canvas.line(own, "layer", "zero_distance", name, dash=dash, size=4, opacity=opacity, **look)
+        canvas.line(subset, "layer", "zero_distance", name, dash=dash, size=4, opacity=opacity, **look)
         star: Look = {
             "symbol": "star" if kind == CARRIER else "star-open",
             "size": 13,
             "mode": "markers",
             "opacity": 1.0,
         }
-        canvas.line(own[own["layer"] == place[1]], "layer", "zero_distance", name, **star, **look)
+        canvas.line(subset[subset["layer"] == place[1]], "layer", "zero_distance", name, **star, **look)
     low, high = _limits(pd.concat(values))
     far = sum(int(((each < low) | (each > high)).sum()) for each in values)
     for value, name in _MEANS.items():

@@ -47,20 +47,20 @@ def estimates(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     headings = [f"{row.name_short}: {wording.number(row.value)}" for row in rows.itertuples()]
     canvas = Canvas("estimates", headings, panel_height=30, gap=48)
     for panel in range(len(rows)):
-        own = rows.iloc[[panel]].assign(y=0.0)
-        row = own.iloc[0]
+        subset = rows.iloc[[panel]].assign(y=0.0)
+        row = subset.iloc[0]
         zero = 0.5 if "auc" in str(row["measure"]).lower() else 0.0
-        if not own[["floor_low", "floor_high"]].isna().any(axis=None):
+        if not subset[["floor_low", "floor_high"]].isna().any(axis=None):
             ends = [float(row["floor_low"]), float(row["floor_high"])]
             area = style.band(ends, [-0.8, -0.8], [0.8, 0.8], style.NEUTRAL)
             look: Look = {"fillcolor": style.translucent(style.NEUTRAL, 0.3)}
             canvas.add(area.update(**look, **canvas.named(_FLOOR)), panel)
         if pd.notna(row["random"]):
             tick = POINTS | {"symbol": "line-ns-open", "size": 20, "colour": style.NEUTRAL, "hover": []}
-            canvas.line(own, "random", "y", _RANDOM, panel=panel, **tick)
-        canvas.line(own, "value", "y", _VALUE, panel=panel, mode="markers", interval="bars", along="x", size=10)
-        drawn = own[["value", "low", "high", "floor_low", "floor_high", "random"]].astype(float).iloc[0]
-        low, high = min(drawn.min(), zero), max(drawn.max(), zero)
+            canvas.line(subset, "random", "y", _RANDOM, panel=panel, **tick)
+        canvas.line(subset, "value", "y", _VALUE, panel=panel, mode="markers", interval="bars", along="x", size=10)
+        values = subset[["value", "low", "high", "floor_low", "floor_high", "random"]].astype(float).iloc[0]
+        low, high = min(values.min(), zero), max(values.max(), zero)
         room = 0.05 * (high - low) or 0.05
         canvas.rule(x=zero, panel=panel)
         canvas.x(panel, range=[low - room, high + room], zeroline=False, nticks=6)
@@ -117,12 +117,12 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
     if rows.duplicated(["arm", "step"]).any():
         raise MechrefusalError(f"several rows of '{wording.plain(measure)}' at one checkpoint: filter the table first")
     canvas = Canvas("estimates_over_steps")
-    for arm, own, look in style.each_arm(rows):
-        canvas.add(style.between(own, "step", "floor_low", "floor_high", look["colour"]))
-        canvas.line(own, "step", "value", arm, size=8, interval="bars", **look)
-        texts = [f"random direction {wording.number(value, 3)}" for value in own["random"]]
+    for arm, subset, look in style.each_arm(rows):
+        canvas.add(style.between(subset, "step", "floor_low", "floor_high", look["colour"]))
+        canvas.line(subset, "step", "value", arm, size=8, interval="bars", **look)
+        texts = [f"random direction {wording.number(value, 3)}" for value in subset["random"]]
         dashed = RANDOM | {"colour": look["colour"], "width": 1.2, "size": 4, "hover": texts}
-        canvas.line(own, "step", "random", _RANDOM, group=arm, **dashed)
+        canvas.line(subset, "step", "random", _RANDOM, group=arm, **dashed)
     canvas.steps(rows["step"])
     canvas.y(title=_unit(measure))
     under = f"{word('intervention', intervention)}: " if intervention is not None else ""

@@ -94,11 +94,11 @@ def frontier(
         axis = {"cmin": low, "cmax": max(high, low + 1), "colorbar": {"title": {"text": "layer"}, "tickformat": "d"}}
         canvas.figure.update_layout(coloraxis={"colorscale": _SCALE, **axis})
     pressed = "" if attack == "none" else f", {attack}"
-    asked = wording.token(wording.set_name(harmful), 30) + pressed + ("" if stress is None else ", last step")
+    harmful_name = wording.token(wording.set_name(harmful), 30) + pressed + ("" if stress is None else ", last step")
     cost_name, harmless_name = word("metric", COSTS[against]), wording.token(wording.set_name(harmless), 30)
-    shown, asked = (wording.for_plotly(wording.shortened(name, 44)) for name in (harmless_name, asked))
+    shown, harmful_name = (wording.for_plotly(wording.shortened(name, 44)) for name in (harmless_name, harmful_name))
     canvas.x(title=f"{cost_name}<br>{shown}", range=[-0.04, 1.04], zeroline=False)
-    canvas.y(title=f"attack success<br>{asked}", range=[-0.04, 1.04], zeroline=False)
+    canvas.y(title=f"attack success<br>{harmful_name}", range=[-0.04, 1.04], zeroline=False)
     names = [wording.for_plotly(wording.shortened(rows["judge"].iloc[0])) for rows in (success, cost)]
     judges = f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"
     missing = f"{left_out} checkpoints have one of the rates only" if left_out else ""
@@ -124,8 +124,8 @@ def _last(table: pd.DataFrame, method: str, judge: str | None, preferred: str | 
     rows = suites.readable(suites.of(table, method=method), *_NUMBERS, "attack_step")
     rows = rows[rows["value"].notna() & rows["attack_step"].notna()].sort_values("attack_step", ascending=False)
     if not len(rows := _one_a_checkpoint(rows, judge, preferred)):
-        said = wording.shortened(method)
-        raise MechrefusalError(f"cannot draw the frontier: table 'stress' has no value of '{said}'")
+        name = wording.shortened(method)
+        raise MechrefusalError(f"cannot draw the frontier: table 'stress' has no value of '{name}'")
     return rows
 
 
@@ -143,8 +143,8 @@ def _with_layers(points: pd.DataFrame, carrier: pd.DataFrame | None) -> pd.DataF
     rows = points.merge(known, on=["arm", "step"], how="left", indicator="measured")
     kind = pd.Series("none", rows.index).mask(rows["reference_layer"].notna(), "reference")
     kind = kind.mask(rows["layer"].notna(), "carrier")
-    said = kind.map(words("layer_of")).mask(rows["measured"] == "left_only", "no carrier was measured")
-    return rows.assign(layer=rows["layer"].fillna(rows["reference_layer"]), kind=kind, where=said)
+    kind_words = kind.map(words("layer_of")).mask(rows["measured"] == "left_only", "no carrier was measured")
+    return rows.assign(layer=rows["layer"].fillna(rows["reference_layer"]), kind=kind, where=kind_words)
 
 
 def _add_points(canvas: Canvas, points: pd.DataFrame, symbol: str, colour: str, arm: str, place: str) -> None:
@@ -156,21 +156,21 @@ def _add_points(canvas: Canvas, points: pd.DataFrame, symbol: str, colour: str, 
         "none": {"symbol": symbol, "line": {"width": 1.6, "color": colour}, "color": _GREY},
     }
     for kind, look in looks.items():
-        own = points[points["kind"] == kind]
-        if not len(own):
+        subset = points[points["kind"] == kind]
+        if not len(subset):
             continue
-        coloured = {} if kind == "none" else {"color": list(own["layer"]), "coloraxis": "coloraxis"}
+        coloured = {} if kind == "none" else {"color": list(subset["layer"]), "coloraxis": "coloraxis"}
         trace = go.Scatter(
-            x=style.numbers(own["value_x"]),
-            y=style.numbers(own["value_y"]),
-            error_x=style.error_bars(own, "value_x", "low_x", "high_x", **bars),
-            error_y=style.error_bars(own, "value_y", "low_y", "high_y", **bars),
+            x=style.numbers(subset["value_x"]),
+            y=style.numbers(subset["value_y"]),
+            error_x=style.error_bars(subset, "value_x", "low_x", "high_x", **bars),
+            error_y=style.error_bars(subset, "value_y", "low_y", "high_y", **bars),
             mode="markers+text",
-            text=[arm if arm in SHARED else str(step) for step in own["step"]],
-            textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in own["value_x"]],
+            text=[arm if arm in SHARED else str(step) for step in subset["step"]],
+            textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in subset["value_x"]],
             textfont={"size": 11},
             marker={"size": size} | look | coloured,
-            hovertext=canvas.hovers(own),
+            hovertext=canvas.hovers(subset),
             hoverinfo="text",
             legendgroup=arm,
             showlegend=False,

@@ -10,7 +10,7 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import ordered, word
-from mechrefusal.report.figures.style import Look
+from mechrefusal.report.figures.style import RANDOM, Look
 from mechrefusal.report.order import checkpoint_order
 
 Head = tuple[int, int]
@@ -29,20 +29,13 @@ def attribution_patching(table: pd.DataFrame) -> go.Figure:
     sites = ordered(rows["site"], "site")
     canvas = Canvas("attribution_patching", [word("site", site) for site in sites], columns=2, panel_height=230)
     for panel, site in enumerate(sites):
-        own = rows[rows["site"] == site]
-        ends = pd.DataFrame({"at": [own[["estimate", "exact"]].min().min(), own[["estimate", "exact"]].max().max()]})
-        equal: Look = {
-            "colour": style.NEUTRAL,
-            "width": 1,
-            "dash": "dot",
-            "hover": [],
-            "mode": "lines",
-            "interval": "none",
-        }
-        canvas.line(ends, "at", "at", "estimate = exact", panel=panel, **equal)
+        subset = rows[rows["site"] == site]
+        both = subset[["estimate", "exact"]].to_numpy(float)
+        equal = RANDOM | {"width": 1, "dash": "dot", "mode": "lines", "hover": [], "panel": panel}
+        canvas.line(pd.DataFrame({"at": [both.min(), both.max()]}), "at", "at", "estimate = exact", **equal)
         for scored, (symbol, colour) in _SCORED.items():
             look: Look = {"symbol": symbol, "colour": colour, "size": 7, "mode": "markers", "interval": "bars"}
-            canvas.line(own[own["scored"] == scored], "estimate", "exact", scored, panel=panel, **look)
+            canvas.line(subset[subset["scored"] == scored], "estimate", "exact", scored, panel=panel, **look)
     thin = {"thickness": 1, "width": 0, "color": style.AXIS}
     canvas.figure.update_traces(selector={"mode": "markers"}, error_y=thin)
     return canvas.finish(wording.counts(rows["n"], "pairs"))
@@ -53,8 +46,8 @@ def top_heads(table: pd.DataFrame, value: str, k: int) -> dict[tuple[str, int], 
     rows = table.assign(size=table[value].abs()).dropna(subset=[value])
     rows = rows[rows["head"] >= 0].sort_values("size", ascending=False, kind="stable")
     best = {}
-    for (arm, step), own in rows.groupby(["arm", "step"], sort=False):
-        heads = list(dict.fromkeys(zip(own["layer"].astype(int), own["head"].astype(int), strict=True)))[:k]
+    for (arm, step), subset in rows.groupby(["arm", "step"], sort=False):
+        heads = list(dict.fromkeys(zip(subset["layer"].astype(int), subset["head"].astype(int), strict=True)))[:k]
         if len(heads) == k:
             best[str(arm), int(step)] = heads
     return best
@@ -124,11 +117,11 @@ def head_lines(
     canvas = Canvas("head_lines", arms, columns=2, shared="y", panel_height=230)
     ends = ("", "") if value == "raw" and "effect" in rows else ("low", "high")
     for panel, arm in enumerate(arms):
-        own = style.with_base(rows, arm)
+        subset = style.with_base(rows, arm)
         for number, head in enumerate(chosen):
             look: Look = {"colour": style.ARM_COLOURS[number % len(style.ARM_COLOURS)], "ends": ends, "panel": panel}
             symbol = style.ARM_SYMBOLS[number // len(style.ARM_COLOURS) % len(style.ARM_SYMBOLS)]
-            canvas.line(own[own["key"] == head], "step", "shown", wording.head_name(*head), symbol=symbol, **look)
+            canvas.line(subset[subset["key"] == head], "step", "shown", wording.head_name(*head), symbol=symbol, **look)
     canvas.rule(y=0)
     canvas.y(0, title=unit or word("unit", value))
     n = wording.counts(rows["n"]) if "n" in rows else ""

@@ -144,4 +144,5 @@ def _panels(rows: pd.DataFrame, value: str | None, across: str) -> tuple[str, li
     if not {"arm", "step"} <= set(rows):
         return value, [("", rows)]
     checkpoints = list(rows.groupby(["arm", "step"], sort=False))
-    return value, [(f"{arm}, step {step}" if len(checkpoints) > 1 else "", own) for (arm, step), own in checkpoints]
+    names = [f"{arm}, step {step}" if len(checkpoints) > 1 else "" for (arm, step), _ in checkpoints]
+    return value, list(zip(names, (subset for _, subset in checkpoints), strict=True))

@@ -45,21 +45,21 @@ def drift(table: pd.DataFrame, *, measure: str, layer: int | None = None) -> go.
     for place, arm in enumerate(names):
         colour, symbol = style.arm_style(arm, names)
         aside = shift * (place - (len(names) - 1) / 2)
-        own = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, *SHARED])]
-        before = own[own["step_a"] == own.groupby("step_b")["step_a"].transform("max")].sort_values("step_b")
+        subset = rows[(rows["arm_b"] == arm) & rows["arm_a"].isin([arm, *SHARED])]
+        before = subset[subset["step_a"] == subset.groupby("step_b")["step_a"].transform("max")].sort_values("step_b")
         since = "the base" if arm == WARM_UP else "the anchor before"
         look: Look = {"colour": colour, "interval": "bars"}
         canvas.line(before, "step_b", "value", f"{arm}: since {since}", symbol=symbol, size=8, shift=2 * aside, **look)
         for start in SHARED:
-            first = own[~own.index.isin(before.index) & (own["arm_a"] == start)].sort_values("step_b")
+            first = subset[~subset.index.isin(before.index) & (subset["arm_a"] == start)].sort_values("step_b")
             hollow: Look = {"symbol": f"{symbol}-open", "size": 10, "mode": "markers", "shift": 4 * aside}
             canvas.line(first, "step_b", "value", f"{arm}: since the {start}", **hollow, **look)
     trained = ~rows["arm_a"].isin(SHARED) & ~rows["arm_b"].isin(SHARED)
     apart = rows[trained & (rows["arm_a"] != rows["arm_b"])].sort_values("step_b")
     grey: Look = {"colour": style.NEUTRAL, "width": 1.5}
-    for (first, second), own in apart.groupby(["arm_a", "arm_b"], sort=False):
+    for (first, second), subset in apart.groupby(["arm_a", "arm_b"], sort=False):
         look = {"symbol": "diamond", "dash": "dot", "size": 8, "interval": "bars"}
-        canvas.line(own, "step_b", "value", f"{first} and {second}, same step", **look, **grey)
+        canvas.line(subset, "step_b", "value", f"{first} and {second}, same step", **look, **grey)
     for column, name, symbol in (
         ("floor", "split-half floor", "x-thin-open"),
         ("random", "random directions", "line-ew-open"),

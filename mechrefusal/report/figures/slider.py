@@ -32,17 +32,17 @@ def maps(tables: Mapping[str, pd.DataFrame], *, arm: str) -> dict[str, Any]:
         0 to limit.
     """
     known = {name: table for name, table in tables.items() if len(table)}
-    found = {key for table in known.values() for key in zip(table["arm"], table["step"].astype(int), strict=True)}
-    own = {step for name, step in found if name == arm}
+    measured = {key for table in known.values() for key in zip(table["arm"], table["step"].astype(int), strict=True)}
+    subset = {step for name, step in measured if name == arm}
     keys = sorted(
-        (key for key in found if key[0] == arm or (key[0] in SHARED and key[1] not in own)), key=checkpoint_order
+        (key for key in measured if key[0] == arm or (key[0] in SHARED and key[1] not in subset)), key=checkpoint_order
     )
-    drawn = [_map(entry, known[entry.table], keys) for entry in slider_maps() if entry.table in known]
+    drawn_maps = [_map(entry, known[entry.table], keys) for entry in slider_maps() if entry.table in known]
     return {
         "arm": arm,
         "steps": [step for _, step in keys],
         "checkpoints": [checkpoint_id(name, step) for name, step in keys],
-        "maps": [one for one in drawn if one is not None],
+        "maps": [one for one in drawn_maps if one is not None],
     }
 
 
@@ -53,19 +53,19 @@ def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[s
         rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
     rows = rows.dropna(subset=[entry.kind, entry.value])
     rows = rows[rows["head"] >= 0] if entry.kind == "head" else rows
-    own = [rows[(rows["arm"] == arm) & (rows["step"] == step)] for arm, step in keys]
-    if not any(len(each) for each in own):
+    subset = [rows[(rows["arm"] == arm) & (rows["step"] == step)] for arm, step in keys]
+    if not any(len(each) for each in subset):
         return None
-    of_arm = pd.concat(own)
+    of_arm = pd.concat(subset)
     layers, columns = (sorted({int(key) for key in of_arm[name]}) for name in ("layer", entry.kind))
     names = [str(key) for key in columns]
     if entry.kind == "position":
         names = position_labels(columns, position_tokens(of_arm))
     cells = {
-        name: [_cells(each, column, entry, layers, columns) for each in own]
+        name: [_cells(each, column, entry, layers, columns) for each in subset]
         for name, column in (("z", entry.value), ("low", entry.low), ("high", entry.high))
     }
-    n = [None if not len(each) or entry.n not in each else int(each[entry.n].max()) for each in own]
+    n = [None if not len(each) or entry.n not in each else int(each[entry.n].max()) for each in subset]
     values = rows[entry.value].to_numpy(dtype=float) - entry.minus
     return {
         "name": entry.name,
@@ -79,7 +79,7 @@ def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[s
         "scale": entry.scale,
         "limit": _rounded(float(np.abs(values).max())) or 1.0,
         **cells,
-        "marks": [_marks(each, entry, columns) for each in own],
+        "marks": [_marks(each, entry, columns) for each in subset],
         "n": n,
     }
 

@@ -30,9 +30,9 @@ def depth_story(
     canvas = Canvas("depth_story", ["depth", *_SHARES], columns=2, panel_height=150, **layout)
     add_carrier_layers(canvas, carrier, n_layers=n_layers)
     for panel, suite in zip((1, 3), _SHARES.values(), strict=True):
-        own = suites.of(rows, suite=suite)
-        if own["value"].notna().any():
-            suites.add_rates(canvas, own, panel=panel)
+        subset = suites.of(rows, suite=suite)
+        if subset["value"].notna().any():
+            suites.add_rates(canvas, subset, panel=panel)
         canvas.x(panel, title=canvas.entry.x if panel == 3 else None)
         canvas.y(panel, range=list(suites.LIMITS), title="share refused", tickformat=".0%", nticks=5)
     return canvas.finish(suites.judged(rows), wording.counts(rows["n"]))

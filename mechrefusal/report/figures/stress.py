@@ -40,7 +40,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
         places = {step: math.log2(1 + step) if logarithmic else float(step) for step in steps}
         of_method = of_method.assign(x=of_method["attack_step"].map(places))
         for key in keys:
-            own = of_method[(of_method["arm"] == key[0]) & (of_method["step"] == key[1])]
+            subset = of_method[(of_method["arm"] == key[0]) & (of_method["step"] == key[1])]
             colour, symbol, dash, opacity = style.checkpoint_style(key, keys)
             look: Look = {
                 "colour": colour,
@@ -50,7 +50,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
                 "size": 7,
                 "panel": panel,
             }
-            canvas.line(own.sort_values("x", kind="stable"), "x", "value", axes.checkpoint_label(key), **look)
+            canvas.line(subset.sort_values("x", kind="stable"), "x", "value", axes.checkpoint_label(key), **look)
         title = f"{canvas.entry.x}{', logarithmic' if logarithmic else ''}"
         canvas.x(panel, title=title, tickvals=list(places.values()), ticktext=[str(step) for step in steps])
     canvas.y(range=list(suites.LIMITS))
@@ -73,8 +73,8 @@ def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str 
     unattacked = (rows["arm_source"] == _UNATTACKED) & (rows["method"] == _UNATTACKED)
     rows = style.drawable(rows[(rows["method"] == method) | unattacked], "value", f"the transfer of '{method}' cases")
     down, across = axes.checkpoints(rows, "_source"), axes.checkpoints(rows, "_target")
-    own = [" (its own cases)" if a == b else "" for a, b in zip(down.keys, across.keys, strict=True)]
-    rows = rows.assign(source=[axes.checkpoint_label(key) for key in down.keys], own=own)
+    whose = [" (its own cases)" if a == b else "" for a, b in zip(down.keys, across.keys, strict=True)]
+    rows = rows.assign(source=[axes.checkpoint_label(key) for key in down.keys], own=whose)
     canvas = Canvas("stress_matrix")
     canvas.matrix(rows, "value", down, across, written="{value:rate}<br>n {n:whole}", textfont={"size": 11})
     canvas.colours("success", most=1)
@@ -107,17 +107,17 @@ def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str 
         every = every.merge(refused.rename(columns={"value": name}), on=["arm", "step"], how="left")
     canvas, left = Canvas("stress_shares"), pd.Series(1.0, every.index)
     for metric, colour in _OUTCOMES.items():
-        own = shares[shares["metric"] == metric].drop_duplicates(["arm", "step"])
-        own = every.merge(own, on=["arm", "step"], how="left")
+        subset = shares[shares["metric"] == metric].drop_duplicates(["arm", "step"])
+        subset = every.merge(subset, on=["arm", "step"], how="left")
         if metric == "rest":
-            own = every[["place", "label"]].assign(value=left.where(left > 1e-9))
-            if own["value"].isna().all():
+            subset = every[["place", "label"]].assign(value=left.where(left > 1e-9))
+            if subset["value"].isna().all():
                 continue
-        left = left - own["value"]
-        written = ["" if not value >= 0.06 else wording.rate(value) for value in own["value"]]
+        left = left - subset["value"]
+        written = ["" if not value >= 0.06 else wording.rate(value) for value in subset["value"]]
         look: Look = {"written": written, "textposition": "inside", "insidetextanchor": "middle"}
-        own, name = own.assign(outcome=word("outcome", metric)), word("outcome", metric)
-        canvas.bars(own, "value", "place", name, colour=colour, ends=None, **look)
+        subset, name = subset.assign(outcome=word("outcome", metric)), word("outcome", metric)
+        canvas.bars(subset, "value", "place", name, colour=colour, ends=None, **look)
     canvas.x(range=[0, 1], zeroline=False)
     canvas.categories([axes.checkpoint_label(key) for key in keys])
     canvas.figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})

@@ -104,12 +104,12 @@ def with_base(table: pd.DataFrame, arm: str) -> pd.DataFrame:
 
     An arm starts at the end of the warm-up; without one, as the warm-up itself does, at the base model.
     """
-    own, start = table["arm"] == arm, table["arm"] == BASE
+    subset, start = table["arm"] == arm, table["arm"] == BASE
     warm_up = table["arm"] == WARM_UP
     if arm != WARM_UP and warm_up.any():
         start = warm_up & (table["step"] == table.loc[warm_up, "step"].max())
-    start &= ~table["step"].isin(table.loc[own, "step"])
-    return table[own | start].sort_values("step", kind="stable")
+    start &= ~table["step"].isin(table.loc[subset, "step"])
+    return table[subset | start].sort_values("step", kind="stable")
 
 
 def each_arm(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:

@@ -85,14 +85,15 @@ def rates(
 def add_rates(canvas: Canvas, rows: pd.DataFrame, *, panel: int = 0) -> None:
     """Draw one rate over steps into a panel: a line an arm, dashed under interventions."""
     interventions = sorted(set(texts(rows["intervention"])), key=lambda name: (name != "none", name))
-    for arm, own, look in style.each_arm(rows):
+    for arm, subset, look in style.each_arm(rows):
         for number, intervention in enumerate(interventions):
             under = "" if intervention == "none" else wording.shortened(intervention, 24)
             name = wording.shortened(arm, 24) + (f": {under}" if under else "")
             dashed: Look = {"dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
             if under:
                 dashed |= {"symbol": f"{look['symbol']}-open", "interval": "bars"}
-            canvas.line(of(own, intervention=intervention).assign(under=under), "step", "value", name, **look | dashed)
+            of_intervention = of(subset, intervention=intervention).assign(under=under)
+            canvas.line(of_intervention, "step", "value", name, **look | dashed)
     canvas.steps(rows["step"], panel)
 
 
@@ -183,19 +184,19 @@ def suite_differences(
     names = style.arms(pd.DataFrame({"arm": [*rows["arm_a"], *rows["arm_b"]]}))
     canvas = Canvas("suite_differences")
     for arm in dict.fromkeys(name for name in ("base", *names) if (rows["arm_b"] == name).any()):
-        own, (colour, symbol) = rows[rows["arm_b"] == arm], style.arm_style(arm, names)
-        clear = (own["low"] > 0) | (own["high"] < 0)
+        subset, (colour, symbol) = rows[rows["arm_b"] == arm], style.arm_style(arm, names)
+        clear = (subset["low"] > 0) | (subset["high"] < 0)
         symbols = [symbol if filled else f"{symbol}-open" for filled in clear]
         look: Look = {"mode": "markers", "colour": colour, "size": 9, "symbol": symbols}
         name = wording.shortened(arm, 24)
-        canvas.line(own, "difference", "place", name, interval="bars", along="x", **look)
+        canvas.line(subset, "difference", "place", name, interval="bars", along="x", **look)
     canvas.rule(x=0)
     rate = word("metric", metric)
     canvas.x(title=f"difference of {wording.for_plotly(rate)}", zeroline=False)
     canvas.categories(list(rows["label"]))
     under = "" if intervention == "none" or not between else f", {wording.shortened(intervention, _LONGEST)}"
-    asked = _title(metric, suite, side, attack) + wording.for_plotly(under)
-    title = f"{'Change of' if between else 'What interventions change:'} {asked[:1].lower()}{asked[1:]}"
+    rate_of = _title(metric, suite, side, attack) + wording.for_plotly(under)
+    title = f"{'Change of' if between else 'What interventions change:'} {rate_of[:1].lower()}{rate_of[1:]}"
     height = 190 + (22 if len(rows) <= 60 else 16) * len(rows)
     n = wording.counts(rows["n"], "prompts that both answered")
     return canvas.finish(judged(rows), n, "filled: excludes 0", title=title, height=height)
@@ -212,20 +213,19 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
         ends = (*checkpoint_order((row.arm_b, 0)), *checkpoint_order((row.arm_a, row.step_a)))
         order.append((kind, *ends, row.step_b))
     rows = rows.iloc[sorted(range(len(rows)), key=order.__getitem__)].reset_index(drop=True)
-    found: dict[str, list[str]] = {"label": [], "pair_name": []}
+    names: dict[str, list[str]] = {"label": [], "pair_name": []}
     for row in rows.to_dict("records"):
         for name, limit in (("label", 10), ("pair_name", 40)):
             first, second = (checkpoint_name(row, end, limit=limit) for end in ("_a", "_b"))
             intervened = f"{second}: {wording.shortened(row['intervention'], limit + 6)}"
-            found[name].append(intervened if row["pair"] == "intervention" else f"{first} → {second}")
+            names[name].append(intervened if row["pair"] == "intervention" else f"{first} → {second}")
     kind_names = [word("pair", kind) for kind in rows["pair"]]
-    return rows.assign(**found, kind_name=kind_names, place=range(len(rows)))
+    return rows.assign(**names, kind_name=kind_names, place=range(len(rows)))
 
 
 def _title(metric: str, suite: str, side: str, attack: str = "none") -> str:
     """`Share refused: xstest, harmless prompts`, safe for plotly; own suites have names that say the side."""
     pressed = "" if attack == "none" else f", {wording.shortened(attack, _LONGEST)}"
-    own = wording.SET_NAMES.get(suite)
-    asked = own or f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts"
-    rate = word("metric", metric)
-    return wording.for_plotly(f"{rate[:1].upper()}{rate[1:]}: {asked}{pressed}")
+    prompts = f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts"
+    prompts, rate = wording.SET_NAMES.get(suite, prompts), word("metric", metric)
+    return wording.for_plotly(f"{rate[:1].upper()}{rate[1:]}: {prompts}{pressed}")

@@ -146,20 +146,20 @@ def _over_steps(
     canvas, names = Canvas(name), style.arms(rows)
     window = max(1, int(rows.groupby("arm")["step"].nunique().max()) // 20) if window is None else window
     for arm in names:
-        own, colour = rows[rows["arm"] == arm].sort_values("step"), style.arm_style(arm, names)[0]
+        subset, colour = rows[rows["arm"] == arm].sort_values("step"), style.arm_style(arm, names)[0]
         if area:
-            known = own.dropna(subset=list(area))
+            known = subset.dropna(subset=list(area))
             ends = [running_mean(known[end], window if thin else 1) for end in area]
             if len(known):
                 canvas.add(style.band(list(known["step"]), list(ends[0]), list(ends[1]), colour))
         for column, (label, dash) in lines.items():
-            own_line = own.assign(smooth=running_mean(own[column], window))
+            own_line = subset.assign(smooth=running_mean(subset[column], window))
             look: Look = {"colour": colour, "dash": dash, "interval": "none", "hover": []}
-            if window > 1 and thin and own[column].notna().any():
-                canvas.line(own, "step", column, "", width=1, opacity=0.3, mode="lines", **look)
-            mode = "lines+markers" if own[column].notna().sum() <= FEW else "lines"
+            if window > 1 and thin and subset[column].notna().any():
+                canvas.line(subset, "step", column, "", width=1, opacity=0.3, mode="lines", **look)
+            mode = "lines+markers" if subset[column].notna().sum() <= FEW else "lines"
             legend = f"{arm}: {label}" if label else arm
-            if own[column].notna().any():
+            if subset[column].notna().any():
                 canvas.line(own_line, "step", "smooth", legend, size=5, mode=mode, **look)
                 canvas.figure.data[-1].update(hovertemplate=_HOVER, hoverinfo=None)
     canvas.y(rangemode="tozero", exponentformat="power")
