@@ -108,9 +108,8 @@ def scores(table: pd.DataFrame, *, score: str = "score") -> go.Figure:
         score: `score` (discovered opening) or `rd_score` (hand-picked tokens, Arditi et al. 2024).
     """
     rows = style.drawable(table, score, f"'{score}' of prompts")
-    rows = rows.assign(
-        shown=rows[score], answer=rows["refused"].fillna(False).map({True: "refused", False: "answered"})
-    )
+    answer = rows["refused"].fillna(False).map({True: "refused", False: "answered"})
+    rows = rows.assign(shown=rows[score], answer=answer)
     canvas = Canvas("scores")
     for name, subset in rows.groupby("set", sort=True):
         harmless = "harmless" in str(name) or str(name) in ("overrefusal", "utility")

@@ -86,14 +86,9 @@ def linear_probes(table: pd.DataFrame, *, target: str, position: int | None = No
     rows = style.drawable(rows, "auc", f"probes of '{wording.plain(target)}'").sort_values(["layer"])
     canvas, alone = Canvas("linear_probes"), len(rows) == 1
     for place, (column, (name, colour, dash, symbol)) in enumerate(_PROBES.items()):
-        look: Look = {
-            "colour": colour,
-            "dash": dash,
-            "symbol": symbol,
-            "interval": "band" if column == "auc" else "none",
-        }
-        shift, size = (0.2 * (place - 1), 9) if alone else (0.0, 5)
-        canvas.line(rows, "layer", column, name, shift=shift, size=size, **look)
+        look: Look = {"colour": colour, "dash": dash, "symbol": symbol, "size": 9 if alone else 5}
+        shift, interval = 0.2 * (place - 1) if alone else 0.0, "band" if column == "auc" else "none"
+        canvas.line(rows, "layer", column, name, shift=shift, interval=interval, **look)
     canvas.rule(y=0.5)
     canvas.x(zeroline=False)
     if alone:

@@ -8,7 +8,7 @@ from mechrefusal.report.figures import style
 from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import ordered, pair_name, word
 from mechrefusal.report.figures.heatmaps import layer_map
-from mechrefusal.report.figures.style import Look
+from mechrefusal.report.figures.style import RANDOM, Look
 
 PAIR = ["arm_source", "step_source", "arm_target", "step_target"]
 """Columns that name the two checkpoints."""
@@ -79,8 +79,8 @@ def cross_patching_layers(
             look: Look = {"panel": panel, "colour": colour, "group": name}
             canvas.line(subset, "layer", value, name, ends=ends, size=4, **look)
             if value == "raw":
-                dashed: Look = {"mode": "lines", "width": 1.2, "dash": "dash", "interval": "none", "hover": []}
-                canvas.line(subset, "layer", "control", "control", **dashed, **look)
+                dashed = RANDOM | {"mode": "lines", "width": 1.2, "hover": []}
+                canvas.line(subset, "layer", "control", "control", **dashed | look)
     canvas.x(zeroline=False)
     canvas.y(0, title=word("unit", value))
     note = "dashed: control" if value == "raw" else ""

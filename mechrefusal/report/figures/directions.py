@@ -104,17 +104,10 @@ def zero_distances(directions: pd.DataFrame, carrier: pd.DataFrame | None = None
         subset = subset[(subset["position"] == place[0]) & subset["zero_distance"].notna()].sort_values("layer")
         subset = subset.assign(here=(subset["layer"] == place[1]).map({True: f"the {kind}'s layer", False: ""}))
         values.append(subset["zero_distance"])
-        colour, _, dash, opacity = style.checkpoint_style(key, keys)
-        name = checkpoint_name({"arm": key[0], "step": key[1]}, limit=16)
-        look: Look = {"colour": colour, "interval": "none"}
-        canvas.line(subset, "layer", "zero_distance", name, dash=dash, size=4, opacity=opacity, **look)
-        star: Look = {
-            "symbol": "star" if kind == CARRIER else "star-open",
-            "size": 13,
-            "mode": "markers",
-            "opacity": 1.0,
-        }
-        canvas.line(subset[subset["layer"] == place[1]], "layer", "zero_distance", name, **star, **look)
+        name, look = checkpoint_name({"arm": key[0], "step": key[1]}, limit=16), style.checkpoint_style(key, keys)
+        canvas.line(subset, "layer", "zero_distance", name, interval="none", **look | {"symbol": "circle", "size": 4})
+        star = {"symbol": "star" if kind == CARRIER else "star-open", "size": 13, "colour": look["colour"]}
+        canvas.line(subset[subset["layer"] == place[1]], "layer", "zero_distance", name, **POINTS | star)
     low, high = _limits(pd.concat(values))
     far = sum(int(((each < low) | (each > high)).sum()) for each in values)
     for value, name in _MEANS.items():

@@ -85,14 +85,7 @@ def estimates_by_layer(table: pd.DataFrame, *, measure: str) -> go.Figure:
     if floor is not None:
         canvas.add(floor.update(**canvas.named(_FLOOR)))
     canvas.line(rows[rows["value"].notna()], "layer", "value", _VALUE, size=5)
-    dashed: Look = {
-        "colour": style.NEUTRAL,
-        "width": 1.5,
-        "dash": "dash",
-        "mode": "lines",
-        "interval": "none",
-        "hover": [],
-    }
+    dashed = RANDOM | {"mode": "lines", "hover": []}
     canvas.line(rows.dropna(subset=["random"]), "layer", "random", _RANDOM, **dashed)
     unit = _unit(measure)
     canvas.y(title=unit, rangemode="normal" if unit == "AUC" else "tozero")

@@ -11,7 +11,7 @@ from mechrefusal.report.figures.axes import map_height
 from mechrefusal.report.figures.canvas import Canvas
 from mechrefusal.report.figures.catalogue import component_name
 from mechrefusal.report.figures.heatmaps import layer_map
-from mechrefusal.report.figures.style import Look
+from mechrefusal.report.figures.style import RANDOM, Look
 
 _LEAST_KL = 1e-5
 _NAMED = 8
@@ -108,15 +108,14 @@ def head_set(table: pd.DataFrame) -> go.Figure:
     rows = style.drawable(table[table["size"] > 0], "share", "the smallest set of heads").sort_values("size")
     rows = rows.assign(**{name: -rows[source] / rows["gap"] for name, source in _RANDOM_SHARES.items()})
     canvas = Canvas("head_set", list(_SET_LINES), shared="x", panel_height=120)
-    blue, grey = style.ARM_COLOURS[0], style.NEUTRAL
+    blue = style.ARM_COLOURS[0]
     for panel, (column, (ends, random, unseen)) in enumerate(_SET_LINES.items()):
         if column == "share":
-            canvas.add(style.between(rows, "size", "random_low", "random_high", grey), panel)
-        look: Look = {"panel": panel, "interval": "none"}
-        canvas.line(rows, "size", random, "random sets", colour=grey, width=1.5, dash="dash", **look)
+            canvas.add(style.between(rows, "size", "random_low", "random_high", style.NEUTRAL), panel)
+        canvas.line(rows, "size", random, "random sets", panel=panel, **RANDOM)
         if unseen:
-            name = "the set on unseen prompts"
-            canvas.line(rows, "size", unseen, name, colour=blue, width=1.5, dash="dashdot", **look)
+            look = RANDOM | {"colour": blue, "dash": "dashdot", "panel": panel}
+            canvas.line(rows, "size", unseen, "the set on unseen prompts", **look)
         canvas.line(rows, "size", column, "the set found", colour=blue, ends=ends, panel=panel)
     canvas.rule(y=0.5, panel=0, width=1.2, dash="dot", color=style.WHISKER)
     sizes = [int(size) for size in rows["size"]]

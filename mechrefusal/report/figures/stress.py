@@ -41,15 +41,7 @@ def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure
         of_method = of_method.assign(x=of_method["attack_step"].map(places))
         for key in keys:
             subset = of_method[(of_method["arm"] == key[0]) & (of_method["step"] == key[1])]
-            colour, symbol, dash, opacity = style.checkpoint_style(key, keys)
-            look: Look = {
-                "colour": colour,
-                "symbol": symbol,
-                "dash": dash,
-                "opacity": opacity,
-                "size": 7,
-                "panel": panel,
-            }
+            look = style.checkpoint_style(key, keys) | {"size": 7, "panel": panel}
             canvas.line(subset.sort_values("x", kind="stable"), "x", "value", axes.checkpoint_label(key), **look)
         title = f"{canvas.entry.x}{', logarithmic' if logarithmic else ''}"
         canvas.x(panel, title=title, tickvals=list(places.values()), ticktext=[str(step) for step in steps])

@@ -90,13 +90,13 @@ def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
     return ARM_COLOURS[place % len(ARM_COLOURS)], ARM_SYMBOLS[place % len(ARM_SYMBOLS)]
 
 
-def checkpoint_style(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> tuple[str, str, str, float]:
-    """(colour, symbol, dash, opacity) of a checkpoint: the arm's colour; its last checkpoint is solid, earlier ones
-    are dashed and lighter."""
+def checkpoint_style(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> Look:
+    """Look of a checkpoint: its arm's colour and symbol; its last one is solid, earlier ones dashed and lighter."""
     colour, symbol = arm_style(key[0], arms(pd.DataFrame({"arm": [arm for arm, _ in keys]})))
     steps = [step for arm, step in keys if arm == key[0]]
     rank = len(steps) - 1 - steps.index(key[1])
-    return colour, symbol, DASHES[rank % len(DASHES)], max(0.45, 1 - 0.18 * rank)
+    dash, opacity = DASHES[rank % len(DASHES)], max(0.45, 1 - 0.18 * rank)
+    return {"colour": colour, "symbol": symbol, "dash": dash, "opacity": opacity}
 
 
 def with_base(table: pd.DataFrame, arm: str) -> pd.DataFrame:

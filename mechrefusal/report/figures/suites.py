@@ -127,10 +127,8 @@ def suite_categories(
 
 def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
     """Cross-entropy of the base model's own answers, relative to the base, nats a token (table `answer_losses`)."""
-    rows, name = (
-        readable(of(table, suite=suite), "loss", "difference", "low", "high", "n"),
-        wording.shortened(suite, 40),
-    )
+    name = wording.shortened(suite, _LONGEST)
+    rows = readable(of(table, suite=suite), "loss", "difference", "low", "high", "n")
     rows = style.drawable(rows, "difference", f"the loss of the base model's answers on '{name}'")
     figure = arms_over_steps("answer_losses", rows, "difference", suite=name)
     return figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
