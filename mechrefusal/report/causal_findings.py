@@ -7,8 +7,8 @@ import pandas as pd
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.figures.attribution import beyond_chance
+from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.figures.cross_patches import PAIR, clear_of_control, head_sites, of_set, pair_name
-from mechrefusal.report.figures.screening import SITES
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
 
@@ -41,7 +41,7 @@ def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
     """Rows of table `attribution_agreement`, written out."""
     return [
         {
-            "site": SITES.get(str(row["site"]), wording.plain(wording.metric_name(str(row["site"])))),
+            "site": words("site").get(str(row["site"]), wording.plain(wording.metric_name(str(row["site"])))),
             "scored": wording.plain(row["scored"]),
             "n": wording.whole(row["n"]),
             "spearman": wording.number(row["spearman"]),

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import causal_findings, figures, wording
-from mechrefusal.report.figures.screening import SITES
+from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 
@@ -57,9 +57,9 @@ def _patching(table: pd.DataFrame, panels: Panels) -> dict[str, Any]:
             if not len(own):
                 continue
             draw: Callable[..., go.Figure] = figures.layer_by_head if site == "z" else figures.layer_by_position
-            shown: dict[str, Any] = {"title": SITES[site], "unit": "effect", "centre": centre}
+            shown: dict[str, Any] = {"title": words("site")[site], "unit": "effect", "centre": centre}
             shown["limit"] = 1.0 if site == "resid_pre" else limit
-            drawn.append(panels.add(partial(draw, own, **shown), title=SITES[site]))
+            drawn.append(panels.add(partial(draw, own, **shown), title=words("site")[site]))
         groups.append({"mode": mode, "centre": f"{centre:.0f}", "panels": drawn})
     return {"patching": groups, "patching_limit": wording.number(limit)}
 

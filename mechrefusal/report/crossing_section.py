@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import causal_findings, figures, findings, wording
+from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
-from mechrefusal.report.figures.screening import SITES
 from mechrefusal.report.order import arm_order
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
@@ -46,7 +46,7 @@ def _crossed(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
             for site in sites:
                 own = asked[asked["site"] == site]
                 if len(own):
-                    title = f"{SITES.get(site, 'Heads')}, {prompts} prompts"
+                    title = f"{words('site').get(site, 'Heads')}, {prompts} prompts"
                     draw = partial(figures.cross_patching, own, prompts=prompts, site=site, title=title, limit=limit)
                     drawn.append(panels.add(draw, title=title))
             if (asked["head"] < 0).any():

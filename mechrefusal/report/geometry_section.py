@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import carrier_findings, figures, findings, wording
+from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.figures.forest import layered, single
 from mechrefusal.report.figures.heatmaps import position_tokens
-from mechrefusal.report.figures.probe_layers import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 from mechrefusal.statistics.choosing import BEST
@@ -144,11 +144,11 @@ def _estimates(table: pd.DataFrame, panels: Panels, title: str) -> list[Panel]:
 
 def _probes(table: pd.DataFrame, panels: Panels) -> list[Panel]:
     found = list(dict.fromkeys(table[["target", "position"]].itertuples(index=False, name=None)))
-    order = list(TARGETS)
+    order = list(words("probe_target"))
     found.sort(key=lambda key: order.index(key[0]) if key[0] in order else len(order))
     drawn = []
     for target, position in found:
-        title = TARGETS.get(target, wording.metric_name(target))
+        title = words("probe_target").get(target, wording.metric_name(target))
         draw = partial(figures.linear_probes, table, target=target, position=position)
         drawn.append(panels.add(draw, title=f"{title}, position {wording.whole(position)}"))
     return drawn

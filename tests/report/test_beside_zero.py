@@ -190,5 +190,5 @@ def test_pages_escape_what_the_tables_name(tmp_path):
     for found in (index, page):
         assert not [tag for tag, _ in found.elements if tag == "img"]
         labels = [attributes["aria-label"] for _, attributes in found.elements if "aria-label" in attributes]
-        assert "Where zero lies along the direction" in labels
+        assert "Where zero lies along the refusal direction" in labels
     assert read_run(folder).warm_up is None

@@ -10,7 +10,7 @@ from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import figures, wording
 from mechrefusal.report.figures.attribution import beyond_chance
-from mechrefusal.report.figures.heads_in_common import top_heads
+from mechrefusal.report.figures.heads import top_heads
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_attribution_difference_marks_what_passes_interval_and_floor(checkpoint)
     assert set(zip(dots.x, dots.y, strict=True)) == expected
     assert {(head, layer) for layer, head in CARRIERS} <= expected
     subtitle = figure.layout.title.subtitle.text
-    assert subtitle == f"{len(expected)} of {HEADS * LAYERS} heads: p < 0.05, adjusted for all"
+    assert subtitle == f"logits; {len(expected)} of {HEADS * LAYERS} heads: p < 0.05, adjusted for all"
 
 
 def test_a_component_is_marked_by_its_adjusted_p():

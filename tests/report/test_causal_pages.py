@@ -42,16 +42,16 @@ def test_every_figure_is_on_the_page(page, index):
     for title in ("Residual stream", "Attention output", "MLP output"):
         assert found.count(title) == 2  # denoising and noising
     for title in (
-        "Estimate against exact",
-        "Heads: harmful − harmless",
-        "The 15 that differ most",
-        "By part of the prompt",
-        "Logit lens",
-        "Refusal lost against its cost",
-        "The smallest set of heads",
-        "Heads, MLPs and paths",
-        "Of the score of harmful prompts",
-        "Of the harmful − harmless score",
+        "How good the fast estimate of a patch is",
+        "What each head writes on harmful more than on harmless prompts",
+        "The 15 heads and MLPs that tell harmful from harmless prompts",
+        "From which part of the prompt the top heads read refusal",
+        "At which layer the model decides to refuse",
+        "Refusal lost without each head or MLP, against what that costs",
+        "How few heads refusal needs",
+        "The circuit of refusal: heads, MLPs and the paths between them",
+        "Is the circuit enough, and is it needed: score of harmful prompts",
+        "Is the circuit enough, and is it needed: harmful − harmless score",
     ):
         assert title in found
     expected = ("Heads (what they read and carry), harmful prompts", "Layers, harmless prompts")
@@ -219,7 +219,7 @@ def test_an_old_run_has_a_report(tmp_path, small_run):
     found = titles(page)
     assert found.count("Residual stream") == 1
     assert "Attention output" not in found
-    assert "Heads: harmful − harmless" not in found
+    assert "What each head writes on harmful more than on harmless prompts" not in found
     assert "harmful − harmless" not in page.text.split("Onto the refusal logits")[1].split("Where the top heads")[0]
     assert "By patching (denoising)" in titles(index)
     assert "By knock-out" not in titles(index)

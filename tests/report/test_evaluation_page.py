@@ -63,14 +63,14 @@ def test_every_section_is_filled(shown):
     for title in (
         "Success against over-refusal on xstest",
         "Success against utility on alpaca",
-        "Any refusal: xstest, harmless prompts",
+        "Share refused: xstest, harmless prompts",
         "Attack success: harmbench, harmful prompts, by group",
         "Change of attack success: harmbench, harmful prompts",
-        "What interventions change: any refusal: xstest, harmful prompts",
-        "Loss of the base model's answers: alpaca",
-        "Success by attack step",
-        "Where gcg cases succeed",
-        "What becomes of gcg attacks",
+        "What interventions change: share refused: xstest, harmful prompts",
+        "How much less likely training made the base model's own answers: alpaca",
+        "How success of attacks grows with their steps",
+        "Where gcg attacks made against one checkpoint succeed",
+        "What becomes of gcg attacks: refused for the request, or for the suffix",
     ):
         assert title in drawn, title
     for tag, attributes in shown.elements:

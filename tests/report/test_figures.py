@@ -92,7 +92,7 @@ def test_rates_start_every_arm_at_the_base(run):
 
 def test_carrier_layers_show_what_is_missing(run):
     figure = figures.carrier_layers(run.together("carrier"), n_layers=LAYERS)
-    crosses = [trace for trace in figure.data if trace.marker.symbol == "x-thin"]
+    crosses = [trace for trace in figure.data if trace.marker.symbol == "x-thin-open"]
     assert len(crosses) == 2
     assert wording.for_plotly(NO_CARRIER) in crosses[0].text[0]
     assert figure.layout.yaxis.ticktext[0] == "none"

@@ -150,29 +150,29 @@ def test_the_index_shows_verdicts_and_certainty(small_run, index):
     assert "wins 71%" in index.text
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
     for title in (
-        "What ablation takes away",
-        "What putting it in reaches",
-        "Directions that are enough",
-        "Projection auc",
-        "Induce: refusal harmful and loss harmless",
+        "Refusal that a checkpoint's carrier takes away at another",
+        "Refusal of harmless prompts that a checkpoint's carrier causes at another",
+        "Directions that refusal takes, over training",
+        "Projection auc, over training",
+        "Induce carrier: refusal harmful and loss harmless, over training",
     ):
         assert title in titles
-    assert "Cosine" not in titles  # by layer: on the checkpoints' pages
+    assert "Cosine of the two directions, over training" not in titles  # by layer: on the checkpoints' pages
 
 
 def test_every_new_figure_is_on_the_page(page):
     titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
     for title in (
-        "How often a candidate wins",
-        "Bypass of subspaces",
-        "Ablate the direction",
-        "Put the direction in",
+        "How often each candidate is chosen when prompts are drawn again",
+        "How many directions refusal takes",
+        "What more and more of an intervention does: ablate carrier",
+        "What more and more of an intervention does: induce carrier",
         "Over-refusal overlap",
         "Harmfulness and refusal",
-        "Cosine by layer",
-        "Harmful or harmless",
-        "Harmful: refused or answered",
-        "Safe: refused or answered",
+        "Cosine of the two directions, by layer",
+        "Can a linear probe tell: Harmful or harmless",
+        "Can a linear probe tell: Harmful: refused or answered",
+        "Can a linear probe tell: Safe: refused or answered",
     ):
         assert title in titles
 
@@ -202,8 +202,8 @@ def test_a_run_without_these_tables_has_a_report(tmp_path, small_run):
     assert "wins" not in index.text.split("Behaviour")[0]
     assert "table directions has no value of zero_distance" in index.text
     titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
-    assert "Bypass" in titles
-    assert "How often a candidate wins" not in titles
+    assert "Candidate directions: refusal left on harmful prompts when ablated (bypass)" in titles
+    assert "How often each candidate is chosen when prompts are drawn again" not in titles
 
 
 @pytest.mark.usefixtures("no_bundles")

@@ -200,7 +200,7 @@ def test_the_matrix_is_source_by_target(transfer, method, judge):
         assert f"n = {row.n} cases{', 1 without a verdict' if judge == 'harm_1' else ''}" in hover
         assert ("its own cases" in hover) == (source == targets[at[1]])
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
-    assert figure.layout.title.text == f"Where {method} cases succeed"
+    assert figure.layout.title.text == f"Where {method} attacks made against one checkpoint succeed"
 
 
 def test_what_was_not_replayed_and_what_has_no_verdict(transfer):
@@ -241,7 +241,7 @@ def test_shares_of_every_checkpoint_are_stacked_to_one(control, judge):
         assert sum(values) == pytest.approx(1)
     assert f"judge: {judge}" in figure.layout.title.subtitle.text
     assert "n = 20 cases with a harmless twin" in figure.layout.title.subtitle.text
-    assert figure.layout.title.text == "What becomes of gcg attacks"
+    assert figure.layout.title.text == "What becomes of gcg attacks: refused for the request, or for the suffix"
 
 
 def test_a_checkpoint_without_a_verdict_has_no_bar(control):

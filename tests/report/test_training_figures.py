@@ -58,7 +58,7 @@ def test_a_loss_term_is_drawn_as_logged_and_as_a_running_mean(across):
     assert list(thin.y) == list(rows["value"])
     window = len(rows) // 20
     assert list(thick.y) == pytest.approx(centred_mean(list(rows["value"]), window))
-    assert figure.layout.title.subtitle.text == f"weight 0.5; thick: mean of {window} steps"
+    assert figure.layout.title.subtitle.text == f"nats a token; weight 0.5; thick: mean of {window} steps"
     assert figure.layout.title.text == "Away loss (affirmative target)"
 
 
@@ -161,7 +161,7 @@ def test_cases_are_counted_once(across):
         counted.append(len(seen))
     assert list(figure.data[0].y) == counted
     assert counted[-1] == POOL
-    assert figure.layout.title.subtitle.text == f"at the end: r2d2 {POOL}"
+    assert figure.layout.title.subtitle.text == f"cases; at the end: r2d2 {POOL}"
 
 
 @pytest.mark.parametrize("under_base", [True, False])
@@ -176,7 +176,7 @@ def test_probes_start_at_the_base_once(across, under_base):
         assert list(trace.y) == list(rows["value"])
         np.testing.assert_allclose(np.array(trace.y) - trace.error_y.arrayminus, rows["low"], atol=1e-12)
         np.testing.assert_allclose(np.array(trace.y) + trace.error_y.array, rows["high"], atol=1e-12)
-    assert figure.layout.title.subtitle.text == "judge: refusal-phrases; n = 16 probes"
+    assert figure.layout.title.subtitle.text == "share of probes; judge: refusal-phrases; n = 16 probes"
     assert list(named(figures.probes(table, set="attacked"))) == ["r2d2"]
 
 
@@ -250,7 +250,7 @@ def test_logged_has_units(across):
     rate = figures.logged(across["training"], value="learning_rate")
     rows = across["training"][across["training"]["arm"] == "r2d2"]
     assert [v for v in rate.data[0].y if v is not None] == list(rows["learning_rate"].dropna())
-    assert rate.layout.title.subtitle.text == ""  # nothing to smooth
+    assert rate.layout.title.subtitle.text == "learning rate"  # nothing to smooth
     assert figures.logged(across["training"], value="peak_mib").layout.yaxis.title.text == "MiB"
     with pytest.raises(MechrefusalError, match="no column 'nothing'"):
         figures.logged(across["training"], value="nothing")

@@ -42,7 +42,7 @@ def test_index_and_training_page_link_to_each_other(written):
     assert ("a", {"href": "index.html"}) in page.elements
     titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
     assert [title for title in titles if title.endswith("loss")] == ["Total loss"]
-    assert "Any refusal: attacked probes" in titles
+    assert "Share refused: attacked probes during training" in titles
 
 
 def test_every_figure_is_drawn(written):
@@ -54,14 +54,14 @@ def test_every_figure_is_drawn(written):
         "Away loss (affirmative target)",
         "Toward loss (refusal)",
         f"Loss term {OWN_TERM}",
-        "Attack loss of the drawn cases",
-        "What attack and training win from each other",
-        "Age of the refreshed cases",
-        "Cases refreshed at least once",
-        "Any refusal: harmful probes",
-        "Any refusal: attacked probes",
-        "Any refusal: harmless probes",
-        "Where the time of a step goes",
+        "What a refresh gains on the attack cases that training draws",
+        "What the attack gains and what training takes back",
+        "Age of the attack cases that are renewed",
+        "Attack cases renewed at least once",
+        "Share refused: harmful probes during training",
+        "Share refused: attacked probes during training",
+        "Share refused: harmless probes during training",
+        "Where the time of a training step goes",
         "Wall time of a step",
         "Gradient norm",
         "Learning rate",
@@ -147,7 +147,7 @@ def test_a_run_says_what_was_not_recorded(tmp_path):
         "Utility loss",
         "Away loss (affirmative target)",
         "Toward loss (refusal)",
-        "Attack loss of the drawn cases",
+        "What a refresh gains on the attack cases that training draws",
         "Wall time of a step",
     ]
     assert "no row of table 'training' has 'seconds' and one of seconds_refresh" in page.text

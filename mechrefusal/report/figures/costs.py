@@ -6,15 +6,11 @@ import plotly.graph_objects as go
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.style import Look
 
 PARTS = ("refresh", "forward", "backward", "optimizer", "other")
-_COLOURS = {
-    "refresh": "#E69F00",
-    "forward": "#56B4E9",
-    "backward": "#009E73",
-    "optimizer": "#CC79A7",
-    "other": "#b3b3b3",
-}
+_COLOURS = dict(zip(PARTS, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#b3b3b3"), strict=True))
 _NARROW = 0.05
 
 
@@ -37,47 +33,22 @@ def step_time(table: pd.DataFrame) -> go.Figure:
             "cannot draw where the time of a step goes: no row of table 'training' has 'seconds' and one of "
             f"{', '.join(f'seconds_{part}' for part in PARTS[:-1])}"
         )
-    figure, places = go.Figure(), list(range(len(costs)))[::-1]
+    costs, canvas = costs.assign(place=range(len(costs))), Canvas("step_time")
     for part in PARTS:
-        shares = costs[part].fillna(0.0)
-        texts = [
-            style.hover(
-                [
-                    f"<b>{wording.for_plotly(row['arm'])}: {part}</b>",
-                    f"{row[part]:.1%} of {wording.seconds(row['seconds_a_step'])} a step"
-                    if pd.notna(row[part])
-                    else "not recorded",
-                ]
-            )
-            for _, row in costs.iterrows()
-        ]
-        figure.add_trace(
-            go.Bar(
-                x=list(shares),
-                y=places,
-                orientation="h",
-                name=part,
-                marker={"color": _COLOURS[part]},
-                text=[f"{share:.0%}" if share >= _NARROW else "" for share in shares],
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                textfont={"color": "#1f2328"},
-                hovertext=texts,
-                hoverinfo="text",
-            )
-        )
-    names = [f"{wording.for_plotly(row['arm'])}<br>{_a_step(row)}" for _, row in costs.iterrows()]
-    figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, margin={"r": 32})
-    figure.update_xaxes(
-        title="share of wall time", range=[0, 1.001], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%"
-    )
-    figure.update_yaxes(tickvals=places, ticktext=names, ticklabelstandoff=4, showgrid=False, zeroline=False)
-    return style.finish(figure, title="Where the time of a step goes", height=170 + 60 * len(costs))
-
-
-def _a_step(row: pd.Series) -> str:
-    return f"{wording.seconds(row['seconds_a_step'])} a step" if row["steps_timed"] else "parts not recorded"
+        subset = costs.assign(part=part, share=costs[part].fillna(0.0), measured=costs[part])
+        written = [f"{share:.0%}" if share >= _NARROW else "" for share in subset["share"]]
+        inside: Look = {"textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "written": written}
+        look = inside | {"textfont": {"color": "#1f2328"}, "colour": _COLOURS[part], "ends": None}
+        canvas.bars(subset, "share", "place", part, **look)
+    canvas.figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, margin={"r": 32})
+    canvas.x(range=[0, 1.001], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
+    each = [
+        f"{wording.seconds(row.seconds_a_step)} a step" if row.steps_timed else "parts not recorded"
+        for row in costs.itertuples()
+    ]
+    names = [f"{wording.for_plotly(arm)}<br>{time}" for arm, time in zip(costs["arm"], each, strict=True)]
+    canvas.categories([""] * len(names), ticktext=names, ticklabelstandoff=4)
+    return canvas.finish(height=170 + 60 * len(costs))
 
 
 def _costs(arm: str, rows: pd.DataFrame) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Robustness against what it costs: attack success against over-refusal or utility, with where refusal lives."""
 
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,24 +9,19 @@ from plotly.colors import sample_colorscale
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style, suites
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.catalogue import word, words
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import BASE, SHARED
 
 SUCCESS = "attack_success"
 COSTS = {"refusal": "any_refusal", "answered": "answered"}
 """Metrics of what robustness costs on harmless prompts."""
-
 _CORNERS = {"refusal": "lower left", "answered": "lower right"}
-_BASE_SYMBOL = "star"
+_STAR, _GREY = "star", "#b9b9b9"
 _SCALE = sample_colorscale("Viridis", [0.18 + 0.074 * i for i in range(11)])
 """Cividis has a grey in its middle, which means something else here; the ends would vanish on a light or dark page."""
-
-
-class _Layer(NamedTuple):
-    """Layer that a marker's colour shows, what it is of (carrier, reference or none), and the hover's words."""
-
-    value: float
-    kind: str
-    words: str
+_NUMBERS = ("value", "low", "high", "n", "nulls")
 
 
 def frontier(
@@ -45,9 +40,7 @@ def frontier(
 ) -> go.Figure:
     """Attack success (y) against a cost on harmless prompts (x): all anchors and arms, with 95% intervals both ways.
 
-    One symbol an arm, its anchors joined in order from the base model (star) or the end of the shared warm-up, the
-    step beside each. Colour: layer of the carrier. Open: there is no carrier, the colour is that of the best candidate.
-    Grey: neither was found.
+    Colour: layer of the carrier. Open: there is no carrier, the colour is that of the best candidate. Grey: neither.
 
         figures.frontier(found.rates, carrier, harmful="harmbench", harmless="xstest", attack="gcg")
         figures.frontier(rates, carrier, harmful="evaluation_harmful", harmless="overrefusal")
@@ -68,216 +61,136 @@ def frontier(
     """
     if against not in COSTS:
         raise MechrefusalError(f"unknown cost '{against}' of a frontier: expected one of {', '.join(COSTS)}")
-    cost = _rates(rates, harmless, "harmless", COSTS[against], "none", judge)
-    own_judge = str(cost["judge"].iloc[0])
+    cost_of = {"suite": harmless, "side": "harmless", "metric": COSTS[against], "attack": "none"}
+    cost = _rates(rates, judge, kind="refusal", **cost_of)
+    first_judge = str(cost["judge"].iloc[0])
     if stress is None:
-        success = _rates(rates, harmful, "harmful", SUCCESS, attack, success_judge, preferred=own_judge)
+        success_of = {"suite": harmful, "side": "harmful", "metric": SUCCESS, "attack": attack}
+        success = _rates(rates, success_judge, first_judge, **success_of)
     else:
-        success = _last(stress, attack, success_judge, preferred=own_judge)
+        success = _last(stress, attack, success_judge, first_judge)
     points = success.merge(cost, on=["arm", "step"], suffixes=("_y", "_x"))
     if not len(points):
-        rates_of = [(SUCCESS, harmful), (COSTS[against], harmless)]
-        both = " and ".join(f"{wording.metric_name(name)} on '{wording.shortened(of)}'" for name, of in rates_of)
+        of = ((SUCCESS, harmful), (COSTS[against], harmless))
+        both = " and ".join(f"{wording.metric_name(name)} on '{wording.shortened(suite)}'" for name, suite in of)
         raise MechrefusalError(f"cannot draw the frontier: no checkpoint has both {both}")
-    left_out = len({*_keys(success), *_keys(cost)}) - len(points)
-    layers = _layers(carrier)
-    points["layer"] = [
-        layers.get(key, _Layer(float("nan"), "none", "no carrier was measured")) for key in _keys(points)
-    ]
-    names, figure = style.arms(points), go.Figure()
+    left_out = len(success.merge(cost, on=["arm", "step"], how="outer")) - len(points)
+    points = _with_layers(points, carrier)
+    names, canvas = style.arms(points), Canvas("frontier")
     for place, arm in enumerate(names):
-        _add_arm(figure, points, arm, names, "bottom" if place % 2 else "top")
-    if (points["arm"] == BASE).any():
-        _add_points(figure, points[points["arm"] == BASE], _BASE_SYMBOL, style.NEUTRAL, BASE, "top")
-    _legend(figure, points, names)
-    _axes(figure, points, n_layers)
+        colour, symbol = style.arm_style(arm, names)
+        joined = style.with_base(points, arm)
+        line: Look = {"mode": "lines", "colour": colour, "width": 1.6, "interval": "none", "hover": []}
+        canvas.line(joined, "value_x", "value_y", arm, **line)
+        canvas.figure.data[-1].update(legendgroup=arm, showlegend=False)
+        if arm != BASE:
+            _add_points(canvas, points[points["arm"] == arm], symbol, colour, arm, "bottom" if place % 2 else "top")
+    base = points[points["arm"] == BASE]
+    _add_points(canvas, base, _STAR, style.NEUTRAL, BASE, "top")
+    _add_legend(canvas, points, names)
+    known = points["layer"].dropna()
+    if len(known):
+        low, high = (0.0, float(n_layers - 1)) if n_layers else (float(known.min()), float(known.max()))
+        axis = {"cmin": low, "cmax": max(high, low + 1), "colorbar": {"title": {"text": "layer"}, "tickformat": "d"}}
+        canvas.figure.update_layout(coloraxis={"colorscale": _SCALE, **axis})
     pressed = "" if attack == "none" else f", {attack}"
-    asked = "" if stress is None else ", last step"
-    figure.update_xaxes(title=f"{wording.metric_name(COSTS[against])}<br>{_name(_set(harmless))}")
-    figure.update_yaxes(title=f"attack success<br>{_name(f'{_set(harmful)}{pressed}{asked}')}")
-    notes = [_judges(success, cost), f"best: {_CORNERS[against]}"]
-    notes += [f"{left_out} checkpoints have one of the rates only"] if left_out else []
-    return style.finish(
-        figure,
-        title=title or f"Attack success against {'over-refusal' if against == 'refusal' else 'utility'}",
-        subtitle="; ".join(notes),
-        height=480,
-    )
+    harmful_name = wording.token(wording.set_name(harmful), 30) + pressed + ("" if stress is None else ", last step")
+    cost_name, harmless_name = word("metric", COSTS[against]), wording.token(wording.set_name(harmless), 30)
+    shown, harmful_name = (wording.for_plotly(wording.shortened(name, 44)) for name in (harmless_name, harmful_name))
+    canvas.x(title=f"{cost_name}<br>{shown}", range=[-0.04, 1.04], zeroline=False)
+    canvas.y(title=f"attack success<br>{harmful_name}", range=[-0.04, 1.04], zeroline=False)
+    names = [wording.for_plotly(wording.shortened(rows["judge"].iloc[0])) for rows in (success, cost)]
+    judges = f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"
+    missing = f"{left_out} checkpoints have one of the rates only" if left_out else ""
+    best = f"best: {_CORNERS[against]}"
+    return canvas.finish(judges, best, missing, title=title or "", against=word("cost", against))
 
 
-def _rates(
-    table: pd.DataFrame,
-    name: str,
-    side: str,
-    metric: str,
-    attack: str,
-    judge: str | None,
-    *,
-    preferred: str | None = None,
-) -> pd.DataFrame:
-    """One row a checkpoint that has a value, of one judge."""
-    rows = suites.of(table, suite=name, side=side, attack=attack, intervention="none", by="all", metric=metric)
-    rows = rows if side == "harmful" else suites.of(rows, kind="refusal")
-    own = _one_a_checkpoint(rows, judge, preferred)
-    if own["value"].notna().any():
-        return own[own["value"].notna()]
-    words = wording.metric_name(metric)
+def _rates(table: pd.DataFrame, judge: str | None, preferred: str | None = None, **wanted: str) -> pd.DataFrame:
+    """One row a checkpoint that has a value, of one judge: rates with the wanted suite, side, metric and attack."""
+    rows = _one_a_checkpoint(suites.of(table, intervention="none", by="all", **wanted), judge, preferred)
+    if rows["value"].notna().any():
+        return rows[rows["value"].notna()]
+    metric, suite, attack = (wanted[name] for name in ("metric", "suite", "attack"))
     raise MechrefusalError(
-        f"cannot draw the frontier: no checkpoint has {words} on '{wording.shortened(name)}'"
+        f"cannot draw the frontier: no checkpoint has {wording.metric_name(metric)} on '{wording.shortened(suite)}'"
         + (f" under attack '{wording.shortened(attack)}'" if attack != "none" else "")
         + (f" by judge '{wording.shortened(judge)}'" if judge else "")
     )
 
 
-def _last(table: pd.DataFrame, method: str, judge: str | None, *, preferred: str | None) -> pd.DataFrame:
+def _last(table: pd.DataFrame, method: str, judge: str | None, preferred: str | None) -> pd.DataFrame:
     """Success at the last step of an attack that was made anew against each checkpoint."""
-    rows = suites.readable(suites.of(table, method=method), *suites.NUMBERS, "attack_step")
+    rows = suites.readable(suites.of(table, method=method), *_NUMBERS, "attack_step")
     rows = rows[rows["value"].notna() & rows["attack_step"].notna()].sort_values("attack_step", ascending=False)
-    rows = _one_a_checkpoint(rows, judge, preferred)
-    if not len(rows):
-        raise MechrefusalError(
-            f"cannot draw the frontier: table 'stress' has no value of '{wording.shortened(method)}'"
-        )
+    if not len(rows := _one_a_checkpoint(rows, judge, preferred)):
+        name = wording.shortened(method)
+        raise MechrefusalError(f"cannot draw the frontier: table 'stress' has no value of '{name}'")
     return rows
 
 
 def _one_a_checkpoint(rows: pd.DataFrame, judge: str | None, preferred: str | None) -> pd.DataFrame:
-    there = set(suites.texts(rows["judge"]))
-    chosen = judge if judge is not None else preferred if preferred in there else None
-    found = suites.readable(suites.of_judge(rows, chosen), *suites.NUMBERS).drop_duplicates(["arm", "step"])
-    return found[["arm", "step", "judge", *(name for name in suites.NUMBERS if name in found)]]
+    chosen = judge if judge is not None else preferred if preferred in set(suites.texts(rows["judge"])) else None
+    rows = suites.readable(suites.of_judge(rows, chosen), *_NUMBERS).drop_duplicates(["arm", "step"])
+    return rows[["arm", "step", "judge", *(name for name in _NUMBERS if name in rows)]]
 
 
-def _layers(table: pd.DataFrame | None) -> dict[tuple[str, int], _Layer]:
-    if table is None or not len(table):
-        return {}
-    numbers = ("layer", "layer_low", "layer_high", "reference_layer")
-    known = table.assign(**{name: table.get(name, float("nan")) for name in numbers})
-    return {(row["arm"], row["step"]): _layer(row) for _, row in suites.readable(known, *numbers).iterrows()}
+def _with_layers(points: pd.DataFrame, carrier: pd.DataFrame | None) -> pd.DataFrame:
+    """Points with the `layer` that colours them, its `kind` (carrier, reference or none) and what the hover says."""
+    columns = ["layer", "layer_low", "layer_high", "reference_layer"]
+    table = pd.DataFrame(columns=["arm", "step"]) if carrier is None else carrier
+    known = suites.readable(table.reindex(columns=["arm", "step", *columns]), *columns)
+    rows = points.merge(known, on=["arm", "step"], how="left", indicator="measured")
+    kind = pd.Series("none", rows.index).mask(rows["reference_layer"].notna(), "reference")
+    kind = kind.mask(rows["layer"].notna(), "carrier")
+    kind_words = kind.map(words("layer_of")).mask(rows["measured"] == "left_only", "no carrier was measured")
+    return rows.assign(layer=rows["layer"].fillna(rows["reference_layer"]), kind=kind, where=kind_words)
 
 
-def _layer(row: pd.Series) -> _Layer:
-    ends = [row["layer_low"], row["layer_high"]]
-    sure = "" if any(map(wording.is_missing, ends)) else f" (95%: {'–'.join(map(wording.whole, ends))})"
-    if not wording.is_missing(row["layer"]):
-        return _Layer(row["layer"], "carrier", f"carrier at layer {wording.whole(row['layer'])}{sure}")
-    if not wording.is_missing(row["reference_layer"]):
-        where = wording.whole(row["reference_layer"])
-        return _Layer(row["reference_layer"], "reference", f"no carrier; best candidate at layer {where}{sure}")
-    return _Layer(float("nan"), "none", "no carrier and no candidate")
-
-
-def _add_arm(figure: go.Figure, points: pd.DataFrame, arm: str, names: list[str], place: str) -> None:
-    colour, symbol = style.arm_style(arm, names)
-    joined = style.with_base(points, arm)
-    line = {"color": colour, "width": 1.6}
-    look = {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False, "legendgroup": arm}
-    figure.add_trace(go.Scatter(x=style.numbers(joined["value_x"]), y=style.numbers(joined["value_y"]), **look))
-    if arm != BASE:
-        _add_points(figure, points[points["arm"] == arm], symbol, colour, arm, place)
-
-
-def _add_points(figure: go.Figure, points: pd.DataFrame, symbol: str, colour: str, arm: str, place: str) -> None:
+def _add_points(canvas: Canvas, points: pd.DataFrame, symbol: str, colour: str, arm: str, place: str) -> None:
     """Markers of one arm with bars both ways: filled, open and grey ones are three traces, as each has its colours."""
-    size = 15 if symbol == _BASE_SYMBOL else 13
-    for kind in ("carrier", "reference", "none"):
-        own = points[[layer.kind == kind for layer in points["layer"]]]
-        if not len(own):
+    size, bars = 15 if symbol == _STAR else 13, {"color": style.translucent(colour, 0.55), "thickness": 1.2, "width": 2}
+    looks: dict[str, dict[str, Any]] = {
+        "carrier": {"symbol": symbol, "line": {"width": 1.6, "color": colour}},
+        "reference": {"symbol": f"{symbol}-open", "line": {"width": 3}},
+        "none": {"symbol": symbol, "line": {"width": 1.6, "color": colour}, "color": _GREY},
+    }
+    for kind, look in looks.items():
+        subset = points[points["kind"] == kind]
+        if not len(subset):
             continue
-        marker: dict = {"symbol": symbol, "size": size, "line": {"width": 1.6, "color": colour}}
-        if kind == "none":
-            marker["color"] = "#b9b9b9"
-        else:
-            marker |= {"color": [layer.value for layer in own["layer"]], "coloraxis": "coloraxis"}
-        if kind == "reference":
-            marker |= {"symbol": f"{symbol}-open", "line": {"width": 3}}
-        bars = {"color": _translucent(colour), "thickness": 1.2, "width": 2}
+        coloured = {} if kind == "none" else {"color": list(subset["layer"]), "coloraxis": "coloraxis"}
         trace = go.Scatter(
-            x=style.numbers(own["value_x"]),
-            y=style.numbers(own["value_y"]),
-            error_x=style.error_bars(own, "value_x", "low_x", "high_x", **bars),
-            error_y=style.error_bars(own, "value_y", "low_y", "high_y", **bars),
+            x=style.numbers(subset["value_x"]),
+            y=style.numbers(subset["value_y"]),
+            error_x=style.error_bars(subset, "value_x", "low_x", "high_x", **bars),
+            error_y=style.error_bars(subset, "value_y", "low_y", "high_y", **bars),
             mode="markers+text",
-            text=[arm if arm in SHARED else str(step) for step in own["step"]],
-            textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in own["value_x"]],
+            text=[arm if arm in SHARED else str(step) for step in subset["step"]],
+            textposition=[f"{place} {'left' if x > 0.6 else 'right'}" for x in subset["value_x"]],
             textfont={"size": 11},
-            marker=marker,
-            hovertext=[_hover(row) for _, row in own.iterrows()],
+            marker={"size": size} | look | coloured,
+            hovertext=canvas.hovers(subset),
             hoverinfo="text",
             legendgroup=arm,
             showlegend=False,
             cliponaxis=False,
         )
-        figure.add_trace(trace)
+        canvas.add(trace)
 
 
-def _legend(figure: go.Figure, points: pd.DataFrame, names: list[str]) -> None:
+def _add_legend(canvas: Canvas, points: pd.DataFrame, names: list[str]) -> None:
     """Entries without points: the colours of markers are layers, those of arms are their lines."""
-    kinds = {layer.kind for layer in points["layer"]}
     entries = [
         (wording.for_plotly(wording.shortened(arm, 24)), arm, *style.arm_style(arm, names), "lines+markers")
         for arm in names
         if arm != BASE
     ]
-    entries += [(BASE, BASE, style.NEUTRAL, _BASE_SYMBOL, "markers")] if (points["arm"] == BASE).any() else []
-    entries += (
-        [("open: best candidate", "open", style.NEUTRAL, "circle-open", "markers")] if "reference" in kinds else []
-    )
-    entries += [("grey: no layer", "grey", "#b9b9b9", "circle", "markers")] if "none" in kinds else []
+    entries += [(BASE, BASE, style.NEUTRAL, _STAR, "markers")] if (points["arm"] == BASE).any() else []
+    kinds = set(points["kind"])
+    entries += [("open: best candidate", "", style.NEUTRAL, "circle-open", "markers")] if "reference" in kinds else []
+    entries += [("grey: no layer", "", _GREY, "circle", "markers")] if "none" in kinds else []
     for name, group, colour, symbol, mode in entries:
         marker = {"color": colour, "symbol": symbol, "size": 9}
-        shown = {"mode": mode, "line": {"color": colour}, "marker": marker, "legendgroup": group, "showlegend": True}
-        figure.add_trace(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", **shown))
-
-
-def _axes(figure: go.Figure, points: pd.DataFrame, n_layers: int | None) -> None:
-    found = [layer.value for layer in points["layer"] if not wording.is_missing(layer.value)]
-    if found:
-        low, high = (0.0, float(n_layers - 1)) if n_layers else (min(found), max(found))
-        bar = {"title": {"text": "layer"}, "tickformat": "d"}
-        axis = {"colorscale": _SCALE, "cmin": low, "cmax": high if high > low else low + 1, "colorbar": bar}
-        figure.update_layout(coloraxis=axis)
-    figure.update_xaxes(range=[-0.04, 1.04], zeroline=False)
-    figure.update_yaxes(range=[-0.04, 1.04], zeroline=False)
-    figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, showlegend=True)
-
-
-def _hover(row: pd.Series) -> str:
-    nulls = [
-        f", {wording.whole(row[k])} nulls" if not wording.is_missing(row.get(k)) and row[k] else "" for k in _NULLS
-    ]
-    return style.hover(
-        [
-            f"<b>{suites.checkpoint_label(row['arm'], row['step'], 40)}</b>",
-            f"attack success {wording.number(row['value_y'], 3)}{style.interval(row, 'low_y', 'high_y')}, "
-            f"n = {wording.whole(row['n_y'])}{nulls[0]}",
-            f"harmless prompts {wording.number(row['value_x'], 3)}{style.interval(row, 'low_x', 'high_x')}, "
-            f"n = {wording.whole(row['n_x'])}{nulls[1]}",
-            row["layer"].words,
-        ]
-    )
-
-
-_NULLS = ("nulls_y", "nulls_x")
-
-
-def _keys(rows: pd.DataFrame) -> list[tuple[str, int]]:
-    return list(zip(rows["arm"], rows["step"], strict=True))
-
-
-def _set(name: str) -> str:
-    return wording.token(wording.set_name(name), 30)
-
-
-def _name(text: str) -> str:
-    return wording.for_plotly(wording.shortened(text, 44))
-
-
-def _judges(success: pd.DataFrame, cost: pd.DataFrame) -> str:
-    names = [wording.for_plotly(wording.shortened(rows["judge"].iloc[0])) for rows in (success, cost)]
-    return f"judge: {names[0]}" if names[0] == names[1] else f"judge of success: {names[0]}, of refusal: {names[1]}"
-
-
-def _translucent(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.55)"
+        look: Look = {"mode": mode, "line": {"color": colour}, "marker": marker, "legendgroup": group or name}
+        canvas.add(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", showlegend=True, **look))

@@ -1,22 +1,21 @@
-"""Adaptive stress tests: how success grows with the steps of an attack, and whose attacks succeed where."""
+"""Adaptive stress tests: success by attack step, whose attacks succeed where, and why attacks fail."""
 
 import math
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import heatmaps, style
-from mechrefusal.report.order import checkpoint_order
+from mechrefusal.report.figures import axes, style, suites
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.catalogue import word
+from mechrefusal.report.figures.style import Look
 
-_COLUMNS = 2
 _FEW = 8
 """Up to so many steps of an attack stand on a linear axis; more of them on a logarithmic one that has room for 0."""
 _UNATTACKED = "none"
 """Arm and method of the behaviours without an attack, as in table `stress_transfer`."""
+_OUTCOMES = {"robust": "#0072B2", "refuses_suffix": "#E69F00", "attack_success": "#D55E00", "rest": style.NEUTRAL}
 
 Key = tuple[str, int]
 
@@ -24,166 +23,100 @@ Key = tuple[str, int]
 def stress_curves(table: pd.DataFrame, *, judge: str | None = None) -> go.Figure:
     """Success by attack step with 95% Wilson bands (table `stress`): a line a checkpoint, a panel a method.
 
-    The cases were made anew against each checkpoint. A case's success at a step is that of its best prompt by then,
-    so a line may fall. Colour is the arm; dashes and lighter lines tell its checkpoints apart. An attack of more than 8
-    steps has a logarithmic axis.
+    A case's success at a step is that of its best prompt by then, so a line may fall. Dashes and lighter lines tell an
+    arm's checkpoints apart. An attack of more than 8 steps has a logarithmic axis.
 
     Args:
         judge: the judge of the answers; by default the first by name.
     """
-    rows = _of_judge(style.drawable(table, "value", "success by attack step"), judge)
-    rows = style.drawable(rows, "value", f"success by attack step of judge '{judge}'")
-    methods, keys = list(dict.fromkeys(rows["method"])), _checkpoints(rows, "")
-    columns = min(_COLUMNS, len(methods))
-    lines = math.ceil(len(methods) / columns)
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        subplot_titles=[wording.for_plotly(method) for method in methods],
-        horizontal_spacing=0.09,
-        vertical_spacing=0.32 / lines,
-    )
-    shown: set[Key] = set()
-    for place, method in enumerate(methods):
-        at = {"row": place // columns + 1, "col": place % columns + 1}
+    what = "success by attack step"
+    rows = style.drawable(_of_judge(style.drawable(table, "value", what), judge), "value", f"{what} of judge '{judge}'")
+    methods, keys = list(dict.fromkeys(rows["method"])), axes.checkpoints(rows).order
+    canvas = Canvas("stress_curves", methods, columns=2, panel_height=230)
+    for panel, method in enumerate(methods):
         of_method = rows[rows["method"] == method]
         steps = sorted({int(step) for step in of_method["attack_step"]})
         logarithmic = steps[-1] > _FEW
+        places = {step: math.log2(1 + step) if logarithmic else float(step) for step in steps}
+        of_method = of_method.assign(x=of_method["attack_step"].map(places))
         for key in keys:
-            own = of_method[_is(of_method, "", key)].sort_values("attack_step", kind="stable")
-            if not own["value"].notna().any():
-                continue
-            own = own.assign(x=[_place(step, logarithmic=logarithmic) for step in own["attack_step"]])
-            _add_line(figure, own, key, keys, at, legend=key not in shown)
-            shown.add(key)
-        title = "attack step, logarithmic" if logarithmic else "attack step"
-        ticks = [_place(step, logarithmic=logarithmic) for step in steps]
-        figure.update_xaxes(title=title, tickvals=ticks, ticktext=[str(step) for step in steps], **at)
-        figure.update_yaxes(title="success" if at["col"] == 1 else None, range=[-0.03, 1.03], **at)
-    figure.update_layout(showlegend=True, legend={"y": -0.26 / lines, "yanchor": "top"})
-    subtitle = "; ".join(part for part in (_judged(rows), wording.counts(rows["n"], "cases")) if part)
-    return style.finish(figure, title="Success by attack step", subtitle=subtitle, height=130 + 290 * lines)
+            subset = of_method[(of_method["arm"] == key[0]) & (of_method["step"] == key[1])]
+            look = style.checkpoint_style(key, keys) | {"size": 7, "panel": panel}
+            canvas.line(subset.sort_values("x", kind="stable"), "x", "value", axes.checkpoint_label(key), **look)
+        title = f"{canvas.entry.x}{', logarithmic' if logarithmic else ''}"
+        canvas.x(panel, title=title, tickvals=list(places.values()), ticktext=[str(step) for step in steps])
+    canvas.y(range=list(suites.LIMITS))
+    return canvas.finish(suites.judged(rows), wording.counts(rows["n"], "cases"))
 
 
 def stress_matrix(table: pd.DataFrame, *, method: str | None = None, judge: str | None = None) -> go.Figure:
-    """Heatmap of the success of replayed attack cases (table `stress_transfer`): x = target, y = source.
+    """Map of the success of replayed attack cases (table `stress_transfer`): x = target, y = source.
 
-    A cell holds the success rate at the target of the cases that were made against the source, and their n. Where the
-    two are the same checkpoint it is the attack's own success. The first row is the behaviours without an attack.
+    A cell holds the success rate at the target of the cases that were made against the source, and their n. The first
+    row is the behaviours without an attack.
 
     Args:
         method: the attack; by default the first of the table.
         judge: the judge of the answers; by default the first by name.
     """
     rows = _of_judge(style.drawable(table, "value", "the transfer of attack cases"), judge)
-    named = rows["method"]
     if method is None:
-        method = next((one for one in named if one != _UNATTACKED), _UNATTACKED)
-    unattacked = (rows["arm_source"] == _UNATTACKED) & (named == _UNATTACKED)
-    rows = style.drawable(rows[(named == method) | unattacked], "value", f"the transfer of '{method}' cases")
-    sources, targets = _checkpoints(rows, "_source"), _checkpoints(rows, "_target")
-    values = np.full((len(sources), len(targets)), np.nan)
-    written = [["" for _ in targets] for _ in sources]
-    texts = [["not measured" for _ in targets] for _ in sources]
-    for _, row in rows.iterrows():
-        i, j = sources.index(_key(row, "_source")), targets.index(_key(row, "_target"))
-        values[i, j], texts[i][j] = row["value"], _cell(row)
-        written[i][j] = f"{wording.rate(row['value'])}<br>n {wording.whole(row['n'])}"
-    figure = heatmaps.written_grid(values, written, texts, title="success", textfont={"size": 11})
-    look = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(
-        title="replayed at (target)", tickvals=list(range(len(targets))), ticktext=[_label(key) for key in targets]
+        method = next((name for name in rows["method"] if name != _UNATTACKED), _UNATTACKED)
+    unattacked = (rows["arm_source"] == _UNATTACKED) & (rows["method"] == _UNATTACKED)
+    rows = style.drawable(rows[(rows["method"] == method) | unattacked], "value", f"the transfer of '{method}' cases")
+    down, across = axes.checkpoints(rows, "_source"), axes.checkpoints(rows, "_target")
+    whose = [" (its own cases)" if a == b else "" for a, b in zip(down.keys, across.keys, strict=True)]
+    rows = rows.assign(source=[axes.checkpoint_label(key) for key in down.keys], own=whose)
+    canvas = Canvas("stress_matrix")
+    canvas.matrix(rows, "value", down, across, written="{value:rate}<br>n {n:whole}", textfont={"size": 11})
+    canvas.colours("success", most=1)
+    height = int(min(900, 220 + 42 * len(down.order)))
+    return canvas.finish(suites.judged(rows), method=wording.shortened(method, 24), height=height)
+
+
+def stress_shares(table: pd.DataFrame, *, method: str | None = None, judge: str | None = None) -> go.Figure:
+    """What becomes of attacks at each checkpoint, as stacked bars (table `stress_control`).
+
+    The attack succeeds; or it fails and the harmless twin of its request, with the same suffix, is answered (robust) or
+    refused (the checkpoint refuses the suffix). What is missing to 1 are degenerate answers to the twin.
+
+    Args:
+        method: the attack; by default the first of the table.
+        judge: of the attack's success; by default the first by name.
+    """
+    what = "what becomes of attacks"
+    rows = suites.readable(style.drawable(table, "value", what), *suites.NUMBERS)
+    rows = suites.of(rows, method=method if method is not None else suites.texts(rows["method"]).iloc[0])
+    shares = suites.of_judge(rows[rows["metric"].isin(list(_OUTCOMES))], judge)
+    shares = style.drawable(shares, "value", f"{what} of judge '{wording.shortened(judge, 40)}'" if judge else what)
+    keys = axes.checkpoints(shares).order
+    every = pd.DataFrame(keys, columns=["arm", "step"]).assign(
+        place=range(len(keys)), label=[axes.checkpoint_label(key, 40) for key in keys]
     )
-    figure.update_xaxes(tickangle=-90 if len(targets) > 3 else 0, **look)
-    figure.update_yaxes(
-        title="made against (source)",
-        tickvals=list(range(len(sources))),
-        ticktext=[_label(key) for key in sources],
-        range=[len(sources) - 0.5, -0.5],
-        **look,
-    )
-    title = f"Where {wording.for_plotly(wording.shortened(method, 24))} cases succeed"
-    return style.finish(figure, title=title, subtitle=_judged(rows), height=int(min(900, 220 + 42 * len(sources))))
-
-
-def _add_line(
-    figure: go.Figure, own: pd.DataFrame, key: Key, keys: list[Key], at: dict[str, int], *, legend: bool
-) -> None:
-    arms = style.arms(pd.DataFrame({"arm": [arm for arm, _ in keys]}))
-    colour, symbol = style.arm_style(key[0], arms)
-    of_arm = [step for arm, step in keys if arm == key[0]]
-    rank = len(of_arm) - 1 - of_arm.index(key[1])  # the last checkpoint of an arm is solid
-    look: dict[str, Any] = {"legendgroup": _label(key), "opacity": max(0.45, 1 - 0.18 * rank)}
-    area = style.between(own[own["value"].notna()], "x", "low", "high", colour, **look)
-    if area is not None:
-        figure.add_trace(area, **at)
-    line = go.Scatter(
-        x=list(own["x"]),
-        y=style.numbers(own["value"]),
-        error_y=style.error_bars(own, "value") if area is None else None,
-        mode="lines+markers",
-        name=_label(key),
-        showlegend=legend,
-        line={"color": colour, "width": 2, "dash": style.DASHES[rank % len(style.DASHES)]},
-        marker={"color": colour, "symbol": symbol, "size": 7},
-        text=[_point(row, key) for _, row in own.iterrows()],
-        hoverinfo="text",
-        **look,
-    )
-    figure.add_trace(line, **at)
-
-
-def _point(row: pd.Series, key: Key) -> str:
-    return style.hover(
-        [
-            f"<b>{_label(key)}, attack step {wording.whole(row['attack_step'])}</b>",
-            *_rate(row),
-            f"target loss {wording.number(row['loss'], 3)} nats a token",
-            f"{wording.grouped(row['forward_tokens'])} tokens run forward a case",
-        ]
-    )
-
-
-def _cell(row: pd.Series) -> str:
-    source, target = _key(row, "_source"), _key(row, "_target")
-    own = " (its own cases)" if source == target else ""
-    return style.hover([f"<b>{_label(source)} → {_label(target)}</b>{own}", *_rate(row)])
-
-
-def _rate(row: pd.Series) -> list[str]:
-    nulls = f", {wording.whole(row['nulls'])} without a verdict" if row["nulls"] else ""
-    return [f"success {wording.rate(row['value'])}{style.interval(row)}", f"n = {wording.whole(row['n'])} cases{nulls}"]
-
-
-def _place(step: float, *, logarithmic: bool) -> float:
-    return math.log2(1 + float(step)) if logarithmic else float(step)
+    twins = rows[(rows["metric"] == "refused") & (rows["judge"] == shares["twin_judge"].iloc[0])]
+    for name, suffix in (("alone", "none"), ("behind", "attacked")):
+        refused = twins.loc[twins["suffix"] == suffix, ["arm", "step", "value"]].drop_duplicates(["arm", "step"])
+        every = every.merge(refused.rename(columns={"value": name}), on=["arm", "step"], how="left")
+    canvas, left = Canvas("stress_shares"), pd.Series(1.0, every.index)
+    for metric, colour in _OUTCOMES.items():
+        subset = shares[shares["metric"] == metric].drop_duplicates(["arm", "step"])
+        subset = every.merge(subset, on=["arm", "step"], how="left")
+        if metric == "rest":
+            subset = every[["place", "label"]].assign(value=left.where(left > 1e-9))
+            if subset["value"].isna().all():
+                continue
+        left = left - subset["value"]
+        written = ["" if not value >= 0.06 else wording.rate(value) for value in subset["value"]]
+        look: Look = {"written": written, "textposition": "inside", "insidetextanchor": "middle"}
+        subset, name = subset.assign(outcome=word("outcome", metric)), word("outcome", metric)
+        canvas.bars(subset, "value", "place", name, colour=colour, ends=None, **look)
+    canvas.x(range=[0, 1], zeroline=False)
+    canvas.categories([axes.checkpoint_label(key) for key in keys])
+    canvas.figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})
+    attack, n = wording.shortened(rows["method"].iloc[0], 24), wording.counts(shares["n"], "cases with a harmless twin")
+    return canvas.finish(suites.judged(shares), n, method=attack, height=230 + 34 * len(keys))
 
 
 def _of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """Rows of one judge, by default the first by name: rates of different judges are not mixed."""
-    named = rows["judge"]
-    return rows[named == (judge if judge is not None else min(named))]
-
-
-def _judged(rows: pd.DataFrame) -> str:
-    return f"judge: {wording.for_plotly(rows['judge'].iloc[0])}"
-
-
-def _key(row: pd.Series, side: str) -> Key:
-    return str(row[f"arm{side}"]), int(row[f"step{side}"])
-
-
-def _is(rows: pd.DataFrame, side: str, key: Key) -> pd.Series:
-    return (rows[f"arm{side}"] == key[0]) & (rows[f"step{side}"].astype(int) == key[1])
-
-
-def _checkpoints(rows: pd.DataFrame, side: str) -> list[Key]:
-    """The checkpoints of a side: no attack first, then base, warm-up, and arm by arm."""
-    found = {_key(row, side) for _, row in rows.iterrows()}
-    return sorted(found, key=lambda key: (key[1] >= 0, *checkpoint_order(key)))
-
-
-def _label(key: Key) -> str:
-    if key[1] < 0:
-        return "no attack"
-    return wording.for_plotly(f"{wording.shortened(key[0], 16)} {key[1]}")
+    return rows[rows["judge"] == (judge if judge is not None else min(rows["judge"]))]

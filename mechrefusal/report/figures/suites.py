@@ -1,15 +1,21 @@
-"""Rates of suites and probes over optimiser steps and by category, and what training did to the base's answers."""
+"""Rates of suites and probes over optimiser steps and by category, and what changed on the same prompts."""
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.report import wording
-from mechrefusal.report.figures import heatmaps, lines, style
+from mechrefusal.report.figures import axes, style
+from mechrefusal.report.figures.behaviour import arms_over_steps
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.catalogue import checkpoint_name, word, words
+from mechrefusal.report.figures.style import Look
 from mechrefusal.report.order import checkpoint_order
 
 NUMBERS = ("value", "low", "high", "n", "nulls")
-_LIMITS = (-0.03, 1.03)
+PAIRS = ("checkpoints", "interventions")
+LIMITS = (-0.03, 1.03)
 _LONGEST = 40
 
 
@@ -24,10 +30,10 @@ def of(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame, *numbers: str, arm: str = "arm", step: str = "step") -> pd.DataFrame:
     """`table` with float `numbers`, arms as text, whole steps; rows without a step have no place and are left out."""
-    known = {name: floats(table[name]) for name in (*numbers, step) if name in table}
-    found = table.assign(**known, **{arm: texts(table[arm])})
-    found = found[found[step].notna()]
-    return found.assign(**{step: found[step].astype(int)})
+    known: Look = {name: floats(table[name]) for name in (*numbers, step) if name in table}
+    table = table.assign(**known, **{arm: texts(table[arm])})
+    table = table[table[step].notna()]
+    return table.assign(**{step: table[step].astype(int)})
 
 
 def texts(values: pd.Series) -> pd.Series:
@@ -45,9 +51,9 @@ def of_judge(rows: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     return of(rows, judge=judge if judge is not None else min(texts(rows["judge"]), default=""))
 
 
-def checkpoint_label(arm: str, step: float, limit: int = 16) -> str:
-    """`sft 50`, safe for plotly."""
-    return wording.for_plotly(f"{wording.shortened(arm, limit)} {wording.whole(step)}")
+def judged(rows: pd.DataFrame) -> str:
+    """`judge: refusal-rules`, safe for plotly."""
+    return f"judge: {wording.for_plotly(wording.shortened(rows['judge'].iloc[0]))}" if len(rows) else ""
 
 
 def rates(
@@ -61,50 +67,34 @@ def rates(
 ) -> go.Figure:
     """One rate of a suite over optimiser steps (table `rates`): one line an arm, dashed under interventions.
 
-    Bands are 95% intervals; lines under interventions, and of one checkpoint, have bars instead.
-
     Args:
         suite, metric, attack: values of the columns of these names.
         side: of a suite that has both; by default the harmful one where there is one.
         judge: by default the first by name.
     """
-    side = side or _side(table, suite)
+    side = side or min(texts(of(table, suite=suite)["side"]), default="harmful")
     rows = of_judge(of(table, suite=suite, side=side, metric=metric, attack=attack, by="all"), judge)
     what = f"{wording.metric_name(metric)} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(rows, *NUMBERS), "value", what)
-    names, figure = style.arms(rows), go.Figure()
+    canvas = Canvas("rates")
+    add_rates(canvas, rows)
+    canvas.y(title=word("metric", metric), range=list(LIMITS))
+    return canvas.finish(judged(rows), wording.counts(rows["n"]), title=_title(metric, suite, side, attack))
+
+
+def add_rates(canvas: Canvas, rows: pd.DataFrame, *, panel: int = 0) -> None:
+    """Draw one rate over steps into a panel: a line an arm, dashed under interventions."""
     interventions = sorted(set(texts(rows["intervention"])), key=lambda name: (name != "none", name))
-    for place, arm in enumerate(names):
-        colour, symbol = style.arm_style(arm, names)
-        shift = lines.beside(rows, place, len(names))
+    for arm, subset, look in style.each_arm(rows):
         for number, intervention in enumerate(interventions):
-            own = style.with_base(of(rows, intervention=intervention), arm)
-            if not own["value"].notna().any():
-                continue
-            own = own.assign(at=own["step"] + shift)
-            area = style.between(own, "at", "low", "high", colour) if intervention == "none" else None
-            if area is not None:
-                figure.add_trace(area)
-            under = "" if intervention == "none" else f": {wording.shortened(intervention, 24)}"
-            trace = go.Scatter(
-                x=list(own["at"]),
-                y=style.numbers(own["value"]),
-                error_y=None if area is not None else style.error_bars(own, "value"),
-                mode="lines+markers",
-                name=wording.for_plotly(f"{wording.shortened(arm, 24)}{under}"),
-                line={"color": colour, "width": 2, "dash": style.DASHES[number % len(style.DASHES)]},
-                marker={"color": colour, "symbol": symbol if not number else f"{symbol}-open", "size": 8},
-                text=[_rate_hover(row) for _, row in own.iterrows()],
-                hoverinfo="text",
-            )
-            figure.add_trace(trace)
-    lines.step_axes(figure, rows, wording.metric_name(metric), _LIMITS)
-    figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, showlegend=True)
-    return style.finish(figure, title=title(metric, suite, side, attack), subtitle=_extent(rows), height=370)
-
-
-def _side(table: pd.DataFrame, suite: str) -> str:
-    return min(texts(of(table, suite=suite)["side"]), default="harmful")  # "harmful" comes before "harmless"
+            under = "" if intervention == "none" else wording.shortened(intervention, 24)
+            name = wording.shortened(arm, 24) + (f": {under}" if under else "")
+            dashed: Look = {"dash": style.DASHES[number % len(style.DASHES)], "size": 8, "panel": panel}
+            if under:
+                dashed |= {"symbol": f"{look['symbol']}-open", "interval": "bars"}
+            of_intervention = of(subset, intervention=intervention).assign(under=under)
+            canvas.line(of_intervention, "step", "value", name, **look | dashed)
+    canvas.steps(rows["step"], panel)
 
 
 def suite_categories(
@@ -118,9 +108,7 @@ def suite_categories(
     intervention: str = "none",
     by: str = "category",
 ) -> go.Figure:
-    """Heatmap of a rate by category of the prompts: x = checkpoint, y = category (table `rates`).
-
-    The hover has n and the 95% interval: categories are small.
+    """Map of a rate by category of the prompts: x = checkpoint, y = category (table `rates`).
 
     Args:
         by: `category` (XSTest's type, HarmBench's semantic category) or `group` (HarmBench's functional category).
@@ -128,42 +116,22 @@ def suite_categories(
     chosen = of(table, suite=suite, side=side, metric=metric, attack=attack, intervention=intervention, by=by)
     what = f"{wording.metric_name(metric)} by {by} on '{wording.shortened(suite, _LONGEST)}'"
     rows = style.drawable(readable(of_judge(chosen, judge), *NUMBERS), "value", what)
-    columns = sorted(dict.fromkeys(zip(rows["arm"], rows["step"], strict=True)), key=checkpoint_order)
-    rows = rows.assign(of=texts(rows["of"]))
-    kinds = list(dict.fromkeys(rows["of"]))
-    values = np.full((len(kinds), len(columns)), np.nan)
-    hovers = [["not measured" for _ in columns] for _ in kinds]
-    for _, row in rows.iterrows():
-        i, j = kinds.index(row["of"]), columns.index((row["arm"], row["step"]))
-        values[i, j] = row["value"]
-        hovers[i][j] = style.hover([f"<b>{wording.for_plotly(wording.shortened(row['of']))}</b>", _rate_hover(row)])
-    written = [["" if np.isnan(value) else wording.rate(value) for value in line] for line in values]
-    figure = heatmaps.written_grid(values, written, hovers, title="rate")
-    shown = {"showgrid": False, "zeroline": False}
-    labels = [checkpoint_label(*key, limit=12) for key in columns]
-    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=labels, tickangle=-90, **shown)
-    named = [wording.for_plotly(wording.token(wording.metric_name(kind), 26)) for kind in kinds]
-    figure.update_yaxes(tickvals=list(range(len(kinds))), ticktext=named, range=[len(kinds) - 0.5, -0.5], **shown)
-    return style.finish(
-        figure,
-        title=f"{title(metric, suite, side, attack)}, by {wording.metric_name(by)}",
-        subtitle=_extent(rows),
-        height=210 + 24 * len(kinds),
-    )
+    rows = rows.assign(category=[wording.shortened(name) for name in texts(rows["of"])])
+    down = axes.named(texts(rows["of"]), lambda name: wording.token(wording.metric_name(name), 26))
+    canvas = Canvas("suite_categories")
+    canvas.matrix(rows, "value", down, axes.checkpoints(rows, limit=12), written="{?{value:rate}?}")
+    canvas.colours("rate", most=1)
+    title = f"{_title(metric, suite, side, attack)}, by {wording.metric_name(by)}"
+    return canvas.finish(judged(rows), wording.counts(rows["n"]), title=title, height=210 + 24 * len(down.order))
 
 
 def answer_losses(table: pd.DataFrame, *, suite: str) -> go.Figure:
-    """What training did to the base model's own answers: cross-entropy relative to the base (table `answer_losses`).
-
-    Nats a token, paired by prompt, with 95% intervals; above zero the checkpoint finds those answers less likely.
-    """
+    """Cross-entropy of the base model's own answers, relative to the base, nats a token (table `answer_losses`)."""
+    name = wording.shortened(suite, _LONGEST)
     rows = readable(of(table, suite=suite), "loss", "difference", "low", "high", "n")
-    name = wording.for_plotly(wording.shortened(suite, _LONGEST))
-    figure = lines.trajectory(
-        rows, value="difference", title=f"Loss of the base model's answers: {name}", unit="nats a token above the base"
-    )
-    figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
-    return figure
+    rows = style.drawable(rows, "difference", f"the loss of the base model's answers on '{name}'")
+    figure = arms_over_steps("answer_losses", rows, "difference", suite=name)
+    return figure.add_hline(y=0, line={"width": 1, "color": style.AXIS})
 
 
 def probes(
@@ -176,37 +144,86 @@ def probes(
         judge: the rule that judged; by default the first by name.
     """
     rows = of_judge(of(table, set=set, metric=metric), judge)
-    name = f"{wording.metric_name(metric).capitalize()}: {wording.metric_name(set)} probes"
-    return lines.trajectory(
-        rows, title=wording.for_plotly(name), subtitle=judged(rows), unit="rate", limits=_LIMITS, noun="probes"
-    )
+    rows = style.drawable(rows, "value", f"{wording.metric_name(metric)} of {wording.metric_name(set)} probes")
+    names: Look = {"metric": word("metric", metric), "set": wording.metric_name(set), "noun": "probes"}
+    return arms_over_steps("probes", rows, "value", judged(rows), limits=LIMITS, **names)
 
 
-def title(metric: str, suite: str, side: str, attack: str = "none") -> str:
-    """`Any refusal: xstest, harmless prompts`, safe for plotly; the study's own suites have names that say the side."""
+def suite_differences(
+    table: pd.DataFrame,
+    *,
+    suite: str,
+    side: str = "harmful",
+    metric: str = "any_refusal",
+    judge: str | None = None,
+    attack: str = "none",
+    intervention: str = "none",
+    pairs: str = "checkpoints",
+) -> go.Figure:
+    """Paired differences of a rate as a forest plot (table `suite_differences`): b minus a, with 95% intervals.
+
+    One line a pair a → b, in the colour of b's arm: checkpoints against the base, consecutive anchors, the last ones of
+    two arms. Nothing is corrected for the number of pairs.
+
+    Args:
+        suite, side, metric, attack: values of the columns of these names.
+        judge: by default the first by name.
+        intervention: under which both checkpoints answered.
+        pairs: `checkpoints`, or `interventions`: every intervention against none, at the same checkpoint.
+    """
+    if pairs not in PAIRS:
+        raise MechrefusalError(f"unknown pairs '{pairs}' of differences: expected one of {', '.join(PAIRS)}")
+    between = pairs == "checkpoints"
+    wanted = of(table, suite=suite, side=side, metric=metric, attack=attack)
+    wanted = wanted[(texts(wanted["pair"]) != "intervention").to_numpy() == between]
+    wanted = of_judge(of(wanted, intervention=intervention if between else None), judge)
+    what = f"differences of {wording.metric_name(metric)} on '{wording.shortened(suite, _LONGEST)}'"
+    rows = style.drawable(_ordered(wanted), "difference", what)
+    names = style.arms(pd.DataFrame({"arm": [*rows["arm_a"], *rows["arm_b"]]}))
+    canvas = Canvas("suite_differences")
+    for arm in dict.fromkeys(name for name in ("base", *names) if (rows["arm_b"] == name).any()):
+        subset, (colour, symbol) = rows[rows["arm_b"] == arm], style.arm_style(arm, names)
+        clear = (subset["low"] > 0) | (subset["high"] < 0)
+        symbols = [symbol if filled else f"{symbol}-open" for filled in clear]
+        look: Look = {"mode": "markers", "colour": colour, "size": 9, "symbol": symbols}
+        name = wording.shortened(arm, 24)
+        canvas.line(subset, "difference", "place", name, interval="bars", along="x", **look)
+    canvas.rule(x=0)
+    rate = word("metric", metric)
+    canvas.x(title=f"difference of {wording.for_plotly(rate)}", zeroline=False)
+    canvas.categories(list(rows["label"]))
+    under = "" if intervention == "none" or not between else f", {wording.shortened(intervention, _LONGEST)}"
+    rate_of = _title(metric, suite, side, attack) + wording.for_plotly(under)
+    title = f"{'Change of' if between else 'What interventions change:'} {rate_of[:1].lower()}{rate_of[1:]}"
+    height = 190 + (22 if len(rows) <= 60 else 16) * len(rows)
+    n = wording.counts(rows["n"], "prompts that both answered")
+    return canvas.finish(judged(rows), n, "filled: excludes 0", title=title, height=height)
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Readable rows by kind of pair, then by checkpoints, with their names and places."""
+    numbers = [name for name in table if name.endswith(("low", "high", "_p", "adjusted", "difference")) or name == "n"]
+    rows = readable(readable(table, *numbers, arm="arm_a", step="step_a"), arm="arm_b", step="step_b")
+    kinds = list(words("pair"))
+    order = []
+    for row in rows.itertuples():
+        kind = kinds.index(row.pair) if row.pair in kinds else len(kinds)
+        ends = (*checkpoint_order((row.arm_b, 0)), *checkpoint_order((row.arm_a, row.step_a)))
+        order.append((kind, *ends, row.step_b))
+    rows = rows.iloc[sorted(range(len(rows)), key=order.__getitem__)].reset_index(drop=True)
+    names: dict[str, list[str]] = {"label": [], "pair_name": []}
+    for row in rows.to_dict("records"):
+        for name, limit in (("label", 10), ("pair_name", 40)):
+            first, second = (checkpoint_name(row, end, limit=limit) for end in ("_a", "_b"))
+            intervened = f"{second}: {wording.shortened(row['intervention'], limit + 6)}"
+            names[name].append(intervened if row["pair"] == "intervention" else f"{first} → {second}")
+    kind_names = [word("pair", kind) for kind in rows["pair"]]
+    return rows.assign(**names, kind_name=kind_names, place=range(len(rows)))
+
+
+def _title(metric: str, suite: str, side: str, attack: str = "none") -> str:
+    """`Share refused: xstest, harmless prompts`, safe for plotly; own suites have names that say the side."""
     pressed = "" if attack == "none" else f", {wording.shortened(attack, _LONGEST)}"
-    own = wording.SET_NAMES.get(suite)
-    asked = own or f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts"
-    return wording.for_plotly(f"{wording.metric_name(metric).capitalize()}: {asked}{pressed}")
-
-
-def judged(rows: pd.DataFrame) -> str:
-    """`judge: refusal-rules`, safe for plotly."""
-    return f"judge: {wording.for_plotly(wording.shortened(rows['judge'].iloc[0]))}" if len(rows) else ""
-
-
-def _extent(rows: pd.DataFrame) -> str:
-    return "; ".join(part for part in (judged(rows), wording.counts(rows["n"])) if part)
-
-
-def _rate_hover(row: pd.Series) -> str:
-    under = str(row["intervention"])
-    nulls = "" if wording.is_missing(row["nulls"]) or not row["nulls"] else f", {wording.whole(row['nulls'])} nulls"
-    return style.hover(
-        [
-            f"<b>{checkpoint_label(row['arm'], row['step'], 40)}</b>",
-            "" if under == "none" else wording.for_plotly(wording.shortened(under)),
-            f"{wording.number(row['value'], 3)}{style.interval(row)}",
-            f"n = {wording.whole(row['n'])}{nulls}",
-        ]
-    )
+    prompts = f"{wording.shortened(suite, _LONGEST)}, {wording.shortened(side, _LONGEST)} prompts"
+    prompts, rate = wording.SET_NAMES.get(suite, prompts), word("metric", metric)
+    return wording.for_plotly(f"{rate[:1].upper()}{rate[1:]}: {prompts}{pressed}")

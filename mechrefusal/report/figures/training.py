@@ -6,47 +6,28 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import style
+from mechrefusal.report.figures import catalogue, style
+from mechrefusal.report.figures.canvas import Canvas
+from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures.style import Look
 
 FEW = 20
 """Up to so many values are drawn as points too: a line of one value would not be seen."""
-
-_TERMS = {
-    "loss": "Total loss",
-    "utility": "Utility loss",
-    "away": "Away loss (affirmative target)",
-    "toward": "Toward loss (refusal)",
-    "refusal": "Static refusals",
-}
-_LOGGED = {
-    "grad_norm": ("Gradient norm", "norm, before clipping"),
-    "learning_rate": ("Learning rate", "learning rate"),
-    "seconds": ("Wall time of a step", "seconds"),
-    "attack_tokens": ("Tokens of the attacks", "tokens a step"),
-    "pool_age": ("Age of the drawn cases", "refreshes"),
-    "peak_mib": ("Peak memory", "MiB"),
-}
 _NOISELESS = ("learning_rate", "peak_mib")
+_HOVER = "%{fullData.name}<br>step %{x}<br>%{y:.4~g}<extra></extra>"
 
 
-def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "Training losses") -> go.Figure:
+def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "") -> go.Figure:
     """Logged training losses over optimiser steps (table `training`), nats a token.
 
     Args:
         terms: columns to draw, e.g. `("attack_loss_before", "attack_loss_after")`; colour is the arm, dash the term.
     """
-    figure, window = go.Figure(), window_of(table)
     named = [table.assign(value=table[term]) for term in terms] if len(table) else []
     style.drawable(pd.concat(named) if named else table.assign(value=[]), "value", f"losses {', '.join(terms)}")
-    names = style.arms(table)
-    for arm in names:
-        rows = table[table["arm"] == arm].sort_values("step")
-        for place, term in enumerate(terms):
-            label = f"{arm}: {wording.metric_name(term)}" if len(terms) > 1 else arm
-            look = {"colour": style.arm_style(arm, names)[0], "dash": style.DASHES[place % len(style.DASHES)]}
-            add_line(figure, rows["step"], rows[term], window=window, label=label, **look)
-    figure.update_yaxes(title="loss", rangemode="tozero")
-    return finish(figure, title=title, window=window)
+    labels = [wording.metric_name(term) if len(terms) > 1 else "" for term in terms]
+    lines = dict(zip(terms, zip(labels, style.DASHES * len(terms), strict=False), strict=True))
+    return _over_steps("losses", table, lines, title=title)
 
 
 def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
@@ -56,9 +37,9 @@ def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
         term: a value of the column `term`; the subtitle gives the weight that the arms put on it.
     """
     rows = style.drawable(table[table["term"] == term], "value", f"loss term '{wording.plain(term)}'")
-    weights = sorted({float(w) for w in rows["weight"].dropna()})
-    weighted = f"weight {' or '.join(f'{w:g}' for w in weights)}"
-    return _one_value(rows, "value", title=term_title(term), unit="loss", note=weighted if weights else "")
+    weights = " or ".join(f"{weight:g}" for weight in sorted(set(rows["weight"].dropna())))
+    note = f"weight {weights}" if weights else ""
+    return _over_steps("loss_term", rows, {"value": ("", "solid")}, note, title=term_title(term))
 
 
 def logged(table: pd.DataFrame, *, value: str = "grad_norm") -> go.Figure:
@@ -68,20 +49,73 @@ def logged(table: pd.DataFrame, *, value: str = "grad_norm") -> go.Figure:
         value: `grad_norm` (before clipping), `learning_rate`, `seconds` (wall time of a step), `attack_tokens` (run
             forward by the refresh), `pool_age` (refreshes), `peak_mib` (MiB), or any other column with numbers.
     """
-    title, unit = _LOGGED.get(value, (wording.metric_name(value).capitalize(), wording.metric_name(value)))
+    name = wording.metric_name(value)
+    title, unit = catalogue.entry("logged").panels.get(value, (name.capitalize(), name))
     rows = style.drawable(table, value, title.lower())
-    return _one_value(rows, value, title=wording.for_plotly(title), unit=unit, smooth=value not in _NOISELESS)
+    window = 1 if value in _NOISELESS else None
+    look: Look = {"title": wording.for_plotly(title), "unit": unit, "window": window}
+    return _over_steps("logged", rows, {value: ("", "solid")}, **look)
 
 
 def term_title(term: str) -> str:
     """Title of a loss term, safe for plotly and HTML: any name may be a term."""
-    short = wording.shortened(term)
-    return wording.for_plotly(_TERMS.get(term, f"Loss term {short}"))
+    return wording.for_plotly(words("term").get(term, f"Loss term {wording.shortened(term)}"))
 
 
-def window_of(table: pd.DataFrame) -> int:
-    """Steps in a running mean: a twentieth of the arm that was logged most often, at least one."""
-    return max(1, int(table.groupby("arm")["step"].nunique().max()) // 20) if len(table) else 1
+def attack_loss(table: pd.DataFrame) -> go.Figure:
+    """Mean target loss of the drawn cases before and after their refresh, nats a token (table `training`)."""
+    rows = style.drawable(table, "attack_loss_before", "the attack loss before a refresh")
+    rows = style.drawable(rows, "attack_loss_after", "the attack loss after a refresh")
+    lines = {"attack_loss_before": ("before refresh", "solid"), "attack_loss_after": ("after refresh", "dot")}
+    return _over_steps("attack_loss", rows, lines, area=("attack_loss_after", "attack_loss_before"))
+
+
+def exchange(table: pd.DataFrame) -> pd.DataFrame:
+    """What each step's refreshes gained, and what training had taken back before them (table `refreshes`).
+
+    Returns:
+        One row an arm and step, in nats a token: `gained`, mean of loss_before − loss_after; `taken_back`, mean of
+        loss_before − the loss_after that the same case's last refresh had left; `n` cases, `n_again` of them with a
+        last refresh. A case that was reset in between starts anew: it counts as one without.
+    """
+    rows = table.sort_values("step", kind="stable")
+    last = rows.groupby(["arm", "case"], sort=False)[["loss_after", "age"]].shift()
+    rows["gained"] = rows["loss_before"] - rows["loss_after"]
+    rows["taken_back"] = (rows["loss_before"] - last["loss_after"]).where(rows["age"] == last["age"] + 1)
+    means: Look = {"gained": ("gained", "mean"), "taken_back": ("taken_back", "mean")}
+    counts: Look = {"n": ("gained", "count"), "n_again": ("taken_back", "count")}
+    return rows.groupby(["arm", "step"], as_index=False).agg(**means, **counts)
+
+
+def attack_exchange(table: pd.DataFrame) -> go.Figure:
+    """What GCG gained in each step and what training took back since, nats a token (table `refreshes`)."""
+    for column in ("loss_before", "loss_after"):
+        style.drawable(table, column, "what attack and training win from each other")
+    rows = style.drawable(exchange(table), "gained", "what attack and training win from each other")
+    again, n = int(rows["n_again"].sum()), int(rows["n"].sum())
+    note = f"{n} refreshes, {again} of a case refreshed before" if again else "no case was refreshed again"
+    lines = {"gained": ("GCG gained", "solid"), "taken_back": ("training took back", "dot")}
+    return _over_steps("attack_exchange", rows, lines, note)
+
+
+def pool_age(table: pd.DataFrame) -> go.Figure:
+    """Age of the refreshed cases over optimiser steps, in refreshes since the initial suffix (table `refreshes`)."""
+    rows = style.drawable(table, "age", "the age of refreshed cases")
+    ages = rows.groupby(["arm", "step"], as_index=False)["age"].agg(["mean", "min", "max"]).dropna(subset="mean")
+    note = "band: youngest to oldest of a step"
+    return _over_steps("pool_age", ages, {"mean": ("", "solid")}, note, area=("min", "max"), thin=False)
+
+
+def cases_refreshed(table: pd.DataFrame) -> go.Figure:
+    """How many different cases have been refreshed at least once, over optimiser steps (table `refreshes`)."""
+    rows = table.sort_values("step", kind="stable")
+    rows = style.drawable(rows.assign(first=1.0), "first", "the number of refreshed cases")
+    rows["first"] = (~rows.duplicated(["arm", "case"])).astype(float)
+    new = rows.groupby(["arm", "step"], as_index=False)["first"].sum()
+    new["cases"] = new.groupby("arm")["first"].cumsum()
+    totals = new.groupby("arm")["first"].sum()
+    note = ", ".join(f"{wording.for_plotly(arm)} {int(total)}" for arm, total in totals.items())
+    return _over_steps("cases_refreshed", new, {"cases": ("", "solid")}, f"at the end: {note}", window=1)
 
 
 def running_mean(values: pd.Series, window: int) -> pd.Series:
@@ -89,62 +123,47 @@ def running_mean(values: pd.Series, window: int) -> pd.Series:
     return values.rolling(window, min_periods=1, center=True).mean()
 
 
-def add_line(
-    figure: go.Figure,
-    steps: pd.Series,
-    values: pd.Series,
+def _over_steps(
+    name: str,
+    rows: pd.DataFrame,
+    lines: dict[str, tuple[str, str]],
+    note: str = "",
     *,
-    window: int,
-    label: str,
-    colour: str,
-    dash: str = "solid",
-) -> None:
-    """Add values as logged (thin, where a mean differs) and their running mean (thick); nothing if all are missing."""
-    if not values.notna().any():
-        return
-    steps = list(steps)
-    mode = "lines+markers" if values.notna().sum() <= FEW else "lines"
-    if window > 1:
-        thin = {"color": colour, "width": 1, "dash": dash}
-        figure.add_trace(
-            go.Scatter(
-                x=steps,
-                y=style.numbers(values),
-                mode="lines",
-                line=thin,
-                opacity=0.3,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
-    figure.add_trace(
-        go.Scatter(
-            x=steps,
-            y=style.numbers(running_mean(values, window)),
-            mode=mode,
-            name=wording.for_plotly(label),
-            line={"color": colour, "width": 2, "dash": dash},
-            marker={"color": colour, "size": 5},
-            hovertemplate="%{fullData.name}<br>step %{x}<br>%{y:.4~g}<extra></extra>",
-        )
-    )
-
-
-def finish(figure: go.Figure, *, title: str, window: int, note: str = "") -> go.Figure:
-    """Axis of steps, and a subtitle that says what the thick line is. `title` and `note` are safe for plotly."""
-    figure.update_xaxes(title=style.STEPS)
-    figure.update_layout(showlegend=True)
-    thick = f"thick: mean of {window} steps" if window > 1 else ""
-    return style.finish(figure, title=title, subtitle="; ".join(part for part in (note, thick) if part), height=320)
-
-
-def _one_value(
-    rows: pd.DataFrame, value: str, *, title: str, unit: str, note: str = "", smooth: bool = True
+    window: int | None = None,
+    area: tuple[str, str] | None = None,
+    thin: bool = True,
+    title: str = "",
+    unit: str | None = None,
 ) -> go.Figure:
-    figure, window = go.Figure(), window_of(rows) if smooth else 1
-    names = style.arms(rows)
+    """The figure `name`: columns over steps, each arm in its colour, as logged (thin) and as a running mean (thick).
+
+    Args:
+        lines: of each column its name in the legend and its dash.
+        window: steps of the running mean; a twentieth of the arm that was logged most often by default.
+        area: columns, low and high, between which the area is filled.
+        thin: whether values are drawn as logged, where their mean differs.
+    """
+    canvas, names = Canvas(name), style.arms(rows)
+    window = max(1, int(rows.groupby("arm")["step"].nunique().max()) // 20) if window is None else window
     for arm in names:
-        own = rows[rows["arm"] == arm].sort_values("step")
-        add_line(figure, own["step"], own[value], window=window, label=arm, colour=style.arm_style(arm, names)[0])
-    figure.update_yaxes(title=wording.for_plotly(unit), rangemode="tozero", exponentformat="power")
-    return finish(figure, title=title, window=window, note=note)
+        subset, colour = rows[rows["arm"] == arm].sort_values("step"), style.arm_style(arm, names)[0]
+        if area:
+            known = subset.dropna(subset=list(area))
+            ends = [running_mean(known[end], window if thin else 1) for end in area]
+            if len(known):
+                canvas.add(style.band(list(known["step"]), list(ends[0]), list(ends[1]), colour))
+        for column, (label, dash) in lines.items():
+            own_line = subset.assign(smooth=running_mean(subset[column], window))
+            look: Look = {"colour": colour, "dash": dash, "interval": "none", "hover": []}
+            if window > 1 and thin and subset[column].notna().any():
+                canvas.line(subset, "step", column, "", width=1, opacity=0.3, mode="lines", **look)
+            mode = "lines+markers" if subset[column].notna().sum() <= FEW else "lines"
+            legend = f"{arm}: {label}" if label else arm
+            if subset[column].notna().any():
+                canvas.line(own_line, "step", "smooth", legend, size=5, mode=mode, **look)
+                canvas.figure.data[-1].update(hovertemplate=_HOVER, hoverinfo=None)
+    canvas.y(rangemode="tozero", exponentformat="power")
+    if unit:
+        canvas.y(title=wording.for_plotly(unit))
+    thick = f"thick: mean of {window} steps" if window > 1 else ""
+    return canvas.finish(note, thick, title=title, unit=unit)
