@@ -624,7 +624,7 @@ def _print(what: Any) -> None:
 
 def _show(rates=None, differences=None, curve=None, transfer=None, control=None, compared=None) -> None:
     """Rates and differences of an evaluation, success of attacks made anew; what there is none of is not shown."""
-    from mechrefusal.report.evaluated import evaluated, stress_control_tables, stress_differences_tables, stress_table
+    from mechrefusal.report.terminal import evaluated, stress_control_tables, stress_differences_tables, stress_table
 
     if rates is not None:
         _print(evaluated(rates, differences))

@@ -96,16 +96,18 @@ def utility_couplings(table: pd.DataFrame) -> list[str]:
 def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a pair of checkpoints of table `relocation`: the overall verdict, and what each measure says.
 
-    `to_decide`: how many prompts would decide what cannot be told, a dash where that is not known.
+    `a`, `b`: (arm, step) of either; `to_decide`: how many prompts would decide what cannot be told, a dash where that
+    is not known.
     """
     pairs = []
     keys = ["arm_a", "step_a", "arm_b", "step_b"]
     for (arm_a, step_a, arm_b, step_b), rows in table.groupby(keys, sort=False):
         overall = rows[rows["measure"] == "overall"]
         first = overall.iloc[0] if len(overall) else pd.Series({"verdict": "", "reason": "", "n_to_decide": None})
-        found = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
-        pair = f"{wording.plain(arm_a)} {step_a} → {wording.plain(arm_b)} {step_b}"
-        pairs.append({"pair": pair, **_verdict(first), "measures": found})
+        measures = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
+        ends = {"a": (wording.plain(arm_a), int(step_a)), "b": (wording.plain(arm_b), int(step_b))}
+        pair = f"{ends['a'][0]} {step_a} → {ends['b'][0]} {step_b}"
+        pairs.append({"pair": pair, **ends, **_verdict(first), "measures": measures})
     return pairs
 
 
@@ -122,7 +124,8 @@ def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
 
 def _measured(row: pd.Series) -> dict[str, Any]:
     return {
-        "measure": wording.plain(wording.metric_name(str(row["measure"]))),
+        "name": row["measure"],
+        "measure": wording.readable(row["measure"]),
         "value": wording.number(row["value"], 3),
         "interval": wording.interval(row, "", 3).strip(),
         "floor": wording.number(row["floor"], 3),
@@ -130,25 +133,10 @@ def _measured(row: pd.Series) -> dict[str, Any]:
     }
 
 
-def _verdict(row: pd.Series) -> dict[str, str]:
+def _verdict(row: pd.Series) -> dict[str, Any]:
     said = wording.plain(row["verdict"]) or "not judged"
     sign, kind = VERDICTS.get(said, ("–", "unsure"))
     number = wording.grouped(row["n_to_decide"])
-    reason = wording.plain(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
-    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, "to_decide": number}
-
-
-def powers(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Rows of table `power`, written out."""
-    return [
-        {
-            "question": wording.plain(row["question"]),
-            "of": wording.plain(row["of"]),
-            "n": f"{wording.whole(row['n'])} {wording.plain(row['unit'])}",
-            "could_tell": wording.number(row["could_tell"]),
-            "wanted": wording.number(row["wanted"]),
-            "n_needed": wording.whole(row["n_needed"]),
-            "reason": wording.plain(row["reason"]),
-        }
-        for _, row in table.iterrows()
-    ]
+    reason = wording.readable(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
+    to_decide = {"to_decide": number, "n_to_decide": row["n_to_decide"]}
+    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, **to_decide}

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from mechrefusal.report import wording
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
@@ -91,8 +89,6 @@ class Gate:
 def of(checkpoint: MeasuredCheckpoint) -> Gate:
     """The gate of one checkpoint."""
     table = checkpoint.tables["gate"]
-    numbers = ("value", "low", "high", "threshold")
-    table = table.assign(**{name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in numbers})
     found = [
         Criterion(
             name=wording.plain(row["criterion"]),
@@ -128,8 +124,8 @@ def summary(gates: list[Gate]) -> str:
     return wording.plain(f"Gate {'; '.join(parts)}") if parts else ""
 
 
-def context(run: MeasuredRun) -> dict[str, Any]:
-    """What the template `gate.html` needs: the gates of all checkpoints, and of the last of each arm."""
+def of_run(run: MeasuredRun) -> dict[str, Any]:
+    """The gates of all checkpoints, and of the last of each arm, with their summary."""
     gates = [of(checkpoint) for checkpoint in run.checkpoints]
     last = {checkpoint.id for checkpoint in run.last_of_each_arm}
     ends = [gate for gate in gates if gate.checkpoint.id in last]

@@ -19,6 +19,7 @@ from mechrefusal.report.figures.carrier_scores import carrier_layers, carrier_wi
 from mechrefusal.report.figures.circuits import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
 from mechrefusal.report.figures.cross_patches import cross_patching, cross_patching_layers
+from mechrefusal.report.figures.depth_story import depth_story
 from mechrefusal.report.figures.differences import suite_differences
 from mechrefusal.report.figures.dose_curves import doses
 from mechrefusal.report.figures.drift_layers import drift, drift_by_layer
@@ -54,6 +55,7 @@ __all__ = [
     "circuit",
     "cross_patching",
     "cross_patching_layers",
+    "depth_story",
     "doses",
     "drift",
     "drift_by_layer",
