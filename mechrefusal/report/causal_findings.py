@@ -37,14 +37,17 @@ def chance(table: pd.DataFrame) -> str:
     )
 
 
-def sums(rows: pd.DataFrame) -> list[tuple[str, str]]:
+def sums(rows: pd.DataFrame) -> str:
     """Sum of each kind of component (table `attribution`), and the total that they should add up to."""
     values = rows.groupby("component", sort=False)["value"].sum(min_count=1)
     parts = values.drop("total", errors="ignore")
-    shown = [(wording.metric_name(str(name)), value) for name, value in parts.items()]
-    if not wording.is_missing(values.get("total")):
-        shown += [("sum of these", parts.sum()), ("measured total", values["total"])]
-    return [(name, wording.number(value, 3, signed=True)) for name, value in shown]
+    shown = [
+        f"{wording.metric_name(str(name))} {wording.number(value, 3, signed=True)}" for name, value in parts.items()
+    ]
+    if wording.is_missing(values.get("total")):
+        return ", ".join(shown)
+    both = [wording.number(value, 3, signed=True) for value in (parts.sum(), values["total"])]
+    return f"{', '.join(shown)}; the sum of these is {both[0]}, the measured total {both[1]}."
 
 
 def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import findings, gate, headline, language, wording
+from mechrefusal.report.carrier_findings import sure as sure_of
 from mechrefusal.report.evaluation_findings import REFUSALS
 from mechrefusal.report.grids import Cell, Grid, Head
 from mechrefusal.report.headline import Headline
@@ -134,20 +135,16 @@ def _directions(run: MeasuredRun, a: tuple, b: tuple) -> list[list[Cell]]:
 
 def _carriers(a: Headline, b: Headline) -> list[list[Cell]]:
     """Depth and scores of the carriers; the interval of a change of depth stands with the verdict on a move."""
-    if a.carrier is None and b.carrier is None:
-        return []
+    found = [line.carrier or {} for line in (a, b)]
+    without = [line.checkpoint.label for line in (a, b) if line.carrier is None]
+    note = f"no carrier at {wording.listed(without)}" if without else ""
     rows = []
-    for name, digits in (("layer", 0), ("bypass", 2), ("induce", 2), ("kl", 3)):
-        values = [getattr(line.carrier, name, float("nan")) for line in (a, b)]
-        detail = [
-            f"{c.layer_low}–{c.layer_high}" if c and name == "layer" and not wording.is_missing(c.layer_low) else ""
-            for c in (a.carrier, b.carrier)
-        ]
-        ends = [Cell(wording.number(v, digits), d, is_number=True) for v, d in zip(values, detail, strict=True)]
-        change = wording.number(values[1] - values[0], digits, signed=True)
-        without = [line.checkpoint.label for line in (a, b) if line.carrier is None]
-        note = f"no carrier at {wording.listed(without)}" if without else ""
-        rows.append([Cell(f"carrier: {name}"), *ends, Cell(change, is_number=True), Cell(note)])
+    for name, digits in (("layer", 0), ("bypass", 2), ("induce", 2), ("kl", 3)) if any(found) else ():
+        values = [row.get(name, float("nan")) for row in found]
+        sure = [sure_of(row) if row and name == "layer" else "" for row in found]
+        ends = [Cell(wording.number(v, digits), s, is_number=True) for v, s in zip(values, sure, strict=True)]
+        change = Cell(wording.number(values[1] - values[0], digits, signed=True), is_number=True)
+        rows.append([Cell(f"carrier: {name}"), *ends, change, Cell(note)])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the tables of an evaluation say: tables of rates, and judged answers. Plain text: whoever shows it escapes it."""
+"""What the tables of an evaluation say: rates, leaks and judged answers. Plain text: whoever shows it escapes it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ MAIN = (
 """The rates that pages and terminal show, in this order."""
 REFUSALS = ("full_refusal", "partial_refusal")
 """Labels of any refusal."""
+MADE_OF = ("direction_harmful", "direction_harmless")
+"""Suites that are asked to make directions, and not to see what a checkpoint does."""
 _COMPLIED = {"refusal": "full_compliance", "harm": "harmful"}
 _LOOKS_UNSAFE = ("xstest", "orbench", "or-bench", "overrefusal")
 
@@ -123,6 +125,22 @@ def suite_rates(table: pd.DataFrame, *, interventions: bool = True) -> list[Suit
             under = {name: name for name in ("attack", "intervention") if (rows[name] != "none").any()}
             entries.append(SuiteRates(*named, made.table, {"arm+step:page": "checkpoint", **under, **made.columns}, by))
     return entries
+
+
+def of_checkpoint(table: pd.DataFrame) -> grids.Grid:
+    """Rates of one checkpoint on the study's own suites, but those that directions are made of (table `rates`)."""
+    rows = table[(table["by"] == "all") & ~table["suite"].isin(MADE_OF)]
+    wanted = {
+        ("metric", metric.name): wording.metric_name(metric.name) for metric in MAIN if not metric.of_unsafe_looks
+    }
+    keys = {
+        "suite:suite": "prompts",
+        "attack:words": "attack",
+        "intervention:words": "intervention",
+        "judge:text": "judge",
+    }
+    made = grids.pivot(rows, [name.split(":")[0] for name in keys], wanted)
+    return grids.grid(made.table, keys | made.columns, name="rates")
 
 
 def leak_counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ class EvaluationPage(Page):
     """What an evaluation found. Its attributes are named by `pages/evaluation.yaml`."""
 
     name = "evaluation"
+    most_differences = MOST_DIFFERENCES
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of the run; of what was answered the benchmarks alone."""
@@ -38,11 +39,6 @@ class EvaluationPage(Page):
         for one in evaluation_findings.suite_rates(self.table("rates")):
             groups.setdefault(f"Judge of {one.kind}: {language.described(one.judge)}", []).append(one)
         return list(groups.items())
-
-    @property
-    def language(self) -> str:
-        """A warning where English rules judge what is not English."""
-        return language.of_verdicts(self.table("verdicts"))
 
     def frontiers(self) -> list[tuple[str, list[Panel]]]:
         """Attack success against its costs, one group a suite, attack and judge."""
@@ -113,19 +109,6 @@ class EvaluationPage(Page):
             for method, judge in [key for key in found if key[0] != "none"] or list(found)
         ]
 
-    def shares(self) -> list[Panel]:
-        """What becomes of attacks, one figure an attack and judge of success."""
-        table = self.table("stress_control")
-        return [
-            self.panels.add(
-                "stress_shares",
-                partial(figures.stress_shares, table, method=method, judge=judge),
-                title=f"What becomes of {wording.shortened(method)} attacks",
-                rows=of(table, method=method, judge=judge),
-            )
-            for method, judge in stress_findings.shares(table)
-        ]
-
     @property
     def control(self) -> list[OfAttack]:
         """Whether the request is refused, or the suffix."""
@@ -137,25 +120,10 @@ class EvaluationPage(Page):
         return stress_findings.differences(self.table("stress_differences"))
 
     @property
-    def most_differences(self) -> int:
-        """Rows of a table of differences that are shown."""
-        return MOST_DIFFERENCES
-
-    @property
     def no_agreement(self) -> str:
         """Why judges are not compared."""
         one = texts(self.table("rates")["judge"]).nunique() == 1
         return "One judge has judged: agreement takes two." if one else "Judges were not compared."
-
-    @property
-    def leak_counts(self) -> pd.DataFrame:
-        """How many prompts leaked."""
-        return evaluation_findings.leak_counts(self.table("leaks"))
-
-    @property
-    def leak_samples(self) -> pd.DataFrame:
-        """The first few of them."""
-        return evaluation_findings.leak_samples(self.table("leaks"))
 
     @property
     def no_leaks(self) -> str:

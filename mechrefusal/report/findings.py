@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
+from mechrefusal.report.figures import forest
 from mechrefusal.report.figures.subspace_scores import FAMILIES
 from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
 from mechrefusal.study.places import best_place
@@ -59,6 +60,43 @@ def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> s
     rejected = f" (rejected: {why})" if why else ""
     looked = f"The later measures look at the best candidate instead ({BEST_IS}): {where}"
     return f"{looked}. It is NOT a carrier{rejected}."
+
+
+def selection(directions: pd.DataFrame) -> str:
+    """Of which prompts directions are means (table `directions`)."""
+    if not len(directions):
+        return ""
+    row = directions.iloc[0]
+    counts = f"{wording.whole(row['n_harmful'])} harmful and {wording.whole(row['n_harmless'])} harmless prompts"
+    return f"Means over {counts}; selection of prompts: {wording.plain(row['selection']) or wording.MISSING}."
+
+
+def baseline(carrier: pd.DataFrame) -> float | None:
+    """Refusal score of harmful prompts without intervention (table `carrier`)."""
+    return float(carrier["baseline_harmful"].iloc[0]) if len(carrier) else None
+
+
+def intervened(rates: pd.DataFrame) -> pd.DataFrame:
+    """Refusals without and with interventions (table `rates`); nothing where none was made."""
+    asked = rates[(rates["metric"] == "any_refusal") & (rates["attack"] == "none")].sort_values("judge", kind="stable")
+    return asked if (asked["intervention"] != "none").any() else asked.iloc[:0]
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of measures that were taken at several layers of a checkpoint."""
+    return table[table["measure"].isin(forest.layered(table))]
+
+
+def by_layer_of_pairs(drift: pd.DataFrame) -> pd.DataFrame:
+    """Rows of table `drift` of measures that were taken at several layers."""
+    layers = drift[drift["layer"] >= 0].groupby("measure")["layer"].nunique()
+    return drift[drift["measure"].isin(layers[layers > 1].index)]
+
+
+def over_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows without measures that stand on the checkpoints' pages alone, layer by layer."""
+    known = table.loc[table["layer"].isna() | (table["layer"] == forest.NONE), "measure"]
+    return table[~table["measure"].isin(set(forest.layered(table)) - set(known))]
 
 
 def smallest_subspace(table: pd.DataFrame) -> str:
@@ -123,12 +161,13 @@ def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
 
 
 def _measured(row: pd.Series) -> dict[str, Any]:
+    digits = 1 if row["measure"] == "carrier_layer" else 3
     return {
         "name": row["measure"],
         "measure": wording.readable(row["measure"]),
-        "value": wording.number(row["value"], 3),
-        "interval": wording.interval(row, "", 3).strip(),
-        "floor": wording.number(row["floor"], 3),
+        "value": wording.number(row["value"], digits),
+        "interval": wording.interval(row, "", digits).strip(),
+        "floor": wording.number(row["floor"], digits),
         **_verdict(row),
     }
 

@@ -11,6 +11,7 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
+from mechrefusal.report.figures.screening import SITES
 from mechrefusal.report.order import checkpoint_order
 
 _SPEC = re.compile(r"(?P<names>[\w+]+)(?:\[(?P<low>\w+),(?P<high>\w+)\])?(?::(?P<format>\w+))?")
@@ -30,6 +31,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "change": lambda value: wording.number(value, signed=True),
     "yes": lambda value: wording.MISSING if wording.is_missing(value) else "yes" if value else "no",
     "words": lambda value: wording.readable(wording.shortened(value, LONGEST)),
+    "site": lambda value: SITES.get(value, wording.readable(value)),
     "suite": lambda value: wording.set_name(wording.shortened(value, LONGEST)),
     "reason": lambda value: wording.readable(wording.plain(value)),
     "text": lambda value: wording.shortened(value, 160),
@@ -50,13 +52,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: text, an interval or another detail beside it, and the page that it leads to."""
+    """A cell: text, an interval or another detail beside it, the page that it leads to.
+
+    `heads_of`: the checkpoint whose heads it names.
+    """
 
     text: str
     detail: str = ""
     page: str = ""
     is_strong: bool = False
     is_number: bool = False
+    heads_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[tuple[str, ..
 
     Args:
         rows: `value`, `low`, `high`, `n`, `nulls`, and `corrected` where there is one.
-        keys: columns that a row of the result has; the arm and the step are the first two.
+        keys: columns that a row of the result has; where arm and step are among them, rows go by checkpoint.
         wanted: (column, value, column, value, ...) that a rate has, and what it is called. `n` and `nulls` are those of
             the rates in their order, `24/23` where they differ.
     """
@@ -136,7 +142,8 @@ def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[tuple[str, ..
             for place in range(len(lines))
         ]
         table[count] = ["/".join(dict.fromkeys(texts)) or wording.MISSING for texts in shown]
-    return Pivot(_in_order(table), columns | {"n": "n", "nulls": "nulls"})
+    ordered = _in_order(table) if "arm" in keys else table
+    return Pivot(ordered, columns | {"n": "n", "nulls": "nulls"})
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:

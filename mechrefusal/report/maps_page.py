@@ -115,7 +115,7 @@ def _maps(checkpoints: Sequence[MeasuredCheckpoint], limits: Mapping[str, float]
         tokens: dict[int, str] = {}
         for checkpoint in checkpoints:
             tokens |= position_tokens(checkpoint.tables[spec["table"]]) if spec["kind"] == "position" else {}
-        counts = wording.counts([one.n for one in known])
+        counts = wording.counts([one.n for one in known], "").strip()
         found.append(
             {
                 **{name: spec[name] for name in ("name", "title", "definition", "kind", "unit")},

@@ -3,19 +3,20 @@
 A block (a section is one, and holds others in `blocks`) has these keys, all optional:
 
     heading, text   words; `{{ run.name }}` and the like are filled in. Text stands only where there is something below
-    say             attributes of the page that give sentences, or one
+    say             expressions that give a sentence, or several
     figures         what is drawn (below); `layout` is a class of the style sheet
-    table           `of` (a table of the run, or `$attribute`), `columns` (see `grids.grid`), `most`
+    table           `of` (a table, or an expression), `columns` (see `grids.grid`), `most`; or an expression of a grid
     missing         table, `by` and `value`: what has no value, and why
     include         a template for what is neither
     absent          what is said where there is nothing
     fold            heading of a part that is closed at first
-    only            attribute of the page or the run; without it the block is left out
+    only            expression; where it is false the block is left out
 
-A figure has `draw` (a function of `report.figures`), `table`, `where` (values that its rows have, or lists of them),
-`each` (one figure for every value of these columns, handed to the function), `order` (of those values), `with` (other
-arguments; `$attribute` is one of the page), `title` (said where it cannot be drawn) and `heads` (a click opens a card).
-`plan` names an attribute that gives panels, or (summary, panels) for parts that open.
+A figure has `draw` (a function of `report.figures`), `table`, `query` (of its rows), `needs` (a column that must have a
+value), `each` (one figure for every value of these columns, handed to the function; `split` does not hand them on),
+`order` (of those values), `with` (other arguments), `title` (said where it cannot be drawn) and `heads` (a click opens
+a card). `plan` gives panels, or (summary, panels) for parts that open. Tables, arguments and plans that begin with `$`
+are expressions, as Jinja has them, of `page`, `run`, `table("name")` and the modules of findings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,12 +30,41 @@ import yaml
 from markupsafe import Markup
 
 from mechrefusal import tables
-from mechrefusal.report import embedding, figures, findings, grids, wording
+from mechrefusal.report import (
+    carrier_findings,
+    causal_findings,
+    embedding,
+    evaluation_findings,
+    figures,
+    findings,
+    gate,
+    grids,
+    headline,
+    language,
+    wording,
+)
+from mechrefusal.report.figures import forest, heatmaps
+from mechrefusal.report.figures.probe_layers import TARGETS
 from mechrefusal.report.grids import Grid
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
 
 Spec = Mapping[str, Any]
+FINDINGS = {
+    module.__name__.rsplit(".", 1)[1]: module
+    for module in (
+        carrier_findings,
+        causal_findings,
+        evaluation_findings,
+        findings,
+        forest,
+        gate,
+        headline,
+        heatmaps,
+        language,
+    )
+} | {"figures": figures, "TARGETS": list(TARGETS)}
+"""What expressions of `pages/*.yaml` may call."""
 
 
 NOTHING = Markup("")
@@ -97,10 +127,10 @@ class Page:
         """Data for a script element."""
         return embedding.json_for_html(value)
 
-    def value(self, name: str) -> Any:
-        """An attribute of the page, or else of the run."""
-        found = getattr(self, name, None) if hasattr(self, name) else getattr(self.run, name)
-        return found() if callable(found) else found
+    def value(self, expression: str) -> Any:
+        """What an expression of `pages/*.yaml` gives."""
+        names = {"page": self, "run": self.run, "table": self.table, **FINDINGS}
+        return embedding.environment().compile_expression(expression, undefined_to_none=False)(**names)
 
     def words(self, text: str) -> Markup:
         """Words of a section with what they name filled in."""
@@ -108,10 +138,9 @@ class Page:
 
     def draw(self, spec: Spec) -> list[Panel]:
         """The panels of one entry of `figures`."""
-        rows = self._rows(spec["table"])
-        for column, wanted in spec.get("where", {}).items():
-            rows = rows[rows[column].isin(wanted if isinstance(wanted, list) else [wanted])]
-        if not len(rows):
+        rows = spec["rows"] if "rows" in spec else self._rows(spec["table"])
+        rows = rows.query(spec["query"]) if "query" in spec else rows
+        if not len(rows) or ("needs" in spec and not rows[spec["needs"]].notna().any()):
             return []
         given = {name: self._argument(value) for name, value in spec.get("with", {}).items()}
         drawing: Callable[..., Any] = getattr(figures, spec["draw"])
@@ -120,14 +149,14 @@ class Page:
         for values, own in self._each(rows, spec):
             names = {name: wording.metric_name(str(value)) for name, value in values.items()}
             title = wording.sentence(spec.get("title", "").format_map(names)).rstrip(".")
-            look = {**given, **values}
+            look = given | (values if "each" in spec else {})
             panels.append(
                 self.panels.add(spec["draw"], partial(drawing, own, **look), title=title, rows=own, heads_of=heads_of)
             )
         return panels
 
     def _each(self, rows: pd.DataFrame, spec: Spec) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-        columns = spec.get("each", [])
+        columns = spec.get("each", spec.get("split", []))
         if not columns:
             return [({}, rows)]
         keys = list(rows[columns].itertuples(index=False, name=None))
@@ -141,7 +170,7 @@ class Page:
         return [(dict(zip(columns, key, strict=True)), rows[[each == key for each in keys]]) for key in chosen]
 
     def _rows(self, name: str) -> pd.DataFrame:
-        return self.value(name[1:]) if name.startswith("$") else self.table(name)
+        return self._argument(name) if name.startswith("$") else self.table(name)
 
     def _argument(self, value: Any) -> Any:
         return self.value(value[1:]) if isinstance(value, str) and value.startswith("$") else value
@@ -154,7 +183,7 @@ class Page:
         html = NOTHING
         if "include" in spec:
             template = embedding.environment().get_template(f"{spec['include']}.html")
-            html = Markup(template.render(page=self, run=self.run).strip())
+            html = Markup(template.render(page=self, run=self.run, **FINDINGS).strip())
         block = Block(
             id=spec.get("id", ""),
             heading=self.words(spec.get("question", spec.get("heading", ""))),
@@ -187,8 +216,10 @@ class Page:
                     folded.append(Block(fold=Markup.escape(summary), panels=own, layout=layout, is_open=not folded))
         return panels, folded
 
-    def _grid(self, spec: Spec) -> Grid:
-        rows, name = self._rows(spec["of"]), spec["of"].lstrip("$")
+    def _grid(self, spec: Spec | str) -> Grid:
+        if isinstance(spec, str):
+            return self._argument(spec)
+        rows, name = self._rows(spec["of"]), spec["of"]
         return grids.grid(rows, spec["columns"], name=spec.get("schema", name), most=spec.get("most", 200))
 
     def _missing(self, spec: Spec) -> list[tuple[str, str, int]]:

@@ -1,5 +1,6 @@
 """What a run says, in a few sentences for one who has never seen it: the index and the terminal begin with them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from mechrefusal.report.headline import Headline
 from mechrefusal.report.order import SHARED
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 
-_POWER_SHOWN = 3
+_POWER_SHOWN, _PAIRS_SHOWN = 2, 2
 
 
 def told(run: MeasuredRun) -> list[tuple[str, str]]:
@@ -22,7 +23,7 @@ def told(run: MeasuredRun) -> list[tuple[str, str]]:
         ("Did it learn", [_learnt(line) for line in ends]),
         ("Where refusal sits", [_where(line) for line in ends]),
         ("Did it move", _moves(run)),
-        ("What it cost", _costs(run, ends)),
+        ("What it cost", _costs(run, ends, next(iter(lines.values()), None))),
         ("What cannot be told, and what would tell it", _open(run)),
     ]
     return [
@@ -66,17 +67,16 @@ def _recipe(run: MeasuredRun) -> dict[str, Any]:
 
 
 def _learnt(line: Headline) -> str:
-    one = gate.of(line.checkpoint)
-    where = line.checkpoint.label
+    one, checkpoint = gate.of(line.checkpoint), line.checkpoint
     if one.passed is None:
-        return f"At {where} this was not measured."
+        return f"At {checkpoint.label} this was not measured."
     if not one.passed:
         return (
-            f"Not at {where}, which {one.words}. What follows of it describes a model that does not do what it is "
-            "interpreted for."
+            f"{checkpoint.arm} did not by step {checkpoint.step}: it {one.words}. What follows of it describes a model "
+            "that does not do what it is interpreted for."
         )
     parts = [f"{criterion.name} {wording.rate(criterion.value)} ({criterion.interval})" for criterion in one.criteria]
-    return f"At {where} it did: {wording.listed(parts)}."
+    return f"{checkpoint.arm} did by step {checkpoint.step}: {wording.listed(parts)}."
 
 
 def _where(line: Headline) -> str:
@@ -87,10 +87,12 @@ def _where(line: Headline) -> str:
     depth = f" of {checkpoint.n_layers}" if checkpoint.n_layers else ""
     interval = (
         "no interval"
-        if wording.is_missing(carrier.layer_low)
-        else f"95% interval {carrier.layer_low} to {carrier.layer_high}"
+        if wording.is_missing(carrier["layer_low"])
+        else f"95% interval {carrier['layer_low']} to {carrier['layer_high']}"
     )
-    said = f"At {checkpoint.label} one direction at the input of layer {carrier.layer}{depth} carries it ({interval})"
+    said = (
+        f"At {checkpoint.label} one direction at the input of layer {carrier['layer']}{depth} carries it ({interval})"
+    )
     return f"{said}{_shown_by_answers(line)}."
 
 
@@ -122,55 +124,56 @@ def _moves(run: MeasuredRun) -> list[str]:
 def _move(pair: dict[str, Any]) -> str:
     verdict = {"moved": "it moved", "not moved": "it did not move", "cannot tell": "it cannot be told whether it moved"}
     depth = next((one for one in pair["measures"] if one["name"] == "carrier_layer" and one["interval"]), None)
-    by = f" (depth of the carrier {depth['value']} layers {depth['interval']})" if depth else ""
+    by = f" (the carrier by {depth['value']} layers, 95% interval {depth['interval']})" if depth else ""
     (arm_a, step_a), (arm_b, step_b) = pair["a"], pair["b"]
     said = verdict.get(pair["verdict"], "it was not judged")
     return f"From {arm_a}, step {step_a} to {arm_b}, step {step_b} {said}{by}."
 
 
-def _costs(run: MeasuredRun, ends: list[Headline]) -> list[str]:
+def _costs(run: MeasuredRun, ends: list[Headline], first: Headline | None) -> list[str]:
+    before = ""
+    if first and first.refusals["overrefusal"] and first.checkpoint not in [line.checkpoint for line in ends]:
+        before = f", {wording.rate(first.refusals['overrefusal'][0]['value'])} at {first.checkpoint.label}"
     said = []
     for line in ends:
-        parts = []
-        if rates := line.refusals["overrefusal"]:
-            parts.append(
-                f"refuses {wording.rate(rates[0].value)} ({rates[0].interval}) of safe requests that look unsafe"
-            )
-        if utility := _utility(line.checkpoint):
-            parts.append(f"answers {utility} of plain instructions")
-        if attacked := [
-            (headline.attack_label(key), rates[0]) for key, rates in line.attacks.items() if key[1] != "none" and rates
-        ]:
-            name, rate = max(attacked, key=lambda found: -1 if wording.is_missing(found[1].value) else found[1].value)
-            parts.append(f"gives in to {wording.rate(rate.value)} ({rate.interval}) of the attacks {name}")
+        rates = line.checkpoint.tables["rates"]
+        own = rates.query("by == 'all' and attack == 'none' and intervention == 'none'")
+        utility = own.query("suite == 'utility' and metric == 'answered'").to_dict("records")
+        parts = [
+            f"refuses {_rate(rate)[:-1]}{before}) of safe requests that look unsafe"
+            for rate in line.refusals["overrefusal"][:1]
+        ]
+        parts += [f"answers {_rate(rate)} of plain instructions" for rate in utility[:1]]
+        attacked = [(key, each[0]) for key, each in line.attacks.items() if key[1] != "none"]
+        known = [(key, rate) for key, rate in attacked if not wording.is_missing(rate["value"])]
+        if known:
+            key, rate = max(known, key=lambda one: one[1]["value"])
+            parts.append(f"gives in to {_rate(rate)} of the requests under attack {headline.attack_label(key)}")
         said += [f"{line.checkpoint.label} {wording.listed(parts)}."] if parts else []
     seconds = run.across["stages"]["seconds"].sum()
     return said + ([f"The run took {wording.seconds(seconds)}."] if said and seconds else [])
 
 
-def _utility(checkpoint: MeasuredCheckpoint) -> str:
-    rates = checkpoint.tables["rates"]
-    own = rates[(rates["suite"] == "utility") & (rates["metric"] == "answered") & (rates["by"] == "all")]
-    own = own[(own["intervention"] == "none") & (own["attack"] == "none")]
-    row = own.iloc[0] if len(own) else None
-    return "" if row is None else f"{wording.rate(row['value'])} ({wording.rate_interval(row['low'], row['high'])})"
+def _rate(row: Mapping[Any, Any]) -> str:
+    return f"{wording.rate(row['value'])} ({wording.rate_interval(row['low'], row['high'])})"
 
 
 def _open(run: MeasuredRun) -> list[str]:
     """What the run leaves open: moves that cannot be told, and the smallest effects that it could have seen."""
     pairs = findings.relocations(run.across["relocation"])
     unsure = [pair for pair in pairs if pair["verdict"] == "cannot tell"]
-    said = []
-    if unsure:
-        decided = [pair for pair in unsure if pair["to_decide"] != wording.MISSING]
-        said.append(f"Of {len(pairs)} pairs of checkpoints {len(unsure)} cannot be told to have moved or not.")
-        if decided:
-            least = min(decided, key=lambda pair: float(pair["n_to_decide"]))
-            said.append(
-                f"About {least['to_decide']} prompts of each side would decide the nearest of them ({least['pair']})."
-            )
-        if without := [pair for pair in unsure if "no carrier at" in pair["reason"]]:
-            said.append(f"{len(without)} of them have an end without a carrier, which no number of prompts settles.")
+    said = (
+        [f"Of {len(pairs)} pairs of checkpoints, whether refusal moved cannot be told for {len(unsure)}."]
+        if unsure
+        else []
+    )
+    for pair in unsure[:_PAIRS_SHOWN]:
+        more = (
+            f" About {pair['to_decide']} prompts of each side would decide it."
+            if pair["to_decide"] != wording.MISSING
+            else ""
+        )
+        said.append(f"{pair['pair']}: {wording.sentence(wording.shortened(pair['reason'], 200))}{more}")
     power = run.across["power"]
     short = power[power["n"].notna() & power["could_tell"].notna() & (power["could_tell"] > power["wanted"])]
     for _, row in short.drop_duplicates("question").head(_POWER_SHOWN).iterrows():
@@ -182,6 +185,6 @@ def _could_tell(row: pd.Series) -> str:
     needed = wording.MISSING if wording.is_missing(row["n_needed"]) else wording.grouped(row["n_needed"])
     more = f"; {needed} {row['unit']} would tell {wording.number(row['wanted'])}" if needed != wording.MISSING else ""
     return (
-        f"A {wording.readable(row['question'])} below {wording.number(row['could_tell'])} would have been missed with "
-        f"{wording.whole(row['n'])} {row['unit']}{more}."
+        f"With {wording.whole(row['n'])} {row['unit']} a {wording.readable(row['question'])} is told from "
+        f"{wording.number(row['could_tell'])} on{more}."
     )

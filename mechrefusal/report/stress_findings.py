@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from mechrefusal.report import grids, wording
-from mechrefusal.report.figures import suites
 
 LONGEST_NAME = 60
 TWIN_RATES = {
@@ -134,9 +133,3 @@ def ends_grid(table: pd.DataFrame) -> grids.Grid:
     }
     names = {"arm+step": "checkpoint", "method:short": "attack", "judge:short": "judge"}
     return grids.grid(table, names | found | {"elsewhere:rate": "at the others (mean)", "n": "n"})
-
-
-def shares(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """(method, judge) of success that there are shares of."""
-    own = table[suites.texts(table["metric"]).isin(list(SHARES))]
-    return list(dict.fromkeys(zip(suites.texts(own["method"]), suites.texts(own["judge"]), strict=True)))

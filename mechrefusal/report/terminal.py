@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mechrefusal.report import evaluation_findings, gate, grids, headline, language, story, stress_findings, wording
 from mechrefusal.report.grids import Grid
+from mechrefusal.report.headline import Headline
 from mechrefusal.report.reading import MeasuredRun, read_run
 
 SHOWN = 12
@@ -31,7 +32,11 @@ def summary(run_folder: Path | str) -> Group:
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
     """
-    run = read_run(run_folder)
+    return summary_of(read_run(run_folder))
+
+
+def summary_of(run: MeasuredRun) -> Group:
+    """The same of a run that was read."""
     lines = headline.headlines(run)
     warned = language.of_measurements(run.checkpoints)
     parts: list[Table | Text] = [Text(warned, style="bold")] if warned else []
@@ -74,7 +79,7 @@ def stress_table(curve: pd.DataFrame, transfer: pd.DataFrame) -> Table:
 
 
 def stress_control_tables(control: pd.DataFrame) -> Group:
-    """Whether attacks fail because of the request or of the suffix (`stress_control`): one table an attack and judge."""
+    """Whether attacks fail because of the request or of the suffix: one table an attack and judge."""
     said = (
         "the suffix of each case behind the harmless twin of its request; 95% intervals. Robust: the attack fails, the "
         "twin with the suffix is answered. Refuses the suffix: the attack fails, the twin with the suffix is refused "
@@ -93,8 +98,8 @@ def stress_differences_tables(differences: pd.DataFrame) -> Group:
         shown = min(STRESS_SHOWN, len(one.table))
         caption = (
             f"{one.caption}; {shown} of {len(one.table)} are shown; second minus first, paired, 95% interval over "
-            "requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome there only; loss: "
-            "nats a token of the target"
+            "requests; p: McNemar's exact test, of each row alone; alone: cases that have the outcome there only; "
+            "loss: nats a token of the target"
         )
         tables.append(grid_table("Which checkpoint is more robust?", caption, one.grid(STRESS_SHOWN)))
     return _spaced(tables)
@@ -102,33 +107,12 @@ def stress_differences_tables(differences: pd.DataFrame) -> Group:
 
 def gates(run: MeasuredRun) -> Table | Text:
     """One row a checkpoint: every criterion of the gate, and by how much it is missed."""
-    found = gate.of_run(run)
-    if not found["measured"]:
+    found = [gate.of(checkpoint) for checkpoint in run.checkpoints]
+    last = {checkpoint.id for checkpoint in run.last_of_each_arm}
+    if not (grid := gate.grid(found)):
         return Text("The gate was not measured.", style="italic")
-    judges = ", ".join(map(language.described, found["judges"])) or "none"
-    said = f"{found['summary']}. Rate, n = answers, 95% interval. Unsure: the interval holds the threshold."
-    table = _table("Gate", f"{said} Judge: {judges}.{_corrected_by(found['corrected_by'])}")
-    table.add_column("checkpoint", no_wrap=True)
-    table.add_column("gate", no_wrap=True)
-    for name, needs in found["names"]:
-        table.add_column(Text(f"{wording.token(name)}\n{needs}"))
-    for one in found["all"]:
-        cells = [one.named(name) for name, _ in found["names"]]
-        shown = [Text(_criterion(c) if c else wording.MISSING) for c in cells]
-        table.add_row(
-            _name(one.checkpoint.arm, one.checkpoint.step), Text(one.word, style="" if one.passed else "bold"), *shown
-        )
-    return table
-
-
-def _criterion(c: gate.Criterion) -> str:
-    lines = [f"{wording.rate(c.value)} n={c.n}", c.interval, c.state, f"c {c.corrected}" if c.corrected else ""]
-    return "\n".join(line for line in lines if line)
-
-
-def _corrected_by(sources: Sequence[str]) -> str:
-    by = f" Last line: corrected (c) for the judge's error as measured on {' and '.join(sources)}."
-    return by if sources else ""
+    said = gate.summary([one for one in found if one.checkpoint.id in last])
+    return grid_table("Gate", f"{said} {gate.caption(found)}", grid)
 
 
 def times(run: MeasuredRun) -> list[Table]:
@@ -212,56 +196,25 @@ def power_table(rows: pd.DataFrame) -> Table:
     return grid_table("Power", said, grids.grid(rows, columns))
 
 
-def behaviour(lines: list[headline.Headline]) -> Table:
+def behaviour(lines: list[Headline]) -> Table:
     """One row a checkpoint: refusal rates by prompt set, attack success rates by attack."""
-    attacks, judges = headline.attack_columns(lines), headline.judges(lines)
-    said = ", ".join(map(language.described, judges)) or "none"
-    table = _table("Behaviour", f"rate, n = prompts; below it the 95% interval. Judge: {said}.")
-    table.add_column("checkpoint", no_wrap=True)
-    for name in ("refuses\nharmful", "refuses\nharmless", "over-\nrefusal"):
-        table.add_column(name)
-    for key in attacks:
-        table.add_column(Text(f"attack success:\n{wording.token(headline.attack_label(key))}"))
-    for line in lines:
-        rates = [line.refusals.get(name, []) for name in headline.ASKED_SETS] + [
-            line.attacks.get(key, []) for key in attacks
-        ]
-        cells = [_rates(found, several_judges=len(judges) > 1) for found in rates]
-        table.add_row(_name(line.checkpoint.arm, line.checkpoint.step), *cells)
-    return table
+    judges = ", ".join(map(language.described, headline.judges(lines))) or "none"
+    said = f"rate, n = prompts; below it the 95% interval. Judge: {judges}."
+    return grid_table("Behaviour", said, headline.behaviour(lines))
 
 
-def carriers(lines: list[headline.Headline]) -> Table:
+def carriers(lines: list[Headline]) -> Table:
     """One row a checkpoint: where the carrier stands and what it does, or why there is none."""
     ranked = " and ".join(sorted({line.ranked_by for line in lines if line.ranked_by}))
-    heads_by = (
-        f"Top heads by {ranked}; ● p < 0.05, adjusted for all heads."
-        if ranked
-        else "Heads were not ranked: no patching, no attribution."
+    heads = (
+        f"by {ranked}; ● p < 0.05, adjusted for all heads" if ranked else "were not ranked: no patching, no attribution"
     )
     to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
-    zero = "To zero: the same direction (or the best candidate) ablated to zero; adm.: it would be admissible so."
-    table = _table("Carrier", f"Ablated to: {to}. {zero} {heads_by}")
-    table.add_column("checkpoint", no_wrap=True)
-    table.add_column("carrier", ratio=1)
-    for name in ("bypass", "induce", "kl", "to zero:\nbypass", "\nkl", "\nadm."):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("top heads", no_wrap=True)
-    for line in lines:
-        heads = [
-            f"{head.name} {wording.number(head.value, signed=True)}{' ●' * head.is_told}" for head in line.heads[:3]
-        ]
-        where, scores = Text(line.no_carrier, style="italic"), [wording.MISSING] * 3
-        if found := line.carrier:
-            where = Text(f"layer {found.layer}, position {wording.whole(found.position)} {wording.token(found.token)}")
-            scores = [wording.number(found.bypass), wording.number(found.induce), wording.number(found.kl, 3)]
-        if line.zero:
-            scores += [wording.number(line.zero.bypass), wording.number(line.zero.kl, 3), line.zero.answer]
-        scores += [wording.MISSING] * (6 - len(scores))
-        table.add_row(
-            _name(line.checkpoint.arm, line.checkpoint.step), where, *scores, Text("\n".join(heads) or wording.MISSING)
-        )
-    return table
+    said = (
+        f"Ablated to: {to}. To zero: the same direction (or the best candidate) ablated to zero; admissible: it would "
+        f"be so. Top heads {heads}."
+    )
+    return grid_table("Carrier", said, headline.carriers(lines))
 
 
 def grid_table(title: str, caption: str, grid: Grid) -> Table:
@@ -305,8 +258,8 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         "difference[low,high]:change": "difference", "p_adjusted:four": "p",
     }  # fmt: skip
     said = (
-        f"{len(rows)} of {len(differences)}, shown are {len(shown)}: the smallest p of McNemar's exact test first, pairs "
-        "of checkpoints under one intervention last; p: adjusted for all differences of the judge (Holm)"
+        f"{len(rows)} of {len(differences)}, shown are {len(shown)}: the smallest p of McNemar's exact test first, "
+        "pairs of checkpoints under one intervention last; p: adjusted for all differences of the judge (Holm)"
     )
     return grid_table(
         "Differences whose 95% interval excludes 0, on the same prompts", said, grids.grid(shown, columns)
@@ -327,14 +280,3 @@ def _table(title: str, caption: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-
-
-def _name(arm: str, step: int) -> Text:
-    return Text(f"{wording.plain(arm)} {step}")
-
-
-def _rates(rates: list[headline.Rate], *, several_judges: bool) -> Text:
-    shown = [
-        f"{wording.rate(r.value)} n={r.n}\n{r.interval}" + (f"\n{r.judge}" if several_judges else "") for r in rates
-    ]
-    return Text("\n".join(shown) or wording.MISSING)

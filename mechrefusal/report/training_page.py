@@ -1,13 +1,12 @@
 """Whether the adversarial training worked and what it cost; and what each arm of the run is."""
 
 import json
-from functools import partial
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from mechrefusal.report import figures, wording
+from mechrefusal.report import wording
 from mechrefusal.report.figures.training import term_title
 from mechrefusal.report.order import BASE, WARM_UP, arm_order
 from mechrefusal.report.panels import Panel
@@ -16,7 +15,6 @@ from mechrefusal.report.sections import Page
 
 CASES_A_GROUP = 60
 _TERMS = ("utility", "away", "toward")
-_FIRST_SETS = ["harmful", "attacked", "harmless"]
 _MEANS = ("loss_first", "loss", "steps", "forward_tokens", "seconds")
 _SHORT = ("case", "behaviour", "prompt")
 
@@ -34,17 +32,10 @@ class TrainingPage(Page):
     def logged_terms(self) -> list[Panel]:
         """The loss terms that table `training` has, where there is no table `terms`."""
         training = self.run.across["training"]
-        terms = [] if len(self.run.across["terms"]) else [name for name in _TERMS if training[name].notna().any()]
-        titles = {term: term_title(term) for term in terms}
-        return [
-            self.panels.add(
-                "losses",
-                partial(figures.losses, training, terms=(term,), title=title),
-                title=title,
-                rows=training[["arm", "step", term]],
-            )
-            for term, title in titles.items()
-        ]
+        known = [] if len(self.run.across["terms"]) else [name for name in _TERMS if training[name].notna().any()]
+        titles = {term: term_title(term) for term in known}
+        specs = [{"with": {"terms": (term,), "title": title}, "title": title} for term, title in titles.items()]
+        return [panel for spec in specs for panel in self.draw({"draw": "losses", "rows": training, **spec})]
 
     @property
     def has_no_terms(self) -> str:
@@ -55,15 +46,6 @@ class TrainingPage(Page):
             if known
             else "The terms of the loss were not recorded one by one: only those of adversarial training are drawn."
         )
-
-    def probes(self) -> list[Panel]:
-        """Probes that were asked while arms were trained."""
-        return probe_panels(self)
-
-    @property
-    def costs(self) -> pd.DataFrame:
-        """Totals of each arm."""
-        return figures.step_costs(self.run.across["training"])
 
     @property
     def case_groups(self) -> pd.DataFrame:
@@ -76,7 +58,7 @@ class TrainingPage(Page):
         groups = self.run.across["cases"].groupby(["source", "method"], sort=False)
         return [
             (
-                wording.shortened(source, 24) or wording.MISSING,
+                wording.readable(wording.shortened(source, 24)) or wording.MISSING,
                 wording.shortened(method) or wording.MISSING,
                 len(rows),
                 [
@@ -105,15 +87,6 @@ class MethodsPage(TrainingPage):
         training = recipe.get("training") if isinstance(recipe.get("training"), dict) else {}
         arms = sorted({checkpoint.arm for checkpoint in self.run.checkpoints}, key=arm_order)
         return [(arm, _arm(self.run, arm, recipe, training or {}, manifest)) for arm in arms]
-
-
-def probe_panels(page: Page) -> list[Panel]:
-    """One figure a probe set, metric and judge: harmful, attacked, harmless, then any other."""
-    spec = {
-        "draw": "probes", "table": "probes", "each": ["set", "metric", "judge"], "order": {"set": _FIRST_SETS},
-        "title": "{metric}: {set} probes",
-    }  # fmt: skip
-    return page.draw(spec)
 
 
 def case_groups(table: pd.DataFrame) -> pd.DataFrame:

@@ -28,8 +28,8 @@ SET_NAMES = {
 
 NAMES = {
     "carrier_layer": "the depth of the carrier",
-    "carrier_cosine": "the angle between the carriers",
-    "direction_cosine": "the angle between the directions",
+    "carrier_cosine": "the cosine of the carriers",
+    "direction_cosine": "the cosine of the directions",
     "principal_angle": "the angle between the spans of directions",
     "transfer": "the effect of the earlier carrier",
 }
@@ -86,6 +86,11 @@ def interval(row: Mapping[str, Any] | pd.Series, name: str = "", digits: int = 2
     """` [low, high]` of a row, or of what it has called `name`; empty where there is none."""
     low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
     return "" if is_missing(low) or is_missing(high) else f" [{number(low, digits)}, {number(high, digits)}]"
+
+
+def interval_of(row: Mapping[str, Any], name: str) -> str:
+    """`−4.31 [−5.00, −3.60]`, a value of a row with its interval; empty where there is none."""
+    return "" if is_missing(row[name]) else f"{number(row[name])}{interval(row, name)}"
 
 
 def ends(low: Any, high: Any, digits: int = 2) -> str:

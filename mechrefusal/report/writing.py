@@ -52,10 +52,12 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
     run = read_run(run_folder)
     folder = Path(run_folder) / "report"
     data = _data(run, show_completions=show_completions)
-    pages = [(page, _content(page)) for page in track(list(_pages(run, show_completions=show_completions)), "pages")]
+    pages = [
+        (page, content_of(page)) for page in track(list(pages_of(run, show_completions=show_completions)), "pages")
+    ]
     drawn = [panel for page, _ in pages for panel in page.panels.drawn]
     methods = MethodsPage(run, drawn=drawn)
-    pages.append((methods, _content(methods)))
+    pages.append((methods, content_of(methods)))
     drawn += methods.panels.drawn
     if single_file:
         return _whole(folder / SINGLE, _single(run, pages, data, drawn))
@@ -79,7 +81,8 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
     return folder / "index.html"
 
 
-def _pages(run: MeasuredRun, *, show_completions: bool) -> Iterator[Page]:
+def pages_of(run: MeasuredRun, *, show_completions: bool = False) -> Iterator[Page]:
+    """The pages of a report but the methods, which tell of the figures of all the others."""
     yield IndexPage(run)
     for checkpoint in run.checkpoints:
         yield CheckpointPage(run, checkpoint, show_completions=show_completions)
@@ -88,7 +91,8 @@ def _pages(run: MeasuredRun, *, show_completions: bool) -> Iterator[Page]:
         yield EvaluationPage(run, show_completions=show_completions)
 
 
-def _content(page: Page) -> Markup:
+def content_of(page: Page) -> Markup:
+    """The main part of a page as HTML."""
     template = embedding.environment().get_template(f"{page.name}.html")
     return Markup(template.render(page=page, run=page.run))
 

@@ -21,4 +21,4 @@ def style() -> str:
 @cache
 def cytoscape_script() -> str:
     """The bundle of cytoscape."""
-    return ""
+    return "// cytoscape\n"
