@@ -118,12 +118,14 @@ def suite_rates(table: pd.DataFrame, *, interventions: bool = True) -> list[Suit
         for suite, side in sides(own := suites.of(whole, judge=judge, kind=kind)):
             rows = suites.of(own, suite=suite, side=side)
             wanted = [name for name in metrics(side, suite) if (suites.texts(rows["metric"]) == name).any()]
-            named = [wording.shortened(text, LONGEST_NAME) for text in (judge, kind, suite, side)]
+            names = {"judge": judge, "kind": kind, "suite": suite, "side": side}
+            named = {name: wording.shortened(text, LONGEST_NAME) for name, text in names.items()}
             by = [wording.shortened(source, LONGEST_NAME) for source in wording.correction_sources(rows)]
             keys = ["arm", "step", "attack", "intervention"]
             made = grids.pivot(rows, keys, {("metric", name): wording.metric_name(name) for name in wanted})
             under = {name: name for name in ("attack", "intervention") if (rows[name] != "none").any()}
-            entries.append(SuiteRates(*named, made.table, {"arm+step:page": "checkpoint", **under, **made.columns}, by))
+            columns = {"arm+step:page": "checkpoint", **under, **made.columns}
+            entries.append(SuiteRates(**named, table=made.table, columns=columns, corrected_by=by))
     return entries
 
 

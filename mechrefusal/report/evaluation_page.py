@@ -1,14 +1,13 @@
 """Suites, judges, and attacks made anew, at every checkpoint."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import evaluation_findings, figures, language, stress_findings, wording
+from mechrefusal.report import evaluation_findings, language, stress_findings, wording
 from mechrefusal.report.evaluation_findings import SuiteRates
-from mechrefusal.report.figures.suites import of, texts
+from mechrefusal.report.figures.suites import of
 from mechrefusal.report.frontiers import suite_frontiers
 from mechrefusal.report.panels import Panel
 from mechrefusal.report.reading import BEHAVIOUR
@@ -46,68 +45,56 @@ class EvaluationPage(Page):
 
     def suite_rates(self) -> Groups:
         """One group a suite: rates over steps, then by category, for every side, judge and attack."""
-        table = self.table("rates")
-        for suite in dict.fromkeys(texts(table["suite"])):
-            own = of(table, suite=suite)
+        table, keys = self.table("rates"), ["side", "judge", "attack"]
+        for suite, own in table.groupby("suite", sort=False):
             judges = [judge for judge, _ in evaluation_findings.judges(own)]
-            found = set(zip(*(texts(own[key]) for key in ("side", "judge", "attack")), strict=True))
+            asked = set(own[keys].itertuples(index=False, name=None))
             drawn: list[Panel] = []
             maps: list[Panel] = []
-            for side, judge, attack in sorted(found, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
+            for side, judge, attack in sorted(asked, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
                 rows = of(own, side=side, judge=judge, attack=attack)
-                look: dict[str, Any] = {"suite": suite, "side": side, "judge": judge, "attack": attack}
+                look = {"suite": suite, "side": side, "judge": judge, "attack": attack}
                 for metric in evaluation_findings.metrics(side, drawn=True):
-                    if len(shown := of(rows, metric=metric, by="all")):
-                        draw = partial(figures.rates, rows, metric=metric, **look)
-                        drawn.append(self.panels.add("rates", draw, title=_title(metric, suite, side), rows=shown))
-                maps += self._categories(rows, look)
+                    shown = of(rows, metric=metric, by="all")
+                    title, given = _title(metric, str(suite), side), {**look, "metric": metric}
+                    drawn += self.draw({"draw": "rates", "rows": shown, "with": given, "title": title})
+                for by in ("group", "category"):
+                    parts = of(rows, by=by, intervention="none")
+                    metric = next((m for m in _BY_CATEGORY.get(side, ("any_refusal",)) if len(of(parts, metric=m))), "")
+                    title, given = f"{_title(metric, str(suite), side)}, by {by}", {**look, "metric": metric, "by": by}
+                    shown = of(parts, metric=metric)
+                    maps += self.draw({"draw": "suite_categories", "rows": shown, "with": given, "title": title})
             yield wording.shortened(suite), drawn + maps
-
-    def _categories(self, rows: pd.DataFrame, look: dict[str, Any]) -> list[Panel]:
-        drawn = []
-        for by in ("group", "category"):
-            own = of(rows, by=by, intervention="none")
-            metrics = [m for m in _BY_CATEGORY.get(look["side"], ("any_refusal",)) if len(of(own, metric=m))][:1]
-            for metric in metrics:
-                draw = partial(figures.suite_categories, own, metric=metric, by=by, **look)
-                title = f"{_title(metric, look['suite'], look['side'])}, by {by}"
-                drawn.append(self.panels.add("suite_categories", draw, title=title, rows=of(own, metric=metric)))
-        return drawn
 
     def differences(self) -> Groups:
         """One group a suite: a forest a side, judge, attack, rate and intervention; last what interventions change."""
-        table, keys = self.table("suite_differences"), ["side", "judge", "attack", "metric"]
-        kinds = texts(table["pair"])
-        for suite in dict.fromkeys(texts(table["suite"])):
-            own, drawn = of(table, suite=suite), []
-            for values in sorted(set(zip(*(texts(own[key]) for key in keys), strict=True))):
-                asked: dict[str, Any] = dict(zip(keys, values, strict=True))
-                if asked["metric"] not in evaluation_findings.metrics(asked["side"], drawn=True):
+        keys = ["side", "judge", "attack", "metric"]
+        for suite, own in self.table("suite_differences").groupby("suite", sort=False):
+            drawn: list[Panel] = []
+            for values in sorted(set(own[keys].itertuples(index=False, name=None))):
+                given: dict[str, Any] = {"suite": suite, **dict(zip(keys, values, strict=True))}
+                if given["metric"] not in evaluation_findings.metrics(given["side"], drawn=True):
                     continue
-                title = f"Change of {_title(asked['metric'], suite, asked['side']).lower()}"
-                rows = of(own, **asked)
-                between = rows[(kinds[rows.index] != "intervention").to_numpy()]
-                looks = [{"intervention": name} for name in dict.fromkeys(texts(between["intervention"]))]
+                rows = of(own, **dict(zip(keys, values, strict=True)))
+                between = rows[rows["pair"] != "intervention"]
+                looks = [{"intervention": name} for name in dict.fromkeys(between["intervention"])]
                 looks += [{"pairs": "interventions"}] * (len(between) < len(rows))
-                for look in looks:
-                    draw = partial(figures.suite_differences, rows, suite=suite, **asked, **look)
-                    drawn.append(self.panels.add("suite_differences", draw, title=title, rows=rows))
+                title = f"Change of {_title(given['metric'], str(suite), given['side']).lower()}"
+                spec = {"draw": "suite_differences", "rows": rows, "title": title}
+                drawn += [panel for look in looks for panel in self.draw({**spec, "with": {**given, **look}})]
             if drawn:
                 yield wording.shortened(suite), drawn
 
     def transfers(self) -> list[Panel]:
         """One figure an attack and judge; the behaviours without an attack are in each."""
         rows = self.table("stress_transfer")
-        found = dict.fromkeys(zip(texts(rows["method"]), texts(rows["judge"]), strict=True))
-        return [
-            self.panels.add(
-                "stress_matrix",
-                partial(figures.stress_matrix, rows, method=method, judge=judge),
-                title=f"Where {wording.shortened(method)} cases succeed",
-                rows=of(rows, judge=judge),
-            )
-            for method, judge in [key for key in found if key[0] != "none"] or list(found)
-        ]
+        found = list(dict.fromkeys(rows[["method", "judge"]].itertuples(index=False, name=None)))
+        drawn = []
+        for method, judge in [key for key in found if key[0] != "none"] or found:
+            title, given = f"Where {wording.shortened(method)} cases succeed", {"method": method, "judge": judge}
+            spec = {"draw": "stress_matrix", "rows": of(rows, judge=judge), "with": given, "title": title}
+            drawn += self.draw(spec)
+        return drawn
 
     @property
     def control(self) -> list[OfAttack]:
@@ -122,7 +109,7 @@ class EvaluationPage(Page):
     @property
     def no_agreement(self) -> str:
         """Why judges are not compared."""
-        one = texts(self.table("rates")["judge"]).nunique() == 1
+        one = self.table("rates")["judge"].nunique() == 1
         return "One judge has judged: agreement takes two." if one else "Judges were not compared."
 
     @property

@@ -91,10 +91,10 @@ def of(checkpoint: MeasuredCheckpoint) -> Gate:
     table = checkpoint.tables["gate"]
     criteria = [
         Criterion(
-            wording.plain(row["criterion"]),
-            *(row[name] for name in ("value", "low", "high", "n", "threshold")),
-            wording.is_true(row["passed"]),
-            wording.corrected(row),
+            name=wording.plain(row["criterion"]),
+            **{name: row[name] for name in ("value", "low", "high", "n", "threshold")},
+            passed=wording.is_true(row["passed"]),
+            corrected=wording.corrected(row),
         )
         for row in table.to_dict("records")
     ]

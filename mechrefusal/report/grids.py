@@ -87,12 +87,11 @@ def grid(table: pd.DataFrame, columns: Mapping[str, str], *, name: str = "", mos
         name: table of the schema that says what the columns mean.
         most: rows that are shown at most.
     """
-    specs = [_SPEC.fullmatch(spec.replace(" ", "")) for spec in columns]
+    specs = [match for spec in columns if (match := _SPEC.fullmatch(spec))]
     meanings = _meanings(name)
     heads = [
         Head(words, meanings.get(spec["names"].split("+")[0], ""), _is_number(table, spec))
         for spec, words in zip(specs, columns.values(), strict=True)
-        if spec
     ]
     rows = [[_cell(row, spec, head) for spec, head in zip(specs, heads, strict=True)] for row in _records(table, most)]
     return Grid(heads, rows, max(0, len(table) - most))
@@ -106,7 +105,7 @@ class Pivot:
     columns: dict[str, str]
 
 
-def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[tuple[str, ...], str]) -> Pivot:
+def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[Any, str]) -> Pivot:
     """Rates of a tidy table side by side: each with its interval and, where it is known, its correction.
 
     Args:
@@ -122,7 +121,8 @@ def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[tuple[str, ..
             own = own[own[column] == value]
         chosen[f"rate{place}"] = own.drop_duplicates(list(keys)).set_index(list(keys))
     lines = rows[list(keys)].drop_duplicates()
-    table, counts = lines.reset_index(drop=True), {"n": [], "nulls": []}  # type: dict[str, list]
+    table = lines.reset_index(drop=True)
+    counts: dict[str, list[Any]] = {"n": [], "nulls": []}
     columns: dict[str, str] = {}
     for name, words in zip(chosen, wanted.values(), strict=True):
         of_name = chosen[name].reindex(pd.MultiIndex.from_frame(lines))

@@ -128,7 +128,7 @@ class IndexPage(Page):
                     title = f"{SITES.get(site, 'Heads')}, {prompts} prompts"
                     look = {"prompts": prompts, "site": site, "title": title, "limit": limit}
                     drawn += self.draw(
-                        {"draw": "cross_patching", "rows": asked.query("site == @site"), "with": look, "title": title}
+                        {"draw": "cross_patching", "rows": asked[asked["site"] == site], "with": look, "title": title}
                     )
                 title = f"Layers, {prompts} prompts"
                 if (asked["head"] < 0).any():

@@ -97,7 +97,8 @@ def cells_of(checkpoint: MeasuredCheckpoint, spec: Spec) -> Cells | None:
     n = rows["n"].max() if "n" in rows else rows["n_harmful"].max() if "n_harmful" in rows else None
     cells = pd.DataFrame(values)[rows["layer"] >= 0].dropna(subset=["at"])
     return Cells(
-        cells[cells["at"] >= 0] if spec["kind"] == "head" else cells, None if wording.is_missing(n) else int(n)
+        cells[cells["at"] >= 0] if spec["kind"] == "head" else cells,
+        None if n is None or wording.is_missing(n) else int(n),
     )
 
 

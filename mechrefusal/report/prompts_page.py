@@ -36,12 +36,12 @@ def prompts_data(run: MeasuredRun, *, show_completions: bool = False) -> dict[st
             "label": "" if wording.is_missing(own.label) else wording.metric_name(wording.plain(own.label)),
             "completion": wording.shortened(own.completion, limit),
         }
-    coloured, limit = _tokens(run)
+    coloured, furthest = _tokens(run)
     return {
         "rows": [*rows.values(), *coloured],
         "checkpoints": [checkpoint.id for checkpoint in run.checkpoints],
         "interventions": sorted(set(table["intervention"]), key=lambda name: (name != "none", name)) or ["none"],
-        "limit": limit,
+        "limit": furthest,
     }
 
 
@@ -77,8 +77,8 @@ def _tokens(run: MeasuredRun) -> tuple[list[dict[str, Any]], float]:
         for (kind, prompt), own in table.groupby(["set", "prompt_id"], sort=False):
             ordered = own.sort_values("index")
             text = "".join(wording.plain(token) for token in ordered["token"])
-            row = {"id": wording.shortened(prompt), "suite": f"twins of the pairs, {kind}", "side": str(kind), "by": {}}
-            row |= {"prompt": wording.shortened(text, LONGEST_PROMPT), "tokens": {}}
+            row: dict[str, Any] = {"id": wording.shortened(prompt), "suite": f"twins of the pairs, {kind}"}
+            row |= {"side": str(kind), "prompt": wording.shortened(text, LONGEST_PROMPT), "by": {}, "tokens": {}}
             row = rows.setdefault((str(kind), str(prompt)), row)
             row["tokens"][checkpoint.id] = [
                 [wording.plain(each.token), None if wording.is_missing(each.value) else round(float(each.value), 3)]

@@ -137,23 +137,27 @@ class Page:
         return embedding.rendered(text, page=self, run=self.run)
 
     def draw(self, spec: Spec) -> list[Panel]:
-        """The panels of one entry of `figures`."""
-        rows = spec["rows"] if "rows" in spec else self._rows(spec["table"])
-        rows = rows.query(spec["query"]) if "query" in spec else rows
+        """The panels of one figure: its `rows`, and the rest as in a file of sections. Nothing in it is evaluated."""
+        rows = spec["rows"].query(spec["query"]) if "query" in spec else spec["rows"]
         if not len(rows) or ("needs" in spec and not rows[spec["needs"]].notna().any()):
             return []
-        given = {name: self._argument(value) for name, value in spec.get("with", {}).items()}
         drawing: Callable[..., Any] = getattr(figures, spec["draw"])
-        heads_of = self.id if spec.get("heads") else ""
-        panels = []
+        heads_of, panels = self.id if spec.get("heads") else "", []
         for values, own in self._each(rows, spec):
-            names = {name: wording.metric_name(str(value)) for name, value in values.items()}
-            title = wording.sentence(spec.get("title", "").format_map(names)).rstrip(".")
-            look = given | (values if "each" in spec else {})
-            panels.append(
-                self.panels.add(spec["draw"], partial(drawing, own, **look), title=title, rows=own, heads_of=heads_of)
-            )
+            title, look = spec.get("title", ""), {**spec.get("with", {})}
+            if values:
+                title = title.format_map({name: wording.metric_name(str(value)) for name, value in values.items()})
+                look |= values if "each" in spec else {}
+            drawn = partial(drawing, own, **look)
+            title = f"{title[:1].upper()}{title[1:]}"
+            panels.append(self.panels.add(spec["draw"], drawn, title=title, rows=own, heads_of=heads_of))
         return panels
+
+    def _evaluated(self, spec: Spec) -> dict[str, Any]:
+        """A figure of a file of sections, with what its expressions give."""
+        given = {name: self._argument(value) for name, value in spec.get("with", {}).items()}
+        order = {name: self._argument(value) for name, value in spec.get("order", {}).items()}
+        return {**spec, "rows": self._rows(spec["table"]), "with": given, "order": order}
 
     def _each(self, rows: pd.DataFrame, spec: Spec) -> list[tuple[dict[str, Any], pd.DataFrame]]:
         columns = spec.get("each", spec.get("split", []))
@@ -207,7 +211,7 @@ class Page:
         panels: list[Panel] = []
         folded: list[Block] = []
         for spec in specs:
-            for part in self.value(spec["plan"]) if "plan" in spec else self.draw(spec):
+            for part in self.value(spec["plan"]) if "plan" in spec else self.draw(self._evaluated(spec)):
                 if isinstance(part, Panel):
                     panels.append(part)
                 else:

@@ -1,5 +1,6 @@
 """What a run says, in a few sentences for one who has never seen it: the index and the terminal begin with them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,17 +169,22 @@ def _open(run: MeasuredRun) -> list[str]:
         else []
     )
     for pair in unsure[:_PAIRS_SHOWN]:
-        more = (
-            f" About {pair['to_decide']} prompts of each side would decide it."
-            if pair["to_decide"] != wording.MISSING
-            else ""
-        )
-        said.append(f"{pair['pair']}: {wording.sentence(wording.shortened(pair['reason'], 200))}{more}")
+        needed = f"; about {pair['to_decide']} prompts of each side would decide it"
+        said.append(f"{pair['pair']}: {_why(pair)}{needed if pair['to_decide'] != wording.MISSING else ''}.")
     power = run.across["power"]
     short = power[power["n"].notna() & power["could_tell"].notna() & (power["could_tell"] > power["wanted"])]
     for _, row in short.drop_duplicates("question").head(_POWER_SHOWN).iterrows():
         said.append(_could_tell(row))
     return said
+
+
+def _why(pair: dict[str, Any]) -> str:
+    """What the two measures say that decide whether refusal moved, or that an end has no carrier."""
+    if lacking := re.search(r"no carrier at [^:;(]+", pair["reason"]):
+        return lacking[0].strip()
+    verdicts = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot be told"}
+    deciding = [one for one in pair["measures"] if one["name"] in ("carrier_layer", "transfer")]
+    return wording.listed([f"{one['measure']} {verdicts.get(one['verdict'], one['verdict'])}" for one in deciding])
 
 
 def _could_tell(row: pd.Series) -> str:

@@ -71,8 +71,9 @@ def control(table: pd.DataFrame) -> list[OfAttack]:
             for (suffix, metric), words in TWIN_RATES.items()
         } | {("metric", metric, "judge", judge): words for metric, words in SHARES.items()}
         pivot = grids.pivot(own, ["arm", "step"], wanted)
-        named = [wording.shortened(name, LONGEST_NAME) for name in key]
-        entries.append(OfAttack(*named, pivot.table, {"arm+step:page": "checkpoint", **pivot.columns}))
+        named = dict(zip(keys, (wording.shortened(name, LONGEST_NAME) for name in key), strict=True))
+        columns = {"arm+step:page": "checkpoint", **pivot.columns}
+        entries.append(OfAttack(table=pivot.table, columns=columns, **named))
     return entries
 
 
@@ -85,10 +86,11 @@ def differences(table: pd.DataFrame) -> list[OfAttack]:
         metric=[words.get(name, wording.metric_name(wording.shortened(name, LONGEST_NAME))) for name in rows["metric"]]
     )
     named = rows.assign(pair=[KINDS.get(kind, wording.shortened(kind, LONGEST_NAME)) for kind in rows["pair"]])
-    return [
-        OfAttack(*(wording.shortened(name, LONGEST_NAME) for name in (method, judge, judge)), own, _COMPARED)
-        for (method, judge), own in named.groupby(["method", "judge"], sort=False)
-    ]
+    entries = []
+    for key, own in named.groupby(["method", "judge"], sort=False):
+        method, judge = (wording.shortened(name, LONGEST_NAME) for name in key)
+        entries.append(OfAttack(method, judge, judge, own, _COMPARED))
+    return entries
 
 
 def ends(curve: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:

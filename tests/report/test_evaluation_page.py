@@ -255,7 +255,7 @@ def test_values_may_be_missing(tmp_path, made, columns):
     report.summary(tmp_path / "run")
 
 
-@pytest.mark.parametrize("hostile", [*HOSTILE, "x" * 10_000])
+@pytest.mark.parametrize("hostile", [*HOSTILE, "$run.folder", "{metric}", "x" * 10_000])
 def test_any_text_is_text(tmp_path, made, hostile):
     keep = {"kind", "side", "by", "metric", "pair"}
     changed = {
