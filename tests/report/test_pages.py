@@ -138,10 +138,8 @@ def test_the_index_tells_first(written, small_run):
     assert order == sorted(order)
     assert order[-1] < text.index("What robustness costs") < text.index("Every checkpoint")
     row = tables.read("carrier", small_run / "measurements" / TRAINED).iloc[0]
-    assert (
-        f"at the input of layer {row['layer']} of 30 carries it (95% interval {row['layer_low']} to {row['layer_high']})"
-        in text
-    )
+    interval = f"95% interval {row['layer_low']} to {row['layer_high']}"
+    assert f"at the input of layer {row['layer']} of 30 carries it ({interval})" in text
     rates = tables.read("rates", small_run / "measurements").query(
         "arm == 'r2d2' and suite == 'evaluation_harmful' and by == 'all'"
     )
