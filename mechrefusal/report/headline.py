@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import carrier_findings, wording
+from mechrefusal.report import carrier_findings, gate, wording
 from mechrefusal.report.carrier_findings import Zero
 from mechrefusal.report.figures import style
 from mechrefusal.report.grids import Cell, Grid, Head
@@ -105,18 +105,21 @@ def judges(lines: list[Headline]) -> list[str]:
 def behaviour(lines: list[Headline]) -> Grid:
     """One row a checkpoint: refusal rates by prompt set, attack success rates by attack."""
     attacks, several = attack_columns(lines), len(judges(lines)) > 1
-    heads = [Head("checkpoint"), *map(Head, _ASKED)]
+    heads = [Head("checkpoint"), Head("gate"), *map(Head, _ASKED)]
     heads += [Head(f"attack succeeds: {wording.plain(attack_label(key))}") for key in attacks]
     rows = []
     for line in lines:
         rates = [*line.refusals.values(), *(line.attacks.get(key, []) for key in attacks)]
-        rows.append([_name(line), *(_rates(found, several=several) for found in rates)])
+        cells = [_rates(found, several=several) for found in rates]
+        rows.append([_name(line), Cell(gate.of(line.checkpoint).word), *cells])
+            [_name(line), Cell(gate.of(line.checkpoint).word), *(_rates(found, several=several) for found in rates)]
+        )
     return Grid(heads, rows)
 
 
 def carriers(lines: list[Headline]) -> Grid:
     """One row a checkpoint: where the carrier stands and what it does, or why there is none."""
-    heads = ("checkpoint", "carrier", "bypass", "induce", "kl", "to zero: bypass", "kl", "admissible", "top heads")
+    heads = ("checkpoint", "carrier", "top heads", "bypass", "induce", "kl", "to zero: bypass", "kl", "admissible")
     return Grid([Head(words) for words in heads], [_carrier_cells(line) for line in lines])
 
 
@@ -168,4 +171,5 @@ def _carrier_cells(line: Headline) -> list[Cell]:
         cells += [Cell(wording.number(row["induce"])), Cell(wording.number(row["kl"], 3))]
     under = [wording.number(zero.bypass), wording.number(zero.kl, 3), zero.answer] if zero else [wording.MISSING] * 3
     heads = ", ".join(map(str, line.heads)) or "not measured"
-    return [*cells, *map(Cell, under), Cell(heads, heads_of=line.checkpoint.id)]
+    ranked = Cell(heads, heads_of=line.checkpoint.id)
+    return [*cells[:2], ranked, *cells[2:], *map(Cell, under)]

@@ -1,8 +1,10 @@
 """The headline of a run, and what commands found, for a terminal: tables that fit 100 columns."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich import box
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mechrefusal.report import evaluation_findings, gate, grids, headline, language, story, stress_findings, wording
-from mechrefusal.report.grids import Grid
+from mechrefusal.report.grids import Cell, Grid
 from mechrefusal.report.headline import Headline
 from mechrefusal.report.reading import MeasuredRun, read_run
 
@@ -19,6 +21,8 @@ SHOWN = 12
 """Differences between checkpoints shown: those with the smallest p."""
 STRESS_SHOWN = 24
 """Differences of attacks shown: the first pairs of their table."""
+_NARROW = 16
+"""Columns of at most so many characters are not folded."""
 
 
 def summary(run_folder: Path | str) -> Group:
@@ -218,18 +222,30 @@ def carriers(lines: list[Headline]) -> Table:
 
 
 def grid_table(title: str, caption: str, grid: Grid) -> Table:
-    """A grid of a page as a table of a terminal; details stand below their values."""
-    table = _table(title, caption)
+    """A grid of a page as a table of a terminal: details stand below their values, and long texts are folded."""
+    rows = [[_lines(cell) for cell in row] for row in grid.rows]
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        caption=Text(caption),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for place, head in enumerate(grid.heads):
-        table.add_column(
-            head.words,
-            justify="right" if head.is_number else "left",
-            overflow="fold",
-            no_wrap=place == 0 and head.words == "checkpoint",
-        )
-    for row in grid.rows:
-        table.add_row(*(Text(f"{cell.text}\n{cell.detail}" if cell.detail else cell.text) for cell in row))
+        longest = max((len(line) for row in rows for line in row[place].split("\n")), default=0)
+        words = textwrap.fill(head.words, max(12, min(longest, 24)))
+        justify: Literal["left", "right"] = "right" if head.is_number else "left"
+        table.add_column(Text(words), justify=justify, overflow="fold", no_wrap=longest <= _NARROW)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def _lines(cell: Cell) -> str:
+    text = cell.text.replace(", ", "\n") if cell.heads_of else cell.text
+    return f"{text}\n{cell.detail}" if cell.detail else text
 
 
 def _clearest(differences: pd.DataFrame) -> Table | Text:
@@ -268,15 +284,3 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
 
 def _spaced(parts: Sequence[Table | Text]) -> Group:
     return Group(*[part for each in parts for part in (Text(), each)][1:])
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=Text(title),
-        title_justify="left",
-        caption=Text(caption),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )

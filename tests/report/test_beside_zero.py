@@ -192,7 +192,7 @@ def test_pages_escape_what_the_tables_name(tmp_path):
     tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place.parent)
     index, page = pages(folder, "index", "r2d2-step-00050")
     row = tables.read("carrier", place).iloc[0]
-    assert f"{wording.number(row['bypass_zero'])}\n{wording.number(row['kl_zero'], 3)}" in "\n".join(index.text.split())
+    assert f"{wording.number(row['bypass_zero'])}{wording.number(row['kl_zero'], 3)}" in "".join(index.text.split())
     assert f"judge: {HOSTILE[0]}, refusal-phrases" in index.text
     assert f"Answers refused (judge {HOSTILE[0]})" in page.text
     assert carrier_findings.distance(row["zero_distance"]) in page.text

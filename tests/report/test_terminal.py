@@ -40,7 +40,7 @@ def test_summary_has_every_checkpoint_and_fits(run_folder):
 
 def test_summary_has_one_table_a_judge_suite_and_side(run_folder):
     text = shown(run_folder)
-    assert text.count("xstest, harmless prompts") == 2
+    assert [text.count(f"{name} prompts") for name in ("harmbench, harmful", "xstest, harmless")] == [2, 1]
     rates = tables.read("rates", run_folder / "measurements")
     own = rates[(rates["suite"] == "xstest") & (rates["side"] == "harmless") & (rates["by"] == "all")]
     own = own[(own["arm"] == "r2d2") & (own["step"] == 250) & (own["intervention"] == "none")].set_index("metric")
