@@ -165,7 +165,8 @@ def report(options) -> None:
 
     run = study.open(options.run)
     require_writable(run.folder / "report", folder=True)
-    _say_report(pages.write(run.folder, show_completions=options.show_completions))
+    written = pages.write(run.folder, show_completions=options.show_completions, single_file=options.single_file)
+    _say_report(written)
 
 
 def run(options) -> None:
@@ -331,6 +332,7 @@ def _parser(*, with_recipe: bool, with_attack: bool, with_models: bool) -> jsona
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
     _add_show_completions(words)
+    words.add_argument("--single_file", action="store_true", help="one file that can be mailed, report.html")
     commands.add_subcommand("report", words, help="write the HTML report of a run")
     words = _study_parser(with_recipe=with_recipe)
     _add_show_completions(words)
@@ -624,7 +626,7 @@ def _print(what: Any) -> None:
 
 def _show(rates=None, differences=None, curve=None, transfer=None, control=None, compared=None) -> None:
     """Rates and differences of an evaluation, success of attacks made anew; what there is none of is not shown."""
-    from mechrefusal.report.evaluated import evaluated, stress_control_tables, stress_differences_tables, stress_table
+    from mechrefusal.report.terminal import evaluated, stress_control_tables, stress_differences_tables, stress_table
 
     if rates is not None:
         _print(evaluated(rates, differences))

@@ -1,12 +1,19 @@
 """What the tables say of the carrier beside its place: what it was ablated to, what zero does, what answers show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechrefusal.report import wording
+from mechrefusal.report import findings, wording
+from mechrefusal.report.figures.heatmaps import position_tokens
+from mechrefusal.report.grids import Cell, Grid, Head
+from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 from mechrefusal.statistics.choosing import BEST, CARRIER
+
+if TYPE_CHECKING:
+    from mechrefusal.report.headline import Headline
 
 ABLATED_TO = {"harmless": "harmless mean", "zero": "zero"}
 EFFECTS = {
@@ -57,6 +64,65 @@ class Zero:
     def answer(self) -> str:
         """`yes`, `no` or a dash."""
         return wording.MISSING if self.admissible is None else "yes" if self.admissible else "no"
+
+
+def no_carrier(table: pd.DataFrame) -> str:
+    """Why table `carrier` of one checkpoint names no carrier; empty where it does."""
+    if not len(table):
+        return "carriers were not measured at this checkpoint"
+    row = table.iloc[0]
+    if not wording.is_missing(row["layer"]):
+        return ""
+    why = wording.plain(row["reason"]) or "the table gives no reason"
+    return why if why.lower().startswith("no ") else f"no admissible carrier: {why}"
+
+
+def sure(row: Mapping[str, Any]) -> str:
+    """`11–13 (95%), wins 83%`: bootstrap interval of the layer, share of bootstraps won; empty where none were made."""
+    if wording.is_missing(row["layer_low"]):
+        return ""
+    ends = f"{wording.whole(row['layer_low'])}–{wording.whole(row['layer_high'])}"
+    return f"{ends} (95%), wins {wording.percent(row['win_frequency'])}"
+
+
+def where(line: "Headline") -> list[str]:
+    """Where the carrier is and what it scores, or that there is none."""
+    table, row, depth = line.checkpoint.tables["carrier"], line.carrier, line.checkpoint.n_layers
+    if not len(table):
+        return [wording.sentence(line.no_carrier)]
+    counts = [wording.whole(table[name].iloc[0]) for name in ("n_admissible", "n_candidates")]
+    counted = f"{counts[0]} of {counts[1]} scored candidates are admissible"
+    if row is None:
+        return [f"{wording.sentence(f'{line.no_carrier} ({counted})')} This is a result of the checkpoint."]
+    held_out = wording.interval_of(row, "bypass_held_out")
+    unseen = f" (on prompts that did not choose it {held_out})" if held_out else ""
+    baseline = [wording.number(row[f"baseline_{side}"]) for side in ("harmful", "harmless")]
+    return [
+        f"Carrier at layer {row['layer']}{f' of {depth}' if depth else ''}, position {wording.whole(row['position'])} "
+        f"{wording.token(row['token'])}: bypass {wording.number(row['bypass'])}{unseen}, "
+        f"induce {wording.number(row['induce'])}, kl {wording.number(row['kl'], 3)}. Without intervention the refusal "
+        f"score is {baseline[0]} on harmful and {baseline[1]} on harmless prompts. {counted}."
+    ]
+
+
+def certainty(checkpoint: MeasuredCheckpoint) -> list[str]:
+    """How sure the choice is, and what later measures look at where there is no carrier."""
+    table, directions = checkpoint.tables["carrier"], checkpoint.tables["directions"]
+    if not len(table):
+        return []
+    row, tokens = table.iloc[0].to_dict(), position_tokens(directions)
+    token = tokens.get(row["reference_position"], "") if row["reference_kind"] == BEST else ""
+    return [findings.stability(row), findings.reference(row, checkpoint.tables["carriers"], token)]
+
+
+def beside(checkpoint: MeasuredCheckpoint) -> list[str]:
+    """What the carrier was ablated to and what zero does, where zero lies, what answers show."""
+    table = checkpoint.tables["carrier"]
+    found = zero(table)
+    said = [beside_zero(table.iloc[0].to_dict(), found)] if len(table) else []
+    said += [distance(found.distance, of=found.of)] if found else []
+    shown = effects(checkpoint.tables["rates"])
+    return said + [effect_words(one, judged=len(shown) > 1) for one in shown]
 
 
 def ablated_to(table: pd.DataFrame) -> str:
@@ -148,6 +214,28 @@ def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
         if any(name != "none" for _, name in cells):
             found.append({"judge": wording.plain(judge), "cells": cells})
     return found
+
+
+def effects_grid(run: MeasuredRun) -> Grid:
+    """What interventions do to answers, one row a checkpoint and judge; only columns that hold something."""
+    shown = [(checkpoint, found) for checkpoint in run.checkpoints for found in effects(checkpoint.tables["rates"])]
+    known = {key for _, found in shown for key in found["cells"]}
+    columns = {(k, name): f"{k} prompts {words}" for k, names in EFFECTS.items() for name, words in names.items()}
+    columns = {key: words for key, words in columns.items() if key in known}
+    rows = [
+        [
+            Cell(f"{wording.plain(checkpoint.arm)} {checkpoint.step}", page=checkpoint.id),
+            *(
+                Cell(cell["value"], f"{cell['interval']}, n = {cell['n']}{cell['broken']}")
+                if cell
+                else Cell(wording.MISSING)
+                for cell in (found["cells"].get(key) for key in columns)
+            ),
+            Cell(found["judge"]),
+        ]
+        for checkpoint, found in shown
+    ]
+    return Grid([Head("checkpoint"), *map(Head, columns.values()), Head("judge")], rows)
 
 
 def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:

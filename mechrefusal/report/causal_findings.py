@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.figures.attribution import beyond_chance
-from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.figures.cross_patches import PAIR, clear_of_control, head_sites, of_set, pair_name
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
@@ -37,21 +37,17 @@ def chance(table: pd.DataFrame) -> str:
     )
 
 
-def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Rows of table `attribution_agreement`, written out."""
-    return [
-        {
-            "site": words("site").get(str(row["site"]), wording.plain(wording.metric_name(str(row["site"])))),
-            "scored": wording.plain(row["scored"]),
-            "n": wording.whole(row["n"]),
-            "spearman": wording.number(row["spearman"]),
-            "interval": wording.interval(row, "", 2).strip() or wording.MISSING,
-            "sign": wording.percent(row["sign"]),
-            "error": wording.number(row["error"], 3),
-            "relative_error": wording.percent(row["relative_error"]),
-        }
-        for _, row in table.iterrows()
+def sums(rows: pd.DataFrame) -> str:
+    """Sum of each kind of component (table `attribution`), and the total that they should add up to."""
+    values = rows.groupby("component", sort=False)["value"].sum(min_count=1)
+    parts = values.drop("total", errors="ignore")
+    shown = [
+        f"{wording.metric_name(str(name))} {wording.number(value, 3, signed=True)}" for name, value in parts.items()
     ]
+    if wording.is_missing(values.get("total")):
+        return ", ".join(shown)
+    both = [wording.number(value, 3, signed=True) for value in (parts.sum(), values["total"])]
+    return f"{', '.join(shown)}; the sum of these is {both[0]}, the measured total {both[1]}."
 
 
 def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any]]:
@@ -178,7 +174,9 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
             for _, row in own.loc[order].iterrows()
         ]
         clear = int(own["clear"].sum())
-        found.append({"pair": wording.plain(pair_name(own.iloc[0])), "heads": heads, "n_clear": clear, "n": len(own)})
+        target = checkpoint_id(str(own["arm_target"].iloc[0]), int(own["step_target"].iloc[0]))
+        named = {"pair": wording.plain(pair_name(own.iloc[0])), "target": target}
+        found.append({**named, "heads": heads, "n_clear": clear, "n": len(own)})
     return found
 
 

@@ -1,78 +1,130 @@
-"""What stands on the page of one checkpoint."""
+"""The page of one checkpoint: the attribution report."""
 
 import json
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
-from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import (
-    causal_section,
-    circuits,
-    evaluation_findings,
-    figures,
-    gate,
-    geometry_section,
-    headline,
-    language,
-    wording,
-)
-from mechrefusal.report.panels import Panel, Panels
+from mechrefusal.report import carrier_findings, evaluation_findings, figures, gate, headline, wording
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
+from mechrefusal.report.sections import Page
+from mechrefusal.statistics.choosing import BEST
+from mechrefusal.study.places import best_place
 
-RATES = ("any_refusal", "degenerate", headline.ATTACK_METRIC, "answered")
-ROWS_A_GROUP = 60
-LONGEST_TEXT = 2000
-LARGEST_ATTENTION = 150_000
-
-
-def context(run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completions: bool) -> dict[str, Any]:
-    """Everything that the template `checkpoint.html` needs."""
-    panels, place = Panels(), run.checkpoints.index(checkpoint)
-    shown_tokens, shown_attention, left_out = _circuits(checkpoint)
-    tables = checkpoint.tables
-    return {
-        "run": run,
-        "checkpoint": checkpoint,
-        "gate": gate.of(checkpoint),
-        "line": headline.headline(checkpoint, n_heads=6),
-        "before": run.checkpoints[place - 1] if place else None,
-        "after": run.checkpoints[place + 1] if place + 1 < len(run.checkpoints) else None,
-        "rates": _rates(tables["rates"]),
-        "language": language.of_measurements([checkpoint]),
-        "opening": _opening(tables["openings"]),
-        "scores": [panels.add(partial(figures.scores, tables["scores"]))] if len(tables["scores"]) else [],
-        "carrier_row": tables["carrier"].to_dict("records")[0] if len(tables["carrier"]) else None,
-        "carriers": geometry_section.carriers(checkpoint, panels),
-        "wins": geometry_section.wins(checkpoint, panels),
-        "zero_maps": geometry_section.zero_maps(checkpoint, panels),
-        "zeros": geometry_section.zeros(checkpoint, panels),
-        "certainty": geometry_section.certainty(checkpoint),
-        "beside": geometry_section.beside(checkpoint),
-        "directions": _directions(checkpoint, panels),
-        "selection": _selection(tables["directions"]),
-        "geometry": geometry_section.context(checkpoint, panels),
-        "interventions": _interventions(tables["rates"], panels),
-        "cause": causal_section.context(checkpoint, panels),
-        "tokens": shown_tokens,
-        "attention": shown_attention,
-        "attention_left_out": left_out,
-        "generations": generation_groups(tables["verdicts"], show_completions=show_completions),
-        "show_completions": show_completions,
-        "rows_a_group": ROWS_A_GROUP,
-        "short": wording.SHORT_COMPLETION,
-        "times": [panels.add(partial(figures.durations, tables["timings"], title="Stages of this measurement"))]
-        if len(tables["timings"])
-        else [],
-    }
+ROWS_A_GROUP, LONGEST_TEXT = 60, 2000
+NO_EFFECT = {"denoising": 0.0, "noising": 1.0}
 
 
-def _rates(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the table of rates: of what was asked to see what the checkpoint does, and not to make directions."""
-    shown = table[(table["by"] == "all") & table["metric"].isin(RATES)]
-    return shown[~shown["suite"].isin(("direction_harmful", "direction_harmless"))].to_dict("records")
+class CheckpointPage(Page):
+    """What is known of one checkpoint. Its attributes are named by `pages/checkpoint.yaml`."""
+
+    name = "checkpoint"
+
+    def __init__(self, run: MeasuredRun, checkpoint: MeasuredCheckpoint, *, show_completions: bool = False) -> None:
+        self.checkpoint = checkpoint
+        super().__init__(run, show_completions=show_completions)
+        self.line, self.gate = headline.headline(checkpoint, n_heads=6), gate.of(checkpoint)
+
+    @property
+    def id(self) -> str:
+        """The checkpoint's."""
+        return self.checkpoint.id
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the checkpoint."""
+        return self.checkpoint.tables[name]
+
+    @property
+    def neighbours(self) -> list[tuple[str, MeasuredCheckpoint]]:
+        """The checkpoints before and after, each with an arrow."""
+        place, others = self.run.checkpoints.index(self.checkpoint), self.run.checkpoints
+        return [("←", each) for each in others[max(0, place - 1) : place]] + [
+            ("→", each) for each in others[place + 1 :][:1]
+        ]
+
+    @property
+    def because(self) -> str:
+        """Why there is no carrier, as the end of a sentence; empty where there is one."""
+        return "" if self.line.carrier is not None else f": {self.line.no_carrier}"
+
+    @property
+    def answers(self) -> list[str]:
+        """What stands first: where the carrier is and how sure that is, and what it does."""
+        return [said for said in (*carrier_findings.where(self.line), *self.certainty, *self.beside) if said]
+
+    @property
+    def certainty(self) -> list[str]:
+        """How sure the choice is, and what later measures look at where there is no carrier."""
+        return carrier_findings.certainty(self.checkpoint)
+
+    @property
+    def beside(self) -> list[str]:
+        """What the carrier was ablated to and what zero does, where zero lies, what answers show."""
+        return carrier_findings.beside(self.checkpoint)
+
+    @property
+    def opening(self) -> dict[str, Any] | None:
+        """The refusal metric, its tokens as lists."""
+        if not len(self.table("openings")):
+            return None
+        row = {str(name): value for name, value in self.table("openings").iloc[0].items()}
+        lists = {name: json.loads(row[name]) for name in ("refusal_tokens", "compliance_tokens")}
+        return row | {name: [wording.token(token) for token in tokens] for name, tokens in lists.items()}
+
+    @property
+    def instead(self) -> tuple[int, int] | None:
+        """(position, layer) of the best candidate that stands in for a carrier, or None."""
+        table = self.table("carrier")
+        return best_place(table.iloc[0]) if len(table) and table["reference_kind"].iloc[0] == BEST else None
+
+    def candidates(self, *, to_zero: bool) -> pd.DataFrame:
+        """Table `carriers`; with `to_zero` the scores under zero take the place of the others.
+
+        Where more than the reference candidate has scores under zero these have maps of their own, and the others go
+        without them; else there is nothing to draw of zero.
+        """
+        table = self.table("carriers")
+        has_maps = table["bypass_zero"].notna().sum() > 1 and self.line.ablated_to != "zero"
+        if to_zero:
+            zero = {name: table[f"{name}_zero"] for name in (*figures.CARRIER_SCORES, "admissible")}
+            return table.assign(**zero)[["position", "layer", *zero, "winner"]].iloc[: None if has_maps else 0]
+        return table.drop(columns=[name for name in table if has_maps and name.endswith("_zero")])
+
+    @cached_property
+    def patching_limit(self) -> float | None:
+        """Where the scale of attention, MLPs and heads ends: their furthest from no effect, over all modes."""
+        parts = self.table("patching").query("site in ['attn_out', 'mlp_out', 'z']")
+        far = (parts["effect"] - parts["mode"].map(NO_EFFECT).astype(float)).abs().max()
+        return None if wording.is_missing(far) or far == 0 else float(far)
+
+    @property
+    def token_limit(self) -> float:
+        """|projection| at which the colour of a token saturates."""
+        values = self.table("tokens")["value"].abs().dropna()
+        return float(values.quantile(0.98)) if len(values) else 1.0
+
+    @cached_property
+    def coloured(self) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+        """(set, id, tokens with their projection and a colour) of example prompts; none without a projection."""
+        table = self.table("tokens")
+        return [
+            (
+                wording.plain(name),
+                wording.plain(prompt),
+                [
+                    (wording.plain(row.token), wording.number(row.value), _colour(row.value, self.token_limit))
+                    for row in rows.sort_values("index").itertuples()
+                ],
+            )
+            for (name, prompt), rows in table.groupby(["set", "prompt_id"], sort=False)
+            if table["value"].notna().any()
+        ]
+
+    @property
+    def generations(self) -> list[dict[str, Any]]:
+        """Judged answers by group."""
+        return generation_groups(self.table("verdicts"), show_completions=self.show_completions)
 
 
 def generation_groups(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, Any]]:
@@ -82,11 +134,16 @@ def generation_groups(table: pd.DataFrame, *, show_completions: bool) -> list[di
         table: table `verdicts` of one checkpoint, of the study's own suites.
     """
     groups = []
-    for (name, side, attack, intervention), rows in table.groupby(
-        ["suite", "side", "attack", "intervention"], sort=False
-    ):
+    keys = ["suite", "side", "attack", "intervention"]
+    for (name, side, attack, intervention), rows in table.groupby(keys, sort=False):
         harmful = wording.is_harmful(side, attack)
         limit = wording.SHORT_COMPLETION if harmful and not show_completions else LONGEST_TEXT
+        shown = rows.head(ROWS_A_GROUP)
+        shown = shown.assign(
+            completion=[wording.shortened(text, limit) for text in shown["completion"]],
+            prompt=[wording.shortened(text, LONGEST_TEXT) for text in shown["prompt"]],
+            refused=shown["label"].isin(evaluation_findings.REFUSALS),
+        )
         groups.append(
             {
                 "suite": str(name),
@@ -96,113 +153,14 @@ def generation_groups(table: pd.DataFrame, *, show_completions: bool) -> list[di
                 "n": len(rows),
                 "refused": int(rows["label"].isin(evaluation_findings.REFUSALS).sum()),
                 "judged": int(rows["label"].notna().sum()),
-                "rows": [_answer(row, limit) for row in rows.head(ROWS_A_GROUP).to_dict("records")],
+                "rows": shown.to_dict("records"),
             }
         )
     return groups
 
 
-def _answer(row: dict[str, Any], limit: int) -> dict[str, Any]:
-    label = None if wording.is_missing(row["label"]) else row["label"]
-    return {
-        "prompt_id": wording.plain(row["prompt_id"]),
-        "category": wording.plain(row["category"]),
-        "prompt": wording.shortened(row["prompt"], LONGEST_TEXT),
-        "completion": wording.shortened(row["completion"], limit),
-        "refused": None if label is None else label in evaluation_findings.REFUSALS,
-        "degenerate": label == "degenerate",
-    }
-
-
-def _opening(table: pd.DataFrame) -> dict[str, Any] | None:
-    if not len(table):
-        return None
-    row = table.iloc[0].to_dict()
-    return {
-        **row,
-        "refusal_tokens": _token_list(row["refusal_tokens"]),
-        "compliance_tokens": _token_list(row["compliance_tokens"]),
-    }
-
-
-def _token_list(text: str) -> list[str]:
-    return [wording.token(token) for token in json.loads(text)]
-
-
-def _directions(checkpoint: MeasuredCheckpoint, panels: Panels) -> list[Panel]:
-    table = checkpoint.tables["directions"]
-    if not len(table):
-        return []
-    norm = partial(
-        figures.layer_by_position, table, value="norm", title="Norm of the direction", unit="norm", centre=None
-    )
-    halves = partial(
-        figures.layer_by_position, table, value="split_half_cosine", title="Split-half cosine", unit="cosine", limit=1.0
-    )
-    return [panels.add(norm, title="Norm of the direction"), panels.add(halves, title="Split-half cosine")]
-
-
-def _selection(table: pd.DataFrame) -> str:
-    if not len(table):
-        return ""
-    row = table.iloc[0]
-    counts = f"{wording.whole(row['n_harmful'])} harmful and {wording.whole(row['n_harmless'])} harmless prompts"
-    return f"{counts}; selection of prompts: {wording.plain(row['selection']) or wording.MISSING}"
-
-
-def _interventions(rates: pd.DataFrame, panels: Panels) -> list[Panel]:
-    asked = rates[(rates["metric"] == headline.REFUSAL_METRIC) & (rates["attack"] == "none")]
-    if not len(asked[asked["intervention"] != "none"]):
-        return []
-    drawn = []
-    for judge in sorted(set(asked["judge"])):
-        drawn.append(panels.add(partial(figures.interventions, asked[asked["judge"] == judge])))
-    return drawn
-
-
-def _circuits(checkpoint: MeasuredCheckpoint) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Coloured prompts, attention patterns, and how many prompts' attention was left out for the size of the page."""
-    table, attention = checkpoint.tables["tokens"], checkpoint.tables["attention"]
-    values = table["value"].abs().dropna()
-    limit = float(values.quantile(0.98)) if len(values) else 1.0
-    coloured: list[dict[str, Any]] = []
-    projected = table if len(values) else table.iloc[:0]  # without a carrier the table holds the tokens only
-    for place, ((name, prompt), rows) in enumerate(projected.groupby(["set", "prompt_id"], sort=False)):
-        drawn = circuits.coloured_tokens(rows, limit=limit).fragment(f"tokens-{place}")
-        coloured.append({"set": str(name), "prompt_id": wording.plain(prompt), "element": drawn})
-    patterns: list[dict[str, Any]] = []
-    cells, left_out = 0, 0
-    for place, (prompt, rows) in enumerate(attention.groupby("prompt_id", sort=False)):
-        size = int(max(rows["destination"].max(), rows["source"].max())) + 1
-        cells += size * size * len(rows.groupby(["layer", "head"]))
-        if cells > LARGEST_ATTENTION and patterns:
-            left_out += 1
-            continue
-        patterns.append(
-            {
-                "prompt_id": wording.plain(prompt),
-                **_pattern(rows, _prompt_tokens(table, prompt, size), f"attention-{place}"),
-            }
-        )
-    return coloured, patterns, left_out
-
-
-def _pattern(rows: pd.DataFrame, tokens: list[str] | None, identifier: str) -> dict[str, Any]:
-    try:
-        drawn = circuits.attention(rows, tokens)
-    except MechrefusalError as error:
-        return {"element": Markup(""), "saturation": "", "reason": str(error)}
-    return {
-        "element": drawn.fragment(identifier),
-        "saturation": wording.number(drawn.properties["maxValue"], 3),
-        "reason": "",
-    }
-
-
-def _prompt_tokens(table: pd.DataFrame, prompt: Any, size: int) -> list[str] | None:
-    """Token strings of the prompt whose length fits, the harmful one first: `attention` does not name the set."""
-    found = table[table["prompt_id"] == prompt]
-    for _, rows in sorted(found.groupby("set"), key=lambda group: group[0] != "harmful"):
-        if len(rows) == size:
-            return [str(token) for token in rows.sort_values("index")["token"]]
-    return None
+def _colour(value: float, limit: float) -> str:
+    """Red for positive, blue for negative, the stronger the further from zero."""
+    if wording.is_missing(value):
+        return "transparent"
+    return f"rgba({'178,24,43' if value > 0 else '33,102,172'},{min(1.0, abs(value) / limit) * 0.75:.2f})"

@@ -1,7 +1,7 @@
 """Attention patterns and coloured tokens, drawn by circuitsvis from tidy tables, without a network.
 
-circuitsvis' own `str()` links a CDN and its Jupyter view asks a web site first. Here its bundle is inlined: once a
-page in a report, and in a frame of its own in a notebook.
+circuitsvis' own `str()` links a CDN and its Jupyter view asks a web site first. Here its bundle is inlined, in a frame
+of its own in a notebook. (A report's pages draw attention in the cards of heads.)
 """
 
 import html
@@ -19,6 +19,9 @@ from mechrefusal.report.figures.style import NEGATIVE, POSITIVE
 
 _WORD_JOINER = "\u2060"
 _DECIMALS = 4
+_RENDER = """for (const data of document.querySelectorAll("script[data-circuit]"))
+  CircuitsVis.render(data.dataset.into, CircuitsVis[data.dataset.circuit], JSON.parse(data.textContent));
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Circuit:
     height: int = 400
 
     def fragment(self, identifier: str) -> Markup:
-        """HTML for a page that carries circuitsvis' bundle and the report's script; `identifier` is unique there."""
+        """HTML for a document that carries circuitsvis' bundle; `identifier` is unique there."""
         data = embedding.json_for_html(self.properties)
         return Markup(
             '<div class="circuit" id="{}"></div>\n'
@@ -45,7 +48,7 @@ class Circuit:
 
     def document(self) -> str:
         """A whole HTML document with the element and everything that it needs."""
-        return embedding.page("circuit.html", circuits=True, plots=False, body=self.fragment("circuit"))
+        return embedding.frame(self.fragment("circuit"), embedding.circuits_script(), _RENDER)
 
     def _repr_html_(self) -> str:
         framed = html.escape(self.document(), quote=True)

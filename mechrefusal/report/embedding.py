@@ -1,23 +1,25 @@
-"""Data and scripts inside an HTML file: nothing in a prompt can end a script, and nothing is loaded from elsewhere."""
+"""Data and scripts inside HTML files: nothing in a prompt can end a script, and nothing is loaded from elsewhere."""
 
 import base64
 import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import language, wording
+from mechrefusal.report import language, viewer, wording
 
 _HERE = Path(__file__).parent
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_HEAD = re.compile(r"\bL(\d+)\.H(\d+)\b")
 
 
 def json_for_html(value: Any) -> Markup:
@@ -27,8 +29,8 @@ def json_for_html(value: Any) -> Markup:
 
 def escaped_json(text: str) -> Markup:
     """Ready JSON with the characters escaped that could end a script element (they only occur inside its strings)."""
-    for character, escape in _ESCAPES.items():
-        text = text.replace(character, escape)
+    for character, replacement in _ESCAPES.items():
+        text = text.replace(character, replacement)
     return Markup(text)
 
 
@@ -52,8 +54,8 @@ def plotly_script() -> str:
 @cache
 def circuits_script() -> str:
     """circuitsvis' bundle, about 1.3 MB. It is found without importing circuitsvis, whose Python side imports torch."""
-    found = importlib.util.find_spec("circuitsvis")
-    path = Path(found.origin or "").parent / "dist" / "cdn" / "iife.js" if found else None
+    package = importlib.util.find_spec("circuitsvis")
+    path = Path(package.origin or "").parent / "dist" / "cdn" / "iife.js" if package else None
     if path is None or not path.is_file():
         raise MechrefusalError(
             f"the bundle of circuitsvis is missing ({path or 'package not installed'}); run 'pip install circuitsvis'"
@@ -62,58 +64,78 @@ def circuits_script() -> str:
 
 
 @cache
+def libraries() -> dict[str, str]:
+    """Libraries that pages load when they first need them, by the path that they stand at beside a page."""
+    return {
+        "assets/plotly.js": plotly_script(),
+        "assets/circuitsvis.js": circuits_script(),
+        "assets/cytoscape.js": script_text(viewer.cytoscape_script()),
+    }
+
+
+@cache
 def page_script() -> str:
-    """The report's own script: draws every figure and circuit from the JSON beside it."""
-    return script_text((_HERE / "templates" / "page.js").read_text(encoding="utf-8"))
+    """The report's own script, which brings a page to life."""
+    return script_text(viewer.script())
 
 
 @cache
 def page_style() -> str:
     """The report's style sheet."""
-    return (_HERE / "templates" / "style.css").read_text(encoding="utf-8")
+    return viewer.style() + (_HERE / "templates" / "pages.css").read_text(encoding="utf-8")
 
 
 @cache
 def environment() -> Environment:
     """Jinja with autoescape on and undefined names as errors."""
-    made = Environment(
+    shared = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
-        number=wording.number,
-        rate=wording.rate,
-        whole=wording.whole,
-        grouped=wording.grouped,
-        percent=wording.percent,
-        seconds=wording.seconds,
-        token=wording.token,
-        plain=wording.plain,
-        set_name=wording.set_name,
+    shared.filters.update(
+        {name: getattr(wording, name) for name in ("number", "rate", "whole", "percent", "token", "plain", "set_name")},
         judge_name=language.described,
+        with_heads=with_heads,
     )
-    return made
+    return shared
 
 
-def content_security_policy(scripts: list[str]) -> str:
-    """A policy under which a page loads nothing and runs these scripts only (by hash): no prompt can run or fetch."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    shown = "style-src 'unsafe-inline'; img-src data: blob:"
-    return f"default-src 'none'; script-src {hashes}; {shown}; base-uri 'none'; form-action 'none'"
+def rendered(text: str, **context: Any) -> Markup:
+    """Words of this package with placeholders; what stands for these is escaped."""
+    return Markup(environment().from_string(text).render(**context)) if "{" in text else Markup(text)
 
 
-def page(template: str, *, circuits: bool, plots: bool = True, **context: Any) -> str:
-    """Render a template with the scripts it needs, each once, and the policy that allows them."""
-    scripts = [plotly_script()] if plots else []
-    scripts += [circuits_script()] if circuits else []
-    scripts.append(page_script())
-    marked = [Markup(text) for text in scripts]
-    style = Markup(page_style())
+def with_heads(text: str, checkpoint: str) -> Markup:
+    """Escaped text in which the name of a head, `L12.H3`, opens its card."""
+    link = (
+        '<a class="head" data-checkpoint="{0}" data-layer="{1}" data-head="{2}" href="#head={1}.{2}&amp;at={0}">'
+        "L{1}.H{2}</a>"
+    )
+    at = str(escape(checkpoint))
+    return Markup(_HEAD.sub(lambda name: link.format(at, *name.groups()), str(escape(wording.plain(text)))))
+
+
+def policy(inline: Sequence[str] | None = None) -> str:
+    """A Content-Security-Policy under which a page loads nothing but the files beside it, and no data runs.
+
+    Args:
+        inline: the scripts of a page that holds all it needs; they alone run, by hash.
+    """
+    sources = "'self' file:"
+    if inline is not None:
+        digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline]
+        sources = " ".join(f"'sha256-{digest}'" for digest in digests)
+    styles = "style-src 'self' file: 'unsafe-inline'; img-src data: blob:"
+    return f"default-src 'none'; script-src {sources}; {styles}; base-uri 'none'; form-action 'none'"
+
+
+def frame(body: Markup, *scripts: str) -> str:
+    """A document with one element and the scripts that it needs, for a notebook."""
     return (
         environment()
-        .get_template(template)
-        .render(scripts=marked, style=style, policy=content_security_policy(scripts), **context)
+        .get_template("frame.html")
+        .render(body=body, scripts=[Markup(script) for script in scripts], policy=policy(scripts))
     )

@@ -1,31 +1,88 @@
-"""What the tables of an evaluation say, as rows and sentences. Plain text: the page escapes it."""
+"""What the tables of an evaluation say: rates, leaks and judged answers. Plain text: whoever shows it escapes it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechrefusal.files import checkpoint_id
-from mechrefusal.report import wording
+from mechrefusal.report import grids, language, wording
 from mechrefusal.report.figures import suites
-from mechrefusal.report.order import checkpoint_order
 
 DISAGREEING, EACH_LABEL = 12, 4
 LEAKS_SHOWN = 5
-LONGEST_NAME, LONGEST_LEAK, LONGEST_REASON = 60, 160, 300
+LONGEST_NAME, LONGEST_REASON = 60, 300
 LONGEST_TEXT = 2000
 
-COLUMNS = {
-    ("refusal", "harmful"): ("any_refusal", "attack_success", "degenerate"),
-    ("refusal", "harmless"): ("any_refusal", "full_refusal", "partial_refusal", "answered", "degenerate"),
-    ("harm", "harmful"): ("attack_success", "score"),
-}
-"""Rates of the headline table by kind of judge and side; full and partial refusal on prompts that look unsafe only."""
+
+@dataclass(frozen=True)
+class Metric:
+    """A rate that is shown where it was measured.
+
+    Fields:
+        sides: prompts that it is shown of.
+        is_drawn: over steps and between checkpoints too, and not in the table alone.
+        of_unsafe_looks: only on suites whose harmless prompts look unsafe.
+    """
+
+    name: str
+    sides: tuple[str, ...] = ("harmful", "harmless")
+    is_drawn: bool = True
+    of_unsafe_looks: bool = False
+
+
+MAIN = (
+    Metric("any_refusal"),
+    Metric("full_refusal", ("harmless",), is_drawn=False, of_unsafe_looks=True),
+    Metric("partial_refusal", ("harmless",), is_drawn=False, of_unsafe_looks=True),
+    Metric("attack_success", ("harmful",)),
+    Metric("score", ("harmful",)),
+    Metric("answered", ("harmless",)),
+    Metric("degenerate", is_drawn=False),
+)
+"""The rates that pages and terminal show, in this order."""
 REFUSALS = ("full_refusal", "partial_refusal")
 """Labels of any refusal."""
+MADE_OF = ("direction_harmful", "direction_harmless")
+"""Suites that are asked to make directions, and not to see what a checkpoint does."""
 _COMPLIED = {"refusal": "full_compliance", "harm": "harmful"}
 _LOOKS_UNSAFE = ("xstest", "orbench", "or-bench", "overrefusal")
+
+
+@dataclass(frozen=True)
+class SuiteRates:
+    """Rates of one suite and side by one judge.
+
+    Fields:
+        table: one row a checkpoint, attack and intervention; each metric with its interval.
+        columns: of that table, as `grids.grid` takes them.
+        corrected_by: what the judge's error was measured on, where rates are corrected for it.
+    """
+
+    judge: str
+    kind: str
+    suite: str
+    side: str
+    table: pd.DataFrame
+    columns: dict[str, str]
+    corrected_by: list[str]
+
+    @property
+    def title(self) -> str:
+        """`xstest, harmless prompts`."""
+        return f"{self.suite}, {self.side} prompts"
+
+    @property
+    def caption(self) -> str:
+        """The judge, and what it was corrected for."""
+        by = f"; corrected for the judge's error on {' and '.join(self.corrected_by)}" if self.corrected_by else ""
+        return f"judge of {self.kind}: {language.described(self.judge)}{by}"
+
+    @property
+    def grid(self) -> grids.Grid:
+        """The table as it is shown."""
+        return grids.grid(self.table, self.columns)
 
 
 def looks_unsafe(suite: str) -> bool:
@@ -33,10 +90,11 @@ def looks_unsafe(suite: str) -> bool:
     return any(name in suite.lower() for name in _LOOKS_UNSAFE)
 
 
-def columns(kind: str, side: str, suite: str) -> tuple[str, ...]:
-    """Metrics of the headline table of one suite and side, by one kind of judge."""
-    found = COLUMNS.get((kind, side), ("any_refusal", "attack_success", "answered", "score"))
-    return found if looks_unsafe(suite) else tuple(name for name in found if name not in REFUSALS)
+def metrics(side: str, suite: str = "", *, drawn: bool = False) -> list[str]:
+    """The rates of `MAIN` that are shown of one side of a suite, or drawn; an unknown side counts as harmful."""
+    side = side if side in ("harmful", "harmless") else "harmful"
+    shown = [metric for metric in MAIN if side in metric.sides and (metric.is_drawn or not drawn)]
+    return [metric.name for metric in shown if looks_unsafe(suite) or not metric.of_unsafe_looks]
 
 
 def judges(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -52,112 +110,50 @@ def sides(table: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted(found, key=lambda key: (order.index(key[0]), key[1]))
 
 
-def headline(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry a judge, in it one table a suite and side (table `rates`, all categories together).
-
-    A row is a checkpoint, attack and intervention; a cell has value, interval, n and nulls, or is None. `n` and `nulls`
-    of a row are those of its cells, `250`, or `250/248` in their order where the cells differ.
-    """
-    whole = suites.of(table, by="all")
-    whole = whole.assign(**{name: suites.floats(whole[name]) for name in (*suites.NUMBERS, "step")})
-    whole = whole.assign(**{name: suites.texts(whole[name]) for name in ("arm", "attack", "intervention", "metric")})
-    made = []
+def suite_rates(table: pd.DataFrame, *, interventions: bool = True) -> list[SuiteRates]:
+    """Main rates of table `rates`, all categories together: one entry a judge, suite and side."""
+    whole = suites.of(table, by="all", intervention=None if interventions else "none")
+    entries = []
     for judge, kind in judges(whole):
-        own = suites.of(whole, judge=judge, kind=kind)
-        parts = [_suite(suites.of(own, suite=suite, side=side), kind, suite, side) for suite, side in sides(own)]
-        name = wording.shortened(judge, LONGEST_NAME)
-        by = [wording.shortened(source, LONGEST_NAME) for source in wording.correction_sources(own)]
-        made.append({"judge": name, "kind": wording.shortened(kind, LONGEST_NAME), "suites": parts, "corrected_by": by})
-    return made
+        for suite, side in sides(own := suites.of(whole, judge=judge, kind=kind)):
+            rows = suites.of(own, suite=suite, side=side)
+            wanted = [name for name in metrics(side, suite) if (suites.texts(rows["metric"]) == name).any()]
+            names = {"judge": judge, "kind": kind, "suite": suite, "side": side}
+            named = {name: wording.shortened(text, LONGEST_NAME) for name, text in names.items()}
+            by = [wording.shortened(source, LONGEST_NAME) for source in wording.correction_sources(rows)]
+            keys = ["arm", "step", "attack", "intervention"]
+            made = grids.pivot(rows, keys, {("metric", name): wording.metric_name(name) for name in wanted})
+            under = {name: name for name in ("attack", "intervention") if (rows[name] != "none").any()}
+            columns = {"arm+step:page": "checkpoint", **under, **made.columns}
+            entries.append(SuiteRates(**named, table=made.table, columns=columns, corrected_by=by))
+    return entries
 
 
-def _suite(own: pd.DataFrame, kind: str, suite: str, side: str) -> dict[str, Any]:
-    there = set(own["metric"])
-    metrics = [name for name in columns(kind, side, suite) if name in there]
-    rows: dict[tuple[str, float, str, str], dict[str, Any]] = {}
-    for row in own.to_dict("records"):
-        key = (row["arm"], float(row["step"]), row["attack"], row["intervention"])
-        rows.setdefault(key, {})[row["metric"]] = _cell(row)
-    return {
-        "suite": wording.shortened(suite, LONGEST_NAME),
-        "side": wording.shortened(side, LONGEST_NAME),
-        "metrics": [wording.metric_name(name) for name in metrics],
-        "attacked": any(attack != "none" for _, _, attack, _ in rows),
-        "intervened": any(intervention != "none" for *_, intervention in rows),
-        "rows": _named(
-            [(key, [cells.get(name) for name in metrics]) for key, cells in sorted(rows.items(), key=_order)]
-        ),
+def of_checkpoint(table: pd.DataFrame) -> grids.Grid:
+    """Rates of one checkpoint on the study's own suites, but those that directions are made of (table `rates`)."""
+    rows = table[(table["by"] == "all") & ~table["suite"].isin(MADE_OF)]
+    wanted = {
+        ("metric", metric.name): wording.metric_name(metric.name) for metric in MAIN if not metric.of_unsafe_looks
     }
-
-
-def _order(item: tuple[tuple[str, float, str, str], Any]) -> tuple:
-    arm, step, attack, intervention = item[0]
-    place = checkpoint_order((arm, float("inf") if np.isnan(step) else step))
-    return (*place, attack != "none", attack, intervention != "none", intervention)
-
-
-def _named(rows: list[tuple[tuple[str, float, str, str], list]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    for (arm, step, attack, intervention), cells in rows:
-        made.append(
-            {
-                "id": "" if np.isnan(step) else checkpoint_id(arm, int(step)),
-                "arm": wording.shortened(arm, LONGEST_NAME),
-                "step": wording.whole(step),
-                "first": not made or made[-1]["arm"] != wording.shortened(arm, LONGEST_NAME),
-                "attack": "" if attack == "none" else wording.shortened(attack, LONGEST_NAME),
-                "intervention": "" if intervention == "none" else wording.shortened(intervention, LONGEST_NAME),
-                "cells": cells,
-                "n": "/".join(dict.fromkeys(cell["n"] for cell in cells if cell)) or wording.MISSING,
-                "nulls": "/".join(dict.fromkeys(cell["nulls"] or "0" for cell in cells if cell)) or wording.MISSING,
-            }
-        )
-    return made
-
-
-def _cell(row: dict[str, Any]) -> dict[str, Any]:
-    known = not wording.is_missing(row["low"]) and not wording.is_missing(row["high"])
-    return {
-        "value": wording.rate(row["value"]),
-        "interval": f"{wording.rate(row['low'])}–{wording.rate(row['high'])}" if known else "no interval",
-        "n": wording.whole(row["n"]),
-        "nulls": "" if wording.is_missing(row["nulls"]) or row["nulls"] == 0 else wording.whole(row["nulls"]),
-        "corrected": wording.corrected(row),
+    keys = {
+        "suite:suite": "prompts",
+        "attack:words": "attack",
+        "intervention:words": "intervention",
+        "judge:text": "judge",
     }
+    made = grids.pivot(rows, [name.split(":")[0] for name in keys], wanted)
+    return grids.grid(made.table, keys | made.columns, name="rates")
 
 
-def agreement(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Rows of table `judge_agreement`, in words."""
-    return [
-        {
-            **{name: wording.shortened(row[name], LONGEST_NAME) for name in ("suite", "judge_a", "judge_b")},
-            "question": wording.metric_name(wording.shortened(row["question"], LONGEST_NAME)),
-            "share": wording.rate(row["share"]),
-            "kappa": wording.number(row["kappa"]),
-            **{name: wording.whole(row[name]) for name in ("n", "nulls_a", "nulls_b")},
-        }
-        for row in table.to_dict("records")
-    ]
+def leak_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """How many prompts of one set stand in another, by kind."""
+    keys = ["set_a", "set_b", "kind"]
+    return table.groupby(keys, sort=False, dropna=False).size().rename("n").reset_index()
 
 
-def leaks(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Leaked prompts by pair of sets and kind: how many, and the first few, shortened."""
-    names = ("set_a", "set_b", "kind")
-    keys = list(zip(*(suites.texts(table[name]) for name in names), strict=True))
-    groups = []
-    for key in dict.fromkeys(keys):
-        rows = table[[each == key for each in keys]]
-        first = [
-            {
-                **{name: wording.shortened(row[name], LONGEST_NAME) for name in ("id_a", "id_b")},
-                **{name: wording.shortened(row[name], LONGEST_LEAK) for name in ("text", "text_b")},
-                "similarity": wording.number(row["similarity"]),
-            }
-            for row in rows.head(LEAKS_SHOWN).to_dict("records")
-        ]
-        words = {name: wording.shortened(value, LONGEST_NAME) for name, value in zip(names, key, strict=True)}
-        groups.append({**words, "n": len(rows), "rows": first})
-    return groups
+def leak_samples(table: pd.DataFrame) -> pd.DataFrame:
+    """The first few leaked prompts of each."""
+    return table.groupby(["set_a", "set_b", "kind"], sort=False, dropna=False).head(LEAKS_SHOWN)
 
 
 def samples(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, Any]]:

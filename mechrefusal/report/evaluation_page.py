@@ -1,158 +1,128 @@
-"""What stands in `report/evaluation.html`: suites, judges, and attacks made anew, at every checkpoint."""
+"""Suites, judges, and attacks made anew, at every checkpoint."""
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import evaluation_findings, figures, frontier_section, language, stress_findings, wording
-from mechrefusal.report.figures.suites import NUMBERS, of, readable, texts
-from mechrefusal.report.panels import Panel, Panels
-from mechrefusal.report.reading import MeasuredRun
+from mechrefusal.report import evaluation_findings, language, stress_findings, wording
+from mechrefusal.report.evaluation_findings import SuiteRates
+from mechrefusal.report.figures.suites import of
+from mechrefusal.report.frontiers import suite_frontiers
+from mechrefusal.report.panels import Panel
+from mechrefusal.report.reading import BEHAVIOUR
+from mechrefusal.report.sections import Page
+from mechrefusal.report.stress_findings import OfAttack
 
-MAIN = {"harmful": ("attack_success", "any_refusal", "score"), "harmless": ("any_refusal", "answered")}
-"""Rates that are drawn over steps."""
 MOST_DIFFERENCES = 60
 """Rows of one table of differences of attacks that are shown; the pairs that matter most come first."""
 _BY_CATEGORY = {"harmful": ("attack_success", "score"), "harmless": ("any_refusal",)}
 
-
-def context(run: MeasuredRun, *, show_completions: bool) -> dict[str, Any]:
-    """Everything that the template `evaluation.html` needs."""
-    panels, across = Panels(), run.across
-    rates, verdicts = run.benchmarks("rates"), run.benchmarks("verdicts")
-    return {
-        "run": run,
-        "checkpoint_ids": {checkpoint.id for checkpoint in run.checkpoints},
-        "headline": evaluation_findings.headline(rates),
-        "language": language.of_verdicts(verdicts),
-        "rates": _rates(rates, panels),
-        "frontiers": frontier_section.of_suites(run, panels),
-        "differences": _differences(across["suite_differences"], panels),
-        "losses": _losses(across["answer_losses"], panels),
-        "stress": _stress(across["stress"], panels),
-        "transfers": _transfers(across["stress_transfer"], panels),
-        "control": stress_findings.control(across["stress_control"]),
-        "control_names": [*stress_findings.TWIN_RATES.values(), *stress_findings.SHARES.values()],
-        "shares": _shares(across["stress_control"], panels),
-        "stress_differences": stress_findings.differences(across["stress_differences"]),
-        "most_differences": MOST_DIFFERENCES,
-        "agreement": evaluation_findings.agreement(across["judge_agreement"]),
-        "n_judges": texts(rates["judge"]).nunique(),
-        "leaks": evaluation_findings.leaks(across["leaks"]),
-        "leaks_looked_for": (run.folder / "measurements" / "leaks.parquet").is_file(),
-        "samples": evaluation_findings.samples(verdicts, show_completions=show_completions),
-        "show_completions": show_completions,
-        "short": wording.SHORT_COMPLETION,
-    }
+Groups = Iterator[tuple[str, list[Panel]]]
 
 
-def _rates(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
-    """One group a suite: rates over steps, then by category, for every side, judge and attack."""
-    groups = []
-    for suite in dict.fromkeys(texts(table["suite"])):
-        own = of(table, suite=suite)
-        judges = [judge for judge, _ in evaluation_findings.judges(own)]
-        found = set(zip(*(texts(own[key]) for key in ("side", "judge", "attack")), strict=True))
-        lines: list[Panel] = []
-        maps: list[Panel] = []
-        for side, judge, attack in sorted(found, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
-            rows = of(own, side=side, judge=judge, attack=attack)
-            asked: dict[str, Any] = {"suite": suite, "side": side, "judge": judge, "attack": attack}
-            for metric in MAIN.get(side, MAIN["harmful"]):
-                if len(of(rows, metric=metric, by="all")):
-                    draw = partial(figures.rates, rows, metric=metric, **asked)
-                    lines.append(panels.add(draw, title=_title(metric, suite, side)))
-            maps += _categories(rows, panels, asked)
-        groups.append({"suite": wording.shortened(suite), "lines": lines, "maps": maps})
-    return groups
+class EvaluationPage(Page):
+    """What an evaluation found. Its attributes are named by `pages/evaluation.yaml`."""
 
+    name = "evaluation"
+    most_differences = MOST_DIFFERENCES
 
-def _categories(rows: pd.DataFrame, panels: Panels, asked: dict[str, Any]) -> list[Panel]:
-    drawn = []
-    for by in ("group", "category"):
-        own = of(rows, by=by, intervention="none")
-        metrics = [m for m in _BY_CATEGORY.get(asked["side"], ("any_refusal",)) if len(of(own, metric=m))][:1]
-        for metric in metrics:
-            draw = partial(figures.suite_categories, own, metric=metric, by=by, **asked)
-            drawn.append(panels.add(draw, title=f"{_title(metric, asked['suite'], asked['side'])}, by {by}"))
-    return drawn
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the run; of what was answered the benchmarks alone."""
+        return self.run.benchmarks(name) if name in BEHAVIOUR else self.run.across[name]
 
+    @property
+    def suites(self) -> list[tuple[str, list[SuiteRates]]]:
+        """(heading, tables) of each judge."""
+        groups: dict[str, list[SuiteRates]] = {}
+        for one in evaluation_findings.suite_rates(self.table("rates")):
+            groups.setdefault(f"Judge of {one.kind}: {language.described(one.judge)}", []).append(one)
+        return list(groups.items())
 
-def _differences(table: pd.DataFrame, panels: Panels) -> list[dict[str, Any]]:
-    """One group a suite: a forest a side, judge, attack, rate and intervention; one of what interventions change."""
-    keys = ["side", "judge", "attack", "metric"]
-    kinds = texts(table["pair"])
-    groups = []
-    for suite in dict.fromkeys(texts(table["suite"])):
-        own, drawn = of(table, suite=suite), []
-        for values in sorted(set(zip(*(texts(own[key]) for key in keys), strict=True))):
-            asked: dict[str, Any] = dict(zip(keys, values, strict=True))
-            if asked["metric"] not in MAIN.get(asked["side"], (asked["metric"],)):
-                continue
-            title = f"Change of {_title(asked['metric'], suite, asked['side']).lower()}"
-            rows = of(own, **asked)
-            between = rows[(kinds[rows.index] != "intervention").to_numpy()]
-            for intervention in dict.fromkeys(texts(between["intervention"])):
-                look = {"suite": suite, "intervention": intervention, **asked}
-                drawn.append(panels.add(partial(figures.suite_differences, rows, **look), title=title))
-            if len(between) < len(rows):
-                look = {"suite": suite, "pairs": "interventions", **asked}
-                drawn.append(panels.add(partial(figures.suite_differences, rows, **look), title=title))
-        if drawn:
-            groups.append({"suite": wording.shortened(suite), "panels": drawn})
-    return groups
+    def frontiers(self) -> list[tuple[str, list[Panel]]]:
+        """Attack success against its costs, one group a suite, attack and judge."""
+        return suite_frontiers(self, self.table("rates"))
 
+    def suite_rates(self) -> Groups:
+        """One group a suite: rates over steps, then by category, for every side, judge and attack."""
+        table, keys = self.table("rates"), ["side", "judge", "attack"]
+        for suite, own in table.groupby("suite", sort=False):
+            judges = [judge for judge, _ in evaluation_findings.judges(own)]
+            asked = set(own[keys].itertuples(index=False, name=None))
+            drawn: list[Panel] = []
+            maps: list[Panel] = []
+            for side, judge, attack in sorted(asked, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
+                rows = of(own, side=side, judge=judge, attack=attack)
+                look = {"suite": suite, "side": side, "judge": judge, "attack": attack}
+                for metric in evaluation_findings.metrics(side, drawn=True):
+                    shown = of(rows, metric=metric, by="all")
+                    title, given = _title(metric, str(suite), side), {**look, "metric": metric}
+                    drawn += self.draw({"draw": "rates", "rows": shown, "with": given, "title": title})
+                for by in ("group", "category"):
+                    parts = of(rows, by=by, intervention="none")
+                    metric = next((m for m in _BY_CATEGORY.get(side, ("any_refusal",)) if len(of(parts, metric=m))), "")
+                    title, given = f"{_title(metric, str(suite), side)}, by {by}", {**look, "metric": metric, "by": by}
+                    shown = of(parts, metric=metric)
+                    maps += self.draw({"draw": "suite_categories", "rows": shown, "with": given, "title": title})
+            yield wording.shortened(suite), drawn + maps
 
-def _losses(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    return [
-        panels.add(
-            partial(figures.answer_losses, table, suite=suite), title=f"Loss of answers: {wording.shortened(suite)}"
-        )
-        for suite in dict.fromkeys(texts(table["suite"]))
-    ]
+    def differences(self) -> Groups:
+        """One group a suite: a forest a side, judge, attack, rate and intervention; last what interventions change."""
+        keys = ["side", "judge", "attack", "metric"]
+        for suite, own in self.table("suite_differences").groupby("suite", sort=False):
+            drawn: list[Panel] = []
+            for values in sorted(set(own[keys].itertuples(index=False, name=None))):
+                given: dict[str, Any] = {"suite": suite, **dict(zip(keys, values, strict=True))}
+                if given["metric"] not in evaluation_findings.metrics(given["side"], drawn=True):
+                    continue
+                rows = of(own, **dict(zip(keys, values, strict=True)))
+                between = rows[rows["pair"] != "intervention"]
+                looks = [{"intervention": name} for name in dict.fromkeys(between["intervention"])]
+                looks += [{"pairs": "interventions"}] * (len(between) < len(rows))
+                title = f"Change of {_title(given['metric'], str(suite), given['side']).lower()}"
+                spec = {"draw": "suite_differences", "rows": rows, "title": title}
+                drawn += [panel for look in looks for panel in self.draw({**spec, "with": {**given, **look}})]
+            if drawn:
+                yield wording.shortened(suite), drawn
 
+    def transfers(self) -> list[Panel]:
+        """One figure an attack and judge; the behaviours without an attack are in each."""
+        rows = self.table("stress_transfer")
+        found = list(dict.fromkeys(rows[["method", "judge"]].itertuples(index=False, name=None)))
+        drawn = []
+        for method, judge in [key for key in found if key[0] != "none"] or found:
+            title, given = f"Where {wording.shortened(method)} cases succeed", {"method": method, "judge": judge}
+            spec = {"draw": "stress_matrix", "rows": of(rows, judge=judge), "with": given, "title": title}
+            drawn += self.draw(spec)
+        return drawn
 
-def _stress(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    """One figure a judge: success by step of the attacks that were made anew."""
-    rows = readable(_named(table), "attack_step", *NUMBERS)
-    rows = rows[rows["attack_step"].notna()]
-    return [
-        panels.add(partial(figures.stress_curves, rows, judge=judge), title="Success by attack step")
-        for judge in sorted(set(texts(table["judge"])))
-    ]
+    @property
+    def control(self) -> list[OfAttack]:
+        """Whether the request is refused, or the suffix."""
+        return stress_findings.control(self.table("stress_control"))
 
+    @property
+    def robustness(self) -> list[OfAttack]:
+        """Which checkpoint is more robust."""
+        return stress_findings.differences(self.table("stress_differences"))
 
-def _transfers(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    """One figure an attack and judge; the behaviours without an attack are in each."""
-    rows = readable(
-        readable(table, *NUMBERS, arm="arm_source", step="step_source"), arm="arm_target", step="step_target"
-    )
-    found = dict.fromkeys(zip(texts(table["method"]), texts(table["judge"]), strict=True))
-    attacks = [key for key in found if key[0] != "none"] or list(found)
-    return [
-        panels.add(
-            partial(figures.stress_matrix, rows, method=method, judge=judge),
-            title=f"Where {wording.shortened(method)} cases succeed",
-        )
-        for method, judge in attacks
-    ]
+    @property
+    def no_agreement(self) -> str:
+        """Why judges are not compared."""
+        one = self.table("rates")["judge"].nunique() == 1
+        return "One judge has judged: agreement takes two." if one else "Judges were not compared."
 
+    @property
+    def no_leaks(self) -> str:
+        """Whether no leak was found, or none was looked for."""
+        looked = (self.run.folder / "measurements" / "leaks.parquet").is_file()
+        none = "No prompt of the suites was found among those that the run trained on or was measured by."
+        return none if looked else "Leaks were not looked for."
 
-def _shares(table: pd.DataFrame, panels: Panels) -> list[Panel]:
-    """One figure an attack and judge of success."""
-    shares = table[texts(table["metric"]).isin(list(stress_findings.SHARES))]
-    return [
-        panels.add(
-            partial(figures.stress_shares, _named(table), method=method, judge=judge),
-            title=f"What becomes of {wording.shortened(method)} attacks",
-        )
-        for method, judge in dict.fromkeys(zip(texts(shares["method"]), texts(shares["judge"]), strict=True))
-    ]
-
-
-def _named(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(**{name: texts(table[name]) for name in ("method", "judge")})
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """A few judged answers of each suite."""
+        return evaluation_findings.samples(self.table("verdicts"), show_completions=self.show_completions)
 
 
 def _title(metric: str, suite: str, side: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
+from mechrefusal.report.figures import forest
 from mechrefusal.report.figures.catalogue import words
 from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
 from mechrefusal.study.places import best_place
@@ -61,6 +62,43 @@ def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> s
     return f"{looked}. It is NOT a carrier{rejected}."
 
 
+def selection(directions: pd.DataFrame) -> str:
+    """Of which prompts directions are means (table `directions`)."""
+    if not len(directions):
+        return ""
+    row = directions.iloc[0]
+    counts = f"{wording.whole(row['n_harmful'])} harmful and {wording.whole(row['n_harmless'])} harmless prompts"
+    return f"Means over {counts}; selection of prompts: {wording.plain(row['selection']) or wording.MISSING}."
+
+
+def baseline(carrier: pd.DataFrame) -> float | None:
+    """Refusal score of harmful prompts without intervention (table `carrier`)."""
+    return float(carrier["baseline_harmful"].iloc[0]) if len(carrier) else None
+
+
+def intervened(rates: pd.DataFrame) -> pd.DataFrame:
+    """Refusals without and with interventions (table `rates`); nothing where none was made."""
+    asked = rates[(rates["metric"] == "any_refusal") & (rates["attack"] == "none")].sort_values("judge", kind="stable")
+    return asked if (asked["intervention"] != "none").any() else asked.iloc[:0]
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of measures that were taken at several layers of a checkpoint."""
+    return table[table["measure"].isin(forest.layered(table))]
+
+
+def by_layer_of_pairs(drift: pd.DataFrame) -> pd.DataFrame:
+    """Rows of table `drift` of measures that were taken at several layers."""
+    layers = drift[drift["layer"] >= 0].groupby("measure")["layer"].nunique()
+    return drift[drift["measure"].isin(layers[layers > 1].index)]
+
+
+def over_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows without measures that stand on the checkpoints' pages alone, layer by layer."""
+    known = table.loc[table["layer"].isna() | (table["layer"] == forest.NONE), "measure"]
+    return table[~table["measure"].isin(set(forest.layered(table)) - set(known))]
+
+
 def smallest_subspace(table: pd.DataFrame) -> str:
     """How many directions are enough, from table `subspaces` of one checkpoint."""
     if not len(table):
@@ -96,16 +134,18 @@ def utility_couplings(table: pd.DataFrame) -> list[str]:
 def relocations(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a pair of checkpoints of table `relocation`: the overall verdict, and what each measure says.
 
-    `to_decide`: how many prompts would decide what cannot be told, a dash where that is not known.
+    `a`, `b`: (arm, step) of either; `to_decide`: how many prompts would decide what cannot be told, a dash where that
+    is not known.
     """
     pairs = []
     keys = ["arm_a", "step_a", "arm_b", "step_b"]
     for (arm_a, step_a, arm_b, step_b), rows in table.groupby(keys, sort=False):
         overall = rows[rows["measure"] == "overall"]
         first = overall.iloc[0] if len(overall) else pd.Series({"verdict": "", "reason": "", "n_to_decide": None})
-        found = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
-        pair = f"{wording.plain(arm_a)} {step_a} → {wording.plain(arm_b)} {step_b}"
-        pairs.append({"pair": pair, **_verdict(first), "measures": found})
+        measures = [_measured(row) for _, row in rows[rows["measure"] != "overall"].iterrows()]
+        ends = {"a": (wording.plain(arm_a), int(step_a)), "b": (wording.plain(arm_b), int(step_b))}
+        pair = f"{ends['a'][0]} {step_a} → {ends['b'][0]} {step_b}"
+        pairs.append({"pair": pair, **ends, **_verdict(first), "measures": measures})
     return pairs
 
 
@@ -121,34 +161,21 @@ def reasons(table: pd.DataFrame, value: str = "value") -> list[tuple[str, int]]:
 
 
 def _measured(row: pd.Series) -> dict[str, Any]:
+    digits = 1 if row["measure"] == "carrier_layer" else 3
     return {
-        "measure": wording.plain(wording.metric_name(str(row["measure"]))),
-        "value": wording.number(row["value"], 3),
-        "interval": wording.interval(row, "", 3).strip(),
-        "floor": wording.number(row["floor"], 3),
+        "name": row["measure"],
+        "measure": wording.readable(row["measure"]),
+        "value": wording.number(row["value"], digits),
+        "interval": wording.interval(row, "", digits).strip(),
+        "floor": wording.number(row["floor"], digits),
         **_verdict(row),
     }
 
 
-def _verdict(row: pd.Series) -> dict[str, str]:
+def _verdict(row: pd.Series) -> dict[str, Any]:
     said = wording.plain(row["verdict"]) or "not judged"
     sign, kind = VERDICTS.get(said, ("–", "unsure"))
     number = wording.grouped(row["n_to_decide"])
-    reason = wording.plain(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
-    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, "to_decide": number}
-
-
-def powers(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Rows of table `power`, written out."""
-    return [
-        {
-            "question": wording.plain(row["question"]),
-            "of": wording.plain(row["of"]),
-            "n": f"{wording.whole(row['n'])} {wording.plain(row['unit'])}",
-            "could_tell": wording.number(row["could_tell"]),
-            "wanted": wording.number(row["wanted"]),
-            "n_needed": wording.whole(row["n_needed"]),
-            "reason": wording.plain(row["reason"]),
-        }
-        for _, row in table.iterrows()
-    ]
+    reason = wording.readable(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
+    to_decide = {"to_decide": number, "n_to_decide": row["n_to_decide"]}
+    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, **to_decide}

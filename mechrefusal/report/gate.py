@@ -1,12 +1,11 @@
 """What the table `gate` says: whether a checkpoint has learnt what it is interpreted for, and by how much it misses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import pandas as pd
-
-from mechrefusal.report import wording
-from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
+from mechrefusal.report import language, wording
+from mechrefusal.report.grids import Cell, Grid, Head
+from mechrefusal.report.reading import MeasuredCheckpoint
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,10 @@ class Criterion:
     """`0.85 (0.74–0.93)`: with the judge's known error corrected; empty where it is not known."""
 
     @property
-    def short_by(self) -> float:
-        """How far the rate is below the threshold (0 where it is not)."""
-        return max(0.0, self.threshold - self.value)
+    def short_by(self) -> str:
+        """How far the rate is below the threshold; more decimals where two would say that nothing is missing."""
+        gap = max(0.0, self.threshold - self.value)
+        return wording.rate(gap) if round(gap, 2) else wording.number(gap, 3)
 
     @property
     def unsure(self) -> bool:
@@ -43,13 +43,17 @@ class Criterion:
         """`passed`, `missed by 0.12` or `no value`; `, unsure` where the interval holds the threshold."""
         if wording.is_missing(self.value):
             return "no value"
-        word = "passed" if self.passed else f"missed by {_short(self.short_by)}"
+        word = "passed" if self.passed else f"missed by {self.short_by}"
         return f"{word}, unsure" if self.unsure else word
 
     @property
-    def needs(self) -> str:
-        """`≥ 0.80`."""
-        return f"≥ {wording.rate(self.threshold)}"
+    def missed(self) -> str:
+        """By how much it is missed, in words."""
+        if wording.is_missing(self.value):
+            return f"{self.name} has no value"
+        known = f"{wording.rate(self.value)} where {wording.rate(self.threshold)} is needed"
+        unsure = ", within its interval" if self.unsure else ""
+        return f"{self.name} by {self.short_by} ({known}{unsure}, n = {self.n})"
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,13 @@ class Gate:
 
     checkpoint: MeasuredCheckpoint
     criteria: tuple[Criterion, ...]
-    judges: tuple[str, ...]
+    judges: tuple[str, ...] = ()
     corrected_by: tuple[str, ...] = ()
-
-    @property
-    def missed(self) -> list[Criterion]:
-        """The criteria that the checkpoint does not meet."""
-        return [criterion for criterion in self.criteria if not criterion.passed]
 
     @property
     def passed(self) -> bool | None:
         """Whether all criteria are met; None where none was measured."""
-        return not self.missed if self.criteria else None
+        return all(criterion.passed for criterion in self.criteria) if self.criteria else None
 
     @property
     def word(self) -> str:
@@ -79,9 +78,8 @@ class Gate:
     @property
     def words(self) -> str:
         """`passed`, or which criteria are missed and by how much."""
-        if not self.missed:
-            return self.word
-        return f"missed: {'; '.join(map(_missed, self.missed))}"
+        missed = [criterion.missed for criterion in self.criteria if not criterion.passed]
+        return f"missed: {'; '.join(missed)}" if missed else self.word
 
     def named(self, name: str) -> Criterion | None:
         """The criterion of that name, or None where it was not asked."""
@@ -91,68 +89,57 @@ class Gate:
 def of(checkpoint: MeasuredCheckpoint) -> Gate:
     """The gate of one checkpoint."""
     table = checkpoint.tables["gate"]
-    numbers = ("value", "low", "high", "threshold")
-    table = table.assign(**{name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in numbers})
-    found = [
+    criteria = [
         Criterion(
             name=wording.plain(row["criterion"]),
-            value=row["value"],
-            low=row["low"],
-            high=row["high"],
-            n=0 if wording.is_missing(row["n"]) else int(row["n"]),
-            threshold=row["threshold"],
+            **{name: row[name] for name in ("value", "low", "high", "n", "threshold")},
             passed=wording.is_true(row["passed"]),
             corrected=wording.corrected(row),
         )
         for row in table.to_dict("records")
     ]
     judges = sorted({wording.plain(judge) for judge in table["judge"]} - {""})
-    return Gate(checkpoint, tuple(found), tuple(judges), tuple(wording.correction_sources(table)))
+    return Gate(checkpoint, tuple(criteria), tuple(judges), tuple(wording.correction_sources(table)))
 
 
-def names(gates: list[Gate]) -> list[tuple[str, str]]:
+def names(gates: Sequence[Gate]) -> list[tuple[str, str]]:
     """(criterion, `≥ 0.80`) of all checkpoints in their order; thresholds that differ are all named."""
     found: dict[str, dict[str, None]] = {}
-    for gate in gates:
-        for criterion in gate.criteria:
-            found.setdefault(criterion.name, {})[criterion.needs] = None
+    for criterion in (criterion for gate in gates for criterion in gate.criteria):
+        found.setdefault(criterion.name, {})[f"≥ {wording.rate(criterion.threshold)}"] = None
     return [(name, " or ".join(needs)) for name, needs in found.items()]
 
 
-def summary(gates: list[Gate]) -> str:
-    """`Gate passed at r2d2 250; missed at sft 250`, over the given checkpoints."""
+def summary(gates: Sequence[Gate]) -> str:
+    """`Gate passed at r2d2 250; missed at sft 250.`, over the given checkpoints."""
     parts = []
     for word in ("passed", "missed", "not measured"):
         places = [f"{g.checkpoint.arm} {g.checkpoint.step}" for g in gates if g.word == word]
         parts += [f"{word} at {', '.join(places)}"] if places else []
-    return wording.plain(f"Gate {'; '.join(parts)}") if parts else ""
+    return wording.plain(f"Gate {'; '.join(parts)}.") if parts else ""
 
 
-def context(run: MeasuredRun) -> dict[str, Any]:
-    """What the template `gate.html` needs: the gates of all checkpoints, and of the last of each arm."""
-    gates = [of(checkpoint) for checkpoint in run.checkpoints]
-    last = {checkpoint.id for checkpoint in run.last_of_each_arm}
-    ends = [gate for gate in gates if gate.checkpoint.id in last]
-    return {
-        "all": gates,
-        "last": ends,
-        "names": names(gates),
-        "summary": summary(ends),
-        "measured": any(gate.criteria for gate in gates),
-        "passed": all(gate.passed for gate in ends),
-        "judges": sorted({judge for gate in gates for judge in gate.judges}),
-        "corrected_by": sorted({source for gate in gates for source in gate.corrected_by}),
-    }
+def grid(gates: Sequence[Gate]) -> Grid:
+    """One row a checkpoint: every criterion, and by how much it is missed; nothing where none was measured."""
+    columns = names(gates)
+    rows = []
+    for gate in gates:
+        cells = [Cell(f"{wording.plain(gate.checkpoint.arm)} {gate.checkpoint.step}", page=gate.checkpoint.id)]
+        cells.append(Cell(gate.word, is_strong=not gate.passed))
+        for c in (gate.named(name) for name, _ in columns):
+            by = f"; corrected {c.corrected}" if c and c.corrected else ""
+            cells.append(
+                Cell(f"{wording.rate(c.value)} n={c.n}", f"{c.interval}; {c.state}{by}") if c else Cell("not asked")
+            )
+        rows.append(cells)
+    heads = [Head("checkpoint"), Head("gate"), *(Head(f"{name} {needs}") for name, needs in columns)]
+    return Grid(heads, rows if columns else [])
 
 
-def _missed(criterion: Criterion) -> str:
-    if wording.is_missing(criterion.value):
-        return f"{criterion.name} has no value"
-    known = f"{wording.rate(criterion.value)} where {wording.rate(criterion.threshold)} is needed"
-    unsure = ", within its interval" if criterion.unsure else ""
-    return f"{criterion.name} by {_short(criterion.short_by)} ({known}{unsure}, n = {criterion.n})"
-
-
-def _short(gap: float) -> str:
-    """What is missing; more decimals where two would say that nothing is."""
-    return wording.rate(gap) if round(gap, 2) else wording.number(gap, 3)
+def caption(gates: Sequence[Gate]) -> str:
+    """Who judged, and what the rates are corrected for."""
+    judges = sorted({judge for gate in gates for judge in gate.judges})
+    sources = sorted({source for gate in gates for source in gate.corrected_by})
+    by = f" Corrected: for the judge's error as measured on {wording.listed(sources)}; the gate goes by the count."
+    said = "Rates with n answers and 95% Wilson intervals. Unsure: the interval holds the threshold."
+    return f"{said} Judge: {', '.join(map(language.described, judges)) or 'none'}.{by if sources else ''}"

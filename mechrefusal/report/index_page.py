@@ -1,140 +1,153 @@
-"""What stands in `report/index.html`: the headline table and how everything moves over optimiser steps."""
+"""The first page: the story, the table of checkpoints, and how everything moves over optimiser steps."""
 
-from functools import partial
+from collections.abc import Iterator
+from functools import cached_property, partial
 from typing import Any
 
 from mechrefusal.report import (
     carrier_findings,
-    crossing_section,
+    causal_findings,
     figures,
-    frontier_section,
+    findings,
     gate,
     headline,
     language,
-    movement_section,
-    training_page,
+    story,
     wording,
 )
-from mechrefusal.report.order import checkpoint_order
-from mechrefusal.report.panels import Panel, Panels
+from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
+from mechrefusal.report.figures.frontier_points import SUCCESS
+from mechrefusal.report.figures.suites import of
+from mechrefusal.report.frontiers import frontier_panel, pressed
+from mechrefusal.report.order import arm_order
+from mechrefusal.report.panels import Panel
 from mechrefusal.report.reading import MeasuredRun
+from mechrefusal.report.sections import Page
 
-_CARRIER_SCORES = {
-    "bypass": ("Bypass of the carrier", "refusal score"),
-    "induce": ("Induce of the carrier", "refusal score"),
-    "kl": ("Divergence of the carrier", "KL (nats)"),
-}
-
-
-def context(run: MeasuredRun) -> dict[str, Any]:
-    """Everything that the template `index.html` needs."""
-    panels, lines = Panels(), headline.headlines(run)
-    return {
-        "run": run,
-        "gate": gate.context(run),
-        "lines": lines,
-        "ablated_to": sorted({line.ablated_to for line in lines} - {wording.MISSING}),
-        "asked_sets": headline.ASKED_SETS,
-        "attacks": [(key, headline.attack_label(key)) for key in headline.attack_columns(lines)],
-        "judges": headline.judges(lines),
-        "models": sorted(
-            run.across["checkpoints"].to_dict("records"), key=lambda row: checkpoint_order((row["arm"], row["step"]))
-        ),
-        "english": language.SAID,
-        "language": language.of_measurements(run.checkpoints),
-        "behaviour": _behaviour(run, panels, lines),
-        "frontiers": frontier_section.of_run(run, panels),
-        "carriers": _carriers(run, panels),
-        **_effects(run),
-        **_zero(run, lines, panels),
-        **movement_section.context(run, panels),
-        **crossing_section.context(run, panels),
-        "training": training_page.total_loss(run, panels),
-        "probes": training_page.probes(run, panels),
-        "times": _times(run, panels),
-    }
+SETS = ("harmful", "harmless")
+_COSTS = (("overrefusal", "refusal", "over-refusal"), ("utility", "answered", "utility"))
+_STORY = "Where refusal sits, and how often the model refuses"
 
 
-def _behaviour(run: MeasuredRun, panels: Panels, lines: list[headline.Headline]) -> list[Panel]:
-    rates = run.together("rates")
-    rates = rates[(rates["intervention"] == "none") & (rates["by"] == "all")]
-    wanted = [(headline.REFUSAL_METRIC, name, "none") for name in headline.ASKED_SETS]
-    wanted += [("answered", "utility", "none")]
-    wanted += [(headline.ATTACK_METRIC, *key) for key in headline.attack_columns(lines)]
-    drawn = []
-    for metric, name, attack in wanted:
-        rows = rates[(rates["metric"] == metric) & (rates["suite"] == name) & (rates["attack"] == attack)]
-        look = {"suite": name, "metric": metric, "attack": attack}
-        for judge in sorted(set(rows["judge"])):
-            drawn.append(panels.add(partial(figures.rates, rows, judge=judge, **look)))
-    return drawn
+class IndexPage(Page):
+    """What the whole run says. Its attributes are named by `pages/index.yaml`."""
 
+    name = "index"
+    shared_top = 10
 
-def _carriers(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    table = run.together("carrier")
-    if not len(table):
-        return []
-    drawn = []
-    for checkpoints in run.kinds:  # layers of unlike models have no axis in common
-        own = run.together("carrier", among=checkpoints)
-        depth = max((checkpoint.n_layers for checkpoint in checkpoints), default=0) or None
-        if len(own):
-            drawn.append(panels.add(partial(figures.carrier_layers, own, n_layers=depth)))
-    if table["layer"].notna().any():
-        for column, (title, unit) in _CARRIER_SCORES.items():
-            drawn.append(
-                panels.add(partial(figures.trajectory, table, value=column, title=title, unit=unit), title=title)
-            )
-    return drawn
+    def __init__(self, run: MeasuredRun) -> None:
+        super().__init__(run)
+        self.lines, self.story = headline.headlines(run), story.told(run)
+        self.gates = [gate.of(checkpoint) for checkpoint in run.checkpoints]
+        last = {checkpoint.id for checkpoint in run.last_of_each_arm}
+        self.ends = [one for one in self.gates if one.checkpoint.id in last]
+        self.behaves, self.carries = headline.behaviour(self.lines), headline.carriers(self.lines)
+        self.judges = ", ".join(map(language.described, headline.judges(self.lines)))
+        self.language = language.of_measurements(run.checkpoints)
+        self.english, self.gate_caption = language.SAID, gate.caption(self.gates)
+        one = len(run.checkpoints) == 1
+        self.alone = "There is one checkpoint, and nothing to compare it with: give several, or a base." if one else ""
 
+    @cached_property
+    def story_figure(self) -> list[Panel]:
+        """The figure that tells it all: how deep the carrier is, beside refusal and over-refusal."""
+        carrier, rates = self.table("carrier"), self.table("rates")
+        draw = partial(figures.depth_story, carrier, rates)
+        return [self.panels.add("depth_story", draw, title=_STORY, rows=carrier)] if len(carrier) else []
 
-def _effects(run: MeasuredRun) -> dict[str, Any]:
-    """What interventions do to answers: one row a checkpoint and judge; only columns that hold something."""
-    rows = [
-        (f"{checkpoint.arm} {checkpoint.step}", found)
-        for checkpoint in run.checkpoints
-        for found in carrier_findings.effects(checkpoint.tables["rates"])
-    ]
-    known = {key for _, found in rows for key in found["cells"]}
-    columns = [
-        (kind, [(name, words) for name, words in names.items() if (kind, name) in known])
-        for kind, names in carrier_findings.EFFECTS.items()
-    ]
-    return {
-        "effects": rows,
-        "effect_columns": [(f"{kind} prompts", kind, names) for kind, names in columns if names],
-        "effect_judges": sorted({found["judge"] for _, found in rows}),
-    }
+    def table(self, name: str) -> Any:
+        """A table of the run; of what was answered that of the study's own suites."""
+        return self.run.together(name) if name == "rates" else super().table(name)
 
+    @cached_property
+    def frontiers(self) -> list[Panel]:
+        """Attack success of every attack against over-refusal and utility, on the study's own suites."""
+        rates = of(self.table("rates"), by="all", intervention="none")
+        attacks = headline.attack_columns(self.lines) if len(of(rates, metric=SUCCESS)) else []
+        panels = []
+        for (name, attack), (harmless, against, words) in [(key, cost) for key in attacks for cost in _COSTS]:
+            look = {"harmful": name, "harmless": harmless, "against": against, "attack": attack}
+            panels.append(frontier_panel(self, rates, f"{pressed(attack)}: success against {words}", **look))
+        return panels
 
-def _zero(run: MeasuredRun, lines: list[headline.Headline], panels: Panels) -> dict[str, Any]:
-    """How far zero lies from the harmless mean: a sentence for the last checkpoint of each arm, and by layer."""
-    directions, carrier = run.together("directions"), run.together("carrier")
-    last = {checkpoint.id for checkpoint in run.last_of_each_arm}
-    words = [
-        (line.checkpoint.label, carrier_findings.distance(line.zero.distance, of=line.zero.of))
-        for line in lines
-        if line.zero and line.checkpoint.id in last
-    ]
-    known = directions["zero_distance"].notna().any()
-    draw = partial(figures.zero_distances, directions, carrier)
-    return {
-        "zero_words": [(label, said) for label, said in words if said],
-        "zeros": [panels.add(draw, title="Where zero lies along the direction")] if known else [],
-    }
+    @cached_property
+    def relocations(self) -> list[dict[str, Any]]:
+        """Whether refusal moved, by pair of checkpoints."""
+        return findings.relocations(self.run.across["relocation"])
 
+    def behaviour(self) -> list[Panel]:
+        """Rates over steps: refusals, what is answered, and the success of every attack."""
+        rates = self.table("rates")
+        rates = rates[(rates["intervention"] == "none") & (rates["by"] == "all")]
+        wanted = [(headline.REFUSAL_METRIC, name, "none") for name in headline.ASKED_SETS]
+        wanted += [("answered", "utility", "none")]
+        wanted += [(headline.ATTACK_METRIC, *key) for key in headline.attack_columns(self.lines)]
+        keys = ("metric", "suite", "attack")
+        spec = {"draw": "rates", "each": [*keys, "judge"]}
+        chosen = [of(rates, **dict(zip(keys, key, strict=True))).sort_values("judge", kind="stable") for key in wanted]
+        return [panel for rows in chosen for panel in self.draw({**spec, "rows": rows})]
 
-def _times(run: MeasuredRun, panels: Panels) -> list[Panel]:
-    drawn = []
-    if len(run.across["stages"]):
-        drawn.append(
-            panels.add(
-                partial(figures.durations, run.across["stages"], title="Stages of the run"), title="Stages of the run"
-            )
-        )
-    timings = run.together("timings")
-    if len(timings):
-        total = timings.groupby("stage", as_index=False)["seconds"].sum()
-        title = "Measurements, summed over checkpoints"
-        drawn.append(panels.add(partial(figures.durations, total, title=title), title=title))
-    return drawn
+    def carriers(self) -> list[Panel]:
+        """Depth of the carrier, by kind of model: layers of unlike models have no axis in common."""
+        drawn = []
+        for checkpoints in self.run.kinds:
+            own = self.run.together("carrier", among=checkpoints)
+            depth = max((checkpoint.n_layers for checkpoint in checkpoints), default=0) or None
+            if len(own):
+                drawn.append(
+                    self.panels.add("carrier_layers", partial(figures.carrier_layers, own, n_layers=depth), rows=own)
+                )
+        return drawn
+
+    @property
+    def zero_words(self) -> list[str]:
+        """How far zero lies from the harmless mean at the last checkpoint of each arm."""
+        last = {checkpoint.id for checkpoint in self.run.last_of_each_arm}
+        known = [line for line in self.lines if line.zero and line.checkpoint.id in last]
+        said = [(line, carrier_findings.distance(line.zero.distance, of=line.zero.of)) for line in known if line.zero]
+        return [f"{line.checkpoint.label}: {words}" for line, words in said if words]
+
+    @property
+    def crossed_heads(self) -> list[dict[str, Any]]:
+        """The heads of each source that move the target most."""
+        return causal_findings.crossed_heads(self.run.across["cross_patching"])
+
+    def crossed(self) -> Iterator[tuple[str, list[Panel]]]:
+        """Patches across checkpoints, one group two arms, both ways; all heads have one scale, whatever the pair."""
+        table = self.run.across["cross_patching"]
+        most = table.loc[table["head"] >= 0, "raw"].abs().max()
+        limit = None if wording.is_missing(most) or most == 0 else float(most)
+        ends = table[["arm_source", "arm_target"]].itertuples(index=False, name=None)
+        between = [tuple(sorted(pair, key=arm_order)) for pair in ends]
+        for one, other in dict.fromkeys(between):
+            rows, drawn = table[[pair == (one, other) for pair in between]], []
+            for prompts in SETS:
+                asked = of_set(rows, prompts)
+                for site in head_sites(table):
+                    title = f"{words('site').get(site, 'Heads')}, {prompts} prompts"
+                    look = {"prompts": prompts, "site": site, "title": title, "limit": limit}
+                    drawn += self.draw(
+                        {"draw": "cross_patching", "rows": asked[asked["site"] == site], "with": look, "title": title}
+                    )
+                title = f"Layers, {prompts} prompts"
+                if (asked["head"] < 0).any():
+                    look = {"prompts": prompts, "title": title}
+                    drawn += self.draw({"draw": "cross_patching_layers", "rows": asked, "with": look, "title": title})
+            n_pairs = rows[list(PAIR)].drop_duplicates().shape[0]
+            yield f"{wording.plain(one)} and {wording.plain(other)}, both ways ({n_pairs} pairs)", drawn
+
+    def shared_heads(self) -> list[Panel]:
+        """Heads that several checkpoints share, among those whose heads are the same ones."""
+        drawn = []
+        for checkpoints in self.run.kinds:
+            kind = f", {checkpoints[0].label} and like it" if len(self.run.kinds) > 1 else ""
+            patched, knocked = (self.run.together(name, among=checkpoints) for name in ("patching", "knockout"))
+            for own, value, words in (
+                (patched.query("site == 'z' and mode == 'denoising'"), "raw", "By patching (denoising)"),
+                (knocked.query("component == 'head'"), "refusal", "By knock-out"),
+            ):
+                if len(own[["arm", "step"]].drop_duplicates()) > 1:
+                    look = {"value": value, "k": self.shared_top, "title": words + kind}
+                    drawn += self.draw({"draw": "shared_heads", "rows": own, "with": look, "title": words + kind})
+        return drawn

@@ -77,6 +77,11 @@ class MeasuredRun:
         return self.folder.resolve().name
 
     @property
+    def ids(self) -> set[str]:
+        """Of all checkpoints."""
+        return {checkpoint.id for checkpoint in self.checkpoints}
+
+    @property
     def evaluated(self) -> bool:
         """Whether any benchmark was answered, or attacked anew: the report then has a page about them."""
         return any(len(self.benchmarks(name)) for name in BEHAVIOUR) or any(len(self.across[n]) for n in EVALUATION)

@@ -1,13 +1,11 @@
-"""What the control of stress tests says, as rows for a page and a terminal. Plain text: whoever shows it escapes it."""
+"""What attacks made anew say, as tables for a page and a terminal. Plain text: whoever shows it escapes it."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from mechrefusal.files import checkpoint_id
-from mechrefusal.report import wording
-from mechrefusal.report.figures import suites
+from mechrefusal.report import grids, wording
 
 LONGEST_NAME = 60
 TWIN_RATES = {
@@ -29,99 +27,111 @@ KINDS = {
     "other": "other pairs",
 }
 """Kinds of pairs of table `stress_differences` in words, in the order in which they are shown."""
+_COMPARED = {
+    "pair": "pair", "arm_a+step_a": "from", "arm_b+step_b": "to", "metric": "outcome", "mean_a:rate": "before",
+    "mean_b:rate": "after", "difference[low,high]:change": "difference", "mcnemar_p:four": "p", "only_a": "first alone",
+    "only_b": "second alone", "n": "n", "nulls": "nulls",
+}  # fmt: skip
 
 
-def control(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry an attack and judge of success (table `stress_control`), one row in it a checkpoint.
+@dataclass(frozen=True)
+class OfAttack:
+    """A table about one attack, judged by one judge of success, and of the twins by another."""
 
-    Each row has a cell for every one of `TWIN_RATES` (by the judge of the twins) and `SHARES`, None where there is
-    none, and `n` and `nulls`, `24`, or `24/23` in the order of the cells where these differ.
+    method: str
+    judge: str
+    twin_judge: str
+    table: pd.DataFrame
+    columns: dict[str, str]
+
+    @property
+    def caption(self) -> str:
+        """The attack and its judges."""
+        twins = f", of the twins {self.twin_judge}" if self.twin_judge != self.judge else ""
+        return f"{self.method}; judge of success {self.judge}{twins}"
+
+    def grid(self, most: int = 200) -> grids.Grid:
+        """The table as it is shown."""
+        return grids.grid(self.table, self.columns, name="stress_differences", most=most)
+
+
+def control(table: pd.DataFrame) -> list[OfAttack]:
+    """Table `stress_control`, one entry an attack and judge of success, one row in it a checkpoint.
+
+    Each row has the rates of `TWIN_RATES`, by the judge of the twins, and `SHARES` of the cases.
     """
-    rows = suites.readable(table, *suites.NUMBERS)
-    named = ("method", "judge", "twin_judge", "suffix", "metric")
-    rows = rows.assign(**{name: suites.texts(rows[name]) for name in named})
-    shares = rows[rows["metric"].isin(list(SHARES))]
     keys = ["method", "judge", "twin_judge"]
-    groups = dict.fromkeys((shares if len(shares) else rows)[keys].itertuples(index=False, name=None))
-    made = []
-    for method, judge, twin_judge in groups:
-        own = suites.of(rows, method=method)
-        twins = suites.of(own, judge=twin_judge, twin_judge=twin_judge)
-        cases = suites.of(own, judge=judge, twin_judge=twin_judge)
-        points = sorted(set(zip(own["arm"], own["step"], strict=True)), key=suites.checkpoint_order)
-        made.append(
-            {
-                "method": wording.shortened(method, LONGEST_NAME),
-                "judge": wording.shortened(judge, LONGEST_NAME),
-                "twin_judge": wording.shortened(twin_judge, LONGEST_NAME),
-                "rows": [_row(twins, cases, point) for point in points],
-            }
-        )
-    return made
+    shares = table[table["metric"].isin(list(SHARES))]
+    entries = []
+    for key in dict.fromkeys((shares if len(shares) else table)[keys].itertuples(index=False, name=None)):
+        method, judge, twin_judge = key
+        own = table[(table["method"] == method) & (table["twin_judge"] == twin_judge)]
+        wanted = {
+            ("suffix", suffix, "metric", metric, "judge", twin_judge): words
+            for (suffix, metric), words in TWIN_RATES.items()
+        } | {("metric", metric, "judge", judge): words for metric, words in SHARES.items()}
+        pivot = grids.pivot(own, ["arm", "step"], wanted)
+        named = dict(zip(keys, (wording.shortened(name, LONGEST_NAME) for name in key), strict=True))
+        columns = {"arm+step:page": "checkpoint", **pivot.columns}
+        entries.append(OfAttack(table=pivot.table, columns=columns, **named))
+    return entries
 
 
-def differences(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry an attack and judge of success (table `stress_differences`), in it the pairs in the order of `KINDS`.
-
-    Each row says kind, from, to, metric, the two means, the difference with its interval, p, how many cases have the
-    outcome at one alone, n and nulls; `is_clear` where the interval excludes 0.
-    """
-    numbers = ("difference", "low", "high", "mcnemar_p", "mean_a", "mean_b", "only_a", "only_b", "n", "nulls")
-    rows = suites.readable(table, *numbers, arm="arm_a", step="step_a")
-    rows = suites.readable(rows, arm="arm_b", step="step_b")
-    named = ("pair", "method", "judge", "metric")
-    rows = rows.assign(**{name: suites.texts(rows[name]) for name in named})
-    kinds = list(KINDS)
-    order = [kinds.index(kind) if kind in KINDS else len(kinds) for kind in rows["pair"]]
-    rows = rows.iloc[np.argsort(order, kind="stable")]
-    groups = dict.fromkeys(zip(rows["method"], rows["judge"], strict=True))
-    return [
-        {
-            "method": wording.shortened(method, LONGEST_NAME),
-            "judge": wording.shortened(judge, LONGEST_NAME),
-            "rows": [_difference(row) for row in suites.of(rows, method=method, judge=judge).to_dict("records")],
-        }
-        for method, judge in groups
-    ]
-
-
-def _row(twins: pd.DataFrame, cases: pd.DataFrame, point: tuple[str, int]) -> dict[str, Any]:
-    arm, step = point
-    at = [own[(own["arm"] == arm) & (own["step"] == step)] for own in (twins, cases)]
-    found = [suites.of(at[0], suffix=suffix, metric=metric) for suffix, metric in TWIN_RATES]
-    found += [suites.of(at[1], metric=metric) for metric in SHARES]
-    rates = [rows.iloc[0] for rows in found if len(rows)]
-    return {
-        "id": checkpoint_id(arm, step),
-        "arm": wording.shortened(arm, LONGEST_NAME),
-        "step": wording.whole(step),
-        "cells": [_cell(rows.iloc[0]) if len(rows) else None for rows in found],
-        **{name: "/".join(dict.fromkeys(wording.whole(rate[name]) for rate in rates)) for name in ("n", "nulls")},
-    }
-
-
-def _cell(row: pd.Series) -> dict[str, str]:
-    known = not wording.is_missing(row["low"]) and not wording.is_missing(row["high"])
-    interval = f"{wording.rate(row['low'])}–{wording.rate(row['high'])}" if known else "no interval"
-    return {"value": wording.rate(row["value"]), "interval": interval}
-
-
-def _difference(row: dict[str, Any]) -> dict[str, Any]:
-    known = not wording.is_missing(row["low"]) and not wording.is_missing(row["high"])
+def differences(table: pd.DataFrame) -> list[OfAttack]:
+    """Table `stress_differences`, one entry an attack and judge of success, in it the pairs in the order of `KINDS`."""
+    order = [list(KINDS).index(kind) if kind in KINDS else len(KINDS) for kind in table["pair"]]
+    rows = table.iloc[np.argsort(order, kind="stable")]
     words = SHARES | LOSS
-    return {
-        "kind": KINDS.get(row["pair"], wording.shortened(row["pair"], LONGEST_NAME)),
-        **{
-            end: f"{wording.shortened(row[f'arm_{side}'], LONGEST_NAME)} {wording.whole(row[f'step_{side}'])}"
-            for end, side in (("from", "a"), ("to", "b"))
-        },
-        "metric": words.get(row["metric"], wording.metric_name(wording.shortened(row["metric"], LONGEST_NAME))),
-        "means": f"{wording.rate(row['mean_a'])} → {wording.rate(row['mean_b'])}",
-        "difference": wording.number(row["difference"], signed=True),
-        "interval": f"[{wording.number(row['low'])}, {wording.number(row['high'])}]" if known else "no interval",
-        "is_clear": bool(known and (row["low"] > 0 or row["high"] < 0)),
-        "p": wording.number(row["mcnemar_p"], 4),
-        "only": f"{wording.whole(row['only_a'])} / {wording.whole(row['only_b'])}",
-        "n": wording.whole(row["n"]),
-        "nulls": wording.whole(row["nulls"]),
+    rows = rows.assign(
+        metric=[words.get(name, wording.metric_name(wording.shortened(name, LONGEST_NAME))) for name in rows["metric"]]
+    )
+    named = rows.assign(pair=[KINDS.get(kind, wording.shortened(kind, LONGEST_NAME)) for kind in rows["pair"]])
+    entries = []
+    for key, own in named.groupby(["method", "judge"], sort=False):
+        method, judge = (wording.shortened(name, LONGEST_NAME) for name in key)
+        entries.append(OfAttack(method, judge, judge, own, _COMPARED))
+    return entries
+
+
+def ends(curve: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
+    """Success of attacks made anew, one row a checkpoint, attack and judge (tables `stress` and `stress_transfer`).
+
+    Returns:
+        `before`: of the bare requests; `first` and `last` step of the attack, all three with `_low`, `_high` and `n`;
+        `elsewhere`: mean success at the other checkpoints.
+    """
+    rows = []
+    for (arm, step, method, judge), own in curve.groupby(["arm", "step", "method", "judge"], sort=False):
+        of_judge = transfer[transfer["judge"] == judge]
+        here = (of_judge["arm_target"] == arm) & (of_judge["step_target"] == step)
+        from_here = (of_judge["arm_source"] == arm) & (of_judge["step_source"] == step) & ~here
+        others = of_judge[from_here & (of_judge["method"] == method)]["value"]
+        ordered = own.sort_values("attack_step")
+        at = {
+            "before": of_judge[here & (of_judge["arm_source"] == "none")],
+            "first": ordered.head(1),
+            "last": ordered.tail(1),
+        }
+        row = {
+            "arm": arm,
+            "step": step,
+            "method": method,
+            "judge": judge,
+            "elsewhere": others.mean(),
+            "n": own["n"].max(),
+        }
+        for name, found in at.items():
+            values = found.iloc[0] if len(found) else dict.fromkeys(("value", "low", "high"), float("nan"))
+            row |= {name: values["value"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ends_grid(table: pd.DataFrame) -> grids.Grid:
+    """The rows of `ends` as they are shown."""
+    found = {
+        f"{name}[{name}_low,{name}_high]:rate": words
+        for name, words in (("before", "no attack"), ("first", "first step"), ("last", "last step"))
     }
+    names = {"arm+step": "checkpoint", "method:short": "attack", "judge:short": "judge"}
+    return grids.grid(table, names | found | {"elsewhere:rate": "at the others (mean)", "n": "n"})

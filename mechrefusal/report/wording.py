@@ -2,8 +2,9 @@
 
 import html
 import math
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,28 @@ SET_NAMES = {
     "direction_harmful": "harmful prompts of the direction split",
     "direction_harmless": "harmless prompts of the direction split",
 }
+
+
+NAMES = {
+    "carrier_layer": "the depth of the carrier",
+    "carrier_cosine": "the cosine of the carriers",
+    "direction_cosine": "the cosine of the directions",
+    "principal_angle": "the angle between the spans of directions",
+    "transfer": "the effect of the earlier carrier",
+}
+"""What measures of a move are called on a page."""
+_PLAIN = (
+    (re.compile(r"\bkl(?: [\d.e-]+)? > ([\d.]+)"), r"ablating it changes harmless prompts too much (KL above \1)"),
+    (
+        re.compile(r"\binduce(?: [\d.e-]+)? < (-?[\d.]+)"),
+        r"putting it in does not make the model refuse (score below \1)",
+    ),
+    (re.compile(r"\blayer(?: \d+)? is not below (\d+)"), r"it lies too late (from layer \1 on)"),
+    (re.compile(r"cannot tell:"), "cannot be told:"),
+)
+"""Why a candidate is no carrier, and what a verdict begins with, in words."""
+_NAMES = re.compile(rf"\b({'|'.join(NAMES)})\b(?! (?:of|to|at)\b)")
+_ID = re.compile(r"\b(?P<arm>[\w][\w-]*?)-step-(?P<step>\d+)\b")
 
 
 def is_missing(value: Any) -> bool:
@@ -63,6 +86,17 @@ def interval(row: Mapping[str, Any] | pd.Series, name: str = "", digits: int = 2
     """` [low, high]` of a row, or of what it has called `name`; empty where there is none."""
     low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
     return "" if is_missing(low) or is_missing(high) else f" [{number(low, digits)}, {number(high, digits)}]"
+
+
+def interval_of(row: Mapping[str, Any], name: str) -> str:
+    """`−4.31 [−5.00, −3.60]`, a value of a row with its interval; empty where there is none."""
+    return "" if is_missing(row[name]) else f"{number(row[name])}{interval(row, name)}"
+
+
+def ends(low: Any, high: Any, digits: int = 2) -> str:
+    """`[0.60, 0.82]`, or words that say there is none."""
+    known = not is_missing(low) and not is_missing(high)
+    return f"[{number(low, digits)}, {number(high, digits)}]" if known else "no interval"
 
 
 def corrected(row: Mapping[str, Any]) -> str:
@@ -167,6 +201,25 @@ def set_name(name: str) -> str:
 def metric_name(name: str) -> str:
     """A metric in words."""
     return name.replace("_", " ")
+
+
+def readable(text: Any) -> str:
+    """A reason that a table gives, without the names of columns, measures and folders in it."""
+    words = _NAMES.sub(lambda name: NAMES[name[0]], plain(text))
+    for pattern, plainer in _PLAIN:
+        words = pattern.sub(plainer, words)
+    return _ID.sub(lambda name: f"{name['arm']}, step {int(name['step'])}", words).replace("_", " ")
+
+
+def sentence(text: str) -> str:
+    """With a capital letter in front and a full stop at the end."""
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text[-1:] in ('.', '?', '!') else '.'}" if text else ""
+
+
+def listed(parts: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
 
 
 def head_name(layer: Any, head: Any) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import pickle
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from rendering import Page
 from synthetic import write_run
 
 from mechrefusal import report
 from mechrefusal.files import whole_file
-from mechrefusal.report import embedding, panels
+from mechrefusal.report import panels
 from mechrefusal.report.reading import read_run
 
 
@@ -44,71 +44,59 @@ def draw_once(shared):
 
     Drawing is nine tenths of the time of a report, and reports of nearly the same tables have nearly the same figures.
     """
-    draw, drawn, folder = panels.Panels.add, {}, shared / "drawn"
+    add, drawn, folder = panels.Panels.add, {}, shared / "drawn"
     folder.mkdir(exist_ok=True)
 
-    def add(self, build, *, title=""):
-        given = build
-        if isinstance(build, partial):  # a figure that takes results is not what its module calls by that name
-            given = (build.func.__module__, build.func.__qualname__, build.args, build.keywords)
-        key = hashlib.sha256(pickle.dumps((given, title))).hexdigest()
+    def add_once(self, name, draw, *, title="", rows=None, heads_of=""):
+        # a figure that takes results is not what its module calls by that name
+        what = (draw.func.__module__, draw.func.__qualname__, draw.args, draw.keywords, title, heads_of)
+        key = hashlib.sha256(pickle.dumps(what)).hexdigest()
         if key not in drawn:
             if not (path := folder / key).is_file():
                 with whole_file(path) as draft:
-                    draft.write_bytes(pickle.dumps(draw(panels.Panels(), build, title=title)))
+                    draft.write_bytes(pickle.dumps(add(panels.Panels(""), name, draw, title=title, heads_of=heads_of)))
             drawn[key] = pickle.loads(path.read_bytes())
         if drawn[key].data is None:
             return drawn[key]
-        self.made += 1
-        return replace(drawn[key], identifier=f"plot-{self.made}")
+        self.counted[name] += 1
+        identifier = f"{name}-{self.counted[name]}"
+        csv = f"tables/{self.page}.{identifier}.csv"
+        self.drawn.append(replace(drawn[key], identifier=f"fig-{identifier}", rows=rows, csv=csv))
+        return self.drawn[-1]
 
-    return add
+    return add_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once(draw_once):
+    """Reports draw no figure that was drawn before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panels.Panels, "add", draw_once)
+        yield
 
 
 @pytest.fixture(scope="session")
-def small_run(shared, draw_once) -> Path:
+def small_run(shared, drawn_once) -> Path:
     """The base and one trained checkpoint, with its report: made by the first worker that needs it."""
     with FileLock(shared / "small_run.lock"):
         if not (shared / "small_run" / "report").is_dir():
-            folder = write_run(shared / "small_run", arms=("r2d2",), anchors=(0, 50))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(panels.Panels, "add", draw_once)
-                report.write(folder)
+            report.write(write_run(shared / "small_run", arms=("r2d2",), anchors=(0, 50)))
     return shared / "small_run"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page(small_run):
     """The page of its trained checkpoint."""
-    return _page(small_run, "r2d2-step-00050")
+    return Page(small_run / "report" / "r2d2-step-00050.html")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(small_run):
     """The page of its base."""
-    return _page(small_run, "base-step-00000")
+    return Page(small_run / "report" / "base-step-00000.html")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def index(small_run):
     """Its first page."""
-    return _page(small_run, "index")
-
-
-def _page(folder: Path, name: str):
-    from test_pages import Page
-
-    return Page(folder / "report" / f"{name}.html")
-
-
-@pytest.fixture
-def drawn_once(monkeypatch, draw_once):
-    """Reports draw no figure that was drawn before."""
-    monkeypatch.setattr(panels.Panels, "add", draw_once)
-
-
-@pytest.fixture
-def no_bundles(monkeypatch, drawn_once):
-    """Pages without the six megabytes of plotly and circuitsvis, whose figures are not drawn twice."""
-    for name in ("plotly_script", "circuits_script"):
-        monkeypatch.setattr(embedding, name, lambda: "")
+    return Page(small_run / "report" / "index.html")

@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from rendering import pages
 from synthetic import write_run
 from synthetic_behaviour import HOSTILE
 from synthetic_carriers import zero_distance
-from test_pages import Page
 
-from mechrefusal import report, tables
+from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import carrier_findings, figures, geometry_section, headline, index_page, wording
-from mechrefusal.report.panels import Panels
+from mechrefusal.report import carrier_findings, figures, headline, wording
+from mechrefusal.report.checkpoint_page import CheckpointPage
+from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.reading import read_run
 
 pytestmark = pytest.mark.slow
@@ -120,23 +121,33 @@ def test_without_a_carrier_the_last_position_is_drawn(checkpoint):
         figures.zero_distances(table.drop(columns="zero_distance"))
 
 
-def test_candidates_say_what_zero_does(checkpoint):
+def test_candidates_say_what_zero_does(run, checkpoint):
     table = checkpoint.tables["carriers"]
     row = table[table["winner"]].iloc[0]
     texts = str(figures.carriers(table).data[0].text)
     assert f"to zero: bypass {wording.number(row['bypass_zero'], 3)}" in texts
     gone = dict.fromkeys(("bypass_zero", "induce_zero", "kl_zero", "admissible_zero"), NAN)
     assert "to zero" not in str(figures.carriers(table.assign(**gone)).data[0].text)
-    maps = geometry_section.zero_maps(checkpoint, Panels())
+    page = page_of(run, checkpoint)
+    maps = [panel for panel in carriers_of(page) if panel.title.endswith("to zero")]
     assert [panel.title for panel in maps] == ["Bypass, to zero", "Divergence, to zero"]
     n = int(table["admissible_zero"].sum())
     assert f"150 candidates, {n} admissible" in maps[0].subtitle
-    own = geometry_section.carriers(checkpoint, Panels())
-    assert "to zero:" not in own[0].data  # the maps have it
+    assert "to zero:" not in carriers_of(page)[0].data  # the maps have it
     one = table.assign(bypass_zero=table["bypass_zero"].where(table["winner"]))
-    one = dataclasses.replace(checkpoint, tables={**checkpoint.tables, "carriers": one})
-    assert geometry_section.zero_maps(one, Panels()) == []
-    assert "to zero:" in geometry_section.carriers(one, Panels())[0].data
+    one = page_of(run, dataclasses.replace(checkpoint, tables={**checkpoint.tables, "carriers": one}))
+    assert not [panel for panel in carriers_of(one) if panel.title.endswith("to zero")]
+    assert "to zero:" in carriers_of(one)[0].data
+
+
+def page_of(run, checkpoint):
+    return CheckpointPage(dataclasses.replace(run, checkpoints=(checkpoint,)), checkpoint)
+
+
+def carriers_of(page):
+    """The maps of the candidates, in the order of the page."""
+    assert page.sections
+    return [panel for panel in page.panels.drawn if panel.figure == "carriers"]
 
 
 def test_answers_are_told_with_their_random_control(checkpoint):
@@ -167,28 +178,25 @@ def test_bars_have_the_new_names_in_order(checkpoint):
 
 
 def test_the_index_has_one_row_a_checkpoint_that_was_intervened_on(run):
-    found = index_page.context(run)
-    assert [label for label, _ in found["effects"]] == [f"{c.arm} {c.step}" for c in run.checkpoints if c.step]
-    assert [len(names) for _, _, names in found["effect_columns"]] == [3, 4]
-    assert [label for label, _ in found["zero_words"]] == ["r2d2, step 250", "sft, step 250"]
+    grid = carrier_findings.effects_grid(run)
+    assert [row[0].text for row in grid.rows] == [f"{c.arm} {c.step}" for c in run.checkpoints if c.step]
+    kinds = [head.words.split()[0] for head in grid.heads]
+    assert (kinds.count("harmful"), kinds.count("harmless")) == (3, 4)
+    assert [words.split(":")[0] for words in IndexPage(run).zero_words] == ["r2d2, step 250", "sft, step 250"]
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_pages_escape_what_the_tables_name(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), evaluated=False)
     place = folder / "measurements" / "r2d2-step-00050"
     rates = tables.read("rates", place.parent)
     tables.write(pd.concat([rates, rates.assign(judge=HOSTILE[0])]), "rates", place.parent)
-    index, page = Page(report.write(folder)), Page(folder / "report" / "r2d2-step-00050.html")
+    index, page = pages(folder, "index", "r2d2-step-00050")
     row = tables.read("carrier", place).iloc[0]
-    assert f"bypass {wording.number(row['bypass_zero'])}kl {wording.number(row['kl_zero'], 3)}" in "".join(
-        index.text.split("\n")
-    )
+    assert f"{wording.number(row['bypass_zero'])}{wording.number(row['kl_zero'], 3)}" in "".join(index.text.split())
     assert f"judge: {HOSTILE[0]}, refusal-phrases" in index.text
     assert f"Answers refused (judge {HOSTILE[0]})" in page.text
     assert carrier_findings.distance(row["zero_distance"]) in page.text
     for found in (index, page):
         assert not [tag for tag, _ in found.elements if tag == "img"]
-        labels = [attributes["aria-label"] for _, attributes in found.elements if "aria-label" in attributes]
-        assert "Where zero lies along the refusal direction" in labels
+        assert "Where zero lies along the refusal direction" in found.titles
     assert read_run(folder).warm_up is None

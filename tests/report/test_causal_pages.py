@@ -2,15 +2,15 @@
 
 import shutil
 
-import pandas as pd
 import pytest
+from rendering import pages
 from synthetic_causal import HOSTILE_SITE, HOSTILE_TOKEN
 from synthetic_geometry import BROKEN
-from test_pages import Page
 
-from mechrefusal import report, tables
-from mechrefusal.report import causal_findings, causal_section, crossing_section, wording
-from mechrefusal.report.panels import Panels
+from mechrefusal import tables
+from mechrefusal.report import causal_findings, wording
+from mechrefusal.report.checkpoint_page import CheckpointPage
+from mechrefusal.report.index_page import IndexPage
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +33,8 @@ def measured(small_run, name, checkpoint="r2d2-step-00050"):
     return tables.read(name, small_run / "measurements" / checkpoint)
 
 
-def titles(page):
-    return [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
-
-
 def test_every_figure_is_on_the_page(page, index):
-    found = titles(page)
+    found = page.titles
     for title in ("Residual stream", "Attention output", "MLP output"):
         assert found.count(title) == 2  # denoising and noising
     for title in (
@@ -56,28 +52,17 @@ def test_every_figure_is_on_the_page(page, index):
         assert title in found
     expected = ("Heads (what they read and carry), harmful prompts", "Layers, harmless prompts")
     for title in (*expected, "By patching (denoising)", "By knock-out"):
-        assert title in titles(index)
+        assert title in index.titles
 
 
-def test_patched_parts_share_one_scale_that_the_page_states(small_run, checkpoint, page):
-    table = checkpoint.tables["patching"]
-    parts = table[table["site"].isin(["attn_out", "mlp_out", "z"])]
-    centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
-    panels = Panels()
-    found = causal_section._patching(table, panels)
-    assert found["patching_limit"] == wording.number((parts["effect"] - centre).abs().max())
-    assert [len(group["panels"]) for group in found["patching"]] == [4, 4]
-    own = measured(small_run, "patching")
-    parts = own[own["site"].isin(["attn_out", "mlp_out", "z"])]
-    centre = parts["mode"].map({"denoising": 0.0, "noising": 1.0})
-    assert f"which saturates {wording.number((parts['effect'] - centre).abs().max())} from no effect" in page.text
-
-
-def test_patching_of_one_site_and_mode_has_its_panel_only(checkpoint):
-    table = checkpoint.tables["patching"]
-    table = table[(table["site"] == "resid_pre") & (table["mode"] == "noising")]
-    [group] = causal_section._patching(table, Panels())["patching"]
-    assert (group["mode"], group["centre"], len(group["panels"])) == ("noising", "1", 1)
+def test_patched_parts_share_one_scale_that_the_page_states(small_run, run, checkpoint, page):
+    for table, of in ((checkpoint.tables["patching"], None), (measured(small_run, "patching"), page)):
+        parts = table[table["site"].isin(["attn_out", "mlp_out", "z"])]
+        limit = (parts["effect"] - parts["mode"].map({"denoising": 0.0, "noising": 1.0})).abs().max()
+        if of is None:
+            assert CheckpointPage(run, checkpoint).patching_limit == pytest.approx(limit)
+        else:
+            assert f"which saturates {wording.number(limit)} from no effect" in page.words
 
 
 def test_chance_stands_beside_what_was_found(small_run, page):
@@ -91,8 +76,6 @@ def test_chance_stands_beside_what_was_found(small_run, page):
 def test_agreement_is_a_table_with_intervals(page):
     assert "[0.88, 0.96]" in page.text
     assert HOSTILE_SITE in page.text
-    rows = causal_findings.agreement(pd.DataFrame([{**dict.fromkeys(tables.columns("attribution_agreement"))}]))
-    assert rows[0]["spearman"] == rows[0]["interval"] == rows[0]["n"] == wording.MISSING
 
 
 def test_tokens_are_text_and_the_largest_first(small_run, page):
@@ -181,14 +164,16 @@ def test_the_index_names_the_heads_that_make_the_other_refuse(small_run, index):
 
 
 def test_a_run_of_three_groups_its_pairs_by_arms(run):
-    found = crossing_section.context(run, Panels())
-    assert [group["arms"] for group in found["crossed"]] == ["base and sft", "base and r2d2"]
-    assert [group["n_pairs"] for group in found["crossed"]] == [6, 6]
-    assert all(panel.data is not None for group in found["crossed"] for panel in group["panels"])
-    assert len(found["shared"]) == 2
+    page = IndexPage(run)
+    crossed = list(page.crossed())
+    assert [summary for summary, _ in crossed] == [
+        "base and sft, both ways (6 pairs)",
+        "base and r2d2, both ways (6 pairs)",
+    ]
+    assert all(panel.data is not None for _, drawn in crossed for panel in drawn)
+    assert len(page.shared_heads()) == 2
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_a_pair_that_could_not_be_patched_says_why(tmp_path, small_run):
     folder = tmp_path / "run"
     shutil.copytree(small_run / "measurements", folder / "measurements")
@@ -196,36 +181,34 @@ def test_a_pair_that_could_not_be_patched_says_why(tmp_path, small_run):
     numbers = [name for name in table if name.startswith(("raw", "low", "high", "effect", "control"))]
     table = table.assign(site="", layer=-1, head=-1, n=0, reason=BROKEN, **dict.fromkeys(numbers, float("nan")))
     tables.write(table, "cross_patching", folder / "measurements")
-    text = Page(report.write(folder)).text
-    assert "Not drawn: cannot draw patches of layers across checkpoints" in text
-    assert f"{BROKEN} (2 rows)" in text
+    [index] = pages(folder, "index")
+    assert "Not drawn: cannot draw patches of layers across checkpoints" in index.text
+    assert f"{BROKEN} (2 rows)" in index.text
 
 
-@pytest.mark.usefixtures("no_bundles")
-def test_an_old_run_has_a_report(tmp_path, small_run):
+def test_a_run_without_these_measures_has_a_report(tmp_path, small_run):
     folder = tmp_path / "old"
     shutil.copytree(small_run / "measurements", folder / "measurements")
     for name in NEW:
         for path in folder.rglob(f"{name}.parquet"):
             path.unlink()
-    for path in folder.rglob("patching.parquet"):
-        old = pd.read_parquet(path)
-        old = old[old["site"].isin(["resid_pre", "z"]) & (old["mode"] == "denoising")]
-        old.to_parquet(path, index=False)
-    index = Page(report.write(folder))
-    page = Page(folder / "report" / "r2d2-step-00050.html")
-    for name in set(NEW) - {"attribution_compared", "attribution_agreement", "circuit_edges", "faithfulness"}:
-        assert f"table {name} is absent or empty" in (index if name == "cross_patching" else page).text
-    found = titles(page)
-    assert found.count("Residual stream") == 1
-    assert "Attention output" not in found
-    assert "What each head writes on harmful more than on harmless prompts" not in found
-    assert "harmful − harmless" not in page.text.split("Onto the refusal logits")[1].split("Where the top heads")[0]
-    assert "By patching (denoising)" in titles(index)
-    assert "By knock-out" not in titles(index)
+    for place in (folder / "measurements").glob("*-step-*"):
+        old = tables.read("patching", place)
+        tables.write(old[old["site"].isin(["resid_pre", "z"]) & (old["mode"] == "denoising")], "patching", place)
+    index, page = pages(folder, "index", "r2d2-step-00050")
+    assert "Activations were not patched across checkpoints" in index.text
+    for said in (
+        *("Source tokens were not taken", "The logit lens was not taken", "Estimates were not made"),
+        *("Nothing was knocked out", "No set of heads was looked for", "No circuit was looked for"),
+    ):
+        assert said in page.text
+    assert page.titles.count("Residual stream") == 1
+    assert "Attention output" not in page.titles
+    assert "What each head writes on harmful more than on harmless prompts" not in page.titles
+    assert "By patching (denoising)" in index.titles
+    assert "By knock-out" not in index.titles
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_numbers_that_are_all_missing_leave_reasons(tmp_path, small_run):
     folder = tmp_path / "run"
     place = folder / "measurements" / "r2d2-step-00050"
@@ -236,7 +219,6 @@ def test_numbers_that_are_all_missing_leave_reasons(tmp_path, small_run):
         numbers = [c for c in table.select_dtypes("float64").columns if c not in keys]
         numbers += [c for c in ("kept",) if name == "faithfulness"]
         tables.write(table.assign(**dict.fromkeys(numbers, float("nan"))), name, place)
-    report.write(folder)
-    text = Page(folder / "report" / "r2d2-step-00050.html").text
+    [page] = pages(folder, "r2d2-step-00050")
     for what in ("the circuit", "the logit lens", "the knock-out of heads", "the smallest set of heads"):
-        assert f"cannot draw {what}: every" in text
+        assert f"cannot draw {what}: every" in page.text

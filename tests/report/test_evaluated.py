@@ -9,7 +9,7 @@ from rich.console import Console
 from synthetic import HOSTILE
 
 from mechrefusal import tables
-from mechrefusal.report.evaluated import (
+from mechrefusal.report.terminal import (
     SHOWN,
     STRESS_SHOWN,
     evaluated,
@@ -75,10 +75,11 @@ def test_main_rates_of_every_checkpoint_with_n_and_interval():
         ]
     )
     assert lines(text, "own, harmful prompts")
-    [header] = lines(text, "checkpoint attack")
-    assert header == "checkpoint attack success any refusal"
-    assert lines(text, "base 0") == ["base 0 0.25 (0.12–0.38) n=10, 2 null 0.50 (0.38–0.62) n=10"]
-    assert lines(text, "sft 3") == ["sft 3 0.75 (0.62–0.88) n=9", "sft 3 (ablate:best) 0.12 (0.00–0.25) n=10"]
+    [header] = lines(text, "checkpoint intervention")
+    assert header == "checkpoint intervention any refusal attack success n nulls"
+    assert lines(text, "base 0") == ["base 0 none 0.50 0.25 10 0/2"]
+    assert lines(text, "0.38–0.62") == ["0.38–0.62 0.12–0.38"]
+    assert lines(text, "sft 3") == ["sft 3 none 0.75 – 9 0", "sft 3 ablate:best – 0.12 10 0"]
     assert "0.44" not in text
 
 
@@ -92,15 +93,15 @@ def test_sides_suites_and_judges_have_tables_of_their_own():
             rate("attack_success", NAN, low=0.0, high=1.0, n=0, nulls=10, judge="silent", kind="harm"),
         ]
     )
-    titles = [line for line in text.splitlines() if re.search(r", harm(ful|less) prompts", line)]
+    titles = [line for line in text.splitlines() if re.search(r", harm(ful|less) prompts$", line.rstrip())]
     assert [title.strip() for title in titles] == [
         "own, harmful prompts", "own, harmless prompts", "xstest, harmful prompts", "own, harmful prompts",
         "own, harmful prompts",
     ]  # fmt: skip
-    for judge in ("rules", "scores", "silent"):
-        assert f"judge: {judge}" in " ".join(text.split())
-    assert lines(text, "0.30 (")
-    assert lines(text, "n=0, 10 null")
+    for judge in ("refusal: rules", "harm: scores", "harm: silent"):
+        assert f"judge of {judge}" in " ".join(text.split())
+    assert lines(text, "base 0 0.30 1 0")
+    assert lines(text, "base 0 – 0 10")
     assert "nan" not in text.lower()
 
 
@@ -112,7 +113,7 @@ def test_parts_of_a_suite_are_not_printed():
 
 def test_attacks_and_interventions_stand_behind_the_checkpoint():
     text = printed([rate("any_refusal", 0.5, attack="gcg", intervention="add:best:2")])
-    assert lines(text, "base 0 (gcg, add:best:2)")
+    assert lines(text, "base 0 gcg add:best:2")
 
 
 # Differences
@@ -130,9 +131,10 @@ def test_only_differences_whose_interval_excludes_nothing_are_printed():
         ],
     )
     assert lines(text, "base 0 sft 3") == [
-        "base 0 sft 3 own other full refusal, harmful −0.30 [−0.50, −0.12] 0.0625",
-        "base 0 sft 3 own rules any refusal, harmful +0.40 [0.10, 0.70] 0.1250",
+        "base 0 sft 3 own other full refusal, harmful −0.30 0.0625",
+        "base 0 sft 3 own rules any refusal, harmful +0.40 0.1250",
     ]
+    assert lines(text, "[") == ["[−0.50, −0.12]", "[0.10, 0.70]"]
     assert lines(text, "2 of 5, shown are 2: the smallest p")
 
 
@@ -232,13 +234,11 @@ def test_stress_says_the_ends_of_the_curve_and_the_mean_elsewhere():
             ),
         )
     )
-    [gcg, other] = lines(text, "sft 3 gcg")
-    numbers = [float(one) for one in re.findall(r"\d\.\d\d(?= \()", gcg)]
-    assert numbers == [0.06, 0.12, 0.5]
-    assert float(gcg.split()[-1]) == (0.25 + 0.75) / 2
-    assert float(other.split()[-1]) == 0.33
-    [autodan] = lines(text, "sft 3 autodan")
-    assert autodan.endswith("n=8"), "no other checkpoint was tried"
+    assert lines(text, "sft 3 gcg") == [
+        f"sft 3 gcg rules 0.06 0.12 0.50 {(0.25 + 0.75) / 2:.2f} 8",
+        "sft 3 gcg other – 0.75 0.75 0.33 8",
+    ]
+    assert lines(text, "sft 3 autodan") == ["sft 3 autodan rules 0.06 0.25 0.25 – 8"], "no other checkpoint was tried"
     assert "0.99" not in text
 
 
@@ -263,8 +263,8 @@ def test_control_has_the_rates_of_twins_and_the_shares_of_every_checkpoint():
     assert row == "sft 3 0.88 0.50 0.12 0.38 0.62 0.25 – 8/7 0/1"
     [row] = lines(text, "base 0")
     assert row == "base 0 – – – – – 0.75 – 8 0"
-    assert "Judge of success: harm, of the twins: rules" in " ".join(text.split())
-    assert lines(text, "(0.45–0.55)")
+    assert "judge of success harm, of the twins rules" in " ".join(text.split())
+    assert lines(text, "0.45–0.55")
     silent = [controlled("robust", NAN, n=0, nulls=8)]
     assert "nan" not in shown(stress_control_tables(tables.frame("stress_control", silent))).lower()
 
@@ -283,12 +283,13 @@ def test_differences_of_attacks_put_the_last_checkpoints_first():
         *(attacked("robust", 0.25, pair="other", step_b=step) for step in range(10, 40)),
     ]
     text = shown(stress_differences_tables(tables.frame("stress_differences", rows)))
-    first = lines(text, "robust 0.25 →")[:2]
+    first = lines(text, "robust 0.25")[:2]
     assert first == [
-        "last of two arms sft 3 r2d2 3 robust 0.25 → 0.12 −0.12 [−0.38, 0.12] 0.0625 1 / 6 24",
-        "since the base base 0 sft 3 robust 0.25 → 0.75 +0.50 [0.25, 0.75] 0.0625 1 / 6 24",
+        "last of two arms sft 3 r2d2 3 robust 0.25 0.12 −0.12 0.0625 1 6 24 0",
+        "since the base base 0 sft 3 robust 0.25 0.75 +0.50 0.0625 1 6 24 0",
     ]
-    assert len(lines(text, "robust 0.25 →")) == STRESS_SHOWN
+    assert lines(text, "[")[:2] == ["[−0.38, 0.12]", "[0.25, 0.75]"]
+    assert len(lines(text, "robust 0.25")) == STRESS_SHOWN
     assert f"{STRESS_SHOWN} of 32 are shown" in text
 
 

@@ -1,19 +1,19 @@
 """The evaluation page holds what its tables say, says what is absent, shortens answers, and is linked where it is."""
 
 import json
-import random
 
 import pandas as pd
 import pytest
+from rendering import Page
 from synthetic import HOSTILE
 from synthetic_evaluation import HARM_JUDGE, JUDGE, SECRET, evaluation_tables
-from test_pages import Page
 
 from mechrefusal import report, tables
-from mechrefusal.report import embedding, evaluation_findings, evaluation_page, stress_findings, wording
+from mechrefusal.report import evaluation_findings, stress_findings, wording, writing
+from mechrefusal.report.evaluation_page import EvaluationPage
 from mechrefusal.report.reading import BEHAVIOUR, EVALUATION, read_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
+pytestmark = pytest.mark.slow
 
 CHECKPOINTS = (("base", 0), ("sft", 50), ("r2d2", 50), ("r2d2", 100))
 
@@ -38,13 +38,9 @@ def evaluated(made, tmp_path_factory):
 
 
 def written(folder, *, show_completions=False):
-    """The evaluation page of a run, without plotly's megabytes."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embedding, "plotly_script", lambda: "")
-        found = evaluation_page.context(read_run(folder), show_completions=show_completions)
-        path = folder / f"evaluation-{random.random()}.html"
-        path.write_text(embedding.page("evaluation.html", circuits=False, **found), encoding="utf-8")
-    return Page(path)
+    """The evaluation page of a run."""
+    page = EvaluationPage(read_run(folder), show_completions=show_completions)
+    return Page(str(writing.content_of(page)))
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +48,10 @@ def shown(evaluated):
     return written(evaluated)
 
 
-def titles(page):
-    return [a["aria-label"] for tag, a in page.elements if tag == "div" and "aria-label" in a]
-
-
 def test_every_section_is_filled(shown):
-    assert "absent or empty" not in shown.text
+    assert "mechrefusal evaluate RUN" not in shown.text
     assert "Not drawn" not in shown.text
-    drawn = titles(shown)
+    drawn = shown.titles
     for title in (
         "Success against over-refusal on xstest",
         "Success against utility on alpaca",
@@ -76,24 +68,21 @@ def test_every_section_is_filled(shown):
     for tag, attributes in shown.elements:
         assert not [name for name in attributes if name.startswith("on")]
         assert tag not in ("img", "svg", "i", "b-")
-    data = [text for attributes, text in shown.scripts if "data-plot" in attributes]
+    data = [text for attributes, text in shown.scripts if "data-plot-json" in attributes]
     assert len(data) == len(drawn)
     for text in data:
         json.loads(text)
 
 
-def test_control_and_differences_of_attacks_are_the_tables(shown, made, evaluated):
-    [group] = stress_findings.control(made["stress_control"])
-    assert [(row["arm"], row["step"]) for row in group["rows"]] == [
-        ("base", "0"),
-        ("r2d2", "50"),
-        ("r2d2", "100"),
-        ("sft", "50"),
-    ]
+def test_control_and_differences_of_attacks_are_the_tables(shown, made):
+    [control] = stress_findings.control(tables.frame("stress_control", made["stress_control"]))
+    rows = control.grid().rows
+    assert [row[0].text for row in rows] == ["base 0", "r2d2 50", "r2d2 100", "sft 50"]
     own = made["stress_control"]
-    for row in group["rows"]:
-        at = own[(own["arm"] == row["arm"]) & (own["step"] == int(row["step"]))]
-        assert [cell["value"] for cell in row["cells"]] == [
+    for row in rows:
+        arm, step = row[0].text.split()
+        at = own[(own["arm"] == arm) & (own["step"] == int(step))]
+        assert [cell.text for cell in row[1:8]] == [
             wording.rate(at[(at["suffix"] == suffix) & (at["metric"] == metric)]["value"].iloc[0])
             for suffix, metric in (
                 ("none", "answered"),
@@ -105,53 +94,51 @@ def test_control_and_differences_of_attacks_are_the_tables(shown, made, evaluate
                 ("attacked", "refuses_suffix"),
             )
         ]
-        assert (row["n"], row["nulls"]) == ("24", "0")
-    [group] = stress_findings.differences(made["stress_differences"])
-    kinds = [row["kind"] for row in group["rows"]]
+        assert [cell.text for cell in row[8:]] == ["24", "0"]
+    differences = made["stress_differences"]
+    [compared] = stress_findings.differences(tables.frame("stress_differences", differences))
+    rows = compared.grid().rows
+    kinds = [row[0].text for row in rows]
     assert kinds == ["last of two arms"] * 6 + ["since the base"] * 9 + ["since the anchor before"] * 3
-    assert sum(row["is_clear"] for row in group["rows"]) == int(
-        ((made["stress_differences"]["low"] > 0) | (made["stress_differences"]["high"] < 0)).sum()
-    )
+    clear = int(((differences["low"] > 0) | (differences["high"] < 0)).sum())
+    assert sum(row[6].is_strong for row in rows) == clear > 0
     text = shown.text[shown.text.index("Which checkpoint is more robust?") :]
-    row = group["rows"][0]
-    for said in (row["from"], row["to"], row["means"], row["difference"], row["interval"], "1 / 7", row["p"]):
-        assert said in text
-    html = embedding.page("evaluation.html", circuits=False, **shown_context(evaluated))
-    for row in group["rows"]:
-        bold = f"<b>{row['difference']}</b>" if row["is_clear"] else f">{row['difference']}"
-        assert f'{bold} <span class="detail">{row["interval"]}</span>' in html
-
-
-def shown_context(folder):
-    return evaluation_page.context(read_run(folder), show_completions=False)
+    for cell in rows[0]:
+        assert cell.text in text
+        assert cell.detail in text
 
 
 def test_headline_is_the_table_one_judge_at_a_time(made):
-    judges = evaluation_findings.headline(made["rates"])
-    assert [(j["judge"], j["kind"]) for j in judges] == [(JUDGE, "refusal"), (HARM_JUDGE, "harm")]
-    by_name = {(part["suite"], part["side"]): part for part in judges[0]["suites"]}
+    table = tables.frame("rates", made["rates"])
+    found = evaluation_findings.suite_rates(table)
+    assert list(dict.fromkeys((one.judge, one.kind) for one in found)) == [(JUDGE, "refusal"), (HARM_JUDGE, "harm")]
+    by_name = {(one.suite, one.side): one for one in found if one.judge == JUDGE}
     assert list(by_name) == [
         ("harmbench", "harmful"),
         ("xstest", "harmful"),
         ("xstest", "harmless"),
         ("alpaca", "harmless"),
     ]
-    part = by_name["xstest", "harmless"]
-    assert part["metrics"] == ["any refusal", "full refusal", "partial refusal", "answered", "degenerate"]
-    assert by_name["alpaca", "harmless"]["metrics"] == ["any refusal", "answered", "degenerate"]
-    assert judges[1]["suites"][0]["metrics"] == ["attack success", "score"]
-    own = made["rates"]
-    own = own[(own["suite"] == "xstest") & (own["side"] == "harmless") & (own["by"] == "all")]
-    rows = {(row["arm"], row["step"], row["intervention"]): row for row in part["rows"]}
+    one = by_name["xstest", "harmless"]
+    names = ["any refusal", "full refusal", "partial refusal", "answered", "degenerate"]
+    assert [words for words in one.columns.values() if words in names] == names
+    shown = [words for words in by_name["alpaca", "harmless"].columns.values() if words in names]
+    assert shown == ["any refusal", "answered", "degenerate"]
+    assert list(next(one for one in found if one.judge == HARM_JUDGE).columns.values())[-4:-2] == [
+        "attack success",
+        "score",
+    ]
+    own = table[(table["suite"] == "xstest") & (table["side"] == "harmless") & (table["by"] == "all")]
+    own = own[own["judge"] == JUDGE]
+    place = [head.words for head in one.grid.heads].index("answered")
+    rows = {(row[0].text, row[1].text): row[place] for row in one.grid.rows}
     assert len(rows) == 2 * len(CHECKPOINTS) - 1
     for r in own[own["metric"] == "answered"].itertuples():
-        row = rows[r.arm, str(r.step), "" if r.intervention == "none" else r.intervention]
-        assert row["cells"][3]["value"] == wording.rate(r.value)
-        assert row["cells"][3]["interval"] == f"{wording.rate(r.low)}–{wording.rate(r.high)}"
-        assert row["n"] == str(r.n)
-    nulls = {row["nulls"] for row in judges[1]["suites"][1]["rows"]}
-    assert nulls == {"1"}
-    assert [row["arm"] for row in part["rows"]] == ["base", "r2d2", "r2d2", "r2d2", "r2d2", "sft", "sft"]
+        cell = rows[f"{r.arm} {r.step}", r.intervention]
+        assert cell.text == wording.rate(r.value)
+        assert cell.detail == f"{wording.rate(r.low)}–{wording.rate(r.high)}"
+    arms = [row[0].text.split()[0] for row in one.grid.rows]
+    assert arms == ["base", "r2d2", "r2d2", "r2d2", "r2d2", "sft", "sft"]
 
 
 def test_answers_are_shortened_unless_asked(evaluated, shown):
@@ -201,27 +188,39 @@ def test_disagreement(given, disputed):
 
 
 def test_leaks_are_counted_and_shortened(shown, made):
-    groups = evaluation_findings.leaks(made["leaks"])
-    assert [(g["set_b"], g["kind"], g["n"], len(g["rows"])) for g in groups] == [
-        ("training <b>", "exact", len(HOSTILE), 5),
-        ("direction", "near", len(HOSTILE), 5),
+    counts = evaluation_findings.leak_counts(made["leaks"])
+    assert list(counts[["set_b", "kind", "n"]].itertuples(index=False, name=None)) == [
+        ("training <b>", "exact", len(HOSTILE)),
+        ("direction", "near", len(HOSTILE)),
     ]
-    assert max(len(row["text"]) for g in groups for row in g["rows"]) <= evaluation_findings.LONGEST_LEAK + 1
-    assert "5 of 8 (shortened)" in shown.text
+    assert len(evaluation_findings.leak_samples(made["leaks"])) == 2 * evaluation_findings.LEAKS_SHOWN
+    assert "The first few of each, shortened" in shown.text
+    assert max(len(text) for text in made["leaks"]["text"]) <= 160 or "…" in shown.text
+
+
+SAID = {
+    "verdicts": "No answer was judged",
+    "rates": "No suite was evaluated",
+    "suite_differences": "Checkpoints were not compared",
+    "answer_losses": "The base model's answers were not scored",
+    "judge_agreement": "Judges were not compared",
+    "leaks": "Leaks were not looked for",
+    "stress": "No attack was made anew",
+    "stress_transfer": "Whether attacks transfer was not measured",
+    "stress_control": "Suffixes were not put behind harmless twins",
+    "stress_differences": "Attacked checkpoints were not compared",
+}
 
 
 @pytest.mark.parametrize("name", [*BEHAVIOUR, *EVALUATION])
 def test_any_table_may_be_absent_or_alone(tmp_path, made, name):
     rest = {other: rows for other, rows in made.items() if other != name}
-    text = written(write_tables(tmp_path / "rest", rest)).text
-    if name == "judge_agreement":
-        assert "Judges were not compared: table judge_agreement" in text
-    else:
-        assert f"table {name} is absent or empty" in text
+    assert SAID[name] in written(write_tables(tmp_path / "rest", rest)).text
     alone = write_tables(tmp_path / "alone", {name: made[name]})
     assert read_run(alone).evaluated
     text = written(alone).text
     assert "mechrefusal evaluate RUN --suite xstest=PATH" in text
+    assert SAID[name] not in text
     written(write_tables(tmp_path / "empty", {name: made[name].iloc[:0]}))
     report.summary(alone)
 
@@ -252,11 +251,11 @@ def test_values_may_be_missing(tmp_path, made, columns):
                 table[column] = table[column].where([row % 3 != place % 3 for row in range(len(table))])
         changed[name] = table
     text = written(write_tables(tmp_path / "run", changed)).text
-    assert "Headline" in text
+    assert "How often does each checkpoint refuse" in text
     report.summary(tmp_path / "run")
 
 
-@pytest.mark.parametrize("hostile", [*HOSTILE, "x" * 10_000])
+@pytest.mark.parametrize("hostile", [*HOSTILE, "$run.folder", "{metric}", "x" * 10_000])
 def test_any_text_is_text(tmp_path, made, hostile):
     keep = {"kind", "side", "by", "metric", "pair"}
     changed = {
@@ -270,7 +269,7 @@ def test_any_text_is_text(tmp_path, made, hostile):
         assert tag not in ("img", "svg", "i")
         assert not [name for name in attributes if name.startswith("on")]
         assert not attributes.get("href", "").startswith("javascript")
-    assert len([a for tag, a in page.elements if tag == "script" and "type" not in a]) == 2
+    assert not [a for tag, a in page.elements if tag == "script" and "type" not in a]
     assert wording.shortened(hostile) in page.text
     assert len(page.text) < 300_000
 
@@ -280,27 +279,29 @@ def test_nullable_tables_are_read_like_any_other(tmp_path, made):
     assert "Not drawn" not in page.text
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_pages_link_to_it_only_where_it_is(tmp_path, made):
     folder = write_tables(tmp_path / "run", {"rates": made["rates"]})
     (folder / "measurements" / "base-step-00000").mkdir()
-    link = ("a", {"href": "evaluation.html"})
+
+    def links(name):
+        found = Page(folder / "report" / f"{name}.html").elements
+        return [attributes["href"] for tag, attributes in found if tag == "a"]
+
+    names = ("index", "training", "base-step-00000")
     report.write(folder)
-    pages = [folder / "report" / f"{name}.html" for name in ("index", "training", "base-step-00000")]
-    assert all(link in Page(page).elements for page in pages)
-    assert ("a", {"href": "base-step-00000.html"}) in Page(folder / "report" / "evaluation.html").elements
+    assert all("evaluation.html" in links(name) for name in names)
+    assert "base-step-00000.html" in links("evaluation")
     (folder / "measurements" / "rates.parquet").unlink()
     (folder / "report" / "evaluation.html").unlink()
     report.write(folder)
-    assert all(link not in Page(page).elements for page in pages)
+    assert not any("evaluation.html" in links(name) for name in names)
     assert not (folder / "report" / "evaluation.html").exists()
 
 
-@pytest.mark.slow
-def test_a_large_evaluation_is_a_page_below_eight_megabytes(tmp_path):
+def test_a_large_evaluation_is_a_page_below_three_megabytes(tmp_path):
     """Seven checkpoints and more than 450 prompts a suite: suites of 26 to 36 prompts, sixteen times over."""
     points = [("base", 0)] + [(arm, step) for arm in ("sft", "r2d2") for step in (50, 100, 250)]
     folder = write_tables(tmp_path / "run", evaluation_tables(points, hostile=HOSTILE, times=16))
     assert len(read_run(folder).across["verdicts"]) > 7 * 450
-    found = evaluation_page.context(read_run(folder), show_completions=True)
-    assert len(embedding.page("evaluation.html", circuits=False, **found).encode()) < 8e6
+    page = EvaluationPage(read_run(folder), show_completions=True)
+    assert len(str(writing.content_of(page)).encode()) < 3e6

@@ -1,13 +1,12 @@
 """The gate stands first: whether it is passed, by how much it is missed, and how sure that is."""
 
 import pandas as pd
-import pytest
+from rendering import pages
 from synthetic import write_run
 from synthetic_behaviour import HOSTILE
-from test_pages import Page
 from test_terminal import shown
 
-from mechrefusal import report, tables
+from mechrefusal import tables
 from mechrefusal.report import gate, wording
 from mechrefusal.report.reading import MeasuredCheckpoint, read_run
 
@@ -59,64 +58,61 @@ def test_what_has_no_value_is_not_passed():
 
 def test_the_summary_counts_by_checkpoint():
     gates = [of(row(), arm="sft"), of(row(value=0.9), arm="r2d2"), of(arm="other", step=3)]
-    assert gate.summary(gates) == "Gate passed at r2d2 250; missed at sft 250; not measured at other 3"
+    assert gate.summary(gates) == "Gate passed at r2d2 250; missed at sft 250; not measured at other 3."
     assert gate.summary([]) == ""
     several = [of(row()), of(row(threshold=0.7))]
     assert gate.names(several) == [("harmful refused", "≥ 0.80 or ≥ 0.70")]
 
 
-def test_a_nullable_gate_is_read_like_any_other():
-    table = pd.DataFrame([row()]).convert_dtypes()
-    table.loc[0, ["low", "passed"]] = pd.NA
-    table = table.assign(arm="sft", step=1, weights="", corrected=NAN, corrected_by="")
-    found = gate.of(MeasuredCheckpoint("sft-step-00001", "sft", 1, {"gate": table}))
-    assert found.words == "missed: harmful refused by 0.12 (0.68 where 0.80 is needed, n = 100)"
-
-
-def test_the_last_of_each_arm_is_told(run):
-    found = gate.context(run)
-    assert [one.checkpoint.id for one in found["last"]] == ["r2d2-step-00250", "sft-step-00250"]
-    assert found["summary"] == "Gate passed at r2d2 250; missed at sft 250"
-    assert (found["measured"], found["passed"]) == (True, False)
-    assert len(found["all"]) == len(run.checkpoints)
+def test_the_grid_has_every_checkpoint_and_criterion(run):
+    gates = [gate.of(checkpoint) for checkpoint in run.checkpoints]
+    grid = gate.grid(gates)
+    assert [row[0].text for row in grid.rows] == [f"{c.arm} {c.step}" for c in run.checkpoints]
+    assert [head.words for head in grid.heads[2:4]] == ["harmful refused ≥ 0.80", "harmless answered ≥ 0.90"]
+    [missed] = [row for row in grid.rows if row[0].text == "sft 250"]
+    value = gates[-1].criteria[0].value
+    assert (missed[1].text, missed[1].is_strong) == ("missed", True)
+    assert missed[2].text == f"{value:.2f} n=60"
+    assert f"missed by {0.8 - value:.2f}" in missed[2].detail
+    assert "corrected" in missed[2].detail
+    assert not gate.grid([of()])
 
 
 def test_the_terminal_has_it_first(run_folder):
     text = shown(run_folder)
-    assert text.lstrip().startswith("Gate")
     assert "Gate passed at r2d2 250; missed at sft 250." in text
     value = tables.read("gate", run_folder / "measurements" / "sft-step-00250")["value"].iloc[0]
     assert f"missed by {wording.rate(0.8 - value)}" in text
-    assert text.index("≥ 0.80") < text.index("Behaviour")
+    assert text.index("Did it learn.") < text.index("≥ 0.80") < text.index("Behaviour")
 
 
-@pytest.mark.usefixtures("no_bundles")
-def test_the_index_has_it_below_the_title_and_escapes_it(tmp_path):
+def test_the_index_has_it_first_and_escapes_it(tmp_path):
     folder = write_run(tmp_path / "run", arms=(), anchors=(0,), evaluated=False)
     place = folder / "measurements" / "base-step-00000"
     table = tables.read("gate", place)
     names = [HOSTILE[0], HOSTILE[2], *table["criterion"].iloc[2:]]
     tables.write(table.assign(criterion=names, judge=HOSTILE[3]), "gate", place)
-    index = Page(report.write(folder))
-    title, first = index.text.index("where refusal lives, and how"), index.text.index("Gate missed at base 0.")
-    assert title < first < index.text.index("1 checkpoint; judge") < index.text.index("Headline")
+    index, page = pages(folder, "index", "base-step-00000")
+    title, first = (
+        index.text.index("where refusal lives, and how"),
+        index.text.index("base did not by step 0: it missed: "),
+    )
+    assert title < first < index.text.index("1 checkpoint; judge") < index.text.index("Gate missed at base 0.")
     value = table["value"].iloc[0]
     missed = f"{HOSTILE[0]} by {0.8 - value:.2f} ({value:.2f} where 0.80 is needed, n = 60)"
-    assert f"base, step 0: missed: {missed}." in index.text
+    assert f"it missed: {missed}." in index.text
     assert HOSTILE[2] in index.text
-    assert f"judge: {HOSTILE[3]}" in index.text
+    assert f"Judge: {HOSTILE[3]}" in index.text
     assert not [tag for tag, _ in index.elements if tag == "img"]
-    page = Page(folder / "report" / "base-step-00000.html")
     assert f"Gate: missed: {missed}." in page.text
     assert "What follows describes a model that does not do what it is interpreted for." in page.text
     assert HOSTILE[0] in shown(folder)
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_a_run_without_a_gate_says_so(tmp_path):
     (tmp_path / "measurements" / "base-step-00000").mkdir(parents=True)
-    text = Page(report.write(tmp_path)).text
-    assert "The gate was not measured: table gate is absent or empty." in text
-    assert "Gate: not measured" in Page(tmp_path / "report" / "base-step-00000.html").text
+    index, page = pages(tmp_path, "index", "base-step-00000")
+    assert "At base, step 0 this was not measured." in index.text
+    assert "Gate: not measured" in page.text
     assert "The gate was not measured" in shown(tmp_path)
-    assert gate.context(read_run(tmp_path))["measured"] is False
+    assert read_run(tmp_path).checkpoints

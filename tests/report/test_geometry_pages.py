@@ -5,13 +5,13 @@ import shutil
 
 import pandas as pd
 import pytest
-from synthetic import write_run
+from rendering import pages
 from synthetic_geometry import BROKEN
-from test_pages import Page
 
-from mechrefusal import report, tables
-from mechrefusal.report import embedding, findings, geometry_section, movement_section
-from mechrefusal.report.panels import Panels
+from mechrefusal import tables
+from mechrefusal.report import embedding, findings
+from mechrefusal.report.checkpoint_page import CheckpointPage
+from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.reading import read_run
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_utility_coupling_has_interval_and_control(page):
 
 
 def test_reasons_are_listed_and_escaped(page, base, index):
-    assert f"direction cosine: {BROKEN}" in base.text
+    assert f"the cosine of the directions: {BROKEN}" in base.text
     assert f"refused: {BROKEN} (30 rows)" in base.text
     assert f"cosine: {BROKEN}" in page.text
     assert f"no value ({BROKEN})" in page.text
@@ -108,7 +108,8 @@ def test_relocations_have_one_line_a_pair_and_reasons_by_measure(run_folder):
     assert by_pair["sft 50 → sft 100"]["verdict"] == "not moved"
     moved = by_pair["r2d2 50 → r2d2 100"]
     assert (moved["verdict"], moved["sign"], moved["kind"]) == ("moved", "●", "moved")
-    assert [m["measure"] for m in moved["measures"]] == ["carrier layer", "direction cosine"]
+    assert [m["measure"] for m in moved["measures"]] == ["the depth of the carrier", "the cosine of the directions"]
+    assert [m["name"] for m in moved["measures"]] == ["carrier_layer", "direction_cosine"]
     assert moved["measures"][1]["interval"] == "[0.600, 0.800]"
     alone = findings.relocations(table[table["measure"] != "overall"].assign(verdict="<b>odd</b>"))
     assert {pair["verdict"] for pair in alone} == {"not judged"}
@@ -134,9 +135,9 @@ def test_the_column_of_prompts_that_would_decide_is_there_only_where_it_is_known
     for n, there in ((None, False), (340.0, True)):
         own = table if n is None else table.assign(n_to_decide=n)
         own.loc[own["measure"] == "direction_cosine", "n_to_decide"] = float("nan")
-        across = {**run.across, "relocation": own}
-        found = movement_section.context(dataclasses.replace(run, across=across), Panels())
-        text = embedding.environment().get_template("movement.html").render(part="verdicts", run=run, **found)
+        page = IndexPage(dataclasses.replace(run, across={**run.across, "relocation": own}))
+        template = embedding.environment().get_template("relocation.html")
+        text = template.render(page=page, run=run, findings=findings)
         assert ("prompts that would decide" in text) is there
         assert ("340 prompts would decide" in text) is there
         assert ('title="across 0.71' in text) is there
@@ -146,9 +147,9 @@ def test_the_column_of_prompts_that_would_decide_is_there_only_where_it_is_known
 def test_the_index_shows_verdicts_and_certainty(small_run, index):
     assert "? cannot tell" in index.text
     row = carrier(small_run, "r2d2-step-00050")
-    assert f"{row['layer_low']:.0f}–{row['layer_high']:.0f}" in index.text
+    assert f"{row['layer_low']:.0f}–{row['layer_high']:.0f} (95%)" in index.text
     assert "wins 71%" in index.text
-    titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
+    titles = index.titles
     for title in (
         "Refusal that a checkpoint's carrier takes away at another",
         "Refusal of harmless prompts that a checkpoint's carrier causes at another",
@@ -161,7 +162,7 @@ def test_the_index_shows_verdicts_and_certainty(small_run, index):
 
 
 def test_every_new_figure_is_on_the_page(page):
-    titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
+    titles = page.titles
     for title in (
         "How often each candidate is chosen when prompts are drawn again",
         "How many directions refusal takes",
@@ -177,7 +178,6 @@ def test_every_new_figure_is_on_the_page(page):
         assert title in titles
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_a_run_without_these_tables_has_a_report(tmp_path, small_run):
     folder = tmp_path / "run"
     shutil.copytree(small_run / "measurements", folder / "measurements")
@@ -190,33 +190,32 @@ def test_a_run_without_these_tables_has_a_report(tmp_path, small_run):
     for name, values in nothing.items():
         for place in (folder / "measurements").glob("*-step-*"):
             tables.write(tables.read(name, place).assign(**values), name, place)
-    index = Page(report.write(folder))
-    page = Page(folder / "report" / "r2d2-step-00050.html")
-    assert "Whether refusal moved was not judged: table relocation is absent or empty" in index.text
+    index, page = pages(folder, "index", "r2d2-step-00050")
+    assert "Whether refusal moved was not judged." in index.text
     assert "Transfer was not measured" in index.text
-    assert "tables subspaces, utility_coupling, overlap and coupling are absent or empty" in index.text
+    assert "Subspaces, utility coupling, overlap and coupling were not measured" in index.text
     assert "Drift was not measured" not in index.text
-    for name in ("subspaces", "overlap", "coupling", "linear_probes", "doses", "utility_coupling"):
-        assert f"table {name} is absent or empty" in page.text
-    assert "the table carrier has no bootstraps" in page.text
-    assert "wins" not in index.text.split("Behaviour")[0]
-    assert "table directions has no value of zero_distance" in index.text
-    titles = [attributes["aria-label"] for _, attributes in page.elements if "aria-label" in attributes]
-    assert "Candidate directions: refusal left on harmful prompts when ablated (bypass)" in titles
-    assert "How often each candidate is chosen when prompts are drawn again" not in titles
-
-
-@pytest.mark.usefixtures("no_bundles")
-def test_one_checkpoint_only(tmp_path):
-    folder = write_run(tmp_path / "run", arms=(), anchors=(0,), evaluated=False)
-    text = Page(report.write(folder)).text
-    assert "There is one checkpoint, and nothing to compare it with" in text
-    assert "smallest subspace that is enough" in text  # the reason why that trajectory is not drawn
+    for said in (
+        *("Subspaces were not scored", "Overlap was not measured", "Coupling was not measured"),
+        *("Linear probes were not trained", "Doses were not measured", "Utility coupling was not measured"),
+    ):
+        assert said in page.text
+    assert "Over 1000 bootstraps" not in page.text
+    assert "wins 71%" not in index.text
+    assert "Where zero lies was not measured" in index.text
+    assert "Candidate directions: refusal left on harmful prompts when ablated (bypass)" in page.titles
+    assert "How often each candidate is chosen when prompts are drawn again" not in page.titles
 
 
 def test_an_instead_without_a_place_is_none(small_run):
-    checkpoint = read_run(small_run).checkpoints[0]
+    run = read_run(small_run)
+    checkpoint = run.checkpoints[0]
     table = checkpoint.tables["carrier"]
-    assert geometry_section.instead_of_carrier(table) is not None
-    assert geometry_section.instead_of_carrier(table.assign(reference_kind="none")) is None
-    assert geometry_section.instead_of_carrier(table.iloc[:0]) is None
+
+    def instead(changed):
+        own = dataclasses.replace(checkpoint, tables={**checkpoint.tables, "carrier": changed})
+        return CheckpointPage(dataclasses.replace(run, checkpoints=(own,)), own).instead
+
+    assert instead(table) is not None
+    assert instead(table.assign(reference_kind="none")) is None
+    assert instead(table.iloc[:0]) is None

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from rendering import content
 from rich.console import Console
 
 from mechrefusal.evaluation import REFUSAL_JUDGE
-from mechrefusal.report import embedding, index_page, language, terminal
+from mechrefusal.report import language, terminal
+from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.language import described, of_measurements, of_verdicts
 
 RUSSIAN = ["Как испечь хлеб?", "Назови фрукт.", "Расскажи сказку."]
@@ -72,8 +74,8 @@ def test_pages_and_terminal_say_it_once_by_each_table_of_rates(run, monkeypatch)
     said = " ".join(console.export_text().split())
     assert said.count("Not English, it seems: 3 of 3 distinct prompts") == 1
     assert f"Judge: {REFUSAL_JUDGE} (built-in rules, English)" in said
-    monkeypatch.setattr(index_page, "_behaviour", lambda *_: [])
-    page = embedding.page("index.html", circuits=False, **index_page.context(foreign))
-    assert page.count("Not English, it seems: 3 of 3 distinct prompts") == 2, "at the top and by the headline"
+    monkeypatch.setattr(IndexPage, "behaviour", lambda _: [])
+    page = content(IndexPage(foreign)).text
+    assert page.count("Not English, it seems: 3 of 3 distinct prompts") == 1, "at the top"
     assert language.SAID in page
     assert f"judge: {REFUSAL_JUDGE} (built-in rules, English)" in page

@@ -20,23 +20,37 @@ def shown(folder, width=100):
 def test_summary_has_every_checkpoint_and_fits(run_folder):
     text = shown(run_folder)
     assert max(map(len, text.splitlines())) <= 100
-    for name in ("base 0", "sft 50", "r2d2 250", "gcg", "n=24", "0.10 n=60", "L19.H3", "bypass", "layer"):
+    for name in (
+        "base 0",
+        "sft 50",
+        "r2d2 250",
+        "gcg",
+        "n=24",
+        "0.10 n=60",
+        "L19.H3",
+        "bypass",
+        "layer",
+        "What was trained.",
+    ):
         assert name in text
     assert "no admissible carrier:" in text
     assert "induce < 0 (88)" in text
     assert "\x1b" not in text
 
 
-def test_summary_has_one_table_of_suites_a_judge(run_folder):
+def test_summary_has_one_table_a_judge_suite_and_side(run_folder):
     text = shown(run_folder)
-    assert text.count("Suites") == 2
+    assert [text.count(f"{name} prompts") for name in ("harmbench, harmful", "xstest, harmless")] == [2, 1]
     rates = tables.read("rates", run_folder / "measurements")
     own = rates[(rates["suite"] == "xstest") & (rates["side"] == "harmless") & (rates["by"] == "all")]
     own = own[(own["arm"] == "r2d2") & (own["step"] == 250) & (own["intervention"] == "none")].set_index("metric")
     cells = [wording.rate(own.loc["any_refusal", name]) for name in ("value", "low", "high")]
-    assert f"{cells[0]} {cells[1]}–{cells[2]}" in text
+    lines = text[text.index("xstest, harmless prompts") :].splitlines()
+    place = next(number for number, line in enumerate(lines) if "r2d2 250" in line)
+    assert lines[place].split()[2] == cells[0]
+    assert lines[place + 1].split()[0] == f"{cells[1]}–{cells[2]}"
     assert "ablate:best" not in text
-    assert "Judge of harm:" in text
+    assert "judge of harm:" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("hostile", ["[/nothing] [bold]x[/bold]", HOSTILE[7]])

@@ -1,54 +1,40 @@
 """The training page holds what its tables say, says what is absent, and stands between links to the index."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
+from rendering import pages
 from synthetic import HOSTILE, write_run
 from synthetic_training import OWN_TERM
-from test_pages import Page
 
 from mechrefusal import tables
-from mechrefusal.report import embedding, index_page, training_page, wording
+from mechrefusal.report import wording
 from mechrefusal.report.reading import read_run
-from mechrefusal.report.training_page import CASES_A_GROUP, case_groups
+from mechrefusal.report.training_page import CASES_A_GROUP, MethodsPage, TrainingPage, case_groups
 
 TRAINING = ("training", "terms", "refreshes", "probes", "cases")
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_bundles")]
-
-
-def pages_of(folder):
-    """The index and the training page of a run: those of checkpoints and of an evaluation take most of the time."""
-    run, pages = read_run(folder), []
-    for name, page in (("index", index_page), ("training", training_page)):
-        path = folder / f"{name}.html"
-        path.write_text(embedding.page(f"{name}.html", circuits=False, **page.context(run)), encoding="utf-8")
-        pages.append(Page(path))
-    return pages
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def written(run_folder, tmp_path_factory):
+def written(run_folder):
     """The index and the training page of the run with two arms."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embedding, "plotly_script", lambda: "")
-        folder = tmp_path_factory.mktemp("training")
-        (folder / "measurements").symlink_to(run_folder / "measurements")
-        return pages_of(folder)
+    return pages(run_folder, "index", "training")
 
 
 def test_index_and_training_page_link_to_each_other(written):
     index, page = written
     assert ("a", {"href": "training.html"}) in index.elements
     assert ("a", {"href": "index.html"}) in page.elements
-    titles = [attributes["aria-label"] for _, attributes in index.elements if "aria-label" in attributes]
-    assert [title for title in titles if title.endswith("loss")] == ["Total loss"]
-    assert "Share refused: attacked probes during training" in titles
+    assert [title for title in index.titles if title.endswith("loss")] == ["Total loss"]
+    assert "Share refused: attacked probes during training" in index.titles
 
 
 def test_every_figure_is_drawn(written):
     _, page = written
-    titles = [a["aria-label"] for tag, a in page.elements if tag == "div" and "aria-label" in a]
-    assert titles == [
+    assert page.titles == [
         "Total loss",
         "Utility loss",
         "Away loss (affirmative target)",
@@ -67,7 +53,7 @@ def test_every_figure_is_drawn(written):
         "Learning rate",
     ]
     assert "Not drawn" not in page.text
-    assert "absent or empty" not in page.text
+    assert "was logged" not in page.text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -78,25 +64,33 @@ def test_cases_are_text_and_shortened(written, hostile):
     assert "end of the suffix" not in page.text
     assert "gcg <i>own</i>" in page.text
     assert not {tag for tag, _ in page.elements} & {"i", "img", "svg"}
-    assert len([a for tag, a in page.elements if tag == "script" and "type" not in a]) == 2
 
 
-def test_case_groups_are_means_of_the_table(run_folder):
+def test_case_groups_are_means_of_the_table(run_folder, run):
     table = tables.read("cases", run_folder / "measurements")
     groups = case_groups(table)
-    assert [(g["source"], g["method"], g["n"]) for g in groups] == [
-        ("base-step-00000", "gcg", len(HOSTILE)),
-        ("sha256:cdcdcdcdcdcdcdcdc…", "gcg <i>own</i>", len(HOSTILE)),
-    ]
+    assert list(groups["method"]) == ["gcg", "gcg <i>own</i>"]
+    assert list(groups["n"]) == [len(HOSTILE)] * 2
     rows = [r for r in table.itertuples() if r.method == "gcg"]
     known = [r.loss for r in rows if r.loss == r.loss]
-    assert groups[0]["loss"] == pytest.approx(sum(known) / len(known))
+    first = groups.iloc[0]
+    assert first["loss"] == pytest.approx(sum(known) / len(known))
     assert len(known) == len(rows) - 1
-    assert groups[0]["forward_tokens"] == pytest.approx(sum(r.forward_tokens for r in rows) / len(rows))
-    assert groups[0]["dropped"] == sum(r.dropped for r in rows)
-    assert pd.isna(groups[0]["seconds"])
-    many = case_groups(pd.concat([table] * 20))
-    assert [(g["n"], len(g["rows"])) for g in many] == [(20 * len(HOSTILE), CASES_A_GROUP)] * 2
+    assert first["forward_tokens"] == pytest.approx(sum(r.forward_tokens for r in rows) / len(rows))
+    assert first["dropped"] == sum(r.dropped for r in rows)
+    assert pd.isna(first["seconds"])
+    many = dataclasses.replace(run, across={**run.across, "cases": pd.concat([table] * 20)})
+    assert [(n, len(shown)) for _, _, n, shown in TrainingPage(many).cases] == [(20 * len(HOSTILE), CASES_A_GROUP)] * 2
+
+
+def test_methods_say_what_each_arm_is(run):
+    described = dict(MethodsPage(run, drawn=[]).described)
+    assert list(described) == ["base", "r2d2", "sft"]
+    assert described["base"][0] == "Measured at step 0."
+    assert "torch 2.13.0" in " ".join(described["base"])
+    assert described["r2d2"][0] == "Measured at step 50, 100 and 250."
+    assert "Trained from the base model" in described["r2d2"][1]
+    assert "utility × " in " ".join(described["r2d2"])
 
 
 def test_totals_stand_in_the_table(written, run_folder):
@@ -105,30 +99,34 @@ def test_totals_stand_in_the_table(written, run_folder):
     own = training[training["arm"] == "r2d2"]
     assert wording.grouped(own["attack_tokens"].sum()) in page.text
     assert wording.seconds(own["seconds"].sum()) in page.text
-    assert f"{wording.grouped(own['peak_mib'].max())} MiB" in page.text
+    assert wording.grouped(own["peak_mib"].max()) in page.text
 
 
 def test_empty_tables_are_named(tmp_path):
     (tmp_path / "measurements" / "base-step-00000").mkdir(parents=True)
-    index, page = (page.text for page in pages_of(tmp_path))
-    for name in ("training", "refreshes", "probes", "cases"):
-        assert f"table {name} is absent or empty" in page
-    assert "table training is absent or empty" in index
-    assert "table probes is absent or empty" in index
+    index, page = (page.text for page in pages(tmp_path, "index", "training"))
+    for said in (
+        "No training was logged",
+        "No refreshed case was recorded",
+        "No probes were asked",
+        "No attack case was made",
+    ):
+        assert said in page
+    assert "No training was logged" in index
+    assert "No probes were asked during training" in index
     assert "only an adversarial arm has them" in page
 
 
 def test_a_run_of_sft_alone(tmp_path):
-    page = pages_of(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50), evaluated=False))[1].text
-    assert "No refreshed case was recorded: table refreshes is absent or empty" in page
-    assert "Not drawn: cannot draw the attack loss before a refresh: every 'attack_loss_before' is missing" in page
-    assert page.count("Not drawn") == 1
+    [page] = pages(write_run(tmp_path / "run", arms=("sft",), anchors=(0, 50), evaluated=False), "training")
+    assert "No refreshed case was recorded; only an adversarial arm has them" in page.text
+    assert "Not drawn: cannot draw the attack loss before a refresh: every 'attack_loss_before' is missing" in page.text
+    assert page.text.count("Not drawn") == 1
 
 
 def test_a_run_of_one_step(tmp_path):
-    page = pages_of(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1), evaluated=False))[1]
-    reasons = page.text.count("Not drawn")
-    assert reasons == 0
+    [page] = pages(write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 1), evaluated=False), "training")
+    assert "Not drawn" not in page.text
     assert "no case was refreshed again" in page.text
 
 
@@ -140,9 +138,8 @@ def test_a_run_says_what_was_not_recorded(tmp_path):
     old = tables.read("training", folder / "measurements")
     kept = ("arm", "step", "loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after", "seconds")
     tables.write(old.assign(**{c: float("nan") for c in old if c not in kept}), "training", folder / "measurements")
-    page = pages_of(folder)[1]
-    titles = [a["aria-label"] for tag, a in page.elements if tag == "div" and "aria-label" in a]
-    assert titles == [
+    [page] = pages(folder, "training")
+    assert page.titles == [
         "Total loss",
         "Utility loss",
         "Away loss (affirmative target)",
@@ -152,7 +149,7 @@ def test_a_run_says_what_was_not_recorded(tmp_path):
     ]
     assert "no row of table 'training' has 'seconds' and one of seconds_refresh" in page.text
     assert "every 'grad_norm' is missing" in page.text
-    assert "table terms is absent or empty" in page.text
+    assert "The terms of the loss were not recorded one by one" in page.text
 
 
 def test_nullable_tables_are_written_like_any_other(tmp_path):
@@ -161,4 +158,4 @@ def test_nullable_tables_are_written_like_any_other(tmp_path):
     for name in TRAINING:
         tables.write(tables.read(name, place).convert_dtypes(), name, place)
     assert read_run(folder).across["training"]["attack_tokens"].dtype.name == "float64"
-    assert "Not drawn" not in pages_of(folder)[1].text
+    assert "Not drawn" not in pages(folder, "training")[0].text

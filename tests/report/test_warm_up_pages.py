@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from rendering import pages
 from synthetic import write_run
-from test_pages import Page
 
-from mechrefusal import report
-from mechrefusal.report import crossing_section, figures, order, training_page
+from mechrefusal.report import figures, order
 from mechrefusal.report.figures import style
-from mechrefusal.report.panels import Panels
+from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.reading import read_run
+from mechrefusal.report.training_page import TrainingPage
 from mechrefusal.training import WARM_UP
 
 pytestmark = pytest.mark.slow
@@ -104,8 +104,8 @@ def test_matrices_have_it_after_the_base(warmed):
     assert list(figures.shared_heads(heads).layout.xaxis.ticktext) == labels
     replayed = figures.stress_matrix(warmed.across["stress_transfer"])
     assert list(replayed.layout.xaxis.ticktext) == labels
-    groups = crossing_section.context(warmed, Panels())["crossed"]
-    assert [group["arms"] for group in groups] == ["warm-up and sft", "warm-up and r2d2"]
+    groups = list(IndexPage(warmed).crossed())
+    assert [summary.split(",")[0] for summary, _ in groups] == ["warm-up and sft", "warm-up and r2d2"]
 
 
 def test_the_frontier_goes_through_it(warmed):
@@ -132,25 +132,24 @@ def test_suites_and_differences_know_it(warmed):
 
 
 def test_training_has_it_as_its_own_part(warmed):
-    found = training_page.context(warmed)
-    assert found["arms"] == ["warm-up", "r2d2", "sft"]
-    assert [row["arm"] for row in found["costs"]] == found["arms"]
+    arms = TrainingPage(warmed).arms
+    assert arms == ["warm-up", "r2d2", "sft"]
+    assert list(figures.step_costs(warmed.across["training"])["arm"]) == arms
     loss = figures.losses(warmed.across["training"], terms=("loss",))
     drawn = [trace for trace in loss.data if trace.showlegend is not False]
-    assert [trace.name for trace in drawn] == found["arms"]
+    assert [trace.name for trace in drawn] == arms
     assert max(drawn[0].x) <= 40 < min(drawn[1].x)
     asked = figures.probes(warmed.across["probes"])
     np.testing.assert_array_equal([len(trace.x) for trace in asked.data], [2, 3, 3])
 
 
-@pytest.mark.usefixtures("no_bundles")
 def test_pages_say_where_arms_start(tmp_path):
     folder = write_run(tmp_path / "run", arms=("r2d2",), anchors=(0, 50), warm_up=40, evaluated=False)
-    index = Page(report.write(folder))
+    index, page, training = pages(folder, "index", "warm-up-step-00040", "training")
+    assert "was trained through a warm-up of 40 steps, then one way (r2d2), to step 50" in index.text
     assert "all arms share a warm-up of 40 steps from the base model, step 0" in index.text
     assert "every arm starts at the base model" not in index.text
-    assert "the end of the warm-up, where its arm starts (open)" in index.text
+    assert "the end of the warm-up, where its arm starts (open)" in index.words
     assert "through the warm-up that all arms share (triangle)" in index.text
-    page = Page(folder / "report" / "warm-up-step-00040.html")
     assert "The end of the warm-up: all arms go on from here." in page.text
-    assert "all arms share the warm-up up to step 40" in Page(folder / "report" / "training.html").text
+    assert "all arms share the warm-up up to step 40" in training.text

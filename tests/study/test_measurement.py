@@ -145,7 +145,7 @@ def test_tokens_are_projected_on_the_carrier_and_the_page_is_written(measured):
     page = report.write(found.run.folder).parent / f"{checkpoint.id}.html"
     text = page.read_text(encoding="utf-8")
     assert "No admissible carrier" not in text
-    assert text.count('ColoredTokens"') >= 2  # the harmful and the harmless prompt
+    assert text.count('class="coloured"') >= 2  # the harmful and the harmless prompt
 
 
 CAUSES = (

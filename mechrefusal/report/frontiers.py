@@ -1,0 +1,70 @@
+"""Frontiers: attack success against what robustness costs, of the study's own suites and of benchmarks."""
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.report import evaluation_findings, figures, wording
+from mechrefusal.report.figures.frontier_points import SUCCESS
+from mechrefusal.report.figures.suites import of, texts
+from mechrefusal.report.panels import Panel
+from mechrefusal.report.sections import Page
+
+MOST_GROUPS = 24
+_AGAINST = {"refusal": "over-refusal", "answered": "utility"}
+
+
+def frontier_panel(page: Page, rates: pd.DataFrame, title: str, **look: Any) -> Panel:
+    """One frontier (`figures.frontier`) with the carriers of the run."""
+    depth = max((checkpoint.n_layers for checkpoint in page.run.checkpoints), default=0) or None
+    draw = partial(
+        figures.frontier, rates, page.run.together("carrier"), n_layers=depth, title=wording.for_plotly(title), **look
+    )
+    shown = of(rates, suite=look["harmful"]), of(rates, suite=look["harmless"])
+    return page.panels.add("frontier", draw, title=title, rows=pd.concat(shown))
+
+
+def suite_frontiers(page: Page, rates: pd.DataFrame) -> list[tuple[str, list[Panel]]]:
+    """One group a harmful suite, attack and judge of success (or method of table `stress`), one panel a harmless suite.
+
+    Against over-refusal on suites whose prompts look unsafe, against the answered rate on the others.
+    """
+    rates, stress = of(rates, by="all", intervention="none"), page.run.across["stress"]
+    wanted = [
+        (f"{wording.shortened(suite, 40)}, {pressed(attack).lower()}; judge {wording.shortened(judge, 40)}",
+         {"harmful": suite, "attack": attack, "success_judge": judge})
+        for suite, attack, judge in islice(_harmful(rates), MOST_GROUPS)
+    ]  # fmt: skip
+    wanted += [
+        (f"{wording.shortened(method, 40)}, made anew against each checkpoint; judge {wording.shortened(judge, 40)}",
+         {"harmful": "made anew", "attack": method, "success_judge": judge, "stress": stress})
+        for method, judge in dict.fromkeys(zip(texts(stress["method"]), texts(stress["judge"]), strict=True))
+    ]  # fmt: skip
+    groups = [(summary, [_against(page, rates, look, one) for one in _harmless(rates)]) for summary, look in wanted]
+    return [group for group in groups if group[1]]
+
+
+def pressed(attack: str) -> str:
+    """The attack that harmful prompts are asked under, in words."""
+    return "No attack" if attack == "none" else wording.shortened(attack, 40)
+
+
+def _against(page: Page, rates: pd.DataFrame, look: dict[str, Any], suite: str) -> Panel:
+    against = "refusal" if evaluation_findings.looks_unsafe(suite) else "answered"
+    title = f"Success against {_AGAINST[against]} on {wording.shortened(suite, 40)}"
+    return frontier_panel(page, rates, title, **look, harmless=suite, against=against)
+
+
+def _harmful(rates: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(suite, attack, judge) with an attack success; suites of harmful requests before XSTest's contrasts."""
+    own = of(rates, side="harmful", metric=SUCCESS)
+    found = dict.fromkeys(zip(*(texts(own[name]) for name in ("suite", "attack", "judge")), strict=True))
+    return sorted(found, key=lambda key: (evaluation_findings.looks_unsafe(key[0]), key[1] != "none"))
+
+
+def _harmless(rates: pd.DataFrame) -> list[str]:
+    """Harmless suites, those that look unsafe first."""
+    found = dict.fromkeys(texts(of(rates, side="harmless", kind="refusal")["suite"]))
+    return sorted(found, key=lambda suite: not evaluation_findings.looks_unsafe(suite))

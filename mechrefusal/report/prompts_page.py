@@ -1,0 +1,87 @@
+"""Prompts with what every checkpoint answered, for a table that is searched and filtered in the browser."""
+
+from typing import Any
+
+import pandas as pd
+
+from mechrefusal.files import checkpoint_id
+from mechrefusal.report import wording
+from mechrefusal.report.reading import MeasuredRun
+from mechrefusal.report.sections import Page
+
+LONGEST_PROMPT, LONGEST_ANSWER = 600, 240
+
+
+class PromptsPage(Page):
+    """The browser of prompts."""
+
+    name = "prompts"
+    scripts = ("assets/report.js",)
+
+
+def prompts_data(run: MeasuredRun, *, show_completions: bool = False) -> dict[str, Any]:
+    """Every prompt with its label and answer at each checkpoint and intervention, and tokens by projection.
+
+    Answers to harmful prompts, and under any attack, are shortened unless `show_completions`. Of several judges the
+    first of refusals is taken. A prompt under an attack is a row of its own.
+    """
+    table = run.across["verdicts"]
+    rows: dict[tuple, dict[str, Any]] = {}
+    for own in _one_judge(table).itertuples():
+        key = (own.suite, own.attack, own.prompt_id)
+        row = rows.setdefault(key, _row(own))
+        short = wording.is_harmful(own.side, own.attack) and not show_completions
+        limit = wording.SHORT_COMPLETION if short else 2000 if show_completions else LONGEST_ANSWER
+        row["by"][f"{checkpoint_id(own.arm, own.step)}|{own.intervention}"] = {
+            "label": "" if wording.is_missing(own.label) else wording.metric_name(wording.plain(own.label)),
+            "completion": wording.shortened(own.completion, limit),
+        }
+    coloured, furthest = _tokens(run)
+    return {
+        "rows": [*rows.values(), *coloured],
+        "checkpoints": [checkpoint.id for checkpoint in run.checkpoints],
+        "interventions": sorted(set(table["intervention"]), key=lambda name: (name != "none", name)) or ["none"],
+        "limit": furthest,
+    }
+
+
+def _one_judge(table: pd.DataFrame) -> pd.DataFrame:
+    """One verdict an answer: that of the first judge of refusals, or of the first there is."""
+    answer = ["arm", "step", "suite", "attack", "intervention", "prompt_id"]
+    place = (table["kind"] != "refusal").astype(int)
+    return table.assign(place=place).sort_values("place", kind="stable").drop_duplicates(answer).sort_index()
+
+
+def _row(own: Any) -> dict[str, Any]:
+    suite = wording.set_name(wording.shortened(own.suite)) + (
+        "" if own.attack == "none" else f", {wording.shortened(own.attack)}"
+    )
+    return {
+        "id": wording.shortened(own.prompt_id),
+        "suite": suite,
+        "side": own.side,
+        "prompt": wording.shortened(own.prompt, LONGEST_PROMPT),
+        "by": {},
+        "tokens": {},
+    }
+
+
+def _tokens(run: MeasuredRun) -> tuple[list[dict[str, Any]], float]:
+    """Example prompts token by token, each with its projection on the carrier, and where the colour saturates."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    values = run.together("tokens")["value"].abs().dropna()
+    for checkpoint in run.checkpoints:
+        table = checkpoint.tables["tokens"]
+        if not table["value"].notna().any():
+            continue
+        for (kind, prompt), own in table.groupby(["set", "prompt_id"], sort=False):
+            ordered = own.sort_values("index")
+            text = "".join(wording.plain(token) for token in ordered["token"])
+            row: dict[str, Any] = {"id": wording.shortened(prompt), "suite": f"twins of the pairs, {kind}"}
+            row |= {"side": str(kind), "prompt": wording.shortened(text, LONGEST_PROMPT), "by": {}, "tokens": {}}
+            row = rows.setdefault((str(kind), str(prompt)), row)
+            row["tokens"][checkpoint.id] = [
+                [wording.plain(each.token), None if wording.is_missing(each.value) else round(float(each.value), 3)]
+                for each in ordered.itertuples()
+            ]
+    return list(rows.values()), round(float(values.quantile(0.98)), 3) if len(values) else 1.0
