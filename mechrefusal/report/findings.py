@@ -6,8 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.report import wording
-from mechrefusal.report.figures import forest
-from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures import catalogue, forest
 from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
 from mechrefusal.study.places import best_place
 
@@ -108,7 +107,7 @@ def smallest_subspace(table: pd.DataFrame) -> str:
         why = "; ".join(reason for reason, _ in reasons(table, "share_of_best")) or "the table gives no reason"
         return f"No subspace is enough: {why}."
     row = chosen.iloc[0]
-    k, family = int(row["k"]), words("family").get(str(row["family"]), wording.plain(row["family"]))
+    k, family = int(row["k"]), catalogue.words("family").get(str(row["family"]), wording.plain(row["family"]))
     directions = "One direction is" if k == 1 else f"{k} directions are"
     drop = f"{wording.percent(row['share_of_best'])} of the best admissible drop"
     bypass = (

@@ -11,7 +11,7 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.files import checkpoint_id
 from mechrefusal.report import wording
-from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures import catalogue
 from mechrefusal.report.order import checkpoint_order
 
 _SPEC = re.compile(r"(?P<names>[\w+]+)(?:\[(?P<low>\w+),(?P<high>\w+)\])?(?::(?P<format>\w+))?")
@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "change": lambda value: wording.number(value, signed=True),
     "yes": lambda value: wording.MISSING if wording.is_missing(value) else "yes" if value else "no",
     "words": lambda value: wording.readable(wording.shortened(value, LONGEST)),
-    "site": lambda value: words("site").get(value, wording.readable(value)),
+    "site": lambda value: catalogue.words("site").get(value, wording.readable(value)),
     "suite": lambda value: wording.set_name(wording.shortened(value, LONGEST)),
     "reason": lambda value: wording.readable(wording.plain(value)),
     "text": lambda value: wording.shortened(value, 160),

@@ -15,7 +15,6 @@ from mechrefusal.report import (
     story,
     wording,
 )
-from mechrefusal.report.figures.catalogue import words
 from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
 from mechrefusal.report.figures.frontier_points import SUCCESS
 from mechrefusal.report.figures.suites import of

@@ -43,8 +43,7 @@ from mechrefusal.report import (
     language,
     wording,
 )
-from mechrefusal.report.figures import forest, heatmaps
-from mechrefusal.report.figures.catalogue import words
+from mechrefusal.report.figures import catalogue, forest, heatmaps
 from mechrefusal.report.grids import Grid
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredRun
@@ -63,7 +62,7 @@ FINDINGS = {
         heatmaps,
         language,
     )
-} | {"figures": figures, "TARGETS": list(words("probe_target"))}
+} | {"figures": figures, "TARGETS": list(catalogue.words("probe_target"))}
 """What expressions of `pages/*.yaml` may call."""
 
 

@@ -10,7 +10,8 @@ from synthetic_behaviour import LONG_COMPLETION
 from mechrefusal import tables
 from mechrefusal.report import embedding, story, wording
 from mechrefusal.report.compare_page import ComparePage
-from mechrefusal.report.maps_page import SPECS, MapsPage, heads_data
+from mechrefusal.report.figures.catalogue import slider_maps
+from mechrefusal.report.maps_page import MapsPage, heads_data
 from mechrefusal.report.prompts_page import prompts_data
 from mechrefusal.report.reading import read_run
 
@@ -30,7 +31,7 @@ def heads(small):
 
 
 def test_every_map_of_a_head_is_a_column_of_its_card(heads):
-    assert list(heads["columns"]) == [spec["name"] for spec in SPECS if spec["kind"] == "head"]
+    assert list(heads["columns"]) == [entry.name for entry in slider_maps() if entry.kind == "head"]
     assert (heads["n_layers"], heads["n_heads"]) == (30, 9)
     assert [one["id"] for one in heads["checkpoints"]] == ["base-step-00000", TRAINED]
 
@@ -38,8 +39,8 @@ def test_every_map_of_a_head_is_a_column_of_its_card(heads):
 @pytest.mark.parametrize(
     ("name", "table", "query", "value", "change"),
     [
-        ("patching", "patching", "site == 'z' and mode == 'denoising'", "effect", lambda v: v),
-        ("noising", "patching", "site == 'z' and mode == 'noising'", "effect", lambda v: 1 - v),
+        ("patching_heads", "patching", "site == 'z' and mode == 'denoising'", "effect", lambda v: v),
+        ("noising_heads", "patching", "site == 'z' and mode == 'noising'", "effect", lambda v: v - 1),
         ("knockout_kl", "knockout", "component == 'head'", "kl", lambda v: v),
         (
             "attribution_refusal",
@@ -80,21 +81,22 @@ def test_attention_and_sources_of_heads(heads, small_run):
 
 def test_maps_go_from_where_an_arm_starts_and_share_one_range(run):
     page = MapsPage(run)
+    limits = {one["name"]: one["limit"] for one in page.arms[0][1]["maps"]}
     assert [arm for arm, _ in page.arms] == ["r2d2", "sft"]
     for arm, maps in page.arms:
         assert maps["steps"] == [0, 50, 100, 250]
         assert maps["checkpoints"][0] == "base-step-00000"
-        assert {one["limit"] for one in maps["maps"] if one["name"] == "patching"} == {page.limits["patching"]}
+        assert {one["name"]: one["limit"] for one in maps["maps"]} == limits
         for one in maps["maps"]:
             for z in (z for z in one["z"] if z is not None):
                 assert (len(z), len(z[0])) == (len(one["y"]), len(one["x"]))
         table = next(c for c in run.checkpoints if c.id == maps["checkpoints"][2]).tables["patching"]
         row = table.query("site == 'z' and mode == 'denoising' and layer == 19 and head == 3").iloc[0]
-        [patching] = [one for one in maps["maps"] if one["name"] == "patching"]
+        [patching] = [one for one in maps["maps"] if one["name"] == "patching_heads"]
         assert patching["z"][2][19][3] == pytest.approx(row["effect"], abs=1e-4)
         assert arm in maps["checkpoints"][1]
     most = max(c.tables["knockout"]["refusal"].abs().max() for c in run.checkpoints)
-    assert page.limits["knockout_score"] == pytest.approx(most, abs=1e-4)
+    assert limits["knockout_heads"] == pytest.approx(most, abs=1e-4)
     [first] = [text for attributes, text in content(page).scripts if attributes.get("data-maps-json") == "r2d2"]
     assert json.loads(first)["arm"] == "r2d2"
 

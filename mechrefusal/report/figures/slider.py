@@ -46,13 +46,37 @@ def maps(tables: Mapping[str, pd.DataFrame], *, arm: str) -> dict[str, Any]:
     }
 
 
-def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[str, Any] | None:
-    """One map at every step; None where no checkpoint of the arm has a value."""
+def rows_of(entry: Map, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that one map draws: those that have a value, of its kind of column."""
     rows = table
     for column, value in entry.where.items():
         rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
     rows = rows.dropna(subset=[entry.kind, entry.value])
-    rows = rows[rows["head"] >= 0] if entry.kind == "head" else rows
+    return rows[rows["head"] >= 0] if entry.kind == "head" else rows
+
+
+def head_values(entry: Map, table: pd.DataFrame, shape: tuple[int, int]) -> list[list[float | None] | None]:
+    """Value, ends of the interval and p of every head of one checkpoint; None for a head that was not measured.
+
+    Args:
+        entry: a map of kind `head`.
+        table: its table at one checkpoint.
+        shape: n_layers and n_heads; head h of layer l stands at l * n_heads + h.
+    """
+    values: list[list[float | None] | None] = [None] * (shape[0] * shape[1])
+    for row in rows_of(entry, table).to_dict("records"):
+        numbers = [row.get(name, math.nan) for name in (entry.value, entry.low, entry.high)]
+        p = row.get("p", math.nan) if entry.mark == "p" else math.nan
+        shown = [float(number) - entry.minus for number in numbers] + [p]
+        values[int(row["layer"]) * shape[1] + int(row["head"])] = [
+            None if wording.is_missing(number) or math.isinf(number) else _rounded(number) for number in shown
+        ]
+    return values
+
+
+def _map(entry: Map, table: pd.DataFrame, keys: list[tuple[str, int]]) -> dict[str, Any] | None:
+    """One map at every step; None where no checkpoint of the arm has a value."""
+    rows = rows_of(entry, table)
     subset = [rows[(rows["arm"] == arm) & (rows["step"] == step)] for arm, step in keys]
     if not any(len(each) for each in subset):
         return None
