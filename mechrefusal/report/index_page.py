@@ -15,6 +15,7 @@ from mechrefusal.report import (
     story,
     wording,
 )
+from mechrefusal.report.figures import catalogue
 from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
 from mechrefusal.report.figures.frontier_points import SUCCESS
 from mechrefusal.report.figures.suites import of
@@ -124,7 +125,7 @@ class IndexPage(Page):
             for prompts in SETS:
                 asked = of_set(rows, prompts)
                 for site in head_sites(table):
-                    title = f"{words('site').get(site, 'Heads')}, {prompts} prompts"
+                    title = f"{catalogue.words('site').get(site, 'Heads')}, {prompts} prompts"
                     look = {"prompts": prompts, "site": site, "title": title, "limit": limit}
                     drawn += self.draw(
                         {"draw": "cross_patching", "rows": asked[asked["site"] == site], "with": look, "title": title}

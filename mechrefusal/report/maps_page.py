@@ -25,7 +25,7 @@ class MapsPage(Page):
 
     @cached_property
     def arms(self) -> list[tuple[str, dict[str, Any]]]:
-        """(arm, what the slider drives): each arm from where it starts; base and warm-up alone where nothing else is."""
+        """(arm, what the slider drives): each arm from where it starts; the shared ones where there is no other."""
         arms = list(dict.fromkeys(c.arm for c in self.run.checkpoints if c.arm not in SHARED))
         blocks = []
         for arm in arms or list(dict.fromkeys(c.arm for c in self.run.checkpoints)):
