@@ -59,7 +59,7 @@ class Canvas:
                 shared_xaxes=shared == "x",
                 shared_yaxes=shared == "y",
                 horizontal_spacing=0.05 if shared == "y" else 0.26 / self.columns,
-                vertical_spacing=gap / high,
+                vertical_spacing=gap / high if lines > 1 else 0.0,
                 **layout,
             )
             left = {"x": 0, "xanchor": "left"} if self.columns == 1 else {}
