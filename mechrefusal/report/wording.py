@@ -184,12 +184,12 @@ def is_harmful(side: Any, attack: Any) -> bool:
 
 
 def counts(values: Any, noun: str = "prompts") -> str:
-    """`n = 32 prompts`, or `n = 28 to 32 prompts` where the sizes differ, or an empty string."""
+    """`n = 32 prompts`, `n = 1 prompt`, or `n = 28 to 32 prompts` where the sizes differ, or an empty string."""
     sizes = sorted({int(v) for v in values if not is_missing(v)})
     if not sizes:
         return ""
     if len(sizes) == 1:
-        return f"n = {sizes[0]} {noun}"
+        return f"n = {sizes[0]} {noun.removesuffix('s') if sizes[0] == 1 else noun}"
     return f"n = {sizes[0]} to {sizes[-1]} {noun}"
 
 
