@@ -112,8 +112,6 @@ def behaviour(lines: list[Headline]) -> Grid:
         rates = [*line.refusals.values(), *(line.attacks.get(key, []) for key in attacks)]
         cells = [_rates(found, several=several) for found in rates]
         rows.append([_name(line), Cell(gate.of(line.checkpoint).word), *cells])
-            [_name(line), Cell(gate.of(line.checkpoint).word), *(_rates(found, several=several) for found in rates)]
-        )
     return Grid(heads, rows)
 
 
