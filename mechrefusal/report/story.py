@@ -163,11 +163,9 @@ def _open(run: MeasuredRun) -> list[str]:
     """What the run leaves open: moves that cannot be told, and the smallest effects that it could have seen."""
     pairs = findings.relocations(run.across["relocation"])
     unsure = [pair for pair in pairs if pair["verdict"] == "cannot tell"]
-    said = (
-        [f"Of {len(pairs)} pairs of checkpoints, whether refusal moved cannot be told for {len(unsure)}."]
-        if unsure
-        else []
-    )
+    said = []
+    if unsure:
+        said.append(f"Whether refusal moved cannot be told for {len(unsure)} of {len(pairs)} pairs of checkpoints.")
     for pair in unsure[:_PAIRS_SHOWN]:
         needed = f"; about {pair['to_decide']} prompts of each side would decide it"
         said.append(f"{pair['pair']}: {_why(pair)}{needed if pair['to_decide'] != wording.MISSING else ''}.")
@@ -184,7 +182,8 @@ def _why(pair: dict[str, Any]) -> str:
         return lacking[0].strip()
     verdicts = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot be told"}
     deciding = [one for one in pair["measures"] if one["name"] in ("carrier_layer", "transfer")]
-    return wording.listed([f"{one['measure']} {verdicts.get(one['verdict'], one['verdict'])}" for one in deciding])
+    said = [f"{one['measure']} {verdicts.get(one['verdict'], one['verdict'])}" for one in deciding]
+    return wording.listed(list(dict.fromkeys(said))) or "nothing that decides was measured"
 
 
 def _could_tell(row: pd.Series) -> str:

@@ -235,9 +235,12 @@ def grid_table(title: str, caption: str, grid: Grid) -> Table:
     )
     for place, head in enumerate(grid.heads):
         longest = max((len(line) for row in rows for line in row[place].split("\n")), default=0)
-        words = textwrap.fill(head.words, max(12, min(longest, 24)))
+        words = textwrap.fill(head.words, max(10, min(longest, 24)))
         justify: Literal["left", "right"] = "right" if head.is_number else "left"
-        table.add_column(Text(words), justify=justify, overflow="fold", no_wrap=longest <= _NARROW)
+        is_narrow, least = longest <= _NARROW, min(longest, 14)
+        table.add_column(
+            Text(words), justify=justify, overflow="fold", no_wrap=longest <= _NARROW, min_width=min(longest, _NARROW)
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -245,7 +248,7 @@ def grid_table(title: str, caption: str, grid: Grid) -> Table:
 
 def _lines(cell: Cell) -> str:
     text = cell.text.replace(", ", "\n") if cell.heads_of else cell.text
-    return f"{text}\n{cell.detail}" if cell.detail else text
+    return "\n".join(filter(None, (text, *cell.detail.split("; "))))
 
 
 def _clearest(differences: pd.DataFrame) -> Table | Text:

@@ -76,7 +76,7 @@ def test_main_rates_of_every_checkpoint_with_n_and_interval():
     )
     assert lines(text, "own, harmful prompts")
     [header] = lines(text, "checkpoint intervention")
-    assert header == "checkpoint intervention any refusal attack success n nulls"
+    assert header == "checkpoint intervention refusal success n nulls"
     assert lines(text, "base 0") == ["base 0 none 0.50 0.25 10 0/2"]
     assert lines(text, "0.38–0.62") == ["0.38–0.62 0.12–0.38"]
     assert lines(text, "sft 3") == ["sft 3 none 0.75 – 9 0", "sft 3 ablate:best – 0.12 10 0"]

@@ -83,7 +83,7 @@ def test_the_terminal_has_it_first(run_folder):
     assert "Gate passed at r2d2 250; missed at sft 250." in text
     value = tables.read("gate", run_folder / "measurements" / "sft-step-00250")["value"].iloc[0]
     assert f"missed by {wording.rate(0.8 - value)}" in text
-    assert text.index("Did it learn.") < text.index("≥ 0.80") < text.index("Behaviour")
+    assert text.index("Did it learn.") < text.index("\nGate") < text.index("\nBehaviour")
 
 
 def test_the_index_has_it_first_and_escapes_it(tmp_path):

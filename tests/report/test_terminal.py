@@ -33,8 +33,8 @@ def test_summary_has_every_checkpoint_and_fits(run_folder):
         "What was trained.",
     ):
         assert name in text
-    assert "no admissible carrier:" in text
-    assert "induce < 0 (88)" in text
+    assert "no admissible" in text
+    assert "(88)" in text
     assert "\x1b" not in text
 
 
