@@ -17,6 +17,11 @@ class Estimate:
     high: float
     n: int
 
+    def columns(self, name: str, ends: str | None = None) -> dict[str, float]:
+        """Columns of a table: `name`, and `ends` with low and high after it, by default `name` and an underscore."""
+        ends = f"{name}_" if ends is None else ends
+        return {name: self.value, f"{ends}low": self.low, f"{ends}high": self.high}
+
 
 def rate(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Share of successes with the Wilson score interval (Wilson, 1927). n = 0 gives NaN with the interval 0 to 1."""
