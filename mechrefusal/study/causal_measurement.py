@@ -148,4 +148,4 @@ class CausalMeasurement:
         )
         self.add("circuit_nodes", found.components.assign(reason=found.reason))
         self.add("circuit_edges", found.edges)
-        self.add("faithfulness", found.faithfulness.assign(measured_on=found.measured_on))
+        self.add("faithfulness", found.faithfulness.table.assign(measured_on=found.measured_on))

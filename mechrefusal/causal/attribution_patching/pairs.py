@@ -25,6 +25,7 @@ from mechrefusal.causal.patching.pair_runs import (
 from mechrefusal.forward import Metric, MetricReader, runner_of
 from mechrefusal.forward.patches import PairRun, Patch, Site
 from mechrefusal.prompts import Pair
+from mechrefusal.statistics import Observations
 
 CELL = ["site", "layer", "head", "position"]
 """What names one patch over several pairs; positions count from the end of the prompt, as in `patching`."""
@@ -72,6 +73,10 @@ class Runs:
             f"harmful and harmless prompts differ by {self.gap:.3g} nats, less than {SMALLEST_GAP}: an effect, which "
             "is a share of that difference, has no meaning"
         )
+
+    def observations(self, raw: Float[np.ndarray, "pair cell"], cells: pd.DataFrame) -> Observations:
+        """Changes of the metric of every pair, nats, by the pairs' ids."""
+        return Observations(raw, cells, tuple(pair.id for pair in self.pairs), "pair")
 
     def part(self, which: slice) -> "Runs":
         """Some of the pairs."""

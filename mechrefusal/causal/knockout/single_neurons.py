@@ -1,4 +1,4 @@
-"""Knock-out of single neurons: screened by a first-order estimate, the largest ones measured.
+"""Knock-out of single neurons: screened by a first-order estimate, the largest ones passes.
 
 The estimate of a neuron's effect is gradient × (what stands in − activation) of the refusal score, summed over tokens:
 attribution patching (Nanda, 2023) from the prompts as they are to the neuron replaced.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.components import Component, ComponentBatch
-from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.passes import KnockOutPasses
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import Edit, RefusalMetric, flat
@@ -67,14 +67,14 @@ def neurons(
         raise MechrefusalError(f"top is {top}: give the number of neurons to measure, at least 1")
     wanted = wanted_layers(model, layers, "knock out in")
     parts = [Component("neuron", layer) for layer in wanted]
-    measured = Measured(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
-    estimates = _estimates(model, measured, wanted)
+    passes = KnockOutPasses(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
+    estimates = _estimates(model, passes, wanted)
     order = np.argsort(-np.abs(np.nan_to_num(estimates)), axis=None, kind="stable")
     chosen = [place for place in order if np.isfinite(estimates.flat[place])][:top]
     rows = []
     for place in track(chosen, f"neurons ({how})"):
         layer, neuron = (int(i) for i in np.unravel_index(place, estimates.shape))
-        effect = measured.effect(measured.under([Component("neuron", layer, neuron)]))
+        effect = passes.effect(passes.under([Component("neuron", layer, neuron)]))
         named = {"component": "neuron", "layer": layer, "neuron": neuron, "how": how}
         rows.append({**named, "estimate": float(estimates[layer, neuron]), **effect})
     table = pd.DataFrame(rows)
@@ -82,12 +82,12 @@ def neurons(
     agreed = agreement_of(expected, found)
     rank = float(agreed["spearman"]) if len(table) > 2 else float("nan")  # of two it is 1 or −1 whatever they are
     error = float(agreed["error"])
-    return NeuronKnockOuts(table, rank, error, estimates, measured.base.harmful, measured.base.harmless)
+    return NeuronKnockOuts(table, rank, error, estimates, passes.base.harmful, passes.base.harmless)
 
 
-def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
+def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
     """First-order change of the mean refusal score of the harmful prompts, neuron by neuron."""
-    passes, replacements = measured.harmful, measured.replacements
+    prompts, replacements = passes.harmful, passes.replacements
     found: dict[int, Tensor] = {}
     steps: dict[tuple[int, int], Tensor] = {}
     taken: dict[tuple[int, int], Tensor] = {}
@@ -106,18 +106,18 @@ def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.nda
         return [(layer, "mlp_post", watch(layer, len(opened) - 1)) for layer in layers]
 
     with torch.enable_grad():
-        for _, logits in passes.logits(edits):
+        for _, logits in prompts.logits(edits):
             keys = list(steps)
-            slopes = torch.autograd.grad(measured.metric.of_runs(logits).sum(), [steps[key] for key in keys])
+            slopes = torch.autograd.grad(passes.metric.of_runs(logits).sum(), [steps[key] for key in keys])
             for (layer, number), slope in zip(keys, slopes, strict=True):
-                places, index = replacements.index(opened[number], passes, 0)
+                places, index = replacements.index(opened[number], prompts, 0)
                 # What several runs share stands once in a tree.
                 places, first = _once(places)
                 change = (
                     replacements.values((layer, "mlp_post"), index[first])
                     - flat(model, "mlp_post", taken[layer, number])[places]
                 )
-                effect = (flat(model, "mlp_post", slope)[places] * change).double().sum(0) / measured.n_harmful
+                effect = (flat(model, "mlp_post", slope)[places] * change).double().sum(0) / passes.n_harmful
                 found[layer] = found.get(layer, 0) + effect
             steps.clear()
             taken.clear()
