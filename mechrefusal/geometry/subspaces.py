@@ -23,10 +23,10 @@ from mechrefusal.geometry import carriers
 from mechrefusal.geometry.directions import Contrast
 from mechrefusal.geometry.nullspace import separating_directions
 from mechrefusal.geometry.scoring import Scorer
-from mechrefusal.geometry.span_scores import SAMPLES, Cones, Spans, Subspace
+from mechrefusal.geometry.span_scores import SAMPLES, SpanScorer, Subspace
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
-from mechrefusal.statistics import intervals
+from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.choosing import FLAGS, PUBLISHED, Admissible
 
 Activations = Float[Tensor, "prompt d_model"]
@@ -44,11 +44,24 @@ RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Subspaces:
-    """`table`: one row a family and k, as `choose` returns it. `baseline`: the harmful prompts without intervention."""
+class Subspaces(Observed):
+    """`table`: one row a family and k, as `choose` returns it. `baseline`: the harmful prompts without intervention.
+
+    `observations`: every prompt's score; axes family, k and measure (bypass of the harmful prompts, induce and kl of
+    the harmless ones). Of a cone they are means over the directions drawn from it.
+    """
 
     table: pd.DataFrame
     baseline: intervals.Estimate
+    observations: Observations
+
+    def _estimate(self, cell: pd.Series, values: Float[np.ndarray, " prompt"], confidence: float) -> intervals.Estimate:
+        mean = intervals.skewed_mean if cell["measure"] == "kl" else intervals.mean
+        return mean(values, confidence=confidence)
+
+    def top(self, k: int) -> pd.DataFrame:
+        """The `k` rows of the table with the lowest bypass, admissible ones first."""
+        return self.table.sort_values(["admissible", "bypass"], ascending=[False, True], kind="stable").head(k)
 
     @property
     def smallest(self) -> pd.Series | None:
@@ -215,15 +228,19 @@ def score_subspaces(
         raise MechrefusalError(f"directions drawn from a cone are {samples}: give at least 1")
     scorer = Scorer(model, validation, metric)
     baseline = intervals.mean(scorer.base.harmful.tolist())
-    spans = Spans(scorer, r)
-    cones = Cones(spans, admissible, samples, seed)
+    span_scorer = SpanScorer(scorer, r, admissible, samples=samples, seed=seed)
     wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
-    rows = []
+    rows, cells = [], {}
     for subspace, k in track(wanted, "scoring subspaces"):
-        found = (cones if subspace.family in CONES and k > 1 else spans).score(subspace, k)
-        rows.append({"family": subspace.family, "k": k, "position": r.position, "layer": layer, **found})
+        of = span_scorer.cone if subspace.family in CONES and k > 1 else span_scorer.span
+        scores = of(subspace, k)
+        rows.append({"family": subspace.family, "k": k, "position": r.position, "layer": layer, **scores.columns})
+        for measure, side in (("bypass", "harmful"), ("induce", "harmless"), ("kl", "harmless")):
+            if len(values := getattr(scores, measure)):
+                cells[subspace.family, k, measure] = side, values
     table = choose(pd.DataFrame(rows), baseline=baseline.value, n_layers=model.cfg.n_layers, admissible=admissible)
-    return Subspaces(table, baseline)
+    sizes = {"harmful": scorer.n_harmful, "harmless": scorer.n_harmless}
+    return Subspaces(table, baseline, Observations.of_sides(sizes, cells, ("family", "k", "measure")))
 
 
 def choose(scores: pd.DataFrame, *, baseline: float, n_layers: int, admissible: Admissible = PUBLISHED) -> pd.DataFrame:

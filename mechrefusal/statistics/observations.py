@@ -1,6 +1,6 @@
 """What a measure saw, unit by unit and cell by cell: kept, so that any statistic can be taken of it afterwards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,23 @@ class Observations:
         cells = [part.cells.assign(**{axis: name}) for part, name in zip(parts, names, strict=True)]
         table = pd.concat(cells, ignore_index=True)
         return cls(values, table[[axis, *parts[0].axes]], units, parts[0].unit)
+
+    @classmethod
+    def of_sides(
+        cls, sizes: Mapping[str, int], values: Mapping[tuple, tuple[str, np.ndarray]], axes: Sequence[str]
+    ) -> "Observations":
+        """Of prompts of several sides, such as harmful and harmless ones, each cell measured on one side.
+
+        Args:
+            sizes: prompts of each side. Units are named by side and place, as "harmful 0".
+            values: by cell the side, and one value a prompt of it.
+        """
+        units = [(side, place) for side, n in sizes.items() for place in range(n)]
+        table = np.full((len(units), len(values)), np.nan)
+        for column, (side, measured) in enumerate(values.values()):
+            table[[row for row, unit in enumerate(units) if unit[0] == side], column] = measured
+        names = tuple(f"{side} {place}" for side, place in units)
+        return cls(table, pd.DataFrame(list(values), columns=list(axes)), names)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -132,12 +149,16 @@ class Observed:
     observations: Observations
 
     def interval(self, *, confidence: float = 0.95, **axes: Any) -> intervals.Estimate:
-        """Mean of one cell over the units, with its interval.
+        """The estimate of one cell over the units that the table has too: where nothing else is said, their mean.
 
         Raises:
             MechrefusalError: an axis that is none, no such cell, or several.
         """
-        return self.observations.interval(confidence=confidence, **axes)
+        values, cell = self.observations.of(**axes), self.observations.where(**axes).cells.iloc[0]
+        return self._estimate(cell, values, confidence)
+
+    def _estimate(self, cell: pd.Series, values: Float[np.ndarray, " unit"], confidence: float) -> intervals.Estimate:
+        return intervals.mean(values, confidence=confidence)
 
     def top(self, k: int) -> Any:
         """The `k` cells with the largest absolute mean, largest first: the axes and `value`."""

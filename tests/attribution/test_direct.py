@@ -212,19 +212,18 @@ def test_many_groups_give_what_one_gives(tiny_hooked, monkeypatch):
 
 def test_values_by_prompt_are_those_of_the_table(tiny_hooked):
     found = attribute(tiny_hooked, TEXTS, Onto(torch.ones(64), 3, -2))
-    rows = found.per_prompt
-    assert len(rows) == 3 * (len(found.components) + 1)
+    rows = found.observations.table
+    assert len(rows) == 3 * len(found.components)
     means = rows.groupby(["component", "layer", "head"], sort=False)["value"].mean()
-    np.testing.assert_allclose(means, found.table["value"])
-    assert found.of("head", 2, 1).tolist() == one_component(rows, "head", 2, 1)
+    np.testing.assert_allclose(means, found.table["value"][:-1])
+    own = rows[(rows["component"] == "head") & (rows["layer"] == 2) & (rows["head"] == 1)]["value"]
+    assert found.of("head", 2, 1).tolist() == own.tolist() == found.observations.of(layer=2, head=1).tolist()
+    interval = stats.ttest_1samp(own, 0).confidence_interval()
+    estimate = found.interval(layer=2, head=1)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((own.mean(), *interval))
     heads = found.table[found.table["component"] == "head"]
     order = heads.reindex(heads["value"].abs().sort_values(ascending=False).index)
     assert found.top(3) == list(zip(order["layer"], order["head"], strict=True))[:3]
-
-
-def one_component(rows, component, layer, head):
-    same = (rows["component"] == component) & (rows["layer"] == layer) & (rows["head"] == head)
-    return rows[same].sort_values("prompt")["value"].tolist()
 
 
 def test_forced_openings_are_read_by_the_token_sets(tiny_hooked):

@@ -285,14 +285,19 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
         part = columns @ torch.linalg.lstsq(columns, difference[:, None]).solution[:, 0]
         part = part / part.norm() * difference.norm()
         with causal.add(tiny_hooked, part.float(), layer=2):
-            induce = run(harmless)[0].mean()
-        expected = [bypass.mean(), induce, kl.mean()]
+            induce = run(harmless)[0]
+        for measure, values in (("bypass", bypass), ("induce", induce), ("kl", kl)):
+            kept = found.observations.of(family=family.family, k=k, measure=measure)
+            np.testing.assert_allclose(kept, values, atol=FORWARD)
+            assert found.interval(family=family.family, k=k, measure=measure).value == pytest.approx(kept.mean())
+        expected = [bypass.mean(), induce.mean(), kl.mean()]
         np.testing.assert_allclose(row[["bypass", "induce", "kl"]].astype(float), expected, atol=FORWARD)
         for values, name in ((bypass, "bypass"), (kl, "kl")):
             # Hall's interval for the skewed KL, which has its own tests; Student's for the scores.
             interval = skewed_mean(values) if name == "kl" else stats.ttest_1samp(values, 0).confidence_interval()
             assert row[f"{name}_low"] == pytest.approx(interval.low, abs=FORWARD)
             assert row[f"{name}_high"] == pytest.approx(interval.high, abs=FORWARD)
+            assert found.interval(family=family.family, k=k, measure=name).low == row[f"{name}_low"]
         assert (row["position"], row["layer"], row["n"], row["k"]) == (-2, 2, 3, k)
     assert found.table["bypass"].std() > 1e-3
     rows = found.table.assign(arm="base", step=0, weights="")

@@ -59,11 +59,6 @@ class Faithfulness(Observed):
         nothing = Observations(np.empty((0, 0)), pd.DataFrame(columns=["of", "size", "share"]), (), "pair")
         return cls((), 0, nothing, nothing, {}, {})
 
-    def interval(self, *, confidence: float = 0.95, **axes) -> Estimate:
-        """A share of m_full − m_ablated with its interval over pairs, of a linearised ratio; NaN without a gap."""
-        of = self.observations.where(**axes).cells["of"].iloc[0]
-        return self._share(of, self.observations.of(**axes), confidence)
-
     @cached_property
     def table(self) -> pd.DataFrame:
         """Two rows a set, in the columns of table `faithfulness` (see `Circuit`)."""
@@ -90,14 +85,18 @@ class Faithfulness(Observed):
         for name in SHARES:
             cell = (number * len(METRICS) + METRICS.index(of)) * len(SHARES) + SHARES.index(name)
             row |= self._share(of, self.observations.values[:, cell]).columns(name)
-            columns = [draw * n_cells + cell for draw in range(n_random)]
-            shares = np.array([self._share(of, self.random.values[:, i]).value for i in columns] or [np.nan])
+            draws = self.random.values[:, cell::n_cells].T
+            shares = np.array([self._share(of, values).value for values in draws] or [np.nan])
             row |= {
                 f"random_{name}": float(shares.mean()),
                 f"random_{name}_least": float(shares.min()),
                 f"random_{name}_most": float(shares.max()),
             }
         return row
+
+    def _estimate(self, cell: pd.Series, values: Float[np.ndarray, " pair"], confidence: float) -> Estimate:
+        """A share of m_full − m_ablated with its interval over pairs, of a linearised ratio; NaN without a gap."""
+        return self._share(cell["of"], values, confidence)
 
     def _share(self, of: str, part: Float[np.ndarray, " pair"], confidence: float = 0.95) -> Estimate:
         if self._reason(of):
