@@ -5,7 +5,6 @@ The rule itself is `statistics.choosing`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,11 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Carrier, Direction, ReferenceName
 from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carrier_scores import SCORES, CarrierScores
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.statistics import Estimate, intervals
 from mechrefusal.statistics.choosing import FLAGS, PUBLISHED, Admissible, Candidates, lowest, ranked
 
-if TYPE_CHECKING:
-    from mechrefusal.geometry.scoring import CarrierScores
-
-SCORES = ("bypass", "induce", "kl")
 COLUMNS = ("position", "layer", *SCORES)
 
 
@@ -45,7 +41,7 @@ def candidates(directions: Directions, *, layers: Sequence[int], positions: Sequ
 
 
 def select(
-    scores: "pd.DataFrame | CarrierScores",
+    scores: pd.DataFrame | CarrierScores,
     n_layers: int | None = None,
     admissible: Admissible = PUBLISHED,
 ) -> Selection:
@@ -82,7 +78,7 @@ def select(
     return Selection(table, *(None if row is None else found[row] for row in rows))
 
 
-def in_order(scores: "CarrierScores", n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
+def in_order(scores: CarrierScores, n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
     """Rows of the exact candidates with scores and early enough layers, in the order of ties; and what they scored."""
     bypass, induce, kl = scores.bypass, scores.induce, scores.kl
     layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))
@@ -119,7 +115,7 @@ def _reasons(numbers: pd.DataFrame, flags: pd.DataFrame, n_layers: int, admissib
     return found
 
 
-def _carrier(table: pd.DataFrame, row: int, scores: "CarrierScores | None") -> Carrier:
+def _carrier(table: pd.DataFrame, row: int, scores: CarrierScores | None) -> Carrier:
     told, nan = table.loc[row], float("nan")
     position, layer = int(told["position"]), int(told["layer"])
     estimates = {name: Estimate(float(told[name]), nan, nan, 0) for name in SCORES}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from mechrefusal.geometry.directions import FOLDS
+from mechrefusal.geometry.contrast import FOLDS
 from mechrefusal.geometry.resampling import Blocks, Draws, blocks_of, contrast
 from mechrefusal.statistics.intervals import Estimate
 

@@ -13,8 +13,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import cross_fitting, resampling
 from mechrefusal.geometry.activations import collect
+from mechrefusal.geometry.contrast import Texts, twin_names
 from mechrefusal.geometry.cross_fitting import CrossFit
-from mechrefusal.geometry.directions import Texts, twin_names
 from mechrefusal.geometry.probes import as_flags
 from mechrefusal.models import require_direction
 

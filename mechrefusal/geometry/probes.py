@@ -16,9 +16,9 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.activations import collect
-from mechrefusal.geometry.directions import Contrast, Texts
+from mechrefusal.geometry.contrast import Contrast, Texts
+from mechrefusal.geometry.contrast_activations import ContrastActivations
 from mechrefusal.geometry.drift import cosine
-from mechrefusal.geometry.readings import Readings
 from mechrefusal.progress import track
 
 NAN = float("nan")
@@ -156,7 +156,7 @@ def linear_probes(
     safe_refused: Sequence[bool] | None = None,
     position: int = -1,
     layer: int | None = None,
-    readings: Readings | None = None,
+    activations: ContrastActivations | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Linear probes of one model, in the columns of the table `linear_probes`.
@@ -168,12 +168,12 @@ def linear_probes(
 
     Args:
         refused: whether the model refused each harmful prompt; `safe_refused`: each safe one.
-        readings: activations of the same contrast, where they were taken already.
+        activations: activations of the same contrast, where they were taken already.
 
     Raises:
         MechrefusalError: flags that are not one a prompt.
     """
-    found = readings if readings is not None else Readings.of(model, contrast, position=position)
+    found = activations if activations is not None else ContrastActivations.of(model, contrast, position=position)
     tables = []
     for place, where in enumerate(found.positions):
         sides = found.harmful[:, place], found.harmless[:, place]

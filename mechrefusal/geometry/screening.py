@@ -7,6 +7,7 @@ at hand, from a few candidates that are scored both ways.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -18,19 +19,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import require_weights
 from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carrier_scores import CarrierScores, Rounding
 from mechrefusal.geometry.carriers import select
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import (
-    CarrierScores,
-    Lists,
-    Rounding,
-    Scorer,
-    as_array,
-    exactly,
-    gathered,
-    places_of,
-    score,
-)
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.scoring import Lists, Scorer, as_array, exactly, places_of, score
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest, ranked
 
@@ -108,14 +101,15 @@ def screened(
 
     def chosen() -> int | None:
         """What would be chosen of the means so far, where it is not exact."""
-        table = gathered(wanted, race.found, race.is_exact).table.drop(columns="exact")
+        table = CarrierScores.gathered(wanted, race.scores, race.is_exact).table.drop(columns="exact")
         best = select(table, model.cfg.n_layers, admissible).best
         return None if best is None or race.is_exact[best.row] else best.row
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
         race.settle(place, exactly(exact, along[place]))
-    return gathered(wanted, race.found, race.is_exact, directions=directions, reference=to, rounding=race.rounding)
+    gathered = CarrierScores.gathered(wanted, race.scores, race.is_exact)
+    return replace(gathered, directions=directions, reference=to, rounding=race.rounding)
 
 
 def _pilots(screen: Sequence[Scores], kl_threshold: float) -> list[int]:
@@ -145,8 +139,8 @@ def _rounding(
         low_bypass, low_induce, low_kl = screen[place]
         scores.append((low_bypass - bypass[sampled[0]]).mean() - base[0])
         scores.append((low_induce - induce[sampled[1]]).mean() - base[1])
-        if min(low_kl.mean(), (there := kl[sampled[1]].mean())) > 0:
-            kls.append(np.log(low_kl.mean() / there))
+        if min(low_kl.mean(), (exact_kl := kl[sampled[1]].mean())) > 0:
+            kls.append(np.log(low_kl.mean() / exact_kl))
     of_score, of_kl = (sqrt(np.mean(np.square(each))) if each else 0.0 for each in (scores, kls))
     return Rounding(of_score, of_kl, len(pilots))
 
@@ -196,7 +190,7 @@ class _Sample:
 class _Race:
     """The scores so far, and how often each candidate wins in races drawn from them.
 
-    `found`: scores of every candidate, of all prompts where `is_exact`, else of the sample.
+    `scores`: those of every candidate, of all prompts where `is_exact`, else of the sample.
     """
 
     def __init__(
@@ -210,7 +204,7 @@ class _Race:
     ) -> None:
         self._sample, self._runs, self._admissible = sample, np.array(runs, dtype=bool), admissible
         self.rounding = rounding
-        self.found = [sample.expected(scores) for scores in screen]
+        self.scores = [sample.expected(scores) for scores in screen]
         self.is_exact = [bool(np.isnan(bypass).any()) for bypass, _, _ in screen]  # NaN is as exact as it gets
         stacked = [np.array([scores[measure] for scores in screen]) for measure in range(3)]
         self._means = sample.races(*stacked) if screen else [np.empty((RACES, 0))] * 3
@@ -225,7 +219,7 @@ class _Race:
 
     def settle(self, place: int, scores: Scores) -> None:
         """Replace the estimates of a candidate by its scores on all prompts."""
-        self.found[place], self.is_exact[place] = scores, True
+        self.scores[place], self.is_exact[place] = scores, True
         for means, values in zip(self._means, self._sample.settled(scores), strict=True):
             means[:, place] = values
 
@@ -233,7 +227,7 @@ class _Race:
         """Share of races that each candidate wins; 0 for those that are exact."""
         bypass, induce, kl = self._means
         first = lowest(ranked(np.where(self._runs, bypass, np.inf), induce, kl, self._admissible))
-        wins = np.zeros(len(self.found))
+        wins = np.zeros(len(self.scores))
         np.add.at(wins, first[first >= 0], 1 / RACES)
         wins[self.is_exact] = 0
         return wins

@@ -9,9 +9,11 @@ from numpy import ndarray
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import require_weights
-from mechrefusal.geometry.carriers import SCORES, in_order, select
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered
+from mechrefusal.geometry.carrier_scores import SCORES, CarrierScores
+from mechrefusal.geometry.carriers import in_order, select
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.scoring import Scorer, exactly
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 
@@ -153,9 +155,9 @@ def split_half(
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for number, half in enumerate(track(halves, "carriers of halves"), start=1):
         each = [exactly(scorer, half.at(*place, reference=reference)) for place in wanted]
-        found = gathered(wanted, each, [True] * len(wanted))
-        scored.append(found.table.assign(half=number)[list(HALF_SCORES)])
-        winner = select(found, n_layers, admissible).winner
+        of_half = CarrierScores.gathered(wanted, each)
+        scored.append(of_half.table.assign(half=number)[list(HALF_SCORES)])
+        winner = select(of_half, n_layers, admissible).winner
         if winner is not None:
             table.loc[places[winner.row], "half_wins"] += 1
             layers.append(float(winner.layer))

@@ -12,8 +12,9 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.held_out import Chosen
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.held_out import ChosenCandidate
 from mechrefusal.geometry.scoring import Scorer, as_array
 from mechrefusal.models import is_direction
 from mechrefusal.progress import track
@@ -36,7 +37,7 @@ def transfer(
     *,
     own: Directions | None = None,
     halves: Mapping[str, Float[Tensor, "two d_model"]] | None = None,
-    chosen: Mapping[str, Chosen] | None = None,
+    chosen: Mapping[str, ChosenCandidate] | None = None,
     description: str = "transfer",
 ) -> pd.DataFrame:
     """What directions of other checkpoints (or of this one) do at `model`.
@@ -61,8 +62,8 @@ def transfer(
         mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95%
         t intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
         `decrease_held_out` with its 95% interval: of those in `chosen` the decrease of every prompt under what the
-        other prompts would choose (`held_out.Chosen.decrease`), to be compared with that of directions that these
-        prompts did not choose; NaN for all others;
+        other prompts would choose (`held_out.ChosenCandidate.decrease`), to be compared with that of directions that
+        these prompts did not choose; NaN for all others;
         `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
         `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful
         prompts) with the direction of one half of the direction prompts ablated and with that of the other, which is
@@ -141,7 +142,7 @@ def _moved(model, name: str, one: Direction, own: Directions | None) -> Directio
 
 
 def _held_out(
-    chosen: Chosen | None, before: Float[Tensor, " harmful"], ablated: Float[Tensor, " harmful"]
+    chosen: ChosenCandidate | None, before: Float[Tensor, " harmful"], ablated: Float[Tensor, " harmful"]
 ) -> dict[str, float]:
     """The decrease under what other prompts choose."""
     if chosen is None:

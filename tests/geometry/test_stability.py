@@ -10,8 +10,9 @@ import torch
 
 from mechrefusal import MechrefusalError
 from mechrefusal.geometry import carriers, stability
-from mechrefusal.geometry.directions import FOLDS, Directions
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.contrast import FOLDS
+from mechrefusal.geometry.directions import Directions
 
 
 def scores(bypass, induce, kl, *, layers=None, exact=None):

@@ -14,7 +14,7 @@ from tolerances import FORWARD
 from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry import Admissible, Subspace, nullspace, score_subspaces, subspaces
+from mechrefusal.geometry import Admissible, Subspace, nullspace, score_subspaces, subspace_scores, subspaces
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.prompts import Split, prompt_ids
 from mechrefusal.statistics.intervals import skewed_mean
@@ -181,7 +181,7 @@ class TestChoose:
         return pd.DataFrame(rows, columns=names).assign(position=-1, reason="")
 
     def choose(self, *rows, baseline=10.0):
-        return subspaces.choose(self.table(*rows), baseline=baseline, n_layers=10)
+        return subspace_scores.choose(self.table(*rows), baseline=baseline, n_layers=10)
 
     def test_the_smallest_that_is_enough(self):
         found = self.choose(
@@ -225,7 +225,7 @@ class TestChoose:
 
     def test_every_direction_of_a_cone_must_be_admissible(self):
         rows = self.table(("pca", 1, 3, 2.0, 1.0, 0.0), ("cone", 2, 3, 0.0, 1.0, 0.0), ("cone", 3, 3, 0.0, 1.0, 0.2))
-        found = subspaces.choose(
+        found = subspace_scores.choose(
             rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 0.75, 0.5]), baseline=10.0, n_layers=10
         )
         assert found["admissible"].tolist() == [True, False, False]
@@ -236,7 +236,7 @@ class TestChoose:
         ]
         assert found["smallest"].tolist() == [True, False, False]
         whole = rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 1.0, 1.0], kl=0.0)
-        assert subspaces.choose(whole, baseline=10.0, n_layers=10)["smallest"].tolist() == [False, True, False]
+        assert subspace_scores.choose(whole, baseline=10.0, n_layers=10)["smallest"].tolist() == [False, True, False]
 
     def test_floors_are_never_enough(self):
         found = self.choose(("pca", 1, 3, 2.0, 1.0, 0.0), ("random_cone", 1, 3, 0.0, 1.0, 0.0))
@@ -245,7 +245,7 @@ class TestChoose:
 
     def test_thresholds(self):
         scores = self.table(("pca", 1, 3, 0.0, -1.0, 0.5))
-        found = subspaces.choose(scores, baseline=1.0, n_layers=10, admissible=Admissible(0.5, -1.0))
+        found = subspace_scores.choose(scores, baseline=1.0, n_layers=10, admissible=Admissible(0.5, -1.0))
         assert found["smallest"].tolist() == [True]
 
 

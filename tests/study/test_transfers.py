@@ -18,7 +18,7 @@ from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
 from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import CarrierScores, transfer
-from mechrefusal.geometry.directions import dealt
+from mechrefusal.geometry.contrast import dealt
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import builtin
 from mechrefusal.study import transfers

@@ -9,11 +9,11 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.activations import stream
-from mechrefusal.geometry.directions import Contrast, last_instruction_position, twin_names
+from mechrefusal.geometry.contrast import SIDES, Contrast, last_instruction_position, twin_names
 
 
 @dataclass(frozen=True)
-class Readings:
+class ContrastActivations:
     """resid_pre of harmful and harmless prompts, every layer, at two positions counted from the end.
 
     The first of `positions` is the last instruction token, where harmfulness is encoded; the second one lies after the
@@ -35,11 +35,11 @@ class Readings:
 
     def directions(self, layer: int) -> Float[Tensor, "place d_model"]:
         """The harmfulness and the refusal direction: means of harmful minus harmless prompts, taken in float64."""
-        harmful, harmless = (found[:, :, layer].double().mean(dim=0) for found in (self.harmful, self.harmless))
+        harmful, harmless = (side[:, :, layer].double().mean(dim=0) for side in (self.harmful, self.harmless))
         return (harmful - harmless).float()
 
     @classmethod
-    def of(cls, model, contrast: Contrast, *, position: int = -1) -> "Readings":
+    def of(cls, model, contrast: Contrast, *, position: int = -1) -> "ContrastActivations":
         """Read `contrast`'s prompts. Memory: prompts × 2 × n_layers × d_model, float32.
 
         Raises:
@@ -67,11 +67,11 @@ class Readings:
 
 def _twins(contrast: Contrast) -> tuple[str, ...] | None:
     """Names of the twins, from a column `twin` of both prompt sets; None where there is none."""
-    found: list[str] = []
-    for side, chosen in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
-        names = twin_names(chosen)
+    labels: list[str] = []
+    for side in SIDES:
+        names = twin_names(getattr(contrast, side))
         if names is None:
             return None
         # A prompt without a twin has a name of its own.
-        found += [f"{side} {row}" if name is None else name for row, name in enumerate(names)]
-    return tuple(found)
+        labels += [f"{side} {row}" if name is None else name for row, name in enumerate(names)]
+    return tuple(labels)
