@@ -89,7 +89,7 @@ def attribute(model, texts: Sequence[str], readout: Readout) -> Attribution:
             model; weights that are not finite; an architecture whose stream is not the sum of heads and MLPs.
     """
     readout.check(model)
-    ids = [(*found.prompt_ids, *readout.opening) for found in prompt_segments(model, texts)]
+    ids = [(*segments.prompt_ids, *readout.opening) for segments in prompt_segments(model, texts)]
     return of_writes(model, Writes.take(model, ids, position=readout.position, tokens=readout.tokens), readout)
 
 

@@ -102,7 +102,7 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
     """
     require_tokens(model, metric)
     tokens = [*metric.refusal_tokens, *metric.compliance_tokens]
-    ids = [(*found.prompt_ids, *metric.opening) for found in prompt_segments(model, texts)]
+    ids = [(*segments.prompt_ids, *metric.opening) for segments in prompt_segments(model, texts)]
     written = Writes.take(model, ids, tokens=tokens)
     stream = torch.cat([written.resid_pre, written.final[:, None]], dim=1).transpose(0, 1)
     try:
@@ -110,8 +110,8 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
     except (ValueError, NotImplementedError) as error:
         raise MechrefusalError(f"the layers of this model cannot be read by a logit lens: {error}") from error
     likely = readout.values.double()
-    own = written.logits - written.log_total[:, None]
-    gap = (likely[-1] - own).abs().max().item()
+    of_model = written.logits - written.log_total[:, None]
+    gap = (likely[-1] - of_model).abs().max().item()
     if not gap <= TOLERANCE:
         raise MechrefusalError(
             f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE:g}); this architecture "

@@ -96,10 +96,10 @@ class Onto:
     @classmethod
     def of(cls, along: Along, *, layer: int | None = None, position: int | None = None) -> "Onto":
         """Onto a direction or carrier, read where it was taken; a tensor needs its layer."""
-        found = direction_of(along)
-        at = found.require_layer() if layer is None else layer
-        read = next(each for each in (position, found.position, -1) if each is not None)
-        return cls(found.vector, at, read, found.weights)
+        direction = direction_of(along)
+        at = direction.require_layer() if layer is None else layer
+        read = next(each for each in (position, direction.position, -1) if each is not None)
+        return cls(direction.vector, at, read, direction.weights)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for a direction of other weights or width, or that is none; a layer that is not."""

@@ -115,9 +115,9 @@ class ComponentPasses:
         """
         layers, n = range(first_layer, self.model.cfg.n_layers), len(self.runs)
         for group in self.groups:
-            found = group.batch.run(edits(group), layers=layers).logits
+            logits = group.batch.run(edits(group), layers=layers).logits
             numbers = [prompt for prompt, run in group.numbers if run == 0]
-            yield numbers, by_continuation(found, n)
+            yield numbers, by_continuation(logits, n)
 
     @torch.no_grad()
     def kept(self, places: Collection[Place]) -> Iterator[tuple[ComponentBatch, dict[Place, Tensor]]]:
@@ -129,7 +129,7 @@ class ComponentPasses:
 
 def by_place(components: Sequence[Component]) -> dict[Place, list[int]]:
     """Components by layer and site, with their indices there."""
-    found: dict[Place, list[int]] = defaultdict(list)
+    indices: dict[Place, list[int]] = defaultdict(list)
     for component in components:
-        found[component.place].append(component.index)
-    return dict(found)
+        indices[component.place].append(component.index)
+    return dict(indices)

@@ -86,9 +86,9 @@ def add(
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
     """Add a direction at one layer, by default its own, while open; see `Addition`."""
-    found = direction_of(along)
-    at = found.require_layer() if layer is None else layer
-    return intervened(model, Addition(found.vector, at, coefficient, positions, found.weights))
+    direction = direction_of(along)
+    at = direction.require_layer() if layer is None else layer
+    return intervened(model, Addition(direction.vector, at, coefficient, positions, direction.weights))
 
 
 def clamp(
@@ -101,8 +101,8 @@ def clamp(
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
     """Hold the projection on a direction at `value` while open; see `Clamp`."""
-    found = direction_of(along)
-    return intervened(model, Clamp(found.vector, value, layers, sites, positions, found.weights))
+    direction = direction_of(along)
+    return intervened(model, Clamp(direction.vector, value, layers, sites, positions, direction.weights))
 
 
 def patch(

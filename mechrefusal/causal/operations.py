@@ -253,8 +253,8 @@ def random_like(along: Along, *, seed: int) -> Tensor | Direction:
     """A random direction of the same norm, and of a `Direction` in its place: the control of every intervention."""
     vector = direction_of(along).vector
     noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(vector)
-    found = noise * (vector.norm() / noise.norm())
-    return found if isinstance(along, Tensor) else replace(direction_of(along), vector=found, kind="random direction")
+    random = noise * (vector.norm() / noise.norm())
+    return random if isinstance(along, Tensor) else replace(direction_of(along), vector=random, kind="random direction")
 
 
 def orthonormal(directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:

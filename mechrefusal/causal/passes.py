@@ -78,8 +78,8 @@ class Passes(_Passes):
     def by_group(self, intervention: Intervention | None = None) -> Iterator[Logits]:
         """The same for a few prompts after another, so that memory does not grow with them."""
         n = len(self.runs)
-        for found in self._run(intervention):
-            yield by_continuation(found, n)
+        for logits in self._run(intervention):
+            yield by_continuation(logits, n)
 
 
 class AnswerPasses(_Passes):

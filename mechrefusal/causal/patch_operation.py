@@ -72,31 +72,31 @@ class Patch:
         """What is done, site by site."""
         place = self._site_shape(model)
         extra = self.activation.ndim - len(place)
-        given = self.activation[(None,) * (2 - extra)]  # row, token, then the site's own
+        patched = self.activation[(None,) * (2 - extra)]  # row, token, then the site's own
         heads = None if self.heads is None else list(self.heads)
         if extra == 0 and self.positions is None:
-            return [(self.layer, self.site, lambda activation: _replaced(activation, given, heads))]
+            return [(self.layer, self.site, lambda activation: _replaced(activation, patched, heads))]
         following, positions = required(passing), self.positions
 
         def put_in(activation: Tensor) -> Tensor:
             n_rows, n_tokens = activation.shape[:2]
-            if len(given) not in (1, n_rows):
-                raise MechrefusalError(f"activation to patch has {len(given)} rows, the pass {n_rows}; give one each")
+            if len(patched) not in (1, n_rows):
+                raise MechrefusalError(f"activation to patch has {len(patched)} rows, the pass {n_rows}; give one each")
             if positions is None or (positions == "prompt" and extra):
                 if following.n_past > 0 and n_tokens == 1:
                     return activation  # a generated token
-                if following.n_past > 0 or given.shape[1] != n_tokens:
+                if following.n_past > 0 or patched.shape[1] != n_tokens:
                     raise MechrefusalError(
-                        f"activation to patch has {given.shape[1]} tokens, the pass {n_tokens} after "
+                        f"activation to patch has {patched.shape[1]} tokens, the pass {n_tokens} after "
                         f"{following.n_past}; say with positions where they belong"
                     )
-                return _replaced(activation, given, heads)
+                return _replaced(activation, patched, heads)
             columns = following.columns(positions, n_tokens)
             if not columns:
                 return activation
-            edited, there = activation.clone(), list(columns.values())
-            rows = list(columns) if given.shape[1] > 1 else [0]
-            edited[:, there] = _replaced(activation[:, there], given[:, rows], heads)
+            edited, chosen = activation.clone(), list(columns.values())
+            rows = list(columns) if patched.shape[1] > 1 else [0]
+            edited[:, chosen] = _replaced(activation[:, chosen], patched[:, rows], heads)
             return edited
 
         return [(self.layer, self.site, put_in)]
@@ -107,13 +107,13 @@ class Patch:
         return (model.cfg.d_mlp if self.site == "mlp_post" else model.cfg.d_model,)
 
 
-def _replaced(activation: Tensor, given: Tensor, heads: list[int] | None) -> Tensor:
+def _replaced(activation: Tensor, replacement: Tensor, heads: list[int] | None) -> Tensor:
     """A new tensor of the activation's shape: later layers may write in place, and must not write to `given`."""
     edited = activation.clone()
     if heads is None:
-        edited[:] = given.to(activation)
+        edited[:] = replacement.to(activation)
     else:
-        edited[:, :, heads] = given.to(activation)
+        edited[:, :, heads] = replacement.to(activation)
     return edited
 
 

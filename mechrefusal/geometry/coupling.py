@@ -190,13 +190,13 @@ def _cosines(measure: str, a: np.ndarray, b: np.ndarray, weights: _Weights) -> d
         return resampling.missing(measure, len(a), "harmful and harmless prompts have the same mean")
     if measure == "cosine":
         draws = cosine(weights.draws, weights.draws)
-        found = resampling.estimate(value, draws, min(weights.sizes), bounds=(-1, 1))
+        estimate = resampling.estimate(value, draws, min(weights.sizes), bounds=(-1, 1))
         floor = resampling.band(cosine(weights.shuffled, weights.shuffled))
     else:
         halves = cosine(*weights.halves)
-        found = Estimate(float(halves[np.isfinite(halves)].mean()), *resampling.band(halves), len(a))
+        estimate = Estimate(float(halves[np.isfinite(halves)].mean()), *resampling.band(halves), len(a))
         floor = resampling.band(cosine(*weights.shuffled_halves))
-    return resampling.row(measure, found, floor, folds.random_floor("cosine", a.shape[1]), n=len(a))
+    return resampling.row(measure, estimate, floor, folds.random_floor("cosine", a.shape[1]), n=len(a))
 
 
 def _changes(
@@ -274,10 +274,10 @@ def _apart(
         return _separation(with_, contrasts) - _separation(without, contrasts)
 
     draws = change(other, base, resampling.bootstrapped(*sizes, random))
-    found = resampling.estimate(float(change(other, base, now)[0]), draws, min(sizes))
+    estimate = resampling.estimate(float(change(other, base, now)[0]), draws, min(sizes))
     swapped = random.random((resampling.DRAWS, n)) < 0.5
     floor = resampling.band(change(np.where(swapped, base, other), np.where(swapped, other, base), now))
-    return resampling.row(measure, found, floor, float(change(control, base, now)[0]), n=n)
+    return resampling.row(measure, estimate, floor, float(change(control, base, now)[0]), n=n)
 
 
 def _separation(values: Float[np.ndarray, "*draw prompt"], contrasts: resampling.Draws) -> Float[np.ndarray, " draw"]:

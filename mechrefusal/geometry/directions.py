@@ -121,15 +121,15 @@ class Directions:
         held[ANSWER], held[INSTRUCTION] = True, self.instruction is not None
         sides = []
         for number, side in enumerate(SIDES):
-            found = torch.zeros((self.values.shape[1], len(held), self.values.shape[2]), dtype=torch.float64)
+            of_side = torch.zeros((self.values.shape[1], len(held), self.values.shape[2]), dtype=torch.float64)
             means = self.mean(side)
             for row, position in after:
-                found[:, self.classes.at(position)] = means[row]
+                of_side[:, self.classes.at(position)] = means[row]
                 held[self.classes.at(position)] = True
             if self.instruction is not None:
-                found[:, INSTRUCTION] = self.instruction[number].double()
-            found[:, ANSWER] = means[self.positions.index(max(self.positions))]
-            sides.append(found)
+                of_side[:, INSTRUCTION] = self.instruction[number].double()
+            of_side[:, ANSWER] = means[self.positions.index(max(self.positions))]
+            sides.append(of_side)
         return TokenMeans(harmless=sides[1], harmful=sides[0], classes=self.classes, held=tuple(held))
 
     def of_positions(self, positions: Sequence[int]) -> "Directions":
@@ -158,10 +158,10 @@ class Directions:
         """
         name = require_reference(reference)
         vector = self.values[self.row(position), layer]
-        found = Direction(vector, position, layer, self.weights, "difference in means", self.means, name)
+        direction = Direction(vector, position, layer, self.weights, "difference in means", self.means, name)
         if name != ZERO:
-            Reference.of(found)  # says what is missing
-        return found
+            Reference.of(direction)  # says what is missing
+        return direction
 
     def row(self, position: int) -> int:
         """Where `position` stands in `values`; MechrefusalError if it was not measured."""

@@ -204,7 +204,7 @@ def turn(
     )
 
 
-def verdict(found: Turn) -> tuple[Verdict, str]:
+def verdict(turned: Turn) -> tuple[Verdict, str]:
     """Whether directions moved, and why one says so.
 
     First of all the direction must be there: at either checkpoint the interval of `within` lies clear of what random
@@ -212,22 +212,22 @@ def verdict(found: Turn) -> tuple[Verdict, str]:
     `corrected` is below `TURNED` (it is no tiny turn). Not moved: the whole interval of `corrected` is at or above
     `TURNED`; it is scaled by `expected`, so noise alone never looks like rest. Otherwise cannot tell.
     """
-    if found.reason:
-        return "cannot tell", found.reason
-    for name, within in zip(("first", "second"), found.within, strict=True):
-        clear = within.low > found.random if found.measure == "cosine" else within.high < found.random
+    if turned.reason:
+        return "cannot tell", turned.reason
+    for name, within in zip(("first", "second"), turned.within, strict=True):
+        clear = within.low > turned.random if turned.measure == "cosine" else within.high < turned.random
         if not clear:
             return "cannot tell", (
                 f"halves of the prompts at the {name} checkpoint agree no better than random directions may: "
-                f"{_shown(within)}, random {found.random:.2f}"
+                f"{_shown(within)}, random {turned.random:.2f}"
             )
     numbers = (
-        f"across {found.cross.value:.2f} where {found.expected:.2f} is expected of noise alone; excess "
-        f"{_shown(found.excess)}, noise-corrected cosine {_shown(found.corrected)}"
+        f"across {turned.cross.value:.2f} where {turned.expected:.2f} is expected of noise alone; excess "
+        f"{_shown(turned.excess)}, noise-corrected cosine {_shown(turned.corrected)}"
     )
-    if found.excess.low > 0 and found.corrected.value < TURNED:
+    if turned.excess.low > 0 and turned.corrected.value < TURNED:
         return "moved", numbers
-    if found.corrected.low >= TURNED:
+    if turned.corrected.low >= TURNED:
         return "not moved", numbers
     return "cannot tell", numbers
 
@@ -241,10 +241,10 @@ def _with_direction(
             f"a cosine is taken place by place, but there are {len(places[0])} and {len(places[1])} places; "
             "give as many for either checkpoint"
         )
-    there = [[_has_direction(each, place) for place in where] for each, where in zip((a, b), places, strict=True)]
+    pointing = [[_has_direction(each, place) for place in where] for each, where in zip((a, b), places, strict=True)]
     if measure == "cosine":
-        there = [[x and y for x, y in zip(*there, strict=True)]] * 2
-    kept = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, there, strict=True)]
+        pointing = [[x and y for x, y in zip(*pointing, strict=True)]] * 2
+    kept = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, pointing, strict=True)]
     reason = "" if all(kept) else "no direction at one of the two (none was chosen, or the prompts are alike there)"
     return (kept[0], kept[1]), reason
 
@@ -288,8 +288,8 @@ def _nothing() -> Estimate:
     return Estimate(float("nan"), float("nan"), float("nan"), 0)
 
 
-def _shown(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -162,10 +162,10 @@ class ChosenCandidate:
         n = int(blocks.max()) + 1
         times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)[:, blocks].astype(float)
         ends = np.cumsum([len(each) for each in self.choosers])
-        drawn = np.repeat(np.array(ablated, dtype=float)[:, None], DRAWS, axis=1)
-        drawn[chose] = self.choice.drawn(times[:, : ends[0]], times[:, ends[0] : ends[1]])[rows[chose]]
+        after_by_draw = np.repeat(np.array(ablated, dtype=float)[:, None], DRAWS, axis=1)
+        after_by_draw[chose] = self.choice.drawn(times[:, : ends[0]], times[:, ends[0] : ends[1]])[rows[chose]]
         weights = times[:, ends[1] :].T
         with np.errstate(divide="ignore", invalid="ignore"):
-            changes = np.where(weights > 0, weights * (np.asarray(before)[:, None] - drawn), 0)
+            changes = np.where(weights > 0, weights * (np.asarray(before)[:, None] - after_by_draw), 0)
             draws = changes.sum(axis=0) / weights.sum(axis=0)
         return resampling.estimate(float(np.mean(before - after)), draws, len(self.measured_on))

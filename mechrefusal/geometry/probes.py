@@ -75,8 +75,8 @@ def linear_probe(
         MechrefusalError: activations that are not (prompt, d_model), or of two widths; fewer than two folds; names that
             are not one a prompt.
     """
-    groups = [np.asarray(found, dtype=float) for found in (positive, negative)]
-    if any(found.ndim != 2 for found in groups) or groups[0].shape[1] != groups[1].shape[1]:
+    groups = [np.asarray(estimate, dtype=float) for estimate in (positive, negative)]
+    if any(estimate.ndim != 2 for estimate in groups) or groups[0].shape[1] != groups[1].shape[1]:
         raise MechrefusalError(
             f"a probe needs two tables (prompt, d_model) of the same width, got {groups[0].shape} and {groups[1].shape}"
         )
@@ -105,12 +105,12 @@ def linear_probe(
     auc = float(resampling.auc(probed, first)[0])
     together = None if twins is None else blocks
     draws = resampling.auc(probed, resampling.bootstrapped(n_positive, n_negative, random, blocks=together))
-    found = resampling.estimate(auc, draws, min(n_positive, n_negative), bounds=(0, 1))
+    estimate = resampling.estimate(auc, draws, min(n_positive, n_negative), bounds=(0, 1))
     angle = cosine(_weights(x, labels), groups[0].mean(axis=0) - groups[1].mean(axis=0))
     return Probe(
         auc=auc,
-        low=found.low,
-        high=found.high,
+        low=estimate.low,
+        high=estimate.high,
         mean_auc=float(resampling.auc(projected, first)[0]),
         shuffled_auc=float(np.mean([_shuffled_auc(parts, labels, random) for _ in range(SHUFFLES)])),
         cosine=angle,
@@ -142,8 +142,8 @@ def probe_layers(
     # Matrices this small gain nothing from threads, and on busy cores threads wait for each other most of the time.
     with threadpool_limits(1):
         for index, layer in track(list(enumerate(numbers)), f"probes: {target} at {position}"):
-            found = linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)
-            rows.append({"target": target, "position": position, "layer": layer, **asdict(found)})
+            probe = linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)
+            rows.append({"target": target, "position": position, "layer": layer, **asdict(probe)})
     return pd.DataFrame(rows)
 
 
@@ -198,12 +198,12 @@ def as_flags(flags: Sequence[bool], n: int, name: str) -> Bool[np.ndarray, " pro
     Raises:
         MechrefusalError: another number of them, or one that is neither true nor false.
     """
-    found = np.array([flag in (True, False) and bool(flag) for flag in flags], dtype=bool)
-    if len(found) != n or not all(flag in (True, False) for flag in flags):
+    checked = np.array([flag in (True, False) and bool(flag) for flag in flags], dtype=bool)
+    if len(checked) != n or not all(flag in (True, False) for flag in flags):
         raise MechrefusalError(
-            f"{n} {name} prompts came with {len(found)} flags of refusal; give one True or False a prompt"
+            f"{n} {name} prompts came with {len(checked)} flags of refusal; give one True or False a prompt"
         )
-    return found
+    return checked
 
 
 class _Fold:

@@ -173,18 +173,18 @@ class _Sample:
     def races(self, bypass: ndarray, induce: ndarray, kl: ndarray) -> list[Float[ndarray, "race candidate"]]:
         """Means of every race, from scores (candidate, prompt of the sample)."""
         means = []
-        for values, (base, part), (drawn, donors) in zip((bypass, induce), self._bases, self._drawn, strict=True):
+        for values, (base, part), (prompts, donors) in zip((bypass, induce), self._bases, self._drawn, strict=True):
             weights = _weights(donors, len(part))
-            means.append(weights @ values.T + (base[drawn].mean(axis=1) - weights @ part)[:, None])
-        drawn, donors = self._drawn[1]
+            means.append(weights @ values.T + (base[prompts].mean(axis=1) - weights @ part)[:, None])
+        prompts, donors = self._drawn[1]
         ratio = kl / self._easily[self._kept]
-        means.append(_weights(donors, kl.shape[1], self._easily[drawn]) @ ratio.T)
+        means.append(_weights(donors, kl.shape[1], self._easily[prompts]) @ ratio.T)
         return means
 
     def settled(self, scores: Scores) -> list[Float[ndarray, " race"]]:
         """Means of every race, from scores of all prompts."""
         sides = (self._drawn[0], self._drawn[1], self._drawn[1])
-        return [values[drawn].mean(axis=1) for values, (drawn, _) in zip(scores, sides, strict=True)]
+        return [values[prompts].mean(axis=1) for values, (prompts, _) in zip(scores, sides, strict=True)]
 
 
 class _Race:
@@ -245,11 +245,11 @@ class _Race:
 def _draw(n: int, sample: ndarray, random: np.random.Generator) -> tuple[ndarray, ndarray]:
     """For every race n of n prompts with replacement, and the place in the sample of what stands in for each."""
     k = len(sample)
-    drawn = random.integers(n, size=(RACES, n))
+    prompts = random.integers(n, size=(RACES, n))
     pool = random.integers(k, size=(RACES, k))
     stands_for = np.take_along_axis(pool, random.integers(k, size=(RACES, n)), axis=1)
     stands_for[:, sample] = np.arange(k)
-    return drawn, np.take_along_axis(stands_for, drawn, axis=1)
+    return prompts, np.take_along_axis(stands_for, prompts, axis=1)
 
 
 def _weights(donors: Int[ndarray, "race prompt"], k: int, each: ndarray | float = 1.0) -> Float[ndarray, "race k"]:

@@ -108,10 +108,10 @@ def score_subspaces(
     layer = r.require_layer()
     require_layers(model, [layer])
     require_weights(model, r.weights, r.name)
-    for family, given in [("difference", r.vector[None]), *((s.family, s.basis) for s in subspaces)]:
-        if given.shape[-1] != model.cfg.d_model:
+    for family, rows_of_family in [("difference", r.vector[None]), *((s.family, s.basis) for s in subspaces)]:
+        if rows_of_family.shape[-1] != model.cfg.d_model:
             raise MechrefusalError(
-                f"directions of '{family}' are of width {given.shape[-1]}, the model of {model.cfg.d_model}; "
+                f"directions of '{family}' are of width {rows_of_family.shape[-1]}, the model of {model.cfg.d_model}; "
                 "take them from this model"
             )
     if samples < 1:

@@ -31,11 +31,11 @@ HALVES = ("decrease_half_low", "decrease_half_high")
 
 def transfer(
     model,
-    found: Mapping[str, Direction],
+    directions: Mapping[str, Direction],
     validation: Contrast,
     metric: RefusalMetric,
     *,
-    own: Directions | None = None,
+    target_directions: Directions | None = None,
     halves: Mapping[str, Float[Tensor, "two d_model"]] | None = None,
     chosen: Mapping[str, ChosenCandidate] | None = None,
     description: str = "transfer",
@@ -44,11 +44,11 @@ def transfer(
 
     Args:
         model: the target, a hooked transformer.
-        found: directions by any name, with their places, of whatever weights. Those of another architecture are an
+        directions: directions by any name, with their places, of whatever weights. Those of another architecture are an
             error.
         validation: prompts that are the same for every target, or nothing could be compared.
         metric: of the target.
-        own: the target's directions. What a direction is ablated to, and set to in place of an addition, are then the
+        target_directions: the target's own directions. What a direction is ablated to, and set to in place of an addition, are then the
             means of the target's own harmless and harmful prompts at the position and from the layer where the
             direction was found; None: zero at every layer, and addition.
         halves: by name, the directions of two halves of the direction prompts at the same place (see
@@ -75,14 +75,14 @@ def transfer(
             prompts.
     """
     halves = halves or {}
-    here = {name: _moved(model, name, one, own) for name, one in found.items()}
+    here = {name: _moved(model, name, one, target_directions) for name, one in directions.items()}
     for name, both in halves.items():
         if both.shape != (2, model.cfg.d_model):
             raise MechrefusalError(
                 f"halves of direction '{name}' have shape {tuple(both.shape)}; give two directions of width "
                 f"{model.cfg.d_model}, or none"
             )
-    if not found:
+    if not directions:
         return pd.DataFrame()
     scorer = Scorer(model, validation, metric)
     baseline = {
@@ -104,7 +104,7 @@ def transfer(
         control = random_like(one, seed=CONTROL_SEED)
         ablated = scorer.under(taken_out(one))
         # Ablated to zero neither its length nor its place matters, so that one control serves all.
-        place = () if own is None else (one.position, one.layer)
+        place = () if target_directions is None else (one.position, one.layer)
         if place not in random_bypass:
             random_bypass[place] = scorer.on_harmful(taken_out(control)).mean().item()
         induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (one, control))
@@ -127,7 +127,7 @@ def transfer(
     return pd.DataFrame(rows)
 
 
-def _moved(model, name: str, one: Direction, own: Directions | None) -> Direction:
+def _moved(model, name: str, one: Direction, target_directions: Directions | None) -> Direction:
     """The direction as one of the target's own, at the place where it was found, with the target's means."""
     position, layer, width = one.position, one.layer, model.cfg.d_model
     if position is None or layer is None or one.vector.shape != (width,) or not 0 <= layer < model.cfg.n_layers:
@@ -135,9 +135,9 @@ def _moved(model, name: str, one: Direction, own: Directions | None) -> Directio
             f"direction '{name}' is of width {one.vector.shape[-1]} at layer {layer}; this model has width {width} and "
             f"{model.cfg.n_layers} layers: transfer needs one architecture, and directions with their places"
         )
-    if own is None:
+    if target_directions is None:
         return Direction(one.vector, position, layer, kind=one.kind)
-    here = own.at(position, layer, reference=HARMLESS)
+    here = target_directions.at(position, layer, reference=HARMLESS)
     return Direction(one.vector, position, layer, kind=one.kind, means=here.means, reference=HARMLESS)
 
 
@@ -147,8 +147,8 @@ def _held_out(
     """The decrease under what other prompts choose."""
     if chosen is None:
         return dict.fromkeys(HELD_OUT, float("nan"))
-    found = chosen.decrease(as_array(before), as_array(ablated))
-    return dict(zip(HELD_OUT, (found.value, found.low, found.high), strict=True))
+    decrease = chosen.decrease(as_array(before), as_array(ablated))
+    return dict(zip(HELD_OUT, (decrease.value, decrease.low, decrease.high), strict=True))
 
 
 def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
@@ -158,10 +158,12 @@ def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] 
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
     before = scorer.base.harmful.mean().item()
-    found = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
-    return dict(zip(HALVES, sorted(found), strict=True))
+    decreases = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
+    return dict(zip(HALVES, sorted(decreases), strict=True))
 
 
 def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:
-    found = intervals.mean(by_prompt.double().cpu().numpy())
-    return {f"{name}{end}": value for end, value in zip(ENDS, (found.value, found.low, found.high), strict=True)}
+    estimate = intervals.mean(by_prompt.double().cpu().numpy())
+    return {
+        f"{name}{end}": value for end, value in zip(ENDS, (estimate.value, estimate.low, estimate.high), strict=True)
+    }

@@ -92,7 +92,14 @@ def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, ar
             chosen[target.id] = mine
         halves = {checkpoint.id: both for checkpoint, (_, both) in sources.items() if checkpoint.id in found}
         rows = transfer(
-            model, found, validation, metric, own=own, halves=halves, chosen=chosen, description=description
+            model,
+            found,
+            validation,
+            metric,
+            target_directions=own,
+            halves=halves,
+            chosen=chosen,
+            description=description,
         )
     nowhere = [
         {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}

@@ -91,13 +91,13 @@ class Runs:
         target = self.corrupted if self.mode == "denoising" else self.clean
         if not patches:
             return []
-        found = runner_of(self.model).patching(self.runs[number], site).scores(patches)
-        return (found.cpu() - target[number]).tolist()
+        scores = runner_of(self.model).patching(self.runs[number], site).scores(patches)
+        return (scores.cpu() - target[number]).tolist()
 
     def rows(self, number: int, site: Site, patches: Sequence[Patch], raw: Sequence[float]) -> list[dict]:
         """Rows of one pair for `averaged`."""
-        made = rows_of(patches, raw, self.tokens[number], self.runs[number].first)
-        return [{"site": site, "pair": number, **row} for row in made]
+        of_pair = rows_of(patches, raw, self.tokens[number], self.runs[number].first)
+        return [{"site": site, "pair": number, **row} for row in of_pair]
 
 
 def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
@@ -127,7 +127,7 @@ def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
 
     Cells that come before the first difference of all pairs are left out, as they are zero.
     """
-    made = [
+    means = [
         {
             **dict(zip(CELL, cell.key, strict=True)),
             "token": cell.token,
@@ -138,7 +138,7 @@ def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
         }
         for cell in cells(rows, CELL)
     ]
-    table = pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
+    table = pd.DataFrame(means, columns=[*CELL, "token", name, "low", "high", "n"])
     return table.astype({"position": "Int64"})
 
 

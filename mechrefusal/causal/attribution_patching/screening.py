@@ -139,8 +139,8 @@ def screened(
     wanted, layers = _checked(model, sites, layers, tool)
     start = time.perf_counter()
     runs = ready(model, pairs, metric, mode)
-    found = _screen(runs, metric, wanted, layers, method, steps, tool, start)
-    table = found.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
+    estimated = _screen(runs, metric, wanted, layers, method, steps, tool, start)
+    table = estimated.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
     start = time.perf_counter()
     exact = _exact(runs, table[table["scored"] != ""])
@@ -150,13 +150,13 @@ def screened(
     return Screened(
         table,
         agreement(table),
-        found.clean,
-        found.corrupted,
-        found.reason,
-        found.seconds,
+        estimated.clean,
+        estimated.corrupted,
+        estimated.reason,
+        estimated.seconds,
         seconds,
         len(exact),
-        found.left_out,
+        estimated.left_out,
     )
 
 
@@ -201,11 +201,11 @@ def _screen(
 ) -> Screen:
     rows, used = [], set()
     for number, run in enumerate(track(list(runs.runs), "attribution patching")):
-        found, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
+        by_site, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
         used.add(by)
         for site in sites:
             patches = run.patches(runs.model, site, layers, by_position=site != "z")
-            raw = [float(found[site][patch.layer][_cell(patch)].sum()) for patch in patches]
+            raw = [float(by_site[site][patch.layer][_cell(patch)].sum()) for patch in patches]
             rows += runs.rows(number, site, patches, raw)
     table = averaged(rows, "estimate")
     table["effect"] = table["estimate"] * runs.scale
@@ -240,9 +240,9 @@ def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
             every = run.patches(runs.model, site, layers, by_position=site != "z")
             n = len(run.target)
             patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in wanted]
-            made = runs.rows(number, site, patches, runs.exact(number, site, patches))
+            patched = runs.rows(number, site, patches, runs.exact(number, site, patches))
             # Where a pair does not differ yet its effect is zero, and counts.
             shared = runs.rows(number, site, every, [0.0] * len(every))
-            rows += [row for row in made if not row["shared"]]
+            rows += [row for row in patched if not row["shared"]]
             rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in wanted]
     return averaged(rows, "exact")

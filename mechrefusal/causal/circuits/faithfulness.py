@@ -154,11 +154,13 @@ class FaithfulnessPasses:
             [(of, len(chosen), share) for chosen in sets for of in METRICS for share in SHARES],
             columns=["of", "size", "share"],
         )
-        own = Observations(np.stack(changes, axis=1), cells, numbered(len(changes[0])), "pair")
-        empty = Observations(np.empty((len(own.units), 0)), cells.iloc[:0].assign(draw=0), own.units, "pair")
-        drawn = [Observations(np.stack(each, axis=1), cells, own.units, "pair") for each in random]
-        others = Observations.joined(drawn, "draw", range(n_random)) if drawn else empty
-        return Faithfulness(tuple(map(tuple, sets)), len(circuit), own, others, self.full, self.ablated)
+        observations = Observations(np.stack(changes, axis=1), cells, numbered(len(changes[0])), "pair")
+        empty = Observations(
+            np.empty((len(observations.units), 0)), cells.iloc[:0].assign(draw=0), observations.units, "pair"
+        )
+        by_draw = [Observations(np.stack(each, axis=1), cells, observations.units, "pair") for each in random]
+        others = Observations.joined(by_draw, "draw", range(n_random)) if by_draw else empty
+        return Faithfulness(tuple(map(tuple, sets)), len(circuit), observations, others, self.full, self.ablated)
 
     def _changes(self, chosen: Sequence[Node]) -> list[Float[np.ndarray, " pair"]]:
         """Changes by the set alone and without it, in the order of the cells."""

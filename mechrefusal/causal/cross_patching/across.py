@@ -207,12 +207,12 @@ def _patched(
         targets.append(patched.unpatched)
     source, unpatched = (torch.cat(scores).double().numpy() for scores in (sources, targets))
     units = numbered(len(source))
-    drawn = None
+    of_controls = None
     if draws is not None:
         by_draw = cells.loc[np.tile(cells.index, draws)].reset_index(drop=True)
         by_draw.insert(0, "draw", np.repeat(np.arange(draws), len(cells)))
-        drawn = Observations(np.concatenate(controls), by_draw, units)
-    return CrossPatching(Observations(np.concatenate(changes), cells, units), drawn, source, unpatched)
+        of_controls = Observations(np.concatenate(controls), by_draw, units)
+    return CrossPatching(Observations(np.concatenate(changes), cells, units), of_controls, source, unpatched)
 
 
 def _taken_parts(

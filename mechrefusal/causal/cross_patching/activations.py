@@ -111,9 +111,9 @@ def take(
     adding_up = _AddingUp(source, chosen if "result" in sites else [])
 
     def keeping(one: ComponentBatch) -> list[Edit]:
-        here = torch.cat(list(one.places))
-        there = torch.cat([places[number] for number in one.numbers]).to(here.device)
-        return [*((*at, _into(source, at, kept[at], here, there)) for at in kept), *adding_up.edits()]
+        places_in_pass = torch.cat(list(one.places))
+        places_kept = torch.cat([places[number] for number in one.numbers]).to(places_in_pass.device)
+        return [*((*at, _into(source, at, kept[at], places_in_pass, places_kept)) for at in kept), *adding_up.edits()]
 
     scores = torch.empty(len(ids))
     for numbers, logits in passes.logits(keeping):
@@ -165,12 +165,12 @@ def architecture(model) -> dict[str, object]:
 
 def require_same(known: Mapping[str, object], ids: Mapping[str, Sequence[int]], target) -> None:
     """Raise `MechrefusalError` where `target` has another architecture, or reads texts as other tokens than `ids`."""
-    own = architecture(target)
+    target_known = architecture(target)
     for name, value in known.items():
-        if own[name] != value:
+        if target_known[name] != value:
             raise MechrefusalError(
-                f"source and target differ in {name}: {value} and {own[name]}; activations can be patched between "
-                "checkpoints of one architecture only"
+                f"source and target differ in {name}: {value} and {target_known[name]}; activations can be patched "
+                "between checkpoints of one architecture only"
             )
     for text, seen in zip(ids, prompts.prompt_ids(target.tokenizer, ids), strict=True):
         if tuple(seen) != tuple(ids[text]):
@@ -257,9 +257,9 @@ def _room(model, site: Site, n_tokens: int) -> Tensor:
     return torch.empty((n_tokens, *width), device=model.cfg.device)
 
 
-def _into(model, at: Place, room: Tensor, here: Tensor, there: Tensor) -> Callable[[Tensor], Tensor]:
+def _into(model, at: Place, room: Tensor, source_places: Tensor, kept_places: Tensor) -> Callable[[Tensor], Tensor]:
     def edit(activation: Tensor) -> Tensor:
-        room[there] = flat(model, at[1], activation)[here].to(room)
+        room[kept_places] = flat(model, at[1], activation)[source_places].to(room)
         return activation
 
     return edit

@@ -78,8 +78,8 @@ def neurons(
         named = {"component": "neuron", "layer": layer, "neuron": neuron, "how": how}
         rows.append({**named, "estimate": float(estimates[layer, neuron]), **effect})
     table = pd.DataFrame(rows)
-    found, expected = table["refusal"].to_numpy(), table["estimate"].to_numpy()
-    agreed = agreement_of(expected, found)
+    measured, estimated = table["refusal"].to_numpy(), table["estimate"].to_numpy()
+    agreed = agreement_of(estimated, measured)
     rank = float(agreed["spearman"]) if len(table) > 2 else float("nan")  # of two it is 1 or −1 whatever they are
     error = float(agreed["error"])
     return NeuronKnockOuts(table, rank, error, estimates, passes.base.harmful, passes.base.harmless)
@@ -88,7 +88,7 @@ def neurons(
 def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
     """First-order change of the mean refusal score of the harmful prompts, neuron by neuron."""
     prompts, replacements = passes.harmful, passes.replacements
-    found: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
     steps: dict[tuple[int, int], Tensor] = {}
     taken: dict[tuple[int, int], Tensor] = {}
     opened: list[ComponentBatch] = []
@@ -118,12 +118,12 @@ def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np
                     - flat(model, "mlp_post", taken[layer, number])[places]
                 )
                 effect = (flat(model, "mlp_post", slope)[places] * change).double().sum(0) / passes.n_harmful
-                found[layer] = found.get(layer, 0) + effect
+                by_layer[layer] = by_layer.get(layer, 0) + effect
             steps.clear()
             taken.clear()
-    width = len(next(iter(found.values())))
+    width = len(next(iter(by_layer.values())))
     estimates = np.full((model.cfg.n_layers, width), np.nan)
-    for layer, effect in found.items():
+    for layer, effect in by_layer.items():
         estimates[layer] = effect.cpu().numpy()
     return estimates
 
