@@ -17,43 +17,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.operations import (
-    Ablation,
-    Addition,
-    Chain,
-    Clamp,
-    Intervention,
-    Patch,
-    orthonormal,
-    put_in,
-    random_like,
-    taken_out,
-)
+from mechrefusal.causal.operations import Ablation, Addition, Chain, Clamp, Intervention, taken_out
+from mechrefusal.causal.patch_operation import Patch
 from mechrefusal.causal.reference import Reference
 from mechrefusal.forward.direction import Along, direction_of
 from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.positions import Pass, Positions
 from mechrefusal.forward.sites import Site, bridge_hooks
 from mechrefusal.models.bridge_internals import backbone_name
-
-__all__ = [
-    "Ablation",
-    "Addition",
-    "Chain",
-    "Clamp",
-    "Intervention",
-    "Patch",
-    "Reference",
-    "ablate",
-    "add",
-    "clamp",
-    "intervened",
-    "orthonormal",
-    "patch",
-    "put_in",
-    "random_like",
-    "taken_out",
-]
 
 
 def ablate(

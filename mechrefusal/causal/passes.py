@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.interventions import Intervention
+from mechrefusal.causal.operations import Intervention
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import Asked, Runner, batches, by_continuation, require_context, runner_of
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mechrefusal import prompts
-from mechrefusal.causal.interventions import put_in, taken_out
+from mechrefusal.causal.operations import put_in, taken_out
 from mechrefusal.causal.passes import Passes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric

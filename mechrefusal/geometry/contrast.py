@@ -1,6 +1,7 @@
 """Harmful and harmless prompts as the geometry takes them: twins among them, the folds they are dealt to, positions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal, Protocol
 
@@ -36,21 +37,38 @@ class Contrast(Protocol):
         """Requests to be answered."""
 
 
+@dataclass(frozen=True)
+class Lists:
+    """A `Contrast` of plain texts."""
+
+    harmful: Texts
+    harmless: Texts
+
+
 def dealt(contrast: Contrast) -> tuple[list[list[int]], bool]:
     """The fold of every harmful and every harmless prompt, and whether twins were kept together.
 
     Twins are dealt out in turn by the name that they share, then each class's prompts without a twin on the other side.
     """
-    names = [twin_names(each) for each in (contrast.harmful, contrast.harmless)]
-    if names[0] is None or names[1] is None or not (both := {*names[0]} & {*names[1]} - {None}):
-        return [[index % FOLDS for index in range(len(each))] for each in (contrast.harmful, contrast.harmless)], False
+    names = [twin_names(each) or [None] * len(each) for each in (contrast.harmful, contrast.harmless)]
     # By name, not by place: the audit of leaks may have dropped a prompt of one side only.
+    both = set(names[0]) & set(names[1]) - {None}
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name in names[0] if name in both))}
     folds = []
     for each in names:
         alone = count(len(place))
-        folds.append([(place[name] if name in both else next(alone)) % FOLDS for name in each or ()])
-    return folds, True
+        folds.append([(place[name] if name in both else next(alone)) % FOLDS for name in each])
+    return folds, bool(both)
+
+
+def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
+    """A label of every harmful and of every harmless prompt: twins share theirs, other prompts have their own."""
+    of_sides: list[list[Hashable]] = []
+    for side, texts in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
+        twins = twin_names(texts) or [None] * len(texts)
+        ids = getattr(texts, "ids", range(len(texts)))
+        of_sides.append([(side, name) if twin is None else twin for twin, name in zip(twins, ids, strict=True)])
+    return of_sides[0], of_sides[1]
 
 
 def twin_names(texts: Texts) -> list[str | None] | None:

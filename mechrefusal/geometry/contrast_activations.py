@@ -1,6 +1,8 @@
 """Activations where harmfulness and where refusal are encoded: taken once, used by every measure of the two."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -9,7 +11,7 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.activations import stream
-from mechrefusal.geometry.contrast import SIDES, Contrast, last_instruction_position, twin_names
+from mechrefusal.geometry.contrast import Contrast, labels, last_instruction_position, twin_names
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class ContrastActivations:
     """resid_pre of harmful and harmless prompts, every layer, at two positions counted from the end.
 
     The first of `positions` is the last instruction token, where harmfulness is encoded; the second one lies after the
-    instruction, where refusal is (Zhao et al., 2507.11878, section 2). `twins` holds a name for every prompt, harmful
+    instruction, where refusal is (Zhao et al., 2507.11878, section 2). `twins` holds a label for every prompt, harmful
     ones first, that twins share; they are held together wherever prompts are dealt out or drawn, as a prompt whose twin
     with the opposite label is on the other side is put on the wrong side by what the two have in common.
     """
@@ -25,7 +27,7 @@ class ContrastActivations:
     harmful: Float[Tensor, "n place layer d_model"]
     harmless: Float[Tensor, "m place layer d_model"]
     positions: tuple[int, int]
-    twins: tuple[str, ...] | None = None
+    twins: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.harmful.ndim == self.harmless.ndim == 4
@@ -62,16 +64,5 @@ class ContrastActivations:
             torch.cat(list(stream(model, prompts.prompt_ids(model.tokenizer, each), positions=positions)))
             for each in texts
         )
-        return cls(harmful, harmless, positions, _twins(contrast))
-
-
-def _twins(contrast: Contrast) -> tuple[str, ...] | None:
-    """Names of the twins, from a column `twin` of both prompt sets; None where there is none."""
-    labels: list[str] = []
-    for side in SIDES:
-        names = twin_names(getattr(contrast, side))
-        if names is None:
-            return None
-        # A prompt without a twin has a name of its own.
-        labels += [f"{side} {row}" if name is None else name for row, name in enumerate(names)]
-    return tuple(labels)
+        named = all(twin_names(side) is not None for side in (contrast.harmful, contrast.harmless))
+        return cls(harmful, harmless, positions, (*chain(*labels(contrast)),) if named else None)

@@ -41,10 +41,7 @@ class CrossFit:
         """
         sizes = len(harmful), len(harmless)
         rows = np.concatenate([harmful, harmless])
-        if twins is None:
-            n_folds = min(FOLDS, *sizes)
-            return cls(rows, sizes[0], np.concatenate([np.arange(n) % n_folds for n in sizes]))
-        blocks: Blocks = blocks_of([*twins[0], *twins[1]])
+        blocks: Blocks = blocks_of(range(len(rows)) if twins is None else [*twins[0], *twins[1]])
         on_both = np.isin(blocks, np.intersect1d(blocks[: sizes[0]], blocks[sizes[0] :]))
         places = -np.ones(blocks.max() + 1, dtype=int)
         together = np.unique(blocks[on_both])

@@ -16,8 +16,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric, end_tokens, generate
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import resampling
-from mechrefusal.geometry.contrast import Texts
-from mechrefusal.geometry.scoring import Lists, Scorer, as_array
+from mechrefusal.geometry.contrast import Lists, Texts
+from mechrefusal.geometry.scoring import Scorer, as_array
 from mechrefusal.models import TokenBatch, require_direction, require_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import Observations, Observed, intervals

@@ -15,7 +15,7 @@ from numpy import ndarray
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.carrier_scores import CarrierScores
 from mechrefusal.geometry.carriers import in_order
-from mechrefusal.geometry.contrast import Contrast, dealt, twin_names
+from mechrefusal.geometry.contrast import Contrast, dealt, labels
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 from mechrefusal.statistics.intervals import Estimate
 
@@ -95,16 +95,6 @@ class Choice:
 
     def _chosen(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, " draw"]:
         return lowest(self.candidates.ranked(harmful, harmless, or_best=True))
-
-
-def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
-    """A label of every harmful and of every harmless prompt: twins share theirs, other prompts have their own."""
-    of_sides: list[list[Hashable]] = []
-    for side, prompts in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
-        twins = twin_names(prompts) or [None] * len(prompts)
-        ids = getattr(prompts, "ids", range(len(prompts)))
-        of_sides.append([(side, name) if twin is None else twin for twin, name in zip(twins, ids, strict=True)])
-    return of_sides[0], of_sides[1]
 
 
 def own_bypass(

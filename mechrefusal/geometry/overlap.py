@@ -13,7 +13,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import cross_fitting, resampling
 from mechrefusal.geometry.activations import collect
-from mechrefusal.geometry.contrast import Texts, twin_names
+from mechrefusal.geometry.contrast import Lists, Texts, dealt, labels
 from mechrefusal.geometry.cross_fitting import CrossFit
 from mechrefusal.geometry.probes import as_flags
 from mechrefusal.models import require_direction
@@ -70,13 +70,14 @@ def over_refusal_overlap(
         for name, chosen in (("safe", texts), ("harmful", harmful), ("harmless", harmless))
         if chosen is not None and len(chosen)
     }
+    both = None if harmful is None or harmless is None else Lists(harmful, harmless)
     table = overlap(
         here["safe"][flags],
         here["safe"][~flags],
         seen.vector,
         harmful=here.get("harmful"),
         harmless=here.get("harmless"),
-        twins=_twins(harmful, harmless),
+        twins=None if both is None or not dealt(both)[1] else labels(both),
         others=others,
         seed=seed,
     )
@@ -273,21 +274,6 @@ def _require_made_from(harm: np.ndarray, calm: np.ndarray, unit: np.ndarray) -> 
             f"the direction has cosine {cosine:.3f} with the difference in means of the harmful and harmless prompts: "
             "give the prompts that it was made from, which are then held out of it, or others and others=True"
         )
-
-
-def _twins(harmful: Texts | None, harmless: Texts | None) -> tuple[list[Hashable], list[Hashable]] | None:
-    """Labels of the prompts by their column `twin`, None where there are no twins on both sides."""
-    if harmful is None or harmless is None:
-        return None
-    first, second = twin_names(harmful), twin_names(harmless)
-    if first is None or second is None or not {*first} & {*second} - {None}:
-        return None
-    return _labelled(first, "harmful"), _labelled(second, "harmless")
-
-
-def _labelled(names: list[str | None], side: str) -> list[Hashable]:
-    """Names of twins; prompts without one have a label of their own."""
-    return [(side, row) if name is None else name for row, name in enumerate(names)]
 
 
 def _largest(values: np.ndarray) -> float:

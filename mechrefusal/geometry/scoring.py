@@ -5,7 +5,7 @@ the reference, what "out" is (see `causal.Reference`), which is a part of the sc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,19 +23,11 @@ from mechrefusal.forward.direction import Direction, require_weights
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.carrier_scores import CarrierScores
 from mechrefusal.geometry.carriers import candidates
-from mechrefusal.geometry.contrast import Contrast, Texts
+from mechrefusal.geometry.contrast import Contrast
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.models import is_direction
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED
-
-
-@dataclass(frozen=True)
-class Lists:
-    """A `Contrast` of plain texts."""
-
-    harmful: Texts
-    harmless: Texts
 
 
 class Scorer:

@@ -21,9 +21,9 @@ from mechrefusal.forward.direction import require_weights
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.carrier_scores import CarrierScores, Rounding
 from mechrefusal.geometry.carriers import select
-from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.contrast import Contrast, Lists
 from mechrefusal.geometry.directions import Directions
-from mechrefusal.geometry.scoring import Lists, Scorer, as_array, exactly, places_of, score
+from mechrefusal.geometry.scoring import Scorer, as_array, exactly, places_of, score
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest, ranked
 

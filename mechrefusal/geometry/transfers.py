@@ -22,11 +22,13 @@ from mechrefusal.statistics import intervals
 
 CONTROL_SEED = 0
 
-ENDS = ("", "_low", "_high")
-
-HELD_OUT = tuple(f"decrease_held_out{end}" for end in ENDS)
-
 HALVES = ("decrease_half_low", "decrease_half_high")
+
+_COLUMNS = (
+    *(f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ("", "_low", "_high")),
+    "kl", "random_bypass", "random_decrease", "random_induce",
+    "decrease_held_out", "decrease_held_out_low", "decrease_held_out_high", *HALVES,
+)  # fmt: skip
 
 
 def transfer(
@@ -44,13 +46,12 @@ def transfer(
 
     Args:
         model: the target, a hooked transformer.
-        directions: directions by any name, with their places, of whatever weights. Those of another architecture are an
-            error.
+        directions: by any name, with their places, of whatever weights. Those of another architecture are an error.
         validation: prompts that are the same for every target, or nothing could be compared.
         metric: of the target.
-        target_directions: the target's own directions. What a direction is ablated to, and set to in place of an addition, are then the
-            means of the target's own harmless and harmful prompts at the position and from the layer where the
-            direction was found; None: zero at every layer, and addition.
+        target_directions: the target's own. What a direction is ablated to, and set to in place of an addition, are
+            then the means of the target's own harmless and harmful prompts at the position and from the layer where
+            the direction was found; None: zero at every layer, and addition.
         halves: by name, the directions of two halves of the direction prompts at the same place (see
             `Directions.halves`).
         chosen: by name, those that the harmful prompts of `validation`, or some of them, chose at this target: on these
@@ -96,9 +97,7 @@ def transfer(
     for name, one in track(list(here.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
         if not is_direction(one.vector):
-            spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
-            randoms = ("random_bypass", "random_induce", "random_decrease")
-            nothing = dict.fromkeys((*spread, "kl", *randoms, *HELD_OUT, *HALVES), float("nan"))
+            nothing = dict.fromkeys(_COLUMNS, float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one, seed=CONTROL_SEED)
@@ -108,22 +107,26 @@ def transfer(
         if place not in random_bypass:
             random_bypass[place] = scorer.on_harmful(taken_out(control)).mean().item()
         induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (one, control))
-        rows.append(
-            {
-                **row,
-                **_spread("bypass", ablated.harmful),
-                **_spread("induce", induced),
-                **_spread("decrease", scorer.base.harmful - ablated.harmful),
-                **_spread("rise", induced - scorer.base.harmless),
-                "kl": ablated.kl.mean().item(),
-                "random_bypass": random_bypass[place],
-                "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
-                "random_induce": by_chance.mean().item(),
-                **_held_out((chosen or {}).get(name), scorer.base.harmful, ablated.harmful),
-                **_by_half(scorer, one, halves.get(name)),
-                "reason": "",
-            }
-        )
+        changes = {
+            "bypass": ablated.harmful,
+            "induce": induced,
+            "decrease": scorer.base.harmful - ablated.harmful,
+            "rise": induced - scorer.base.harmless,
+        }
+        estimates = {name: intervals.mean(as_array(values)) for name, values in changes.items()}
+        estimates["decrease_held_out"] = intervals.mean([])
+        if chosen is not None and name in chosen:
+            before, after = as_array(scorer.base.harmful), as_array(ablated.harmful)
+            estimates["decrease_held_out"] = chosen[name].decrease(before, after)
+        values = {
+            **{column: value for name, one in estimates.items() for column, value in one.columns(name).items()},
+            "kl": ablated.kl.mean().item(),
+            "random_bypass": random_bypass[place],
+            "random_induce": by_chance.mean().item(),
+            "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
+            **_by_half(scorer, one, halves.get(name)),
+        }
+        rows.append({**row, **{column: values[column] for column in _COLUMNS}, "reason": ""})
     return pd.DataFrame(rows)
 
 
@@ -141,16 +144,6 @@ def _moved(model, name: str, one: Direction, target_directions: Directions | Non
     return Direction(one.vector, position, layer, kind=one.kind, means=here.means, reference=HARMLESS)
 
 
-def _held_out(
-    chosen: ChosenCandidate | None, before: Float[Tensor, " harmful"], ablated: Float[Tensor, " harmful"]
-) -> dict[str, float]:
-    """The decrease under what other prompts choose."""
-    if chosen is None:
-        return dict.fromkeys(HELD_OUT, float("nan"))
-    decrease = chosen.decrease(as_array(before), as_array(ablated))
-    return dict(zip(HELD_OUT, (decrease.value, decrease.low, decrease.high), strict=True))
-
-
 def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
     """What ablation lowers by with either half's direction; its length does not matter."""
     # In the precision of the whole, in which a half may be too small or too large to be one.
@@ -160,10 +153,3 @@ def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] 
     before = scorer.base.harmful.mean().item()
     decreases = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(decreases), strict=True))
-
-
-def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:
-    estimate = intervals.mean(by_prompt.double().cpu().numpy())
-    return {
-        f"{name}{end}": value for end, value in zip(ENDS, (estimate.value, estimate.low, estimate.high), strict=True)
-    }

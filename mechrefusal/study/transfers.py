@@ -14,8 +14,8 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import CarrierScores, Directions
-from mechrefusal.geometry.contrast import dealt
-from mechrefusal.geometry.held_out import Choice, ChosenCandidate, labels
+from mechrefusal.geometry.contrast import dealt, labels
+from mechrefusal.geometry.held_out import Choice, ChosenCandidate
 from mechrefusal.geometry.transfers import transfer
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone

@@ -7,8 +7,8 @@ import pytest
 from mechrefusal import prompts
 from mechrefusal.geometry import carriers
 from mechrefusal.geometry.carrier_scores import CarrierScores
-from mechrefusal.geometry.contrast import dealt
-from mechrefusal.geometry.held_out import Choice, ChosenCandidate, labels, own_bypass
+from mechrefusal.geometry.contrast import dealt, labels
+from mechrefusal.geometry.held_out import Choice, ChosenCandidate, own_bypass
 
 N_LAYERS = 20
 

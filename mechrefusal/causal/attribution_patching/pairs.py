@@ -1,6 +1,6 @@
 """What attribution patching and circuits share with exact patching: pairs ready to run, cells, and their averages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,24 +122,25 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
     return Runs(model, tuple(runs), tuple(tokens), tuple(usable), *scores, left_out, mode)
 
 
-def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
+def averaged(runs: Runs, rows: Sequence[dict], name: str) -> tuple[pd.DataFrame, Observations]:
     """Mean over pairs of every cell: `CELL`, token, `name` (nats), low, high (95% t interval over pairs), n.
 
-    Cells that come before the first difference of all pairs are left out, as they are zero.
+    Cells that come before the first difference of all pairs are left out, as they are zero. With it the values of every
+    pair.
     """
     means = [
         {
             **dict(zip(CELL, cell.key, strict=True)),
             "token": cell.token,
-            name: cell.estimate.value,
-            "low": cell.estimate.low,
-            "high": cell.estimate.high,
+            **cell.estimate.columns(name, ""),
             "n": cell.estimate.n,
         }
         for cell in cells(rows, CELL)
     ]
-    table = pd.DataFrame(means, columns=[*CELL, "token", name, "low", "high", "n"])
-    return table.astype({"position": "Int64"})
+    table = pd.DataFrame(means, columns=[*CELL, "token", name, "low", "high", "n"]).astype({"position": "Int64"})
+    by_pair = pd.DataFrame(rows, columns=["pair", *CELL, "raw"])
+    by_pair["pair"] = [runs.pairs[number].id for number in by_pair["pair"]]
+    return table, Observations.of_rows(by_pair, CELL, unit="pair", value="raw")
 
 
 def position_of(patch: Patch, n_tokens: int) -> int | None:

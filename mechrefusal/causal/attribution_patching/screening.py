@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,13 @@ from torch import Tensor
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.attribution_patching.gradients import STEPS, TOOLS, Method, Tool, estimates, shares
 from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
-from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.forward.patches import Patch, Site, require_site
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import Observations, Observed
 from mechrefusal.statistics.observations import keys_of
 
 SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
@@ -25,7 +26,7 @@ SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
 
 
 @dataclass(frozen=True)
-class Screen:
+class Screen(Observed):
     """Estimates from gradients.
 
     `table`: site, layer, head (−1 where there is none), position (counted from the end; missing: all at once), token,
@@ -33,19 +34,21 @@ class Screen:
     (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
     refusal), mode, method ("eap", "eap-ig"), tool (that gave gradients: "transformer_lens", "token trees", "hooks").
 
-    `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
+    `observations`: the estimate of every pair (its id); axes site, layer, head, position. `clean`, `corrupted`: metric
+    of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
     """
 
     table: pd.DataFrame
+    observations: Observations
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str
     seconds: float
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
-class Screened:
+class Screened(Screen):
     """Estimates, exact effects of some of them, and how well the two agree.
 
     `table`: as `Screen.table` with estimate_low and estimate_high in place of low and high, then scored ("finalist",
@@ -56,18 +59,14 @@ class Screened:
     where it is ±1), sign (share of cells with the same sign), error (mean absolute, nats), relative_error
     (Σ|exact − estimate| / Σ|exact|). Finalists alone say little of the rank correlation, as one of the two chose them.
 
-    `seconds_screen`, `seconds_exact`: what the two took; `n_exact` patches a pair were exact.
+    `exact`: observations of the cells that were patched exactly. `seconds`, `seconds_exact`: of the screen, and of the
+    exact patches; `n_exact` patches a pair were exact.
     """
 
-    table: pd.DataFrame
     agreement: pd.DataFrame
-    clean: Float[Tensor, " pair"]
-    corrupted: Float[Tensor, " pair"]
-    reason: str
-    seconds_screen: float
+    exact: Observations
     seconds_exact: float
     n_exact: int
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
 
 
 def screen(
@@ -143,20 +142,16 @@ def screened(
     table = estimated.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
     start = time.perf_counter()
-    exact = _exact(runs, table[table["scored"] != ""])
-    seconds = time.perf_counter() - start
+    exact, observations = _exact(runs, table[table["scored"] != ""])
+    seconds_exact = time.perf_counter() - start
     table = table.merge(exact[[*CELL, "exact", "low", "high"]], on=CELL, how="left")
     table["error"] = table["exact"] - table["estimate"]
     return Screened(
-        table,
-        agreement(table),
-        estimated.clean,
-        estimated.corrupted,
-        estimated.reason,
-        estimated.seconds,
-        seconds,
-        len(exact),
-        estimated.left_out,
+        **(vars(estimated) | {"table": table}),
+        agreement=agreement(table),
+        exact=observations,
+        seconds_exact=seconds_exact,
+        n_exact=len(exact),
     )
 
 
@@ -207,11 +202,12 @@ def _screen(
             patches = run.patches(runs.model, site, layers, by_position=site != "z")
             raw = [float(by_site[site][patch.layer][_cell(patch)].sum()) for patch in patches]
             rows += runs.rows(number, site, patches, raw)
-    table = averaged(rows, "estimate")
+    table, observations = averaged(runs, rows, "estimate")
     table["effect"] = table["estimate"] * runs.scale
     table["mode"], table["method"] = runs.mode, method
     table["tool"] = "/".join(sorted(used))
-    return Screen(table, runs.clean, runs.corrupted, runs.reason, time.perf_counter() - start, runs.left_out)
+    seconds = time.perf_counter() - start
+    return Screen(table, observations, runs.clean, runs.corrupted, runs.reason, seconds, runs.left_out)
 
 
 def _cell(patch: Patch):
@@ -230,7 +226,7 @@ def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.S
     return chosen
 
 
-def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
+def _exact(runs: Runs, cells: pd.DataFrame) -> tuple[pd.DataFrame, Observations]:
     """Exact effects of these cells, nats."""
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
@@ -245,4 +241,4 @@ def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
             shared = runs.rows(number, site, every, [0.0] * len(every))
             rows += [row for row in patched if not row["shared"]]
             rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in wanted]
-    return averaged(rows, "exact")
+    return averaged(runs, rows, "exact")
