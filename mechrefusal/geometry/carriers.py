@@ -78,7 +78,7 @@ def select(
     return Selection(table, *(None if row is None else chosen[row] for row in rows))
 
 
-def in_order(scores: CarrierScores, n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
+def exact_candidates(scores: CarrierScores, n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
     """Rows of the exact candidates with scores and early enough layers, in the order of ties; and what they scored."""
     bypass, induce, kl = scores.bypass, scores.induce, scores.kl
     layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.carrier_scores import CarrierScores
-from mechrefusal.geometry.carriers import in_order
+from mechrefusal.geometry.carriers import exact_candidates
 from mechrefusal.geometry.contrast import Contrast, dealt, labels
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 from mechrefusal.statistics.intervals import Estimate
@@ -57,7 +57,7 @@ class Choice:
     ) -> None:
         self.harmful, self.harmless = (np.asarray(each, dtype=int) for each in folds)
         assert (len(self.harmful), len(self.harmless)) == (scores.bypass.shape[1], scores.induce.shape[1])
-        self.rows, self.candidates = in_order(scores, n_layers, admissible)
+        self.rows, self.candidates = exact_candidates(scores, n_layers, admissible)
 
     def held_out(self) -> HeldOut:
         """Choose without each fold of the prompts, and look at the fold.

@@ -29,9 +29,9 @@ Activations = Float[np.ndarray, "prompt d_model"] | Float[Tensor, "prompt d_mode
 
 def over_refusal_overlap(
     model,
+    direction: Direction | Carrier,
     texts: Texts,
     refused: Sequence[bool],
-    direction: Direction | Carrier,
     *,
     harmful: Texts | None = None,
     harmless: Texts | None = None,
@@ -42,9 +42,9 @@ def over_refusal_overlap(
 
     Args:
         model: a hooked transformer.
+        direction: a refusal direction of this model; the prompts are read where it was.
         texts: safe prompts that sound unsafe (XSTest, 2308.01263, or `prompts.builtin().overrefusal`).
         refused: whether the model refused each of them.
-        direction: a refusal direction of this model; the prompts are read where it was.
         harmful, harmless: prompts for the measures that need them (see `overlap`). Twins (a column `twin` on both
             sides) are held out and drawn together.
         others: they are not the prompts that the direction was made from (see `overlap`).
@@ -185,7 +185,7 @@ def _differences(
 
     difference = row("projection_difference", lambda w: w @ along, _largest(now @ elsewhere), (-np.inf, np.inf))
     share = _share(difference["random"], x, sizes, (draws, shuffled), (harm, calm), fit, unit, random)
-    by_chance = 0.5 + _largest(resampling.plain_auc(elsewhere[: sizes[0]], elsewhere[sizes[0] :]) - 0.5)
+    by_chance = 0.5 + _largest(resampling.auc_by_ranks(elsewhere[: sizes[0]], elsewhere[sizes[0] :]) - 0.5)
     angle = (
         row("cosine", lambda w: (w @ along) / resampling.lengths(w, gram), _largest(now @ elsewhere) / length, (-1, 1))
         if length > 0

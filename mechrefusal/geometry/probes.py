@@ -251,7 +251,7 @@ def _shuffled_auc(parts: list[_Fold], labels: np.ndarray, random: np.random.Gene
     scores = np.empty(len(labels))
     for part in parts:
         scores[part.test] = part.probed(dealt)
-    return float(resampling.plain_auc(scores[dealt], scores[~dealt]))
+    return float(resampling.auc_by_ranks(scores[dealt], scores[~dealt]))
 
 
 def _weights(x: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " d_model"]:

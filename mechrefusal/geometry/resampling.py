@@ -108,7 +108,7 @@ def auc(scores: Float[np.ndarray, " prompt"], contrasts: Draws) -> Float[np.ndar
     return share.round(12)  # weights of 1/n do not sum to 1 exactly, and 1 is to be 1
 
 
-def plain_auc(first: Float[np.ndarray, "n *column"], second: Float[np.ndarray, "m *column"]) -> np.ndarray:
+def auc_by_ranks(first: Float[np.ndarray, "n *column"], second: Float[np.ndarray, "m *column"]) -> np.ndarray:
     """The same for whole groups, column by column, from ranks."""
     n, m = len(first), len(second)
     ranks = stats.rankdata(np.concatenate([first, second]), axis=0)
@@ -131,9 +131,7 @@ def row(measure: str, estimate: Estimate, floor: tuple[float, float], by_chance:
     """One row of the tables `overlap` and `coupling`, without its place."""
     return {
         "measure": measure,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
+        **estimate.columns("value", ""),
         "floor_low": floor[0],
         "floor_high": floor[1],
         "random": by_chance,

@@ -115,7 +115,7 @@ def score(
     to = require_reference(reference)
     wanted = places_of(model, directions, places)
     scorer = scorer or Scorer(model, validation, metric)
-    scores = [exactly(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
+    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
     return replace(CarrierScores.gathered(wanted, scores), directions=directions, reference=to)
 
 
@@ -129,7 +129,7 @@ def kl_divergence(
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
-def exactly(scorer: Scorer, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scores_of(scorer: Scorer, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
     if not is_direction(direction.vector):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]

@@ -23,7 +23,7 @@ from mechrefusal.geometry.carrier_scores import CarrierScores, Rounding
 from mechrefusal.geometry.carriers import select
 from mechrefusal.geometry.contrast import Contrast, Lists
 from mechrefusal.geometry.directions import Directions
-from mechrefusal.geometry.scoring import Scorer, as_array, exactly, places_of, score
+from mechrefusal.geometry.scoring import Scorer, as_array, places_of, score, scores_of
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest, ranked
 
@@ -84,9 +84,11 @@ def screened(
     if [len(kept) for kept in sampled] == [len(each) for each in texts] and not rough.low_precision:
         return score(model, directions, validation, metric, places=wanted, reference=to, scorer=scorer)
     along = [directions.at(*place, reference=to) for place in wanted]
-    screen = [exactly(rough, one) for one in track(along, "screening carriers")]
+    screen = [scores_of(rough, one) for one in track(along, "screening carriers")]
     exact = scorer or Scorer(model, validation, metric)
-    pilots = {place: exactly(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")}
+    pilots = {
+        place: scores_of(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")
+    }
     early = admissible.layers(model.cfg.n_layers)
     race = _Race(
         _Sample(rough, exact, sampled, [kl for _, _, kl in pilots.values()]),
@@ -107,7 +109,7 @@ def screened(
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
-        race.settle(place, exactly(exact, along[place]))
+        race.settle(place, scores_of(exact, along[place]))
     gathered = CarrierScores.gathered(wanted, race.scores, race.is_exact)
     return replace(gathered, directions=directions, reference=to, rounding=race.rounding)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mechrefusal.causal import put_in, taken_out
 from mechrefusal.causal.reference import ZERO
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry.scoring import Scorer, as_array, exactly
+from mechrefusal.geometry.scoring import Scorer, as_array, scores_of
 from mechrefusal.statistics import intervals
 from mechrefusal.statistics.choosing import Admissible
 
@@ -133,7 +133,7 @@ class SpanScorer:
             return self._nothing("the difference in means is zero or not finite: a cone has nothing to be held to")
         directions = drawn_from_cone(subspace.basis[:k], self.samples, self.seed)
         as_long = [replace(self.r, vector=(r.norm() * each).float()) for each in directions]
-        by_direction = [exactly(self.scorer, each) for each in as_long]
+        by_direction = [scores_of(self.scorer, each) for each in as_long]
         bypass, induce, kl = (np.stack(each) for each in zip(*by_direction, strict=True))
         means = bypass.mean(1), induce.mean(1), kl.mean(1)
         alone = (

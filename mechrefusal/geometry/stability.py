@@ -10,10 +10,10 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import require_weights
 from mechrefusal.geometry.carrier_scores import SCORES, CarrierScores
-from mechrefusal.geometry.carriers import in_order, select
+from mechrefusal.geometry.carriers import exact_candidates, select
 from mechrefusal.geometry.contrast import Contrast
 from mechrefusal.geometry.directions import Directions
-from mechrefusal.geometry.scoring import Scorer, exactly
+from mechrefusal.geometry.scoring import Scorer, scores_of
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 
@@ -82,7 +82,7 @@ def bootstrap(
         raise MechrefusalError(f"bootstraps of the carrier are {n}: give at least 1")
     table = scores.table[["position", "layer"]].reset_index(drop=True)
     layers = table["layer"].to_numpy(float)
-    allowed, candidates = in_order(scores, n_layers, admissible)
+    allowed, candidates = exact_candidates(scores, n_layers, admissible)
     wins = np.zeros(len(table))
     nothing = float("nan"), float("nan")
     if not len(allowed) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
@@ -142,7 +142,7 @@ def split_half(
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
     judged = select(scores, n_layers, admissible).table.assign(wins=bootstraps.table["win_frequency"])
     order = {"wins": False, "admissible": False, "bypass": True}
-    allowed = judged.loc[in_order(scores, n_layers, admissible)[0]]
+    allowed = judged.loc[exact_candidates(scores, n_layers, admissible)[0]]
     ranked = allowed.sort_values(list(order), ascending=list(order.values()), kind="stable")
     places = ranked.index[:contenders].tolist()
     wanted = [(int(table.loc[place, "position"]), int(table.loc[place, "layer"])) for place in places]
@@ -154,7 +154,7 @@ def split_half(
     scored: list[pd.DataFrame] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for number, half in enumerate(track(halves, "carriers of halves"), start=1):
-        each = [exactly(scorer, half.at(*place, reference=reference)) for place in wanted]
+        each = [scores_of(scorer, half.at(*place, reference=reference)) for place in wanted]
         of_half = CarrierScores.gathered(wanted, each)
         scored.append(of_half.table.assign(half=number)[list(HALF_SCORES)])
         winner = select(of_half, n_layers, admissible).winner

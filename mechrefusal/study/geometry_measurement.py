@@ -262,9 +262,9 @@ class GeometryMeasurement:
             "overlap",
             geometry.over_refusal_overlap(
                 self.model,
+                best,
                 texts,
                 refused,
-                best,
                 harmful=self.made_from.harmful,
                 harmless=self.made_from.harmless,
             ),

@@ -14,7 +14,7 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, patching
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits import circuit, paths
 from mechrefusal.causal.circuits.discovery import EDGES
 from mechrefusal.causal.circuits.effects import HELD_OUT, with_held_out
@@ -38,7 +38,7 @@ KEPT = [Node(0, "head", 1), Node(0, "mlp"), Node(1, "head", 2), Node(1, "mlp"), 
 
 
 def one_pair(model, metric=METRIC):
-    return ready(model, PAIRS[:1], metric, "denoising")
+    return prepare_pairs(model, PAIRS[:1], metric, "denoising")
 
 
 def every_node(model):
@@ -202,7 +202,7 @@ def test_nodes_are_exact_patches(family, mode):
     assert found.measured_on == "the same pairs"
     assert found.edges["kept"].tolist() == [True] * 3 + [False] * (len(found.edges) - 3)
     assert found.edges["effect"].abs().is_monotonic_decreasing
-    paths = [PathPatching(model, run) for run in ready(model, PAIRS, METRIC, mode).runs]
+    paths = [PathPatching(model, run) for run in prepare_pairs(model, PAIRS, METRIC, mode).runs]
     nodes = {str(node): node for node in [EMBEDDING, logits_of(model), *every_node(model)]}
     row = found.edges.iloc[0]
     by_pair = [one.effects([(nodes[row["sender"]], nodes[row["receiver"]])])[0] for one in paths]

@@ -244,7 +244,7 @@ def test_cumulative_is_plain_hooks(both):
 def test_activations_are_those_of_the_hugging_face_model(family, name):
     """RMSNorm: as they are. LayerNorm: less their mean over d_model. z: less the bias of the values."""
     hf, layer = family(name).hf, 2
-    taken = cross_patching.take(family(name).hooked, TEXTS[:1], PLAIN, sites=ALL)
+    taken = cross_patching.keep_activations(family(name).hooked, TEXTS[:1], PLAIN, sites=ALL)
     own = taken.places[0, 0]
     seen = {}
 
@@ -372,7 +372,7 @@ def same(found, expected):
 def test_taken_activations_need_no_source_and_give_the_same(both, family, tmp_path):
     source, target = both("llama")
     expected = cross_patching.patch_across(source, target, TEXTS, FORCED).table
-    taken = cross_patching.take(source, TEXTS, FORCED, sites=("resid_pre", "attn_out", "mlp_out", "z"))
+    taken = cross_patching.keep_activations(source, TEXTS, FORCED, sites=("resid_pre", "attn_out", "mlp_out", "z"))
     same(cross_patching.patch_across(taken, target).table, expected)
     fewer = cross_patching.patch_across(taken, target, TEXTS, FORCED, sites=("z",), layers=[2]).table
     rows = expected[(expected["site"] == "z") & (expected["layer"] == 2)].reset_index(drop=True)
@@ -380,7 +380,7 @@ def test_taken_activations_need_no_source_and_give_the_same(both, family, tmp_pa
     n = len({(i, t) for i, ids in enumerate(taken.ids) for t in range(len(ids))})
     assert 0 < taken.n_bytes <= 4 * 4 * 4 * 64 * (n + 3 * 8)
     released = perturbed(family("llama"), tmp_path)
-    kept, gone = cross_patching.take(released, TEXTS, FORCED, sites=ALL), weakref.ref(released)
+    kept, gone = cross_patching.keep_activations(released, TEXTS, FORCED, sites=ALL), weakref.ref(released)
     del released
     gc.collect()
     assert gone() is None
@@ -391,13 +391,13 @@ def test_prompts_in_parts_give_the_same(both, monkeypatch):
     source, target = both("llama")
     whole = cross_patching.patch_across(source, target, TEXTS, PLAIN).table
     sizes = []
-    original = cross_patching.take
+    original = cross_patching.keep_activations
 
     def counting(model, texts, *args, **kwargs):
         sizes.append(len(texts))
         return original(model, texts, *args, **kwargs)
 
-    monkeypatch.setattr(across, "take", counting)
+    monkeypatch.setattr(across, "keep_activations", counting)
     same(cross_patching.patch_across(source, target, TEXTS, PLAIN, memory=300_000).table, whole)
     assert len(sizes) > 1
     assert sum(sizes) == 3
@@ -427,7 +427,7 @@ def test_a_function_of_the_logits_is_a_metric(both):
         cross_patching.patch_across(source, target, TEXTS, lambda x: metric.of(x), sites=("attn_out",)).table, expected
     )
     with pytest.raises(MechrefusalError, match="does not depend on the logits"):
-        cross_patching.take(source, TEXTS, lambda x: torch.zeros(len(x)))
+        cross_patching.keep_activations(source, TEXTS, lambda x: torch.zeros(len(x)))
 
 
 def test_both_directions_load_one_checkpoint_at_a_time(both, family, tmp_path):
@@ -479,7 +479,7 @@ def others(tmp_path_factory):
 
 def test_checkpoints_that_do_not_fit_are_refused(tiny_hooked, others, both):
     deeper, template = others
-    for source in (deeper, cross_patching.take(deeper, TEXTS, PLAIN)):
+    for source in (deeper, cross_patching.keep_activations(deeper, TEXTS, PLAIN)):
         with pytest.raises(MechrefusalError, match="differ in n_layers: 5 and 4"):
             cross_patching.patch_across(source, tiny_hooked, *((TEXTS, PLAIN) if source is deeper else ()))
     with pytest.raises(MechrefusalError, match="differ in architecture: GPT2LMHeadModel and LlamaForCausalLM"):
@@ -511,7 +511,7 @@ def test_bad_input_is_named(tiny_hooked, given, message):
 
 
 def test_taken_activations_are_not_used_for_what_they_are_not(tiny_hooked):
-    taken = cross_patching.take(tiny_hooked, TEXTS, PLAIN, sites=("z",), layers=[1, 2])
+    taken = cross_patching.keep_activations(tiny_hooked, TEXTS, PLAIN, sites=("z",), layers=[1, 2])
     for given, message in (
         ({"texts": TEXTS[:2]}, "other texts"),
         ({"metric": FORCED}, "another metric"),
@@ -523,7 +523,7 @@ def test_taken_activations_are_not_used_for_what_they_are_not(tiny_hooked):
     with pytest.raises(MechrefusalError, match="taken without attn_out"):
         cross_patching.cumulative(taken, tiny_hooked)
     with pytest.raises(MechrefusalError, match=r"more than the 0\.0 MiB allowed; give fewer prompts"):
-        cross_patching.take(tiny_hooked, TEXTS, PLAIN, memory=1000)
+        cross_patching.keep_activations(tiny_hooked, TEXTS, PLAIN, memory=1000)
     with pytest.raises(MechrefusalError, match="between two checkpoints; 1 were given"):
         cross_patching.both_directions({"base": tiny_hooked}, TEXTS, PLAIN)
 
@@ -536,7 +536,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path):
     with torch.no_grad():
         model.blocks[2].mlp.W_out.fill_(float("nan"))
     with pytest.raises(MechrefusalError, match="mlp_out of layer 2 holds NaN"):
-        cross_patching.take(model, TEXTS, PLAIN, sites=("mlp_out", "attn_out"))
+        cross_patching.keep_activations(model, TEXTS, PLAIN, sites=("mlp_out", "attn_out"))
 
 
 def test_tables_name_every_column(both):

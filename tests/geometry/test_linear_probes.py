@@ -37,14 +37,14 @@ class TestAuc:
         labels = np.arange(30) < 12
         expected = roc_auc_score(labels, scores)
         assert resampling.auc(scores, resampling.observed(12, 18))[0] == pytest.approx(expected)
-        assert resampling.plain_auc(scores[:12], scores[12:]) == pytest.approx(expected)
+        assert resampling.auc_by_ranks(scores[:12], scores[12:]) == pytest.approx(expected)
         for contrast in resampling.bootstrapped(12, 18, random, draws=5):
             expected = roc_auc_score(labels, scores, sample_weight=np.abs(contrast))
             assert resampling.auc(scores, contrast[None])[0] == pytest.approx(expected)
 
     def test_column_by_column(self):
         first, second = noise(5, 0, 3), noise(7, 1, 3)
-        found = resampling.plain_auc(first, second)
+        found = resampling.auc_by_ranks(first, second)
         for column in range(3):
             expected = roc_auc_score([1] * 5 + [0] * 7, np.concatenate([first[:, column], second[:, column]]))
             assert found[column] == pytest.approx(expected)

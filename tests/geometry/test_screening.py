@@ -214,7 +214,7 @@ def test_rounding_is_estimated_on_the_model_at_hand_and_the_winner_is_the_exact_
     places = exact.table[exact.table["layer"] > 0][["position", "layer"]].itertuples(index=True, name=None)
     shifts = []
     for row, *place in places:
-        bypass, _, kl = geometry.scoring.exactly(rough, directions.at(*place, reference="harmless"))
+        bypass, _, kl = geometry.scoring.scores_of(rough, directions.at(*place, reference="harmless"))
         shifts.append([bypass.mean() - exact.bypass[row].mean() - base, np.log(kl.mean() / exact.kl[row].mean())])
     score, divergence = np.sqrt(np.mean(np.square(shifts), axis=0))
     assert found.rounding.n == screening.PILOTS

@@ -32,7 +32,7 @@ CELL = ["site", "layer", "head", "position"]
 
 
 @dataclass(frozen=True)
-class Runs:
+class PreparedPairs:
     """Pairs of equal length in the direction in which they are patched.
 
     Fields:
@@ -78,7 +78,7 @@ class Runs:
         """Changes of the metric of every pair, nats, by the pairs' ids."""
         return Observations(raw, cells, tuple(pair.id for pair in self.pairs), "pair")
 
-    def part(self, which: slice) -> "Runs":
+    def part(self, which: slice) -> "PreparedPairs":
         """Some of the pairs."""
         return replace(
             self,
@@ -100,7 +100,7 @@ class Runs:
         return [{"site": site, "pair": number, **row} for row in of_pair]
 
 
-def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
+def prepare_pairs(model, pairs: Pairs, metric: Metric, mode: Mode) -> PreparedPairs:
     """Pairs made ready, and their scores.
 
     Raises:
@@ -119,10 +119,10 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
     scores = torch.stack(clean), torch.stack(corrupted)
-    return Runs(model, tuple(runs), tuple(tokens), tuple(usable), *scores, left_out, mode)
+    return PreparedPairs(model, tuple(runs), tuple(tokens), tuple(usable), *scores, left_out, mode)
 
 
-def averaged(runs: Runs, rows: Sequence[dict], name: str) -> tuple[pd.DataFrame, Observations]:
+def averaged(runs: PreparedPairs, rows: Sequence[dict], name: str) -> tuple[pd.DataFrame, Observations]:
     """Mean over pairs of every cell: `CELL`, token, `name` (nats), low, high (95% t interval over pairs), n.
 
     Cells that come before the first difference of all pairs are left out, as they are zero. With it the values of every

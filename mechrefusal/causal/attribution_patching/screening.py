@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.attribution_patching.gradients import STEPS, TOOLS, Method, Tool, estimates, shares
-from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
+from mechrefusal.causal.attribution_patching.pairs import (
+    CELL,
+    PreparedPairs,
+    averaged,
+    largest,
+    position_of,
+    prepare_pairs,
+)
 from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
@@ -102,7 +109,7 @@ def screen(
     shares(method, steps)
     wanted, layers = _checked(model, sites, layers, tool)
     start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
+    runs = prepare_pairs(model, pairs, metric, mode)
     return _screen(runs, metric, wanted, layers, method, steps, tool, start)
 
 
@@ -137,7 +144,7 @@ def screened(
     shares(method, steps)
     wanted, layers = _checked(model, sites, layers, tool)
     start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
+    runs = prepare_pairs(model, pairs, metric, mode)
     estimated = _screen(runs, metric, wanted, layers, method, steps, tool, start)
     table = estimated.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
@@ -185,7 +192,7 @@ def _checked(
 
 
 def _screen(
-    runs: Runs,
+    runs: PreparedPairs,
     metric: Metric,
     sites: Sequence[Site],
     layers: Sequence[int],
@@ -226,7 +233,7 @@ def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.S
     return chosen
 
 
-def _exact(runs: Runs, cells: pd.DataFrame) -> tuple[pd.DataFrame, Observations]:
+def _exact(runs: PreparedPairs, cells: pd.DataFrame) -> tuple[pd.DataFrame, Observations]:
     """Exact effects of these cells, nats."""
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):

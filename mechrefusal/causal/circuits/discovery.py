@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import estimates
-from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
+from mechrefusal.causal.attribution_patching.pairs import PreparedPairs, largest, prepare_pairs
 from mechrefusal.causal.circuits.effects import by_effect, effect_of, with_held_out
 from mechrefusal.causal.circuits.faithfulness import Faithfulness, FaithfulnessPasses, require_metric
 from mechrefusal.causal.circuits.paths import Edge, Node, PathPatching, edges_between
@@ -179,20 +179,22 @@ def circuit(
     )
 
 
-def _split(model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None) -> tuple[Runs, Runs, str]:
+def _split(
+    model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None
+) -> tuple[PreparedPairs, PreparedPairs, str]:
     """Pairs that choose the circuit, those that measure it, and what these are."""
     if held_out is not None:
-        chosen, measured = (ready(model, each, metric, mode) for each in (pairs, held_out))
+        chosen, measured = (prepare_pairs(model, each, metric, mode) for each in (pairs, held_out))
         texts = {(pair.harmful, pair.harmless) for pair in chosen.pairs}
         again = sum((pair.harmful, pair.harmless) in texts for pair in measured.pairs)
         return chosen, measured, f"{len(measured.pairs)} pairs, {again} of which chose the circuit" if again else UNSEEN
-    every = ready(model, pairs, metric, mode)
+    every = prepare_pairs(model, pairs, metric, mode)
     if len(every.pairs) < 4:
         return every, every, "the same pairs"
     return every.part(slice(None, None, 2)), every.part(slice(1, None, 2)), UNSEEN
 
 
-def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> tuple[pd.DataFrame, Observations]:
+def _components(runs: PreparedPairs, metric: RefusalMetric, finalists: int | None) -> tuple[pd.DataFrame, Observations]:
     """Every head and MLP with its effect; see `Circuit.components`, and `Circuit.observations`."""
     cfg = runs.model.cfg
     table = pd.DataFrame(
@@ -210,7 +212,7 @@ def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> tup
     return table[list(NODES)], runs.observations(raw, table[["node"]])
 
 
-def _patched(runs: Runs, rows: pd.DataFrame, description: str) -> Float[np.ndarray, "pair row"]:
+def _patched(runs: PreparedPairs, rows: pd.DataFrame, description: str) -> Float[np.ndarray, "pair row"]:
     """Exact change of the metric of every pair by each head and MLP of `rows`, nats."""
     raw = np.full((len(runs.runs), len(rows)), np.nan)
     for number in track(
@@ -222,7 +224,7 @@ def _patched(runs: Runs, rows: pd.DataFrame, description: str) -> Float[np.ndarr
     return raw
 
 
-def _estimated(runs: Runs, metric: RefusalMetric, table: pd.DataFrame) -> np.ndarray:
+def _estimated(runs: PreparedPairs, metric: RefusalMetric, table: pd.DataFrame) -> np.ndarray:
     total = np.zeros(len(table))
     for run in track(list(runs.runs), "attribution patching"):
         by_site, _ = estimates(runs.model, run, metric, [site for _, site in _PARTS])
@@ -233,7 +235,7 @@ def _estimated(runs: Runs, metric: RefusalMetric, table: pd.DataFrame) -> np.nda
 
 
 def _edges(
-    runs: Runs, nodes: Sequence[Node], n_edges: int | None, unseen: Runs | None
+    runs: PreparedPairs, nodes: Sequence[Node], n_edges: int | None, unseen: PreparedPairs | None
 ) -> tuple[pd.DataFrame, Observations, dict[str, int]]:
     """All paths between `nodes`; those that are kept also on pairs that did not choose them."""
     edges: list[Edge] = edges_between(runs.model, nodes) if nodes else []
@@ -254,7 +256,7 @@ def _edges(
 
 
 def _paths(
-    runs: Runs, edges: Sequence[Edge], counts: dict[str, int], description: str
+    runs: PreparedPairs, edges: Sequence[Edge], counts: dict[str, int], description: str
 ) -> Float[np.ndarray, "pair edge"]:
     """Exact change of the metric of every pair by each path, nats; adds to `counts`."""
     raw = []

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import STEPS, Method, Tool, shares
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits.discovery import EDGES
 from mechrefusal.causal.circuits.edge_gradients import edge_estimates
 from mechrefusal.causal.circuits.effects import by_effect, effect_of
@@ -89,7 +89,7 @@ def attribute_edges(
     if nodes is not None and (unknown := [str(node) for node in nodes if node not in known]):
         raise MechrefusalError(f"this model has no '{unknown[0]}' as a node of a circuit; give heads and MLPs it has")
     start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
+    runs = prepare_pairs(model, pairs, metric, mode)
     edges: list[Edge] = edges_between(model, known if nodes is None else dict.fromkeys(nodes))
     raw, tools = np.empty((len(runs.runs), len(edges))), set()
     for number, run in enumerate(track(list(runs.runs), "edge attribution")):

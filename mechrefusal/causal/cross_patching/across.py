@@ -15,11 +15,11 @@ from mechrefusal.causal.cross_patching.activations import (
     DEFAULT_SITES,
     MEMORY,
     CrossSite,
-    Taken,
+    SourceActivations,
     architecture,
-    parts_that_fit,
+    keep_activations,
     require_same,
-    take,
+    split_by_memory,
 )
 from mechrefusal.causal.cross_patching.passes import Patch, Patched, Positions
 from mechrefusal.causal.cross_patching.results import BothDirections, CrossPatching
@@ -52,16 +52,18 @@ def patch_across(
 
     Costs one pass of the target from the patched layer on for each row, and one more for each draw of the control:
     with 30 layers of 9 heads, the default sites and one draw 720 passes of half of the model on average. Beginnings in
-    common of prompts and runs are run once a pass. Memory: what `take` keeps, and the target's own residual stream.
+    common of prompts and runs are run once a pass. Memory: what `keep_activations` keeps, and the target's own residual
+    stream.
 
     Args:
-        source: a hooked transformer, or what `take` gave; a hooked one is run over as many prompts at a time as
-            `memory` (bytes) allows.
+        source: a hooked transformer, or what `keep_activations` gave; a hooked one is run over as many prompts at a
+            time as `memory` (bytes) allows.
         target: a hooked transformer, under whatever hooks the caller has open.
-        texts, metric: as for `take`. One metric scores both: the one discovered on the checkpoint that refuses, as the
-            other's refusals are too few to tell their opening by. With a `Taken` source its own, or the same again.
-        sites: by default resid_pre, attn_out, mlp_out and z (of a `Taken` source those that it has).
-        layers: all by default (of a `Taken` source).
+        texts, metric: as for `keep_activations`. One metric scores both: the one discovered on the checkpoint that
+            refuses, as the other's refusals are too few to tell their opening by. With `SourceActivations` their own,
+            or the same again.
+        sites: by default resid_pre, attn_out, mlp_out and z (of `SourceActivations` those that they have).
+        layers: all by default (of `SourceActivations` theirs).
         positions: "all" replaces every token of the prompt and of what the metric runs after it; "last" those from
             the prompt's last token on.
         draws: random rotations of the control; 0 for none. One is one sample of the floor, enough for that of a kind of
@@ -81,8 +83,9 @@ def patch_across(
           the site (see `statistics.maps`). NaN with fewer than three draws.
 
     Raises:
-        MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what `take`
-            raises; texts, metric, sites or layers that a `Taken` source was not taken with; unknown positions.
+        MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what
+            `keep_activations` raises; texts, metric, sites or layers that `SourceActivations` were not taken with;
+            unknown positions.
     """
     if positions not in POSITIONS:
         raise MechrefusalError(f"unknown positions '{positions}'; use 'all' or 'last'")
@@ -118,7 +121,7 @@ def cumulative(
     At every token. With all layers what is left of the target is its embedding, final norm and unembedding: what is
     missing to effect 1 lies there. (The first k layers and the source's embedding together are resid_pre of layer k.)
 
-    Arguments and errors are those of `patch_across`; a `Taken` source needs attn_out and mlp_out of all layers.
+    Arguments and errors are those of `patch_across`; `SourceActivations` need attn_out and mlp_out of all layers.
 
     Returns:
         `CrossPatching`: order ("first" or "last"), k (1 to n_layers), and the columns of `patch_across` from raw on but
@@ -161,8 +164,8 @@ def both_directions(
     (first, one), (second, other) = checkpoints.items()
     options |= {"memory": memory}
 
-    def taken_from(model) -> Taken:
-        return take(model, texts, metric, sites=sites, layers=layers, memory=memory)
+    def taken_from(model) -> SourceActivations:
+        return keep_activations(model, texts, metric, sites=sites, layers=layers, memory=memory)
 
     from_first = _with(one, taken_from)
     into_second, from_second = _with(
@@ -174,7 +177,7 @@ def both_directions(
 
 def _patched(
     target,
-    plans: Iterable[tuple[Taken, Mapping[tuple, Sequence[Patch]]]],
+    plans: Iterable[tuple[SourceActivations, Mapping[tuple, Sequence[Patch]]]],
     axes: list[str],
     *,
     positions: Positions = "all",
@@ -223,28 +226,30 @@ def _taken_parts(
     sites: Sequence[CrossSite] | None,
     layers: Iterable[int] | None,
     memory: int,
-) -> Iterable[tuple[Taken, Sequence[CrossSite], Sequence[int]]]:
+) -> Iterable[tuple[SourceActivations, Sequence[CrossSite], Sequence[int]]]:
     """What was taken, in one part or (from a model) as many as memory needs; the sites and the layers to patch."""
     wanted = None if layers is None else sorted(wanted_layers(target, list(layers), "patch"))
-    if isinstance(source, Taken):
+    if isinstance(source, SourceActivations):
         _require_taken_with(source, texts, metric, sites, wanted)
         require_same(source.architecture, dict(zip(source.texts, source.ids, strict=True)), target)
         yield source, source.sites if sites is None else tuple(dict.fromkeys(sites)), wanted or source.layers
         return
     if texts is None or metric is None:
-        raise MechrefusalError("patching from a model needs texts and a metric; only a Taken source has its own")
+        raise MechrefusalError(
+            "patching from a model needs texts and a metric; only a SourceActivations source has its own"
+        )
     chosen = DEFAULT_SITES if sites is None else sites
-    parts = parts_that_fit(source, texts, metric, chosen, wanted, memory)
+    parts = split_by_memory(source, texts, metric, chosen, wanted, memory)
     require_same(
         architecture(source), dict(zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True)), target
     )
     for part in parts:
-        taken = take(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
+        taken = keep_activations(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
         yield taken, taken.sites, taken.layers
 
 
 def _require_taken_with(
-    taken: Taken,
+    taken: SourceActivations,
     texts: Sequence[str] | None,
     metric: Metric | None,
     sites: Sequence[CrossSite] | None,

@@ -35,7 +35,7 @@ MEMORY = 1 << 31
 
 
 @dataclass(frozen=True)
-class Taken:
+class SourceActivations:
     """Activations of one checkpoint on some prompts; it holds no model.
 
     Fields:
@@ -69,7 +69,7 @@ class Taken:
 
 
 @torch.no_grad()
-def take(
+def keep_activations(
     source,
     texts: Sequence[str],
     metric: Metric,
@@ -77,7 +77,7 @@ def take(
     sites: Sequence[CrossSite] = DEFAULT_SITES,
     layers: Sequence[int] | None = None,
     memory: int = MEMORY,
-) -> Taken:
+) -> SourceActivations:
     """Run prompts through a checkpoint once and keep its activations, so that it can be released.
 
     Kept are, in float32, n_tokens × n_layers × (d_model a site of the stream, n_heads · d_head for z and result
@@ -123,7 +123,7 @@ def take(
         scores[numbers] = reader.score(read).cpu()
     _require_finite(kept)
     writers = {layer: writer(source, layer).clone() for layer in chosen} if "result" in sites and adding_up.true else {}
-    return Taken(
+    return SourceActivations(
         tuple(texts),
         tuple(map(tuple, ids)),
         metric,
@@ -138,10 +138,10 @@ def take(
     )
 
 
-def parts_that_fit(
+def split_by_memory(
     source, texts: Sequence[str], metric: Metric, sites: Sequence[CrossSite], layers: Sequence[int] | None, memory: int
 ) -> list[list[str]]:
-    """Texts in consecutive parts whose activations `take` may keep (one text at the least)."""
+    """Texts in consecutive parts whose activations `keep_activations` may keep (one text at the least)."""
     texts, sites = _texts(texts), require_sites(source, sites)
     chosen, reader = sorted(wanted_layers(source, layers, "patch")), MetricReader.of(metric)
     parts: list[list[str]] = [[]]

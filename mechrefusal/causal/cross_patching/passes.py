@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.components import ComponentBatch, ComponentPasses, TemplateFrame
-from mechrefusal.causal.cross_patching.activations import CrossSite, Taken, stored, writer
+from mechrefusal.causal.cross_patching.activations import CrossSite, SourceActivations, stored, writer
 from mechrefusal.forward import Edit, MetricReader, Site, flat
 
 Positions = Literal["all", "last"]
@@ -29,7 +29,7 @@ class Patched:
     """A target, ready to be run with activations of a source in it; `unpatched`: scores without any, nats."""
 
     @torch.no_grad()
-    def __init__(self, target, taken: Taken, positions: Positions) -> None:
+    def __init__(self, target, taken: SourceActivations, positions: Positions) -> None:
         self.model, self.taken, self.positions = target, taken, positions
         self.reader = MetricReader.of(taken.metric)
         whole = positions == "all"
