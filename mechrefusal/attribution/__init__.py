@@ -8,7 +8,7 @@ lens = compare_lenses(model, harmful, harmless, metric)
 """
 
 from mechrefusal.attribution.comparison import compare, difference
-from mechrefusal.attribution.direct import Attribution, Component, attribute, onto_direction, refusal_logits
+from mechrefusal.attribution.direct import Attribution, Component, attribute
 from mechrefusal.attribution.lens import Lens, Lenses, compare_lenses, logit_lens
 from mechrefusal.attribution.patterns import attention, projections
 from mechrefusal.attribution.readouts import Onto, RefusalLogits
@@ -28,8 +28,6 @@ __all__ = [
     "compare_lenses",
     "difference",
     "logit_lens",
-    "onto_direction",
     "projections",
-    "refusal_logits",
     "sources",
 ]

@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.attribution.norms import HeldNorm
-from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
+from mechrefusal.attribution.readouts import Readout
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric
 from mechrefusal.models.bridge_internals import scale_of_writes, written_by
 from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.observations import numbered
@@ -116,25 +115,6 @@ def of_writes(model, written: Writes, readout: Readout) -> Attribution:
     attribution = Attribution(tuple(parts), values.cpu(), readout.total(model, written).cpu())
     _require_sum(attribution)
     return attribution
-
-
-def refusal_logits(model, texts: Sequence[str], metric: RefusalMetric) -> pd.DataFrame:
-    """Contribution of each component to mean logit(refusal tokens) − mean logit(compliance tokens), nats.
-
-    Returns:
-        `Attribution.table`; `attribute(model, texts, RefusalLogits(metric))` also has every prompt's values.
-    """
-    return attribute(model, texts, RefusalLogits(metric)).table
-
-
-def onto_direction(
-    model, texts: Sequence[str], direction: Float[Tensor, " d_model"], *, layer: int, position: int
-) -> pd.DataFrame:
-    """What each component writes onto the unit `direction` at resid_pre of `layer`, at `position` of the prompt.
-
-    Components at or above `layer` have not written yet and are absent. Columns as in `refusal_logits`.
-    """
-    return attribute(model, texts, Onto(direction, layer, position)).table
 
 
 @dataclass(frozen=True)

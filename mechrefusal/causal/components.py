@@ -96,13 +96,13 @@ class ComponentPasses:
         self.model, self.whole = model, whole
         self.ids, self.runs = [tuple(prompt) for prompt in ids], tuple(tuple(run) for run in runs)
         self.start = 0 if whole else len(frame.head)
-        asked = [Asked(prompt, self.runs) for prompt in self.ids]
-        require_context(model, asked)
+        requests = [Asked(prompt, self.runs) for prompt in self.ids]
+        require_context(model, requests)
         runner = runner_of(model, sites=tuple(sites))
         # The same replacement for all tokens needs no separate prompts.
         self.groups = [
             ComponentBatch(batch, tuple((chosen[prompt], run) for prompt, run in batch.numbers))
-            for chosen, batch in batches(runner, asked, first=self.start, apart=not whole)
+            for chosen, batch in batches(runner, requests, first=self.start, apart=not whole)
         ]
 
     def logits(

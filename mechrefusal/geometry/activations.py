@@ -52,10 +52,10 @@ def stream(
     require_layers(model, wanted)
     if under is not None:
         under.check(model)
-    asked = [Asked(tuple(ids), kept=(0,)) for ids in token_ids]
-    require_context(model, asked)
+    requests = [Asked(tuple(ids), kept=(0,)) for ids in token_ids]
+    require_context(model, requests)
     runner = runner_of(model)
-    for numbers, batch in batches(runner, asked, at_most=chunk):
+    for numbers, batch in batches(runner, requests, at_most=chunk):
         kept: dict[int, Tensor] = {}
         spans_here = None if spans is None else [spans[number] for number in numbers]
         keep = _keeper(model, batch, positions, spans_here, kept)

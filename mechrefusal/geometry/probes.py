@@ -173,16 +173,19 @@ def linear_probes(
     Raises:
         MechrefusalError: flags that are not one a prompt.
     """
-    found = activations if activations is not None else ContrastActivations.of(model, contrast, position=position)
-    tables = []
-    for place, where in enumerate(found.positions):
-        sides = found.harmful[:, place], found.harmless[:, place]
-        tables.append(probe_layers(*sides, "harmful", where, twins=found.twins, seed=seed))
+    if activations is None:
+        activations = ContrastActivations.of(model, contrast, position=position)
+    harmful, harmless = activations.harmful, activations.harmless
+    tables = [
+        probe_layers(harmful[:, i], harmless[:, i], "harmful", where, twins=activations.twins, seed=seed)
+        for i, where in enumerate(activations.positions)
+    ]
     if refused is not None:
-        flags = as_flags(refused, len(found.harmful), "harmful")
-        for place, where in enumerate(found.positions):
-            here = found.harmful[:, place]
-            tables.append(probe_layers(here[flags], here[~flags], "refused", where, seed=seed))
+        flags = as_flags(refused, len(harmful), "harmful")
+        tables += [
+            probe_layers(harmful[:, i][flags], harmful[:, i][~flags], "refused", where, seed=seed)
+            for i, where in enumerate(activations.positions)
+        ]
     if safe is not None:
         flags = as_flags(safe_refused if safe_refused is not None else (), len(safe), "safe")
         layers = range(model.cfg.n_layers) if layer is None else [layer]
@@ -212,10 +215,10 @@ class _Fold:
     def __init__(self, x: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
         self.x, self.train, self.test = x, train, test
         self._turn = _Turn(x[train])
-        self._fitted, self._asked = self._turn(x[train]), self._turn(x[test])
+        self._fitted, self._tested = self._turn(x[train]), self._turn(x[test])
 
     def probed(self, labels: np.ndarray) -> np.ndarray:
-        return _fit(self._fitted, labels[self.train], self.x.shape[1]).decision_function(self._asked)
+        return _fit(self._fitted, labels[self.train], self.x.shape[1]).decision_function(self._tested)
 
     def projected(self, labels: np.ndarray) -> np.ndarray:
         """Projection on the training difference in means, from the middle between them: comparable across folds."""

@@ -240,9 +240,9 @@ def _texts(texts: Sequence[str]) -> list[str]:
 
 
 def _packed(ids: Sequence[Sequence[int]], reader: MetricReader) -> tuple[Tree, dict[Number, Tensor]]:
-    asked = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
-    tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in asked])
-    return tree, {one: torch.tensor(places) for one, places in zip(asked, tree.places, strict=True)}
+    numbers = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
+    tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in numbers])
+    return tree, {one: torch.tensor(places) for one, places in zip(numbers, tree.places, strict=True)}
 
 
 def _bytes(model, n_tokens: int, sites: Sequence[CrossSite], n_layers: int) -> int:

@@ -60,10 +60,10 @@ class Patched:
     def _of(self, one: ComponentBatch) -> tuple[Tensor, Tensor]:
         """Places of the patched tokens in a pass, and in what was taken."""
         target_places, source_places = [], []
-        for asked, places in zip(one.numbers, one.places, strict=True):
-            first = 0 if self.positions == "all" else len(self.taken.ids[asked[0]]) - 1
+        for number, places in zip(one.numbers, one.places, strict=True):
+            first = 0 if self.positions == "all" else len(self.taken.ids[number[0]]) - 1
             target_places.append(places[first - self.passes.start if first else 0 :])
-            source_places.append(self.taken.places[asked][first:])
+            source_places.append(self.taken.places[number][first:])
         return torch.cat(target_places), torch.cat(source_places)
 
     def _edits(self, patch: Patch, target_places: Tensor, source_places: Tensor) -> list[Edit]:

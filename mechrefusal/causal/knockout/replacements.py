@@ -135,8 +135,8 @@ class Replacements:
         rows: dict[tuple[int, Site], list[Tensor]] = {at: [] for at in places}
         before = 0
         for one, activations in passes.kept(places):
-            for asked, where in zip(one.numbers, one.places, strict=True):
-                self._at[asked] = before + where
+            for number, where in zip(one.numbers, one.places, strict=True):
+                self._at[number] = before + where
             for at, activation in activations.items():
                 rows[at].append(activation)
             before += len(next(iter(activations.values())))
