@@ -113,15 +113,17 @@ def intervened(
     if intervention is None:
         yield
         return
-    both = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
+    chain = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
     hooked = hasattr(model, "hook_dict")
     place = model if hooked else HuggingFaceModel.of(model)
-    both.check(place)
+    chain.check(place)
     passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
-    edits = both.edits(place, passing)
+    edits = chain.edits(place, passing)
     with ExitStack() as stack:
-        if any(map(_knows_tokens, both.flat)):
-            stack.enter_context(passing.following(_backbone(place), both.positions))
+        if any(map(_knows_tokens, chain.flat)):
+            # The module that hands tokens from block to block gets the cache and the attention mask.
+            backbone = model.original_model.get_submodule(backbone_name(model)) if hooked else place.backbone
+            stack.enter_context(passing.following(backbone, chain.positions))
         stack.enter_context(model.hooks(fwd_hooks=bridge_hooks(edits)) if hooked else place.edited(edits))
         yield
 
@@ -130,10 +132,3 @@ def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
     """Whether an intervention must know which token is which: it acts at some only, or sets them to a reference."""
     held = isinstance(one, Ablation) and one.reference is not None
     return held or isinstance(one, Patch) or one.positions is not None
-
-
-def _backbone(place):
-    """The module that hands tokens from block to block, which gets the cache and the attention mask."""
-    if isinstance(place, HuggingFaceModel):
-        return place.backbone
-    return place.original_model.get_submodule(backbone_name(place))

@@ -12,7 +12,7 @@ from mechrefusal.geometry import folds
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.geometry.folds import Measure
-from mechrefusal.statistics import Estimate
+from mechrefusal.statistics import Estimate, intervals
 from mechrefusal.statistics.depth import Verdict
 
 Weight = Literal["sigma", "sigma_squared"]
@@ -127,8 +127,11 @@ def compare(
     """
     kept, reason = _with_direction(a, b, places, measure)
     if not all(kept):
-        return Drift(_nothing(), float("nan"), float("nan"), reason)
-    values = [np.stack([_at(each, place) for place in where]) for each, where in zip((a, b), kept, strict=True)]
+        return Drift(intervals.mean([]), float("nan"), float("nan"), reason)
+    values = [
+        np.stack([each.values[each.row(position), layer].double().numpy() for position, layer in where])
+        for each, where in zip((a, b), kept, strict=True)
+    ]
     if measure == "cosine":
         value = float(np.mean([cosine(x, y) for x, y in zip(*values, strict=True)]))
     else:
@@ -165,7 +168,7 @@ def turn(
     if all(kept):
         reason = _too_few(n) if n < folds.FEWEST_FOLDS else _unpaired(a, b)
     if reason:
-        nan = _nothing()
+        nan = intervals.mean([])
         return Turn(measure, (nan, nan), nan, float("nan"), nan, nan, float("nan"), reason)
     first, second = _sides(a, b, kept, measure)
     n_draws = folds.n_draws(max(map(len, kept)))
@@ -256,10 +259,6 @@ def _has_direction(directions: Directions, place: Place) -> bool:
     return bool(length.isfinite() and length > NO_DIRECTION * means.norm(dim=-1).sum())
 
 
-def _at(directions: Directions, place: Place) -> np.ndarray:
-    return directions.values[directions.row(place[0]), place[1]].double().numpy()
-
-
 def _filled(directions: Directions) -> int:
     return int((directions.counts > 0).sum(1).min())
 
@@ -282,10 +281,6 @@ def _sides(
 
 def _as_cosine(measure: Measure, values: np.ndarray) -> np.ndarray:
     return values if measure == "cosine" else np.cos(np.radians(values))
-
-
-def _nothing() -> Estimate:
-    return Estimate(float("nan"), float("nan"), float("nan"), 0)
 
 
 def _shown(estimate: Estimate) -> str:

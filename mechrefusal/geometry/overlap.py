@@ -65,8 +65,9 @@ def over_refusal_overlap(
     flags = as_flags(refused, len(texts), "safe")
     if not len(texts):
         raise MechrefusalError("over-refusal is read on safe prompts, and there are none; give some texts")
+    place = seen.position, seen.layer
     here = {
-        name: _read(model, chosen, seen.position, seen.layer)
+        name: collect(model, prompts.prompt_ids(model.tokenizer, chosen), [place])[:, 0].numpy()
         for name, chosen in (("safe", texts), ("harmful", harmful), ("harmless", harmless))
         if chosen is not None and len(chosen)
     }
@@ -279,8 +280,3 @@ def _require_made_from(harm: np.ndarray, calm: np.ndarray, unit: np.ndarray) -> 
 def _largest(values: np.ndarray) -> float:
     """What 95% of random directions stay below, in absolute value."""
     return float(np.quantile(np.abs(values), 0.95))
-
-
-def _read(model, texts: Texts, position: int, layer: int) -> np.ndarray:
-    ids = prompts.prompt_ids(model.tokenizer, texts)
-    return collect(model, ids, [(position, layer)])[:, 0].numpy()

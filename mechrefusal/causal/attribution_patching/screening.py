@@ -22,7 +22,7 @@ from mechrefusal.causal.attribution_patching.pairs import (
 from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
-from mechrefusal.forward.patches import Patch, Site, require_site
+from mechrefusal.forward.patches import Site, require_site
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
 from mechrefusal.statistics import Observations, Observed
@@ -106,11 +106,7 @@ def screen(
         MechrefusalError: no usable pairs, an unknown site, mode, method, tool or layer, no steps, a site that the
             architecture lacks, a metric without a gradient.
     """
-    shares(method, steps)
-    wanted, layers = _checked(model, sites, layers, tool)
-    start = time.perf_counter()
-    runs = prepare_pairs(model, pairs, metric, mode)
-    return _screen(runs, metric, wanted, layers, method, steps, tool, start)
+    return _screen(model, pairs, metric, sites, layers, mode, method, steps, tool)[1]
 
 
 def screened(
@@ -141,11 +137,7 @@ def screened(
     """
     if finalists < 1 or others < 0 or seed < 0:
         raise MechrefusalError(f"finalists is {finalists}, others {others} and seed {seed}: give at least 1, 0 and 0")
-    shares(method, steps)
-    wanted, layers = _checked(model, sites, layers, tool)
-    start = time.perf_counter()
-    runs = prepare_pairs(model, pairs, metric, mode)
-    estimated = _screen(runs, metric, wanted, layers, method, steps, tool, start)
+    runs, estimated = _screen(model, pairs, metric, sites, layers, mode, method, steps, tool)
     table = estimated.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
     start = time.perf_counter()
@@ -175,51 +167,49 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _checked(
-    model, sites: Sequence[Site], layers: Sequence[int] | None, tool: str | None
-) -> tuple[list[Site], list[int]]:
-    if tool is not None and tool not in TOOLS:
-        raise MechrefusalError(f"unknown tool '{tool}' of attribution patching; use {', '.join(TOOLS)}, or None")
-    wanted = list(dict.fromkeys(sites))
-    if not wanted:
-        raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
-    if unknown := [site for site in wanted if site not in SITES]:
-        raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
-    at = sorted(wanted_layers(model, layers, "screen"))
-    for site in wanted:
-        require_site(model, site)
-    return wanted, at
-
-
 def _screen(
-    runs: PreparedPairs,
+    model,
+    pairs: Pairs,
     metric: Metric,
     sites: Sequence[Site],
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
+    mode: Mode,
     method: Method,
     steps: int,
     tool: Tool | None,
-    start: float,
-) -> Screen:
+) -> tuple[PreparedPairs, Screen]:
+    """The screen, and its pairs, which are ready to be patched exactly."""
+    shares(method, steps)
+    if tool is not None and tool not in TOOLS:
+        raise MechrefusalError(f"unknown tool '{tool}' of attribution patching; use {', '.join(TOOLS)}, or None")
+    sites = list(dict.fromkeys(sites))
+    if not sites:
+        raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
+    if unknown := [site for site in sites if site not in SITES]:
+        raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
+    layers = sorted(wanted_layers(model, layers, "screen"))
+    for site in sites:
+        require_site(model, site)
+    start = time.perf_counter()
+    runs = prepare_pairs(model, pairs, metric, mode)
     rows, used = [], set()
     for number, run in enumerate(track(list(runs.runs), "attribution patching")):
         by_site, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
         used.add(by)
         for site in sites:
             patches = run.patches(runs.model, site, layers, by_position=site != "z")
-            raw = [float(by_site[site][patch.layer][_cell(patch)].sum()) for patch in patches]
+            raw = []
+            for patch in patches:
+                values = by_site[site][patch.layer]
+                values = values if patch.head is None else values[:, patch.head]
+                raw.append(float((values if patch.position is None else values[patch.position]).sum()))
             rows += runs.rows(number, site, patches, raw)
     table, observations = averaged(runs, rows, "estimate")
     table["effect"] = table["estimate"] * runs.scale
     table["mode"], table["method"] = runs.mode, method
     table["tool"] = "/".join(sorted(used))
     seconds = time.perf_counter() - start
-    return Screen(table, observations, runs.clean, runs.corrupted, runs.reason, seconds, runs.left_out)
-
-
-def _cell(patch: Patch):
-    at = slice(None) if patch.position is None else patch.position
-    return at if patch.head is None else (at, patch.head)
+    return runs, Screen(table, observations, runs.clean, runs.corrupted, runs.reason, seconds, runs.left_out)
 
 
 def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.Series:

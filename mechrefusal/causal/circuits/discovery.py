@@ -220,7 +220,9 @@ def _patched(runs: PreparedPairs, rows: pd.DataFrame, description: str) -> Float
     ):
         for component, site in _PARTS:
             columns = np.flatnonzero(rows["component"] == component)
-            raw[number, columns] = runs.exact(number, site, [_patch(rows.iloc[i]) for i in columns])
+            nodes = [_node(rows.iloc[i]) for i in columns]
+            patches = [Patch(one.layer, one.head if component == "head" else None, None) for one in nodes]
+            raw[number, columns] = runs.exact(number, site, patches)
     return raw
 
 
@@ -270,10 +272,6 @@ def _paths(
 
 def _node(row) -> Node:
     return Node(int(row["layer"]), row["component"], int(row["head"]))
-
-
-def _patch(row) -> Patch:
-    return Patch(int(row["layer"]), int(row["head"]) if row["component"] == "head" else None, None)
 
 
 def _check(

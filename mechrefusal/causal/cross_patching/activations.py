@@ -119,7 +119,8 @@ def keep_activations(
     for numbers, logits in passes.logits(keeping):
         read = [part[:, -n:] for part, n in zip(logits, reader.kept, strict=True)]
         if not isinstance(metric, RefusalMetric):
-            reader.check([_two_rows(part) for part in read])
+            # A check needs two rows; what differs from one prompt is the same in another order.
+            reader.check([part[:2] if len(part) > 1 else torch.cat([part, part.flip(-1)]) for part in read])
         scores[numbers] = reader.score(read).cpu()
     _require_finite(kept)
     writers = {layer: writer(source, layer).clone() for layer in chosen} if "result" in sites and adding_up.true else {}
@@ -263,10 +264,6 @@ def _into(model, at: Place, room: Tensor, source_places: Tensor, kept_places: Te
         return activation
 
     return edit
-
-
-def _two_rows(logits: Tensor) -> Tensor:
-    return logits[:2] if len(logits) > 1 else torch.cat([logits, logits.flip(-1)])
 
 
 def _require_finite(kept: dict[Place, Tensor]) -> None:
