@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import require_layers
 from mechrefusal.progress import bar
+from mechrefusal.statistics import Observations, Observed
+from mechrefusal.statistics.observations import numbered
 
 N_CANDIDATES = 32
 """Heads that greedy search chooses from: those with the largest falls of refusal on their own."""
@@ -32,7 +35,7 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class HeadSet:
+class HeadSet(Observed):
     """What greedy search found.
 
     `heads`: (layer, head) in the order in which they were added. `reached`: whether their knock-out takes `share` of
@@ -45,6 +48,7 @@ class HeadSet:
     `held_out_*`: the same set on prompts that the search did not see, held_out_share of their own gap; NaN without any.
 
     `gap`: mean refusal score of the harmful prompts minus that of the harmless ones, nothing replaced, nats.
+    `observations`: change of refusal of every harmful prompt (axis size), nats.
     """
 
     heads: tuple[Head, ...]
@@ -53,8 +57,14 @@ class HeadSet:
     share: float
     gap: float
     curve: pd.DataFrame
+    observations: Observations
     harmful: Float[Tensor, " harmful"]
     harmless: Float[Tensor, " harmless"]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """`curve`."""
+        return self.curve
 
 
 def smallest_set(
@@ -111,14 +121,14 @@ def smallest_set(
             f"harmful prompts score {gap:.3g} nats above harmless ones, less than {SMALLEST_GAP}: "
             "there is no refusal to take away"
         )
-        return _head_set(passes, [], [], reason, share, gap)
+        return _head_set(passes, [], [], [], reason, share, gap)
     chosen, reason = _greedy(passes, pool, share * gap, largest, narrow=candidates is None)
-    rows = _curve(passes, chosen, everyone, gap, n_random, seed)
+    rows, changes = _curve(passes, chosen, everyone, gap, n_random, seed)
     if held_out is not None and chosen:
         standing_in = [*harmful, *harmless] if reference is None else reference
         unseen = passes_of(harmful=held_out[0], harmless=held_out[1], parts=_parts(chosen), reference=standing_in)
         rows = [row | _held_out(unseen, chosen[: row["size"]]) for row in rows]
-    return _head_set(passes, chosen, rows, reason, share, gap)
+    return _head_set(passes, chosen, rows, changes, reason, share, gap)
 
 
 def _greedy(
@@ -166,12 +176,15 @@ def _far(fallen: float, goal: float) -> str:
 
 def _curve(
     passes: KnockOutPasses, chosen: Sequence[Head], everyone: Sequence[Head], gap: float, n_random: int, seed: int
-) -> list[dict]:
+) -> tuple[list[dict], list[Float[Tensor, " harmful"]]]:
+    """Rows of the curve, and the change of every harmful prompt at each size."""
     orders = [np.random.default_rng([seed, number]).permutation(len(everyone)) for number in range(n_random)]
-    rows = []
+    rows, changes = [], []
     with bar("against random sets", len(chosen) * (1 + n_random)) as progress:
         for size in range(1, len(chosen) + 1):
-            effect = passes.effect(passes.under(_parts(chosen[:size])))
+            scores = passes.under(_parts(chosen[:size]))
+            effect = passes.effect(scores)
+            changes.append(scores.harmful - passes.base.harmful)
             progress.advance()
             random_effects = []
             for order in orders:
@@ -197,7 +210,7 @@ def _curve(
                     "n_random": n_random,
                 }
             )
-    return rows
+    return rows, changes
 
 
 def _held_out(passes: KnockOutPasses, heads: Sequence[Head]) -> dict[str, float | int]:
@@ -212,10 +225,18 @@ def _held_out(passes: KnockOutPasses, heads: Sequence[Head]) -> dict[str, float 
 
 
 def _head_set(
-    passes: KnockOutPasses, heads: Sequence[Head], rows: list[dict], reason: str, share: float, gap: float
+    passes: KnockOutPasses,
+    heads: Sequence[Head],
+    rows: list[dict],
+    changes: Sequence[Float[Tensor, " harmful"]],
+    reason: str,
+    share: float,
+    gap: float,
 ) -> HeadSet:
-    curve = pd.DataFrame(rows, columns=COLUMNS)
-    return HeadSet(tuple(heads), not reason, reason, share, gap, curve, passes.base.harmful, passes.base.harmless)
+    curve, base = pd.DataFrame(rows, columns=COLUMNS), passes.base
+    values = torch.stack([torch.zeros_like(base.harmful), *changes], dim=1)[:, 1:].double().numpy()
+    observations = Observations(values, curve[["size"]], numbered(len(values)))
+    return HeadSet(tuple(heads), not reason, reason, share, gap, curve, observations, base.harmful, base.harmless)
 
 
 def _parts(heads: Sequence[Head]) -> list[Component]:

@@ -21,10 +21,12 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import Edit, RefusalMetric, flat
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import Observations, Observed
+from mechrefusal.statistics.observations import numbered
 
 
 @dataclass(frozen=True)
-class NeuronKnockOuts:
+class NeuronKnockOuts(Observed):
     """The neurons with the largest estimates, each knocked out.
 
     `table`: component ("neuron"), layer, neuron, how, estimate (nats), then refusal, low, high, ... as in `KnockOuts`,
@@ -32,10 +34,12 @@ class NeuronKnockOuts:
 
     `rank_correlation` (Spearman) and `error` (mean |estimate − refusal|, nats) compare the estimates with what was
     measured, over the rows of the table: they say how far the screen's order can be trusted among the neurons that it
-    let through. `estimates`: of all neurons, NaN in layers that were not asked for.
+    let through. `estimates`: of all neurons, NaN in layers that were not asked for. `observations`: change of refusal
+    of every harmful prompt and neuron (axes layer, neuron), nats.
     """
 
     table: pd.DataFrame
+    observations: Observations
     rank_correlation: float
     error: float
     estimates: Float[np.ndarray, "layer neuron"]
@@ -71,18 +75,21 @@ def neurons(
     estimates = _estimates(model, passes, wanted)
     order = np.argsort(-np.abs(np.nan_to_num(estimates)), axis=None, kind="stable")
     chosen = [place for place in order if np.isfinite(estimates.flat[place])][:top]
-    rows = []
+    rows, changes = [], []
     for place in track(chosen, f"neurons ({how})"):
         layer, neuron = (int(i) for i in np.unravel_index(place, estimates.shape))
-        effect = passes.effect(passes.under([Component("neuron", layer, neuron)]))
+        scores = passes.under([Component("neuron", layer, neuron)])
+        changes.append(scores.harmful - passes.base.harmful)
         named = {"component": "neuron", "layer": layer, "neuron": neuron, "how": how}
-        rows.append({**named, "estimate": float(estimates[layer, neuron]), **effect})
+        rows.append({**named, "estimate": float(estimates[layer, neuron]), **passes.effect(scores)})
     table = pd.DataFrame(rows)
     measured, estimated = table["refusal"].to_numpy(), table["estimate"].to_numpy()
     agreed = agreement_of(estimated, measured)
     rank = float(agreed["spearman"]) if len(table) > 2 else float("nan")  # of two it is 1 or −1 whatever they are
-    error = float(agreed["error"])
-    return NeuronKnockOuts(table, rank, error, estimates, passes.base.harmful, passes.base.harmless)
+    values, cells = torch.stack(changes, dim=1).double().numpy(), table[["layer", "neuron"]]
+    observations = Observations(values, cells, numbered(len(values)))
+    error, base = float(agreed["error"]), passes.base
+    return NeuronKnockOuts(table, observations, rank, error, estimates, base.harmful, base.harmless)
 
 
 def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
