@@ -80,7 +80,7 @@ class Lenses(Observed):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Those of both, told apart by a first column `set`."""
+        """Both tables one after the other, with a first column `set`."""
         parts = vars(self).items()
         return pd.concat([one.table.assign(set=name) for name, one in parts], ignore_index=True)[
             ["set", "layer", "quantity", "value", "low", "high", "n"]

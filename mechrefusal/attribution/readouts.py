@@ -25,7 +25,7 @@ class RefusalLogits:
 
     The final norm's scale is held as it is there. A mean over token sets is linear in the logits, which the metric's
     log of summed probabilities is not. A metric with `forced` openings, whose score spans several tokens, is read by
-    its token sets too: those that told refusals and answers apart best at a single token.
+    its token sets too: those that separate refusals from answers best at a single token.
     """
 
     metric: RefusalMetric

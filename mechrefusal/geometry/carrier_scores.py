@@ -73,7 +73,7 @@ class CarrierScores:
 
     @classmethod
     def of_long(cls, rows: pd.DataFrame, harmful: Sequence[str], harmless: Sequence[str]) -> "CarrierScores":
-        """What `long` told, of these prompts in this order; NaN for prompts that it does not tell of."""
+        """From the rows of `long`, for these prompts in this order; NaN for prompts that have no row."""
         scores = {
             measure: rows[rows["measure"] == measure]
             .pivot(index=["position", "layer"], columns="prompt_id", values="value")

@@ -97,7 +97,7 @@ def _in_running(table: pd.DataFrame, numbers: pd.DataFrame) -> pd.Index:
 
 
 def _reasons(numbers: pd.DataFrame, flags: pd.DataFrame, n_layers: int, admissible: Admissible) -> list[str]:
-    """What a reader is told of `flags`, which decide."""
+    """In words why candidates are rejected; `flags` decide."""
     limit, reasons = len(admissible.layers(n_layers)), []
     for row, flag in zip(numbers.itertuples(), flags.itertuples(), strict=True):
         why = []

@@ -30,7 +30,7 @@ class Directions:
     `positions` count from the end of the prompt (−1 is its last token); `tokens` are the tokens there (`VARIES` where
     the prompts differ). `weights` is the hash of the checkpoint that they were taken from. `sums` are those of the
     harmful (0) and the harmless (1) prompts of each fold, `counts` how many prompts each has: what other prompts would
-    have given can be told from them, and so the noise of every angle.
+    have given can be computed from them, and so can the noise of every angle.
 
     `paired`: the prompts are twins, the same topic in a harmful and a harmless form, and twins are in the same fold.
     What twins share cancels in r, so it must do so in every part of the prompts too: weights of the folds are then the

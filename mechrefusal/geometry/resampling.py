@@ -122,7 +122,7 @@ def random_units(n: int, d_model: int, random: np.random.Generator) -> Float[np.
 
 
 def constant(activations: Float[np.ndarray, "prompt d_model"]) -> bool:
-    """Whether all prompts have the same activation, up to float32's rounding: nothing can be told from those."""
+    """Whether all prompts have the same activation, up to float32's rounding, so that they hold no information."""
     spread = np.ptp(activations, axis=0).max()
     return bool(spread <= 1e-5 * np.abs(activations).max())
 

@@ -1,7 +1,7 @@
 """Carriers at a fraction of the passes: a rough score of every candidate, exact ones of those that could still win.
 
 The screen runs a sample of the validation prompts, in bfloat16 where the machine multiplies it. What other prompts
-would have said is drawn from what the sample said, thousands of times, and each time the carrier is chosen again:
+would have scored is drawn from what the sample scored, thousands of times, and each time the carrier is chosen again:
 candidates that are hardly ever chosen are not scored exactly. What bfloat16 shifts a mean by is estimated on the model
 at hand, from a few candidates that are scored both ways.
 """

@@ -1,4 +1,4 @@
-"""How many prompts would decide what cannot be told, from intervals that narrow as 1/√n."""
+"""How many prompts would decide what is undecided now, from intervals that narrow as 1/√n."""
 
 from math import ceil, inf, isfinite, nan
 

@@ -8,7 +8,7 @@ from scipy import optimize, special, stats
 
 DRAWS = 2000
 ALPHA = 0.05
-"""Below this a p is told: of a cell, from nothing; two-sided tests elsewhere go by it too."""
+"""A p below this is called significant: of a cell of a map, and of two-sided tests elsewhere."""
 FEWEST_CONTROLS = 3
 
 
@@ -80,8 +80,8 @@ def among_controls_p(
     Student's t for a new observation, (value − mean) / (s √(1 + 1/draws)). The variance s² of a cell's few controls is
     moderated by those of all cells (Smyth, "Linear models and empirical Bayes methods", 2004, section 6): it counts
     draws − 1 degrees of its own and as many of the prior as the cells' variances are alike. Values and controls are
-    taken for normal. NaN with fewer than `FEWEST_CONTROLS` draws: with two, how alike the variances are cannot be told
-    (18% of maps of nothing had a mark).
+    taken for normal. NaN with fewer than `FEWEST_CONTROLS` draws: with two, how alike the variances are cannot be
+    estimated (18% of maps of nothing had a mark).
     """
     value, controls = np.asarray(value, float), np.asarray(controls, float)
     n = len(controls)

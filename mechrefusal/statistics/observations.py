@@ -44,7 +44,10 @@ class Observations:
 
     @classmethod
     def joined(cls, parts: "Sequence[Observations]", axis: str, names: Sequence[Any]) -> "Observations":
-        """Cells of several observations side by side, told apart by a new first axis; units by their names."""
+        """Cells of several observations side by side, with a new first axis that names these.
+
+        Units are matched by their names.
+        """
         units = tuple(dict.fromkeys(name for part in parts for name in part.units))
         values = np.full((len(units), sum(len(part.cells) for part in parts)), np.nan)
         column = 0
@@ -149,7 +152,7 @@ class Observed:
     observations: Observations
 
     def interval(self, *, confidence: float = 0.95, **axes: Any) -> intervals.Estimate:
-        """The estimate of one cell over the units that the table has too: where nothing else is said, their mean.
+        """The estimate of one cell over the units, the same as in the table: by default their mean.
 
         Raises:
             MechrefusalError: an axis that is none, no such cell, or several.

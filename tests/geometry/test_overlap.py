@@ -304,7 +304,7 @@ class TestOnAModel:
         refused = [True, False] * 3 + [True]
         direction = torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(0))
         table = geometry.over_refusal_overlap(
-            tiny_hooked, SAFE, refused, Direction(direction, -2, 3), harmful=HARMFUL, harmless=HARMLESS, others=True
+            tiny_hooked, Direction(direction, -2, 3), SAFE, refused, harmful=HARMFUL, harmless=HARMLESS, others=True
         )
         assert list(table) == list(tables.columns("overlap")[3:])
         assert set(table["position"]) == {-2}

@@ -10,7 +10,7 @@ from mechrefusal.causal.attribution_patching.pairs import PreparedPairs, largest
 from mechrefusal.statistics import intervals, maps
 
 FEWEST = 6
-"""With fewer held-out pairs no pattern of signs is rarer than one in twenty, so nothing could be told."""
+"""With fewer held-out pairs no pattern of signs is rarer than one in twenty, so that nothing could be significant."""
 HELD_OUT = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
 """What pairs that did not choose it say of a node or an edge; see `Circuit`."""
 
