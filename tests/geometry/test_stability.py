@@ -138,7 +138,7 @@ def half_scored(monkeypatch, by_half, given, **settings):
         default = (0.0, -1.0, 0.0)
         return tuple(np.full(3, value) for value in by_half[which].get(half.layer, default))
 
-    monkeypatch.setattr(stability, "scores_of", exactly)
+    monkeypatch.setattr(stability, "scores_of", scores_of)
     monkeypatch.setattr(stability, "Scorer", lambda *_: None)
     model = SimpleNamespace(cfg=SimpleNamespace(n_layers=10), weights="w")
     given, drawn = replace(given, reference="zero"), stability.bootstrap(given, 10)
