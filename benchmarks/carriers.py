@@ -18,7 +18,7 @@ import torch
 from mechrefusal import evaluation, forward, geometry, models, prompts
 from mechrefusal.causal.reference import ZERO
 from mechrefusal.forward import runner_of
-from mechrefusal.geometry.scoring import Scorer, exactly
+from mechrefusal.geometry.scoring import Scorer, scores_of
 
 TIMED = 3
 """Candidates that the peer scores: its time is the same for each."""
@@ -75,7 +75,7 @@ def rounding(model, directions, places, validation, metric, exact) -> dict[str, 
     known = exact.table.set_index(["position", "layer"])
     shifts = []
     for place in places:
-        means = [values.mean() for values in exactly(scorer, directions.at(*place))]
+        means = [values.mean() for values in scores_of(scorer, directions.at(*place))]
         true = known.loc[place, ["bypass", "induce", "kl"]].to_numpy(float)
         shifts.append((means - true) / [1, 1, true[2]])
     return {

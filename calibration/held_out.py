@@ -4,9 +4,9 @@
 
 share: refusals of safe prompts lie along the refusal direction by half of what harmful and harmless prompts differ by;
 `overlap` says how much, from directions of few prompts. carrier: candidates of known effects, chosen by few prompts;
-`held_out.Chosen` says how far the chosen one lowers the score, nats. By number of prompts: bias as it was on the
-prompts that made the direction, or chose the carrier (`own`), bias held out, its standard error and deviation, and how
-often the 95% interval holds the truth.
+`held_out.ChosenCandidate` says how far the chosen one lowers the score, nats. By number of prompts: bias as it was on
+the prompts that made the direction, or chose the carrier (`own`), bias held out, its standard error and deviation, and
+how often the 95% interval holds the truth.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import pandas as pd
 
 from calibration.written import written
 from mechrefusal.geometry import overlap
-from mechrefusal.geometry.held_out import Choice, Chosen
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.held_out import Choice, ChosenCandidate
 from mechrefusal.statistics import intervals
 
 D_MODEL, LENGTH, SAFE, SHARE = 256, 5.2, 40, 0.5
@@ -54,7 +54,7 @@ def carrier_of(seed: int, n: int) -> tuple[float, intervals.Estimate]:
     choice = Choice(CarrierScores(table, bypass, induce, kl), (folds, folds), 2 * CANDIDATES)
     chosen = choice.held_out().whole
     names = [("harmful", row) for row in range(n)], [("harmless", row) for row in range(n)]
-    found = Chosen(choice, names, names[0]).decrease(before, bypass[chosen], seed=seed)
+    found = ChosenCandidate(choice, names, names[0]).decrease(before, bypass[chosen], seed=seed)
     true = truth[chosen]
     moved = intervals.Estimate(found.value - true, found.low - true, found.high - true, n)
     return decrease[chosen].mean() - true, moved

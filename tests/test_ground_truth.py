@@ -7,7 +7,7 @@ from tolerances import COMPOUND, FORWARD
 from calibration import planted
 from calibration.compiled import load
 from calibration.ground_truth import QUICK, auroc, cases, circuits, markdown
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits.edge_sets import SIZES, areas, ranked, score_of
 from mechrefusal.causal.circuits.paths import EMBEDDING, Node, PathPatching, edges_between, every_node, logits_of
 from mechrefusal.forward import RefusalMetric
@@ -80,7 +80,7 @@ def test_true_edges_carry_all_and_the_others_nothing(tmp_path):
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
 def test_edges_alone_are_paths_and_all_of_them_the_gap(family, architecture, mode):
     model = family(architecture).hooked
-    runs = ready(model, PAIRS, METRIC, mode)
+    runs = prepare_pairs(model, PAIRS, METRIC, mode)
     paths = PathPatching(model, runs.runs[0])
     edges = edges_between(model, every_node(model))
     gap = float(runs.clean[0] - runs.corrupted[0]) * (1 if mode == "denoising" else -1)

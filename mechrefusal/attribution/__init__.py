@@ -8,8 +8,8 @@ lens = compare_lenses(model, harmful, harmless, metric)
 """
 
 from mechrefusal.attribution.comparison import compare, difference
-from mechrefusal.attribution.direct import Attribution, Component, attribute, onto_direction, refusal_logits
-from mechrefusal.attribution.lens import Lens, compare_lenses, logit_lens
+from mechrefusal.attribution.direct import Attribution, Component, attribute
+from mechrefusal.attribution.lens import Lens, Lenses, compare_lenses, logit_lens
 from mechrefusal.attribution.patterns import attention, projections
 from mechrefusal.attribution.readouts import Onto, RefusalLogits
 from mechrefusal.attribution.token_sources import Sources, sources
@@ -18,6 +18,7 @@ __all__ = [
     "Attribution",
     "Component",
     "Lens",
+    "Lenses",
     "Onto",
     "RefusalLogits",
     "Sources",
@@ -27,8 +28,6 @@ __all__ = [
     "compare_lenses",
     "difference",
     "logit_lens",
-    "onto_direction",
     "projections",
-    "refusal_logits",
     "sources",
 ]

@@ -46,7 +46,9 @@ def difference(harmful: Attribution, harmless: Attribution, *, paired: bool = Fa
         the means are NaN where there are too few prompts.
     """
     assert harmful.components == harmless.components, "attributions of one model and read-out"
-    one, other = (np.hstack([found.values.numpy(), found.total.numpy()[:, None]]) for found in (harmful, harmless))
+    one, other = (
+        np.hstack([one_side.values.numpy(), one_side.total.numpy()[:, None]]) for one_side in (harmful, harmless)
+    )
     bounds, floor = (
         (_paired(one - other), _sign_floor(one - other)) if paired else (_welch(one, other), _floor(one, other))
     )
@@ -80,8 +82,8 @@ def _welch(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paired(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = [intervals.mean(column) for column in gaps.T]
-    return np.array([one.low for one in found]), np.array([one.high for one in found])
+    estimates = [intervals.mean(column) for column in gaps.T]
+    return np.array([one.low for one in estimates]), np.array([one.high for one in estimates])
 
 
 def _floor(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.attribution.norms import HeldNorm
-from mechrefusal.attribution.readouts import Onto, Readout, RefusalLogits
+from mechrefusal.attribution.readouts import Readout
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric
 from mechrefusal.models.bridge_internals import scale_of_writes, written_by
-from mechrefusal.statistics import Observations, intervals
+from mechrefusal.statistics import Observations, Observed, intervals
+from mechrefusal.statistics.observations import numbered
 
 TOLERANCE = 1e-3
 """Largest relative gap allowed between a decomposition's sum and what it decomposes."""
@@ -36,7 +36,7 @@ class Component(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Attribution:
+class Attribution(Observed):
     """Contribution of every component to a read-out, prompt by prompt (nats for logits, activation units otherwise).
 
     `bias` holds the attention output biases, and for logits those of the unembedding and the final norm; an MLP's own
@@ -60,27 +60,9 @@ class Attribution:
         )
 
     @property
-    def observations(self) -> Observations:
+    def observations(self) -> Observations:  # type: ignore[override]
         """The same values with named axes: component, layer, head."""
-        units = tuple(map(str, range(len(self.total))))
-        return Observations(self.values.numpy(), pd.DataFrame(self.components), units)
-
-    def interval(self, component: str, layer: int = -1, head: int = -1) -> intervals.Estimate:
-        """Mean contribution of one component over prompts, with its 95% interval."""
-        return self.observations.interval(component=component, layer=layer, head=head)
-
-    @property
-    def per_prompt(self) -> pd.DataFrame:
-        """prompt (its place in the list), component, layer, head, value; with rows `total`."""
-        names = [*self.components, Component("total")]
-        rows = torch.cat([self.values, self.total[:, None]], dim=1).tolist()
-        return pd.DataFrame(
-            [
-                {"prompt": prompt, **component._asdict(), "value": value}
-                for prompt, row in enumerate(rows)
-                for component, value in zip(names, row, strict=True)
-            ]
-        )
+        return Observations(self.values.numpy(), pd.DataFrame(self.components), numbered(len(self.total)))
 
     def of(self, component: str, layer: int = -1, head: int = -1) -> Float[Tensor, " prompt"]:
         """One component's contribution to each prompt."""
@@ -90,7 +72,7 @@ class Attribution:
         """The `k` (layer, head) with the largest absolute mean contribution, largest first."""
         means = self.values.mean(0).abs().tolist()
         heads = [(mean, c) for mean, c in zip(means, self.components, strict=True) if c.component == "head"]
-        return [(c.layer, c.head) for _, c in sorted(heads, key=lambda found: -found[0])[:k]]
+        return [(c.layer, c.head) for _, c in sorted(heads, key=lambda one: -one[0])[:k]]
 
 
 def attribute(model, texts: Sequence[str], readout: Readout) -> Attribution:
@@ -106,7 +88,7 @@ def attribute(model, texts: Sequence[str], readout: Readout) -> Attribution:
             model; weights that are not finite; an architecture whose stream is not the sum of heads and MLPs.
     """
     readout.check(model)
-    ids = [(*found.prompt_ids, *readout.opening) for found in prompt_segments(model, texts)]
+    ids = [(*segments.prompt_ids, *readout.opening) for segments in prompt_segments(model, texts)]
     return of_writes(model, Writes.take(model, ids, position=readout.position, tokens=readout.tokens), readout)
 
 
@@ -116,42 +98,23 @@ def of_writes(model, written: Writes, readout: Readout) -> Attribution:
     vector, scales = readout.vector(model), readout.scales(model, written)
     layers = range(readout.n_layers(model))
     bias = torch.zeros_like(scales)
-    found: dict[Component, Tensor] = {}
+    parts: dict[Component, Tensor] = {}
     for layer in layers:
         per_head = HeadReadout.of(model, layer, vector)
         held = per_head.scales(model, written)
         bias += held * per_head.bias + per_head.constant
         heads = held[:, None] * torch.einsum("phd,hd->ph", written.z[:, layer], per_head.weights)
-        found |= {Component("head", layer, head): value for head, value in enumerate(heads.unbind(1))}
-    found |= {Component("mlp", layer): written.mlp_out[:, layer] @ vector for layer in layers}
-    found[Component("embed")] = written.embed @ vector
+        parts |= {Component("head", layer, head): value for head, value in enumerate(heads.unbind(1))}
+    parts |= {Component("mlp", layer): written.mlp_out[:, layer] @ vector for layer in layers}
+    parts[Component("embed")] = written.embed @ vector
     if written.pos_embed.any():
-        found[Component("pos_embed")] = written.pos_embed @ vector
-    found[Component("bias")] = bias
-    values = torch.stack(list(found.values()), dim=1) * scales[:, None]
+        parts[Component("pos_embed")] = written.pos_embed @ vector
+    parts[Component("bias")] = bias
+    values = torch.stack(list(parts.values()), dim=1) * scales[:, None]
     values[:, -1] += readout.constant(model)
-    attribution = Attribution(tuple(found), values.cpu(), readout.total(model, written).cpu())
+    attribution = Attribution(tuple(parts), values.cpu(), readout.total(model, written).cpu())
     _require_sum(attribution)
     return attribution
-
-
-def refusal_logits(model, texts: Sequence[str], metric: RefusalMetric) -> pd.DataFrame:
-    """Contribution of each component to mean logit(refusal tokens) − mean logit(compliance tokens), nats.
-
-    Returns:
-        `Attribution.table`; `attribute(model, texts, RefusalLogits(metric))` also has every prompt's values.
-    """
-    return attribute(model, texts, RefusalLogits(metric)).table
-
-
-def onto_direction(
-    model, texts: Sequence[str], direction: Float[Tensor, " d_model"], *, layer: int, position: int
-) -> pd.DataFrame:
-    """What each component writes onto the unit `direction` at resid_pre of `layer`, at `position` of the prompt.
-
-    Components at or above `layer` have not written yet and are absent. Columns as in `refusal_logits`.
-    """
-    return attribute(model, texts, Onto(direction, layer, position)).table
 
 
 @dataclass(frozen=True)
@@ -195,9 +158,9 @@ def _norm_after_heads(model, layer: int) -> HeldNorm | None:
     return None if part == "attn" else HeldNorm.of(model, getattr(block, part))
 
 
-def _require_sum(found: Attribution) -> None:
-    gap = (found.values.sum(1) - found.total).abs().max().item()
-    scale = max(1.0, found.total.abs().max().item(), found.values.abs().max().item())
+def _require_sum(attribution: Attribution) -> None:
+    gap = (attribution.values.sum(1) - attribution.total).abs().max().item()
+    scale = max(1.0, attribution.total.abs().max().item(), attribution.values.abs().max().item())
     if not gap <= TOLERANCE * scale:
         raise MechrefusalError(
             f"attribution does not add up: the components' sum misses the total by {gap:.2g} (largest {scale:.2g}); "

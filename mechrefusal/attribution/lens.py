@@ -7,6 +7,7 @@ stream through the final norm, of that stream's own scale, the unembedding and t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,8 @@ from mechrefusal.attribution.readouts import require_tokens
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.statistics import intervals
+from mechrefusal.statistics import Observations, Observed, intervals
+from mechrefusal.statistics.observations import numbered
 
 TOLERANCE = 1e-3
 """Largest difference allowed between the last row and the model's own log-probabilities, nats."""
@@ -26,7 +28,7 @@ QUANTITIES = ("refusal", "compliance", "score", "rank")
 
 
 @dataclass(frozen=True)
-class Lens:
+class Lens(Observed):
     """Layer l reads resid_pre of layer l; the last row is the model's output. For the token after prompt + opening.
 
     Fields:
@@ -41,15 +43,48 @@ class Lens:
     rank: Int[Tensor, "layer prompt"]
 
     @property
+    def observations(self) -> Observations:  # type: ignore[override]
+        """Every prompt's value; axes quantity (one of `QUANTITIES`) and layer."""
+        rows = torch.cat([getattr(self, name).double() for name in QUANTITIES])
+        cells = [(name, layer) for name in QUANTITIES for layer in range(len(self.score))]
+        names = numbered(rows.shape[1])
+        return Observations(rows.T.numpy(), pd.DataFrame(cells, columns=["quantity", "layer"]), names)
+
+    @property
     def table(self) -> pd.DataFrame:
         """layer (n_layers is the output), quantity (one of `QUANTITIES`), value (mean over prompts), n, low, high."""
-        return pd.DataFrame(
-            [
-                {"layer": layer, "quantity": name, **vars(intervals.mean(row))}
-                for name in QUANTITIES
-                for layer, row in enumerate(getattr(self, name).double().numpy())
-            ]
-        )
+        seen = self.observations
+        estimates = [vars(intervals.mean(values)) for values in np.ascontiguousarray(seen.values.T)]
+        return pd.concat([seen.cells[["layer", "quantity"]], pd.DataFrame(estimates)], axis=1)
+
+
+@dataclass(frozen=True)
+class Lenses(Observed):
+    """The lens on harmful and on harmless prompts."""
+
+    harmful: Lens
+    harmless: Lens
+
+    @property
+    def observations(self) -> Observations:  # type: ignore[override]
+        """Of all prompts; axis `set` first."""
+        sides = vars(self).items()
+        cells = {
+            (side, quantity, layer): (side, values.double().numpy())
+            for side, lens in sides
+            for quantity in QUANTITIES
+            for layer, values in enumerate(getattr(lens, quantity))
+        }
+        sizes = {side: lens.score.shape[1] for side, lens in sides}
+        return Observations.of_sides(sizes, cells, ("set", "quantity", "layer"))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Both tables one after the other, with a first column `set`."""
+        parts = vars(self).items()
+        return pd.concat([one.table.assign(set=name) for name, one in parts], ignore_index=True)[
+            ["set", "layer", "quantity", "value", "low", "high", "n"]
+        ]
 
 
 @torch.no_grad()
@@ -67,33 +102,28 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
     """
     require_tokens(model, metric)
     tokens = [*metric.refusal_tokens, *metric.compliance_tokens]
-    ids = [(*found.prompt_ids, *metric.opening) for found in prompt_segments(model, texts)]
+    ids = [(*segments.prompt_ids, *metric.opening) for segments in prompt_segments(model, texts)]
     written = Writes.take(model, ids, tokens=tokens)
     stream = torch.cat([written.resid_pre, written.final[:, None]], dim=1).transpose(0, 1)
     try:
-        found = logit_readout(model, stream, targets=tokens, return_type="log_probs")
+        readout = logit_readout(model, stream, targets=tokens, return_type="log_probs")
     except (ValueError, NotImplementedError) as error:
         raise MechrefusalError(f"the layers of this model cannot be read by a logit lens: {error}") from error
-    likely = found.values.double()
-    own = written.logits - written.log_total[:, None]
-    gap = (likely[-1] - own).abs().max().item()
+    likely = readout.values.double()
+    of_model = written.logits - written.log_total[:, None]
+    gap = (likely[-1] - of_model).abs().max().item()
     if not gap <= TOLERANCE:
         raise MechrefusalError(
             f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE:g}); this architecture "
             "does more than norm and unembed, so no lens is given"
         )
     n = len(metric.refusal_tokens)
-    assert found.target_ranks is not None
+    assert readout.target_ranks is not None
     refusal, compliance = (part.logsumexp(-1).cpu() for part in (likely[..., :n], likely[..., n:]))
-    rank = found.target_ranks[..., :n].amin(-1).cpu()
+    rank = readout.target_ranks[..., :n].amin(-1).cpu()
     return Lens(refusal, compliance, refusal - compliance, rank)
 
 
-def compare_lenses(model, harmful: Sequence[str], harmless: Sequence[str], metric: RefusalMetric) -> pd.DataFrame:
-    """`Lens.table` of harmful and of harmless prompts, told apart by a first column `set`."""
-    frames = []
-    for name, texts in (("harmful", harmful), ("harmless", harmless)):
-        table = logit_lens(model, texts, metric).table
-        table.insert(0, "set", name)
-        frames.append(table)
-    return pd.concat(frames, ignore_index=True)
+def compare_lenses(model, harmful: Sequence[str], harmless: Sequence[str], metric: RefusalMetric) -> Lenses:
+    """`logit_lens` of harmful and of harmless prompts."""
+    return Lenses(logit_lens(model, harmful, metric), logit_lens(model, harmless, metric))

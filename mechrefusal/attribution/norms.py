@@ -37,8 +37,8 @@ class HeldNorm:
 
     def pulled_back(self, readout: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
         """The vector that reads x as `readout` reads gain ⊙ x (centred where the norm centres)."""
-        found = self.gain * readout
-        return found - found.mean() if self.centred else found
+        pulled = self.gain * readout
+        return pulled - pulled.mean() if self.centred else pulled
 
     def scales(
         self, inputs: Float[Tensor, "prompt d_model"], outputs: Float[Tensor, "prompt d_model"]

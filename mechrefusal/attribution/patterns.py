@@ -34,9 +34,9 @@ def projections(model, text: str, along: Along, *, layer: int | None = None) -> 
     Args:
         layer: by default the direction's own.
     """
-    found = direction_of(along)
-    require_weights(model, found.weights, found.name)
-    layer, direction = found.require_layer() if layer is None else layer, found.vector
+    chosen = direction_of(along)
+    require_weights(model, chosen.weights, chosen.name)
+    layer, direction = chosen.require_layer() if layer is None else layer, chosen.vector
     token_ids = token_ids_of(model, text)
     kept: dict[str, Tensor] = {}
     with (

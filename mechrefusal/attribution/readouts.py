@@ -25,7 +25,7 @@ class RefusalLogits:
 
     The final norm's scale is held as it is there. A mean over token sets is linear in the logits, which the metric's
     log of summed probabilities is not. A metric with `forced` openings, whose score spans several tokens, is read by
-    its token sets too: those that told refusals and answers apart best at a single token.
+    its token sets too: those that separate refusals from answers best at a single token.
     """
 
     metric: RefusalMetric
@@ -96,10 +96,10 @@ class Onto:
     @classmethod
     def of(cls, along: Along, *, layer: int | None = None, position: int | None = None) -> "Onto":
         """Onto a direction or carrier, read where it was taken; a tensor needs its layer."""
-        found = direction_of(along)
-        at = found.require_layer() if layer is None else layer
-        read = next(each for each in (position, found.position, -1) if each is not None)
-        return cls(found.vector, at, read, found.weights)
+        direction = direction_of(along)
+        at = direction.require_layer() if layer is None else layer
+        read = next(each for each in (position, direction.position, -1) if each is not None)
+        return cls(direction.vector, at, read, direction.weights)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for a direction of other weights or width, or that is none; a layer that is not."""

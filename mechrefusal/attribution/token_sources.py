@@ -58,8 +58,8 @@ class Sources:
         value, n = groups["value"].mean(), groups["value"].count()
         # `intervals.mean` of every group at once: all heads and tokens are many.
         half = stats.t.ppf(0.975, n - 1) * groups["value"].std() / np.sqrt(n)
-        found = {"value": value, "n": n, "low": value - half, "high": value + half, "weight": groups["weight"].mean()}
-        return pd.DataFrame(found).reset_index()
+        columns = {"value": value, "n": n, "low": value - half, "high": value + half, "weight": groups["weight"].mean()}
+        return pd.DataFrame(columns).reset_index()
 
 
 @torch.no_grad()
@@ -81,8 +81,8 @@ def sources(
     vector = readout.vector(model)
     readers = {layer: HeadReadout.of(model, layer, vector) for layer in wanted}
     frames = []
-    for number, found in enumerate(track(prompt_segments(model, texts), "sources")):
-        ids = (*found.prompt_ids, *readout.opening)
+    for number, segments in enumerate(track(prompt_segments(model, texts), "sources")):
+        ids = (*segments.prompt_ids, *readout.opening)
         kept: dict[str, dict[int, Tensor]] = {"weight": {}, "value": {}}
         hooks = []
         for layer, reader in readers.items():
@@ -91,7 +91,7 @@ def sources(
         with model.hooks(fwd_hooks=hooks):  # with hooks open, the hooked transformer itself runs
             written = Writes.take(model, [ids], position=readout.position, tokens=readout.tokens)
         direct, final = of_writes(model, written, readout), readout.scales(model, written)
-        labels = (*found.labels, *("opening" for _ in readout.opening))
+        labels = (*segments.labels, *("opening" for _ in readout.opening))
         strings = [model.tokenizer.decode([token]) for token in ids]
         weights, values, pairs = [], [], []
         for layer, chosen in wanted.items():
@@ -136,7 +136,7 @@ def _keep_pattern(kept: dict, layer: int, pattern: Float[Tensor, "1 head query s
 def _by_layer(model, readout: Readout, heads: Sequence[tuple[int, int]] | None) -> dict[int, list[int]]:
     n_layers, n_heads = readout.n_layers(model), model.cfg.n_heads
     chosen = heads if heads is not None else [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    found: dict[int, list[int]] = {}
+    by_layer: dict[int, list[int]] = {}
     for layer, head in dict.fromkeys((int(layer), int(head)) for layer, head in chosen):
         if not (0 <= layer < model.cfg.n_layers and 0 <= head < n_heads):
             raise MechrefusalError(
@@ -148,8 +148,8 @@ def _by_layer(model, readout: Readout, heads: Sequence[tuple[int, int]] | None) 
                 f"head ({layer}, {head}) writes after what is read (resid_pre of layer {n_layers}); ask for heads of "
                 "lower layers"
             )
-        found.setdefault(layer, []).append(head)
-    return found
+        by_layer.setdefault(layer, []).append(head)
+    return by_layer
 
 
 def _require_sums(value: Float[Tensor, "head source"], direct: Attribution, layer: int) -> None:

@@ -49,9 +49,9 @@ class Writes:
         Raises:
             MechrefusalError: a prompt without that position or longer than the context; activations not finite.
         """
-        asked = [Asked(_cut(model, ids, position, number)) for number, ids in enumerate(token_ids)]
-        require_context(model, asked)
-        groups = [batch for _, batch in batches(runner_of(model, sites=("z",)), asked)]
+        requests = [Asked(_cut(model, ids, position, number)) for number, ids in enumerate(token_ids)]
+        require_context(model, requests)
+        groups = [batch for _, batch in batches(runner_of(model, sites=("z",)), requests)]
         parts = []
         for batch in track(groups, "attribution") if len(groups) > 1 else groups:
             ends = torch.stack([places[-1] for places in batch.places])

@@ -96,13 +96,13 @@ class ComponentPasses:
         self.model, self.whole = model, whole
         self.ids, self.runs = [tuple(prompt) for prompt in ids], tuple(tuple(run) for run in runs)
         self.start = 0 if whole else len(frame.head)
-        asked = [Asked(prompt, self.runs) for prompt in self.ids]
-        require_context(model, asked)
+        requests = [Asked(prompt, self.runs) for prompt in self.ids]
+        require_context(model, requests)
         runner = runner_of(model, sites=tuple(sites))
         # The same replacement for all tokens needs no separate prompts.
         self.groups = [
             ComponentBatch(batch, tuple((chosen[prompt], run) for prompt, run in batch.numbers))
-            for chosen, batch in batches(runner, asked, first=self.start, apart=not whole)
+            for chosen, batch in batches(runner, requests, first=self.start, apart=not whole)
         ]
 
     def logits(
@@ -115,9 +115,9 @@ class ComponentPasses:
         """
         layers, n = range(first_layer, self.model.cfg.n_layers), len(self.runs)
         for group in self.groups:
-            found = group.batch.run(edits(group), layers=layers).logits
+            logits = group.batch.run(edits(group), layers=layers).logits
             numbers = [prompt for prompt, run in group.numbers if run == 0]
-            yield numbers, by_continuation(found, n)
+            yield numbers, by_continuation(logits, n)
 
     @torch.no_grad()
     def kept(self, places: Collection[Place]) -> Iterator[tuple[ComponentBatch, dict[Place, Tensor]]]:
@@ -129,7 +129,7 @@ class ComponentPasses:
 
 def by_place(components: Sequence[Component]) -> dict[Place, list[int]]:
     """Components by layer and site, with their indices there."""
-    found: dict[Place, list[int]] = defaultdict(list)
+    indices: dict[Place, list[int]] = defaultdict(list)
     for component in components:
-        found[component.place].append(component.index)
-    return dict(found)
+        indices[component.place].append(component.index)
+    return dict(indices)

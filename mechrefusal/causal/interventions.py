@@ -17,43 +17,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from mechrefusal.causal.operations import (
-    Ablation,
-    Addition,
-    Chain,
-    Clamp,
-    Intervention,
-    Patch,
-    orthonormal,
-    put_in,
-    random_like,
-    taken_out,
-)
+from mechrefusal.causal.operations import Ablation, Addition, Chain, Clamp, Intervention, taken_out
+from mechrefusal.causal.patch_operation import Patch
 from mechrefusal.causal.reference import Reference
 from mechrefusal.forward.direction import Along, direction_of
 from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.positions import Pass, Positions
 from mechrefusal.forward.sites import Site, bridge_hooks
 from mechrefusal.models.bridge_internals import backbone_name
-
-__all__ = [
-    "Ablation",
-    "Addition",
-    "Chain",
-    "Clamp",
-    "Intervention",
-    "Patch",
-    "Reference",
-    "ablate",
-    "add",
-    "clamp",
-    "intervened",
-    "orthonormal",
-    "patch",
-    "put_in",
-    "random_like",
-    "taken_out",
-]
 
 
 def ablate(
@@ -86,9 +57,9 @@ def add(
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
     """Add a direction at one layer, by default its own, while open; see `Addition`."""
-    found = direction_of(along)
-    at = found.require_layer() if layer is None else layer
-    return intervened(model, Addition(found.vector, at, coefficient, positions, found.weights))
+    direction = direction_of(along)
+    at = direction.require_layer() if layer is None else layer
+    return intervened(model, Addition(direction.vector, at, coefficient, positions, direction.weights))
 
 
 def clamp(
@@ -101,8 +72,8 @@ def clamp(
     positions: Positions | None = None,
 ) -> AbstractContextManager[None]:
     """Hold the projection on a direction at `value` while open; see `Clamp`."""
-    found = direction_of(along)
-    return intervened(model, Clamp(found.vector, value, layers, sites, positions, found.weights))
+    direction = direction_of(along)
+    return intervened(model, Clamp(direction.vector, value, layers, sites, positions, direction.weights))
 
 
 def patch(
@@ -142,15 +113,17 @@ def intervened(
     if intervention is None:
         yield
         return
-    both = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
+    chain = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
     hooked = hasattr(model, "hook_dict")
     place = model if hooked else HuggingFaceModel.of(model)
-    both.check(place)
+    chain.check(place)
     passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
-    edits = both.edits(place, passing)
+    edits = chain.edits(place, passing)
     with ExitStack() as stack:
-        if any(map(_knows_tokens, both.flat)):
-            stack.enter_context(passing.following(_backbone(place), both.positions))
+        if any(map(_knows_tokens, chain.flat)):
+            # The module that hands tokens from block to block gets the cache and the attention mask.
+            backbone = model.original_model.get_submodule(backbone_name(model)) if hooked else place.backbone
+            stack.enter_context(passing.following(backbone, chain.positions))
         stack.enter_context(model.hooks(fwd_hooks=bridge_hooks(edits)) if hooked else place.edited(edits))
         yield
 
@@ -159,10 +132,3 @@ def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
     """Whether an intervention must know which token is which: it acts at some only, or sets them to a reference."""
     held = isinstance(one, Ablation) and one.reference is not None
     return held or isinstance(one, Patch) or one.positions is not None
-
-
-def _backbone(place):
-    """The module that hands tokens from block to block, which gets the cache and the attention mask."""
-    if isinstance(place, HuggingFaceModel):
-        return place.backbone
-    return place.original_model.get_submodule(backbone_name(place))

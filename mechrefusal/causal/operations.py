@@ -13,19 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrefusal.causal.patch_operation import Passing, Patch, require_one_site
 from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Along, Carrier, Direction, direction_of, require_weights
-from mechrefusal.forward.positions import Pass, Positions, at_positions, check_positions, required
+from mechrefusal.forward.positions import Positions, at_positions, check_positions, required
 from mechrefusal.forward.sites import Edit, Site
-from mechrefusal.forward.token_classes import Layout
 from mechrefusal.models import require_direction, require_layers
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
-Passing = Pass | Layout | None
-"""What tells an intervention of the pass under way; some need to know nothing."""
-STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-SITES: tuple[Site, ...] = (*STREAM_SITES, "z", "mlp_post")
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class Clamp:
         if isinstance(self.sites, str) or not self.sites:
             raise MechrefusalError(f"sites of a clamp are {self.sites!r}; give some of {', '.join(ABLATED_SITES)}")
         for site in self.sites:
-            _require_site(site, ABLATED_SITES)
+            require_one_site(site, ABLATED_SITES)
         _require_finite("value of a clamp", self.value)
         check_positions(self.positions)
 
@@ -170,95 +166,6 @@ class Clamp:
         edit = at_positions(set_projection, self.positions, passing)
         layers = range(model.cfg.n_layers) if self.layers is None else sorted(set(self.layers))
         return [(layer, site, edit) for layer in layers for site in ABLATED_SITES if site in self.sites]
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Activations of the caller's put in at one layer and site, from another prompt or another checkpoint.
-
-    `activation` has the shape of the site, d_model (resid_pre, resid_post, attn_out, mlp_out), head × d_head (z)
-    or d_mlp (mlp_post), and before it, where tokens or rows differ, [token] or [row, token]: as many tokens as
-    `positions`, or without these as the pass. With `heads` (z only) those heads are replaced, and `activation` holds
-    only them.
-    """
-
-    activation: Tensor
-    layer: int
-    site: Site = "resid_pre"
-    positions: Positions | None = None
-    heads: Sequence[int] | None = None
-
-    @property
-    def first_layer(self) -> int:
-        """Layers below it are what they are without the intervention."""
-        return self.layer
-
-    def check(self, model) -> None:
-        """Raise `MechrefusalError` for a layer, site, head or position that is none, or a shape that does not fit."""
-        require_layers(model, [self.layer])
-        _require_site(self.site, SITES)
-        if self.site not in STREAM_SITES and not hasattr(model, "hook_dict"):
-            raise MechrefusalError(
-                f"site '{self.site}' can be patched on the hooked transformer only (models.load_hooked); a plain "
-                f"Hugging Face model takes {', '.join(STREAM_SITES)}"
-            )
-        check_positions(self.positions)
-        if self.heads is not None and self.site != "z":
-            raise MechrefusalError(f"heads are patched at site 'z', not at '{self.site}'; leave heads out")
-        if self.heads is not None and (not self.heads or not all(0 <= h < model.cfg.n_heads for h in self.heads)):
-            raise MechrefusalError(f"heads are {list(self.heads)}; this model has heads 0 to {model.cfg.n_heads - 1}")
-        shape, place = tuple(self.activation.shape), self._site_shape(model)
-        extra = len(shape) - len(place)
-        if shape[max(extra, 0) :] != place or not 0 <= extra <= 2:
-            raise MechrefusalError(
-                f"activation to patch has shape {shape}; {self.site} of this model is {place}, with [token] or "
-                "[row, token] before it"
-            )
-        if not torch.isfinite(self.activation).all():
-            raise MechrefusalError("activation to patch holds NaN or infinity; take it from a pass that is finite")
-        n = len(self.positions) if self.positions is not None and self.positions != "prompt" else None
-        if extra and n is not None and shape[extra - 1] not in (1, n):
-            raise MechrefusalError(
-                f"activation to patch has {shape[extra - 1]} tokens for {n} positions; give one each"
-            )
-
-    def edits(self, model, passing: Passing = None) -> list[Edit]:
-        """What is done, site by site."""
-        place = self._site_shape(model)
-        extra = self.activation.ndim - len(place)
-        given = self.activation[(None,) * (2 - extra)]  # row, token, then the site's own
-        heads = None if self.heads is None else list(self.heads)
-        if extra == 0 and self.positions is None:
-            return [(self.layer, self.site, lambda activation: _replaced(activation, given, heads))]
-        following, positions = required(passing), self.positions
-
-        def put_in(activation: Tensor) -> Tensor:
-            n_rows, n_tokens = activation.shape[:2]
-            if len(given) not in (1, n_rows):
-                raise MechrefusalError(f"activation to patch has {len(given)} rows, the pass {n_rows}; give one each")
-            if positions is None or (positions == "prompt" and extra):
-                if following.n_past > 0 and n_tokens == 1:
-                    return activation  # a generated token
-                if following.n_past > 0 or given.shape[1] != n_tokens:
-                    raise MechrefusalError(
-                        f"activation to patch has {given.shape[1]} tokens, the pass {n_tokens} after "
-                        f"{following.n_past}; say with positions where they belong"
-                    )
-                return _replaced(activation, given, heads)
-            columns = following.columns(positions, n_tokens)
-            if not columns:
-                return activation
-            edited, there = activation.clone(), list(columns.values())
-            rows = list(columns) if given.shape[1] > 1 else [0]
-            edited[:, there] = _replaced(activation[:, there], given[:, rows], heads)
-            return edited
-
-        return [(self.layer, self.site, put_in)]
-
-    def _site_shape(self, model) -> tuple[int, ...]:
-        if self.site == "z":
-            return (model.cfg.n_heads if self.heads is None else len(self.heads), model.cfg.d_head)
-        return (model.cfg.d_mlp if self.site == "mlp_post" else model.cfg.d_model,)
 
 
 @dataclass(frozen=True)
@@ -297,24 +204,9 @@ class Chain:
 Intervention = Ablation | Addition | Clamp | Patch | Chain
 
 
-def _replaced(activation: Tensor, given: Tensor, heads: list[int] | None) -> Tensor:
-    """A new tensor of the activation's shape: later layers may write in place, and must not write to `given`."""
-    edited = activation.clone()
-    if heads is None:
-        edited[:] = given.to(activation)
-    else:
-        edited[:, :, heads] = given.to(activation)
-    return edited
-
-
 def _require_finite(what: str, value: float) -> None:
     if not isfinite(value):
         raise MechrefusalError(f"the {what} is {value}: give a finite number")
-
-
-def _require_site(site: str, known: Sequence[Site]) -> None:
-    if site not in known:
-        raise MechrefusalError(f"unknown site '{site}'; give one of {', '.join(known)}")
 
 
 def taken_out(
@@ -361,8 +253,8 @@ def random_like(along: Along, *, seed: int) -> Tensor | Direction:
     """A random direction of the same norm, and of a `Direction` in its place: the control of every intervention."""
     vector = direction_of(along).vector
     noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(vector)
-    found = noise * (vector.norm() / noise.norm())
-    return found if isinstance(along, Tensor) else replace(direction_of(along), vector=found, kind="random direction")
+    random = noise * (vector.norm() / noise.norm())
+    return random if isinstance(along, Tensor) else replace(direction_of(along), vector=random, kind="random direction")
 
 
 def orthonormal(directions: Float[Tensor, " d_model"] | Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrefusal.causal.interventions import Intervention
+from mechrefusal.causal.operations import Intervention
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import Asked, Runner, batches, by_continuation, require_context, runner_of
 
@@ -16,16 +16,16 @@ Logits = list[Float[Tensor, "prompt place vocab"]]
 class _Passes:
     """What both kinds of passes share: prompts with continuations, in groups that fit."""
 
-    def __init__(self, model, asked: Sequence[Asked], *, low_precision: bool) -> None:
-        assert asked, "passes need at least one prompt"
-        require_context(model, asked)
-        self.model, self._asked, self._low = model, asked, low_precision
+    def __init__(self, model, requests: Sequence[Asked], *, low_precision: bool) -> None:
+        assert requests, "passes need at least one prompt"
+        require_context(model, requests)
+        self.model, self._requests, self._low = model, requests, low_precision
         self._prepare()
 
     def _prepare(self) -> None:
         self.runner: Runner = runner_of(self.model, low_precision=self._low)
         self.low_precision = getattr(self.runner, "low_precision", False)
-        self._batches = [batch for _, batch in batches(self.runner, self._asked)]
+        self._batches = [batch for _, batch in batches(self.runner, self._requests)]
 
     def _run(self, intervention: Intervention | None) -> Iterator[Sequence[Float[Tensor, "place vocab"]]]:
         """Logits of a few prompts after another, prompt by prompt and run by run, float32."""
@@ -78,8 +78,8 @@ class Passes(_Passes):
     def by_group(self, intervention: Intervention | None = None) -> Iterator[Logits]:
         """The same for a few prompts after another, so that memory does not grow with them."""
         n = len(self.runs)
-        for found in self._run(intervention):
-            yield by_continuation(found, n)
+        for logits in self._run(intervention):
+            yield by_continuation(logits, n)
 
 
 class AnswerPasses(_Passes):
@@ -90,8 +90,8 @@ class AnswerPasses(_Passes):
     ) -> None:
         assert all(len(answer) > 0 for answer in answers), "an answer has at least one token"
         self._answers = [torch.tensor(answer) for answer in answers]
-        asked = [Asked(tuple(p), (tuple(a[:-1]),)) for p, a in zip(prompts, answers, strict=True)]
-        super().__init__(model, asked, low_precision=low_precision)
+        requests = [Asked(tuple(p), (tuple(a[:-1]),)) for p, a in zip(prompts, answers, strict=True)]
+        super().__init__(model, requests, low_precision=low_precision)
 
     def losses(self, intervention: Intervention | None = None) -> Float[Tensor, " prompt"]:
         """Cross-entropy of each prompt's own answer, mean nats a token."""

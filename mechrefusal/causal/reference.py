@@ -72,15 +72,15 @@ class Reference:
         if coefficient:
             means = means + coefficient * (direction.means.harmful - means)
         words = {0.0: "harmless mean", 1.0: "harmful mean"}
-        said = words.get(coefficient, f"harmless mean + {coefficient:g} of the way to the harmful one")
-        return cls(said, means, direction.means.classes, direction.means.held, direction.layer)
+        name = words.get(coefficient, f"harmless mean + {coefficient:g} of the way to the harmful one")
+        return cls(name, means, direction.means.classes, direction.means.held, direction.layer)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for means of another shape than the model's, not finite, or a layer that is not."""
-        wanted, given = (model.cfg.n_layers, model.cfg.d_model), (len(self.means), self.means.shape[2])
-        if given != wanted:
+        wanted, shape = (model.cfg.n_layers, model.cfg.d_model), (len(self.means), self.means.shape[2])
+        if shape != wanted:
             raise MechrefusalError(
-                f"the reference '{self.name}' has means of {given[0]} layers of width {given[1]}; this model has "
+                f"the reference '{self.name}' has means of {shape[0]} layers of width {shape[1]}; this model has "
                 f"{wanted[0]} of {wanted[1]}: take it from this model"
             )
         require_layers(model, [self.first_layer])

@@ -2,24 +2,22 @@
 
 from mechrefusal.forward.direction import Carrier, Direction
 from mechrefusal.geometry import carriers, cones, drift, stability, subspaces
+from mechrefusal.geometry.carrier_scores import CarrierScores
 from mechrefusal.geometry.carriers import Selection, select
 from mechrefusal.geometry.cones import Cone, ConeSettings, learn_cone
+from mechrefusal.geometry.contrast import last_instruction_position, post_instruction_positions
+from mechrefusal.geometry.contrast_activations import ContrastActivations
 from mechrefusal.geometry.coupling import harmfulness_refusal_coupling
-from mechrefusal.geometry.directions import (
-    Directions,
-    difference_in_means,
-    difference_in_means_of_part,
-    last_instruction_position,
-    post_instruction_positions,
-)
+from mechrefusal.geometry.directions import Directions
 from mechrefusal.geometry.doses import Doses, dose_response
 from mechrefusal.geometry.drift import cosine, effective_rank, principal_angles
 from mechrefusal.geometry.overlap import over_refusal_overlap
 from mechrefusal.geometry.probes import linear_probe, linear_probes, probe_layers
-from mechrefusal.geometry.readings import Readings
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, kl_divergence, score
+from mechrefusal.geometry.scoring import Scorer, kl_divergence, score
 from mechrefusal.geometry.screening import screened
-from mechrefusal.geometry.subspaces import Subspace, Subspaces, score_subspaces
+from mechrefusal.geometry.span_scores import Subspace
+from mechrefusal.geometry.streamed_means import difference_in_means, difference_in_means_of_part
+from mechrefusal.geometry.subspace_scores import Subspaces, score_subspaces
 from mechrefusal.geometry.transfers import transfer
 from mechrefusal.statistics.choosing import Admissible
 
@@ -29,10 +27,10 @@ __all__ = [
     "CarrierScores",
     "Cone",
     "ConeSettings",
+    "ContrastActivations",
     "Direction",
     "Directions",
     "Doses",
-    "Readings",
     "Scorer",
     "Selection",
     "Subspace",

@@ -52,13 +52,13 @@ def stream(
     require_layers(model, wanted)
     if under is not None:
         under.check(model)
-    asked = [Asked(tuple(ids), kept=(0,)) for ids in token_ids]
-    require_context(model, asked)
+    requests = [Asked(tuple(ids), kept=(0,)) for ids in token_ids]
+    require_context(model, requests)
     runner = runner_of(model)
-    for numbers, batch in batches(runner, asked, at_most=chunk):
+    for numbers, batch in batches(runner, requests, at_most=chunk):
         kept: dict[int, Tensor] = {}
-        own = None if spans is None else [spans[number] for number in numbers]
-        keep = _keeper(model, batch, positions, own, kept)
+        spans_here = None if spans is None else [spans[number] for number in numbers]
+        keep = _keeper(model, batch, positions, spans_here, kept)
         edits: list[Edit] = [] if under is None else under.edits(model, batch.layout)
         edits += [(layer, "resid_pre", keep(layer)) for layer in dict.fromkeys(wanted)]
         batch.run(edits, layers=range(max(wanted)))
@@ -100,4 +100,4 @@ def collect(
     layers = sorted({layer for _, layer in places})
     rows, columns = [positions.index(p) for p, _ in places], [layers.index(layer) for _, layer in places]
     taken = stream(model, token_ids, positions=positions, layers=layers, under=under)
-    return torch.cat([found[:, rows, columns] for found in taken])
+    return torch.cat([part[:, rows, columns] for part in taken])

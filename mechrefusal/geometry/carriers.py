@@ -5,7 +5,6 @@ The rule itself is `statistics.choosing`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,11 @@ import pandas as pd
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Carrier, Direction, ReferenceName
 from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carrier_scores import SCORES, CarrierScores
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.statistics import Estimate, intervals
 from mechrefusal.statistics.choosing import FLAGS, PUBLISHED, Admissible, Candidates, lowest, ranked
 
-if TYPE_CHECKING:
-    from mechrefusal.geometry.scoring import CarrierScores
-
-SCORES = ("bypass", "induce", "kl")
 COLUMNS = ("position", "layer", *SCORES)
 
 
@@ -45,7 +41,7 @@ def candidates(directions: Directions, *, layers: Sequence[int], positions: Sequ
 
 
 def select(
-    scores: "pd.DataFrame | CarrierScores",
+    scores: pd.DataFrame | CarrierScores,
     n_layers: int | None = None,
     admissible: Admissible = PUBLISHED,
 ) -> Selection:
@@ -61,14 +57,14 @@ def select(
     Raises:
         MechrefusalError: a missing column, one that holds no numbers, or nothing that says how many layers there are.
     """
-    given, whole = (scores, None) if isinstance(scores, pd.DataFrame) else (scores.table, scores)
-    if missing := [name for name in COLUMNS if name not in given]:
+    scored, whole = (scores, None) if isinstance(scores, pd.DataFrame) else (scores.table, scores)
+    if missing := [name for name in COLUMNS if name not in scored]:
         raise MechrefusalError(f"table of carrier scores lacks columns {missing}; it needs {list(COLUMNS)}")
     if n_layers is None:
         if whole is None or whole.directions is None:
             raise MechrefusalError("these scores do not say how many layers the model has: give n_layers")
         n_layers = whole.directions.values.shape[1]
-    table = given.reset_index(drop=True).copy()
+    table = scored.reset_index(drop=True).copy()
     numbers = _numbers(table)
     flags = admissible.of(numbers, n_layers)
     table[[*FLAGS, "admissible"]] = flags[[*FLAGS, "admissible"]]
@@ -78,11 +74,11 @@ def select(
     places = [int(lowest(ranked(bypass, induce, kl, admissible, or_best=best))[0]) for best in (False, True)]
     rows = [None if place < 0 else int(order[place]) for place in places]
     table["winner"] = table.index == (-1 if rows[0] is None else rows[0])
-    found = {row: _carrier(table, row, whole) for row in dict.fromkeys(rows) if row is not None}
-    return Selection(table, *(None if row is None else found[row] for row in rows))
+    chosen = {row: _carrier(table, row, whole) for row in dict.fromkeys(rows) if row is not None}
+    return Selection(table, *(None if row is None else chosen[row] for row in rows))
 
 
-def in_order(scores: "CarrierScores", n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
+def exact_candidates(scores: CarrierScores, n_layers: int, admissible: Admissible) -> tuple[np.ndarray, Candidates]:
     """Rows of the exact candidates with scores and early enough layers, in the order of ties; and what they scored."""
     bypass, induce, kl = scores.bypass, scores.induce, scores.kl
     layers, positions = (scores.table[name].to_numpy(float) for name in ("layer", "position"))
@@ -101,28 +97,28 @@ def _in_running(table: pd.DataFrame, numbers: pd.DataFrame) -> pd.Index:
 
 
 def _reasons(numbers: pd.DataFrame, flags: pd.DataFrame, n_layers: int, admissible: Admissible) -> list[str]:
-    """What a reader is told of `flags`, which decide."""
-    limit, found = len(admissible.layers(n_layers)), []
-    for row, told in zip(numbers.itertuples(), flags.itertuples(), strict=True):
+    """In words why candidates are rejected; `flags` decide."""
+    limit, reasons = len(admissible.layers(n_layers)), []
+    for row, flag in zip(numbers.itertuples(), flags.itertuples(), strict=True):
         why = []
         if pd.isna([row.bypass, row.induce, row.kl]).any():
             why.append("a score is NaN")
         if pd.isna([row.layer, row.position]).any():
             why.append("its place is NaN")
-        elif not told.admissible_layer:
+        elif not flag.admissible_layer:
             why.append(f"layer {int(row.layer)} is not below {limit}")
-        if not told.admissible_kl and not pd.isna(row.kl):
+        if not flag.admissible_kl and not pd.isna(row.kl):
             why.append(f"kl {row.kl:.3g} > {admissible.kl:g}")
-        if not told.admissible_induce and not pd.isna(row.induce):
+        if not flag.admissible_induce and not pd.isna(row.induce):
             why.append(f"induce {row.induce:.3g} < {admissible.induce:g}")
-        found.append("; ".join(why))
-    return found
+        reasons.append("; ".join(why))
+    return reasons
 
 
-def _carrier(table: pd.DataFrame, row: int, scores: "CarrierScores | None") -> Carrier:
-    told, nan = table.loc[row], float("nan")
-    position, layer = int(told["position"]), int(told["layer"])
-    estimates = {name: Estimate(float(told[name]), nan, nan, 0) for name in SCORES}
+def _carrier(table: pd.DataFrame, row: int, scores: CarrierScores | None) -> Carrier:
+    row_of_table, nan = table.loc[row], float("nan")
+    position, layer = int(row_of_table["position"]), int(row_of_table["layer"])
+    estimates = {name: Estimate(float(row_of_table[name]), nan, nan, 0) for name in SCORES}
     reference: ReferenceName | None = None
     direction: Direction | None = None
     if scores is not None:
@@ -139,8 +135,8 @@ def _carrier(table: pd.DataFrame, row: int, scores: "CarrierScores | None") -> C
         estimates["bypass"],
         estimates["induce"],
         estimates["kl"],
-        admissible=bool(told["admissible"]),
-        rejected_because=str(told["rejected_because"]),
+        admissible=bool(row_of_table["admissible"]),
+        rejected_because=str(row_of_table["rejected_because"]),
         row=row,
         reference=reference,
         direction=direction,
@@ -148,10 +144,10 @@ def _carrier(table: pd.DataFrame, row: int, scores: "CarrierScores | None") -> C
 
 
 def _numbers(table: pd.DataFrame) -> pd.DataFrame:
-    found = {}
+    columns = {}
     for name in COLUMNS:
         try:
-            found[name] = pd.to_numeric(table[name]).astype(float)
+            columns[name] = pd.to_numeric(table[name]).astype(float)
         except (ValueError, TypeError) as error:
             raise MechrefusalError(f"column '{name}' of the carrier scores holds no numbers ({error})") from error
-    return pd.DataFrame(found, index=table.index)
+    return pd.DataFrame(columns, index=table.index)

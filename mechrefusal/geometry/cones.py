@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mechrefusal import prompts
-from mechrefusal.causal.interventions import put_in, taken_out
+from mechrefusal.causal.operations import put_in, taken_out
 from mechrefusal.causal.passes import Passes
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
-from mechrefusal.geometry.directions import Contrast
+from mechrefusal.geometry.contrast import Contrast
 from mechrefusal.geometry.scoring import kl_divergence
-from mechrefusal.geometry.subspaces import LARGEST, Subspace
+from mechrefusal.geometry.span_scores import Subspace
+from mechrefusal.geometry.subspaces import LARGEST
 from mechrefusal.models import require_direction, require_layers
 from mechrefusal.progress import track
 

@@ -16,8 +16,8 @@ from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction, TokenMeans
 from mechrefusal.geometry import folds, resampling
 from mechrefusal.geometry.activations import Place, collect
-from mechrefusal.geometry.directions import Contrast
-from mechrefusal.geometry.readings import Readings
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.contrast_activations import ContrastActivations
 from mechrefusal.models import is_direction, require_layers
 from mechrefusal.statistics import Estimate, intervals
 
@@ -44,7 +44,7 @@ def harmfulness_refusal_coupling(
     layer: int,
     position: int = -1,
     n_prompts: int = 32,
-    readings: Readings | None = None,
+    activations: ContrastActivations | None = None,
     means: TokenMeans | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def harmfulness_refusal_coupling(
         validation: other prompts, on which the effects are taken.
         layer: layer of the directions that are ablated and added.
         n_prompts: harmful and harmless validation prompts used at most.
-        readings: activations of `contrast` at the same `position`, where they were taken already.
+        activations: activations of `contrast` at the same `position`, where they were taken already.
         means: as `Directions.means` gives them; None: zero, and addition.
 
     Returns:
@@ -88,28 +88,40 @@ def harmfulness_refusal_coupling(
         MechrefusalError: no harmful or no harmless prompts in `contrast`; a layer or position that is not there.
     """
     require_layers(model, [layer])
-    found = readings if readings is not None else Readings.of(model, contrast, position=position)
+    if activations is None:
+        activations = ContrastActivations.of(model, contrast, position=position)
     random = np.random.default_rng(seed)
-    weights = _Weights.of(found, random)
-    rows = [row for each in range(found.harmful.shape[2]) for row in _at_layer(found, each, weights)]
+    weights = _Weights.of(activations, random)
+    rows = [row for each in range(activations.harmful.shape[2]) for row in _at_layer(activations, each, weights)]
     reference = ZERO if means is None else HARMLESS
-    directions = [Direction(one, position, layer, means=means, reference=reference) for one in found.directions(layer)]
+    vectors = activations.directions(layer)
+    directions = [Direction(one, position, layer, means=means, reference=reference) for one in vectors]
     later = (layer + model.cfg.n_layers) // 2
     if unusable := [name for name, one in zip(NAMES, directions, strict=True) if not is_direction(one.vector)]:
         why = f"the {' and '.join(unusable)} direction of layer {layer} is zero or not finite"
         rows += [resampling.missing(measure, 0, why) | {"layer": NO_LAYER} for measure in BEHAVIOUR]
         return pd.DataFrame(rows)
-    asked = [
+    harmful, harmless = (
         prompts.prompt_ids(model.tokenizer, list(texts)[:n_prompts])
         for texts in (validation.harmful, validation.harmless)
-    ]
+    )
     controls = [random_like(one, seed=seed) for one in directions]
     ablated = [taken_out(one) for one in (*directions, controls[0])]
     added = [put_in(one) for one in (*directions, *controls)]
-    read = (found.positions[0], later), found.directions(later)[0]
+    read_at, read = (activations.positions[0], later), activations.directions(later)[0]
+    without, on_harmless = (
+        _changes(model, ids, metric, under) for ids, under in ((harmful, ablated), (harmless, added))
+    )
     effects = [
-        *_on_refusal(model, asked[0], asked[1], metric, ablated, added, random),
-        *_on_harmfulness(model, asked[0], asked[1], ablated, *read, random),
+        *(
+            _effect(f"ablate_{name}_on_refusal", without, index, 2, "harmful", random)
+            for index, name in enumerate(NAMES)
+        ),
+        *(
+            _effect(f"add_{name}_on_refusal", on_harmless, index, 2 + index, "harmless", random)
+            for index, name in enumerate(NAMES)
+        ),
+        *_on_harmfulness(model, harmful, harmless, ablated, read_at, read, random),
     ]
     return pd.DataFrame(rows + [effect | {"layer": NO_LAYER} for effect in effects])
 
@@ -126,9 +138,9 @@ class _Weights:
     shuffled_halves: tuple[resampling.Draws, resampling.Draws]
 
     @classmethod
-    def of(cls, readings: Readings, random: np.random.Generator) -> "_Weights":
-        sizes = (len(readings.harmful), len(readings.harmless))
-        twins = None if readings.twins is None else resampling.blocks_of(readings.twins)
+    def of(cls, activations: ContrastActivations, random: np.random.Generator) -> "_Weights":
+        sizes = (len(activations.harmful), len(activations.harmless))
+        twins = None if activations.twins is None else resampling.blocks_of(activations.twins)
         blocks = np.arange(sum(sizes)) if twins is None else twins
         observed, shuffled = resampling.observed(*sizes), resampling.shuffled(*sizes, random)
         return cls(
@@ -150,8 +162,8 @@ def _halves(
     return first, rest
 
 
-def _at_layer(readings: Readings, layer: int, weights: _Weights) -> list[dict]:
-    x = torch.cat([readings.harmful[:, :, layer], readings.harmless[:, :, layer]]).double().numpy()
+def _at_layer(activations: ContrastActivations, layer: int, weights: _Weights) -> list[dict]:
+    x = torch.cat([activations.harmful[:, :, layer], activations.harmless[:, :, layer]]).double().numpy()
     few = resampling.too_few(*weights.sizes, ("harmful", "harmless"))
     reasons = [few, few]
     for place, where in enumerate(("at the last instruction token", "after the instruction")):
@@ -159,11 +171,9 @@ def _at_layer(readings: Readings, layer: int, weights: _Weights) -> list[dict]:
             reasons[place] = f"{where} {why}"
     rows = []
     for measure, (a, b) in (("cosine", (0, 1)), ("harmfulness_split_half", (0, 0)), ("refusal_split_half", (1, 1))):
-        if why := reasons[a] or reasons[b]:
-            found = resampling.missing(measure, len(x), why)
-        else:
-            found = _cosines(measure, x[:, a], x[:, b], weights)
-        rows.append(found | {"layer": layer})
+        why = reasons[a] or reasons[b]
+        row = resampling.missing(measure, len(x), why) if why else _cosines(measure, x[:, a], x[:, b], weights)
+        rows.append(row | {"layer": layer})
     return rows
 
 
@@ -180,43 +190,22 @@ def _cosines(measure: str, a: np.ndarray, b: np.ndarray, weights: _Weights) -> d
         return resampling.missing(measure, len(a), "harmful and harmless prompts have the same mean")
     if measure == "cosine":
         draws = cosine(weights.draws, weights.draws)
-        found = resampling.estimate(value, draws, min(weights.sizes), bounds=(-1, 1))
+        estimate = resampling.estimate(value, draws, min(weights.sizes), bounds=(-1, 1))
         floor = resampling.band(cosine(weights.shuffled, weights.shuffled))
     else:
         halves = cosine(*weights.halves)
-        found = Estimate(float(halves[np.isfinite(halves)].mean()), *resampling.band(halves), len(a))
+        estimate = Estimate(float(halves[np.isfinite(halves)].mean()), *resampling.band(halves), len(a))
         floor = resampling.band(cosine(*weights.shuffled_halves))
-    return resampling.row(measure, found, floor, folds.random_floor("cosine", a.shape[1]), n=len(a))
-
-
-def _on_refusal(
-    model,
-    harmful: Prompts,
-    harmless: Prompts,
-    metric: RefusalMetric,
-    ablated: Sequence[Intervention],
-    added: Sequence[Intervention],
-    random: np.random.Generator,
-) -> list[dict]:
-    """Effects on the refusal score: ablated on harmful prompts, put in on harmless ones; controls last."""
-    found = _changes(model, harmful, metric, ablated)
-    rows = [
-        _effect(f"ablate_{name}_on_refusal", found, index, 2, "harmful", random) for index, name in enumerate(NAMES)
-    ]
-    found = _changes(model, harmless, metric, added)
-    return rows + [
-        _effect(f"add_{name}_on_refusal", found, index, 2 + index, "harmless", random)
-        for index, name in enumerate(NAMES)
-    ]
+    return resampling.row(measure, estimate, floor, folds.random_floor("cosine", a.shape[1]), n=len(a))
 
 
 def _changes(
-    model, asked: Prompts, metric: RefusalMetric, under: Sequence[Intervention]
+    model, ids: Prompts, metric: RefusalMetric, under: Sequence[Intervention]
 ) -> Float[np.ndarray, "intervention prompt"]:
     """What each intervention changes the refusal score of each prompt by, nats."""
-    if len(asked) < resampling.FEWEST:
-        return np.empty((len(under), len(asked)))
-    passes = Passes(model, asked, metric.runs)
+    if len(ids) < resampling.FEWEST:
+        return np.empty((len(under), len(ids)))
+    passes = Passes(model, ids, metric.runs)
     scores = [metric.of_runs(passes.logits(one)).double().cpu().numpy() for one in (None, *under)]
     return np.stack(scores[1:]) - scores[0]
 
@@ -253,15 +242,13 @@ def _on_harmfulness(
     if why:
         return [resampling.missing(measure, sum(sizes), why) for measure in measures]
     unit = (read / read.norm()).double()
-    projected = []
-    for one in (None, *ablated):
-        found = collect(model, [*harmful, *harmless], [place], under=one)[:, 0]
-        projected.append((found.double() @ unit).numpy())
-    base, control = projected[0], projected[3]
-    rows = []
-    for measure, other in zip(measures, projected[1:3], strict=True):
-        rows.append(_apart(measure, base, other, control, sizes, random))
-    return rows
+    base, *others, control = (
+        (collect(model, [*harmful, *harmless], [place], under=one)[:, 0].double() @ unit).numpy()
+        for one in (None, *ablated)
+    )
+    return [
+        _apart(measure, base, other, control, sizes, random) for measure, other in zip(measures, others, strict=True)
+    ]
 
 
 def _apart(
@@ -287,10 +274,10 @@ def _apart(
         return _separation(with_, contrasts) - _separation(without, contrasts)
 
     draws = change(other, base, resampling.bootstrapped(*sizes, random))
-    found = resampling.estimate(float(change(other, base, now)[0]), draws, min(sizes))
+    estimate = resampling.estimate(float(change(other, base, now)[0]), draws, min(sizes))
     swapped = random.random((resampling.DRAWS, n)) < 0.5
     floor = resampling.band(change(np.where(swapped, base, other), np.where(swapped, other, base), now))
-    return resampling.row(measure, found, floor, float(change(control, base, now)[0]), n=n)
+    return resampling.row(measure, estimate, floor, float(change(control, base, now)[0]), n=n)
 
 
 def _separation(values: Float[np.ndarray, "*draw prompt"], contrasts: resampling.Draws) -> Float[np.ndarray, " draw"]:

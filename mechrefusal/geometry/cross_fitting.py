@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from mechrefusal.geometry.directions import FOLDS
+from mechrefusal.geometry.contrast import FOLDS
 from mechrefusal.geometry.resampling import Blocks, Draws, blocks_of, contrast
 from mechrefusal.statistics.intervals import Estimate
 
@@ -41,10 +41,7 @@ class CrossFit:
         """
         sizes = len(harmful), len(harmless)
         rows = np.concatenate([harmful, harmless])
-        if twins is None:
-            n_folds = min(FOLDS, *sizes)
-            return cls(rows, sizes[0], np.concatenate([np.arange(n) % n_folds for n in sizes]))
-        blocks: Blocks = blocks_of([*twins[0], *twins[1]])
+        blocks: Blocks = blocks_of(range(len(rows)) if twins is None else [*twins[0], *twins[1]])
         on_both = np.isin(blocks, np.intersect1d(blocks[: sizes[0]], blocks[sizes[0] :]))
         places = -np.ones(blocks.max() + 1, dtype=int)
         together = np.unique(blocks[on_both])
@@ -80,27 +77,30 @@ class CrossFit:
         # What all prompts give, from which a fold takes its own.
         all_inner, all_beside = [side @ gram for side in sides], [side @ beside.T for side in sides]
         n = len(weights)
-        whole, found, total = np.zeros(n), np.zeros((n, len(others))), np.zeros(n)
+        whole, projections, total = np.zeros(n), np.zeros((n, len(others))), np.zeros(n)
         for fold in np.unique(self.folds):
             here = self.folds == fold
-            own = [side[:, here] for side in sides]
-            held = [part.sum(axis=1, keepdims=True) for part in own]
+            weights_here = [side[:, here] for side in sides]
+            held = [part.sum(axis=1, keepdims=True) for part in weights_here]
             with np.errstate(divide="ignore", invalid="ignore"):
-                inner = [(a - part @ gram[here]) / (1 - h) for a, part, h in zip(all_inner, own, held, strict=True)]
+                inner = [
+                    (a - part @ gram[here]) / (1 - h) for a, part, h in zip(all_inner, weights_here, held, strict=True)
+                ]
                 along = [
-                    (a - part @ beside[:, here].T) / (1 - h) for a, part, h in zip(all_beside, own, held, strict=True)
+                    (a - part @ beside[:, here].T) / (1 - h)
+                    for a, part, h in zip(all_beside, weights_here, held, strict=True)
                 ]
                 rest = sides[0] * ~here / (1 - held[0]) - sides[1] * ~here / (1 - held[1])
                 direction = inner[0] - inner[1]  # inner products of every prompt with the direction of the others
                 length = np.sqrt(np.maximum((direction * rest).sum(axis=1), 0))
-                differ = (own[0] / held[0] - own[1] / held[1]) * direction[:, here]
+                differ = (weights_here[0] / held[0] - weights_here[1] / held[1]) * direction[:, here]
                 counted = (held[0] * held[1] / (held[0] + held[1]))[:, 0]
                 usable = (counted > 0) & (length > 0) & np.isfinite(length)
                 whole += np.where(usable, counted * differ.sum(axis=1) / length, 0)
-                found += np.where(usable[:, None], counted[:, None] * (along[0] - along[1]) / length[:, None], 0)
+                projections += np.where(usable[:, None], counted[:, None] * (along[0] - along[1]) / length[:, None], 0)
             total += np.where(usable, counted, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return whole / total, found / total[:, None]
+            return whole / total, projections / total[:, None]
 
 
 def ratio(

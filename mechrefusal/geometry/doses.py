@@ -1,7 +1,8 @@
 """Dose and response: what ablating or adding a direction by degrees does to refusal, and what to harmless answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 
 import numpy as np
@@ -15,11 +16,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric, end_tokens, generate
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import resampling
-from mechrefusal.geometry.directions import Texts
-from mechrefusal.geometry.scoring import Lists, Scorer
+from mechrefusal.geometry.contrast import Lists, Texts
+from mechrefusal.geometry.scoring import Scorer, as_array
 from mechrefusal.models import TokenBatch, require_direction, require_layers
 from mechrefusal.progress import track
-from mechrefusal.statistics import intervals
+from mechrefusal.statistics import Observations, Observed, intervals
 
 COEFFICIENTS = tuple(float(c) for c in np.arange(-2, 2.5, 0.5))
 ANSWER_TOKENS = 16
@@ -33,11 +34,19 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Doses:
-    """`table`: one row an intervention, coefficient and measure. `area`: one row an intervention and pair of curves."""
+class Doses(Observed):
+    """`table`: one row an intervention, coefficient and measure. `area`: one row an intervention and pair of curves.
+
+    `observations`: every prompt's value; axes intervention, coefficient and measure. A measure of the harmful prompts
+    has none of the harmless ones, and the other way round.
+    """
 
     table: pd.DataFrame
     area: pd.DataFrame
+    observations: Observations
+
+    def _estimate(self, cell: pd.Series, values: Float[np.ndarray, " prompt"], confidence: float) -> intervals.Estimate:
+        return _estimate(cell["measure"], values, confidence)
 
 
 def dose_response(
@@ -104,29 +113,37 @@ def dose_response(
     response = _Response(model, harmful, harmless, metric, answers)
     control = random_like(r, seed=control_seed)
     coarse = sorted({*grid[::2], grid[-1], 0.0})  # from end to end, or areas could not be compared
-    plans: dict[str, list[Intervention | None]] = {
-        "ablate": [taken_out(r, dose=c) if c else None for c in grid],
-        "induce": [put_in(r, dose=c) if c else None for c in grid],
-        "ablate_random": [taken_out(control, dose=c) if c else None for c in coarse],
-        "induce_random": [put_in(control, dose=c) if c else None for c in coarse],
+    plans: dict[str, tuple[list[float], Callable[..., Intervention]]] = {
+        "ablate": (grid, partial(taken_out, r)),
+        "induce": (grid, partial(put_in, r)),
+        "ablate_random": (coarse, partial(taken_out, control)),
+        "induce_random": (coarse, partial(put_in, control)),
     }
-    found: dict[str, list[dict[str, np.ndarray]]] = {}
-    work = [(name, intervention) for name, plan in plans.items() for intervention in plan]
-    for name, intervention in track(work, "doses"):
-        found.setdefault(name, []).append(response.under(intervention))
-    doses = {name: grid if name in INTERVENTIONS else coarse for name in plans}
+    cells = [
+        (name, dose, under(dose=dose) if dose else None) for name, (doses, under) in plans.items() for dose in doses
+    ]
+    untouched = response.under(None)
+    values = {
+        (name, dose): untouched if intervention is None else response.under(intervention)
+        for name, dose, intervention in track(cells, "doses")
+    }
     curves = {
-        name: {measure: np.stack([each[measure] for each in rows]) for measure in MEASURES}
-        for name, rows in found.items()
+        name: {measure: np.stack([values[name, dose][measure] for dose in doses]) for measure in MEASURES}
+        for name, (doses, _) in plans.items()
     }
-    table = pd.DataFrame([row for name in plans for row in _rows(name, doses[name], curves[name])])
+    rows = [
+        {"intervention": name, "coefficient": dose, "measure": measure, **vars(_estimate(measure, curve[row]))}
+        for name, (doses, _) in plans.items()
+        for measure, curve in curves[name].items()
+        for row, dose in enumerate(doses)
+    ]
     random = np.random.default_rng(control_seed)
     area = [
         row
         for name in INTERVENTIONS
         for row in _areas(name, grid, curves[name], coarse, curves[f"{name}_random"], random)
     ]
-    return Doses(table, pd.DataFrame(area))
+    return Doses(pd.DataFrame(rows), pd.DataFrame(area), response.observations(values))
 
 
 class _Response:
@@ -135,36 +152,42 @@ class _Response:
     def __init__(
         self, model, harmful: Texts, harmless: Texts, metric: RefusalMetric, answers: Sequence[Sequence[int]] | None
     ) -> None:
-        calm = prompts.prompt_ids(model.tokenizer, harmless)
+        harmless_ids = prompts.prompt_ids(model.tokenizer, harmless)
         if answers is None:
-            answers = _own_answers(model, calm)
-        if len(answers) != len(calm):
+            answers = _own_answers(model, harmless_ids)
+        if len(answers) != len(harmless_ids):
             raise MechrefusalError(
-                f"{len(calm)} harmless prompts came with {len(answers)} answers; give the token ids of one a prompt"
+                f"{len(harmless_ids)} harmless prompts came with {len(answers)} answers; give the token ids of one a "
+                "prompt"
             )
         self._scorer = Scorer(model, Lists(harmful, harmless), metric)
-        kept = [place for place, answer in enumerate(answers) if len(answer)]
-        self._answers = AnswerPasses(model, [calm[k] for k in kept], [answers[k] for k in kept]) if kept else None
-        self._untouched: dict[str, np.ndarray] | None = None
-
-    def under(self, intervention: Intervention | None) -> dict[str, np.ndarray]:
-        """Every measure, prompt by prompt."""
-        if self._untouched is None:
-            self._untouched = self._measured(None)
-        return self._untouched if intervention is None else self._measured(intervention)
+        self._sizes = {"harmful": len(harmful), "harmless": len(harmless)}
+        self._answered = [place for place, answer in enumerate(answers) if len(answer)]
+        both = [[each[place] for place in self._answered] for each in (harmless_ids, answers)]
+        self._answers = AnswerPasses(model, *both) if self._answered else None
 
     @torch.no_grad()
-    def _measured(self, intervention: Intervention | None) -> dict[str, np.ndarray]:
-        found = self._scorer.base if intervention is None else self._scorer.under(intervention)
-        calm = found.harmless.double().cpu().numpy()
-        losses = self._answers.losses(intervention).double().cpu().numpy() if self._answers else np.empty(0)
+    def under(self, intervention: Intervention | None) -> dict[str, np.ndarray]:
+        """Every measure, prompt by prompt."""
+        scores = self._scorer.base if intervention is None else self._scorer.under(intervention)
+        harmless = as_array(scores.harmless)
         return {
-            "refusal_harmful": found.harmful.double().cpu().numpy(),
-            "refusal_harmless": calm,
-            "refused_harmless": np.where(np.isfinite(calm), calm > 0, np.nan),
-            "loss_harmless": losses,
-            "kl_harmless": found.kl.double().cpu().numpy(),
+            "refusal_harmful": as_array(scores.harmful),
+            "refusal_harmless": harmless,
+            "refused_harmless": np.where(np.isfinite(harmless), harmless > 0, np.nan),
+            "loss_harmless": as_array(self._answers.losses(intervention)) if self._answers else np.empty(0),
+            "kl_harmless": as_array(scores.kl),
         }
+
+    def observations(self, values: Mapping[tuple[str, float], Mapping[str, np.ndarray]]) -> Observations:
+        """What `under` gave, by intervention and coefficient."""
+        cells = {}
+        for key, measures in values.items():
+            losses = np.full(self._sizes["harmless"], np.nan)
+            losses[self._answered] = measures["loss_harmless"]
+            for measure, by_prompt in {**measures, "loss_harmless": losses}.items():
+                cells[(*key, measure)] = measure.rsplit("_", 1)[1], by_prompt
+        return Observations.of_sides(self._sizes, cells, ("intervention", "coefficient", "measure"))
 
 
 def _own_answers(model, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -178,22 +201,11 @@ def _own_answers(model, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
     ]
 
 
-def _rows(name: str, doses: Sequence[float], curves: dict[str, Curve]) -> Iterator[dict]:
-    for measure in MEASURES:
-        for dose, values in zip(doses, curves[measure], strict=True):
-            if measure == "refused_harmless" and np.isfinite(values).all():
-                found = intervals.rate(int(values.sum()), len(values))
-            else:
-                found = intervals.skewed_mean(values) if measure == "kl_harmless" else intervals.mean(values)
-            yield {
-                "intervention": name,
-                "coefficient": dose,
-                "measure": measure,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "n": found.n,
-            }
+def _estimate(measure: str, values: Float[np.ndarray, " prompt"], confidence: float = 0.95) -> intervals.Estimate:
+    if measure == "refused_harmless" and np.isfinite(values).all():
+        return intervals.rate(int(values.sum()), len(values), confidence=confidence)
+    mean = intervals.skewed_mean if measure == "kl_harmless" else intervals.mean
+    return mean(values, confidence=confidence)
 
 
 def _areas(
@@ -222,10 +234,9 @@ def _areas(
         why = reason
         if value is not None and draws is not None and by_chance is not None:
             bounds = (0.0, np.inf) if measure == "cost_per_refusal" else (-np.inf, np.inf)
-            found = resampling.estimate(float(value[measure][0]), draws[measure], min(sizes), bounds=bounds)
-            row |= {"value": found.value, "low": found.low, "high": found.high}
-            row["random"] = float(by_chance[measure][0])
-            why = "" if np.isfinite(found.value) else "the intervention does not move the refusal score"
+            estimate = resampling.estimate(float(value[measure][0]), draws[measure], min(sizes), bounds=bounds)
+            row |= {**estimate.columns("value", ""), "random": float(by_chance[measure][0])}
+            why = "" if np.isfinite(estimate.value) else "the intervention does not move the refusal score"
         yield row | {"n": sum(sizes), "reason": why}
 
 

@@ -12,7 +12,7 @@ from mechrefusal.geometry import folds
 from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.directions import Directions
 from mechrefusal.geometry.folds import Measure
-from mechrefusal.statistics import Estimate
+from mechrefusal.statistics import Estimate, intervals
 from mechrefusal.statistics.depth import Verdict
 
 Weight = Literal["sigma", "sigma_squared"]
@@ -127,8 +127,11 @@ def compare(
     """
     kept, reason = _with_direction(a, b, places, measure)
     if not all(kept):
-        return Drift(_nothing(), float("nan"), float("nan"), reason)
-    values = [np.stack([_at(each, place) for place in where]) for each, where in zip((a, b), kept, strict=True)]
+        return Drift(intervals.mean([]), float("nan"), float("nan"), reason)
+    values = [
+        np.stack([each.values[each.row(position), layer].double().numpy() for position, layer in where])
+        for each, where in zip((a, b), kept, strict=True)
+    ]
     if measure == "cosine":
         value = float(np.mean([cosine(x, y) for x, y in zip(*values, strict=True)]))
     else:
@@ -165,7 +168,7 @@ def turn(
     if all(kept):
         reason = _too_few(n) if n < folds.FEWEST_FOLDS else _unpaired(a, b)
     if reason:
-        nan = _nothing()
+        nan = intervals.mean([])
         return Turn(measure, (nan, nan), nan, float("nan"), nan, nan, float("nan"), reason)
     first, second = _sides(a, b, kept, measure)
     n_draws = folds.n_draws(max(map(len, kept)))
@@ -204,7 +207,7 @@ def turn(
     )
 
 
-def verdict(found: Turn) -> tuple[Verdict, str]:
+def verdict(turned: Turn) -> tuple[Verdict, str]:
     """Whether directions moved, and why one says so.
 
     First of all the direction must be there: at either checkpoint the interval of `within` lies clear of what random
@@ -212,22 +215,22 @@ def verdict(found: Turn) -> tuple[Verdict, str]:
     `corrected` is below `TURNED` (it is no tiny turn). Not moved: the whole interval of `corrected` is at or above
     `TURNED`; it is scaled by `expected`, so noise alone never looks like rest. Otherwise cannot tell.
     """
-    if found.reason:
-        return "cannot tell", found.reason
-    for name, within in zip(("first", "second"), found.within, strict=True):
-        clear = within.low > found.random if found.measure == "cosine" else within.high < found.random
+    if turned.reason:
+        return "cannot tell", turned.reason
+    for name, within in zip(("first", "second"), turned.within, strict=True):
+        clear = within.low > turned.random if turned.measure == "cosine" else within.high < turned.random
         if not clear:
             return "cannot tell", (
                 f"halves of the prompts at the {name} checkpoint agree no better than random directions may: "
-                f"{_shown(within)}, random {found.random:.2f}"
+                f"{_shown(within)}, random {turned.random:.2f}"
             )
     numbers = (
-        f"across {found.cross.value:.2f} where {found.expected:.2f} is expected of noise alone; excess "
-        f"{_shown(found.excess)}, noise-corrected cosine {_shown(found.corrected)}"
+        f"across {turned.cross.value:.2f} where {turned.expected:.2f} is expected of noise alone; excess "
+        f"{_shown(turned.excess)}, noise-corrected cosine {_shown(turned.corrected)}"
     )
-    if found.excess.low > 0 and found.corrected.value < TURNED:
+    if turned.excess.low > 0 and turned.corrected.value < TURNED:
         return "moved", numbers
-    if found.corrected.low >= TURNED:
+    if turned.corrected.low >= TURNED:
         return "not moved", numbers
     return "cannot tell", numbers
 
@@ -241,10 +244,10 @@ def _with_direction(
             f"a cosine is taken place by place, but there are {len(places[0])} and {len(places[1])} places; "
             "give as many for either checkpoint"
         )
-    there = [[_has_direction(each, place) for place in where] for each, where in zip((a, b), places, strict=True)]
+    pointing = [[_has_direction(each, place) for place in where] for each, where in zip((a, b), places, strict=True)]
     if measure == "cosine":
-        there = [[x and y for x, y in zip(*there, strict=True)]] * 2
-    kept = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, there, strict=True)]
+        pointing = [[x and y for x, y in zip(*pointing, strict=True)]] * 2
+    kept = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, pointing, strict=True)]
     reason = "" if all(kept) else "no direction at one of the two (none was chosen, or the prompts are alike there)"
     return (kept[0], kept[1]), reason
 
@@ -254,10 +257,6 @@ def _has_direction(directions: Directions, place: Place) -> bool:
     length = directions.values[position, layer].norm()
     means = directions.sums[:, :, position, layer].double().sum(1) / directions.counts.sum(1, keepdim=True)
     return bool(length.isfinite() and length > NO_DIRECTION * means.norm(dim=-1).sum())
-
-
-def _at(directions: Directions, place: Place) -> np.ndarray:
-    return directions.values[directions.row(place[0]), place[1]].double().numpy()
 
 
 def _filled(directions: Directions) -> int:
@@ -284,12 +283,8 @@ def _as_cosine(measure: Measure, values: np.ndarray) -> np.ndarray:
     return values if measure == "cosine" else np.cos(np.radians(values))
 
 
-def _nothing() -> Estimate:
-    return Estimate(float("nan"), float("nan"), float("nan"), 0)
-
-
-def _shown(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -52,11 +52,11 @@ def bootstrap(
         paired: the folds hold twins (`Directions.paired`): one draw serves both classes. Otherwise each has its own.
     """
     random = np.random.default_rng(seed)
-    found = np.zeros((2, n_draws, counts.shape[1]))
+    weights = np.zeros((2, n_draws, counts.shape[1]))
     for classes, filled in _drawn_alike(counts, paired=paired):
         n = int(filled.sum())
-        found[classes, :, filled] = random.multinomial(n, np.full(n, 1 / n), size=n_draws)
-    return found
+        weights[classes, :, filled] = random.multinomial(n, np.full(n, 1 / n), size=n_draws)
+    return weights
 
 
 def halves(
@@ -68,13 +68,13 @@ def halves(
         paired: as for `bootstrap`. Halves that part twins cancel what the two share with the wrong sign.
     """
     random = np.random.default_rng(seed)
-    found = np.zeros((2, n_splits, counts.shape[1]), dtype=bool)
+    first_half = np.zeros((2, n_splits, counts.shape[1]), dtype=bool)
     for classes, filled in _drawn_alike(counts, paired=paired):
         places = np.flatnonzero(filled)
         for split in range(n_splits):
             chosen = random.permutation(places)[: len(places) // 2]
-            found[classes, split, chosen] = True
-    return found
+            first_half[classes, split, chosen] = True
+    return first_half
 
 
 def compressed(
@@ -112,7 +112,7 @@ def measured(
     cosine: the mean over places, each of a with the same of b. Principal angles (degrees): mean or largest of those
     between the spans of all places.
     """
-    found = np.full(len(u), np.nan)
+    values = np.full(len(u), np.nan)
     for start in range(0, len(u), chunk):
         part = slice(start, start + chunk)
         x, y = (_unit(np.matmul(mix[part], sums)) for mix, sums in ((u, a), (v, b)))
@@ -120,10 +120,10 @@ def measured(
         x, y = x[:, whole], y[:, whole]
         rows = np.flatnonzero(whole) + start
         if measure == "cosine":
-            found[rows] = np.einsum("pbd,pbd->pb", x, y).mean(axis=0)
+            values[rows] = np.einsum("pbd,pbd->pb", x, y).mean(axis=0)
         elif len(rows):
-            found[rows] = _angles(x.swapaxes(0, 1), y.swapaxes(0, 1), measure)
-    return found
+            values[rows] = _angles(x.swapaxes(0, 1), y.swapaxes(0, 1), measure)
+    return values
 
 
 def between_halves(
@@ -144,10 +144,10 @@ def between_halves(
         weights = (a[1] > 0)[:, None].astype(float)
     first = halves(a[1], N_SPLITS, seed=seed, paired=paired)[:, :, None]
     u, v = (coefficients(a[1], (weights[:, None] * half).reshape(2, -1, weights.shape[-1])) for half in (first, ~first))
-    found = measured(measure, a[0], b[0], u, v).reshape(N_SPLITS, -1)
+    by_split = measured(measure, a[0], b[0], u, v).reshape(N_SPLITS, -1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a draw that leaves every split a half empty is NaN
-        return np.nanmean(found, axis=0)
+        return np.nanmean(by_split, axis=0)
 
 
 def n_draws(n_places: int) -> int:
@@ -182,11 +182,11 @@ def random_floor(measure: Measure, d_model: int, n_a: int = 1, n_b: int = 1, *, 
     if measure == "cosine":
         return float(np.sqrt(stats.beta.ppf(0.95, 0.5, (d_model - 1) / 2))) if d_model > 1 else 1.0
     random = np.random.default_rng(seed)
-    found = []
+    angles = []
     for _ in range(n_draws(max(n_a, n_b))):
         x, y = (_unit(random.normal(size=(1, n, d_model))) for n in (n_a, n_b))
-        found.append(_angles(x, y, measure)[0])
-    return float(np.quantile(found, 0.05))
+        angles.append(_angles(x, y, measure)[0])
+    return float(np.quantile(angles, 0.05))
 
 
 def _drawn_alike(counts: Int[np.ndarray, "two fold"], *, paired: bool) -> list[tuple[slice, Bool[np.ndarray, " fold"]]]:
@@ -207,10 +207,10 @@ def _angles(
     bases, ranks = zip(*(_whitening(rows) for rows in (a, b)), strict=True)
     cosines = np.linalg.svd(bases[0].swapaxes(1, 2) @ (a @ b.swapaxes(1, 2)) @ bases[1], compute_uv=False)
     angles = np.degrees(np.arccos(np.clip(cosines, 0, 1)))
-    there = np.arange(angles.shape[1]) < np.minimum(*ranks)[:, None]
+    exists = np.arange(angles.shape[1]) < np.minimum(*ranks)[:, None]
     if measure == "principal_angle_max":
-        return np.where(there, angles, -np.inf).max(axis=1)
-    return np.where(there, angles, 0).sum(axis=1) / there.sum(axis=1)
+        return np.where(exists, angles, -np.inf).max(axis=1)
+    return np.where(exists, angles, 0).sum(axis=1) / exists.sum(axis=1)
 
 
 def _whitening(rows: Float[np.ndarray, "draw m d_model"]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from mechrefusal.geometry import resampling
-from mechrefusal.geometry.carriers import in_order
-from mechrefusal.geometry.directions import Contrast, dealt, twin_names
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.carriers import exact_candidates
+from mechrefusal.geometry.contrast import Contrast, dealt, labels
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 from mechrefusal.statistics.intervals import Estimate
 
@@ -57,7 +57,7 @@ class Choice:
     ) -> None:
         self.harmful, self.harmless = (np.asarray(each, dtype=int) for each in folds)
         assert (len(self.harmful), len(self.harmless)) == (scores.bypass.shape[1], scores.induce.shape[1])
-        self.rows, self.candidates = in_order(scores, n_layers, admissible)
+        self.rows, self.candidates = exact_candidates(scores, n_layers, admissible)
 
     def held_out(self) -> HeldOut:
         """Choose without each fold of the prompts, and look at the fold.
@@ -87,25 +87,14 @@ class Choice:
 
     def _by_others(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, "harmful draw"]:
         """Place among `self.rows` of what the prompts outside a prompt's fold choose, −1 where there is none."""
-        found = np.full((len(self.harmful), len(harmful)), -1)
+        places = np.full((len(self.harmful), len(harmful)), -1)
         for fold in np.unique(self.harmful):
-            found[self.harmful == fold] = self._chosen(
-                harmful * (self.harmful != fold), harmless * (self.harmless != fold)
-            )
-        return found
+            others = harmful * (self.harmful != fold), harmless * (self.harmless != fold)
+            places[self.harmful == fold] = self._chosen(*others)
+        return places
 
     def _chosen(self, harmful: ndarray, harmless: ndarray) -> Int[np.ndarray, " draw"]:
         return lowest(self.candidates.ranked(harmful, harmless, or_best=True))
-
-
-def labels(contrast: Contrast) -> tuple[list[Hashable], list[Hashable]]:
-    """A label of every harmful and of every harmless prompt: twins share theirs, other prompts have their own."""
-    found: list[list[Hashable]] = []
-    for side, chosen in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
-        twins = twin_names(chosen) or [None] * len(chosen)
-        own = getattr(chosen, "ids", range(len(chosen)))
-        found.append([(side, name) if twin is None else twin for twin, name in zip(twins, own, strict=True)])
-    return found[0], found[1]
 
 
 def own_bypass(
@@ -114,7 +103,7 @@ def own_bypass(
     """Mean score of harmful prompts with the carrier ablated, each prompt's by the carrier that other prompts choose.
 
     What `carriers.select` reports is the lowest mean of many, on the prompts that made it the lowest. The 95% interval
-    is that of `Chosen.decrease`; NaN where nothing can be chosen.
+    is that of `ChosenCandidate.decrease`; NaN where nothing can be chosen.
 
     Args:
         scores: by prompt, of `contrast`, the validation prompts.
@@ -126,47 +115,47 @@ def own_bypass(
     if whole < 0:
         return Estimate(np.nan, np.nan, np.nan, n)
     names = labels(contrast)
-    found = Chosen(choice, names, names[0]).decrease(np.zeros(n), scores.bypass[whole])
-    return Estimate(-found.value, -found.high, -found.low, n)
+    decrease = ChosenCandidate(choice, names, names[0]).decrease(np.zeros(n), scores.bypass[whole])
+    return Estimate(-decrease.value, -decrease.high, -decrease.low, n)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCandidate:
     """A candidate that some of the prompts chose that it is now measured on.
 
-    `choosers`: a label of every harmful and every harmless prompt that chose it, those of `choice`; `asked`: of every
-    harmful prompt that it is measured on. A prompt has one label in both, twins the same.
+    `choosers`: a label of every harmful and every harmless prompt that chose it, those of `choice`; `measured_on`: of
+    every harmful prompt that it is measured on. A prompt has one label in both, twins the same.
     """
 
     choice: Choice
     choosers: tuple[Sequence[Hashable], Sequence[Hashable]]
-    asked: Sequence[Hashable]
+    measured_on: Sequence[Hashable]
 
     def decrease(
-        self, before: Float[np.ndarray, " asked"], ablated: Float[np.ndarray, " asked"], *, seed: int = 0
+        self, before: Float[np.ndarray, " measured_on"], ablated: Float[np.ndarray, " measured_on"], *, seed: int = 0
     ) -> Estimate:
-        """How far ablating what other prompts choose lowers the mean score of the prompts asked, nats.
+        """How far ablating what other prompts choose lowers the mean score of the prompts measured on, nats.
 
-        Prompts that chose are asked of what the prompts outside their fold choose; the others, which chose nothing, of
-        the candidate itself. The 95% interval is a bootstrap over prompts (twins together) that chooses again in every
-        draw; it errs on the wide side: a t interval over the prompts leaves out that the choice varies.
+        Prompts that chose are measured with what the prompts outside their fold choose; the others, which chose
+        nothing, with the candidate itself. The 95% interval is a bootstrap over prompts (twins together) that chooses
+        again in every draw; it errs on the wide side: a t interval over the prompts leaves out that the choice varies.
 
         Args:
             before: scores without intervention; ablated: with the candidate ablated.
         """
         place = {label: row for row, label in enumerate(self.choosers[0])}
-        rows = np.array([place.get(label, -1) for label in self.asked])
+        rows = np.array([place.get(label, -1) for label in self.measured_on])
         chose = np.flatnonzero(rows >= 0)
         after = np.array(ablated, dtype=float)
         after[chose] = self.choice.held_out().bypass[rows[chose]]
-        blocks = resampling.blocks_of([*self.choosers[0], *self.choosers[1], *self.asked])
+        blocks = resampling.blocks_of([*self.choosers[0], *self.choosers[1], *self.measured_on])
         n = int(blocks.max()) + 1
         times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)[:, blocks].astype(float)
         ends = np.cumsum([len(each) for each in self.choosers])
-        drawn = np.repeat(np.array(ablated, dtype=float)[:, None], DRAWS, axis=1)
-        drawn[chose] = self.choice.drawn(times[:, : ends[0]], times[:, ends[0] : ends[1]])[rows[chose]]
+        after_by_draw = np.repeat(np.array(ablated, dtype=float)[:, None], DRAWS, axis=1)
+        after_by_draw[chose] = self.choice.drawn(times[:, : ends[0]], times[:, ends[0] : ends[1]])[rows[chose]]
         weights = times[:, ends[1] :].T
         with np.errstate(divide="ignore", invalid="ignore"):
-            changes = np.where(weights > 0, weights * (np.asarray(before)[:, None] - drawn), 0)
+            changes = np.where(weights > 0, weights * (np.asarray(before)[:, None] - after_by_draw), 0)
             draws = changes.sum(axis=0) / weights.sum(axis=0)
-        return resampling.estimate(float(np.mean(before - after)), draws, len(self.asked))
+        return resampling.estimate(float(np.mean(before - after)), draws, len(self.measured_on))

@@ -36,12 +36,12 @@ def separating_directions(
     folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, labels))
     held_out = [basis] * n_folds
     while len(basis) < min(largest, rows.shape[1]):
-        found = []
+        aucs = []
         for fold, (fitted, left) in enumerate(folds):
             direction = normal(rows[fitted], labels[fitted], held_out[fold])
-            found.append(roc_auc_score(labels[left], rows[left] @ direction))
+            aucs.append(roc_auc_score(labels[left], rows[left] @ direction))
             held_out[fold] = np.vstack([held_out[fold], direction])
-        if (auc := float(np.mean(found))) <= CHANCE_AUC:
+        if (auc := float(np.mean(aucs))) <= CHANCE_AUC:
             return basis, f"the next direction separates held-out prompts with AUC {auc:.2f}, at most {CHANCE_AUC}"
         basis = np.vstack([basis, normal(rows, labels, basis)])
     return basis, ""
@@ -57,7 +57,7 @@ def normal(
     if not scale > 0:
         return np.zeros(rows.shape[1])
     # One scale for all coordinates: what is found must not depend on the basis that the residual stream is written in.
-    found = LogisticRegression(class_weight="balanced", max_iter=2000).fit(rest / scale, labels).coef_[0]
-    found = found - found @ basis.T @ basis
-    length = np.linalg.norm(found)
-    return found / length if length > NOTHING else np.zeros_like(found)
+    weights = LogisticRegression(class_weight="balanced", max_iter=2000).fit(rest / scale, labels).coef_[0]
+    weights = weights - weights @ basis.T @ basis
+    length = np.linalg.norm(weights)
+    return weights / length if length > NOTHING else np.zeros_like(weights)

@@ -13,8 +13,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import cross_fitting, resampling
 from mechrefusal.geometry.activations import collect
+from mechrefusal.geometry.contrast import Lists, Texts, dealt, labels
 from mechrefusal.geometry.cross_fitting import CrossFit
-from mechrefusal.geometry.directions import Texts, twin_names
 from mechrefusal.geometry.probes import as_flags
 from mechrefusal.models import require_direction
 
@@ -29,9 +29,9 @@ Activations = Float[np.ndarray, "prompt d_model"] | Float[Tensor, "prompt d_mode
 
 def over_refusal_overlap(
     model,
+    direction: Direction | Carrier,
     texts: Texts,
     refused: Sequence[bool],
-    direction: Direction | Carrier,
     *,
     harmful: Texts | None = None,
     harmless: Texts | None = None,
@@ -42,9 +42,9 @@ def over_refusal_overlap(
 
     Args:
         model: a hooked transformer.
+        direction: a refusal direction of this model; the prompts are read where it was.
         texts: safe prompts that sound unsafe (XSTest, 2308.01263, or `prompts.builtin().overrefusal`).
         refused: whether the model refused each of them.
-        direction: a refusal direction of this model; the prompts are read where it was.
         harmful, harmless: prompts for the measures that need them (see `overlap`). Twins (a column `twin` on both
             sides) are held out and drawn together.
         others: they are not the prompts that the direction was made from (see `overlap`).
@@ -65,18 +65,20 @@ def over_refusal_overlap(
     flags = as_flags(refused, len(texts), "safe")
     if not len(texts):
         raise MechrefusalError("over-refusal is read on safe prompts, and there are none; give some texts")
+    place = seen.position, seen.layer
     here = {
-        name: _read(model, chosen, seen.position, seen.layer)
+        name: collect(model, prompts.prompt_ids(model.tokenizer, chosen), [place])[:, 0].numpy()
         for name, chosen in (("safe", texts), ("harmful", harmful), ("harmless", harmless))
         if chosen is not None and len(chosen)
     }
+    both = None if harmful is None or harmless is None else Lists(harmful, harmless)
     table = overlap(
         here["safe"][flags],
         here["safe"][~flags],
         seen.vector,
         harmful=here.get("harmful"),
         harmless=here.get("harmless"),
-        twins=_twins(harmful, harmless),
+        twins=None if both is None or not dealt(both)[1] else labels(both),
         others=others,
         seed=seed,
     )
@@ -128,12 +130,16 @@ def overlap(
     """
     unit = torch.as_tensor(direction).detach().double().cpu().numpy()
     first, second, harm, calm = (
-        np.empty((0, len(unit))) if found is None else np.asarray(found, dtype=float)
-        for found in (refused, answered, harmful, harmless)
+        np.empty((0, len(unit))) if activations is None else np.asarray(activations, dtype=float)
+        for activations in (refused, answered, harmful, harmless)
     )
     if not np.isfinite(unit).all() or not unit.any():
         raise MechrefusalError("direction is zero or not finite; it points nowhere and cannot be used")
-    if wrong := [found.shape for found in (first, second, harm, calm) if found.shape != (len(found), len(unit))]:
+    if wrong := [
+        activations.shape
+        for activations in (first, second, harm, calm)
+        if activations.shape != (len(activations), len(unit))
+    ]:
         raise MechrefusalError(
             f"activations have shape {wrong[0]}, the direction has width {len(unit)}; give (prompt, {len(unit)})"
         )
@@ -175,12 +181,12 @@ def _differences(
 
     def row(measure: str, of: Callable[[np.ndarray], np.ndarray], by_chance: float, bounds: tuple) -> dict:
         value = float(of(now)[0])
-        found = resampling.estimate(value, of(draws), min(sizes), bounds=bounds)
-        return resampling.row(measure, found, resampling.band(of(shuffled)), by_chance, n=len(x))
+        estimate = resampling.estimate(value, of(draws), min(sizes), bounds=bounds)
+        return resampling.row(measure, estimate, resampling.band(of(shuffled)), by_chance, n=len(x))
 
     difference = row("projection_difference", lambda w: w @ along, _largest(now @ elsewhere), (-np.inf, np.inf))
     share = _share(difference["random"], x, sizes, (draws, shuffled), (harm, calm), fit, unit, random)
-    by_chance = 0.5 + _largest(resampling.plain_auc(elsewhere[: sizes[0]], elsewhere[sizes[0] :]) - 0.5)
+    by_chance = 0.5 + _largest(resampling.auc_by_ranks(elsewhere[: sizes[0]], elsewhere[sizes[0] :]) - 0.5)
     angle = (
         row("cosine", lambda w: (w @ along) / resampling.lengths(w, gram), _largest(now @ elsewhere) / length, (-1, 1))
         if length > 0
@@ -193,7 +199,7 @@ def _share(
     by_chance: float,
     safe: np.ndarray,
     sizes: tuple[int, int],
-    drawn: tuple[np.ndarray, np.ndarray],
+    contrasts: tuple[np.ndarray, np.ndarray],
     sides: tuple[np.ndarray, np.ndarray],
     fit: CrossFit | None,
     unit: np.ndarray,
@@ -202,7 +208,7 @@ def _share(
     """The difference between refused and answered `safe` prompts in units of that between harmful and harmless ones.
 
     Args:
-        drawn: contrasts of the safe prompts, bootstrapped and shuffled.
+        contrasts: contrasts of the safe prompts, bootstrapped and shuffled.
         fit: the prompts that made the direction, to be held out of it; None where they are others.
     """
     (harm, calm), now = sides, resampling.observed(*sizes)
@@ -221,12 +227,12 @@ def _share(
         return resampling.missing("projection_share", len(safe), "harmful and harmless prompts project alike")
     difference = float((now @ along)[0])
     if fit is None:
-        shares = (drawn[0] @ along) / (resampling.bootstrapped(*n, random) @ both)
-        found = resampling.estimate(difference / whole, shares, min(*sizes, *n))
+        shares = (contrasts[0] @ along) / (resampling.bootstrapped(*n, random) @ both)
+        estimate = resampling.estimate(difference / whole, shares, min(*sizes, *n))
     else:
-        found = cross_fitting.ratio(fit, difference, whole, centred, sizes[0], along)
-    floor = sorted(end / whole for end in resampling.band(drawn[1] @ along))
-    return resampling.row("projection_share", found, (floor[0], floor[1]), by_chance / abs(whole), n=len(safe))
+        estimate = cross_fitting.ratio(fit, difference, whole, centred, sizes[0], along)
+    floor = sorted(end / whole for end in resampling.band(contrasts[1] @ along))
+    return resampling.row("projection_share", estimate, (floor[0], floor[1]), by_chance / abs(whole), n=len(safe))
 
 
 def _variance_share(
@@ -243,9 +249,9 @@ def _variance_share(
 
     def shares(projected: np.ndarray, weights: np.ndarray) -> np.ndarray:
         total = weights @ np.diag(gram) - np.einsum("dp,pq,dq->d", weights, gram, weights, optimize=True)
-        found = (weights * projected**2).sum(axis=-1) - (weights * projected).sum(axis=-1) ** 2
+        along = (weights * projected**2).sum(axis=-1) - (weights * projected).sum(axis=-1) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(total > 0, found / total, np.nan)
+            return np.where(total > 0, along / total, np.nan)
 
     even = np.full((1, n), 1 / n)
     value = float(shares(centred @ unit, even)[0])
@@ -262,35 +268,15 @@ def _variance_share(
 
 def _require_made_from(harm: np.ndarray, calm: np.ndarray, unit: np.ndarray) -> None:
     """Raise `MechrefusalError` where the direction is not that of these prompts: it would not be held out of them."""
-    made = harm.mean(axis=0) - calm.mean(axis=0)
-    cosine = made @ unit / np.linalg.norm(made) if made.any() else 0.0
-    if np.isfinite(made).all() and cosine < SAME:
+    difference = harm.mean(axis=0) - calm.mean(axis=0)
+    cosine = difference @ unit / np.linalg.norm(difference) if difference.any() else 0.0
+    if np.isfinite(difference).all() and cosine < SAME:
         raise MechrefusalError(
             f"the direction has cosine {cosine:.3f} with the difference in means of the harmful and harmless prompts: "
             "give the prompts that it was made from, which are then held out of it, or others and others=True"
         )
 
 
-def _twins(harmful: Texts | None, harmless: Texts | None) -> tuple[list[Hashable], list[Hashable]] | None:
-    """Labels of the prompts by their column `twin`, None where there are no twins on both sides."""
-    if harmful is None or harmless is None:
-        return None
-    first, second = twin_names(harmful), twin_names(harmless)
-    if first is None or second is None or not {*first} & {*second} - {None}:
-        return None
-    return _labelled(first, "harmful"), _labelled(second, "harmless")
-
-
-def _labelled(names: list[str | None], side: str) -> list[Hashable]:
-    """Names of twins; prompts without one have a label of their own."""
-    return [(side, row) if name is None else name for row, name in enumerate(names)]
-
-
 def _largest(values: np.ndarray) -> float:
     """What 95% of random directions stay below, in absolute value."""
     return float(np.quantile(np.abs(values), 0.95))
-
-
-def _read(model, texts: Texts, position: int, layer: int) -> np.ndarray:
-    ids = prompts.prompt_ids(model.tokenizer, texts)
-    return collect(model, ids, [(position, layer)])[:, 0].numpy()

@@ -16,9 +16,9 @@ from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.activations import collect
-from mechrefusal.geometry.directions import Contrast, Texts
+from mechrefusal.geometry.contrast import Contrast, Texts
+from mechrefusal.geometry.contrast_activations import ContrastActivations
 from mechrefusal.geometry.drift import cosine
-from mechrefusal.geometry.readings import Readings
 from mechrefusal.progress import track
 
 NAN = float("nan")
@@ -75,8 +75,8 @@ def linear_probe(
         MechrefusalError: activations that are not (prompt, d_model), or of two widths; fewer than two folds; names that
             are not one a prompt.
     """
-    groups = [np.asarray(found, dtype=float) for found in (positive, negative)]
-    if any(found.ndim != 2 for found in groups) or groups[0].shape[1] != groups[1].shape[1]:
+    groups = [np.asarray(estimate, dtype=float) for estimate in (positive, negative)]
+    if any(estimate.ndim != 2 for estimate in groups) or groups[0].shape[1] != groups[1].shape[1]:
         raise MechrefusalError(
             f"a probe needs two tables (prompt, d_model) of the same width, got {groups[0].shape} and {groups[1].shape}"
         )
@@ -105,12 +105,12 @@ def linear_probe(
     auc = float(resampling.auc(probed, first)[0])
     together = None if twins is None else blocks
     draws = resampling.auc(probed, resampling.bootstrapped(n_positive, n_negative, random, blocks=together))
-    found = resampling.estimate(auc, draws, min(n_positive, n_negative), bounds=(0, 1))
+    estimate = resampling.estimate(auc, draws, min(n_positive, n_negative), bounds=(0, 1))
     angle = cosine(_weights(x, labels), groups[0].mean(axis=0) - groups[1].mean(axis=0))
     return Probe(
         auc=auc,
-        low=found.low,
-        high=found.high,
+        low=estimate.low,
+        high=estimate.high,
         mean_auc=float(resampling.auc(projected, first)[0]),
         shuffled_auc=float(np.mean([_shuffled_auc(parts, labels, random) for _ in range(SHUFFLES)])),
         cosine=angle,
@@ -142,8 +142,8 @@ def probe_layers(
     # Matrices this small gain nothing from threads, and on busy cores threads wait for each other most of the time.
     with threadpool_limits(1):
         for index, layer in track(list(enumerate(numbers)), f"probes: {target} at {position}"):
-            found = linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)
-            rows.append({"target": target, "position": position, "layer": layer, **asdict(found)})
+            probe = linear_probe(positive[:, index], negative[:, index], twins=twins, seed=seed)
+            rows.append({"target": target, "position": position, "layer": layer, **asdict(probe)})
     return pd.DataFrame(rows)
 
 
@@ -156,7 +156,7 @@ def linear_probes(
     safe_refused: Sequence[bool] | None = None,
     position: int = -1,
     layer: int | None = None,
-    readings: Readings | None = None,
+    activations: ContrastActivations | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Linear probes of one model, in the columns of the table `linear_probes`.
@@ -168,21 +168,24 @@ def linear_probes(
 
     Args:
         refused: whether the model refused each harmful prompt; `safe_refused`: each safe one.
-        readings: activations of the same contrast, where they were taken already.
+        activations: activations of the same contrast, where they were taken already.
 
     Raises:
         MechrefusalError: flags that are not one a prompt.
     """
-    found = readings if readings is not None else Readings.of(model, contrast, position=position)
-    tables = []
-    for place, where in enumerate(found.positions):
-        sides = found.harmful[:, place], found.harmless[:, place]
-        tables.append(probe_layers(*sides, "harmful", where, twins=found.twins, seed=seed))
+    if activations is None:
+        activations = ContrastActivations.of(model, contrast, position=position)
+    harmful, harmless = activations.harmful, activations.harmless
+    tables = [
+        probe_layers(harmful[:, i], harmless[:, i], "harmful", where, twins=activations.twins, seed=seed)
+        for i, where in enumerate(activations.positions)
+    ]
     if refused is not None:
-        flags = as_flags(refused, len(found.harmful), "harmful")
-        for place, where in enumerate(found.positions):
-            here = found.harmful[:, place]
-            tables.append(probe_layers(here[flags], here[~flags], "refused", where, seed=seed))
+        flags = as_flags(refused, len(harmful), "harmful")
+        tables += [
+            probe_layers(harmful[:, i][flags], harmful[:, i][~flags], "refused", where, seed=seed)
+            for i, where in enumerate(activations.positions)
+        ]
     if safe is not None:
         flags = as_flags(safe_refused if safe_refused is not None else (), len(safe), "safe")
         layers = range(model.cfg.n_layers) if layer is None else [layer]
@@ -198,12 +201,12 @@ def as_flags(flags: Sequence[bool], n: int, name: str) -> Bool[np.ndarray, " pro
     Raises:
         MechrefusalError: another number of them, or one that is neither true nor false.
     """
-    found = np.array([flag in (True, False) and bool(flag) for flag in flags], dtype=bool)
-    if len(found) != n or not all(flag in (True, False) for flag in flags):
+    checked = np.array([flag in (True, False) and bool(flag) for flag in flags], dtype=bool)
+    if len(checked) != n or not all(flag in (True, False) for flag in flags):
         raise MechrefusalError(
-            f"{n} {name} prompts came with {len(found)} flags of refusal; give one True or False a prompt"
+            f"{n} {name} prompts came with {len(checked)} flags of refusal; give one True or False a prompt"
         )
-    return found
+    return checked
 
 
 class _Fold:
@@ -212,10 +215,10 @@ class _Fold:
     def __init__(self, x: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
         self.x, self.train, self.test = x, train, test
         self._turn = _Turn(x[train])
-        self._fitted, self._asked = self._turn(x[train]), self._turn(x[test])
+        self._fitted, self._tested = self._turn(x[train]), self._turn(x[test])
 
     def probed(self, labels: np.ndarray) -> np.ndarray:
-        return _fit(self._fitted, labels[self.train], self.x.shape[1]).decision_function(self._asked)
+        return _fit(self._fitted, labels[self.train], self.x.shape[1]).decision_function(self._tested)
 
     def projected(self, labels: np.ndarray) -> np.ndarray:
         """Projection on the training difference in means, from the middle between them: comparable across folds."""
@@ -251,7 +254,7 @@ def _shuffled_auc(parts: list[_Fold], labels: np.ndarray, random: np.random.Gene
     scores = np.empty(len(labels))
     for part in parts:
         scores[part.test] = part.probed(dealt)
-    return float(resampling.plain_auc(scores[dealt], scores[~dealt]))
+    return float(resampling.auc_by_ranks(scores[dealt], scores[~dealt]))
 
 
 def _weights(x: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " d_model"]:

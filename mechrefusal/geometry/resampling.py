@@ -104,11 +104,11 @@ def band(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
 def auc(scores: Float[np.ndarray, " prompt"], contrasts: Draws) -> Float[np.ndarray, " draw"]:
     """Chance that a prompt of the first group scores higher than one of the second, ties counting half."""
     above = (scores[:, None] > scores[None]) + 0.5 * (scores[:, None] == scores[None])
-    found = ((np.maximum(contrasts, 0) @ above) * np.maximum(-contrasts, 0)).sum(axis=1)
-    return found.round(12)  # weights of 1/n do not sum to 1 exactly, and 1 is to be 1
+    share = ((np.maximum(contrasts, 0) @ above) * np.maximum(-contrasts, 0)).sum(axis=1)
+    return share.round(12)  # weights of 1/n do not sum to 1 exactly, and 1 is to be 1
 
 
-def plain_auc(first: Float[np.ndarray, "n *column"], second: Float[np.ndarray, "m *column"]) -> np.ndarray:
+def auc_by_ranks(first: Float[np.ndarray, "n *column"], second: Float[np.ndarray, "m *column"]) -> np.ndarray:
     """The same for whole groups, column by column, from ranks."""
     n, m = len(first), len(second)
     ranks = stats.rankdata(np.concatenate([first, second]), axis=0)
@@ -122,18 +122,16 @@ def random_units(n: int, d_model: int, random: np.random.Generator) -> Float[np.
 
 
 def constant(activations: Float[np.ndarray, "prompt d_model"]) -> bool:
-    """Whether all prompts have the same activation, up to float32's rounding: nothing can be told from those."""
+    """Whether all prompts have the same activation, up to float32's rounding, so that they hold no information."""
     spread = np.ptp(activations, axis=0).max()
     return bool(spread <= 1e-5 * np.abs(activations).max())
 
 
-def row(measure: str, found: Estimate, floor: tuple[float, float], by_chance: float, *, n: int) -> dict:
+def row(measure: str, estimate: Estimate, floor: tuple[float, float], by_chance: float, *, n: int) -> dict:
     """One row of the tables `overlap` and `coupling`, without its place."""
     return {
         "measure": measure,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
+        **estimate.columns("value", ""),
         "floor_low": floor[0],
         "floor_high": floor[1],
         "random": by_chance,
@@ -157,8 +155,8 @@ def unusable(activations: Float[np.ndarray, "prompt d_model"]) -> str:
 
 def lengths(contrasts: Draws, gram: Float[np.ndarray, "prompt prompt"]) -> Float[np.ndarray, " draw"]:
     """Length of every contrast of the prompts, from their (centred) inner products; NaN for none."""
-    found = np.sqrt(np.maximum(((contrasts @ gram) * contrasts).sum(axis=1), 0))
-    return np.where(found > 1e-9 * np.sqrt(np.diag(gram).max()), found, np.nan)
+    length = np.sqrt(np.maximum(((contrasts @ gram) * contrasts).sum(axis=1), 0))
+    return np.where(length > 1e-9 * np.sqrt(np.diag(gram).max()), length, np.nan)
 
 
 def too_few(first: int, second: int, names: tuple[str, str]) -> str:

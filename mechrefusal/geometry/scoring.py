@@ -5,10 +5,9 @@ the reference, what "out" is (see `causal.Reference`), which is a part of the sc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,106 +15,19 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.causal import Intervention, Passes, put_in, taken_out
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
+from mechrefusal.causal.prompt_scores import PromptScores
 from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.forward.direction import Direction, ReferenceName, require_weights
+from mechrefusal.forward.direction import Direction, require_weights
 from mechrefusal.geometry.activations import Place
-from mechrefusal.geometry.carriers import SCORES, candidates
-from mechrefusal.geometry.directions import Contrast, Directions, Texts
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.carriers import candidates
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
 from mechrefusal.models import is_direction
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What a lower precision shifts means by, root mean square over `n` candidates that were scored both ways.
-
-    score: mean refusal scores, nats; kl: the logarithm of a mean KL.
-    """
-
-    score: float
-    kl: float
-    n: int
-
-
-@dataclass(frozen=True)
-class CarrierScores:
-    """Scores of candidate directions on validation prompts.
-
-    `table`: position, layer, bypass, induce, kl (means over prompts) and `exact`, False where a screen put the
-    candidate out of the running: its scores are then those of the screen. The arrays hold the scores of every prompt,
-    NaN in rows that are not exact or could not be scored; row i belongs to row i of the table.
-
-    `directions`: whose candidates they are, and `reference`: what these were ablated to; None where the scores were
-    read back from a table. `rounding`: what a screen allowed for that ran in a lower precision; None for any other.
-    """
-
-    table: pd.DataFrame
-    bypass: Float[np.ndarray, "candidate harmful"]
-    induce: Float[np.ndarray, "candidate harmless"]
-    kl: Float[np.ndarray, "candidate harmless"]
-    directions: Directions | None = None
-    reference: ReferenceName | None = None
-    rounding: Rounding | None = None
-
-    def __post_init__(self) -> None:
-        assert len(self.table) == len(self.bypass) == len(self.induce) == len(self.kl)
-
-    def long(self, harmful: Sequence[str], harmless: Sequence[str]) -> pd.DataFrame:
-        """One row a candidate, measure and prompt (`position, layer, measure, prompt_id, value`), exact ones only."""
-        parts = []
-        for measure, values, ids in (
-            ("bypass", self.bypass, harmful),
-            ("induce", self.induce, harmless),
-            ("kl", self.kl, harmless),
-        ):
-            kept = np.flatnonzero(np.isfinite(values).all(axis=1))
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "position": self.table["position"].to_numpy()[kept].repeat(len(ids)),
-                        "layer": self.table["layer"].to_numpy()[kept].repeat(len(ids)),
-                        "measure": measure,
-                        "prompt_id": np.tile(np.array(ids, dtype=object), len(kept)),
-                        "value": values[kept].ravel(),
-                    }
-                )
-            )
-        return pd.concat(parts, ignore_index=True)
-
-    @classmethod
-    def of_long(cls, rows: pd.DataFrame, harmful: Sequence[str], harmless: Sequence[str]) -> "CarrierScores":
-        """What `long` told, of these prompts in this order; NaN for prompts that it does not tell of."""
-        found = {
-            measure: rows[rows["measure"] == measure]
-            .pivot(index=["position", "layer"], columns="prompt_id", values="value")
-            .reindex(columns=list(ids))
-            for measure, ids in (("bypass", harmful), ("induce", harmless), ("kl", harmless))
-        }
-        places = found["bypass"].index
-        arrays = [each.reindex(places).to_numpy(float) for each in found.values()]
-        means = {name: each.mean(axis=1) for name, each in zip(found, arrays, strict=True)}
-        table = places.to_frame(index=False).astype("int64").assign(**means, exact=True)
-        return cls(table, *arrays)
-
-
-@dataclass(frozen=True)
-class Lists:
-    """A `Contrast` of plain texts."""
-
-    harmful: Texts
-    harmless: Texts
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One direction on every prompt: refusal scores on the harmful ones, refusal scores and KL on the harmless ones."""
-
-    harmful: Float[Tensor, " harmful"]
-    harmless: Float[Tensor, " harmless"]
-    kl: Float[Tensor, " harmless"]
 
 
 class Scorer:
@@ -137,19 +49,19 @@ class Scorer:
                 "carriers need harmful and harmless validation prompts; one of the two sets is empty"
             )
         self.n_harmful, self.n_harmless = len(harmful), len(harmless)
-        self._both = Passes(model, harmful + harmless, metric.runs, low_precision=low_precision)
-        self._harmful = Passes(model, harmful, metric.runs, low_precision=low_precision)
-        self._harmless = Passes(model, harmless, metric.runs, low_precision=low_precision)
+        self._both, self._harmful, self._harmless = (
+            Passes(model, ids, metric.runs, low_precision=low_precision)
+            for ids in (harmful + harmless, harmful, harmless)
+        )
         self.low_precision = self._both.low_precision
         scores, following = self._read(self._both, None)
         self._p = probabilities(following[self.n_harmful :])
-        self.base = Scored(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(self.n_harmless))
+        self.base = PromptScores.of(scores, torch.zeros(self.n_harmless))
 
-    def under(self, intervention: Intervention | None) -> Scored:
+    def under(self, intervention: Intervention | None) -> PromptScores:
         """Under any intervention, on all prompts."""
         scores, following = self._read(self._both, intervention)
-        kl = self._kl(following[self.n_harmful :])
-        return Scored(scores[: self.n_harmful], scores[self.n_harmful :], kl)
+        return PromptScores.of(scores, kl_of_probabilities(self._p, probabilities(following[self.n_harmful :])))
 
     def on_harmful(self, intervention: Intervention) -> Float[Tensor, " harmful"]:
         """Refusal scores of the harmful prompts alone under any intervention."""
@@ -161,11 +73,9 @@ class Scorer:
 
     def _read(self, passes: Passes, intervention: Intervention | None) -> tuple[Tensor, Tensor]:
         """Scores, and the logits of the next token."""
-        found = [(self.metric.of_runs(part), part[0][:, 0]) for part in passes.by_group(intervention)]
-        return torch.cat([scores for scores, _ in found]), torch.cat([following for _, following in found])
-
-    def _kl(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-        return kl_of_probabilities(self._p, probabilities(logits))
+        parts = [(self.metric.of_runs(part), part[0][:, 0]) for part in passes.by_group(intervention)]
+        scores, following = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(following)
 
 
 def score(
@@ -205,8 +115,8 @@ def score(
     to = require_reference(reference)
     wanted = places_of(model, directions, places)
     scorer = scorer or Scorer(model, validation, metric)
-    found = [exactly(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
-    return gathered(wanted, found, [True] * len(wanted), directions=directions, reference=to)
+    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
+    return replace(CarrierScores.gathered(wanted, scores), directions=directions, reference=to)
 
 
 def kl_divergence(
@@ -219,43 +129,13 @@ def kl_divergence(
     return kl_of_probabilities(base.double().exp(), other.double().exp())
 
 
-def exactly(scorer: Scorer, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scores_of(scorer: Scorer, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bypass, induce and kl of every prompt, float64; NaN where the direction is zero or not finite."""
     if not is_direction(direction.vector):
         return tuple(np.full(n, np.nan) for n in (scorer.n_harmful, scorer.n_harmless, scorer.n_harmless))  # type: ignore[return-value]
     ablated = scorer.under(taken_out(direction))
     induced = scorer.on_harmless(put_in(direction))
     return as_array(ablated.harmful), as_array(induced), as_array(ablated.kl)
-
-
-def gathered(
-    places: Sequence[Place],
-    found: Sequence[tuple],
-    exact: Sequence[bool],
-    *,
-    directions: Directions | None = None,
-    reference: ReferenceName | None = None,
-    rounding: Rounding | None = None,
-) -> CarrierScores:
-    """Per-prompt scores of `exactly`, place by place, as `CarrierScores`. Arrays keep the exact rows only."""
-    table = pd.DataFrame(
-        {
-            "position": pd.Series([position for position, _ in places], dtype="int64"),
-            "layer": pd.Series([layer for _, layer in places], dtype="int64"),
-            **{
-                name: pd.Series([values[measure].mean() for values in found], dtype="float64")
-                for measure, name in enumerate(SCORES)
-            },
-            "exact": pd.Series(list(exact), dtype=bool),
-        }
-    )
-    widest = [max((len(values[measure]) for values in found), default=0) for measure in range(3)]
-    arrays = [np.full((len(places), width), np.nan) for width in widest]
-    for number, values in enumerate(found):
-        if exact[number]:
-            for array, one in zip(arrays, values, strict=True):
-                array[number] = one if np.isfinite(one).all() else np.nan
-    return CarrierScores(table, arrays[0], arrays[1], arrays[2], directions, reference, rounding)
 
 
 def places_of(model, directions: Directions, places: Sequence[Place] | None) -> list[Place]:

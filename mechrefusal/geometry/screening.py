@@ -1,12 +1,13 @@
 """Carriers at a fraction of the passes: a rough score of every candidate, exact ones of those that could still win.
 
 The screen runs a sample of the validation prompts, in bfloat16 where the machine multiplies it. What other prompts
-would have said is drawn from what the sample said, thousands of times, and each time the carrier is chosen again:
+would have scored is drawn from what the sample scored, thousands of times, and each time the carrier is chosen again:
 candidates that are hardly ever chosen are not scored exactly. What bfloat16 shifts a mean by is estimated on the model
 at hand, from a few candidates that are scored both ways.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -18,19 +19,11 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import require_weights
 from mechrefusal.geometry.activations import Place
+from mechrefusal.geometry.carrier_scores import CarrierScores, Rounding
 from mechrefusal.geometry.carriers import select
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import (
-    CarrierScores,
-    Lists,
-    Rounding,
-    Scorer,
-    as_array,
-    exactly,
-    gathered,
-    places_of,
-    score,
-)
+from mechrefusal.geometry.contrast import Contrast, Lists
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.scoring import Scorer, as_array, places_of, score, scores_of
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest, ranked
 
@@ -91,9 +84,11 @@ def screened(
     if [len(kept) for kept in sampled] == [len(each) for each in texts] and not rough.low_precision:
         return score(model, directions, validation, metric, places=wanted, reference=to, scorer=scorer)
     along = [directions.at(*place, reference=to) for place in wanted]
-    screen = [exactly(rough, one) for one in track(along, "screening carriers")]
+    screen = [scores_of(rough, one) for one in track(along, "screening carriers")]
     exact = scorer or Scorer(model, validation, metric)
-    pilots = {place: exactly(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")}
+    pilots = {
+        place: scores_of(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")
+    }
     early = admissible.layers(model.cfg.n_layers)
     race = _Race(
         _Sample(rough, exact, sampled, [kl for _, _, kl in pilots.values()]),
@@ -108,14 +103,15 @@ def screened(
 
     def chosen() -> int | None:
         """What would be chosen of the means so far, where it is not exact."""
-        table = gathered(wanted, race.found, race.is_exact).table.drop(columns="exact")
+        table = CarrierScores.gathered(wanted, race.scores, race.is_exact).table.drop(columns="exact")
         best = select(table, model.cfg.n_layers, admissible).best
         return None if best is None or race.is_exact[best.row] else best.row
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
-        race.settle(place, exactly(exact, along[place]))
-    return gathered(wanted, race.found, race.is_exact, directions=directions, reference=to, rounding=race.rounding)
+        race.settle(place, scores_of(exact, along[place]))
+    gathered = CarrierScores.gathered(wanted, race.scores, race.is_exact)
+    return replace(gathered, directions=directions, reference=to, rounding=race.rounding)
 
 
 def _pilots(screen: Sequence[Scores], kl_threshold: float) -> list[int]:
@@ -145,8 +141,8 @@ def _rounding(
         low_bypass, low_induce, low_kl = screen[place]
         scores.append((low_bypass - bypass[sampled[0]]).mean() - base[0])
         scores.append((low_induce - induce[sampled[1]]).mean() - base[1])
-        if min(low_kl.mean(), (there := kl[sampled[1]].mean())) > 0:
-            kls.append(np.log(low_kl.mean() / there))
+        if min(low_kl.mean(), (exact_kl := kl[sampled[1]].mean())) > 0:
+            kls.append(np.log(low_kl.mean() / exact_kl))
     of_score, of_kl = (sqrt(np.mean(np.square(each))) if each else 0.0 for each in (scores, kls))
     return Rounding(of_score, of_kl, len(pilots))
 
@@ -179,24 +175,24 @@ class _Sample:
     def races(self, bypass: ndarray, induce: ndarray, kl: ndarray) -> list[Float[ndarray, "race candidate"]]:
         """Means of every race, from scores (candidate, prompt of the sample)."""
         means = []
-        for values, (base, part), (drawn, donors) in zip((bypass, induce), self._bases, self._drawn, strict=True):
+        for values, (base, part), (prompts, donors) in zip((bypass, induce), self._bases, self._drawn, strict=True):
             weights = _weights(donors, len(part))
-            means.append(weights @ values.T + (base[drawn].mean(axis=1) - weights @ part)[:, None])
-        drawn, donors = self._drawn[1]
+            means.append(weights @ values.T + (base[prompts].mean(axis=1) - weights @ part)[:, None])
+        prompts, donors = self._drawn[1]
         ratio = kl / self._easily[self._kept]
-        means.append(_weights(donors, kl.shape[1], self._easily[drawn]) @ ratio.T)
+        means.append(_weights(donors, kl.shape[1], self._easily[prompts]) @ ratio.T)
         return means
 
     def settled(self, scores: Scores) -> list[Float[ndarray, " race"]]:
         """Means of every race, from scores of all prompts."""
         sides = (self._drawn[0], self._drawn[1], self._drawn[1])
-        return [values[drawn].mean(axis=1) for values, (drawn, _) in zip(scores, sides, strict=True)]
+        return [values[prompts].mean(axis=1) for values, (prompts, _) in zip(scores, sides, strict=True)]
 
 
 class _Race:
     """The scores so far, and how often each candidate wins in races drawn from them.
 
-    `found`: scores of every candidate, of all prompts where `is_exact`, else of the sample.
+    `scores`: those of every candidate, of all prompts where `is_exact`, else of the sample.
     """
 
     def __init__(
@@ -210,7 +206,7 @@ class _Race:
     ) -> None:
         self._sample, self._runs, self._admissible = sample, np.array(runs, dtype=bool), admissible
         self.rounding = rounding
-        self.found = [sample.expected(scores) for scores in screen]
+        self.scores = [sample.expected(scores) for scores in screen]
         self.is_exact = [bool(np.isnan(bypass).any()) for bypass, _, _ in screen]  # NaN is as exact as it gets
         stacked = [np.array([scores[measure] for scores in screen]) for measure in range(3)]
         self._means = sample.races(*stacked) if screen else [np.empty((RACES, 0))] * 3
@@ -225,7 +221,7 @@ class _Race:
 
     def settle(self, place: int, scores: Scores) -> None:
         """Replace the estimates of a candidate by its scores on all prompts."""
-        self.found[place], self.is_exact[place] = scores, True
+        self.scores[place], self.is_exact[place] = scores, True
         for means, values in zip(self._means, self._sample.settled(scores), strict=True):
             means[:, place] = values
 
@@ -233,7 +229,7 @@ class _Race:
         """Share of races that each candidate wins; 0 for those that are exact."""
         bypass, induce, kl = self._means
         first = lowest(ranked(np.where(self._runs, bypass, np.inf), induce, kl, self._admissible))
-        wins = np.zeros(len(self.found))
+        wins = np.zeros(len(self.scores))
         np.add.at(wins, first[first >= 0], 1 / RACES)
         wins[self.is_exact] = 0
         return wins
@@ -251,11 +247,11 @@ class _Race:
 def _draw(n: int, sample: ndarray, random: np.random.Generator) -> tuple[ndarray, ndarray]:
     """For every race n of n prompts with replacement, and the place in the sample of what stands in for each."""
     k = len(sample)
-    drawn = random.integers(n, size=(RACES, n))
+    prompts = random.integers(n, size=(RACES, n))
     pool = random.integers(k, size=(RACES, k))
     stands_for = np.take_along_axis(pool, random.integers(k, size=(RACES, n)), axis=1)
     stands_for[:, sample] = np.arange(k)
-    return drawn, np.take_along_axis(stands_for, drawn, axis=1)
+    return prompts, np.take_along_axis(stands_for, prompts, axis=1)
 
 
 def _weights(donors: Int[ndarray, "race prompt"], k: int, each: ndarray | float = 1.0) -> Float[ndarray, "race k"]:

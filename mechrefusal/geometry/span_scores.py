@@ -1,6 +1,10 @@
 """What one subspace, or one cone, does at a place: its span ablated, or directions drawn from it one at a time."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import nan
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor
 from mechrefusal.causal import put_in, taken_out
 from mechrefusal.causal.reference import ZERO
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry.scoring import Scorer, exactly
+from mechrefusal.geometry.scoring import Scorer, as_array, scores_of
 from mechrefusal.statistics import intervals
 from mechrefusal.statistics.choosing import Admissible
 
@@ -58,75 +62,123 @@ def drawn_from_cone(
     return (mix / mix.norm(dim=1, keepdim=True)) @ basis.double().cpu()
 
 
-class Spans:
-    """Scores of subspaces at the place of a direction, ablated to its reference; what spans the same is run once."""
+def _unmeasured() -> Float[np.ndarray, " 0"]:
+    return np.empty(0)
 
-    def __init__(self, scorer: Scorer, direction: Direction) -> None:
-        self.scorer, self.direction, self.difference = scorer, direction, direction.vector.double().cpu()
-        self.done: list[tuple[Tensor, dict]] = []
 
-    def score(self, subspace: Subspace, k: int) -> dict:
-        """Columns of the table `subspaces` for the span of the first k rows."""
+@dataclass(frozen=True)
+class SpanScores:
+    """What a span, or a cone, does to every prompt; of a cone the mean over the directions drawn from it.
+
+    `bypass`: of the harmful prompts; `induce`, `kl`: of the harmless ones. Each is empty where it could not be taken,
+    for `reason`. `mean_induce`: in the precision that it was taken in. `cone`: columns of the table that only cones
+    have.
+    """
+
+    n: int
+    reason: str
+    bypass: Float[np.ndarray, " harmful"] = field(default_factory=_unmeasured)
+    induce: Float[np.ndarray, " harmless"] = field(default_factory=_unmeasured)
+    kl: Float[np.ndarray, " harmless"] = field(default_factory=_unmeasured)
+    mean_induce: float = nan
+    cone: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Those of the table `subspaces`, without the place."""
+        worst = dict.fromkeys(("bypass_worst", "induce_worst", "kl_worst", "share_admissible"), nan)
+        return {
+            **intervals.mean(self.bypass).columns("bypass"),
+            "induce": self.mean_induce,
+            **intervals.skewed_mean(self.kl).columns("kl"),
+            **worst,
+            "n": self.n,
+            "reason": self.reason,
+            "n_sampled": 0,
+            **self.cone,
+        }
+
+
+class SpanScorer:
+    """Scores of subspaces and cones at the place of a direction r, ablated to its reference.
+
+    Args:
+        samples, seed: directions drawn from a cone.
+    """
+
+    def __init__(self, scorer: Scorer, r: Direction, admissible: Admissible, *, samples: int, seed: int) -> None:
+        self.scorer, self.r, self.difference = scorer, r, r.vector.double().cpu()
+        self.admissible, self.samples, self.seed = admissible, samples, seed
+        self.base = float(scorer.base.harmful.double().mean())
+        self._known: list[tuple[Tensor, SpanScores]] = []
+
+    def span(self, subspace: Subspace, k: int) -> SpanScores:
+        """The span of the first k rows; what spans the same is run once."""
         basis = subspace.basis[:k].double().cpu()
         if reason := _unscored(subspace, k):
-            return _nothing(self.scorer, reason)
-        for other, found in self.done:
+            return self._nothing(reason)
+        for other, scores in self._known:
             # ‖QᵀQ − PᵀP‖² of two projectors of rank k: zero where they span the same.
             if len(other) == k and 2 * k - 2 * (other @ basis.T).square().sum() < SAME_SPAN:
-                return found
-        self.done.append((basis, self._run(basis)))
-        return self.done[-1][1]
+                return scores
+        self._known.append((basis, self._run(basis)))
+        return self._known[-1][1]
 
-    def _run(self, basis: Float[Tensor, "k d_model"]) -> dict:
-        span = replace(self.direction, vector=basis.float())
-        ablated = self.scorer.under(taken_out(span))
-        part, induce, reason = basis.T @ (basis @ self.difference), float("nan"), ""
-        if not self.difference.isfinite().all():
-            reason = "the difference in means is not finite, so there is nothing to add"
-        elif not part.norm() > LEAST_PART * self.difference.norm():
-            reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
-        elif self.direction.reference != ZERO:
-            induce = self.scorer.on_harmless(put_in(span)).mean().item()
-        else:
-            added = (part * (self.difference.norm() / part.norm())).float()
-            induce = self.scorer.on_harmless(put_in(replace(self.direction, vector=added))).mean().item()
-        scores = intervals.mean(ablated.harmful.tolist()), intervals.skewed_mean(ablated.kl.tolist())
-        return _row(self.scorer, *scores, induce, reason)
-
-
-class Cones:
-    """Scores of cones of two directions and more, by directions drawn from them."""
-
-    def __init__(self, spans: Spans, admissible: Admissible, samples: int, seed: int) -> None:
-        self.spans, self.admissible, self.samples, self.seed = spans, admissible, samples, seed
-        self._whole: float | None = None
-
-    def score(self, subspace: Subspace, k: int) -> dict:
-        """The same for the cone of the first k rows."""
-        scorer, r = self.spans.scorer, self.spans.difference
+    def cone(self, subspace: Subspace, k: int) -> SpanScores:
+        """The cone of the first k rows, two at least, by directions drawn from it."""
+        r = self.difference
         if reason := _unscored(subspace, k):
-            return _nothing(scorer, reason)
+            return self._nothing(reason)
         if not r.isfinite().all() or not r.any():
-            return _nothing(scorer, "the difference in means is zero or not finite: a cone has nothing to be held to")
+            return self._nothing("the difference in means is zero or not finite: a cone has nothing to be held to")
         directions = drawn_from_cone(subspace.basis[:k], self.samples, self.seed)
-        alike = [replace(self.spans.direction, vector=(r.norm() * each).float()) for each in directions]
-        found = [exactly(scorer, each) for each in alike]
-        bypass, induce, kl = (np.stack(each) for each in zip(*found, strict=True))
+        as_long = [replace(self.r, vector=(r.norm() * each).float()) for each in directions]
+        by_direction = [scores_of(self.scorer, each) for each in as_long]
+        bypass, induce, kl = (np.stack(each) for each in zip(*by_direction, strict=True))
         means = bypass.mean(1), induce.mean(1), kl.mean(1)
-        lowered = float(scorer.base.harmful.double().mean()) - means[0] >= ALONE * self._of_difference()
-        alone = lowered & (means[1] >= self.admissible.induce) & (means[2] <= self.admissible.kl)
-        scores = intervals.mean(bypass.mean(0)), intervals.skewed_mean(kl.mean(0))
-        row = _row(scorer, *scores, float(means[1].mean()), "")
-        worst = {"bypass_worst": means[0].max(), "induce_worst": means[1].min(), "kl_worst": means[2].max()}
-        return row | worst | {"n_sampled": len(directions), "share_admissible": float(alone.mean())}
+        alone = (
+            (self.base - means[0] >= ALONE * self._lowered_by_r)
+            & (means[1] >= self.admissible.induce)
+            & (means[2] <= self.admissible.kl)
+        )
+        cone = {
+            "bypass_worst": means[0].max(),
+            "induce_worst": means[1].min(),
+            "kl_worst": means[2].max(),
+            "share_admissible": float(alone.mean()),
+            "n_sampled": len(directions),
+        }
+        by_prompt = bypass.mean(0), induce.mean(0), kl.mean(0)
+        return SpanScores(self.scorer.n_harmful, "", *by_prompt, mean_induce=float(means[1].mean()), cone=cone)
 
-    def _of_difference(self) -> float:
+    @cached_property
+    def _lowered_by_r(self) -> float:
         """How far ablating r lowers the mean score of the harmful prompts; not below zero."""
-        if self._whole is None:
-            r = self.spans.difference
-            found = self.spans.score(Subspace("difference", (r / r.norm())[None]), 1)
-            self._whole = max(0.0, float(self.spans.scorer.base.harmful.double().mean()) - found["bypass"])
-        return self._whole
+        alone = self.span(Subspace("difference", (self.difference / self.difference.norm())[None]), 1)
+        return max(0.0, self.base - float(intervals.mean(alone.bypass).value))
+
+    def _run(self, basis: Float[Tensor, "k d_model"]) -> SpanScores:
+        r, span = self.difference, replace(self.r, vector=basis.float())
+        ablated = self.scorer.under(taken_out(span))
+        part, induced, reason = basis.T @ (basis @ r), None, ""
+        if not r.isfinite().all():
+            reason = "the difference in means is not finite, so there is nothing to add"
+        elif not part.norm() > LEAST_PART * r.norm():
+            reason = "the difference in means has next to no part in the subspace, so there is nothing to add"
+        else:
+            as_long = replace(self.r, vector=(part * (r.norm() / part.norm())).float())
+            induced = self.scorer.on_harmless(put_in(as_long if self.r.reference == ZERO else span))
+        return SpanScores(
+            self.scorer.n_harmful,
+            reason,
+            as_array(ablated.harmful),
+            _unmeasured() if induced is None else as_array(induced),
+            as_array(ablated.kl),
+            mean_induce=nan if induced is None else induced.mean().item(),
+        )
+
+    def _nothing(self, reason: str) -> SpanScores:
+        return SpanScores(self.scorer.n_harmful, reason)
 
 
 def _unscored(subspace: Subspace, k: int) -> str:
@@ -135,15 +187,3 @@ def _unscored(subspace: Subspace, k: int) -> str:
     if len(basis) < k:
         return f"there are {len(basis)} directions: {subspace.reason or 'no more were given'}"
     return "" if basis.isfinite().all() else "a direction is not finite"
-
-
-def _nothing(scorer: Scorer, reason: str) -> dict:
-    nothing = intervals.mean([])
-    return _row(scorer, nothing, nothing, float("nan"), reason)
-
-
-def _row(scorer: Scorer, bypass: intervals.Estimate, kl: intervals.Estimate, induce: float, reason: str) -> dict:
-    scores = {"bypass": bypass.value, "bypass_low": bypass.low, "bypass_high": bypass.high, "induce": induce}
-    about = {"n": scorer.n_harmful, "reason": reason, "n_sampled": 0}
-    drawn = dict.fromkeys(("bypass_worst", "induce_worst", "kl_worst", "share_admissible"), float("nan"))
-    return scores | {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} | drawn | about

@@ -9,9 +9,11 @@ from numpy import ndarray
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import require_weights
-from mechrefusal.geometry.carriers import SCORES, in_order, select
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.scoring import CarrierScores, Scorer, exactly, gathered
+from mechrefusal.geometry.carrier_scores import SCORES, CarrierScores
+from mechrefusal.geometry.carriers import exact_candidates, select
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.scoring import Scorer, scores_of
 from mechrefusal.progress import track
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible, lowest
 
@@ -80,23 +82,23 @@ def bootstrap(
         raise MechrefusalError(f"bootstraps of the carrier are {n}: give at least 1")
     table = scores.table[["position", "layer"]].reset_index(drop=True)
     layers = table["layer"].to_numpy(float)
-    allowed, candidates = in_order(scores, n_layers, admissible)
+    allowed, candidates = exact_candidates(scores, n_layers, admissible)
     wins = np.zeros(len(table))
     nothing = float("nan"), float("nan")
     if not len(allowed) or not scores.bypass.shape[1] or not scores.induce.shape[1]:
         return Stability(table.assign(win_frequency=wins), 1.0, float("nan"), *nothing, *nothing, n)
     random = np.random.default_rng(seed)
     sizes = scores.bypass.shape[1], scores.induce.shape[1]
-    drawn = candidates.ranked(*(random.multinomial(size, np.full(size, 1 / size), size=n) for size in sizes))
-    found = lowest(drawn)
-    winners = allowed[found[found >= 0]]
+    ranks = candidates.ranked(*(random.multinomial(size, np.full(size, 1 / size), size=n) for size in sizes))
+    chosen = lowest(ranks)
+    winners = allowed[chosen[chosen >= 0]]
     np.add.at(wins, winners, 1)
-    own = _margins(candidates.ranked(*(np.ones((1, size)) for size in sizes)))
+    margins = _margins(candidates.ranked(*(np.ones((1, size)) for size in sizes)))
     return Stability(
         table.assign(win_frequency=wins / n),
-        float(1 - (found >= 0).mean()),
-        float(own[0]) if len(own) else float("nan"),
-        *_interval(_margins(drawn)),
+        float(1 - (chosen >= 0).mean()),
+        float(margins[0]) if len(margins) else float("nan"),
+        *_interval(_margins(ranks)),
         *_interval(layers[winners]),
         n,
     )
@@ -108,7 +110,7 @@ def split_half(
     validation: Contrast,
     metric: RefusalMetric,
     scores: CarrierScores,
-    drawn: Stability,
+    bootstraps: Stability,
     admissible: Admissible = PUBLISHED,
     *,
     contenders: int = CONTENDERS,
@@ -124,7 +126,7 @@ def split_half(
     Args:
         model: a hooked transformer; validation, metric: what `scores` were taken with.
         scores: from `score` or `screened`, whose reference is that of the halves too: its harmless mean is that of all
-            direction prompts for either. drawn: their `bootstrap`.
+            direction prompts for either. bootstraps: their `bootstrap`.
         scorer: that `scores` were taken with, if it is kept.
 
     Raises:
@@ -138,9 +140,9 @@ def split_half(
     require_weights(model, directions.weights, "directions")
     n_layers, reference = model.cfg.n_layers, scores.reference
     table = scores.table[["position", "layer"]].reset_index(drop=True).assign(half_wins=float("nan"))
-    judged = select(scores, n_layers, admissible).table.assign(wins=drawn.table["win_frequency"])
+    judged = select(scores, n_layers, admissible).table.assign(wins=bootstraps.table["win_frequency"])
     order = {"wins": False, "admissible": False, "bypass": True}
-    allowed = judged.loc[in_order(scores, n_layers, admissible)[0]]
+    allowed = judged.loc[exact_candidates(scores, n_layers, admissible)[0]]
     ranked = allowed.sort_values(list(order), ascending=list(order.values()), kind="stable")
     places = ranked.index[:contenders].tolist()
     wanted = [(int(table.loc[place, "position"]), int(table.loc[place, "layer"])) for place in places]
@@ -152,10 +154,10 @@ def split_half(
     scored: list[pd.DataFrame] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for number, half in enumerate(track(halves, "carriers of halves"), start=1):
-        each = [exactly(scorer, half.at(*place, reference=reference)) for place in wanted]
-        found = gathered(wanted, each, [True] * len(wanted))
-        scored.append(found.table.assign(half=number)[list(HALF_SCORES)])
-        winner = select(found, n_layers, admissible).winner
+        each = [scores_of(scorer, half.at(*place, reference=reference)) for place in wanted]
+        of_half = CarrierScores.gathered(wanted, each)
+        scored.append(of_half.table.assign(half=number)[list(HALF_SCORES)])
+        winner = select(of_half, n_layers, admissible).winner
         if winner is not None:
             table.loc[places[winner.row], "half_wins"] += 1
             layers.append(float(winner.layer))
@@ -171,8 +173,8 @@ def _margins(ranked: ndarray) -> ndarray:
     if ranked.shape[1] < 2:
         return np.empty(0)
     lowest = np.partition(ranked, 1, axis=1)[:, :2]
-    found = lowest[np.isfinite(lowest).all(axis=1)]
-    return found[:, 1] - found[:, 0]
+    both = lowest[np.isfinite(lowest).all(axis=1)]
+    return both[:, 1] - both[:, 0]
 
 
 def _interval(values: ndarray) -> tuple[float, float]:

@@ -12,8 +12,9 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry.directions import Contrast, Directions
-from mechrefusal.geometry.held_out import Chosen
+from mechrefusal.geometry.contrast import Contrast
+from mechrefusal.geometry.directions import Directions
+from mechrefusal.geometry.held_out import ChosenCandidate
 from mechrefusal.geometry.scoring import Scorer, as_array
 from mechrefusal.models import is_direction
 from mechrefusal.progress import track
@@ -21,35 +22,36 @@ from mechrefusal.statistics import intervals
 
 CONTROL_SEED = 0
 
-ENDS = ("", "_low", "_high")
-
-HELD_OUT = tuple(f"decrease_held_out{end}" for end in ENDS)
-
 HALVES = ("decrease_half_low", "decrease_half_high")
+
+_COLUMNS = (
+    *(f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ("", "_low", "_high")),
+    "kl", "random_bypass", "random_decrease", "random_induce",
+    "decrease_held_out", "decrease_held_out_low", "decrease_held_out_high", *HALVES,
+)  # fmt: skip
 
 
 def transfer(
     model,
-    found: Mapping[str, Direction],
+    directions: Mapping[str, Direction],
     validation: Contrast,
     metric: RefusalMetric,
     *,
-    own: Directions | None = None,
+    target_directions: Directions | None = None,
     halves: Mapping[str, Float[Tensor, "two d_model"]] | None = None,
-    chosen: Mapping[str, Chosen] | None = None,
+    chosen: Mapping[str, ChosenCandidate] | None = None,
     description: str = "transfer",
 ) -> pd.DataFrame:
     """What directions of other checkpoints (or of this one) do at `model`.
 
     Args:
         model: the target, a hooked transformer.
-        found: directions by any name, with their places, of whatever weights. Those of another architecture are an
-            error.
+        directions: by any name, with their places, of whatever weights. Those of another architecture are an error.
         validation: prompts that are the same for every target, or nothing could be compared.
         metric: of the target.
-        own: the target's directions. What a direction is ablated to, and set to in place of an addition, are then the
-            means of the target's own harmless and harmful prompts at the position and from the layer where the
-            direction was found; None: zero at every layer, and addition.
+        target_directions: the target's own. What a direction is ablated to, and set to in place of an addition, are
+            then the means of the target's own harmless and harmful prompts at the position and from the layer where
+            the direction was found; None: zero at every layer, and addition.
         halves: by name, the directions of two halves of the direction prompts at the same place (see
             `Directions.halves`).
         chosen: by name, those that the harmful prompts of `validation`, or some of them, chose at this target: on these
@@ -61,8 +63,8 @@ def transfer(
         mean score of the harmful prompts) and `rise` (how far putting it in lifts that of the harmless ones), with 95%
         t intervals over the prompts' own differences: what sets prompts apart without any intervention is not in them;
         `decrease_held_out` with its 95% interval: of those in `chosen` the decrease of every prompt under what the
-        other prompts would choose (`held_out.Chosen.decrease`), to be compared with that of directions that these
-        prompts did not choose; NaN for all others;
+        other prompts would choose (`held_out.ChosenCandidate.decrease`), to be compared with that of directions that
+        these prompts did not choose; NaN for all others;
         `random_bypass`, `random_induce`, `random_decrease` with a random direction of the same norm;
         `decrease_half_low`, `decrease_half_high`: the lesser and the greater decrease (nats, mean of the harmful
         prompts) with the direction of one half of the direction prompts ablated and with that of the other, which is
@@ -74,14 +76,14 @@ def transfer(
             prompts.
     """
     halves = halves or {}
-    here = {name: _moved(model, name, one, own) for name, one in found.items()}
+    here = {name: _moved(model, name, one, target_directions) for name, one in directions.items()}
     for name, both in halves.items():
         if both.shape != (2, model.cfg.d_model):
             raise MechrefusalError(
                 f"halves of direction '{name}' have shape {tuple(both.shape)}; give two directions of width "
                 f"{model.cfg.d_model}, or none"
             )
-    if not found:
+    if not directions:
         return pd.DataFrame()
     scorer = Scorer(model, validation, metric)
     baseline = {
@@ -95,38 +97,40 @@ def transfer(
     for name, one in track(list(here.items()), description):
         row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
         if not is_direction(one.vector):
-            spread = [f"{name}{end}" for name in ("bypass", "induce", "decrease", "rise") for end in ENDS]
-            randoms = ("random_bypass", "random_induce", "random_decrease")
-            nothing = dict.fromkeys((*spread, "kl", *randoms, *HELD_OUT, *HALVES), float("nan"))
+            nothing = dict.fromkeys(_COLUMNS, float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
         control = random_like(one, seed=CONTROL_SEED)
         ablated = scorer.under(taken_out(one))
         # Ablated to zero neither its length nor its place matters, so that one control serves all.
-        place = () if own is None else (one.position, one.layer)
+        place = () if target_directions is None else (one.position, one.layer)
         if place not in random_bypass:
             random_bypass[place] = scorer.on_harmful(taken_out(control)).mean().item()
         induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (one, control))
-        rows.append(
-            {
-                **row,
-                **_spread("bypass", ablated.harmful),
-                **_spread("induce", induced),
-                **_spread("decrease", scorer.base.harmful - ablated.harmful),
-                **_spread("rise", induced - scorer.base.harmless),
-                "kl": ablated.kl.mean().item(),
-                "random_bypass": random_bypass[place],
-                "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
-                "random_induce": by_chance.mean().item(),
-                **_held_out((chosen or {}).get(name), scorer.base.harmful, ablated.harmful),
-                **_by_half(scorer, one, halves.get(name)),
-                "reason": "",
-            }
-        )
+        changes = {
+            "bypass": ablated.harmful,
+            "induce": induced,
+            "decrease": scorer.base.harmful - ablated.harmful,
+            "rise": induced - scorer.base.harmless,
+        }
+        estimates = {name: intervals.mean(as_array(values)) for name, values in changes.items()}
+        estimates["decrease_held_out"] = intervals.mean([])
+        if chosen is not None and name in chosen:
+            before, after = as_array(scorer.base.harmful), as_array(ablated.harmful)
+            estimates["decrease_held_out"] = chosen[name].decrease(before, after)
+        values = {
+            **{column: value for name, one in estimates.items() for column, value in one.columns(name).items()},
+            "kl": ablated.kl.mean().item(),
+            "random_bypass": random_bypass[place],
+            "random_induce": by_chance.mean().item(),
+            "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
+            **_by_half(scorer, one, halves.get(name)),
+        }
+        rows.append({**row, **{column: values[column] for column in _COLUMNS}, "reason": ""})
     return pd.DataFrame(rows)
 
 
-def _moved(model, name: str, one: Direction, own: Directions | None) -> Direction:
+def _moved(model, name: str, one: Direction, target_directions: Directions | None) -> Direction:
     """The direction as one of the target's own, at the place where it was found, with the target's means."""
     position, layer, width = one.position, one.layer, model.cfg.d_model
     if position is None or layer is None or one.vector.shape != (width,) or not 0 <= layer < model.cfg.n_layers:
@@ -134,20 +138,10 @@ def _moved(model, name: str, one: Direction, own: Directions | None) -> Directio
             f"direction '{name}' is of width {one.vector.shape[-1]} at layer {layer}; this model has width {width} and "
             f"{model.cfg.n_layers} layers: transfer needs one architecture, and directions with their places"
         )
-    if own is None:
+    if target_directions is None:
         return Direction(one.vector, position, layer, kind=one.kind)
-    here = own.at(position, layer, reference=HARMLESS)
+    here = target_directions.at(position, layer, reference=HARMLESS)
     return Direction(one.vector, position, layer, kind=one.kind, means=here.means, reference=HARMLESS)
-
-
-def _held_out(
-    chosen: Chosen | None, before: Float[Tensor, " harmful"], ablated: Float[Tensor, " harmful"]
-) -> dict[str, float]:
-    """The decrease under what other prompts choose."""
-    if chosen is None:
-        return dict.fromkeys(HELD_OUT, float("nan"))
-    found = chosen.decrease(as_array(before), as_array(ablated))
-    return dict(zip(HELD_OUT, (found.value, found.low, found.high), strict=True))
 
 
 def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
@@ -157,10 +151,5 @@ def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] 
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
     before = scorer.base.harmful.mean().item()
-    found = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
-    return dict(zip(HALVES, sorted(found), strict=True))
-
-
-def _spread(name: str, by_prompt: Float[Tensor, " prompt"]) -> dict[str, float]:
-    found = intervals.mean(by_prompt.double().cpu().numpy())
-    return {f"{name}{end}": value for end, value in zip(ENDS, (found.value, found.low, found.high), strict=True)}
+    decreases = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
+    return dict(zip(HALVES, sorted(decreases), strict=True))

@@ -2,6 +2,6 @@
 
 from mechrefusal.statistics import intervals
 from mechrefusal.statistics.intervals import Estimate
-from mechrefusal.statistics.observations import Observations
+from mechrefusal.statistics.observations import Observations, Observed
 
-__all__ = ["Estimate", "Observations", "intervals"]
+__all__ = ["Estimate", "Observations", "Observed", "intervals"]

@@ -48,12 +48,12 @@ def bagged(draws: Float[np.ndarray, " draw"], times: Int[np.ndarray, "draw unit"
         times: how often each unit was drawn in it; rows sum to the number of units.
     """
     draws, n = np.asarray(draws, float), times.shape[1]
-    there = np.isfinite(draws)
-    missing = float(1 - there.mean()) if len(draws) else 1.0
-    if there.sum() < 2:
+    known = np.isfinite(draws)
+    missing = float(1 - known.mean()) if len(draws) else 1.0
+    if known.sum() < 2:
         return Bagged(float("nan"), float("nan"), missing, n)
-    found, drawn = draws[there], times[there].astype(float)
-    centred = found - found.mean()
-    covariances = (drawn - drawn.mean(axis=0)).T @ centred / len(found)
-    variance = float((covariances**2).sum() - n / len(found) * (centred**2).mean())
-    return Bagged(float(found.mean()), max(variance, 0.0), missing, n)
+    values, counts = draws[known], times[known].astype(float)
+    centred = values - values.mean()
+    covariances = (counts - counts.mean(axis=0)).T @ centred / len(values)
+    variance = float((covariances**2).sum() - n / len(values) * (centred**2).mean())
+    return Bagged(float(values.mean()), max(variance, 0.0), missing, n)

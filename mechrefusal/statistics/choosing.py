@@ -51,7 +51,7 @@ class Admissible:
         Args:
             table: position, layer, bypass, induce and kl as numbers; what is NaN is not admissible.
         """
-        found = pd.DataFrame(
+        flags = pd.DataFrame(
             {
                 "admissible_layer": table["layer"] < len(self.layers(n_layers)),
                 "admissible_kl": table["kl"] <= self.kl,
@@ -59,7 +59,7 @@ class Admissible:
             },
             index=table.index,
         ).astype(bool)
-        return found.assign(admissible=found.all(axis=1) & table[["position", "bypass"]].notna().all(axis=1))
+        return flags.assign(admissible=flags.all(axis=1) & table[["position", "bypass"]].notna().all(axis=1))
 
 
 PUBLISHED = Admissible()

@@ -1,4 +1,4 @@
-"""How many prompts would decide what cannot be told, from intervals that narrow as 1/√n."""
+"""How many prompts would decide what is undecided now, from intervals that narrow as 1/√n."""
 
 from math import ceil, inf, isfinite, nan
 
@@ -14,5 +14,5 @@ def prompts_needed(n: float, *needs: tuple[float, float]) -> float:
         needs: (how far an interval reaches towards what it must clear, how far away that is), one a way to decide.
     """
     factors = [(reach / gap) ** 2 for reach, gap in needs if isfinite(reach) and isfinite(gap) and gap > 0]
-    found = n * max(1.0, min(factors, default=inf))
-    return float(ceil(found)) if isfinite(found) and found <= MOST else nan
+    needed = n * max(1.0, min(factors, default=inf))
+    return float(ceil(needed)) if isfinite(needed) and needed <= MOST else nan

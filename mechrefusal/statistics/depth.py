@@ -99,12 +99,12 @@ def depth_difference(
     sign = random.choice([-1.0, 1.0], size=n_draws)
     chosen = [_chosen(each, units, times, split, sign, admissible) for each in (a, b)]
     draws = chosen[1] - chosen[0]
-    found = bagged(draws, times)
+    estimate = bagged(draws, times)
     of_directions = _of_splits(draws, split, sign, n_splits)
-    low, high = found.interval(0.95, more=of_directions)
-    low_90, high_90 = found.interval(0.90, more=of_directions)
+    low, high = estimate.interval(0.95, more=of_directions)
+    low_90, high_90 = estimate.interval(0.90, more=of_directions)
     missing = float(np.isnan(chosen[0]).mean()), float(np.isnan(chosen[1]).mean())
-    return DepthDifference(found.value, low, high, low_90, high_90, (found.variance, of_directions), missing, n)
+    return DepthDifference(estimate.value, low, high, low_90, high_90, (estimate.variance, of_directions), missing, n)
 
 
 def same_depth(n_layers: int) -> float:
@@ -112,7 +112,7 @@ def same_depth(n_layers: int) -> float:
     return max(1.0, SAME_DEPTH * n_layers)
 
 
-def depth_verdict(found: DepthDifference, *, n_layers: int) -> tuple[Verdict, str]:
+def depth_verdict(difference: DepthDifference, *, n_layers: int) -> tuple[Verdict, str]:
     """Moved, not moved or cannot tell; the tolerance (`SAME_DEPTH` of the layers, one at least) comes first.
 
     Moved: the estimate lies outside the tolerance, and the 95% interval does not contain 0. Not moved: the 90% interval
@@ -120,33 +120,32 @@ def depth_verdict(found: DepthDifference, *, n_layers: int) -> tuple[Verdict, st
     border of both. False alarms and power: docs/calibration.md.
     """
     limit = same_depth(n_layers)
-    if not isfinite(found.low):
-        return "cannot tell", f"no interval of the depths' difference from {found.n} prompts"
-    numbers = (
-        f"{found.value:+.1f} layers [{found.low:+.1f}, {found.high:+.1f}] of {n_layers}, {limit:g} are the same depth"
-    )
-    if max(found.missing) > NONE_OFTEN:
-        often = " and ".join(f"{share:.0%}" for share in found.missing if share > NONE_OFTEN)
+    if not isfinite(difference.low):
+        return "cannot tell", f"no interval of the depths' difference from {difference.n} prompts"
+    interval = f"{difference.value:+.1f} layers [{difference.low:+.1f}, {difference.high:+.1f}]"
+    numbers = f"{interval} of {n_layers}, {limit:g} are the same depth"
+    if max(difference.missing) > NONE_OFTEN:
+        often = " and ".join(f"{share:.0%}" for share in difference.missing if share > NONE_OFTEN)
         return "cannot tell", f"no admissible candidate in {often} of the bootstraps over prompts; {numbers}"
-    if abs(found.value) > limit and (found.low > 0 or found.high < 0):
+    if abs(difference.value) > limit and (difference.low > 0 or difference.high < 0):
         return "moved", numbers
-    if -limit <= found.low_90 and found.high_90 <= limit:
+    if -limit <= difference.low_90 and difference.high_90 <= limit:
         return "not moved", numbers
     return "cannot tell", numbers
 
 
-def depth_needed(found: DepthDifference, *, n_layers: int) -> float:
+def depth_needed(difference: DepthDifference, *, n_layers: int) -> float:
     """Prompts of a side at which `depth_verdict` would decide, were the estimate to stay and its error to fall as 1/√n.
 
     NaN where no number would: no interval, hardly a carrier, or an estimate on the border.
     """
     limit = same_depth(n_layers)
-    if not isfinite(found.low) or max(found.missing) > NONE_OFTEN:
+    if not isfinite(difference.low) or max(difference.missing) > NONE_OFTEN:
         return nan
-    outside = abs(found.value) > limit
-    reach = found.high - found.value if outside else found.high_90 - found.value
-    gap = abs(found.value) if outside else limit - abs(found.value)
-    return prompts_needed(found.n, (reach, gap))
+    outside = abs(difference.value) > limit
+    reach = difference.high - difference.value if outside else difference.high_90 - difference.value
+    gap = abs(difference.value) if outside else limit - abs(difference.value)
+    return prompts_needed(difference.n, (reach, gap))
 
 
 def _chosen(
@@ -161,10 +160,10 @@ def _chosen(
     shifts = np.zeros((len(times), 3, len(profile.depths)))
     if len(profile.shifts):
         shifts = profile.shifts[split % len(profile.shifts)] * sign[:, None, None]
-    drawn = [times[:, [units[label] for label in labels]] for labels in (profile.harmful, profile.harmless)]
+    weights = [times[:, [units[label] for label in labels]] for labels in (profile.harmful, profile.harmless)]
     candidates = Candidates(profile.bypass, profile.induce, profile.kl, admissible)
-    found = lowest(candidates.ranked(drawn[0], drawn[1], shifts=shifts))
-    return np.where(found >= 0, profile.depths[found], nan)
+    winners = lowest(candidates.ranked(weights[0], weights[1], shifts=shifts))
+    return np.where(winners >= 0, profile.depths[winners], nan)
 
 
 def _of_splits(

@@ -17,6 +17,11 @@ class Estimate:
     high: float
     n: int
 
+    def columns(self, name: str, ends: str | None = None) -> dict[str, float]:
+        """Columns of a table: `name`, and `ends` with low and high after it, by default `name` and an underscore."""
+        ends = f"{name}_" if ends is None else ends
+        return {name: self.value, f"{ends}low": self.low, f"{ends}high": self.high}
+
 
 def rate(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Share of successes with the Wilson score interval (Wilson, 1927). n = 0 gives NaN with the interval 0 to 1."""
@@ -27,8 +32,8 @@ def rate(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
 def _rate(successes: int, n: int, confidence: float) -> Estimate:
     if n == 0:
         return Estimate(float("nan"), 0.0, 1.0, 0)
-    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Estimate(successes / n, float(found.low), float(found.high), n)
+    wilson = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Estimate(successes / n, float(wilson.low), float(wilson.high), n)
 
 
 def mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Estimate:
@@ -74,17 +79,17 @@ def skewed_mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0.9
     What no value of the sample shows (one prompt in ten moves, and none of these ten did) no interval can know.
     """
     values = np.asarray(values, float)
-    plain = mean(values, confidence=confidence)
+    student = mean(values, confidence=confidence)
     n = len(values)
     if n < 3 or not np.isfinite(values).all():
-        return plain
+        return student
     spread = values.std()
     if spread == 0:
-        return plain
-    skewness = float(((values - plain.value) ** 3).mean() / spread**3)
+        return student
+    skewness = float(((values - student.value) ** 3).mean() / spread**3)
     t = float(stats.t.ppf((1 + confidence) / 2, n - 1)) / np.sqrt(n - 1)
-    low, high = (plain.value - spread * _untransformed(end, skewness, n) for end in (t, -t))
-    return Estimate(plain.value, float(low), float(high), n)
+    low, high = (student.value - spread * _untransformed(end, skewness, n) for end in (t, -t))
+    return Estimate(student.value, float(low), float(high), n)
 
 
 def _untransformed(value: float, skewness: float, n: int) -> float:

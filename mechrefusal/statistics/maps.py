@@ -8,7 +8,7 @@ from scipy import optimize, special, stats
 
 DRAWS = 2000
 ALPHA = 0.05
-"""Below this a p is told: of a cell, from nothing; two-sided tests elsewhere go by it too."""
+"""A p below this is called significant: of a cell of a map, and of two-sided tests elsewhere."""
 FEWEST_CONTROLS = 3
 
 
@@ -31,18 +31,18 @@ def sign_flip_p(
     """
     values = np.asarray(values, float)
     n, n_cells = values.shape
-    found = np.full(n_cells, np.nan)
-    there = np.flatnonzero(np.isfinite(values).all(axis=0))
-    if n < 2 or not len(there):
-        return found
-    own = values[:, there]
-    squares = (own**2).sum(axis=0)
+    p = np.full(n_cells, np.nan)
+    known = np.flatnonzero(np.isfinite(values).all(axis=0))
+    if n < 2 or not len(known):
+        return p
+    kept = values[:, known]
+    squares = (kept**2).sum(axis=0)
     signs = _signs(n, draws, seed)
-    observed = _t(np.ones((1, n)) @ own / n, squares, n)[0]
-    chunk = max(1, 4_000_000 // len(there))
-    drawn = (_t(signs[i : i + chunk] @ own / n, squares, n) for i in range(0, len(signs), chunk))
-    found[there] = _step_down(observed, drawn, every=len(signs) == 2**n)
-    return found
+    observed = _t(np.ones((1, n)) @ kept / n, squares, n)[0]
+    chunk = max(1, 4_000_000 // len(known))
+    permuted = (_t(signs[i : i + chunk] @ kept / n, squares, n) for i in range(0, len(signs), chunk))
+    p[known] = _step_down(observed, permuted, every=len(signs) == 2**n)
+    return p
 
 
 def two_sample_p(
@@ -51,12 +51,12 @@ def two_sample_p(
     """The same for differences between two independent groups: labels are dealt anew, |t| is Welch's."""
     one, other = np.asarray(one, float), np.asarray(other, float)
     rows = np.concatenate([one, other])
-    found = np.full(rows.shape[1], np.nan)
-    there = np.flatnonzero(np.isfinite(rows).all(axis=0))
+    p = np.full(rows.shape[1], np.nan)
+    known = np.flatnonzero(np.isfinite(rows).all(axis=0))
     n, m = len(one), len(other)
-    if min(n, m) < 2 or not len(there):
-        return found
-    rows = rows[:, there]
+    if min(n, m) < 2 or not len(known):
+        return p
+    rows = rows[:, known]
     random = np.random.default_rng(seed)
     here = np.arange(n + m) < n
     labels = np.stack([here, *(random.permutation(n + m) < n for _ in range(draws))]).astype(float)
@@ -68,8 +68,8 @@ def two_sample_p(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(means[0] - means[1]) / np.sqrt(sum(variances))
     t = np.nan_to_num(t, nan=0.0, posinf=np.inf)
-    found[there] = _step_down(t[0], [t[1:]], every=False)
-    return found
+    p[known] = _step_down(t[0], [t[1:]], every=False)
+    return p
 
 
 def among_controls_p(
@@ -80,35 +80,35 @@ def among_controls_p(
     Student's t for a new observation, (value − mean) / (s √(1 + 1/draws)). The variance s² of a cell's few controls is
     moderated by those of all cells (Smyth, "Linear models and empirical Bayes methods", 2004, section 6): it counts
     draws − 1 degrees of its own and as many of the prior as the cells' variances are alike. Values and controls are
-    taken for normal. NaN with fewer than `FEWEST_CONTROLS` draws: with two, how alike the variances are cannot be told
-    (18% of maps of nothing had a mark).
+    taken for normal. NaN with fewer than `FEWEST_CONTROLS` draws: with two, how alike the variances are cannot be
+    estimated (18% of maps of nothing had a mark).
     """
     value, controls = np.asarray(value, float), np.asarray(controls, float)
     n = len(controls)
-    found = np.full(len(value), np.nan)
+    p = np.full(len(value), np.nan)
     if n < FEWEST_CONTROLS:
-        return found
+        return p
     variance = controls.var(axis=0, ddof=1)
-    there = np.flatnonzero(np.isfinite(value) & np.isfinite(variance) & (variance > 0))
-    if not len(there):
-        return found
-    moderated, freedom = _moderated(variance[there], n - 1)
-    t = np.abs(value[there] - controls[:, there].mean(axis=0)) / np.sqrt(moderated * (1 + 1 / n))
-    found[there] = holm(2 * stats.t.sf(t, freedom))
-    return found
+    known = np.flatnonzero(np.isfinite(value) & np.isfinite(variance) & (variance > 0))
+    if not len(known):
+        return p
+    moderated, freedom = _moderated(variance[known], n - 1)
+    t = np.abs(value[known] - controls[:, known].mean(axis=0)) / np.sqrt(moderated * (1 + 1 / n))
+    p[known] = holm(2 * stats.t.sf(t, freedom))
+    return p
 
 
-def _moderated(variance: Float[np.ndarray, " cell"], own: int) -> tuple[np.ndarray, float]:
+def _moderated(variance: Float[np.ndarray, " cell"], freedom_of_cell: int) -> tuple[np.ndarray, float]:
     """Variances drawn towards what they have in common, and the degrees of freedom that they then have."""
-    logs = np.log(variance) - special.digamma(own / 2) + np.log(own / 2)
-    spread = logs.var(ddof=1) - special.polygamma(1, own / 2) if len(logs) > 1 else np.inf
+    logs = np.log(variance) - special.digamma(freedom_of_cell / 2) + np.log(freedom_of_cell / 2)
+    spread = logs.var(ddof=1) - special.polygamma(1, freedom_of_cell / 2) if len(logs) > 1 else np.inf
     if spread <= 1e-3:  # all alike: what they have in common is known
         return np.full_like(variance, np.exp(logs.mean())), np.inf
     prior = 2 * _inverse_trigamma(spread) if np.isfinite(spread) else 0.0
     if prior < 1e-3:
-        return variance, float(own)
+        return variance, float(freedom_of_cell)
     common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
-    return (prior * common + own * variance) / (prior + own), prior + own
+    return (prior * common + freedom_of_cell * variance) / (prior + freedom_of_cell), prior + freedom_of_cell
 
 
 def _inverse_trigamma(value: float) -> float:
@@ -117,7 +117,7 @@ def _inverse_trigamma(value: float) -> float:
 
 
 def _step_down(
-    observed: Float[np.ndarray, " cell"], drawn: Iterable[Float[np.ndarray, "draw cell"]], *, every: bool
+    observed: Float[np.ndarray, " cell"], permuted: Iterable[Float[np.ndarray, "draw cell"]], *, every: bool
 ) -> Float[np.ndarray, " cell"]:
     """Adjusted p from |t| as observed and in maps of nothing, part by part.
 
@@ -126,7 +126,7 @@ def _step_down(
     """
     order = np.argsort(-observed, kind="stable")
     exceeded, n = np.zeros(len(observed)), 0
-    for part in drawn:
+    for part in permuted:
         # The largest among this cell and all that come after it in order.
         largest = np.maximum.accumulate(part[:, order][:, ::-1], axis=1)[:, ::-1]
         exceeded += (largest >= observed[order] - 1e-9).sum(axis=0)
@@ -137,10 +137,10 @@ def _step_down(
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """p adjusted for all of these tests, however they hang together (Holm, 1979); NaN stays NaN and is no test."""
     p = np.asarray(p, float)
-    found, there = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
-    order = np.argsort(p[there], kind="stable")
-    found[there] = _rising(p[there][order] * np.arange(len(there), 0, -1), order)
-    return found
+    adjusted, known = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
+    order = np.argsort(p[known], kind="stable")
+    adjusted[known] = _rising(p[known][order] * np.arange(len(known), 0, -1), order)
+    return adjusted
 
 
 def _rising(p: Float[np.ndarray, " cell"], order: np.ndarray) -> Float[np.ndarray, " cell"]:
@@ -162,5 +162,5 @@ def _t(
     """|t| from means of flipped values, whose squares are those of the values."""
     variance = np.maximum(squares - n * means**2, 0) / (n - 1) / n
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.abs(means) / np.sqrt(variance)
-    return np.where(np.isnan(found), 0.0, found)
+        t = np.abs(means) / np.sqrt(variance)
+    return np.where(np.isnan(t), 0.0, t)

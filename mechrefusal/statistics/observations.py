@@ -1,6 +1,6 @@
 """What a measure saw, unit by unit and cell by cell: kept, so that any statistic can be taken of it afterwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,45 @@ class Observations:
     def of_rows(cls, rows: pd.DataFrame, axes: list[str], *, unit: str, value: str) -> "Observations":
         """From tidy rows, one a unit and cell; units and cells in the order in which they first stand."""
         keys, names = keys_of(rows[axes]), list(dict.fromkeys(rows[unit]))
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        found = np.full((len(names), len(places)), np.nan)
-        found[[names.index(name) for name in rows[unit]], [places[key] for key in keys]] = rows[value]
-        cells = pd.DataFrame(list(places), columns=axes)
-        return cls(found, cells.convert_dtypes(), tuple(map(str, names)), unit)
+        columns = {key: column for column, key in enumerate(dict.fromkeys(keys))}
+        values = np.full((len(names), len(columns)), np.nan)
+        values[[names.index(name) for name in rows[unit]], [columns[key] for key in keys]] = rows[value]
+        cells = pd.DataFrame(list(columns), columns=axes)
+        return cls(values, cells.convert_dtypes(), tuple(map(str, names)), unit)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Observations]", axis: str, names: Sequence[Any]) -> "Observations":
+        """Cells of several observations side by side, with a new first axis that names these.
+
+        Units are matched by their names.
+        """
+        units = tuple(dict.fromkeys(name for part in parts for name in part.units))
+        values = np.full((len(units), sum(len(part.cells) for part in parts)), np.nan)
+        column = 0
+        for part in parts:
+            rows = [units.index(name) for name in part.units]
+            values[rows, column : column + len(part.cells)] = part.values
+            column += len(part.cells)
+        cells = [part.cells.assign(**{axis: name}) for part, name in zip(parts, names, strict=True)]
+        table = pd.concat(cells, ignore_index=True)
+        return cls(values, table[[axis, *parts[0].axes]], units, parts[0].unit)
+
+    @classmethod
+    def of_sides(
+        cls, sizes: Mapping[str, int], values: Mapping[tuple, tuple[str, np.ndarray]], axes: Sequence[str]
+    ) -> "Observations":
+        """Of prompts of several sides, such as harmful and harmless ones, each cell measured on one side.
+
+        Args:
+            sizes: prompts of each side. Units are named by side and place, as "harmful 0".
+            values: by cell the side, and one value a prompt of it.
+        """
+        units = [(side, place) for side, n in sizes.items() for place in range(n)]
+        table = np.full((len(units), len(values)), np.nan)
+        for column, (side, measured) in enumerate(values.values()):
+            table[[row for row, unit in enumerate(units) if unit[0] == side], column] = measured
+        names = tuple(f"{side} {place}" for side, place in units)
+        return cls(table, pd.DataFrame(list(values), columns=list(axes)), names)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -64,8 +98,8 @@ class Observations:
             raise MechrefusalError(f"no axis '{unknown[0]}'; these observations have {', '.join(self.axes)}")
         chosen = np.ones(len(self.cells), dtype=bool)
         for name, value in axes.items():
-            own = self.cells[name]
-            chosen &= (own.isna() if value is None else (own == value).fillna(False)).to_numpy(bool)
+            column = self.cells[name]
+            chosen &= (column.isna() if value is None else (column == value).fillna(False)).to_numpy(bool)
         if not chosen.any():
             named = ", ".join(f"{name} {value}" for name, value in axes.items())
             raise MechrefusalError(f"no cell with {named} was measured")
@@ -77,10 +111,10 @@ class Observations:
         Raises:
             MechrefusalError: as `where`; or several cells fit.
         """
-        found = self.where(**axes)
-        if len(found.cells) > 1:
-            raise MechrefusalError(f"{len(found.cells)} cells fit {axes}; give all of {', '.join(self.axes)}")
-        return found.values[~np.isnan(found.values[:, 0]), 0]
+        fitting = self.where(**axes)
+        if len(fitting.cells) > 1:
+            raise MechrefusalError(f"{len(fitting.cells)} cells fit {axes}; give all of {', '.join(self.axes)}")
+        return fitting.values[~np.isnan(fitting.values[:, 0]), 0]
 
     def interval(self, *, confidence: float = 0.95, **axes: Any) -> intervals.Estimate:
         """Mean of one cell over the units, with Student's t interval."""
@@ -96,8 +130,8 @@ class Observations:
     ) -> intervals.Estimate:
         """Any statistic of all values, with its percentile interval over bootstraps of whole units (Efron, 1979)."""
         random, n = np.random.default_rng(seed), len(self.units)
-        found = [statistic(self.values[random.integers(n, size=n)]) for _ in range(draws)]
-        low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+        statistics = [statistic(self.values[random.integers(n, size=n)]) for _ in range(draws)]
+        low, high = np.nanquantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2])
         return intervals.Estimate(float(statistic(self.values)), float(low), float(high), n)
 
     def p(self) -> Float[np.ndarray, " cell"]:
@@ -110,6 +144,33 @@ class Observations:
         means = self.cells.assign(value=np.nanmean(self.values, axis=0) if len(self.units) else np.nan)
         order = means["value"].abs().sort_values(ascending=False, kind="stable").index[:k]
         return means.loc[order].reset_index(drop=True)
+
+
+class Observed:
+    """A result that keeps every value in `observations`, and what is read off them by the names of their axes."""
+
+    observations: Observations
+
+    def interval(self, *, confidence: float = 0.95, **axes: Any) -> intervals.Estimate:
+        """The estimate of one cell over the units, the same as in the table: by default their mean.
+
+        Raises:
+            MechrefusalError: an axis that is none, no such cell, or several.
+        """
+        values, cell = self.observations.of(**axes), self.observations.where(**axes).cells.iloc[0]
+        return self._estimate(cell, values, confidence)
+
+    def _estimate(self, cell: pd.Series, values: Float[np.ndarray, " unit"], confidence: float) -> intervals.Estimate:
+        return intervals.mean(values, confidence=confidence)
+
+    def top(self, k: int) -> Any:
+        """The `k` cells with the largest absolute mean, largest first: the axes and `value`."""
+        return self.observations.top(k)
+
+
+def numbered(n: int) -> tuple[str, ...]:
+    """Names of units that have none of their own: their places in the list."""
+    return tuple(map(str, range(n)))
 
 
 def keys_of(cells: pd.DataFrame) -> list[tuple]:

@@ -60,8 +60,8 @@ def mean_difference(changes: Float[np.ndarray, " prompt"], units: Units | None =
     n_units = codes.max(initial=-1) + 1
     if n_units == len(changes):
         return skewed_mean(changes)
-    found = ratio(np.bincount(codes, changes), np.bincount(codes))
-    return Estimate(found.value, found.low, found.high, len(changes))
+    estimate = ratio(np.bincount(codes, changes), np.bincount(codes))
+    return Estimate(estimate.value, estimate.low, estimate.high, len(changes))
 
 
 def _codes(units: Units | None, n: int) -> Int[np.ndarray, " prompt"]:
@@ -89,8 +89,8 @@ def _design_effect(changes: Float[np.ndarray, " prompt"], codes: Int[np.ndarray,
 def _wilson(share: float, n: float) -> tuple[float, float, float]:
     """A share with its Wilson interval, for a number of prompts that need not be whole."""
     if float(n).is_integer():
-        found = rate(round(share * n), int(n))
-        return share, found.low, found.high
+        interval = rate(round(share * n), int(n))
+        return share, interval.low, interval.high
     z = 1.959963984540054
     centre, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return share, float((centre - half) / (1 + z * z / n)), float((centre + half) / (1 + z * z / n))

@@ -38,7 +38,7 @@ def rate_power(difference: float, discordant: float, n: float) -> float:
 
 
 def prompts_for_rates(difference: float, discordant: float, *, power: float = POWER) -> float:
-    """Prompts at which a difference of paired rates is told; NaN for no difference."""
+    """Prompts at which a difference of paired rates becomes significant; NaN for no difference."""
     rate_power(difference, discordant, 1)
     z_a, z_b = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(power)
     if not difference:
@@ -108,7 +108,10 @@ def move_power(move: float, error: float, limit: float) -> float:
 
 
 def prompts_for_move(move: float, error: float, limit: float, n: float, *, power: float = POWER) -> float:
-    """Prompts at which a move would be told, where n give this error and it falls as 1/√n; NaN within the tolerance."""
+    """Prompts at which a move would be significant, where n give this error and it falls as 1/√n.
+
+    NaN within the tolerance.
+    """
     if abs(move) <= limit or not isfinite(error):
         return NAN
     if not error:

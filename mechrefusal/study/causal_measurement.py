@@ -50,7 +50,8 @@ class CausalMeasurement:
         self.add("attribution", pd.concat(written, ignore_index=True))
         self.add("attribution_compared", pd.concat(compared, ignore_index=True))
         self.add("token_sources", self._sources(texts, readouts["refusal_logits"], top))
-        self.add("logit_lens", attribution.compare_lenses(self.model, texts["harmful"], texts["harmless"], self.metric))
+        lenses = attribution.compare_lenses(self.model, texts["harmful"], texts["harmless"], self.metric)
+        self.add("logit_lens", lenses.table)
 
     def _sources(self, texts: dict[str, list[str]], readout, heads: list[tuple[int, int]]) -> pd.DataFrame:
         frames = []
@@ -148,4 +149,4 @@ class CausalMeasurement:
         )
         self.add("circuit_nodes", found.components.assign(reason=found.reason))
         self.add("circuit_edges", found.edges)
-        self.add("faithfulness", found.faithfulness.assign(measured_on=found.measured_on))
+        self.add("faithfulness", found.faithfulness.table.assign(measured_on=found.measured_on))

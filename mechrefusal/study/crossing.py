@@ -109,7 +109,7 @@ def _crossed(
         if apart:
             raise MechrefusalError(f"not compared: {apart}")
         loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
-        found = both_directions(loaders, texts, metric, layers=layers, draws=rotations)
+        found = both_directions(loaders, texts, metric, layers=layers, draws=rotations).table
     except MechrefusalError as error:
         nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
         nothing |= {"reason": str(error)}

@@ -238,7 +238,7 @@ class GeometryMeasurement:
             )
             families.append(subspaces.random_cone(best, largest))
         families.append(subspaces.random_subspace(largest, self.model.cfg.d_model))
-        found = subspaces.score_subspaces(
+        found = geometry.score_subspaces(
             self.model,
             families,
             self.validation,
@@ -262,9 +262,9 @@ class GeometryMeasurement:
             "overlap",
             geometry.over_refusal_overlap(
                 self.model,
+                best,
                 texts,
                 refused,
-                best,
                 harmful=self.made_from.harmful,
                 harmless=self.made_from.harmless,
             ),
@@ -279,7 +279,7 @@ class GeometryMeasurement:
             return
         everything, last = self.asked.direction, self.post[-1]
         layer = self.best.layer if self.best is not None else self.model.cfg.n_layers // 2
-        readings = geometry.Readings.of(self.model, everything, position=last)
+        activations = geometry.ContrastActivations.of(self.model, everything, position=last)
         self.add(
             "coupling",
             geometry.harmfulness_refusal_coupling(
@@ -290,7 +290,7 @@ class GeometryMeasurement:
                 layer=layer,
                 position=last,
                 n_prompts=self.wanted.n_coupled,
-                readings=readings,
+                activations=activations,
                 means=self.locked.means if self.settings.reference == HARMLESS else None,
             ),
         )
@@ -306,7 +306,7 @@ class GeometryMeasurement:
                 safe_refused=safe_refused or None,
                 position=last,
                 layer=layer,
-                readings=readings,
+                activations=activations,
             ),
         )
 

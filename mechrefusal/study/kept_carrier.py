@@ -9,7 +9,7 @@ import pandas as pd
 from mechrefusal.causal.reference import require_reference
 from mechrefusal.forward.direction import Carrier
 from mechrefusal.geometry import Directions
-from mechrefusal.geometry.carriers import SCORES
+from mechrefusal.geometry.carrier_scores import SCORES
 from mechrefusal.statistics import Estimate
 from mechrefusal.study.places import best_place
 

@@ -14,8 +14,8 @@ from mechrefusal.causal.reference import HARMLESS
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
 from mechrefusal.geometry import CarrierScores, Directions
-from mechrefusal.geometry.directions import dealt
-from mechrefusal.geometry.held_out import Choice, Chosen, labels
+from mechrefusal.geometry.contrast import dealt, labels
+from mechrefusal.geometry.held_out import Choice, ChosenCandidate
 from mechrefusal.geometry.transfers import transfer
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, Job, alone
@@ -92,7 +92,14 @@ def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, ar
             chosen[target.id] = mine
         halves = {checkpoint.id: both for checkpoint, (_, both) in sources.items() if checkpoint.id in found}
         rows = transfer(
-            model, found, validation, metric, own=own, halves=halves, chosen=chosen, description=description
+            model,
+            found,
+            validation,
+            metric,
+            target_directions=own,
+            halves=halves,
+            chosen=chosen,
+            description=description,
         )
     nowhere = [
         {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}
@@ -140,7 +147,7 @@ def _found(run: Run, checkpoint: Checkpoint) -> tuple[Direction, Tensor] | None:
     return replace(directions.at(position, layer), kind=str(row["reference_kind"])), halves
 
 
-def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers: int) -> Chosen | None:
+def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers: int) -> ChosenCandidate | None:
     """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
     rows = tables.read("candidate_scores", run.measurements(target))
     (folds, _), names = dealt(asked.validation), labels(asked.validation)
@@ -160,7 +167,7 @@ def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers
     whole = choice.held_out().whole
     if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
         return None
-    return Chosen(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
+    return ChosenCandidate(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
 
 
 def _inputs(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, version: int) -> Inputs:

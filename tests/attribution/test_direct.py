@@ -11,13 +11,21 @@ from scipy import stats
 from tolerances import COMPOUND, FORWARD, REORDERED
 from transformer_lens.tools.analysis import direct_logit_attribution
 
-from mechrefusal import MechrefusalError, attribution, models
+from mechrefusal import MechrefusalError, models
 from mechrefusal.attribution import Onto, RefusalLogits, attribute
 from mechrefusal.forward import ForcedOpenings, RefusalMetric, runner
 
 TEXTS = ["Bake bread.", "How do I swim across a river?", "Tell me how to steal a car."]
 METRIC = RefusalMetric((), (10, 11, 40), (12, 13))
 SINGLE = RefusalMetric((), (10,), (12,))
+
+
+def refusal_logits(model, texts, metric):
+    return attribute(model, texts, RefusalLogits(metric)).table
+
+
+def onto_direction(model, texts, direction, *, layer, position):
+    return attribute(model, texts, Onto(direction, layer, position)).table
 
 
 def chat(tokenizer, text, opening=()):
@@ -68,7 +76,7 @@ def test_every_part_of_a_llama_by_hand(tiny_hf, tiny_hooked):
         direction = readout[[10, 11, 40]].mean(0) - readout[[12, 13]].mean(0)
         values.append({key: (part @ direction / scale).item() for key, part in written.items()})
         totals.append((logits[[10, 11, 40]].mean() - logits[[12, 13]].mean()).item())
-    table = attribution.refusal_logits(tiny_hooked, TEXTS, METRIC)
+    table = refusal_logits(tiny_hooked, TEXTS, METRIC)
     assert len(table) == len(values[0]) + 2, "heads, MLPs, embedding, bias and total, each once"
     for (component, layer, head), _ in values[0].items():
         expected = np.array([value[component, layer, head] for value in values])
@@ -97,7 +105,7 @@ def test_parts_sum_to_the_total(family, name, metric):
         expected.append(
             (logits[list(metric.refusal_tokens)].mean() - logits[list(metric.compliance_tokens)].mean()).item()
         )
-    table = attribution.refusal_logits(chosen.hooked, TEXTS, metric)
+    table = refusal_logits(chosen.hooked, TEXTS, metric)
     assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=2 * COMPOUND)
     assert parts(table) == pytest.approx(np.mean(expected), abs=2 * COMPOUND)
     assert len(table[table["component"] == "head"]) == 16
@@ -109,7 +117,7 @@ def test_equals_transformer_lens(family, name):
     model = family(name).hooked
     text = TEXTS[1]
     tokens = chat(model.tokenizer, text)
-    table = attribution.refusal_logits(model, [text], SINGLE)
+    table = refusal_logits(model, [text], SINGLE)
     asked = {"answer_tokens": 10, "incorrect_tokens": 12}
     heads = direct_logit_attribution(model, tokens, **asked, unit="head")
     for label, value in zip(heads.labels, heads.attribution[:, 0].tolist(), strict=True):
@@ -145,7 +153,7 @@ def test_what_writes_a_direction(tiny_hf, tiny_hooked, layer, position):
         # Causal: cut after the position, it is the last one.
         written, _, _ = plain_parts(hf, tokens[:, : tokens.shape[1] + position + 1])
         heads.append({key: (part @ unit).item() for key, part in written.items()})
-    table = attribution.onto_direction(tiny_hooked, TEXTS, direction, layer=layer, position=position)
+    table = onto_direction(tiny_hooked, TEXTS, direction, layer=layer, position=position)
     assert one(table, "total")["value"] == pytest.approx(np.mean(projections), abs=FORWARD)
     assert parts(table) == pytest.approx(np.mean(projections), abs=FORWARD)
     assert set(table[table["layer"] >= 0]["layer"]) == set(range(layer)), "what is above has not written yet"
@@ -167,14 +175,14 @@ def test_what_writes_a_direction_sums(family, name):
         ):
             model(chat(model.tokenizer, text))
         expected.append((kept[0][0, -2].double() @ direction.double() / direction.double().norm()).item())
-    table = attribution.onto_direction(model, TEXTS, direction, layer=3, position=-2)
+    table = onto_direction(model, TEXTS, direction, layer=3, position=-2)
     assert one(table, "total")["value"] == pytest.approx(np.mean(expected), abs=COMPOUND)
     assert parts(table) == pytest.approx(np.mean(expected), abs=COMPOUND)
 
 
 def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
     """An attribution is tested by intervening: without head 2 of layer 3 the total falls by what it wrote."""
-    table = attribution.refusal_logits(tiny_hooked, TEXTS[:1], SINGLE)
+    table = refusal_logits(tiny_hooked, TEXTS[:1], SINGLE)
 
     def silence(z, hook):
         shape = z.shape
@@ -183,7 +191,7 @@ def test_a_component_that_is_ablated_writes_nothing(tiny_hooked):
         return kept.reshape(shape)
 
     with tiny_hooked.hooks(fwd_hooks=[("blocks.3.attn.hook_z", silence)]):
-        without = attribution.refusal_logits(tiny_hooked, TEXTS[:1], SINGLE)
+        without = refusal_logits(tiny_hooked, TEXTS[:1], SINGLE)
     assert abs(one(table, "head", 3, 2)["value"]) > 1e-3
     assert one(without, "head", 3, 2)["value"] == 0
     assert parts(without) == pytest.approx(one(without, "total")["value"], abs=FORWARD)
@@ -212,29 +220,28 @@ def test_many_groups_give_what_one_gives(tiny_hooked, monkeypatch):
 
 def test_values_by_prompt_are_those_of_the_table(tiny_hooked):
     found = attribute(tiny_hooked, TEXTS, Onto(torch.ones(64), 3, -2))
-    rows = found.per_prompt
-    assert len(rows) == 3 * (len(found.components) + 1)
+    rows = found.observations.table
+    assert len(rows) == 3 * len(found.components)
     means = rows.groupby(["component", "layer", "head"], sort=False)["value"].mean()
-    np.testing.assert_allclose(means, found.table["value"])
-    assert found.of("head", 2, 1).tolist() == one_component(rows, "head", 2, 1)
+    np.testing.assert_allclose(means, found.table["value"][:-1])
+    own = rows[(rows["component"] == "head") & (rows["layer"] == 2) & (rows["head"] == 1)]["value"]
+    assert found.of("head", 2, 1).tolist() == own.tolist() == found.observations.of(layer=2, head=1).tolist()
+    interval = stats.ttest_1samp(own, 0).confidence_interval()
+    estimate = found.interval(layer=2, head=1)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((own.mean(), *interval))
     heads = found.table[found.table["component"] == "head"]
     order = heads.reindex(heads["value"].abs().sort_values(ascending=False).index)
     assert found.top(3) == list(zip(order["layer"], order["head"], strict=True))[:3]
 
 
-def one_component(rows, component, layer, head):
-    same = (rows["component"] == component) & (rows["layer"] == layer) & (rows["head"] == head)
-    return rows[same].sort_values("prompt")["value"].tolist()
-
-
 def test_forced_openings_are_read_by_the_token_sets(tiny_hooked):
     forced = replace(METRIC, kind="teacher_forced", forced=ForcedOpenings(((30, 31),), ((40, 41),)))
-    expected = attribution.refusal_logits(tiny_hooked, TEXTS, METRIC)
-    pd.testing.assert_frame_equal(attribution.refusal_logits(tiny_hooked, TEXTS, forced), expected)
+    expected = refusal_logits(tiny_hooked, TEXTS, METRIC)
+    pd.testing.assert_frame_equal(refusal_logits(tiny_hooked, TEXTS, forced), expected)
 
 
 def test_one_prompt_has_no_interval(tiny_hooked):
-    table = attribution.refusal_logits(tiny_hooked, TEXTS[:1], METRIC)
+    table = refusal_logits(tiny_hooked, TEXTS[:1], METRIC)
     assert table["low"].isna().all()
     assert table["value"].notna().all()
     assert (table["n"] == 1).all()
@@ -243,8 +250,8 @@ def test_one_prompt_has_no_interval(tiny_hooked):
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda model: attribution.refusal_logits(model, [], METRIC), "list of texts is empty"),
-        (lambda model: attribution.refusal_logits(model, "Bake bread.", METRIC), "put it into a list"),
+        (lambda model: refusal_logits(model, [], METRIC), "list of texts is empty"),
+        (lambda model: refusal_logits(model, "Bake bread.", METRIC), "put it into a list"),
         (lambda model: attribute(model, TEXTS, RefusalLogits(RefusalMetric((), (10,), (4000,)))), "token 4000"),
         (lambda model: attribute(model, TEXTS, Onto(torch.ones(64), 2, -90)), "position -90 .* prompt 0, which has"),
         (lambda model: attribute(model, TEXTS, Onto(torch.ones(64), 2, 30)), "position 30 .* prompt 0"),
@@ -267,26 +274,26 @@ def test_weights_that_are_not_finite_are_named(tmp_path, weight):
     next(module.parameters()).data[0, 0] = float("nan")
     said = "mlp_out of layer 2 .*not finite" if "layers" in weight else "unembedding is not finite"
     with pytest.raises(MechrefusalError, match=said):
-        attribution.refusal_logits(model, TEXTS, METRIC)
+        refusal_logits(model, TEXTS, METRIC)
 
 
 @pytest.mark.parametrize("direction", [torch.zeros(64), torch.full((64,), float("nan")), torch.ones(63)])
 def test_direction_that_points_nowhere(tiny_hooked, direction):
     with pytest.raises(MechrefusalError):
-        attribution.onto_direction(tiny_hooked, TEXTS[:1], direction, layer=2, position=-1)
+        onto_direction(tiny_hooked, TEXTS[:1], direction, layer=2, position=-1)
 
 
 @pytest.mark.parametrize("layer", [4, 9, -1])
 def test_layer_that_is_not_there(tiny_hooked, layer):
     with pytest.raises(MechrefusalError):
-        attribution.onto_direction(tiny_hooked, TEXTS[:1], torch.ones(64), layer=layer, position=-1)
+        onto_direction(tiny_hooked, TEXTS[:1], torch.ones(64), layer=layer, position=-1)
 
 
 @pytest.mark.slow
 def test_real_model(smollm2_hooked):
     model = smollm2_hooked
     metric = RefusalMetric((), (57,), (2683,))
-    table = attribution.refusal_logits(model, TEXTS[:2], metric)
+    table = refusal_logits(model, TEXTS[:2], metric)
     with torch.no_grad():
         logits = [model(chat(model.tokenizer, text))[0, -1].double() for text in TEXTS[:2]]
     expected = np.mean([(row[57] - row[2683]).item() for row in logits])

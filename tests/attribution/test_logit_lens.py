@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import FAMILIES
+from scipy import stats
 from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError
@@ -60,7 +61,8 @@ def test_every_layer_is_that_of_the_plain_model(family):
 
 
 def test_means_and_intervals_by_layer(tiny_hooked):
-    table = compare_lenses(tiny_hooked, TEXTS, TEXTS[:1], METRIC)
+    lenses = compare_lenses(tiny_hooked, TEXTS, TEXTS[:1], METRIC)
+    table = lenses.table
     assert len(table) == 2 * 4 * 5
     found = logit_lens(tiny_hooked, TEXTS, METRIC)
     rows = table[table["set"] == "harmful"].set_index(["quantity", "layer"])
@@ -69,6 +71,12 @@ def test_means_and_intervals_by_layer(tiny_hooked):
             values = getattr(found, name)[layer].double().numpy()
             assert rows.loc[(name, layer), "value"] == pytest.approx(values.mean())
             assert rows.loc[(name, layer), "low"] <= values.mean() <= rows.loc[(name, layer), "high"]
+            named = {"quantity": name, "layer": layer}
+            estimate = lenses.interval(set="harmful", **named)
+            assert found.interval(**named) == estimate
+            expected = stats.ttest_1samp(values, 0).confidence_interval()
+            assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), nan_ok=True)
+            np.testing.assert_allclose(lenses.observations.of(set="harmless", **named), values[:1], atol=FORWARD)
     alone = table[table["set"] == "harmless"]
     assert alone[["low", "high"]].isna().all(axis=None)
     assert np.isfinite(alone["value"]).all()

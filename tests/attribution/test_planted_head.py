@@ -65,7 +65,7 @@ def test_refusal_appears_after_its_layer(planted):
     assert (after > 1).all()
     assert (lens.rank[HEAD[0] + 1 :] == 0).all()
     assert (lens.rank[: HEAD[0] + 1] > 0).all()
-    table = compare_lenses(planted, HARMFUL, HARMLESS, METRIC)
+    table = compare_lenses(planted, HARMFUL, HARMLESS, METRIC).table
     scores = table[table["quantity"] == "score"].set_index(["set", "layer"])
     assert (scores.loc["harmless", "high"] < -1).all()
     assert (scores.loc["harmful", "low"][HEAD[0] + 1 :] > 0).all()

@@ -162,6 +162,12 @@ def test_finalists_are_patched_exactly(family, architecture):
         np.testing.assert_allclose(scored["error"], scored["raw"] - scored["estimate"], atol=REORDERED)
         best = group[group["scored"] == "finalist"]["estimate"].abs().min()
         assert (group[group["scored"] != "finalist"]["estimate"].abs() <= best).all()
+        for row in scored.itertuples():
+            cell = {name: getattr(row, name) for name in ("site", "layer", "head", "position")}
+            cell["position"] = None if pd.isna(row.position) else row.position
+            assert found.interval(**cell).value == pytest.approx(row.estimate)
+            by_pair = every[site].observations.of(**{name: cell[name] for name in ("layer", "head", "position")})
+            np.testing.assert_allclose(found.exact.of(**cell), by_pair, atol=REORDERED)
 
 
 def test_agreement_is_spearman_of_what_was_scored(family):

@@ -14,14 +14,14 @@ from tolerances import COMPOUND, FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, prompts
 from mechrefusal.causal import add, patching
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits import circuit, paths
 from mechrefusal.causal.circuits.discovery import EDGES
 from mechrefusal.causal.circuits.effects import HELD_OUT, with_held_out
-from mechrefusal.causal.circuits.faithfulness import Faithfulness
+from mechrefusal.causal.circuits.faithfulness import FaithfulnessPasses
 from mechrefusal.causal.circuits.paths import EMBEDDING, Node, PathPatching, edges_between, logits_of
 from mechrefusal.causal.components import Component
-from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.passes import KnockOutPasses
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
 from mechrefusal.forward.patches import Patch
 
@@ -38,7 +38,7 @@ KEPT = [Node(0, "head", 1), Node(0, "mlp"), Node(1, "head", 2), Node(1, "mlp"), 
 
 
 def one_pair(model, metric=METRIC):
-    return ready(model, PAIRS[:1], metric, "denoising")
+    return prepare_pairs(model, PAIRS[:1], metric, "denoising")
 
 
 def every_node(model):
@@ -202,11 +202,17 @@ def test_nodes_are_exact_patches(family, mode):
     assert found.measured_on == "the same pairs"
     assert found.edges["kept"].tolist() == [True] * 3 + [False] * (len(found.edges) - 3)
     assert found.edges["effect"].abs().is_monotonic_decreasing
-    paths = [PathPatching(model, run) for run in ready(model, PAIRS, METRIC, mode).runs]
+    paths = [PathPatching(model, run) for run in prepare_pairs(model, PAIRS, METRIC, mode).runs]
     nodes = {str(node): node for node in [EMBEDDING, logits_of(model), *every_node(model)]}
     row = found.edges.iloc[0]
     by_pair = [one.effects([(nodes[row["sender"]], nodes[row["receiver"]])])[0] for one in paths]
     assert row["raw"] == pytest.approx(float(np.mean(by_pair)), abs=REORDERED)
+    path = {"sender": row["sender"], "receiver": row["receiver"]}
+    np.testing.assert_allclose(found.edge_observations.of(**path), by_pair, atol=REORDERED)
+    assert found.interval(**path).value == pytest.approx(row["raw"])
+    first = found.top(1).iloc[0]
+    assert found.interval(node=first["node"]).value == pytest.approx(first["raw"])
+    assert found.observations.units == tuple(f"pair {number}" for number in range(len(PAIRS)))
 
 
 @pytest.mark.parametrize("architecture", SOME)
@@ -215,25 +221,44 @@ def test_shares_are_those_of_knock_outs(family, architecture):
     harmful, harmless = zip(*PAIRS, strict=True)
     nodes = every_node(model)
     reference = ["Make a cake", "Sell a car"]
-    made = Faithfulness(model, harmful, harmless, METRIC, nodes=nodes, reference=reference)
+    made = FaithfulnessPasses(model, harmful, harmless, METRIC, nodes=nodes, reference=reference)
     chosen = [Node(1, "head", 2), Node(2, "mlp"), Node(3, "mlp")]
     parts = [Component("head", n.layer, n.head) if n.head >= 0 else Component("mlp", n.layer) for n in nodes]
-    measured = Measured(model, harmful, harmless, METRIC, how="mean", parts=parts, reference=reference)
+    passes = KnockOutPasses(model, harmful, harmless, METRIC, how="mean", parts=parts, reference=reference)
     outside = [part for part, node in zip(parts, nodes, strict=True) if node not in chosen]
     inside = [part for part, node in zip(parts, nodes, strict=True) if node in chosen]
-    alone, missing, nothing = (measured.under(each).harmful.double().numpy() for each in (outside, inside, parts))
-    full = measured.base.harmful.double().numpy()
+    alone, missing, nothing = (passes.under(each).harmful.double().numpy() for each in (outside, inside, parts))
+    full = passes.base.harmful.double().numpy()
     total = (full - nothing).mean()
-    found = made.shares(chosen, "harmful")
+    found = made.measure([[], chosen, nodes], chosen)
+    kept, lost = (found.interval(of="harmful", size=3, share=share) for share in ("kept", "lost"))
     share = (alone - nothing).mean() / total
     half = stats.t.ppf(0.975, 1) * np.std((alone - nothing) - share * (full - nothing), ddof=1) / total / np.sqrt(2)
-    assert found["kept"] == pytest.approx((alone - nothing).mean() / total, abs=FORWARD)
-    assert found["kept_high"] - found["kept_low"] == pytest.approx(2 * half, abs=COMPOUND)
-    assert found["lost"] == pytest.approx((full - missing).mean() / total, abs=FORWARD)
+    assert kept.value == pytest.approx((alone - nothing).mean() / total, abs=FORWARD)
+    assert kept.high - kept.low == pytest.approx(2 * half, abs=COMPOUND)
+    assert lost.value == pytest.approx((full - missing).mean() / total, abs=FORWARD)
+    np.testing.assert_allclose(found.observations.of(of="harmful", size=3, share="kept"), alone - nothing, atol=FORWARD)
+    rows = found.table.set_index(["of", "size"])
+    assert rows["is_circuit"].tolist() == [False, False, True, True, False, False]
+    assert rows.loc[("harmful", 3), ["kept", "kept_low", "lost"]].tolist() == [kept.value, kept.low, lost.value]
     for of in ("harmful", "difference"):
-        everything, none = made.shares(nodes, of), made.shares([], of)
-        assert (everything["kept"], everything["lost"]) == (1, 1)
-        assert (none["kept"], none["lost"]) == (0, 0)
+        assert rows.loc[(of, len(nodes)), ["kept", "lost"]].tolist() == [1, 1]
+        assert rows.loc[(of, 0), ["kept", "lost"]].tolist() == [0, 0]
+
+
+def test_random_sets_keep_their_values(family):
+    model = family("llama").hooked
+    passes = FaithfulnessPasses(model, *zip(*PAIRS, strict=True), METRIC, nodes=every_node(model), reference=["A cake"])
+    chosen = [Node(1, "head", 2), Node(2, "mlp")]
+    found = passes.measure([chosen], chosen, n_random=3)
+    assert found.random.axes == ("draw", "of", "size", "share")
+    whole = found.full["harmful"] - found.ablated["harmful"]
+    shares = [found.random.of(draw=i, of="harmful", size=2, share="lost").mean() / whole.mean() for i in range(3)]
+    row = found.table.iloc[0]
+    assert row[["random_lost", "random_lost_least", "random_lost_most"]].tolist() == pytest.approx(
+        [np.mean(shares), min(shares), max(shares)]
+    )
+    assert len(set(shares)) > 1
 
 
 def test_planted_head_is_the_circuit(tmp_path):
@@ -247,12 +272,12 @@ def test_planted_head_is_the_circuit(tmp_path):
     assert edges["head 2.1", "logits"] == pytest.approx(1, abs=0.01)
     assert edges["embedding", "logits"] == pytest.approx(0, abs=0.01)
     assert found.measured_on == "held-out pairs"
-    own = found.faithfulness[found.faithfulness["is_circuit"]]
+    own = found.faithfulness.table[found.faithfulness.table["is_circuit"]]
     assert set(own["of"]) == {"harmful", "difference"}
     np.testing.assert_allclose(own["kept"], 1, atol=0.02)
     np.testing.assert_allclose(own["lost"], 1, atol=0.02)
     assert (own["n"] == 2).all()
-    others = found.faithfulness[found.faithfulness["size"] == 0]
+    others = found.faithfulness.table[found.faithfulness.table["size"] == 0]
     assert (others["kept"] == 0).all()
     screened = circuit(model, pairs, one_head.METRIC, n_random=0, finalists=3, threshold=0.5)
     assert screened.nodes["node"].tolist() == ["head 2.1"]
@@ -275,9 +300,9 @@ def test_planted_path_between_two_heads_is_found(tmp_path):
     assert edges["embedding", "head 1.0"] == pytest.approx(effects["head 1.0"], abs=0.01)
     assert edges["head 1.0", "head 3.2"] == pytest.approx(effects["head 1.0"], abs=0.01)
     assert edges["head 3.2", "logits"] == pytest.approx(effects["head 3.2"], abs=0.01)
-    both = found.faithfulness[found.faithfulness["size"] == 2]
+    both = found.faithfulness.table[found.faithfulness.table["size"] == 2]
     np.testing.assert_allclose(both[["kept", "lost"]], 1, atol=0.05)
-    alone = found.faithfulness[found.faithfulness["size"] == 1]
+    alone = found.faithfulness.table[found.faithfulness.table["size"] == 1]
     np.testing.assert_allclose(alone["kept"], 0, atol=0.05)
     assert (alone["lost"] > 0.8).all()
 
@@ -288,9 +313,9 @@ def test_threshold_that_keeps_nothing_gives_an_empty_circuit(family):
     assert len(found.nodes) == len(found.edges) == 0
     assert "no head or MLP has an effect of 100 or more" in found.reason
     assert list(found.edges.columns) == [*EDGES, "kept", *HELD_OUT]
-    assert found.faithfulness[found.faithfulness["is_circuit"]]["kept"].tolist() == [0, 0]
+    assert found.faithfulness.table[found.faithfulness.table["is_circuit"]]["kept"].tolist() == [0, 0]
     mirrored = circuit(model, [PAIRS[0], PAIRS[0][::-1]], METRIC, n_random=0)
-    assert len(mirrored.nodes) == len(mirrored.faithfulness) == 0
+    assert len(mirrored.nodes) == len(mirrored.faithfulness.table) == 0
     assert "less than 0.05" in mirrored.reason
 
 
@@ -306,8 +331,8 @@ def test_pairs_that_measure_and_chose_are_named(family):
 
 def test_shares_of_nothing_are_nan_with_a_reason(family):
     model = family("llama").hooked
-    made = Faithfulness(model, ["A bomb"], ["A bomb"], METRIC, nodes=every_node(model), reference=["A bomb"])
-    curve = made.curve([1], [], n_random=0, seed=0)
+    made = FaithfulnessPasses(model, ["A bomb"], ["A bomb"], METRIC, nodes=every_node(model), reference=["A bomb"])
+    curve = made.measure([[], every_node(model)[:1]]).table
     row = curve[curve["of"] == "difference"].iloc[-1]
     assert np.isnan(row["kept"])
     assert "there is nothing to have a share of" in row["reason"]

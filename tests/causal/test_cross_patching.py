@@ -152,7 +152,7 @@ def test_numbers_are_those_of_plain_hooks(both, name, metric, positions):
     source, target = both(name)
     table = cross_patching.patch_across(
         source, target, TEXTS, metric, sites=ALL, layers=[1, 3], positions=positions, draws=1
-    )
+    ).table
     assert len(table) == 2 * (3 + 2 * 4)
     rows = some(table)
     assert len(rows) == 2 * (4 if name == "gemma2" else 5)
@@ -160,7 +160,7 @@ def test_numbers_are_those_of_plain_hooks(both, name, metric, positions):
 
 
 def test_a_normed_attention_has_no_result_of_a_head(both):
-    table = cross_patching.patch_across(*both("gemma2"), TEXTS, PLAIN, sites=("result", "z"), layers=[1])
+    table = cross_patching.patch_across(*both("gemma2"), TEXTS, PLAIN, sites=("result", "z"), layers=[1]).table
     result = table[table["site"] == "result"]
     assert result[NUMBERS].isna().all(axis=None)
     assert result["reason"].str.contains("normed before it is added").all()
@@ -170,23 +170,23 @@ def test_a_normed_attention_has_no_result_of_a_head(both):
 @pytest.mark.parametrize("name", SOME)
 def test_a_checkpoint_in_itself_changes_nothing(family, name):
     model = family(name).hooked
-    table = cross_patching.patch_across(model, model, TEXTS, FORCED, sites=ALL)
+    table = cross_patching.patch_across(model, model, TEXTS, FORCED, sites=ALL).table
     known = table[~table["reason"].str.contains("normed")]
     assert (known[["raw", "low", "high", "control"]] == 0).all(axis=None)
     assert known["effect"].isna().all()
     assert known["reason"].str.contains("differ by 0 nats, less than 0.05").all()
-    last = cross_patching.patch_across(model, model, TEXTS, FORCED, sites=("resid_pre",), positions="last")
+    last = cross_patching.patch_across(model, model, TEXTS, FORCED, sites=("resid_pre",), positions="last").table
     assert last["raw"].abs().max() < FORWARD
 
 
 def test_layer_0_carries_the_embeddings_and_all_layers_carry_the_rest(family, tmp_path):
     blocks_only = perturbed(family("llama-untied"), tmp_path, only=lambda name: ".layers." in name, scale=0.6)
     target = family("llama-untied").hooked
-    table = cross_patching.patch_across(blocks_only, target, TEXTS, PLAIN, sites=("resid_pre",), draws=0)
+    table = cross_patching.patch_across(blocks_only, target, TEXTS, PLAIN, sites=("resid_pre",), draws=0).table
     assert table["raw"][0] == 0, "the embeddings are the same"
     assert table["raw"][1:].abs().min() > 1e-2
     assert table["control"].isna().all()
-    together = cross_patching.cumulative(blocks_only, target, TEXTS, PLAIN)
+    together = cross_patching.cumulative(blocks_only, target, TEXTS, PLAIN).table
     every = together[together["k"] == 4]
     gap = (table.source_score - table.target_score)[0]
     assert abs(gap) > 0.05
@@ -196,9 +196,32 @@ def test_layer_0_carries_the_embeddings_and_all_layers_carry_the_rest(family, tm
     assert np.allclose(first[:3], table["raw"][1:], atol=FORWARD), "what k layers wrote is what layer k reads"
 
 
+def test_every_value_is_kept(both):
+    """Of each prompt, patch and draw: against plain hooks, and the intervals against SciPy's."""
+    found = cross_patching.patch_across(*both("llama"), TEXTS, PLAIN, sites=("mlp_out", "z"), layers=[1, 2], draws=2)
+    loop = Loop(*both("llama"), PLAIN)
+    assert found.observations.axes == ("site", "layer", "head")
+    for site, layer, head in (("mlp_out", 2, -1), ("z", 1, 3)):
+        named = {"site": site, "layer": layer, "head": head}
+        raw = loop.change(site, layer, head)
+        np.testing.assert_allclose(found.observations.of(**named), raw, atol=FORWARD)
+        for draw in range(2):
+            turned = loop.change(site, layer, head, control=draw)
+            np.testing.assert_allclose(found.controls.of(draw=draw, **named), turned, atol=FORWARD)
+        estimate, interval = found.interval(**named), stats.ttest_1samp(raw, 0).confidence_interval()
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((raw.mean(), *interval), abs=2 * FORWARD)
+        gap = (loop.scores(loop.source) - loop.scores(loop.target)).mean()
+        assert found.effect(**named).value == pytest.approx(raw.mean() / gap, abs=3 * COMPOUND)
+    largest = found.table.loc[found.table["raw"].abs().idxmax()]
+    assert found.top(1)[["site", "layer", "head"]].iloc[0].tolist() == largest[["site", "layer", "head"]].tolist()
+    both_ways = cross_patching.BothDirections({("a", "b"): found, ("b", "a"): found})
+    assert both_ways.interval(source="b", **named) == found.interval(**named)
+    assert both_ways.table["source"].tolist() == ["a"] * 10 + ["b"] * 10
+
+
 def test_cumulative_is_plain_hooks(both):
     source, target = both("gpt2")
-    table = cross_patching.cumulative(source, target, TEXTS, PLAIN).set_index(["order", "k"])
+    table = cross_patching.cumulative(source, target, TEXTS, PLAIN).table.set_index(["order", "k"])
     loop = Loop(source, target, PLAIN)
 
     def change(layers):
@@ -221,7 +244,7 @@ def test_cumulative_is_plain_hooks(both):
 def test_activations_are_those_of_the_hugging_face_model(family, name):
     """RMSNorm: as they are. LayerNorm: less their mean over d_model. z: less the bias of the values."""
     hf, layer = family(name).hf, 2
-    taken = cross_patching.take(family(name).hooked, TEXTS[:1], PLAIN, sites=ALL)
+    taken = cross_patching.keep_activations(family(name).hooked, TEXTS[:1], PLAIN, sites=ALL)
     own = taken.places[0, 0]
     seen = {}
 
@@ -274,7 +297,7 @@ def test_draws_of_the_control(both):
     args = (*both("llama"), TEXTS, PLAIN)
 
     def patched(n, seed=0):
-        return cross_patching.patch_across(*args, sites=("mlp_out",), layers=[2], draws=n, seed=seed).iloc[0]
+        return cross_patching.patch_across(*args, sites=("mlp_out",), layers=[2], draws=n, seed=seed).table.iloc[0]
 
     one, three, none = patched(1), patched(3), patched(0)
     assert one.control_size == pytest.approx(abs(one.control))
@@ -304,7 +327,7 @@ def carried(table, site):
 def test_a_planted_head_carries_refusal_into_the_base_and_out_of_it(planted):
     base, trained = planted
     pair = {"base": base, "trained": trained}
-    table = cross_patching.both_directions(pair, one_head.HARMFUL, one_head.METRIC, sites=ALL)
+    table = cross_patching.both_directions(pair, one_head.HARMFUL, one_head.METRIC, sites=ALL).table
     for source, target in (("trained", "base"), ("base", "trained")):
         found = table[(table["source"] == source) & (table["target"] == target)]
         gap = (found["source_score"] - found["target_score"]).iloc[0]
@@ -332,7 +355,7 @@ def test_z_carries_what_a_head_reads(planted, tmp_path):
     trained.tokenizer.save_pretrained(tmp_path)
     table = cross_patching.patch_across(
         trained, models.load_hooked(tmp_path), one_head.HARMFUL, one_head.METRIC, sites=("z", "result")
-    )
+    ).table
     for site in ("z", "result"):
         heads = carried(table, site)
         assert heads[2, 1] == pytest.approx(1, abs=0.1)
@@ -348,16 +371,16 @@ def same(found, expected):
 
 def test_taken_activations_need_no_source_and_give_the_same(both, family, tmp_path):
     source, target = both("llama")
-    expected = cross_patching.patch_across(source, target, TEXTS, FORCED)
-    taken = cross_patching.take(source, TEXTS, FORCED, sites=("resid_pre", "attn_out", "mlp_out", "z"))
-    same(cross_patching.patch_across(taken, target), expected)
-    fewer = cross_patching.patch_across(taken, target, TEXTS, FORCED, sites=("z",), layers=[2])
+    expected = cross_patching.patch_across(source, target, TEXTS, FORCED).table
+    taken = cross_patching.keep_activations(source, TEXTS, FORCED, sites=("resid_pre", "attn_out", "mlp_out", "z"))
+    same(cross_patching.patch_across(taken, target).table, expected)
+    fewer = cross_patching.patch_across(taken, target, TEXTS, FORCED, sites=("z",), layers=[2]).table
     rows = expected[(expected["site"] == "z") & (expected["layer"] == 2)].reset_index(drop=True)
     same(fewer, rows)
     n = len({(i, t) for i, ids in enumerate(taken.ids) for t in range(len(ids))})
     assert 0 < taken.n_bytes <= 4 * 4 * 4 * 64 * (n + 3 * 8)
     released = perturbed(family("llama"), tmp_path)
-    kept, gone = cross_patching.take(released, TEXTS, FORCED, sites=ALL), weakref.ref(released)
+    kept, gone = cross_patching.keep_activations(released, TEXTS, FORCED, sites=ALL), weakref.ref(released)
     del released
     gc.collect()
     assert gone() is None
@@ -366,16 +389,16 @@ def test_taken_activations_need_no_source_and_give_the_same(both, family, tmp_pa
 
 def test_prompts_in_parts_give_the_same(both, monkeypatch):
     source, target = both("llama")
-    whole = cross_patching.patch_across(source, target, TEXTS, PLAIN)
+    whole = cross_patching.patch_across(source, target, TEXTS, PLAIN).table
     sizes = []
-    original = cross_patching.take
+    original = cross_patching.keep_activations
 
     def counting(model, texts, *args, **kwargs):
         sizes.append(len(texts))
         return original(model, texts, *args, **kwargs)
 
-    monkeypatch.setattr(across, "take", counting)
-    same(cross_patching.patch_across(source, target, TEXTS, PLAIN, memory=300_000), whole)
+    monkeypatch.setattr(across, "keep_activations", counting)
+    same(cross_patching.patch_across(source, target, TEXTS, PLAIN, memory=300_000).table, whole)
     assert len(sizes) > 1
     assert sum(sizes) == 3
 
@@ -383,30 +406,34 @@ def test_prompts_in_parts_give_the_same(both, monkeypatch):
 def test_through_hooks_and_under_hooks_of_the_caller(both, monkeypatch):
     source, target = both("gpt-neox")
     sites = ("resid_pre", "mlp_out", "result")
-    expected = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1])
-    last = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last")
+    expected = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1]).table
+    last = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last").table
     seen = []
     hook = ("blocks.3.hook_resid_pre", lambda activation, hook: seen.append(1))
     with target.hooks(fwd_hooks=[hook]):  # source by trees, target through hooks
-        same(cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1]), expected)
+        same(cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1]).table, expected)
     assert seen
     through_hooks(monkeypatch)
-    same(cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last"), last)
+    same(
+        cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=sites, layers=[1], positions="last").table, last
+    )
 
 
 def test_a_function_of_the_logits_is_a_metric(both):
     source, target = both("llama")
     metric = RefusalMetric((), (5, 6), (500, 501, 502))
-    expected = cross_patching.patch_across(source, target, TEXTS, metric, sites=("attn_out",))
-    same(cross_patching.patch_across(source, target, TEXTS, lambda x: metric.of(x), sites=("attn_out",)), expected)
+    expected = cross_patching.patch_across(source, target, TEXTS, metric, sites=("attn_out",)).table
+    same(
+        cross_patching.patch_across(source, target, TEXTS, lambda x: metric.of(x), sites=("attn_out",)).table, expected
+    )
     with pytest.raises(MechrefusalError, match="does not depend on the logits"):
-        cross_patching.take(source, TEXTS, lambda x: torch.zeros(len(x)))
+        cross_patching.keep_activations(source, TEXTS, lambda x: torch.zeros(len(x)))
 
 
 def test_both_directions_load_one_checkpoint_at_a_time(both, family, tmp_path):
     source, target = both("llama")
-    there = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=("mlp_out",))
-    back = cross_patching.patch_across(target, source, TEXTS, PLAIN, sites=("mlp_out",))
+    there = cross_patching.patch_across(source, target, TEXTS, PLAIN, sites=("mlp_out",)).table
+    back = cross_patching.patch_across(target, source, TEXTS, PLAIN, sites=("mlp_out",)).table
     alive, most = weakref.WeakSet(), []
     perturbed(family("llama"), tmp_path)
 
@@ -420,7 +447,7 @@ def test_both_directions_load_one_checkpoint_at_a_time(both, family, tmp_path):
         return load
 
     pair = {"trained": loading(tmp_path), "base": loading(family("llama").folder)}
-    table = cross_patching.both_directions(pair, TEXTS, PLAIN, sites=("mlp_out",))
+    table = cross_patching.both_directions(pair, TEXTS, PLAIN, sites=("mlp_out",)).table
     assert list(table.columns[:2]) == ["source", "target"]
     assert most == [1, 1, 1]
     for source_name, expected in (("trained", there), ("base", back)):
@@ -429,7 +456,7 @@ def test_both_directions_load_one_checkpoint_at_a_time(both, family, tmp_path):
 
 
 def test_one_prompt_has_no_interval(both):
-    table = cross_patching.patch_across(*both("llama"), TEXTS[:1], PLAIN, sites=("mlp_out",), layers=[0])
+    table = cross_patching.patch_across(*both("llama"), TEXTS[:1], PLAIN, sites=("mlp_out",), layers=[0]).table
     row = table.iloc[0]
     assert np.isfinite([row.raw, row.effect]).all()
     assert np.isnan([row.low, row.high, row.effect_low]).all()
@@ -452,7 +479,7 @@ def others(tmp_path_factory):
 
 def test_checkpoints_that_do_not_fit_are_refused(tiny_hooked, others, both):
     deeper, template = others
-    for source in (deeper, cross_patching.take(deeper, TEXTS, PLAIN)):
+    for source in (deeper, cross_patching.keep_activations(deeper, TEXTS, PLAIN)):
         with pytest.raises(MechrefusalError, match="differ in n_layers: 5 and 4"):
             cross_patching.patch_across(source, tiny_hooked, *((TEXTS, PLAIN) if source is deeper else ()))
     with pytest.raises(MechrefusalError, match="differ in architecture: GPT2LMHeadModel and LlamaForCausalLM"):
@@ -484,7 +511,7 @@ def test_bad_input_is_named(tiny_hooked, given, message):
 
 
 def test_taken_activations_are_not_used_for_what_they_are_not(tiny_hooked):
-    taken = cross_patching.take(tiny_hooked, TEXTS, PLAIN, sites=("z",), layers=[1, 2])
+    taken = cross_patching.keep_activations(tiny_hooked, TEXTS, PLAIN, sites=("z",), layers=[1, 2])
     for given, message in (
         ({"texts": TEXTS[:2]}, "other texts"),
         ({"metric": FORCED}, "another metric"),
@@ -496,7 +523,7 @@ def test_taken_activations_are_not_used_for_what_they_are_not(tiny_hooked):
     with pytest.raises(MechrefusalError, match="taken without attn_out"):
         cross_patching.cumulative(taken, tiny_hooked)
     with pytest.raises(MechrefusalError, match=r"more than the 0\.0 MiB allowed; give fewer prompts"):
-        cross_patching.take(tiny_hooked, TEXTS, PLAIN, memory=1000)
+        cross_patching.keep_activations(tiny_hooked, TEXTS, PLAIN, memory=1000)
     with pytest.raises(MechrefusalError, match="between two checkpoints; 1 were given"):
         cross_patching.both_directions({"base": tiny_hooked}, TEXTS, PLAIN)
 
@@ -509,11 +536,11 @@ def test_activations_that_are_not_finite_are_named(tmp_path):
     with torch.no_grad():
         model.blocks[2].mlp.W_out.fill_(float("nan"))
     with pytest.raises(MechrefusalError, match="mlp_out of layer 2 holds NaN"):
-        cross_patching.take(model, TEXTS, PLAIN, sites=("mlp_out", "attn_out"))
+        cross_patching.keep_activations(model, TEXTS, PLAIN, sites=("mlp_out", "attn_out"))
 
 
 def test_tables_name_every_column(both):
-    table = cross_patching.patch_across(*both("llama"), TEXTS, PLAIN)
+    table = cross_patching.patch_across(*both("llama"), TEXTS, PLAIN).table
     assert list(table.columns) == [
         "site", "layer", "head", "raw", "low", "high", "effect", "effect_low", "effect_high",
         "control", "control_low", "control_high", "control_size", "source_score", "target_score", "n", "reason",

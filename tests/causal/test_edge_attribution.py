@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.causal import add, attribution_patching
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits import Node, attribute_edges
 from mechrefusal.causal.circuits.paths import PathPatching, edges_between, every_node
 from mechrefusal.forward import ForcedOpenings, RefusalMetric
@@ -144,7 +144,7 @@ def test_where_all_is_linear_estimates_are_exact(tmp_path, mode):
 
     exact = {}
     edges = edges_between(model, every_node(model))
-    for run in ready(model, PAIRS, metric, mode).runs:
+    for run in prepare_pairs(model, PAIRS, metric, mode).runs:
         for edge, value in zip(edges, PathPatching(model, run).effects(edges).tolist(), strict=True):
             exact[edge] = exact.get(edge, 0) + value / len(PAIRS)
     by_name = {(str(sender), str(receiver)): value for (sender, receiver), value in exact.items()}

@@ -4,6 +4,7 @@ import numpy as np
 import one_head
 import pytest
 from one_head import HARMFUL, HARMLESS, METRIC
+from scipy import stats
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError
@@ -65,8 +66,14 @@ def test_random_sets_are_those_of_the_seed(one):
 
 def test_random_sets_are_plain_knock_outs(one):
     given = {"how": "zero", "candidates": [(2, 1)], "n_random": 5, "seed": 4}
-    found = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given).curve.iloc[0]
-    table = knockout.knock_out(one, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"]).table
+    heads = knockout.smallest_set(one, HARMFUL, HARMLESS, METRIC, **given)
+    single = knockout.knock_out(one, HARMFUL, HARMLESS, METRIC, how="zero", components=["head"])
+    changes = single.observations.of(layer=2, head=1)
+    np.testing.assert_allclose(heads.observations.of(size=1), changes, atol=FORWARD)
+    interval = stats.ttest_1samp(changes, 0).confidence_interval()
+    estimate = heads.interval(size=1)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(interval), abs=2 * FORWARD)
+    found, table = heads.table.iloc[0], single.table
     drawn = [np.random.default_rng([4, number]).permutation(len(table))[0] for number in range(5)]
     effects = table.iloc[drawn]  # the table is in the order of layers and heads
     assert found["random_refusal"] == pytest.approx(effects["refusal"].mean(), abs=FORWARD)

@@ -313,6 +313,10 @@ def test_neurons_as_in_a_plain_loop(family, architecture, how):
     estimate, exact = found.table["estimate"].to_numpy(), found.table["refusal"].to_numpy()
     assert found.error == pytest.approx(np.abs(estimate - exact).mean())
     assert found.rank_correlation == pytest.approx(stats.spearmanr(estimate, exact).statistic)
+    means = found.observations.table.groupby(["layer", "neuron"], sort=False)["value"].mean()
+    np.testing.assert_allclose(means, exact)
+    row = found.table.iloc[0]
+    assert found.interval(layer=row["layer"], neuron=row["neuron"]).high == pytest.approx(row["high"])
     assert np.isnan(found.estimates[[0, 2]]).all()
     largest = np.sort(np.abs(found.estimates[[1, 3]]).ravel())[::-1][:4]
     np.testing.assert_allclose(np.abs(estimate), largest)

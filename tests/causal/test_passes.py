@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from mechrefusal import MechrefusalError, models
 from mechrefusal.causal import Ablation, Addition, AnswerPasses, Chain, Passes, ablate, add, intervened
-from mechrefusal.causal.interventions import orthonormal
+from mechrefusal.causal.operations import orthonormal
 from mechrefusal.forward import (
     choosing,
     hooked_runner,

@@ -7,7 +7,7 @@ from tolerances import FORWARD, REORDERED, ROUNDED
 
 from mechrefusal import MechrefusalError, causal, forward, geometry, prompts, tables
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.geometry import Readings, coupling, resampling
+from mechrefusal.geometry import ContrastActivations, coupling, resampling
 from mechrefusal.geometry.activations import collect
 from mechrefusal.prompts import Split
 
@@ -25,48 +25,48 @@ def noise(*shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).float()
 
 
-def readings_of(x, y, n, *, twins=None):
+def activations_of(x, y, n, *, twins=None):
     """Activations at the two places (prompt, d_model), the first `n` prompts harmful; one layer."""
     both = torch.stack([x, y], dim=1)[:, :, None]
-    return Readings(both[:n], both[n:], (-4, -1), twins)
+    return ContrastActivations(both[:n], both[n:], (-4, -1), twins)
 
 
-def at_layer(readings):
-    weights = coupling._Weights.of(readings, np.random.default_rng(0))
-    return {row["measure"]: row for row in coupling._at_layer(readings, 0, weights)}
-
-
-@pytest.fixture(scope="module")
-def readings(tiny_hooked):
-    return Readings.of(tiny_hooked, CONTRAST)
+def at_layer(activations):
+    weights = coupling._Weights.of(activations, np.random.default_rng(0))
+    return {row["measure"]: row for row in coupling._at_layer(activations, 0, weights)}
 
 
 @pytest.fixture(scope="module")
-def table(tiny_hooked, readings):
+def activations(tiny_hooked):
+    return ContrastActivations.of(tiny_hooked, CONTRAST)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_hooked, activations):
     return geometry.harmfulness_refusal_coupling(
-        tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, readings=readings
+        tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, activations=activations
     )
 
 
 class TestReadings:
-    def test_directions_are_those_of_difference_in_means(self, tiny_hooked, readings):
+    def test_directions_are_those_of_difference_in_means(self, tiny_hooked, activations):
         place = geometry.last_instruction_position(tiny_hooked.tokenizer, CONTRAST.harmful)
-        assert readings.positions == (place, -1)
+        assert activations.positions == (place, -1)
         expected = geometry.difference_in_means(tiny_hooked, CONTRAST, positions=(place, -1)).values
         for layer in range(tiny_hooked.cfg.n_layers):
-            assert torch.allclose(readings.directions(layer), expected[:, layer].float(), atol=REORDERED)
+            assert torch.allclose(activations.directions(layer), expected[:, layer].float(), atol=REORDERED)
 
     def test_errors(self, tiny_hooked):
         with pytest.raises(MechrefusalError, match="got 8 and 0"):
-            Readings.of(tiny_hooked, Split.of(CONTRAST.harmful.texts, []))
+            ContrastActivations.of(tiny_hooked, Split.of(CONTRAST.harmful.texts, []))
         with pytest.raises(MechrefusalError, match="position -20 is not after the instruction"):
-            Readings.of(tiny_hooked, CONTRAST, position=-20)
+            ContrastActivations.of(tiny_hooked, CONTRAST, position=-20)
 
 
 class TestCosines:
     def test_by_hand(self):
         x, y = noise(20, D), noise(20, D, seed=2)
-        found = at_layer(readings_of(x, y, 12))["cosine"]
+        found = at_layer(activations_of(x, y, 12))["cosine"]
         h, r = (each[:12].mean(0) - each[12:].mean(0) for each in (x, y))
         assert found["value"] == pytest.approx(geometry.cosine(h.numpy(), r.numpy()), abs=ROUNDED)
         assert found["n"] == 20
@@ -75,7 +75,7 @@ class TestCosines:
     def test_the_same_direction_at_both_places(self):
         x = noise(40, D)
         x[:20, 0] += 10
-        found = at_layer(readings_of(x, 3 * x + 5, 20))
+        found = at_layer(activations_of(x, 3 * x + 5, 20))
         assert found["cosine"]["value"] == pytest.approx(1)
         assert found["harmfulness_split_half"]["value"] > 0.9
         assert found["harmfulness_split_half"]["value"] == pytest.approx(found["refusal_split_half"]["value"])
@@ -84,7 +84,7 @@ class TestCosines:
         x, y = noise(60, D), noise(60, D, seed=1)
         x[:30, 0] += 10
         y[:30, 1] += 10
-        found = at_layer(readings_of(x, y, 30))
+        found = at_layer(activations_of(x, y, 30))
         assert abs(found["cosine"]["value"]) < 0.15
         assert found["cosine"]["high"] < found["refusal_split_half"]["low"]
         assert min(found["harmfulness_split_half"]["value"], found["refusal_split_half"]["value"]) > 0.9
@@ -92,12 +92,12 @@ class TestCosines:
     @pytest.mark.parametrize("measure", ["cosine", "harmfulness_split_half", "refusal_split_half"])
     def test_beyond_the_floor_only_where_there_is_something(self, measure):
         x = noise(60, D)
-        nothing = at_layer(readings_of(x, noise(60, D, seed=1), 30))[measure]
+        nothing = at_layer(activations_of(x, noise(60, D, seed=1), 30))[measure]
         assert nothing["floor_low"] <= nothing["value"] <= nothing["floor_high"]
         x[:30, 0] += 4
         y = noise(60, D, seed=1)
         y[:30, 0] += 4
-        something = at_layer(readings_of(x, y, 30))[measure]
+        something = at_layer(activations_of(x, y, 30))[measure]
         assert something["value"] > something["floor_high"]
         assert something["value"] > something["random"]
 
@@ -107,7 +107,7 @@ class TestCosines:
             x, y = noise(2 * n, D), noise(2 * n, D, seed=1)
             x[:n, 0] += 2
             y[:n, 0] += 2
-            found = at_layer(readings_of(x, y, n))["cosine"]
+            found = at_layer(activations_of(x, y, n))["cosine"]
             assert found["low"] < found["value"] < found["high"] <= 1
             widths.append(found["high"] - found["low"])
         assert widths[1] < widths[0] / 2
@@ -118,8 +118,8 @@ class TestCosines:
         x = torch.cat([topic, topic]) + 0.3 * noise(40, D, seed=1)
         x[:20, 0] += 1
         names = tuple(f"twin-{number}" for number in range(20))
-        together = at_layer(readings_of(x, x, 20, twins=names + names))["harmfulness_split_half"]["value"]
-        apart = at_layer(readings_of(x, x, 20))["harmfulness_split_half"]["value"]
+        together = at_layer(activations_of(x, x, 20, twins=names + names))["harmfulness_split_half"]["value"]
+        apart = at_layer(activations_of(x, x, 20))["harmfulness_split_half"]["value"]
         assert together > 0.7
         assert apart < 0.3
 
@@ -149,7 +149,7 @@ class TestCosines:
         ],
     )
     def test_what_cannot_be_taken_says_why(self, x, y, n, measure, reason):
-        found = at_layer(readings_of(x, y, n))[measure]
+        found = at_layer(activations_of(x, y, n))[measure]
         assert np.isnan([found["value"], found["low"], found["high"], found["random"]]).all()
         assert reason in found["reason"]
 
@@ -211,8 +211,8 @@ class TestEffects:
         assert table[table["reason"] != ""]["value"].isna().all()
 
     @pytest.mark.parametrize(("name", "place"), [("harmfulness", 0), ("refusal", 1)])
-    def test_ablation_and_addition_against_plain_hooks(self, tiny_hooked, readings, table, name, place):
-        direction = readings.directions(LAYER)[place]
+    def test_ablation_and_addition_against_plain_hooks(self, tiny_hooked, activations, table, name, place):
+        direction = activations.directions(LAYER)[place]
         harmful, harmless = VALIDATION.harmful, VALIDATION.harmless
         with causal.ablate(tiny_hooked, direction):
             ablated = self.score(tiny_hooked, harmful)
@@ -233,61 +233,63 @@ class TestEffects:
         assert self.value(table, f"add_{name}_on_refusal", "random") == pytest.approx(moved, abs=FORWARD)
 
     @pytest.mark.parametrize(("name", "place"), [("harmfulness", 0), ("refusal", 1)])
-    def test_harmfulness_is_read_later(self, tiny_hooked, readings, table, name, place):
+    def test_harmfulness_is_read_later(self, tiny_hooked, activations, table, name, place):
         later = (LAYER + tiny_hooked.cfg.n_layers) // 2
-        read = readings.directions(later)[0]
+        read = activations.directions(later)[0]
         groups = [
             prompts.prompt_ids(tiny_hooked.tokenizer, texts) for texts in (VALIDATION.harmful, VALIDATION.harmless)
         ]
 
         def d_prime():
-            harm, calm = (collect(tiny_hooked, ids, [(readings.positions[0], later)])[:, 0] @ read for ids in groups)
+            harm, calm = (collect(tiny_hooked, ids, [(activations.positions[0], later)])[:, 0] @ read for ids in groups)
             spread = ((harm.var(correction=0) + calm.var(correction=0)) / 2).sqrt()
             return ((harm.mean() - calm.mean()) / spread).item()
 
         base = d_prime()
-        with causal.ablate(tiny_hooked, readings.directions(LAYER)[place]):
+        with causal.ablate(tiny_hooked, activations.directions(LAYER)[place]):
             expected = d_prime() - base
         assert abs(expected) > 1e-3
         assert self.value(table, f"ablate_{name}_on_harmfulness") == pytest.approx(expected, rel=1e-2)
         assert self.value(table, f"ablate_{name}_on_harmfulness", "n") == 7
 
-    def test_prompts_at_most(self, tiny_hooked, readings):
+    def test_prompts_at_most(self, tiny_hooked, activations):
         found = geometry.harmfulness_refusal_coupling(
-            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, readings=readings, n_prompts=3
+            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, activations=activations, n_prompts=3
         )
         assert self.value(found, "add_refusal_on_refusal", "n") == 3
-        with causal.add(tiny_hooked, readings.directions(LAYER)[1], layer=LAYER):
+        with causal.add(tiny_hooked, activations.directions(LAYER)[1], layer=LAYER):
             added = self.score(tiny_hooked, VALIDATION.harmless.texts[:3])
         expected = (added - self.score(tiny_hooked, VALIDATION.harmless.texts[:3])).mean().item()
         assert self.value(found, "add_refusal_on_refusal") == pytest.approx(expected, abs=FORWARD)
 
-    def test_same_seed_same_table(self, tiny_hooked, readings, table):
+    def test_same_seed_same_table(self, tiny_hooked, activations, table):
         again = geometry.harmfulness_refusal_coupling(
-            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, readings=readings
+            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=LAYER, activations=activations
         )
         assert again.equals(table)
 
-    def test_no_validation_prompts(self, tiny_hooked, readings):
+    def test_no_validation_prompts(self, tiny_hooked, activations):
         found = geometry.harmfulness_refusal_coupling(
-            tiny_hooked, CONTRAST, Split.of([], VALIDATION.harmless.texts), METRIC, layer=LAYER, readings=readings
+            tiny_hooked, CONTRAST, Split.of([], VALIDATION.harmless.texts), METRIC, layer=LAYER, activations=activations
         ).set_index("measure")
         assert "0 harmful validation prompts" in found.loc["ablate_refusal_on_refusal", "reason"]
         assert "0 harmful validation" in found.loc["ablate_refusal_on_harmfulness", "reason"]
         assert np.isfinite(found.loc["add_refusal_on_refusal", "value"])
 
-    def test_a_layer_without_a_refusal_direction(self, tiny_hooked, readings):
+    def test_a_layer_without_a_refusal_direction(self, tiny_hooked, activations):
         found = geometry.harmfulness_refusal_coupling(
-            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=0, readings=readings
+            tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=0, activations=activations
         )
         rows = found[found["layer"] == -1]
         assert rows["measure"].tolist() == list(coupling.BEHAVIOUR)
         assert rows["value"].isna().all()
         assert rows["reason"].str.contains("refusal direction of layer 0 is zero").all()
 
-    def test_a_layer_that_is_not_there(self, tiny_hooked, readings):
+    def test_a_layer_that_is_not_there(self, tiny_hooked, activations):
         with pytest.raises(MechrefusalError, match="layer 9"):
-            geometry.harmfulness_refusal_coupling(tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=9, readings=readings)
+            geometry.harmfulness_refusal_coupling(
+                tiny_hooked, CONTRAST, VALIDATION, METRIC, layer=9, activations=activations
+            )
 
 
 def test_effect_floor_is_that_of_random_signs():

@@ -247,7 +247,7 @@ def test_references_of_nan_means_are_refused(tiny_hooked, found):
 def test_references_of_a_part_are_those_of_the_part_alone(tiny_hooked):
     sides = [PromptSet.from_texts(name, getattr(ASKED, name)) for name in ("harmful", "harmless")]
     whole, part = Split(*sides), Split(sides[0][:2], sides[1][:2])
-    both = geometry.directions.difference_in_means_of_part(tiny_hooked, whole, part)
+    both = geometry.difference_in_means_of_part(tiny_hooked, whole, part)
     for one, contrast in zip(both, (whole, part), strict=True):
         alone = geometry.difference_in_means(tiny_hooked, contrast)
         assert one.classes == alone.classes

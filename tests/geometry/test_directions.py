@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tolerances import FORWARD, REORDERED
 
 from mechrefusal import MechrefusalError, geometry, models, prompts
-from mechrefusal.geometry import Directions, directions
+from mechrefusal.geometry import Directions, streamed_means
 from mechrefusal.geometry.activations import stream
 
 
@@ -266,7 +266,7 @@ def test_no_last_instruction_token(monkeypatch, instructions, after, message):
         words, n = rows[int(text)]
         return prompts.Segments(before=(0,), instruction=tuple(map(ord, words)), attack=(), after=(1,) * n, target=())
 
-    monkeypatch.setattr(directions.prompts, "segments", segments)
+    monkeypatch.setattr(geometry.contrast.prompts, "segments", segments)
     with pytest.raises(MechrefusalError, match=message):
         geometry.last_instruction_position(None, [str(n) for n in range(len(rows))])
 
@@ -288,7 +288,7 @@ def most_held(tiny_hooked, monkeypatch, contrast, **options):
             seen.append(new_bytes())
             yield part
 
-    monkeypatch.setattr(directions, "stream", watched)
+    monkeypatch.setattr(streamed_means, "stream", watched)
     gc.collect()
     gc.freeze()
     try:

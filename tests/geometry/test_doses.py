@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 from tolerances import FORWARD, REORDERED
 from transformers import LlamaForCausalLM
 
@@ -150,6 +150,26 @@ class TestCurves:
             harmful.mean().item(), abs=FORWARD
         )
 
+    def test_every_value_is_kept(self, planted, direction, found):
+        with causal.add(planted, direction, layer=LAYER, coefficient=0.5):
+            harmful, harmless = (scores(planted, texts).double().numpy() for texts in (HARMFUL, HARMLESS))
+        named = {"intervention": "induce", "coefficient": 0.5}
+        for measure, expected in (("refusal_harmful", harmful), ("refusal_harmless", harmless)):
+            np.testing.assert_allclose(found.observations.of(measure=measure, **named), expected, atol=FORWARD)
+            interval, estimate = (
+                stats.ttest_1samp(expected, 0).confidence_interval(),
+                found.interval(measure=measure, **named),
+            )
+            assert (estimate.low, estimate.high) == pytest.approx(tuple(interval), abs=2 * FORWARD)
+        refused = found.observations.of(measure="refused_harmless", **named)
+        assert refused.tolist() == (harmless > 0).tolist()
+        wilson = stats.binomtest(int(refused.sum()), len(refused)).proportion_ci(method="wilson")
+        share = found.interval(measure="refused_harmless", **named)
+        assert (share.low, share.high) == pytest.approx((wilson.low, wilson.high))
+        for row in found.table.itertuples():
+            estimate = found.interval(intervention=row.intervention, coefficient=row.coefficient, measure=row.measure)
+            assert (estimate.value, estimate.low, estimate.high, estimate.n) == (row.value, row.low, row.high, row.n)
+
     def test_loss_and_kl_against_plain_hooks(self, planted, direction):
         text, answer = "Bake a cake", [300, 301, 302]
         found = geometry.dose_response(
@@ -261,6 +281,8 @@ class TestAreas:
         asked = (planted, placed(direction), HARMFUL, HARMLESS, METRIC)
         found = geometry.dose_response(*asked, answers=answers, coefficients=[1])
         assert set(found.table[found.table["measure"] == "loss_harmless"]["n"]) == {2}
+        losses = found.observations.where(intervention="induce", coefficient=1, measure="loss_harmless").values[:, 0]
+        assert np.flatnonzero(np.isfinite(losses)).tolist() == [4 + 1, 4 + 3], "the prompts that have an answer"
         found = geometry.dose_response(*asked, answers=[[]] * 5, coefficients=[1])
         assert found.table[found.table["measure"] == "loss_harmless"]["value"].isna().all()
         assert found.area["reason"].str.contains("with nothing").all()

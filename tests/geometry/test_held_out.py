@@ -6,9 +6,9 @@ import pytest
 
 from mechrefusal import prompts
 from mechrefusal.geometry import carriers
-from mechrefusal.geometry.directions import dealt
-from mechrefusal.geometry.held_out import Choice, Chosen, labels, own_bypass
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.contrast import dealt, labels
+from mechrefusal.geometry.held_out import Choice, ChosenCandidate, own_bypass
 
 N_LAYERS = 20
 
@@ -75,7 +75,7 @@ def test_without_a_choice():
     found = Choice(nothing, (range(6), range(6)), N_LAYERS)
     assert found.held_out().whole == -1
     labels = list(range(6))
-    value = Chosen(found, (labels, labels), labels).decrease(before, before)
+    value = ChosenCandidate(found, (labels, labels), labels).decrease(before, before)
     assert np.isnan([value.value, value.low, value.high]).all()
 
 
@@ -84,7 +84,7 @@ def test_prompts_that_chose_nothing_keep_their_own_score():
     choice = Choice(scores, (range(8), range(8)), N_LAYERS)
     labels, asked = [f"a{i}" for i in range(8)], ["a3", "x", "a5"]
     ablated = np.array([-1.0, -2.0, -3.0])
-    own = Chosen(choice, (labels, [f"b{i}" for i in range(8)]), asked)
+    own = ChosenCandidate(choice, (labels, [f"b{i}" for i in range(8)]), asked)
     after = choice.held_out().bypass
     expected = np.mean([before[3] - after[3], before[0] + 2, before[5] - after[5]])
     assert own.decrease(before[[3, 0, 5]], ablated).value == pytest.approx(expected)
@@ -104,7 +104,7 @@ def test_the_winners_curse_is_gone(n, curse):
         held_out.append((before - winner.bypass).mean() - truth[winner.whole])
         if seed < 40:
             names = [("h", i) for i in labels], [("n", i) for i in labels]
-            found = Chosen(choice, names, names[0]).decrease(before, scores.bypass[winner.whole])
+            found = ChosenCandidate(choice, names, names[0]).decrease(before, scores.bypass[winner.whole])
             assert found.value - truth[winner.whole] == pytest.approx(held_out[-1])
             covered.append(found.low <= truth[winner.whole] <= found.high)
     assert np.mean(selected) > curse

@@ -37,14 +37,14 @@ class TestAuc:
         labels = np.arange(30) < 12
         expected = roc_auc_score(labels, scores)
         assert resampling.auc(scores, resampling.observed(12, 18))[0] == pytest.approx(expected)
-        assert resampling.plain_auc(scores[:12], scores[12:]) == pytest.approx(expected)
+        assert resampling.auc_by_ranks(scores[:12], scores[12:]) == pytest.approx(expected)
         for contrast in resampling.bootstrapped(12, 18, random, draws=5):
             expected = roc_auc_score(labels, scores, sample_weight=np.abs(contrast))
             assert resampling.auc(scores, contrast[None])[0] == pytest.approx(expected)
 
     def test_column_by_column(self):
         first, second = noise(5, 0, 3), noise(7, 1, 3)
-        found = resampling.plain_auc(first, second)
+        found = resampling.auc_by_ranks(first, second)
         for column in range(3):
             expected = roc_auc_score([1] * 5 + [0] * 7, np.concatenate([first[:, column], second[:, column]]))
             assert found[column] == pytest.approx(expected)
@@ -249,17 +249,17 @@ class TestOnAModel:
 
     def test_builtin_twins_are_known(self, tiny_hooked):
         contrast = prompts.builtin().direction.take(6)
-        readings = geometry.Readings.of(tiny_hooked, contrast)
-        assert readings.twins is not None
-        assert readings.twins[:6] == readings.twins[6:]
-        assert len(set(readings.twins)) == 6
-        assert geometry.Readings.of(tiny_hooked, Split.of(HARMFUL, HARMLESS)).twins is None
+        activations = geometry.ContrastActivations.of(tiny_hooked, contrast)
+        assert activations.twins is not None
+        assert activations.twins[:6] == activations.twins[6:]
+        assert len(set(activations.twins)) == 6
+        assert geometry.ContrastActivations.of(tiny_hooked, Split.of(HARMFUL, HARMLESS)).twins is None
 
     @pytest.mark.parametrize("flags", [[True], [True] * 5 + [None], [0.5] * 6])
     def test_flags_that_do_not_fit(self, tiny_hooked, flags):
-        readings = geometry.Readings(torch.ones(6, 2, 4, 64), torch.ones(6, 2, 4, 64), (-6, -1))
+        activations = geometry.ContrastActivations(torch.ones(6, 2, 4, 64), torch.ones(6, 2, 4, 64), (-6, -1))
         with pytest.raises(MechrefusalError, match="6 harmful prompts came with"):
-            geometry.linear_probes(tiny_hooked, Split.of(HARMFUL, HARMLESS), refused=flags, readings=readings)
+            geometry.linear_probes(tiny_hooked, Split.of(HARMFUL, HARMLESS), refused=flags, activations=activations)
 
 
 def test_names_that_tie_everything_together_leave_no_folds():

@@ -304,7 +304,7 @@ class TestOnAModel:
         refused = [True, False] * 3 + [True]
         direction = torch.randn(tiny_hooked.cfg.d_model, generator=torch.Generator().manual_seed(0))
         table = geometry.over_refusal_overlap(
-            tiny_hooked, SAFE, refused, Direction(direction, -2, 3), harmful=HARMFUL, harmless=HARMLESS, others=True
+            tiny_hooked, Direction(direction, -2, 3), SAFE, refused, harmful=HARMFUL, harmless=HARMLESS, others=True
         )
         assert list(table) == list(tables.columns("overlap")[3:])
         assert set(table["position"]) == {-2}
@@ -323,14 +323,14 @@ class TestOnAModel:
     def test_errors(self, tiny_hooked):
         direction = Direction(torch.ones(tiny_hooked.cfg.d_model), -1, 2)
         with pytest.raises(MechrefusalError, match="7 safe prompts came with 2 flags"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True, False], direction)
+            geometry.over_refusal_overlap(tiny_hooked, direction, SAFE, [True, False])
         with pytest.raises(MechrefusalError, match="give some texts"):
-            geometry.over_refusal_overlap(tiny_hooked, [], [], direction)
+            geometry.over_refusal_overlap(tiny_hooked, direction, [], [])
         with pytest.raises(MechrefusalError, match="width"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, vector=torch.ones(3)))
+            geometry.over_refusal_overlap(tiny_hooked, replace(direction, vector=torch.ones(3)), SAFE, [True] * 7)
         with pytest.raises(MechrefusalError, match="layer 9"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, layer=9))
+            geometry.over_refusal_overlap(tiny_hooked, replace(direction, layer=9), SAFE, [True] * 7)
         with pytest.raises(MechrefusalError, match="where the direction was read"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, Direction(direction.vector))
+            geometry.over_refusal_overlap(tiny_hooked, Direction(direction.vector), SAFE, [True] * 7)
         with pytest.raises(MechrefusalError, match=r"ffff.* take it from this model"):
-            geometry.over_refusal_overlap(tiny_hooked, SAFE, [True] * 7, replace(direction, weights="f" * 16))
+            geometry.over_refusal_overlap(tiny_hooked, replace(direction, weights="f" * 16), SAFE, [True] * 7)

@@ -168,7 +168,7 @@ def test_heads_that_write_refusal(planted, halves):
     from mechrefusal import attribution
 
     direction, _ = halves
-    table = attribution.refusal_logits(planted, direction.harmful.texts, METRIC)
+    table = attribution.attribute(planted, direction.harmful.texts, attribution.RefusalLogits(METRIC)).table
     heads = table[table["component"] == "head"].sort_values("value", ascending=False)
     assert set(zip(heads["layer"][:2], heads["head"][:2], strict=True)) == {(WRITING_LAYER, 0), (WRITING_LAYER, 1)}
     assert heads["value"].iloc[1] > 10 * heads["value"].iloc[2:].abs().max()

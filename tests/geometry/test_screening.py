@@ -60,7 +60,7 @@ def test_exact_rows_are_exact_and_the_others_are_near(both):
 
 
 def test_a_screened_row_never_wins():
-    table = geometry.scoring.gathered(
+    table = geometry.CarrierScores.gathered(
         [(-1, 1), (-1, 2)],
         [(np.full(3, -9.0), np.ones(3), np.zeros(3)), (np.full(3, -1.0), np.ones(3), np.zeros(3))],
         [False, True],
@@ -114,7 +114,7 @@ class Trial:
         return self.bypass[place], self.induce[place], self.kl[place]
 
     def scores(self, found, exact):
-        return geometry.scoring.gathered([(-1, place) for place in range(len(found))], found, exact)
+        return geometry.CarrierScores.gathered([(-1, place) for place in range(len(found))], found, exact)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_rounding_is_estimated_on_the_model_at_hand_and_the_winner_is_the_exact_
     places = exact.table[exact.table["layer"] > 0][["position", "layer"]].itertuples(index=True, name=None)
     shifts = []
     for row, *place in places:
-        bypass, _, kl = geometry.scoring.exactly(rough, directions.at(*place, reference="harmless"))
+        bypass, _, kl = geometry.scoring.scores_of(rough, directions.at(*place, reference="harmless"))
         shifts.append([bypass.mean() - exact.bypass[row].mean() - base, np.log(kl.mean() / exact.kl[row].mean())])
     score, divergence = np.sqrt(np.mean(np.square(shifts), axis=0))
     assert found.rounding.n == screening.PILOTS
@@ -239,7 +239,7 @@ def test_races_allow_for_rounding(trials):
     trial = trials[0]
     plain, rounded = (
         screening._Race(trial.sample, trial.screen, [True] * 40, admissible=trial.rule, rounding=rounding)
-        for rounding in (None, geometry.scoring.Rounding(5.0, 0.0, 3))
+        for rounding in (None, geometry.carrier_scores.Rounding(5.0, 0.0, 3))
     )
     assert (rounded.open_wins() > 0).sum() > 2 * (plain.open_wins() > 0).sum()
     np.testing.assert_array_equal(plain._means[2], rounded._means[2])

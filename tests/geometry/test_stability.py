@@ -10,8 +10,9 @@ import torch
 
 from mechrefusal import MechrefusalError
 from mechrefusal.geometry import carriers, stability
-from mechrefusal.geometry.directions import FOLDS, Directions
-from mechrefusal.geometry.scoring import CarrierScores
+from mechrefusal.geometry.carrier_scores import CarrierScores
+from mechrefusal.geometry.contrast import FOLDS
+from mechrefusal.geometry.directions import Directions
 
 
 def scores(bypass, induce, kl, *, layers=None, exact=None):
@@ -131,13 +132,13 @@ def half_scored(monkeypatch, by_half, given, **settings):
     )
     asked = []
 
-    def exactly(scorer, half):
+    def scores_of(scorer, half):
         which = 0 if half.vector[0] == 2 else 1
         asked.append((which, half.layer))
         default = (0.0, -1.0, 0.0)
         return tuple(np.full(3, value) for value in by_half[which].get(half.layer, default))
 
-    monkeypatch.setattr(stability, "exactly", exactly)
+    monkeypatch.setattr(stability, "scores_of", scores_of)
     monkeypatch.setattr(stability, "Scorer", lambda *_: None)
     model = SimpleNamespace(cfg=SimpleNamespace(n_layers=10), weights="w")
     given, drawn = replace(given, reference="zero"), stability.bootstrap(given, 10)

@@ -14,7 +14,7 @@ from tolerances import FORWARD
 from mechrefusal import MechrefusalError, causal, forward, geometry, tables
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
-from mechrefusal.geometry import Admissible, Subspace, nullspace, score_subspaces, subspaces
+from mechrefusal.geometry import Admissible, Subspace, nullspace, score_subspaces, subspace_scores, subspaces
 from mechrefusal.geometry.scoring import Scorer
 from mechrefusal.prompts import Split, prompt_ids
 from mechrefusal.statistics.intervals import skewed_mean
@@ -181,7 +181,7 @@ class TestChoose:
         return pd.DataFrame(rows, columns=names).assign(position=-1, reason="")
 
     def choose(self, *rows, baseline=10.0):
-        return subspaces.choose(self.table(*rows), baseline=baseline, n_layers=10)
+        return subspace_scores.choose(self.table(*rows), baseline=baseline, n_layers=10)
 
     def test_the_smallest_that_is_enough(self):
         found = self.choose(
@@ -225,7 +225,7 @@ class TestChoose:
 
     def test_every_direction_of_a_cone_must_be_admissible(self):
         rows = self.table(("pca", 1, 3, 2.0, 1.0, 0.0), ("cone", 2, 3, 0.0, 1.0, 0.0), ("cone", 3, 3, 0.0, 1.0, 0.2))
-        found = subspaces.choose(
+        found = subspace_scores.choose(
             rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 0.75, 0.5]), baseline=10.0, n_layers=10
         )
         assert found["admissible"].tolist() == [True, False, False]
@@ -236,7 +236,7 @@ class TestChoose:
         ]
         assert found["smallest"].tolist() == [True, False, False]
         whole = rows.assign(n_sampled=[0, 8, 8], share_admissible=[NAN, 1.0, 1.0], kl=0.0)
-        assert subspaces.choose(whole, baseline=10.0, n_layers=10)["smallest"].tolist() == [False, True, False]
+        assert subspace_scores.choose(whole, baseline=10.0, n_layers=10)["smallest"].tolist() == [False, True, False]
 
     def test_floors_are_never_enough(self):
         found = self.choose(("pca", 1, 3, 2.0, 1.0, 0.0), ("random_cone", 1, 3, 0.0, 1.0, 0.0))
@@ -245,7 +245,7 @@ class TestChoose:
 
     def test_thresholds(self):
         scores = self.table(("pca", 1, 3, 0.0, -1.0, 0.5))
-        found = subspaces.choose(scores, baseline=1.0, n_layers=10, admissible=Admissible(0.5, -1.0))
+        found = subspace_scores.choose(scores, baseline=1.0, n_layers=10, admissible=Admissible(0.5, -1.0))
         assert found["smallest"].tolist() == [True]
 
 
@@ -285,14 +285,19 @@ def test_scores_equal_the_hooked_model(tiny_hooked, opening):
         part = columns @ torch.linalg.lstsq(columns, difference[:, None]).solution[:, 0]
         part = part / part.norm() * difference.norm()
         with causal.add(tiny_hooked, part.float(), layer=2):
-            induce = run(harmless)[0].mean()
-        expected = [bypass.mean(), induce, kl.mean()]
+            induce = run(harmless)[0]
+        for measure, values in (("bypass", bypass), ("induce", induce), ("kl", kl)):
+            kept = found.observations.of(family=family.family, k=k, measure=measure)
+            np.testing.assert_allclose(kept, values, atol=FORWARD)
+            assert found.interval(family=family.family, k=k, measure=measure).value == pytest.approx(kept.mean())
+        expected = [bypass.mean(), induce.mean(), kl.mean()]
         np.testing.assert_allclose(row[["bypass", "induce", "kl"]].astype(float), expected, atol=FORWARD)
         for values, name in ((bypass, "bypass"), (kl, "kl")):
             # Hall's interval for the skewed KL, which has its own tests; Student's for the scores.
             interval = skewed_mean(values) if name == "kl" else stats.ttest_1samp(values, 0).confidence_interval()
             assert row[f"{name}_low"] == pytest.approx(interval.low, abs=FORWARD)
             assert row[f"{name}_high"] == pytest.approx(interval.high, abs=FORWARD)
+            assert found.interval(family=family.family, k=k, measure=name).low == row[f"{name}_low"]
         assert (row["position"], row["layer"], row["n"], row["k"]) == (-2, 2, 3, k)
     assert found.table["bypass"].std() > 1e-3
     rows = found.table.assign(arm="base", step=0, weights="")

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mechrefusal import MechrefusalError
-from mechrefusal.statistics import Observations
+from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.maps import sign_flip_p
 
 VALUES = np.random.default_rng(0).normal([0.0, 1.0, -2.0, 0.1], 0.5, (12, 4))
@@ -81,3 +81,32 @@ def test_tidy_rows_there_and_back_without_what_is_lacking():
 def test_a_cell_that_is_none(seen, axes, said):
     with pytest.raises(MechrefusalError, match=said):
         seen.of(**axes)
+
+
+def test_sides_are_units_of_their_own():
+    """What is measured on one side has no value of the other."""
+    values = {("a", 1): ("harmful", np.array([1.0, 2.0])), ("b", 1): ("harmless", np.array([3.0, 4.0, 5.0]))}
+    found = Observations.of_sides({"harmful": 2, "harmless": 3}, values, ("name", "k"))
+    assert found.units == ("harmful 0", "harmful 1", "harmless 0", "harmless 1", "harmless 2")
+    assert found.of(name="a").tolist() == [1, 2]
+    assert found.of(name="b").tolist() == [3, 4, 5]
+    assert found.interval(name="b") == intervals.mean([3, 4, 5])
+
+
+def test_observations_are_joined_by_their_units(seen):
+    part = Observations(VALUES[:5], CELLS, seen.units[:5])
+    found = Observations.joined([seen, part], "draw", [0, 1])
+    assert found.axes == ("draw", "layer", "head")
+    np.testing.assert_array_equal(found.where(draw=0).values, VALUES)
+    assert found.of(draw=1, layer=1, head=0).tolist() == VALUES[:5, 2].tolist()
+    assert found.units == seen.units
+
+
+def test_a_result_asks_its_observations(seen):
+    class Result(Observed):
+        observations = seen
+
+    assert Result().interval(layer=0, head=1) == seen.interval(layer=0, head=1)
+    assert Result().top(1).equals(seen.top(1))
+    with pytest.raises(MechrefusalError, match="4 cells fit"):
+        Result().interval()

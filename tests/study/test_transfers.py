@@ -18,7 +18,7 @@ from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.direction import Direction
 from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import CarrierScores, transfer
-from mechrefusal.geometry.directions import dealt
+from mechrefusal.geometry.contrast import dealt
 from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import builtin
 from mechrefusal.study import transfers
@@ -70,7 +70,7 @@ def test_halves_are_those_of_the_saved_directions(made, tiny_hooked):
     alone = {str(number): Direction(half, POSITION, LAYER) for number, half in enumerate(halves)}
     harmless = made.run.recipe.measuring.reference == "harmless"
     expected, other = (
-        transfer(tiny_hooked, alone, validation, METRIC, own=own)["decrease"]
+        transfer(tiny_hooked, alone, validation, METRIC, target_directions=own)["decrease"]
         for own in ((made.directions, None) if harmless else (None, made.directions))
     )
     assert np.abs(expected - other).min() > 1e-3, "the reference makes no difference here"

@@ -88,7 +88,7 @@ def shares(method: str, steps: int) -> tuple[float, ...]:
 def by_tools(
     model,
     first: Mapping[Tool, Callable[[], Result]],
-    own: Callable[[Runner], Result],
+    by_runner: Callable[[Runner], Result],
     sites: Collection[Site],
     tool: Tool | None,
 ) -> tuple[Result, Tool]:
@@ -96,15 +96,15 @@ def by_tools(
 
     Args:
         first: tools that are tried before our own passes.
-        own: our own passes, on the model's runner for `sites`, and through hooks if that gives no gradient.
+        by_runner: our own passes, on the model's runner for `sites`, and through hooks if that gives no gradient.
 
     Raises:
         MechrefusalError: none of them works.
     """
     make: dict[Tool, Callable[[], Result]] = dict(first)
     runner = runner_of(model, sites=tuple(sites))
-    make.setdefault(runner.name, lambda: own(runner))
-    make.setdefault("hooks", lambda: own(HookedRunner(model, "asked for")))
+    make.setdefault(runner.name, lambda: by_runner(runner))
+    make.setdefault("hooks", lambda: by_runner(HookedRunner(model, "asked for")))
     reasons = []
     for name in make if tool is None else (tool,):
         if name not in make:
@@ -160,13 +160,13 @@ def differentiable(metric: Metric, parts: Sequence[Float[Tensor, "row place voca
     Raises:
         MechrefusalError: it has no gradient although the logits have one.
     """
-    found = metric.of_runs(parts) if isinstance(metric, RefusalMetric) else metric(parts[0][:, -1])
-    if parts[0].requires_grad and not (isinstance(found, Tensor) and found.requires_grad):
+    scores = metric.of_runs(parts) if isinstance(metric, RefusalMetric) else metric(parts[0][:, -1])
+    if parts[0].requires_grad and not (isinstance(scores, Tensor) and scores.requires_grad):
         raise MechrefusalError(
             "the metric has no gradient with regard to the logits, which attribution patching needs; give one "
             "made of differentiable operations on them (no argmax, no detach), or use exact patching"
         )
-    return found[0].float()
+    return scores[0].float()
 
 
 def _by_transformer_lens(model, run: PairRun, metric: Metric, sites: Sequence[Site]) -> Estimates:
@@ -186,15 +186,15 @@ def _by_transformer_lens(model, run: PairRun, metric: Metric, sites: Sequence[Si
         # The embedding's own input, token ids, has no gradient, and none is asked for.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         after = cache_activation_and_gradient(model, target, score, wanted)
-    found: Estimates = {site: {} for site in sites}
+    products: Estimates = {site: {} for site in sites}
     for (site, layer), name in names.items():
         gradient = after.gradients[name]
         if gradient is None:
             raise ValueError(f"no gradient at {name}")
         change = before.activations[name] - after.activations[name]
         product = flat(model, site, change.double() * gradient.double()).sum(-1)
-        found[site][layer] = product.unflatten(0, source.shape).sum(0).cpu()  # over the rows of the runs
-    return found
+        products[site][layer] = product.unflatten(0, source.shape).sum(0).cpu()  # over the rows of the runs
+    return products
 
 
 def _own(both: PairGradients, sites: Sequence[Site], points: Sequence[float]) -> Estimates:
@@ -209,11 +209,11 @@ def _own(both: PairGradients, sites: Sequence[Site], points: Sequence[float]) ->
         gradients = torch.autograd.grad(score, [graph[at] for at in places], materialize_grads=True)
         for at, gradient in zip(places, gradients, strict=True):
             total[at] = total.get(at, 0) + flat(both.model, at[1], gradient).double() / len(points)
-    found: Estimates = {site: {} for site in sites}
+    products: Estimates = {site: {} for site in sites}
     for at in places:
         product = (source[at] - target[at]).double() * total[at]
-        found[at[1]][at[0]] = both.by_position(product.sum(-1))
-    return found
+        products[at[1]][at[0]] = both.by_position(product.sum(-1))
+    return products
 
 
 EMBEDDED: Place = (0, "resid_pre")
@@ -223,7 +223,7 @@ EMBEDDED: Place = (0, "resid_pre")
 def between(source: Mapping[Place, Tensor], target: Mapping[Place, Tensor], share: float) -> Edit:
     """The embedding on the way from target to source, as a leaf that has a gradient."""
     embedding = target[EMBEDDED] + share * (source[EMBEDDED] - target[EMBEDDED])
-    return (*EMBEDDED, lambda given: embedding.reshape(given.shape).detach().requires_grad_(True))
+    return (*EMBEDDED, lambda activation: embedding.reshape(activation.shape).detach().requires_grad_(True))
 
 
 def watching(places: Iterable[Place], into: dict[Place, Tensor]) -> list[Edit]:

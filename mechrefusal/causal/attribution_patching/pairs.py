@@ -1,6 +1,6 @@
 """What attribution patching and circuits share with exact patching: pairs ready to run, cells, and their averages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +25,14 @@ from mechrefusal.causal.patching.pair_runs import (
 from mechrefusal.forward import Metric, MetricReader, runner_of
 from mechrefusal.forward.patches import PairRun, Patch, Site
 from mechrefusal.prompts import Pair
+from mechrefusal.statistics import Observations
 
 CELL = ["site", "layer", "head", "position"]
 """What names one patch over several pairs; positions count from the end of the prompt, as in `patching`."""
 
 
 @dataclass(frozen=True)
-class Runs:
+class PreparedPairs:
     """Pairs of equal length in the direction in which they are patched.
 
     Fields:
@@ -73,7 +74,11 @@ class Runs:
             "is a share of that difference, has no meaning"
         )
 
-    def part(self, which: slice) -> "Runs":
+    def observations(self, raw: Float[np.ndarray, "pair cell"], cells: pd.DataFrame) -> Observations:
+        """Changes of the metric of every pair, nats, by the pairs' ids."""
+        return Observations(raw, cells, tuple(pair.id for pair in self.pairs), "pair")
+
+    def part(self, which: slice) -> "PreparedPairs":
         """Some of the pairs."""
         return replace(
             self,
@@ -86,16 +91,16 @@ class Runs:
         target = self.corrupted if self.mode == "denoising" else self.clean
         if not patches:
             return []
-        found = runner_of(self.model).patching(self.runs[number], site).scores(patches)
-        return (found.cpu() - target[number]).tolist()
+        scores = runner_of(self.model).patching(self.runs[number], site).scores(patches)
+        return (scores.cpu() - target[number]).tolist()
 
     def rows(self, number: int, site: Site, patches: Sequence[Patch], raw: Sequence[float]) -> list[dict]:
         """Rows of one pair for `averaged`."""
-        made = rows_of(patches, raw, self.tokens[number], self.runs[number].first)
-        return [{"site": site, "pair": number, **row} for row in made]
+        of_pair = rows_of(patches, raw, self.tokens[number], self.runs[number].first)
+        return [{"site": site, "pair": number, **row} for row in of_pair]
 
 
-def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
+def prepare_pairs(model, pairs: Pairs, metric: Metric, mode: Mode) -> PreparedPairs:
     """Pairs made ready, and their scores.
 
     Raises:
@@ -114,27 +119,28 @@ def ready(model, pairs: Pairs, metric: Metric, mode: Mode) -> Runs:
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
     scores = torch.stack(clean), torch.stack(corrupted)
-    return Runs(model, tuple(runs), tuple(tokens), tuple(usable), *scores, left_out, mode)
+    return PreparedPairs(model, tuple(runs), tuple(tokens), tuple(usable), *scores, left_out, mode)
 
 
-def averaged(rows: Iterable[dict], name: str) -> pd.DataFrame:
+def averaged(runs: PreparedPairs, rows: Sequence[dict], name: str) -> tuple[pd.DataFrame, Observations]:
     """Mean over pairs of every cell: `CELL`, token, `name` (nats), low, high (95% t interval over pairs), n.
 
-    Cells that come before the first difference of all pairs are left out, as they are zero.
+    Cells that come before the first difference of all pairs are left out, as they are zero. With it the values of every
+    pair.
     """
-    made = [
+    means = [
         {
             **dict(zip(CELL, cell.key, strict=True)),
             "token": cell.token,
-            name: cell.estimate.value,
-            "low": cell.estimate.low,
-            "high": cell.estimate.high,
+            **cell.estimate.columns(name, ""),
             "n": cell.estimate.n,
         }
         for cell in cells(rows, CELL)
     ]
-    table = pd.DataFrame(made, columns=[*CELL, "token", name, "low", "high", "n"])
-    return table.astype({"position": "Int64"})
+    table = pd.DataFrame(means, columns=[*CELL, "token", name, "low", "high", "n"]).astype({"position": "Int64"})
+    by_pair = pd.DataFrame(rows, columns=["pair", *CELL, "raw"])
+    by_pair["pair"] = [runs.pairs[number].id for number in by_pair["pair"]]
+    return table, Observations.of_rows(by_pair, CELL, unit="pair", value="raw")
 
 
 def position_of(patch: Patch, n_tokens: int) -> int | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,21 @@ from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.attribution_patching.gradients import STEPS, TOOLS, Method, Tool, estimates, shares
-from mechrefusal.causal.attribution_patching.pairs import CELL, Runs, averaged, largest, position_of, ready
-from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.attribution_patching.pairs import (
+    CELL,
+    PreparedPairs,
+    averaged,
+    largest,
+    position_of,
+    prepare_pairs,
+)
+from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
-from mechrefusal.forward.patches import Patch, Site, require_site
+from mechrefusal.forward.patches import Site, require_site
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import Observations, Observed
 from mechrefusal.statistics.observations import keys_of
 
 SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
@@ -25,7 +33,7 @@ SITES: tuple[Site, ...] = ("z", "attn_out", "mlp_out", "resid_pre")
 
 
 @dataclass(frozen=True)
-class Screen:
+class Screen(Observed):
     """Estimates from gradients.
 
     `table`: site, layer, head (−1 where there is none), position (counted from the end; missing: all at once), token,
@@ -33,19 +41,21 @@ class Screen:
     (pairs), effect (the estimate as a share of the gap between harmful and harmless, positive where the site carries
     refusal), mode, method ("eap", "eap-ig"), tool (that gave gradients: "transformer_lens", "token trees", "hooks").
 
-    `clean`, `corrupted`: metric of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
+    `observations`: the estimate of every pair (its id); axes site, layer, head, position. `clean`, `corrupted`: metric
+    of each pair, nats. `reason`: why effects are NaN. `seconds`: of the whole screen.
     """
 
     table: pd.DataFrame
+    observations: Observations
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str
     seconds: float
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
-class Screened:
+class Screened(Screen):
     """Estimates, exact effects of some of them, and how well the two agree.
 
     `table`: as `Screen.table` with estimate_low and estimate_high in place of low and high, then scored ("finalist",
@@ -56,18 +66,14 @@ class Screened:
     where it is ±1), sign (share of cells with the same sign), error (mean absolute, nats), relative_error
     (Σ|exact − estimate| / Σ|exact|). Finalists alone say little of the rank correlation, as one of the two chose them.
 
-    `seconds_screen`, `seconds_exact`: what the two took; `n_exact` patches a pair were exact.
+    `exact`: observations of the cells that were patched exactly. `seconds`, `seconds_exact`: of the screen, and of the
+    exact patches; `n_exact` patches a pair were exact.
     """
 
-    table: pd.DataFrame
     agreement: pd.DataFrame
-    clean: Float[Tensor, " pair"]
-    corrupted: Float[Tensor, " pair"]
-    reason: str
-    seconds_screen: float
+    exact: Observations
     seconds_exact: float
     n_exact: int
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
 
 
 def screen(
@@ -100,11 +106,7 @@ def screen(
         MechrefusalError: no usable pairs, an unknown site, mode, method, tool or layer, no steps, a site that the
             architecture lacks, a metric without a gradient.
     """
-    shares(method, steps)
-    wanted, layers = _checked(model, sites, layers, tool)
-    start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
-    return _screen(runs, metric, wanted, layers, method, steps, tool, start)
+    return _screen(model, pairs, metric, sites, layers, mode, method, steps, tool)[1]
 
 
 def screened(
@@ -135,28 +137,20 @@ def screened(
     """
     if finalists < 1 or others < 0 or seed < 0:
         raise MechrefusalError(f"finalists is {finalists}, others {others} and seed {seed}: give at least 1, 0 and 0")
-    shares(method, steps)
-    wanted, layers = _checked(model, sites, layers, tool)
-    start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
-    found = _screen(runs, metric, wanted, layers, method, steps, tool, start)
-    table = found.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
+    runs, estimated = _screen(model, pairs, metric, sites, layers, mode, method, steps, tool)
+    table = estimated.table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
     table["scored"] = _chosen(table, finalists, others, seed)
     start = time.perf_counter()
-    exact = _exact(runs, table[table["scored"] != ""])
-    seconds = time.perf_counter() - start
+    exact, observations = _exact(runs, table[table["scored"] != ""])
+    seconds_exact = time.perf_counter() - start
     table = table.merge(exact[[*CELL, "exact", "low", "high"]], on=CELL, how="left")
     table["error"] = table["exact"] - table["estimate"]
     return Screened(
-        table,
-        agreement(table),
-        found.clean,
-        found.corrupted,
-        found.reason,
-        found.seconds,
-        seconds,
-        len(exact),
-        found.left_out,
+        **(vars(estimated) | {"table": table}),
+        agreement=agreement(table),
+        exact=observations,
+        seconds_exact=seconds_exact,
+        n_exact=len(exact),
     )
 
 
@@ -173,50 +167,49 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _checked(
-    model, sites: Sequence[Site], layers: Sequence[int] | None, tool: str | None
-) -> tuple[list[Site], list[int]]:
-    if tool is not None and tool not in TOOLS:
-        raise MechrefusalError(f"unknown tool '{tool}' of attribution patching; use {', '.join(TOOLS)}, or None")
-    wanted = list(dict.fromkeys(sites))
-    if not wanted:
-        raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
-    if unknown := [site for site in wanted if site not in SITES]:
-        raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
-    at = sorted(wanted_layers(model, layers, "screen"))
-    for site in wanted:
-        require_site(model, site)
-    return wanted, at
-
-
 def _screen(
-    runs: Runs,
+    model,
+    pairs: Pairs,
     metric: Metric,
     sites: Sequence[Site],
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
+    mode: Mode,
     method: Method,
     steps: int,
     tool: Tool | None,
-    start: float,
-) -> Screen:
+) -> tuple[PreparedPairs, Screen]:
+    """The screen, and its pairs, which are ready to be patched exactly."""
+    shares(method, steps)
+    if tool is not None and tool not in TOOLS:
+        raise MechrefusalError(f"unknown tool '{tool}' of attribution patching; use {', '.join(TOOLS)}, or None")
+    sites = list(dict.fromkeys(sites))
+    if not sites:
+        raise MechrefusalError(f"no site to screen; give some of {', '.join(SITES)}")
+    if unknown := [site for site in sites if site not in SITES]:
+        raise MechrefusalError(f"unknown site '{unknown[0]}' of attribution patching; use {', '.join(SITES)}")
+    layers = sorted(wanted_layers(model, layers, "screen"))
+    for site in sites:
+        require_site(model, site)
+    start = time.perf_counter()
+    runs = prepare_pairs(model, pairs, metric, mode)
     rows, used = [], set()
     for number, run in enumerate(track(list(runs.runs), "attribution patching")):
-        found, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
+        by_site, by = estimates(runs.model, run, metric, sites, method=method, steps=steps, tool=tool)
         used.add(by)
         for site in sites:
             patches = run.patches(runs.model, site, layers, by_position=site != "z")
-            raw = [float(found[site][patch.layer][_cell(patch)].sum()) for patch in patches]
+            raw = []
+            for patch in patches:
+                values = by_site[site][patch.layer]
+                values = values if patch.head is None else values[:, patch.head]
+                raw.append(float((values if patch.position is None else values[patch.position]).sum()))
             rows += runs.rows(number, site, patches, raw)
-    table = averaged(rows, "estimate")
+    table, observations = averaged(runs, rows, "estimate")
     table["effect"] = table["estimate"] * runs.scale
     table["mode"], table["method"] = runs.mode, method
     table["tool"] = "/".join(sorted(used))
-    return Screen(table, runs.clean, runs.corrupted, runs.reason, time.perf_counter() - start, runs.left_out)
-
-
-def _cell(patch: Patch):
-    at = slice(None) if patch.position is None else patch.position
-    return at if patch.head is None else (at, patch.head)
+    seconds = time.perf_counter() - start
+    return runs, Screen(table, observations, runs.clean, runs.corrupted, runs.reason, seconds, runs.left_out)
 
 
 def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.Series:
@@ -230,7 +223,7 @@ def _chosen(table: pd.DataFrame, finalists: int, others: int, seed: int) -> pd.S
     return chosen
 
 
-def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
+def _exact(runs: PreparedPairs, cells: pd.DataFrame) -> tuple[pd.DataFrame, Observations]:
     """Exact effects of these cells, nats."""
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
@@ -240,9 +233,9 @@ def _exact(runs: Runs, cells: pd.DataFrame) -> pd.DataFrame:
             every = run.patches(runs.model, site, layers, by_position=site != "z")
             n = len(run.target)
             patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in wanted]
-            made = runs.rows(number, site, patches, runs.exact(number, site, patches))
+            patched = runs.rows(number, site, patches, runs.exact(number, site, patches))
             # Where a pair does not differ yet its effect is zero, and counts.
             shared = runs.rows(number, site, every, [0.0] * len(every))
-            rows += [row for row in made if not row["shared"]]
+            rows += [row for row in patched if not row["shared"]]
             rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in wanted]
-    return averaged(rows, "exact")
+    return averaged(runs, rows, "exact")

@@ -10,15 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import estimates
-from mechrefusal.causal.attribution_patching.pairs import Runs, largest, ready
+from mechrefusal.causal.attribution_patching.pairs import PreparedPairs, largest, prepare_pairs
 from mechrefusal.causal.circuits.effects import by_effect, effect_of, with_held_out
-from mechrefusal.causal.circuits.faithfulness import COLUMNS, Faithfulness, require_metric
+from mechrefusal.causal.circuits.faithfulness import Faithfulness, FaithfulnessPasses, require_metric
 from mechrefusal.causal.circuits.paths import Edge, Node, PathPatching, edges_between
-from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.forward.patches import Patch, Site
 from mechrefusal.progress import track
+from mechrefusal.statistics import Estimate, Observations, Observed
 
 NODES = ("node", "component", "layer", "head", "raw", "effect", "low", "high", "n", "estimate", "kept")
 EDGES = ("sender", "receiver", "raw", "effect", "low", "high", "n")
@@ -27,7 +28,7 @@ _PARTS: tuple[tuple[str, Site], ...] = (("head", "z"), ("mlp", "mlp_out"))
 
 
 @dataclass(frozen=True)
-class Circuit:
+class Circuit(Observed):
     """A circuit and what it was chosen from.
 
     `nodes`: node (its name in `edges`), component ("head", "mlp"), layer, head (−1 for an MLP), raw (change of the
@@ -43,14 +44,17 @@ class Circuit:
     path patching; kept (among the largest `n_edges`), and as in `nodes` what held-out pairs say of those. Every path
     between kept nodes has a row, largest effect first.
 
-    `faithfulness`, two rows a size (of "harmful": the score of harmful prompts; of "difference": how much higher it is
-    than that of the harmless ones, of which nothing is left when everything is ablated; where the means themselves
-    refuse, only this one tells what the circuit does): of, size, heads, mlps, node (the last in), is_circuit (this set
-    is `nodes`; other sizes are the first nodes in order of effect), kept (share of the metric that the set recovers
-    when everything else is mean-ablated), lost (share that is lost when the set alone is), each with low and high (95%
-    interval over prompts, of a linearised ratio), random_kept, random_lost and their least and most (over `n_random`
-    sets of as many heads and MLPs), n_random, full, ablated (mean metric with nothing and with everything ablated,
-    nats), n, reason (why shares are NaN).
+    `observations`, `edge_observations`: raw of every pair that chose the circuit (its id), of every head and MLP (axis
+    node) and path (sender, receiver); NaN where it was not patched.
+
+    `faithfulness`, whose table has two rows a size (of "harmful": the score of harmful prompts; of "difference": how
+    much higher it is than that of the harmless ones, of which nothing is left when everything is ablated; where the
+    means themselves refuse, only this one tells what the circuit does): of, size, heads, mlps, node (the last in),
+    is_circuit (this set is `nodes`; other sizes are the first nodes in order of effect), kept (share of the metric that
+    the set recovers when everything else is mean-ablated), lost (share that is lost when the set alone is), each with
+    low and high (95% interval over prompts, of a linearised ratio), random_kept, random_lost and their least and most
+    (over `n_random` sets of as many heads and MLPs), n_random, full, ablated (mean metric with nothing and with
+    everything ablated, nats), n, reason (why shares are NaN).
 
     `measured_on`: what `faithfulness` was measured on: "held-out pairs", "the same pairs", or how many of those that
     were given as held out chose the circuit as well. `reason`: why there are no nodes, or effects are NaN; else empty.
@@ -61,14 +65,30 @@ class Circuit:
     nodes: pd.DataFrame
     components: pd.DataFrame
     edges: pd.DataFrame
-    faithfulness: pd.DataFrame
+    observations: Observations
+    edge_observations: Observations
+    faithfulness: Faithfulness
     measured_on: str
     reason: str
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+    left_out: LeftOut = ()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """`nodes`."""
+        return self.nodes
+
+    def interval(self, *, confidence: float = 0.95, **axes) -> Estimate:
+        """Mean change of the metric by a node (`node="head 2.1"`), or by a path (sender and receiver), nats."""
+        observations = self.observations if "node" in axes else self.edge_observations
+        return observations.interval(confidence=confidence, **axes)
+
+    def top(self, k: int) -> pd.DataFrame:
+        """The `k` nodes with the largest absolute effects."""
+        return self.nodes.head(k)
 
 
 def circuit(
@@ -107,7 +127,7 @@ def circuit(
     start = time.perf_counter()
     chosen_by, measured, measured_on = _split(model, pairs, metric, mode, held_out)
     unseen = measured if measured_on == UNSEEN else None
-    components = _components(chosen_by, metric, finalists)
+    components, observations = _components(chosen_by, metric, finalists)
     order_of_effect = largest(components["effect"], len(components))
     kept = [i for i in order_of_effect if abs(components.loc[i, "effect"]) >= threshold][:n_nodes]
     components.loc[kept, "kept"] = True
@@ -121,11 +141,11 @@ def circuit(
     rest = components.index.difference(kept, sort=False)
     order = [*nodes, *(_node(components.loc[i]) for i in by_effect(components.loc[rest]))]
     seconds, start = {"nodes": time.perf_counter() - start}, time.perf_counter()
-    edges, counts = _edges(chosen_by, nodes, n_edges, unseen)
+    edges, edge_observations, counts = _edges(chosen_by, nodes, n_edges, unseen)
     seconds["edges"], start = time.perf_counter() - start, time.perf_counter()
-    faithfulness = pd.DataFrame(columns=COLUMNS)
+    faithfulness = Faithfulness.unmeasured()
     if not chosen_by.reason:
-        ready_made = Faithfulness(
+        passes = FaithfulnessPasses(
             model,
             [pair.harmful for pair in measured.pairs],
             [pair.harmless for pair in measured.pairs],
@@ -133,14 +153,17 @@ def circuit(
             nodes=order,
             reference=[text for pair in chosen_by.pairs for text in (pair.harmful, pair.harmless)],
         )
-        sizes = [0, *(2**k for k in range(len(order)) if 2**k < len(order)), len(order)]
-        faithfulness = ready_made.curve(sizes, nodes, n_random=n_random, seed=seed)
+        sizes = {0, *(2**k for k in range(len(order)) if 2**k < len(order)), len(order)} - {len(nodes)}
+        sets = sorted([nodes, *(order[:size] for size in sorted(sizes))], key=len)
+        faithfulness = passes.measure(sets, nodes, n_random=n_random, seed=seed)
     seconds["faithfulness"] = time.perf_counter() - start
     n_exact = int(components["raw"].notna().sum())
     return Circuit(
         nodes=components.loc[kept].reset_index(drop=True),
         components=components,
         edges=edges,
+        observations=observations,
+        edge_observations=edge_observations,
         faithfulness=faithfulness,
         measured_on=measured_on,
         reason=reason,
@@ -156,22 +179,23 @@ def circuit(
     )
 
 
-def _split(model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None) -> tuple[Runs, Runs, str]:
+def _split(
+    model, pairs: Pairs, metric: RefusalMetric, mode: Mode, held_out: Pairs | None
+) -> tuple[PreparedPairs, PreparedPairs, str]:
     """Pairs that choose the circuit, those that measure it, and what these are."""
     if held_out is not None:
-        chosen, measured = (ready(model, each, metric, mode) for each in (pairs, held_out))
+        chosen, measured = (prepare_pairs(model, each, metric, mode) for each in (pairs, held_out))
         texts = {(pair.harmful, pair.harmless) for pair in chosen.pairs}
         again = sum((pair.harmful, pair.harmless) in texts for pair in measured.pairs)
-        told = f"{len(measured.pairs)} pairs, {again} of which chose the circuit" if again else UNSEEN
-        return chosen, measured, told
-    every = ready(model, pairs, metric, mode)
+        return chosen, measured, f"{len(measured.pairs)} pairs, {again} of which chose the circuit" if again else UNSEEN
+    every = prepare_pairs(model, pairs, metric, mode)
     if len(every.pairs) < 4:
         return every, every, "the same pairs"
     return every.part(slice(None, None, 2)), every.part(slice(1, None, 2)), UNSEEN
 
 
-def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.DataFrame:
-    """Every head and MLP with its effect; see `Circuit.components`."""
+def _components(runs: PreparedPairs, metric: RefusalMetric, finalists: int | None) -> tuple[pd.DataFrame, Observations]:
+    """Every head and MLP with its effect; see `Circuit.components`, and `Circuit.observations`."""
     cfg = runs.model.cfg
     table = pd.DataFrame(
         [("head", layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
@@ -183,44 +207,45 @@ def _components(runs: Runs, metric: RefusalMetric, finalists: int | None) -> pd.
     wanted = table.index if finalists is None else table.index[largest(table["estimate"], finalists)]
     raw = np.full((len(runs.runs), len(table)), np.nan)
     raw[:, wanted] = _patched(runs, table.loc[wanted], "patching heads and MLPs")
-    made = pd.DataFrame([effect_of(raw[:, i], runs) for i in range(len(table))])
-    table = pd.concat([table, made], axis=1)
-    table["kept"] = False
-    return table[list(NODES)]
+    effects = pd.DataFrame([effect_of(raw[:, i], runs) for i in range(len(table))])
+    table = pd.concat([table, effects], axis=1).assign(kept=False)
+    return table[list(NODES)], runs.observations(raw, table[["node"]])
 
 
-def _patched(runs: Runs, rows: pd.DataFrame, told: str) -> Float[np.ndarray, "pair row"]:
+def _patched(runs: PreparedPairs, rows: pd.DataFrame, description: str) -> Float[np.ndarray, "pair row"]:
     """Exact change of the metric of every pair by each head and MLP of `rows`, nats."""
     raw = np.full((len(runs.runs), len(rows)), np.nan)
-    for number in track(range(len(runs.runs)) if len(rows) else [], told, total=len(runs.runs) if len(rows) else 0):
+    for number in track(
+        range(len(runs.runs)) if len(rows) else [], description, total=len(runs.runs) if len(rows) else 0
+    ):
         for component, site in _PARTS:
-            own = np.flatnonzero(rows["component"] == component)
-            raw[number, own] = runs.exact(number, site, [_patch(rows.iloc[i]) for i in own])
+            columns = np.flatnonzero(rows["component"] == component)
+            nodes = [_node(rows.iloc[i]) for i in columns]
+            patches = [Patch(one.layer, one.head if component == "head" else None, None) for one in nodes]
+            raw[number, columns] = runs.exact(number, site, patches)
     return raw
 
 
-def _estimated(runs: Runs, metric: RefusalMetric, table: pd.DataFrame) -> np.ndarray:
+def _estimated(runs: PreparedPairs, metric: RefusalMetric, table: pd.DataFrame) -> np.ndarray:
     total = np.zeros(len(table))
     for run in track(list(runs.runs), "attribution patching"):
-        found, _ = estimates(runs.model, run, metric, [site for _, site in _PARTS])
+        by_site, _ = estimates(runs.model, run, metric, [site for _, site in _PARTS])
         for i, row in enumerate(table.itertuples()):
-            one = found[dict(_PARTS)[row.component]][row.layer]
+            one = by_site[dict(_PARTS)[row.component]][row.layer]
             total[i] += float((one[:, row.head] if row.component == "head" else one).sum())
     return total / len(runs.runs)
 
 
 def _edges(
-    runs: Runs, nodes: Sequence[Node], n_edges: int | None, unseen: Runs | None
-) -> tuple[pd.DataFrame, dict[str, int]]:
+    runs: PreparedPairs, nodes: Sequence[Node], n_edges: int | None, unseen: PreparedPairs | None
+) -> tuple[pd.DataFrame, Observations, dict[str, int]]:
     """All paths between `nodes`; those that are kept also on pairs that did not choose them."""
     edges: list[Edge] = edges_between(runs.model, nodes) if nodes else []
     counts = {"edge_prompts": 0, "edge_passes": 0}
     raw = _paths(runs, edges, counts, "path patching")
-    made = [
-        {"sender": str(sender), "receiver": str(receiver), **effect_of(raw[:, i], runs)}
-        for i, (sender, receiver) in enumerate(edges)
-    ]
-    table = pd.DataFrame(made, columns=list(EDGES))
+    names = pd.DataFrame([(str(sender), str(receiver)) for sender, receiver in edges], columns=["sender", "receiver"])
+    effects = [effect_of(raw[:, i], runs) for i in range(len(edges))]
+    table = pd.concat([names, pd.DataFrame(effects, columns=list(EDGES[2:]))], axis=1)
     order = by_effect(table)
     table = table.loc[order].reset_index(drop=True)
     n_kept = len(table) if n_edges is None else min(n_edges, len(table))
@@ -228,26 +253,25 @@ def _edges(
     again = None
     if unseen is not None:
         again = _paths(unseen, [edges[i] for i in order[:n_kept]], counts, "path patching what was kept")
-    return with_held_out(table, range(n_kept), again, unseen or runs), counts
+    table = with_held_out(table, range(n_kept), again, unseen or runs)
+    return table, runs.observations(raw, names), counts
 
 
-def _paths(runs: Runs, edges: Sequence[Edge], counts: dict[str, int], told: str) -> Float[np.ndarray, "pair edge"]:
+def _paths(
+    runs: PreparedPairs, edges: Sequence[Edge], counts: dict[str, int], description: str
+) -> Float[np.ndarray, "pair edge"]:
     """Exact change of the metric of every pair by each path, nats; adds to `counts`."""
     raw = []
-    for run in track(list(runs.runs) if edges else [], told, total=len(runs.runs) if edges else 0):
+    for run in track(list(runs.runs) if edges else [], description, total=len(runs.runs) if edges else 0):
         paths = PathPatching(runs.model, run)
         raw.append(paths.effects(edges).double().numpy())
         counts["edge_prompts"] += paths.n_rows
         counts["edge_passes"] += paths.n_passes
-    return np.array(raw).reshape(len(raw), len(edges))
+    return np.array(raw).reshape(len(runs.runs), len(edges))
 
 
 def _node(row) -> Node:
     return Node(int(row["layer"]), row["component"], int(row["head"]))
-
-
-def _patch(row) -> Patch:
-    return Patch(int(row["layer"]), int(row["head"]) if row["component"] == "head" else None, None)
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -10,20 +10,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.attribution_patching.gradients import STEPS, Method, Tool, shares
-from mechrefusal.causal.attribution_patching.pairs import ready
+from mechrefusal.causal.attribution_patching.pairs import prepare_pairs
 from mechrefusal.causal.circuits.discovery import EDGES
 from mechrefusal.causal.circuits.edge_gradients import edge_estimates
 from mechrefusal.causal.circuits.effects import by_effect, effect_of
 from mechrefusal.causal.circuits.paths import Edge, Node, edges_between, every_node
-from mechrefusal.causal.patching.pair_runs import Mode, Pairs
+from mechrefusal.causal.patching.pair_runs import LeftOut, Mode, Pairs
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.progress import track
-from mechrefusal.statistics import Estimate, Observations
+from mechrefusal.statistics import Observations, Observed
 
 
 @dataclass(frozen=True)
-class EdgeScores:
+class EdgeScores(Observed):
     """Estimates of paths.
 
     `table`: sender ("embedding", or a node such as "head 2.1", "mlp 3"), receiver (a node or "logits"), raw (estimated
@@ -43,11 +43,7 @@ class EdgeScores:
     corrupted: Float[Tensor, " pair"]
     reason: str
     seconds: float
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
-
-    def interval(self, sender: str, receiver: str) -> Estimate:
-        """Mean estimate of one path over pairs, nats, with its 95% interval."""
-        return self.observations.interval(sender=sender, receiver=receiver)
+    left_out: LeftOut = ()
 
     def top(self, k: int) -> pd.DataFrame:
         """The `k` paths with the largest absolute effect."""
@@ -93,24 +89,18 @@ def attribute_edges(
     if nodes is not None and (unknown := [str(node) for node in nodes if node not in known]):
         raise MechrefusalError(f"this model has no '{unknown[0]}' as a node of a circuit; give heads and MLPs it has")
     start = time.perf_counter()
-    runs = ready(model, pairs, metric, mode)
+    runs = prepare_pairs(model, pairs, metric, mode)
     edges: list[Edge] = edges_between(model, known if nodes is None else dict.fromkeys(nodes))
-    raw, tools = [], set()
-    for run in track(list(runs.runs), "edge attribution"):
-        found, by = edge_estimates(model, run, metric, edges, method=method, steps=steps, tool=tool)
-        raw.append(found.numpy())
-        tools.add(by)
+    raw, tools = np.empty((len(runs.runs), len(edges))), set()
+    for number, run in enumerate(track(list(runs.runs), "edge attribution")):
+        scores, used = edge_estimates(model, run, metric, edges, method=method, steps=steps, tool=tool)
+        raw[number] = scores.numpy()
+        tools.add(used)
     names = pd.DataFrame([(str(sender), str(receiver)) for sender, receiver in edges], columns=["sender", "receiver"])
-    effects = pd.DataFrame([effect_of(values, runs) for values in np.array(raw).T])
+    effects = pd.DataFrame([effect_of(values, runs) for values in raw.T])
     table = pd.concat([names, effects], axis=1)[list(EDGES)]
     table = table.loc[by_effect(table)].reset_index(drop=True)
-    table["method"], table["steps"], table["tool"] = method, len(points), "/".join(sorted(tools))
-    return EdgeScores(
-        table,
-        Observations(np.array(raw), names, tuple(pair.id for pair in runs.pairs), "pair"),
-        runs.clean,
-        runs.corrupted,
-        runs.reason,
-        time.perf_counter() - start,
-        runs.left_out,
-    )
+    table = table.assign(method=method, steps=len(points), tool="/".join(sorted(tools)))
+    seconds = time.perf_counter() - start
+    seen = runs.observations(raw, names)
+    return EdgeScores(table, seen, runs.clean, runs.corrupted, runs.reason, seconds, runs.left_out)

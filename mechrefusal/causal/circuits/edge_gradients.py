@@ -90,17 +90,17 @@ class EdgePasses:
 
     def changes(self, senders: Sequence[Node]) -> Changes:
         """Changes of the residual stream by each sender; exact also where attention is normed before it is added."""
-        found: dict[Node, Tensor] = {}
+        by_sender: dict[Node, Tensor] = {}
         for sender in senders:
             if sender.component != "head":
                 at: Place = EMBEDDED if sender == EMBEDDING else (sender.layer, "mlp_out")
-                found[sender] = self.source[at] - self.target[at]
+                by_sender[sender] = self.source[at] - self.target[at]
         heads = [sender for sender in senders if sender.component == "head"]
         for head in sorted({one.head for one in heads}):
             written = self._written_by(head, sorted({one.layer for one in heads if one.head == head}))
             for layer, value in written.items():
-                found[Node(layer, "head", head)] = value - self.target[layer, "attn_out"]
-        return found
+                by_sender[Node(layer, "head", head)] = value - self.target[layer, "attn_out"]
+        return by_sender
 
     def _written_by(self, head: int, layers: Sequence[int]) -> dict[int, Tensor]:
         """What attention of each layer writes where this head alone is as in the source, in one pass for all layers."""
@@ -132,7 +132,7 @@ class EdgePasses:
         outputs = list(dict.fromkeys(self._output(one) for one in receivers))
         after = torch.autograd.grad(score, [graph[at] for at in outputs], retain_graph=True, materialize_grads=True)
         by_output = dict(zip(outputs, after, strict=True))
-        found: Gradients = {}
+        by_receiver: Gradients = {}
         for receiver in receivers:
             at, into = self._output(receiver), self._input(receiver)
             gradient = by_output[at]
@@ -145,8 +145,8 @@ class EdgePasses:
                 (gradient,) = torch.autograd.grad(
                     graph[at], graph[into], gradient, retain_graph=True, materialize_grads=True
                 )
-            found[receiver] = flat(self.both.model, into[1], gradient)
-        return found
+            by_receiver[receiver] = flat(self.both.model, into[1], gradient)
+        return by_receiver
 
     def _output(self, receiver: Node) -> Place:
         if receiver == logits_of(self.both.model):

@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechrefusal.causal.attribution_patching.pairs import Runs, largest
+from mechrefusal.causal.attribution_patching.pairs import PreparedPairs, largest
 from mechrefusal.statistics import intervals, maps
 
 FEWEST = 6
-"""With fewer held-out pairs no pattern of signs is rarer than one in twenty, so nothing could be told."""
+"""With fewer held-out pairs no pattern of signs is rarer than one in twenty, so that nothing could be significant."""
 HELD_OUT = ("held_out", "held_out_low", "held_out_high", "n_held_out", "p")
 """What pairs that did not choose it say of a node or an edge; see `Circuit`."""
 
 
-def effect_of(raw: Float[np.ndarray, " pair"], runs: Runs) -> dict[str, float | int]:
+def effect_of(raw: Float[np.ndarray, " pair"], runs: PreparedPairs) -> dict[str, float | int]:
     """Mean change over pairs, and its share of the gap, positive where it carries refusal."""
     sign = 1 if runs.mode == "denoising" else -1
     gaps = sign * (runs.clean - runs.corrupted).double().numpy()
@@ -23,9 +23,7 @@ def effect_of(raw: Float[np.ndarray, " pair"], runs: Runs) -> dict[str, float | 
     known = not np.isnan(raw).any()
     return {
         "raw": float(raw.mean()),
-        "effect": effect.value,
-        "low": effect.low,
-        "high": effect.high,
+        **effect.columns("effect", ""),
         "n": len(raw) if known else 0,
     }
 
@@ -39,7 +37,7 @@ def by_effect(table: pd.DataFrame) -> list[int]:
 
 
 def with_held_out(
-    table: pd.DataFrame, rows: Sequence[int], raw: Float[np.ndarray, "pair row"] | None, runs: Runs
+    table: pd.DataFrame, rows: Sequence[int], raw: Float[np.ndarray, "pair row"] | None, runs: PreparedPairs
 ) -> pd.DataFrame:
     """The table with columns `HELD_OUT`, filled in for `rows` (labels): effects on pairs that did not choose them.
 

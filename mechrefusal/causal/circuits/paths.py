@@ -99,8 +99,8 @@ class PathPatching:
             self.runner.batch([Asked(prompt, run.reader.runs, run.reader.kept)], first=run.first)
             for prompt in (run.source, run.target)
         )
-        self.source, found = source.run(keep=places).cache, self._batch.run(keep=places)
-        self.target, self._unpatched = found.cache, run.reader.score([part[None] for part in found.logits])[0]
+        self.source, unpatched = source.run(keep=places).cache, self._batch.run(keep=places)
+        self.target, self._unpatched = unpatched.cache, run.reader.score([part[None] for part in unpatched.logits])[0]
         self.n_rows = self.n_passes = 0
         self._changes: dict[Node, Tensor] = {}
 
@@ -108,19 +108,19 @@ class PathPatching:
     def effects(self, edges: Sequence[Edge]) -> Float[Tensor, " edge"]:
         """Change of the metric by each path, nats."""
         self._find_changes({sender for sender, _ in edges})
-        found = torch.empty(len(edges))
+        effects = torch.empty(len(edges))
         for layer in sorted({receiver.layer for _, receiver in edges}):
             here = [i for i, (_, receiver) in enumerate(edges) if receiver.layer == layer]
             for part in self._parts(len(here)):
                 chosen = [here[i] for i in part]
                 changes = [self._changes[edges[i][0]] for i in chosen]
-                found[chosen] = self._into([edges[i][1] for i in chosen], changes).cpu()
-        return found
+                effects[chosen] = self._into([edges[i][1] for i in chosen], changes).cpu()
+        return effects
 
     @torch.no_grad()
     def from_everywhere(self, receivers: Sequence[Node]) -> Float[Tensor, " receiver"]:
         """Change of the metric where a receiver gets the changes of all that is written before it, nats."""
-        found = []
+        effects = []
         for receiver in receivers:
             layer = receiver.layer
             if receiver.component == "logits":
@@ -129,8 +129,8 @@ class PathPatching:
                 change = self._change(layer, "resid_pre")
                 if receiver.component == "mlp" and not parallel(self.model):
                     change = change + self._change(layer, "attn_out")
-            found.append(self._into([receiver], [change])[0])
-        return torch.stack(found).cpu()
+            effects.append(self._into([receiver], [change])[0])
+        return torch.stack(effects).cpu()
 
     @torch.no_grad()
     def changes(self, senders: Iterable[Node]) -> dict[Node, Tensor]:
@@ -150,8 +150,8 @@ class PathPatching:
             site: Site = "resid_pre" if parallel(self.model) else "attn_out"
             return [self._written(layer, site, changes, "mlp_out")[0] - self.target[layer, "mlp_out"]]
         z = self._written(layer, "resid_pre", changes, "z")
-        own = torch.stack([row[:, one.head] for row, one in zip(z, receivers, strict=True)])
-        return list(self._attention(receivers, own) - self.target[layer, "attn_out"])
+        z_of_receivers = torch.stack([row[:, one.head] for row, one in zip(z, receivers, strict=True)])
+        return list(self._attention(receivers, z_of_receivers) - self.target[layer, "attn_out"])
 
     @torch.no_grad()
     def into_logits(self, change: Tensor) -> float:
@@ -183,8 +183,8 @@ class PathPatching:
         unique = list({id(change): change for change in changes}.values())
         order = [next(i for i, one in enumerate(unique) if one is change) for change in changes]
         change = torch.cat(unique)
-        found = self._block(layer, len(unique), [(layer, site, lambda x: x + change.reshape(x.shape))], of)
-        return found[order]
+        by_change = self._block(layer, len(unique), [(layer, site, lambda x: x + change.reshape(x.shape))], of)
+        return by_change[order]
 
     def _put(self, n: int, rows: list[int], values: Tensor, heads: Tensor | None = None):
         """An edit that gives some of `n` rows other values, of one head each where `heads` says which."""
@@ -222,8 +222,8 @@ class PathPatching:
     def _block(self, layer: int, n: int, edits: Sequence[Edit], of: Site) -> Float[Tensor, "row token ..."]:
         """What stands at site `of` of a block that alone is run, in `n` rows under `edits`."""
         self._count(n)
-        found = self._batch.repeated(n).run(edits, layers=range(layer, layer + 1), keep=[(layer, of)])
-        return found.cache[layer, of].unflatten(0, (n, -1))
+        result = self._batch.repeated(n).run(edits, layers=range(layer, layer + 1), keep=[(layer, of)])
+        return result.cache[layer, of].unflatten(0, (n, -1))
 
     def _change(self, layer: int, site) -> Tensor:
         return self.source[layer, site] - self.target[layer, site]

@@ -4,11 +4,12 @@
 be of one architecture and read the prompts as the same tokens. What their activations have in common, and what not,
 says `mechrefusal.causal.cross_patching.activations`.
 
-    table = cross_patching.patch_across(trained, base, asked.validation.harmful, metric)
+    found = cross_patching.patch_across(trained, base, asked.validation.harmful, metric)
+    found.table, found.top(4), found.interval(site="attn_out", layer=3)
 
-    taken = cross_patching.take(trained, asked.validation.harmful, metric)      # one checkpoint in memory at a time
-    del trained
-    table = cross_patching.patch_across(taken, base)
+    kept = cross_patching.keep_activations(trained, asked.validation.harmful, metric)
+    del trained  # one checkpoint in memory at a time
+    found = cross_patching.patch_across(kept, base)
 
 Sites: "resid_pre" makes a model that is the source below a layer and the target from there on. "attn_out" and "mlp_out"
 are what one layer writes. "z" is what a head of the source reads and carries, written by the *target's* W_O; "result"
@@ -26,15 +27,18 @@ requests from one that makes the model refuse whatever it is asked.
 """
 
 from mechrefusal.causal.cross_patching.across import HEAD_SITES, both_directions, cumulative, patch_across
-from mechrefusal.causal.cross_patching.activations import DEFAULT_SITES, SITES, Taken, take
+from mechrefusal.causal.cross_patching.activations import DEFAULT_SITES, SITES, SourceActivations, keep_activations
+from mechrefusal.causal.cross_patching.results import BothDirections, CrossPatching
 
 __all__ = [
     "DEFAULT_SITES",
     "HEAD_SITES",
     "SITES",
-    "Taken",
+    "BothDirections",
+    "CrossPatching",
+    "SourceActivations",
     "both_directions",
     "cumulative",
+    "keep_activations",
     "patch_across",
-    "take",
 ]

@@ -3,8 +3,10 @@
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -13,18 +15,20 @@ from mechrefusal.causal.cross_patching.activations import (
     DEFAULT_SITES,
     MEMORY,
     CrossSite,
-    Taken,
+    SourceActivations,
     architecture,
-    parts_that_fit,
+    keep_activations,
     require_same,
-    take,
+    split_by_memory,
 )
-from mechrefusal.causal.cross_patching.effects import Scores
 from mechrefusal.causal.cross_patching.passes import Patch, Patched, Positions
+from mechrefusal.causal.cross_patching.results import BothDirections, CrossPatching
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.metric_reader import Metric
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import Observations
+from mechrefusal.statistics.observations import numbered
 
 POSITIONS = ("all", "last")
 HEAD_SITES = ("z", "result")
@@ -43,21 +47,23 @@ def patch_across(
     draws: int = 1,
     seed: int = 0,
     memory: int = MEMORY,
-) -> pd.DataFrame:
+) -> CrossPatching:
     """Put activations of `source` into `target`, one layer (or one head of it) at a time.
 
     Costs one pass of the target from the patched layer on for each row, and one more for each draw of the control:
     with 30 layers of 9 heads, the default sites and one draw 720 passes of half of the model on average. Beginnings in
-    common of prompts and runs are run once a pass. Memory: what `take` keeps, and the target's own residual stream.
+    common of prompts and runs are run once a pass. Memory: what `keep_activations` keeps, and the target's own residual
+    stream.
 
     Args:
-        source: a hooked transformer, or what `take` gave; a hooked one is run over as many prompts at a time as
-            `memory` (bytes) allows.
+        source: a hooked transformer, or what `keep_activations` gave; a hooked one is run over as many prompts at a
+            time as `memory` (bytes) allows.
         target: a hooked transformer, under whatever hooks the caller has open.
-        texts, metric: as for `take`. One metric scores both: the one discovered on the checkpoint that refuses, as the
-            other's refusals are too few to tell their opening by. With a `Taken` source its own, or the same again.
-        sites: by default resid_pre, attn_out, mlp_out and z (of a `Taken` source those that it has).
-        layers: all by default (of a `Taken` source).
+        texts, metric: as for `keep_activations`. One metric scores both: the one discovered on the checkpoint that
+            refuses, as the other's refusals are too few to tell their opening by. With `SourceActivations` their own,
+            or the same again.
+        sites: by default resid_pre, attn_out, mlp_out and z (of `SourceActivations` those that they have).
+        layers: all by default (of `SourceActivations` theirs).
         positions: "all" replaces every token of the prompt and of what the metric runs after it; "last" those from
             the prompt's last token on.
         draws: random rotations of the control; 0 for none. One is one sample of the floor, enough for that of a kind of
@@ -65,12 +71,10 @@ def patch_across(
         seed: of these.
 
     Returns:
-        One row a site, layer and head (−1 where there is none):
+        `CrossPatching`, whose `table` has one row a site, layer and head (−1 where there is none):
 
         - raw: mean change of the target's score, nats; low, high: its 95% t interval over prompts, paired.
-        - effect: (m_patched − m_target) / (m_source − m_target), of means; effect_low, effect_high: its 95% interval
-          over prompts, linearised (Cochran, "Sampling techniques", 1977, section 6.4). NaN where the two scores differ
-          by less than `causal.patching.SMALLEST_GAP` in the mean.
+        - effect, effect_low, effect_high: `CrossPatching.effect`.
         - control, control_low, control_high: as raw, of the mean over draws; the interval is over prompts and says
           nothing of other rotations. control_size: root mean square over draws of the mean change, nats: what one
           disturbance of this size does, up or down. NaN with 0 draws.
@@ -79,38 +83,28 @@ def patch_across(
           the site (see `statistics.maps`). NaN with fewer than three draws.
 
     Raises:
-        MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what `take`
-            raises; texts, metric, sites or layers that a `Taken` source was not taken with; unknown positions.
+        MechrefusalError: source and target of other architectures, or with other tokens for a prompt; what
+            `keep_activations` raises; texts, metric, sites or layers that `SourceActivations` were not taken with;
+            unknown positions.
     """
     if positions not in POSITIONS:
         raise MechrefusalError(f"unknown positions '{positions}'; use 'all' or 'last'")
     _require_count("draws", draws)
     _require_count("seed", seed)
     parts = _taken_parts(source, target, texts, metric, sites, layers, memory)
-    scores = Scores()
-    rows: list[dict] = []
-    for taken, chosen, wanted in parts:
-        patched = Patched(target, taken, positions)
-        scores.add(taken.scores, patched.unpatched)
-        rows = [
-            {"site": site, "layer": layer, "head": head}
-            for layer in wanted
-            for site in chosen
-            for head in (range(target.cfg.n_heads) if site in HEAD_SITES else [-1])
-        ]
-        for number, row in enumerate(track(rows, "patching across checkpoints")):
-            if row["site"] == "result" and taken.writers is None:
-                continue
-            scores.patched(number, patched.change(Patch(**row)))
-            turned = [patched.change(Patch(**row, rotation=(seed, draw))) for draw in range(draws)]
-            if turned:
-                scores.control(number, torch.stack(turned))
-    table = pd.DataFrame([{**row, **scores.row(number)} for number, row in enumerate(rows)])
-    table["p"] = float("nan")
-    for _, own in table.groupby("site"):
-        table.loc[own.index, "p"] = scores.adjusted(list(own.index))
-    order = {site: place for place, site in enumerate(dict.fromkeys(table["site"]))}
-    return table.sort_values("site", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    plans = (
+        (
+            taken,
+            {
+                (site, layer, head): (Patch(site, layer, head),)
+                for site in chosen
+                for layer in wanted
+                for head in (range(target.cfg.n_heads) if site in HEAD_SITES else [-1])
+            },
+        )
+        for taken, chosen, wanted in parts
+    )
+    return _patched(target, plans, ["site", "layer", "head"], positions=positions, draws=draws, seed=seed)
 
 
 @torch.no_grad()
@@ -121,29 +115,28 @@ def cumulative(
     metric: Metric | None = None,
     *,
     memory: int = MEMORY,
-) -> pd.DataFrame:
+) -> CrossPatching:
     """Put what attention and MLP of the first, or of the last, k layers of `source` write into `target`, all at once.
 
     At every token. With all layers what is left of the target is its embedding, final norm and unembedding: what is
     missing to effect 1 lies there. (The first k layers and the source's embedding together are resid_pre of layer k.)
 
-    Arguments and errors are those of `patch_across`; a `Taken` source needs attn_out and mlp_out of all layers.
+    Arguments and errors are those of `patch_across`; `SourceActivations` need attn_out and mlp_out of all layers.
 
     Returns:
-        order ("first" or "last"), k (1 to n_layers), and the columns of `patch_across` from raw on but for the control.
+        `CrossPatching`: order ("first" or "last"), k (1 to n_layers), and the columns of `patch_across` from raw on but
+        for the control.
     """
     sites: tuple[CrossSite, ...] = ("attn_out", "mlp_out")
     n_layers = target.cfg.n_layers
-    counted = [(order, k) for order in ("first", "last") for k in range(1, n_layers + 1)]
-    scores = Scores()
-    for taken, _, _ in _taken_parts(source, target, texts, metric, sites, range(n_layers), memory):
-        patched = Patched(target, taken, "all")
-        scores.add(taken.scores, patched.unpatched)
-        for number, (order, k) in enumerate(track(counted, "patching layers together")):
-            layers = range(k) if order == "first" else range(n_layers - k, n_layers)
-            scores.patched(number, patched.change(*(Patch(site, layer) for layer in layers for site in sites)))
-    rows = [{"order": order, "k": k, **scores.row(number)} for number, (order, k) in enumerate(counted)]
-    return pd.DataFrame(rows).drop(columns=[name for name in scores.row(0) if name.startswith("control")])
+    together = {
+        (order, k): tuple(Patch(site, layer) for layer in layers for site in sites)
+        for order in ("first", "last")
+        for k in range(1, n_layers + 1)
+        for layers in (range(k) if order == "first" else range(n_layers - k, n_layers),)
+    }
+    parts = _taken_parts(source, target, texts, metric, sites, range(n_layers), memory)
+    return _patched(target, ((taken, together) for taken, _, _ in parts), ["order", "k"])
 
 
 def both_directions(
@@ -155,16 +148,13 @@ def both_directions(
     layers: Sequence[int] | None = None,
     memory: int = MEMORY,
     **options: Any,
-) -> pd.DataFrame:
+) -> BothDirections:
     """`patch_across` from the first checkpoint into the second, and from the second into the first.
 
     Args:
         checkpoints: two by name: hooked transformers, or functions that load one. With functions one checkpoint is in
             memory at a time (the first is loaded twice), and the activations of both.
         options: `positions`, `draws`, `seed` of `patch_across`.
-
-    Returns:
-        Its tables one after another, with columns source and target (names) in front.
 
     Raises:
         MechrefusalError: not two checkpoints; what `patch_across` raises.
@@ -174,22 +164,58 @@ def both_directions(
     (first, one), (second, other) = checkpoints.items()
     options |= {"memory": memory}
 
-    def taken_from(model) -> Taken:
-        return take(model, texts, metric, sites=sites, layers=layers, memory=memory)
+    def taken_from(model) -> SourceActivations:
+        return keep_activations(model, texts, metric, sites=sites, layers=layers, memory=memory)
 
     from_first = _with(one, taken_from)
+    into_second, from_second = _with(
+        other, lambda model: (patch_across(from_first, model, **options), taken_from(model))
+    )
+    into_first = _with(one, lambda model: patch_across(from_second, model, **options))
+    return BothDirections({(first, second): into_second, (second, first): into_first})
 
-    def there_and_take(model) -> tuple[pd.DataFrame, Taken]:
-        return patch_across(from_first, model, **options), taken_from(model)
 
-    there, from_second = _with(other, there_and_take)
-    back = _with(one, lambda model: patch_across(from_second, model, **options))
-    tables = []
-    for table, names in ((there, (first, second)), (back, (second, first))):
-        table.insert(0, "source", names[0])
-        table.insert(1, "target", names[1])
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+def _patched(
+    target,
+    plans: Iterable[tuple[SourceActivations, Mapping[tuple, Sequence[Patch]]]],
+    axes: list[str],
+    *,
+    positions: Positions = "all",
+    draws: int | None = None,
+    seed: int = 0,
+) -> CrossPatching:
+    """What is done at once makes a cell of the result, named by its key on `axes`.
+
+    Args:
+        plans: parts of the prompts one after another, each with the same cells.
+        draws: rotations of the control; None where none is meant.
+    """
+    cells = pd.DataFrame()
+    changes, controls, sources, targets = [], [], [], []
+    for taken, plan in plans:
+        patched = Patched(target, taken, positions)
+        change = np.full((len(taken.texts), len(plan)), np.nan)
+        control = np.full((len(taken.texts), draws or 0, len(plan)), np.nan)
+        for cell, patches in enumerate(track(list(plan.values()), "patching across checkpoints")):
+            if taken.writers is None and any(one.site == "result" for one in patches):
+                continue
+            change[:, cell] = patched.change(*patches).numpy()
+            for draw in range(draws or 0):
+                turned = (replace(one, rotation=(seed, draw)) for one in patches)
+                control[:, draw, cell] = patched.change(*turned).numpy()
+        cells = pd.DataFrame(list(plan), columns=axes)
+        changes.append(change)
+        controls.append(control.reshape(len(control), -1))
+        sources.append(taken.scores)
+        targets.append(patched.unpatched)
+    source, unpatched = (torch.cat(scores).double().numpy() for scores in (sources, targets))
+    units = numbered(len(source))
+    of_controls = None
+    if draws is not None:
+        by_draw = cells.loc[np.tile(cells.index, draws)].reset_index(drop=True)
+        by_draw.insert(0, "draw", np.repeat(np.arange(draws), len(cells)))
+        of_controls = Observations(np.concatenate(controls), by_draw, units)
+    return CrossPatching(Observations(np.concatenate(changes), cells, units), of_controls, source, unpatched)
 
 
 def _taken_parts(
@@ -200,28 +226,30 @@ def _taken_parts(
     sites: Sequence[CrossSite] | None,
     layers: Iterable[int] | None,
     memory: int,
-) -> Iterable[tuple[Taken, Sequence[CrossSite], Sequence[int]]]:
+) -> Iterable[tuple[SourceActivations, Sequence[CrossSite], Sequence[int]]]:
     """What was taken, in one part or (from a model) as many as memory needs; the sites and the layers to patch."""
     wanted = None if layers is None else sorted(wanted_layers(target, list(layers), "patch"))
-    if isinstance(source, Taken):
+    if isinstance(source, SourceActivations):
         _require_taken_with(source, texts, metric, sites, wanted)
         require_same(source.architecture, dict(zip(source.texts, source.ids, strict=True)), target)
         yield source, source.sites if sites is None else tuple(dict.fromkeys(sites)), wanted or source.layers
         return
     if texts is None or metric is None:
-        raise MechrefusalError("patching from a model needs texts and a metric; only a Taken source has its own")
+        raise MechrefusalError(
+            "patching from a model needs texts and a metric; only a SourceActivations source has its own"
+        )
     chosen = DEFAULT_SITES if sites is None else sites
-    parts = parts_that_fit(source, texts, metric, chosen, wanted, memory)
+    parts = split_by_memory(source, texts, metric, chosen, wanted, memory)
     require_same(
         architecture(source), dict(zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True)), target
     )
     for part in parts:
-        taken = take(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
+        taken = keep_activations(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
         yield taken, taken.sites, taken.layers
 
 
 def _require_taken_with(
-    taken: Taken,
+    taken: SourceActivations,
     texts: Sequence[str] | None,
     metric: Metric | None,
     sites: Sequence[CrossSite] | None,

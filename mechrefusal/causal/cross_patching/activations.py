@@ -35,7 +35,7 @@ MEMORY = 1 << 31
 
 
 @dataclass(frozen=True)
-class Taken:
+class SourceActivations:
     """Activations of one checkpoint on some prompts; it holds no model.
 
     Fields:
@@ -69,7 +69,7 @@ class Taken:
 
 
 @torch.no_grad()
-def take(
+def keep_activations(
     source,
     texts: Sequence[str],
     metric: Metric,
@@ -77,7 +77,7 @@ def take(
     sites: Sequence[CrossSite] = DEFAULT_SITES,
     layers: Sequence[int] | None = None,
     memory: int = MEMORY,
-) -> Taken:
+) -> SourceActivations:
     """Run prompts through a checkpoint once and keep its activations, so that it can be released.
 
     Kept are, in float32, n_tokens × n_layers × (d_model a site of the stream, n_heads · d_head for z and result
@@ -111,19 +111,20 @@ def take(
     adding_up = _AddingUp(source, chosen if "result" in sites else [])
 
     def keeping(one: ComponentBatch) -> list[Edit]:
-        here = torch.cat(list(one.places))
-        there = torch.cat([places[number] for number in one.numbers]).to(here.device)
-        return [*((*at, _into(source, at, kept[at], here, there)) for at in kept), *adding_up.edits()]
+        places_in_pass = torch.cat(list(one.places))
+        places_kept = torch.cat([places[number] for number in one.numbers]).to(places_in_pass.device)
+        return [*((*at, _into(source, at, kept[at], places_in_pass, places_kept)) for at in kept), *adding_up.edits()]
 
     scores = torch.empty(len(ids))
     for numbers, logits in passes.logits(keeping):
         read = [part[:, -n:] for part, n in zip(logits, reader.kept, strict=True)]
         if not isinstance(metric, RefusalMetric):
-            reader.check([_two_rows(part) for part in read])
+            # A check needs two rows; what differs from one prompt is the same in another order.
+            reader.check([part[:2] if len(part) > 1 else torch.cat([part, part.flip(-1)]) for part in read])
         scores[numbers] = reader.score(read).cpu()
     _require_finite(kept)
     writers = {layer: writer(source, layer).clone() for layer in chosen} if "result" in sites and adding_up.true else {}
-    return Taken(
+    return SourceActivations(
         tuple(texts),
         tuple(map(tuple, ids)),
         metric,
@@ -138,10 +139,10 @@ def take(
     )
 
 
-def parts_that_fit(
+def split_by_memory(
     source, texts: Sequence[str], metric: Metric, sites: Sequence[CrossSite], layers: Sequence[int] | None, memory: int
 ) -> list[list[str]]:
-    """Texts in consecutive parts whose activations `take` may keep (one text at the least)."""
+    """Texts in consecutive parts whose activations `keep_activations` may keep (one text at the least)."""
     texts, sites = _texts(texts), require_sites(source, sites)
     chosen, reader = sorted(wanted_layers(source, layers, "patch")), MetricReader.of(metric)
     parts: list[list[str]] = [[]]
@@ -165,12 +166,12 @@ def architecture(model) -> dict[str, object]:
 
 def require_same(known: Mapping[str, object], ids: Mapping[str, Sequence[int]], target) -> None:
     """Raise `MechrefusalError` where `target` has another architecture, or reads texts as other tokens than `ids`."""
-    own = architecture(target)
+    target_known = architecture(target)
     for name, value in known.items():
-        if own[name] != value:
+        if target_known[name] != value:
             raise MechrefusalError(
-                f"source and target differ in {name}: {value} and {own[name]}; activations can be patched between "
-                "checkpoints of one architecture only"
+                f"source and target differ in {name}: {value} and {target_known[name]}; activations can be patched "
+                "between checkpoints of one architecture only"
             )
     for text, seen in zip(ids, prompts.prompt_ids(target.tokenizer, ids), strict=True):
         if tuple(seen) != tuple(ids[text]):
@@ -240,9 +241,9 @@ def _texts(texts: Sequence[str]) -> list[str]:
 
 
 def _packed(ids: Sequence[Sequence[int]], reader: MetricReader) -> tuple[Tree, dict[Number, Tensor]]:
-    asked = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
-    tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in asked])
-    return tree, {one: torch.tensor(places) for one, places in zip(asked, tree.places, strict=True)}
+    numbers = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
+    tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in numbers])
+    return tree, {one: torch.tensor(places) for one, places in zip(numbers, tree.places, strict=True)}
 
 
 def _bytes(model, n_tokens: int, sites: Sequence[CrossSite], n_layers: int) -> int:
@@ -257,16 +258,12 @@ def _room(model, site: Site, n_tokens: int) -> Tensor:
     return torch.empty((n_tokens, *width), device=model.cfg.device)
 
 
-def _into(model, at: Place, room: Tensor, here: Tensor, there: Tensor) -> Callable[[Tensor], Tensor]:
+def _into(model, at: Place, room: Tensor, source_places: Tensor, kept_places: Tensor) -> Callable[[Tensor], Tensor]:
     def edit(activation: Tensor) -> Tensor:
-        room[there] = flat(model, at[1], activation)[here].to(room)
+        room[kept_places] = flat(model, at[1], activation)[source_places].to(room)
         return activation
 
     return edit
-
-
-def _two_rows(logits: Tensor) -> Tensor:
-    return logits[:2] if len(logits) > 1 else torch.cat([logits, logits.flip(-1)])
 
 
 def _require_finite(kept: dict[Place, Tensor]) -> None:

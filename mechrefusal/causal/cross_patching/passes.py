@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.components import ComponentBatch, ComponentPasses, TemplateFrame
-from mechrefusal.causal.cross_patching.activations import CrossSite, Taken, stored, writer
+from mechrefusal.causal.cross_patching.activations import CrossSite, SourceActivations, stored, writer
 from mechrefusal.forward import Edit, MetricReader, Site, flat
 
 Positions = Literal["all", "last"]
@@ -29,7 +29,7 @@ class Patched:
     """A target, ready to be run with activations of a source in it; `unpatched`: scores without any, nats."""
 
     @torch.no_grad()
-    def __init__(self, target, taken: Taken, positions: Positions) -> None:
+    def __init__(self, target, taken: SourceActivations, positions: Positions) -> None:
         self.model, self.taken, self.positions = target, taken, positions
         self.reader = MetricReader.of(taken.metric)
         whole = positions == "all"
@@ -59,50 +59,52 @@ class Patched:
 
     def _of(self, one: ComponentBatch) -> tuple[Tensor, Tensor]:
         """Places of the patched tokens in a pass, and in what was taken."""
-        here, there = [], []
-        for asked, places in zip(one.numbers, one.places, strict=True):
-            first = 0 if self.positions == "all" else len(self.taken.ids[asked[0]]) - 1
-            here.append(places[first - self.passes.start if first else 0 :])
-            there.append(self.taken.places[asked][first:])
-        return torch.cat(here), torch.cat(there)
+        target_places, source_places = [], []
+        for number, places in zip(one.numbers, one.places, strict=True):
+            first = 0 if self.positions == "all" else len(self.taken.ids[number[0]]) - 1
+            target_places.append(places[first - self.passes.start if first else 0 :])
+            source_places.append(self.taken.places[number][first:])
+        return torch.cat(target_places), torch.cat(source_places)
 
-    def _edits(self, patch: Patch, here: Tensor, there: Tensor) -> list[Edit]:
+    def _edits(self, patch: Patch, target_places: Tensor, source_places: Tensor) -> list[Edit]:
         if patch.site == "result":
-            return self._result(patch, here, there)
+            return self._result(patch, target_places, source_places)
         site, layer, head = patch.site, patch.layer, patch.head
-        given = self._given(layer, site, there)
-        at = (here,) if head < 0 else (here, head)
-        given = given if head < 0 else given[:, head]
+        from_source = self._given(layer, site, source_places)
+        at = (target_places,) if head < 0 else (target_places, head)
+        from_source = from_source if head < 0 else from_source[:, head]
 
         def put(activation: Tensor) -> Tensor:
             edited = flat(self.model, site, activation).clone()
-            own, other = edited[at], given.to(edited)
-            edited[at] = other if patch.rotation is None else own + self._turned(patch, other - own)
+            before, after = edited[at], from_source.to(edited)
+            edited[at] = after if patch.rotation is None else before + self._turned(patch, after - before)
             return edited.reshape(activation.shape)
 
         return [(layer, site, put)]
 
-    def _result(self, patch: Patch, here: Tensor, there: Tensor) -> list[Edit]:
+    def _result(self, patch: Patch, target_places: Tensor, source_places: Tensor) -> list[Edit]:
         assert self.taken.writers is not None
-        own: list[Tensor] = []
-        given = self._given(patch.layer, "z", there)[:, patch.head]
+        target_z: list[Tensor] = []
+        source_z = self._given(patch.layer, "z", source_places)[:, patch.head]
         theirs, ours = self.taken.writers[patch.layer][patch.head], writer(self.model, patch.layer)[patch.head]
 
         def see(z: Tensor) -> Tensor:
-            own[:] = [flat(self.model, "z", z)[here, patch.head]]
+            target_z[:] = [flat(self.model, "z", z)[target_places, patch.head]]
             return z
 
         def put(written: Tensor) -> Tensor:
             edited = flat(self.model, "attn_out", written).clone()
-            change = given.to(edited) @ theirs.to(edited) - own[0] @ ours
-            edited[here] = edited[here] + (change if patch.rotation is None else self._turned(patch, change))
+            change = source_z.to(edited) @ theirs.to(edited) - target_z[0] @ ours
+            edited[target_places] = edited[target_places] + (
+                change if patch.rotation is None else self._turned(patch, change)
+            )
             return edited.reshape(written.shape)
 
         return [(patch.layer, "z", see), (patch.layer, "attn_out", put)]
 
-    def _given(self, layer: int, site: Site, there: Tensor) -> Tensor:
+    def _given(self, layer: int, site: Site, source_places: Tensor) -> Tensor:
         values = self.taken.values[layer, site]
-        return values[there.to(values.device)]
+        return values[source_places.to(values.device)]
 
     def _turned(self, patch: Patch, change: Tensor) -> Tensor:
         assert patch.rotation is not None

@@ -9,19 +9,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.components import Component, Kind
-from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.passes import KnockOutPasses
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
-from mechrefusal.statistics import Estimate, Observations
+from mechrefusal.statistics import Observations, Observed
+from mechrefusal.statistics.observations import numbered
 
 KINDS: tuple[Kind, ...] = ("head", "mlp", "attention")
 
 
 @dataclass(frozen=True)
-class KnockOuts:
+class KnockOuts(Observed):
     """What knocking components out does, one row a component.
 
     `table`: component ("head", "mlp", "attention"), layer, head (−1 where there is none), how, refusal (mean change of
@@ -38,10 +39,6 @@ class KnockOuts:
     observations: Observations
     harmful: Float[Tensor, " harmful"]
     harmless: Float[Tensor, " harmless"]
-
-    def interval(self, component: Kind, layer: int, head: int = -1) -> Estimate:
-        """Mean change of refusal without one component, nats, with its 95% interval over harmful prompts."""
-        return self.observations.interval(component=component, layer=layer, head=head)
 
     def top(self, k: int) -> pd.DataFrame:
         """The `k` rows with the largest absolute change of refusal, largest first."""
@@ -80,19 +77,19 @@ def knock_out(
             has no other one to take activations from.
     """
     parts = _components(model, components, layers)
-    measured = Measured(
+    passes = KnockOutPasses(
         model, harmful, harmless, metric, how=how, parts=parts, reference=reference, draws=draws, seed=seed
     )
     rows, changes = [], []
     for part in track(parts, f"knock-out ({how})"):
-        now = measured.under([part])
-        changes.append(now.harmful - measured.base.harmful)
+        scores = passes.under([part])
+        changes.append(scores.harmful - passes.base.harmful)
         place = {"component": part.kind, "layer": part.layer, "head": part.index, "how": how}
-        rows.append({**place, **measured.effect(now)})
+        rows.append({**place, **passes.effect(scores)})
     table = pd.DataFrame(rows)
-    values, names = torch.stack(changes, dim=1).double().numpy(), tuple(map(str, range(len(harmful))))
-    seen = Observations(values, table[["component", "layer", "head"]], names)
-    return KnockOuts(table.assign(p=seen.p()), seen, measured.base.harmful, measured.base.harmless)
+    values, cells = torch.stack(changes, dim=1).double().numpy(), table[["component", "layer", "head"]]
+    observations = Observations(values, cells, numbered(len(harmful)))
+    return KnockOuts(table.assign(p=observations.p()), observations, passes.base.harmful, passes.base.harmless)
 
 
 def _components(model, kinds: Sequence[Kind], layers: Sequence[int] | None) -> list[Component]:

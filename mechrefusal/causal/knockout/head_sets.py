@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.causal.components import Component
-from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.passes import KnockOutPasses
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.causal.patching.pair_runs import SMALLEST_GAP
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import require_layers
 from mechrefusal.progress import bar
+from mechrefusal.statistics import Observations, Observed
+from mechrefusal.statistics.observations import numbered
 
 N_CANDIDATES = 32
 """Heads that greedy search chooses from: those with the largest falls of refusal on their own."""
@@ -31,7 +35,7 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class HeadSet:
+class HeadSet(Observed):
     """What greedy search found.
 
     `heads`: (layer, head) in the order in which they were added. `reached`: whether their knock-out takes `share` of
@@ -44,6 +48,7 @@ class HeadSet:
     `held_out_*`: the same set on prompts that the search did not see, held_out_share of their own gap; NaN without any.
 
     `gap`: mean refusal score of the harmful prompts minus that of the harmless ones, nothing replaced, nats.
+    `observations`: change of refusal of every harmful prompt (axis size), nats.
     """
 
     heads: tuple[Head, ...]
@@ -52,8 +57,14 @@ class HeadSet:
     share: float
     gap: float
     curve: pd.DataFrame
+    observations: Observations
     harmful: Float[Tensor, " harmful"]
     harmless: Float[Tensor, " harmless"]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """`curve`."""
+        return self.curve
 
 
 def smallest_set(
@@ -84,7 +95,7 @@ def smallest_set(
         largest: size at which the search gives up.
         n_random: random sets of each size, drawn from all heads with `seed`, each set holding the smaller ones. With
             none, their columns are NaN.
-        held_out: harmful and harmless prompts that the found set is measured on once more. The best of many sets looks
+        held_out: harmful and harmless prompts that the set is measured on once more. The best of many sets looks
             better on the prompts it was chosen by than it is.
         how, reference, draws, seed: as in `knock_out`. What stands in on held-out prompts comes from `reference` too.
 
@@ -98,46 +109,36 @@ def smallest_set(
         raise MechrefusalError(f"largest is {largest} and n_random {n_random}: give at least 1 and 0")
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     everyone = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    asked = None if candidates is None else _checked(model, candidates)
+    pool = everyone if candidates is None else _checked(model, candidates)
     if held_out is not None and (seen := {*harmful, *harmless} & {text for side in held_out for text in side}):
         raise MechrefusalError(f"{len(seen)} held-out prompts are among those of the search, such as {min(seen)!r}")
-    measured = Measured(
-        model,
-        harmful,
-        harmless,
-        metric,
-        how=how,
-        parts=_parts(everyone if n_random or asked is None else asked),
-        reference=reference,
-        draws=draws,
-        seed=seed,
-    )
-    gap = float(measured.base.harmful.mean() - measured.base.harmless.mean())
+    passes_of = partial(KnockOutPasses, model, metric=metric, how=how, draws=draws, seed=seed)
+    parts = _parts(everyone if n_random else pool)
+    passes = passes_of(harmful=harmful, harmless=harmless, parts=parts, reference=reference)
+    gap = float(passes.base.harmful.mean() - passes.base.harmless.mean())
     if not gap >= SMALLEST_GAP:
         reason = (
             f"harmful prompts score {gap:.3g} nats above harmless ones, less than {SMALLEST_GAP}: "
             "there is no refusal to take away"
         )
-        return _result(measured, [], [], reached=False, reason=reason, share=share, gap=gap)
-    chosen, reason = _greedy(measured, everyone if asked is None else asked, share * gap, largest, narrow=asked is None)
-    rows = _curve(measured, chosen, everyone, gap, n_random, seed)
+        return _head_set(passes, [], [], [], reason, share, gap)
+    chosen, reason = _greedy(passes, pool, share * gap, largest, narrow=candidates is None)
+    rows, changes = _curve(passes, chosen, everyone, gap, n_random, seed)
     if held_out is not None and chosen:
         standing_in = [*harmful, *harmless] if reference is None else reference
-        unseen = Measured(
-            model, *held_out, metric, how=how, parts=_parts(chosen), reference=standing_in, draws=draws, seed=seed
-        )
+        unseen = passes_of(harmful=held_out[0], harmless=held_out[1], parts=_parts(chosen), reference=standing_in)
         rows = [row | _held_out(unseen, chosen[: row["size"]]) for row in rows]
-    return _result(measured, chosen, rows, reached=not reason, reason=reason, share=share, gap=gap)
+    return _head_set(passes, chosen, rows, changes, reason, share, gap)
 
 
 def _greedy(
-    measured: Measured, pool: Sequence[Head], goal: float, largest: int, *, narrow: bool
+    passes: KnockOutPasses, pool: Sequence[Head], goal: float, largest: int, *, narrow: bool
 ) -> tuple[list[Head], str]:
     """The heads, and why they do not reach the goal ("" where they do)."""
-    base = float(measured.base.harmful.mean())
+    base = float(passes.base.harmful.mean())
 
     def fall(heads: Sequence[Head]) -> float:
-        return base - float(measured.harmful_under(_parts(heads)).mean())
+        return base - float(passes.harmful_under(_parts(heads)).mean())
 
     with bar("single heads", len(pool)) as progress:
         falls = {}
@@ -152,9 +153,9 @@ def _greedy(
         while True:
             best, most = left[0], falls[left[0]]
             if chosen:
-                found = {head: fall([*chosen, head]) for head in left}
-                best = max(left, key=lambda head: found[head])
-                most = found[best]
+                together = {head: fall([*chosen, head]) for head in left}
+                best = max(left, key=lambda head: together[head])
+                most = together[best]
             if not most > fallen:
                 return chosen, f"no further head lowers the score: {_far(fallen, goal)} with a set of {len(chosen)}"
             chosen.append(best)
@@ -174,20 +175,23 @@ def _far(fallen: float, goal: float) -> str:
 
 
 def _curve(
-    measured: Measured, chosen: Sequence[Head], everyone: Sequence[Head], gap: float, n_random: int, seed: int
-) -> list[dict]:
+    passes: KnockOutPasses, chosen: Sequence[Head], everyone: Sequence[Head], gap: float, n_random: int, seed: int
+) -> tuple[list[dict], list[Float[Tensor, " harmful"]]]:
+    """Rows of the curve, and the change of every harmful prompt at each size."""
     orders = [np.random.default_rng([seed, number]).permutation(len(everyone)) for number in range(n_random)]
-    rows = []
+    rows, changes = [], []
     with bar("against random sets", len(chosen) * (1 + n_random)) as progress:
         for size in range(1, len(chosen) + 1):
-            effect = measured.effect(measured.under(_parts(chosen[:size])))
+            scores = passes.under(_parts(chosen[:size]))
+            effect = passes.effect(scores)
+            changes.append(scores.harmful - passes.base.harmful)
             progress.advance()
-            drawn = []
+            random_effects = []
             for order in orders:
-                drawn.append(measured.effect(measured.under(_parts([everyone[i] for i in order[:size]]))))
+                random_effects.append(passes.effect(passes.under(_parts([everyone[i] for i in order[:size]]))))
                 progress.advance()
             refusal, cost, kl = (
-                np.array([one[name] for one in drawn] or [np.nan]) for name in ("refusal", "harmless", "kl")
+                np.array([one[name] for one in random_effects] or [np.nan]) for name in ("refusal", "harmless", "kl")
             )
             layer, head = chosen[size - 1]
             rows.append(
@@ -206,34 +210,33 @@ def _curve(
                     "n_random": n_random,
                 }
             )
-    return rows
+    return rows, changes
 
 
-def _held_out(measured: Measured, heads: Sequence[Head]) -> dict[str, float | int]:
-    effect = measured.effect(measured.under(_parts(heads)))
-    gap = float(measured.base.harmful.mean() - measured.base.harmless.mean())
-    found = {f"held_out_{name}": effect[name] for name in ("refusal", "low", "high", "kl")}
-    # Without refusal to lose there is no share of it.
-    return found | {
+def _held_out(passes: KnockOutPasses, heads: Sequence[Head]) -> dict[str, float | int]:
+    effect = passes.effect(passes.under(_parts(heads)))
+    gap = float(passes.base.harmful.mean() - passes.base.harmless.mean())
+    return {
+        **{f"held_out_{name}": effect[name] for name in ("refusal", "low", "high", "kl")},
+        # Without refusal to lose there is no share of it.
         "held_out_share": -effect["refusal"] / gap if gap >= SMALLEST_GAP else float("nan"),
         "n_held_out": effect["n_harmful"],
     }
 
 
-def _result(
-    measured: Measured,
-    chosen: Sequence[Head],
+def _head_set(
+    passes: KnockOutPasses,
+    heads: Sequence[Head],
     rows: list[dict],
-    *,
-    reached: bool,
+    changes: Sequence[Float[Tensor, " harmful"]],
     reason: str,
     share: float,
     gap: float,
 ) -> HeadSet:
-    base = measured.base
-    return HeadSet(
-        tuple(chosen), reached, reason, share, gap, pd.DataFrame(rows, columns=COLUMNS), base.harmful, base.harmless
-    )
+    curve, base = pd.DataFrame(rows, columns=COLUMNS), passes.base
+    values = torch.stack([torch.zeros_like(base.harmful), *changes], dim=1)[:, 1:].double().numpy()
+    observations = Observations(values, curve[["size"]], numbered(len(values)))
+    return HeadSet(tuple(heads), not reason, reason, share, gap, curve, observations, base.harmful, base.harmless)
 
 
 def _parts(heads: Sequence[Head]) -> list[Component]:
@@ -241,10 +244,10 @@ def _parts(heads: Sequence[Head]) -> list[Component]:
 
 
 def _checked(model, candidates: Sequence[Head]) -> list[Head]:
-    found = list(dict.fromkeys((int(layer), int(head)) for layer, head in candidates))
-    if not found:
+    heads = list(dict.fromkeys((int(layer), int(head)) for layer, head in candidates))
+    if not heads:
         raise MechrefusalError("no candidate heads; give some as (layer, head), or None for the largest single effects")
-    require_layers(model, sorted({layer for layer, _ in found}))
-    if outside := [head for _, head in found if not 0 <= head < model.cfg.n_heads]:
+    require_layers(model, sorted({layer for layer, _ in heads}))
+    if outside := [head for _, head in heads if not 0 <= head < model.cfg.n_heads]:
         raise MechrefusalError(f"head {outside[0]} is not in this model; it has heads 0 to {model.cfg.n_heads - 1}")
-    return found
+    return heads

@@ -58,8 +58,10 @@ class Replacements:
         self._rows: dict[tuple[int, Site], Tensor] = {}
         self._at: dict[tuple[int, int], Tensor] = {}
         if how != "zero":
-            made = ComponentPasses(model, self._reference, runs, frame, whole=False, sites={site for _, site in places})
-            (self._take_means if how == "mean" else self._take_all)(made, places)
+            passes = ComponentPasses(
+                model, self._reference, runs, frame, whole=False, sites={site for _, site in places}
+            )
+            (self._take_means if how == "mean" else self._take_all)(passes, places)
 
     def edits(
         self, components: Sequence[Component], passes: ComponentPasses, *, draw: int = 0
@@ -115,12 +117,12 @@ class Replacements:
     def _take_means(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
         n_classes = 1 + self._frame.tail + sum(map(len, self._runs))
         counts = torch.zeros(n_classes, dtype=torch.float64)
-        for one, found in passes.kept(places):
+        for one, activations in passes.kept(places):
             where = torch.cat(one.places)
             parts = [self._classes(len(passes.ids[prompt]), run) for prompt, run in one.numbers]
             classes = torch.cat(parts)
             counts += torch.bincount(classes, minlength=n_classes)
-            for at, activation in found.items():
+            for at, activation in activations.items():
                 if at not in self._rows:
                     shape = (n_classes, *activation.shape[1:])
                     self._rows[at] = torch.zeros(shape, dtype=torch.float64, device=activation.device)
@@ -132,28 +134,28 @@ class Replacements:
     def _take_all(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
         rows: dict[tuple[int, Site], list[Tensor]] = {at: [] for at in places}
         before = 0
-        for one, found in passes.kept(places):
-            for asked, where in zip(one.numbers, one.places, strict=True):
-                self._at[asked] = before + where
-            for at, activation in found.items():
+        for one, activations in passes.kept(places):
+            for number, where in zip(one.numbers, one.places, strict=True):
+                self._at[number] = before + where
+            for at, activation in activations.items():
                 rows[at].append(activation)
-            before += len(next(iter(found.values())))
+            before += len(next(iter(activations.values())))
         self._rows = {at: torch.cat(parts) for at, parts in rows.items()}
 
     def _classes(self, length: int, run: int) -> Tensor:
         """Class of each token after the head: 0 the instruction, then those of the tail, then those of the runs."""
-        own = torch.zeros(length - len(self._frame.head) - self._frame.tail, dtype=torch.long)
+        instruction = torch.zeros(length - len(self._frame.head) - self._frame.tail, dtype=torch.long)
         tail = 1 + torch.arange(self._frame.tail)
         first = 1 + self._frame.tail + sum(map(len, self._runs[:run]))
-        return torch.cat([own, tail, first + torch.arange(len(self._runs[run]))])
+        return torch.cat([instruction, tail, first + torch.arange(len(self._runs[run]))])
 
     def _donated(self, ids: tuple[int, ...], run: int, donor: int) -> Tensor:
         """Row of the reference that stands in at each token after the head."""
-        there = self._at[donor, run]
+        rows = self._at[donor, run]
         head = len(self._frame.head)
         shift = self._lengths[donor] - len(ids)
         tokens = torch.arange(head, len(ids) + len(self._runs[run]))
-        return there[(tokens + shift - head).clamp(min=0).to(there.device)]
+        return rows[(tokens + shift - head).clamp(min=0).to(rows.device)]
 
     def _donor(self, ids: tuple[int, ...], prompt: int, draw: int) -> int:
         """One of the reference prompts other than this one: the same for every component."""

@@ -1,4 +1,4 @@
-"""Knock-out of single neurons: screened by a first-order estimate, the largest ones measured.
+"""Knock-out of single neurons: screened by a first-order estimate, the largest ones passes.
 
 The estimate of a neuron's effect is gradient × (what stands in − activation) of the refusal score, summed over tokens:
 attribution patching (Nanda, 2023) from the prompts as they are to the neuron replaced.
@@ -15,16 +15,18 @@ from torch import Tensor
 
 from mechrefusal.causal.agreement import agreement_of
 from mechrefusal.causal.components import Component, ComponentBatch
-from mechrefusal.causal.knockout.readings import Measured
+from mechrefusal.causal.knockout.passes import KnockOutPasses
 from mechrefusal.causal.knockout.replacements import How
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import Edit, RefusalMetric, flat
 from mechrefusal.models import wanted_layers
 from mechrefusal.progress import track
+from mechrefusal.statistics import Observations, Observed
+from mechrefusal.statistics.observations import numbered
 
 
 @dataclass(frozen=True)
-class NeuronKnockOuts:
+class NeuronKnockOuts(Observed):
     """The neurons with the largest estimates, each knocked out.
 
     `table`: component ("neuron"), layer, neuron, how, estimate (nats), then refusal, low, high, ... as in `KnockOuts`,
@@ -32,10 +34,12 @@ class NeuronKnockOuts:
 
     `rank_correlation` (Spearman) and `error` (mean |estimate − refusal|, nats) compare the estimates with what was
     measured, over the rows of the table: they say how far the screen's order can be trusted among the neurons that it
-    let through. `estimates`: of all neurons, NaN in layers that were not asked for.
+    let through. `estimates`: of all neurons, NaN in layers that were not asked for. `observations`: change of refusal
+    of every harmful prompt and neuron (axes layer, neuron), nats.
     """
 
     table: pd.DataFrame
+    observations: Observations
     rank_correlation: float
     error: float
     estimates: Float[np.ndarray, "layer neuron"]
@@ -67,28 +71,31 @@ def neurons(
         raise MechrefusalError(f"top is {top}: give the number of neurons to measure, at least 1")
     wanted = wanted_layers(model, layers, "knock out in")
     parts = [Component("neuron", layer) for layer in wanted]
-    measured = Measured(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
-    estimates = _estimates(model, measured, wanted)
+    passes = KnockOutPasses(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
+    estimates = _estimates(model, passes, wanted)
     order = np.argsort(-np.abs(np.nan_to_num(estimates)), axis=None, kind="stable")
     chosen = [place for place in order if np.isfinite(estimates.flat[place])][:top]
-    rows = []
+    rows, changes = [], []
     for place in track(chosen, f"neurons ({how})"):
         layer, neuron = (int(i) for i in np.unravel_index(place, estimates.shape))
-        effect = measured.effect(measured.under([Component("neuron", layer, neuron)]))
+        scores = passes.under([Component("neuron", layer, neuron)])
+        changes.append(scores.harmful - passes.base.harmful)
         named = {"component": "neuron", "layer": layer, "neuron": neuron, "how": how}
-        rows.append({**named, "estimate": float(estimates[layer, neuron]), **effect})
+        rows.append({**named, "estimate": float(estimates[layer, neuron]), **passes.effect(scores)})
     table = pd.DataFrame(rows)
-    found, expected = table["refusal"].to_numpy(), table["estimate"].to_numpy()
-    agreed = agreement_of(expected, found)
+    measured, estimated = table["refusal"].to_numpy(), table["estimate"].to_numpy()
+    agreed = agreement_of(estimated, measured)
     rank = float(agreed["spearman"]) if len(table) > 2 else float("nan")  # of two it is 1 or −1 whatever they are
-    error = float(agreed["error"])
-    return NeuronKnockOuts(table, rank, error, estimates, measured.base.harmful, measured.base.harmless)
+    values, cells = torch.stack(changes, dim=1).double().numpy(), table[["layer", "neuron"]]
+    observations = Observations(values, cells, numbered(len(values)))
+    error, base = float(agreed["error"]), passes.base
+    return NeuronKnockOuts(table, observations, rank, error, estimates, base.harmful, base.harmless)
 
 
-def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
+def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
     """First-order change of the mean refusal score of the harmful prompts, neuron by neuron."""
-    passes, replacements = measured.harmful, measured.replacements
-    found: dict[int, Tensor] = {}
+    prompts, replacements = passes.harmful, passes.replacements
+    by_layer: dict[int, Tensor] = {}
     steps: dict[tuple[int, int], Tensor] = {}
     taken: dict[tuple[int, int], Tensor] = {}
     opened: list[ComponentBatch] = []
@@ -106,24 +113,24 @@ def _estimates(model, measured: Measured, layers: Sequence[int]) -> Float[np.nda
         return [(layer, "mlp_post", watch(layer, len(opened) - 1)) for layer in layers]
 
     with torch.enable_grad():
-        for _, logits in passes.logits(edits):
+        for _, logits in prompts.logits(edits):
             keys = list(steps)
-            slopes = torch.autograd.grad(measured.metric.of_runs(logits).sum(), [steps[key] for key in keys])
+            slopes = torch.autograd.grad(passes.metric.of_runs(logits).sum(), [steps[key] for key in keys])
             for (layer, number), slope in zip(keys, slopes, strict=True):
-                places, index = replacements.index(opened[number], passes, 0)
+                places, index = replacements.index(opened[number], prompts, 0)
                 # What several runs share stands once in a tree.
                 places, first = _once(places)
                 change = (
                     replacements.values((layer, "mlp_post"), index[first])
                     - flat(model, "mlp_post", taken[layer, number])[places]
                 )
-                effect = (flat(model, "mlp_post", slope)[places] * change).double().sum(0) / measured.n_harmful
-                found[layer] = found.get(layer, 0) + effect
+                effect = (flat(model, "mlp_post", slope)[places] * change).double().sum(0) / passes.n_harmful
+                by_layer[layer] = by_layer.get(layer, 0) + effect
             steps.clear()
             taken.clear()
-    width = len(next(iter(found.values())))
+    width = len(next(iter(by_layer.values())))
     estimates = np.full((model.cfg.n_layers, width), np.nan)
-    for layer, effect in found.items():
+    for layer, effect in by_layer.items():
         estimates[layer] = effect.cpu().numpy()
     return estimates
 

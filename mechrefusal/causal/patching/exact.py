@@ -1,7 +1,7 @@
 """Exact patches of the residual stream, of attention, MLPs and heads, and their effects averaged over pairs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechrefusal.causal.patching.pair_runs import (
     SMALLEST_GAP,
+    LeftOut,
     Mode,
     Pairs,
     cells,
@@ -25,14 +26,14 @@ from mechrefusal.forward import Metric, MetricReader, runner_of
 from mechrefusal.forward.patches import Site, require_memory, require_site
 from mechrefusal.models import require_layers
 from mechrefusal.progress import track
-from mechrefusal.statistics import intervals
-from mechrefusal.statistics.observations import Observations, keys_of
+from mechrefusal.statistics import Observations, Observed, intervals
+from mechrefusal.statistics.observations import keys_of
 
 _CELL = ("layer", "head", "position")
 
 
 @dataclass(frozen=True)
-class Patching:
+class Patching(Observed):
     """Effects of patching, averaged over pairs.
 
     `table`: site, mode, layer, head, position, token, raw, effect, n, low, high, p. `raw` is the change of the metric
@@ -50,7 +51,7 @@ class Patching:
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     reason: str = ""
-    left_out: tuple[tuple[str, int, int], ...] = field(default=())
+    left_out: LeftOut = ()
 
     @property
     def by_pair(self) -> pd.DataFrame:
@@ -58,10 +59,6 @@ class Patching:
         rows = self.observations.table.rename(columns={"value": "raw"})
         first = self.table.iloc[0]
         return rows.assign(site=first["site"], mode=first["mode"])[["site", "mode", *_CELL, "pair", "raw"]]
-
-    def interval(self, layer: int, head: int = -1, position: int | None = None) -> intervals.Estimate:
-        """Mean change of the metric by one patch over pairs, nats, with its 95% interval."""
-        return self.observations.interval(layer=layer, head=head, position=position)
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """The `k` (layer, head) with the largest absolute effect on refusal, largest first."""
@@ -158,14 +155,7 @@ def heads(
         `by_position`.
     """
     _require_one_of("site of heads", site, ("z", "pattern", "q", "k", "v"))
-    sites: dict[str, Site] = {
-        "z": "z",
-        "pattern": "pattern",
-        "q": "q",
-        "k": "k",
-        "v": "v",
-    }
-    return _patch(model, pairs, metric, sites[site], by_position=by_position, layers=layers, mode=mode, memory=memory)
+    return _patch(model, pairs, metric, site, by_position=by_position, layers=layers, mode=mode, memory=memory)
 
 
 def _require_one_of(what: str, value: str, known: Sequence[str]) -> None:
@@ -190,7 +180,8 @@ def _patch(
     require_site(model, site)
     reader, budget = MetricReader.of(metric), require_memory(memory)
     usable, left_out = usable_pairs(model, pairs)
-    found, clean, corrupted = [], [], []
+    rows: list[dict] = []
+    clean, corrupted = [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
         run, tokens = oriented(model, pair, reader, mode)
         patches = run.patches(model, site, wanted, by_position=by_position)
@@ -199,51 +190,44 @@ def _patch(
         clean.append(source if mode == "denoising" else target)
         corrupted.append(target if mode == "denoising" else source)
         raw = (ready.scores(patches) - target).tolist()
-        found += [{"pair": number, **row} for row in rows_of(patches, raw, tokens, run.first)]
-    table, reason = _averaged(found, site, mode, clean, corrupted)
-    ids = [pair.id for pair in usable]
-    rows = pd.DataFrame([{"pair": ids[row["pair"]], **{name: row[name] for name in (*_CELL, "raw")}} for row in found])
-    seen = Observations.of_rows(rows, list(_CELL), unit="pair", value="raw")
-    p = dict(zip(keys_of(seen.cells), seen.p(), strict=True))
+        rows += [{"pair": number, **row} for row in rows_of(patches, raw, tokens, run.first)]
+    table, reason = _averaged(rows, site, mode, clean, corrupted)
+    by_pair = pd.DataFrame(rows)[["pair", *_CELL, "raw"]]
+    by_pair["pair"] = [usable[number].id for number in by_pair["pair"]]
+    observations = Observations.of_rows(by_pair, list(_CELL), unit="pair", value="raw")
+    p = dict(zip(keys_of(observations.cells), observations.p(), strict=True))
     table["p"] = [p[key] for key in keys_of(table[list(_CELL)])]
-    return Patching(table, seen, torch.stack(clean), torch.stack(corrupted), reason, left_out)
+    return Patching(table, observations, torch.stack(clean), torch.stack(corrupted), reason, left_out)
 
 
 def _averaged(
-    found: Sequence[dict], site: str, mode: Mode, clean: list[Tensor], corrupted: list[Tensor]
+    rows: Sequence[dict], site: str, mode: Mode, clean: list[Tensor], corrupted: list[Tensor]
 ) -> tuple[pd.DataFrame, str]:
     gaps = (torch.stack(clean) - torch.stack(corrupted)).cpu().numpy()
     # Patching into the clean run starts at effect 1 and takes away.
     start = 0.0 if mode == "denoising" else 1.0
-    rows, undefined, smallest = [], 0, float("inf")
-    for cell in sorted(cells(found, _CELL), key=lambda cell: cell.key):
-        (layer, head, position), estimate = cell.key, cell.estimate
-        own = gaps[[row["pair"] for row in cell.rows]]
-        effect = intervals.ratio([row["raw"] for row in cell.rows], own)
-        if not abs(total := float(own.mean())) >= SMALLEST_GAP:
+    averaged, undefined, smallest = [], 0, float("inf")
+    for cell in sorted(cells(rows, _CELL), key=lambda cell: cell.key):
+        gap = gaps[[row["pair"] for row in cell.rows]]
+        effect = intervals.ratio([row["raw"] for row in cell.rows], gap)
+        if not abs(total := float(gap.mean())) >= SMALLEST_GAP:
             undefined, smallest = undefined + 1, total
             effect = intervals.mean([])
-        rows.append(
+        averaged.append(
             {
                 "site": site,
                 "mode": mode,
-                "layer": layer,
-                "head": head,
-                "position": position,
+                **dict(zip(_CELL, cell.key, strict=True)),
                 "token": cell.token,
-                "raw": estimate.value,
+                "raw": cell.estimate.value,
                 "effect": start + effect.value,
-                "n": estimate.n,
+                "n": cell.estimate.n,
                 "low": start + effect.low,
                 "high": start + effect.high,
             }
         )
     reason = (
-        ""
-        if not undefined
-        else (
-            f"{undefined} of {len(rows)} effects are NaN: over their pairs clean and corrupted metric differ by "
-            f"{smallest:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share of that difference"
-        )
+        f"{undefined} of {len(averaged)} effects are NaN: over their pairs clean and corrupted metric differ by "
+        f"{smallest:.3g} nats, less than {SMALLEST_GAP}, and an effect is a share of that difference"
     )
-    return pd.DataFrame(rows).astype({"position": "Int64"}), reason
+    return pd.DataFrame(averaged).astype({"position": "Int64"}), reason if undefined else ""

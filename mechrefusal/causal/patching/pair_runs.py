@@ -49,17 +49,17 @@ def usable_pairs(model, pairs: Pairs) -> tuple[prompts.PairSet, LeftOut]:
     Raises:
         MechrefusalError: no pairs, something that is no pair, or none of equal length.
     """
-    made = _pair_set(pairs)
-    if len(made) == 0:
+    all_pairs = _pair_set(pairs)
+    if len(all_pairs) == 0:
         raise MechrefusalError(
             "no pairs to patch, none of equal token length; give at least one harmful prompt with a harmless one"
         )
-    usable = made.equal_length(model.tokenizer)
+    usable = all_pairs.equal_length(model.tokenizer)
     left_out = tuple((pair.id, a, b) for pair, a, b in usable.left_out)
     if len(usable) == 0:
         raise MechrefusalError(
-            f"none of {len(made)} pairs has equal token length under this tokenizer{_lengths(left_out)}; give other "
-            "pairs"
+            f"none of {len(all_pairs)} pairs has equal token length under this tokenizer{_lengths(left_out)}; give "
+            "other pairs"
         )
     return usable, left_out
 
@@ -122,15 +122,15 @@ def cells(rows: Iterable[dict], key: Sequence[str]) -> Iterator[Cell]:
 def _pair_set(pairs: Pairs) -> prompts.PairSet:
     if isinstance(pairs, prompts.PairSet):
         return pairs
-    made = []
+    as_pairs = []
     for number, pair in enumerate(pairs):
         if isinstance(pair, prompts.Pair):
-            made.append(pair)
+            as_pairs.append(pair)
             continue
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise MechrefusalError(f"pair {number} is {pair!r}; give a PairSet, or a list of (harmful, harmless) texts")
-        made.append(prompts.Pair(f"pair {number}", "", *pair))
-    return prompts.PairSet(tuple(made))
+        as_pairs.append(prompts.Pair(f"pair {number}", "", *pair))
+    return prompts.PairSet(tuple(as_pairs))
 
 
 def _lengths(left_out: Sequence[tuple[str, int, int]]) -> str:

@@ -1,6 +1,8 @@
 """Activations where harmfulness and where refusal are encoded: taken once, used by every measure of the two."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -9,15 +11,15 @@ from torch import Tensor
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry.activations import stream
-from mechrefusal.geometry.directions import Contrast, last_instruction_position, twin_names
+from mechrefusal.geometry.contrast import Contrast, labels, last_instruction_position, twin_names
 
 
 @dataclass(frozen=True)
-class Readings:
+class ContrastActivations:
     """resid_pre of harmful and harmless prompts, every layer, at two positions counted from the end.
 
     The first of `positions` is the last instruction token, where harmfulness is encoded; the second one lies after the
-    instruction, where refusal is (Zhao et al., 2507.11878, section 2). `twins` holds a name for every prompt, harmful
+    instruction, where refusal is (Zhao et al., 2507.11878, section 2). `twins` holds a label for every prompt, harmful
     ones first, that twins share; they are held together wherever prompts are dealt out or drawn, as a prompt whose twin
     with the opposite label is on the other side is put on the wrong side by what the two have in common.
     """
@@ -25,7 +27,7 @@ class Readings:
     harmful: Float[Tensor, "n place layer d_model"]
     harmless: Float[Tensor, "m place layer d_model"]
     positions: tuple[int, int]
-    twins: tuple[str, ...] | None = None
+    twins: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.harmful.ndim == self.harmless.ndim == 4
@@ -35,11 +37,11 @@ class Readings:
 
     def directions(self, layer: int) -> Float[Tensor, "place d_model"]:
         """The harmfulness and the refusal direction: means of harmful minus harmless prompts, taken in float64."""
-        harmful, harmless = (found[:, :, layer].double().mean(dim=0) for found in (self.harmful, self.harmless))
+        harmful, harmless = (side[:, :, layer].double().mean(dim=0) for side in (self.harmful, self.harmless))
         return (harmful - harmless).float()
 
     @classmethod
-    def of(cls, model, contrast: Contrast, *, position: int = -1) -> "Readings":
+    def of(cls, model, contrast: Contrast, *, position: int = -1) -> "ContrastActivations":
         """Read `contrast`'s prompts. Memory: prompts × 2 × n_layers × d_model, float32.
 
         Raises:
@@ -62,16 +64,5 @@ class Readings:
             torch.cat(list(stream(model, prompts.prompt_ids(model.tokenizer, each), positions=positions)))
             for each in texts
         )
-        return cls(harmful, harmless, positions, _twins(contrast))
-
-
-def _twins(contrast: Contrast) -> tuple[str, ...] | None:
-    """Names of the twins, from a column `twin` of both prompt sets; None where there is none."""
-    found: list[str] = []
-    for side, chosen in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):
-        names = twin_names(chosen)
-        if names is None:
-            return None
-        # A prompt without a twin has a name of its own.
-        found += [f"{side} {row}" if name is None else name for row, name in enumerate(names)]
-    return tuple(found)
+        named = all(twin_names(side) is not None for side in (contrast.harmful, contrast.harmless))
+        return cls(harmful, harmless, positions, (*chain(*labels(contrast)),) if named else None)

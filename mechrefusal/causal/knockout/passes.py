@@ -1,7 +1,6 @@
 """What knock-outs do: refusal scores of harmful and harmless prompts, and what it costs the harmless ones."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,22 +11,14 @@ from mechrefusal import prompts
 from mechrefusal.causal.components import Component, ComponentPasses, TemplateFrame
 from mechrefusal.causal.divergence import kl_of_probabilities, probabilities
 from mechrefusal.causal.knockout.replacements import HOWS, How, Replacements
+from mechrefusal.causal.prompt_scores import PromptScores
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.statistics import intervals
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Refusal scores of all prompts (nats), and KL(base ‖ now) of the next token of the harmless ones (nats)."""
-
-    harmful: Float[Tensor, " harmful"]
-    harmless: Float[Tensor, " harmless"]
-    kl: Float[Tensor, " harmless"]
-
-
-class Measured:
-    """Harmful and harmless prompts, ready to be read under one knock-out after another. Arguments as in `knock_out`.
+class KnockOutPasses:
+    """Harmful and harmless prompts, ready to be scored under one knock-out after another. Arguments as in `knock_out`.
 
     `parts` are all components that will be knocked out.
     """
@@ -50,55 +41,54 @@ class Measured:
         self.frame = TemplateFrame.of(model.tokenizer, [text for part in texts for text in part])
         ids, others, standing_in = (prompts.prompt_ids(model.tokenizer, part) for part in texts)
         places = list(dict.fromkeys(part.place for part in parts))
-        made = partial(ComponentPasses, model, whole=how == "zero", sites={site for _, site in places})
-        self.both = made([*ids, *others], metric.runs, self.frame)
-        self.harmful = made(ids, metric.runs, self.frame)
-        self.replacements = Replacements(
+        passes_of = partial(
+            ComponentPasses,
             model,
-            standing_in,
-            metric.runs,
-            self.frame,
-            how=how,
-            places=places,
-            draws=draws,
-            seed=seed,
+            runs=metric.runs,
+            frame=self.frame,
+            whole=how == "zero",
+            sites={site for _, site in places},
+        )
+        self.both, self.harmful = passes_of([*ids, *others]), passes_of(ids)
+        self.replacements = Replacements(
+            model, standing_in, metric.runs, self.frame, how=how, places=places, draws=draws, seed=seed
         )
         self._p = torch.empty(0)
         scores, following = self._base()
         self._p = probabilities(following)
-        self.base = Reading(scores[: self.n_harmful], scores[self.n_harmful :], torch.zeros(len(others)))
+        self.base = PromptScores.of(scores, torch.zeros(len(others)))
 
     @torch.no_grad()
-    def under(self, parts: Sequence[Component]) -> Reading:
+    def under(self, parts: Sequence[Component]) -> PromptScores:
         """All prompts with `parts` knocked out together."""
-        readings = [self._read(parts, draw) for draw in range(self.replacements.draws)]
-        scores, kl = (torch.stack(each).mean(0) for each in zip(*readings, strict=True))
-        return Reading(scores[: self.n_harmful], scores[self.n_harmful :], kl)
+        by_draw = [self._read(parts, draw) for draw in range(self.replacements.draws)]
+        scores, kl = (torch.stack(each).mean(0) for each in zip(*by_draw, strict=True))
+        return PromptScores.of(scores, kl)
 
     @torch.no_grad()
     def harmful_under(self, parts: Sequence[Component]) -> Float[Tensor, " harmful"]:
         """Refusal scores of the harmful prompts alone, at half the cost."""
-        found = []
+        by_draw = []
         for draw in range(self.replacements.draws):
             scores = torch.empty(self.n_harmful)
             for numbers, logits in self._logits(self.harmful, parts, draw):
                 scores[numbers] = self.metric.of_runs(logits).cpu()
-            found.append(scores)
-        return torch.stack(found).mean(0)
+            by_draw.append(scores)
+        return torch.stack(by_draw).mean(0)
 
-    def effect(self, now: Reading) -> dict[str, float | int]:
+    def effect(self, now: PromptScores) -> dict[str, float | int]:
         """Columns of a table of knock-outs: changes against the base, with intervals over prompts."""
-        found: dict[str, float | int] = {}
-        for name, change in (
-            ("", now.harmful - self.base.harmful),
-            ("harmless", now.harmless - self.base.harmless),
-            ("kl", now.kl),
-        ):
-            values = change.double().numpy()
-            estimate = intervals.skewed_mean(values) if name == "kl" else intervals.mean(values)
-            prefix = f"{name}_" if name else ""
-            found |= {name or "refusal": estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
-        return found | {"n_harmful": self.n_harmful, "n_harmless": len(self.base.harmless)}
+        refusal, harmless, kl = (
+            change.double().numpy()
+            for change in (now.harmful - self.base.harmful, now.harmless - self.base.harmless, now.kl)
+        )
+        return {
+            **intervals.mean(refusal).columns("refusal", ""),
+            **intervals.mean(harmless).columns("harmless"),
+            **intervals.skewed_mean(kl).columns("kl"),
+            "n_harmful": len(refusal),
+            "n_harmless": len(harmless),
+        }
 
     def _logits(
         self, passes: ComponentPasses, parts: Sequence[Component], draw: int
