@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mechrefusal.forward.tree import Branch, KeyValues, Tree
-from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree
+from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree, rows_at
 from mechrefusal.models.batches import contiguous_head
 from mechrefusal.models.frozen import frozen
 from mechrefusal.progress import tell_once
@@ -108,7 +108,7 @@ class TreeForward:
         self.windows = running.windows
         if logits.shape[0] != len(wanted):  # a model that knows no list of logits to keep
             logits = logits[wanted]
-        return logits[order]
+        return logits[order] if len(wanted) == len(order) else rows_at(logits, order)
 
     def _plain(self, branches: Sequence[Branch], bank: KeyValues, embeds: Tensor | None) -> TreeOutput:
         """Every branch with its context in full, padded on the right."""
