@@ -26,7 +26,8 @@ from mechrefusal.models import tiny
 from mechrefusal.models.bridge_internals import scale_of_writes, written_by
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import SAID_OF_ORIGIN
-from mechrefusal.models.loading import load_hooked, quiet
+from mechrefusal.models.library_output import quiet
+from mechrefusal.models.loading import load_hooked
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
 from mechrefusal.models.sources import cache_folder

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.capacity import stored_tensors
-from mechrefusal.models.checkpoint import LoadedFiles, base_folder
+from mechrefusal.models.model_files import LoadedFiles
+from mechrefusal.models.sources import base_folder
 
 ATTENTION, EXPERTS = ("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm")
 """What of a config's `attn_implementation` and `experts_implementation` is followed: transformers brings it itself."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import scratch_folder, whole_folder
-from mechrefusal.models.checkpoint import GENERATION_CONFIG
 from mechrefusal.models.loading import require_loadable
+from mechrefusal.models.model_files import GENERATION_CONFIG
 
 
 def anchor_folder(out: Path | str, step: int) -> Path:

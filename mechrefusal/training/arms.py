@@ -22,8 +22,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import sweep, whole_file
 from mechrefusal.memory import kept_memory
 from mechrefusal.models import Checkpoint, load_causal_lm, loaded_files
-from mechrefusal.models.checkpoint import GENERATION_CONFIG
-from mechrefusal.models.loading import quiet
+from mechrefusal.models.library_output import quiet
+from mechrefusal.models.model_files import GENERATION_CONFIG
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
 from mechrefusal.training.anchors import anchor_folder, require_mergeable
