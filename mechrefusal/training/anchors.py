@@ -104,7 +104,7 @@ def merged_weights(model: PeftModel) -> dict[str, Tensor]:
             for name, layer in base.named_modules()
             if isinstance(layer, LoraLayer)
         }
-    own = {
+    weights = {
         name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items() if ".lora_" not in name
     }
-    return own | {name: weight.to(own[name].dtype) for name, weight in merged.items()}
+    return weights | {name: weight.to(weights[name].dtype) for name, weight in merged.items()}

@@ -189,12 +189,12 @@ class TrainingSettings:
         """
         if not self.warm_up:
             raise MechrefusalError("training warm_up is 0: there is no warm-up to train")
-        own: dict[str, Any] = {
+        of_warm_up: dict[str, Any] = {
             "learning_rate": self.warm_up_learning_rate,
             "utility_per_step": self.warm_up_utility_per_step,
             "harmful_per_step": self.warm_up_harmful_per_step,
         }
-        changed = {name: value for name, value in own.items() if value is not None}
+        changed = {name: value for name, value in of_warm_up.items() if value is not None}
         return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, refusal_weight=None, **changed)
 
     def of_arm(self) -> "TrainingSettings":
