@@ -128,7 +128,7 @@ def _attention(
     return z[None], None
 
 
-def rows_at(rows: Float[Tensor, "row *rest"], places: Int[Tensor, "*at"]) -> Float[Tensor, "*at *rest"]:
+def rows_at(rows: Float[Tensor, "row *rest"], places: Int[Tensor, "*places"]) -> Float[Tensor, "..."]:
     """`rows[places]`, with a gradient whose last digits are the same every time.
 
     The gradient of a row is the sum of those of all places that read it. With several threads torch adds up that of
