@@ -60,7 +60,8 @@ class HuggingFaceModel:
         )
         backbone = model.get_submodule(layout.blocks[0].rpartition(".")[0].rpartition(".")[0])
         modules = StreamModules(model, blocks, attention, mlp, scale=layout.scale)
-        cfg = _Config(len(blocks), model.get_input_embeddings().weight.shape[1], next(model.parameters()).device)
+        d_model = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        cfg = _Config(len(blocks), d_model, next(model.parameters()).device)
         return cls(modules, backbone, cfg, layout.free_mean)
 
     @contextmanager

@@ -142,14 +142,14 @@ def _padded(
     module: nn.Module, before: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kwargs: dict[str, Any]
 ) -> Tensor:
     """Ordinary attention of a block: [node, head, query, d_head] in, [node, query, head, d_head] out."""
-    plain = all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
-    if before == "eager" or not plain:
+    is_plain = all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
+    if before == "eager" or not is_plain:
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
         return _function(module, "eager")(module, query, key, value, hidden, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and query.device.type != "cpu":  # elsewhere a mask sends grouped heads to the slow kernel
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    found = functional.scaled_dot_product_attention(
+    z = functional.scaled_dot_product_attention(
         query,
         key,
         value,
@@ -158,7 +158,7 @@ def _padded(
         scale=kwargs.get("scaling"),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return found.transpose(1, 2)
+    return z.transpose(1, 2)
 
 
 def _function(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

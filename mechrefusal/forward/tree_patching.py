@@ -112,8 +112,8 @@ class TreePatching:
         runs = []
         for one, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
             at = torch.zeros(len(self.whole), dtype=torch.long)
-            for own, packed in zip(self.whole.places, places, strict=True):
-                at[list(own)] = torch.tensor(packed)
+            for in_whole, packed in zip(self.whole.places, places, strict=True):
+                at[list(in_whole)] = torch.tensor(packed)
             at = at.to(self.forward.device)
             streams, writes, queries, z = (
                 [part[at] for part in parts] for parts in (stream, written, running.queries, running.z)

@@ -42,16 +42,18 @@ class TreeRunner:
         self.low_precision = forward is not None
         self.forward = forward or TreeForward(modules.model)
 
-    def batch(self, asked: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "TreeBatch":
+    def batch(self, prompts: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "TreeBatch":
         """See `Runner.batch`."""
         before = KeyValues()
         if first:
             with torch.no_grad():
-                before = self.forward.run([Branch(asked[0].prompt[:first], ())], capture=True).bank
+                before = self.forward.run([Branch(prompts[0].prompt[:first], ())], capture=True).bank
         branches = [
-            branch for number, one in enumerate(asked) for branch in branches_of(one, first, row=number if apart else 0)
+            branch
+            for number, each in enumerate(prompts)
+            for branch in branches_of(each, first, row=number if apart else 0)
         ]
-        return TreeBatch(self, Tree.of(branches, bank_size=first), before, asked)
+        return TreeBatch(self, Tree.of(branches, bank_size=first), before, prompts)
 
     def patching(self, pair: PairRun, site: Site, *, memory: int = MEMORY) -> PatchedPair:
         """See `Runner.patching`: rows join the pass at the layer in which they are patched (`TreePatching`).
@@ -99,9 +101,9 @@ class TreeBatch:
         """See `Batch`."""
         device = self._runner.forward.device
         if self._alone is None:
-            return tuple(torch.tensor(own, device=device) for own in self._tree.places)
+            return tuple(torch.tensor(places, device=device) for places in self._tree.places)
         n = self._alone.n_tokens
-        return tuple(own + row * n for row in range(self._times) for own in self._alone.places)
+        return tuple(places + row * n for row in range(self._times) for places in self._alone.places)
 
     @cached_property
     def layout(self) -> TokenLayout:

@@ -32,13 +32,13 @@ class StoredTensor:
 
 def stored_tensors(*files: Path) -> dict[str, StoredTensor]:
     """Every tensor of safetensors files, by name."""
-    found = {}
+    tensors = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 part = file.get_slice(name)
-                found[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
-    return found
+                tensors[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
+    return tensors
 
 
 def bytes_to_load(source: Checkpoint | Path | str | LoadedFiles, *, dtype: torch.dtype = torch.float32) -> int:

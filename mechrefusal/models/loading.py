@@ -164,8 +164,8 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         ) from error
     model.eval()
     with torch.no_grad():
-        found = model(token_ids)[:, -1].log_softmax(-1)
-    difference = (found - expected).abs().max().item()
+        hooked = model(token_ids)[:, -1].log_softmax(-1)
+    difference = (hooked - expected).abs().max().item()
     if not difference <= PARITY_TOLERANCE:
         raise MechrefusalError(
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "

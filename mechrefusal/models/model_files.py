@@ -82,12 +82,12 @@ class LoadedFiles:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; a MechrefusalError where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
         raise MechrefusalError(f"'{path}' is not JSON ({' '.join(str(error).split())}); copy it again") from error
-    if not isinstance(found, dict):
-        raise MechrefusalError(f"'{path}' holds a {type(found).__name__}, not a JSON object; copy it again")
-    return found
+    if not isinstance(content, dict):
+        raise MechrefusalError(f"'{path}' holds a {type(content).__name__}, not a JSON object; copy it again")
+    return content
 
 
 def named_base(adapter: Path) -> str:
@@ -96,8 +96,8 @@ def named_base(adapter: Path) -> str:
     Raises:
         MechrefusalError: it names none.
     """
-    said = read_json(adapter / ADAPTER_CONFIG)
-    name, revision = said.get("base_model_name_or_path"), said.get("revision")
+    config = read_json(adapter / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name:
         raise MechrefusalError(
             f"'{adapter / ADAPTER_CONFIG}' names no base model; set base_model_name_or_path to a folder or a hub name"
@@ -118,15 +118,15 @@ def _weight_files(model: Path) -> tuple[Path, ...]:
     if isinstance(named, str) and not (model / named).resolve().is_relative_to(model.resolve()):
         raise MechrefusalError(f"transformers_weights in '{config}' is '{named}', outside of the folder: remove it")
     looked_for = (named,) if isinstance(named, str) else WEIGHTS
-    found = next((model / name for name in looked_for if (model / name).is_file()), None)
-    if found is None:
+    path = next((model / name for name in looked_for if (model / name).is_file()), None)
+    if path is None:
         others = ", ".join(path.name for path in sorted(model.glob("*.safetensors")) if path.name != ADAPTER_WEIGHTS)
         beside = f"; {others} would not be loaded under such a name" if others else ""
         raise MechrefusalError(
             f"'{model}' has no *.safetensors weights that transformers loads ({' or '.join(looked_for)}){beside}; save "
             "the model with save_pretrained (pickled .bin weights are not read)"
         )
-    return tuple(_listed_in(found)) if found.name.endswith(".index.json") else (found,)
+    return tuple(_listed_in(path)) if path.name.endswith(".index.json") else (path,)
 
 
 def _listed_in(index: Path) -> list[Path]:

