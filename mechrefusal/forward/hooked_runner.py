@@ -56,17 +56,17 @@ class RowsBatch:
         model: Any,
         rows: Tensor,
         lengths: list[int],
-        prompts: list[int],
+        prompt_lengths: list[int],
         n_kept: list[int],
-        asked: Sequence[Asked],
+        prompts: Sequence[Asked],
         first: int,
         alone: "RowsBatch | None" = None,
         *,
         times: int = 1,
     ) -> None:
         self._model, self._rows, self._first, self._alone = model, rows, first, alone
-        self._lengths, self._prompts, self._n_kept, self._asked = lengths, prompts, n_kept, asked
-        self.numbers = numbers_of(asked, times=times)
+        self._lengths, self._prompt_lengths, self._n_kept, self._prompts = lengths, prompt_lengths, n_kept, prompts
+        self.numbers = numbers_of(prompts, times=times)
         self.n_tokens = rows.numel()
         self._stream: dict[int, Tensor] = {}
 
@@ -80,7 +80,7 @@ class RowsBatch:
     @cached_property
     def layout(self) -> TokenLayout:
         """See `Batch`."""
-        return TokenLayout.of_rows(self._prompts, self._rows.shape[1])
+        return TokenLayout.of_rows(self._prompt_lengths, self._rows.shape[1])
 
     def run(self, edits: Sequence[Edit] = (), *, layers: range | None = None, keep: Collection[Place] = ()) -> Output:
         """See `Batch.run`."""
@@ -108,8 +108,8 @@ class RowsBatch:
 
     def repeated(self, n: int) -> "RowsBatch":
         """See `Batch.repeated`."""
-        each = (self._lengths * n, self._prompts * n, self._n_kept * n)
-        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, self._asked, self._first, self, times=n)
+        each = (self._lengths * n, self._prompt_lengths * n, self._n_kept * n)
+        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, self._prompts, self._first, self, times=n)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "row column d_model"]:

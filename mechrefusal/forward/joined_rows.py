@@ -37,9 +37,9 @@ class Suffix:
     base: Int[Tensor, " token"]
 
     @classmethod
-    def of(cls, asked: Asked, start: int, whole: Tree) -> "Suffix":
-        """The tokens from `start` on; `whole` is the tree of `branches_of(asked)`."""
-        tree = Tree.of(branches_of(asked, start), bank_size=len(whole))
+    def of(cls, request: Asked, start: int, whole: Tree) -> "Suffix":
+        """The tokens from `start` on; `whole` is the tree of `branches_of(request)`."""
+        tree = Tree.of(branches_of(request, start), bank_size=len(whole))
         base = torch.zeros(len(tree), dtype=torch.long)
         for in_suffix, full in zip(tree.places, whole.places, strict=True):
             base[list(in_suffix)] = torch.tensor(full[start:])
@@ -49,11 +49,11 @@ class Suffix:
         return len(self.base)
 
 
-def branches_of(asked: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
+def branches_of(request: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
     """One branch a continuation, after the prompt's first `start` tokens."""
     branches = []
-    for run, kept in zip(asked.continuations, asked.n_kept, strict=True):
-        tokens = (*asked.prompt[start:], *run)
+    for run, kept in zip(request.continuations, request.n_kept, strict=True):
+        tokens = (*request.prompt[start:], *run)
         branches.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start)), row))
     return branches
 

@@ -73,7 +73,7 @@ class StreamLayout:
 class _Pass:
     """What a block was given and returned, before and after the hooks that others have on it, and its children."""
 
-    given: Tensor | None = None
+    entered: Tensor | None = None
     taken: Tensor | None = None
     returned: Tensor | None = None
     handed_on: Tensor | None = None
@@ -90,8 +90,8 @@ def _watched(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> list
     with ExitStack() as stack:
         for block, note in zip(blocks, notes, strict=True):
 
-            def given(_, args, kwargs, note=note):
-                note.given = stream(args, kwargs)
+            def entered(_, args, kwargs, note=note):
+                note.entered = stream(args, kwargs)
 
             def taken(_, args, kwargs, note=note):
                 note.taken = stream(args, kwargs)
@@ -103,7 +103,7 @@ def _watched(model: nn.Module, blocks: nn.ModuleList, token_ids: Tensor) -> list
                 note.handed_on = _first(output)
 
             for handle in (
-                block.register_forward_pre_hook(given, with_kwargs=True, prepend=True),
+                block.register_forward_pre_hook(entered, with_kwargs=True, prepend=True),
                 block.register_forward_pre_hook(taken, with_kwargs=True),
                 block.register_forward_hook(returned, prepend=True),
                 block.register_forward_hook(handed_on),
@@ -127,10 +127,10 @@ def _first(output: Any) -> Tensor | None:
 
 def _hands_on(passed: list[_Pass]) -> bool:
     """Whether every block takes in what the one before gave out."""
-    if any(value is None for each in passed for value in (each.given, each.taken, each.returned, each.handed_on)):
+    if any(value is None for each in passed for value in (each.entered, each.taken, each.returned, each.handed_on)):
         return False
     return all(
-        one.handed_on.shape == next_one.given.shape and torch.equal(one.handed_on, next_one.given)  # type: ignore
+        one.handed_on.shape == next_one.entered.shape and torch.equal(one.handed_on, next_one.entered)  # type: ignore
         for one, next_one in pairwise(passed)
     )
 

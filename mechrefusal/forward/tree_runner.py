@@ -86,14 +86,14 @@ class TreeBatch:
         runner: TreeRunner,
         tree: Tree,
         before: KeyValues,
-        asked: Sequence[Asked],
+        prompts: Sequence[Asked],
         alone: "TreeBatch | None" = None,
     ) -> None:
-        self._runner, self._tree, self._before, self._asked, self._alone = runner, tree, before, asked, alone
+        self._runner, self._tree, self._before, self._prompts, self._alone = runner, tree, before, prompts, alone
         self.n_tokens = len(tree)
         self._times = 1 if alone is None else len(tree) // alone.n_tokens
-        self.numbers = numbers_of(asked, times=self._times)
-        self._n_kept = [kept for one in asked for kept in one.n_kept] * self._times
+        self.numbers = numbers_of(prompts, times=self._times)
+        self._n_kept = [kept for each in prompts for kept in each.n_kept] * self._times
         self._stream: list[Tensor] = []
 
     @cached_property
@@ -110,7 +110,7 @@ class TreeBatch:
         """See `Batch`."""
         if self._alone is not None:
             return self._alone.layout.repeated(self._times)
-        prompts = [len(self._asked[number].prompt) for number, _ in self.numbers]
+        prompts = [len(self._prompts[number].prompt) for number, _ in self.numbers]
         return TokenLayout.of_tree(self._tree.places, prompts, before=len(self._before))
 
     @cached_property
@@ -136,7 +136,7 @@ class TreeBatch:
         runner, device = self._runner, self._runner.forward.device
         suffix = Suffix(len(self._before), self._tree, torch.arange(len(self._tree)))
         rows = Rows([suffix] * n, bank_size=len(self._before), device=device)
-        return TreeBatch(runner, rows.tree(), self._before, self._asked, alone=self)
+        return TreeBatch(runner, rows.tree(), self._before, self._prompts, alone=self)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "token d_model"]:

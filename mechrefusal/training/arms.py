@@ -49,7 +49,8 @@ def train(
 
     Both arms see the same utility rows at every step. `sft` adds static refusals (behaviour, no suffix, refusal) to
     the rows; `r2d2` adds the terms of `R2D2Trainer` on attacked cases instead, and leaves its pool in
-    `<out>/pool.parquet`. The same seed gives the same weights to the last bit on a CPU.
+    `<out>/pool.parquet`. The same seed and number of threads give the same weights to the last bit
+    on a CPU.
 
     A training that was stopped goes on from its last checkpoint in `<out>/unfinished`, and ends in the same weights as
     one that was not. `<out>/log` holds the tables steps, terms, refreshes and probes.
