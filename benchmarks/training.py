@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mechrefusal import models, prompts
 from mechrefusal.attacks import GCGSettings
-from mechrefusal.models.loading import quiet
+from mechrefusal.models.library_output import quiet
 from mechrefusal.training import ArmTrainer, CasePool, R2D2Config, R2D2Settings, R2D2Trainer, data
 from mechrefusal.training.clock import peak_mib
 

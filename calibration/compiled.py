@@ -90,7 +90,7 @@ def load(name: str, folder: Path) -> Compiled:
     about = json.loads((PROGRAMS / f"{name}.json").read_text(encoding="utf-8"))
     weights = {key: value.float() for key, value in load_file(PROGRAMS / f"{name}.safetensors").items()}
     words = models.tiny.tokenizer()  # every checkpoint has one; programs are given as token ids
-    with models.loading.quiet():
+    with models.library_output.quiet():
         llama(about, weights, len(words)).save_pretrained(folder)
         words.save_pretrained(folder)
     return Compiled(name, about, weights, models.load_hooked(folder, device="cpu"))

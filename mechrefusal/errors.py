@@ -10,6 +10,8 @@ _USER = re.compile(
 """What stands between the scheme of an address and its last "@": users and passwords hold any character."""
 _PARAMETER = re.compile(r"([?&;][^=\s?&;]*(?:key|token|secret|passw|auth|sig)[^=\s?&;]*=)[^\s&;'\"]+", re.IGNORECASE)
 _HEADER = re.compile(r"(\bbearer\s+|authorization\W+(?:\w+\s+)?)[^\s'\"]{6,}", re.IGNORECASE)
+_KNOWN = re.compile(r"\b(?:hf|sk|ghp|gho|glpat|github_pat|xox[abps])[_-][A-Za-z0-9_-]{16,}")
+"""Tokens that say by their beginning whose they are, wherever they stand: in the path of an address, too."""
 _VARIABLE = re.compile(r"(?:API_?KEY|JUDGE_KEY|TOKEN|SECRET|PASSWORD)$")
 """Environment variables by whose names their values are secrets."""
 FEWEST_CHARACTERS = 6
@@ -39,8 +41,8 @@ def without_secrets(text: str) -> str:
 
 
 def without_secrets_of_addresses(text: str) -> str:
-    """As `without_secrets`, by the form alone: users and passwords, keys in queries, values of headers."""
-    text = _HEADER.sub(r"\1***", text)
+    """As `without_secrets`, by the form alone: users and passwords, keys in queries, values of headers, tokens."""
+    text = _KNOWN.sub("***", _HEADER.sub(r"\1***", text))
     return _PARAMETER.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
@@ -48,9 +50,9 @@ def unless_secret(error: Exception) -> Exception | None:
     """The error, to be named as the cause of another; None where its words, or those of its own causes, hold a secret:
     a traceback shows them all.
     """
-    said: BaseException | None = error
-    while said is not None:
-        if without_secrets(str(said)) != str(said):
+    cause: BaseException | None = error
+    while cause is not None:
+        if without_secrets(str(cause)) != str(cause):
             return None
-        said = said.__cause__ or said.__context__
+        cause = cause.__cause__ or cause.__context__
     return error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal import progress
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, without_secrets
 from mechrefusal.files import is_disk_trouble
 from mechrefusal.memory import free_memory, given_back
 
@@ -45,14 +45,14 @@ def alone(_: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """A call of `work(*given, around)` in a process of its own; `around` is to be entered around each stage.
+    """A call of `work(*arguments, around)` in a process of its own; `around` is to be entered around each stage.
 
-    `work` is a function of a module, and `given` and what it returns can be pickled. It takes `n_stages` stages.
+    `work` is a function of a module, and `arguments` and what it returns can be pickled. It takes `n_stages` stages.
     """
 
     name: str
     work: Callable[..., Any]
-    given: tuple
+    arguments: tuple
     n_stages: int = 1
 
 
@@ -165,7 +165,7 @@ def _received(ready: Any, job: Job, process: Any) -> tuple[str, Any]:
     return ("failed", errors[kind](what)) if kind in errors else (kind, what)
 
 
-def _work(job: Job, told: Any, share: Any, loading: str) -> None:
+def _work(job: Job, pipe: Any, share: Any, loading: str) -> None:
     """In the process of a job."""
     import torch
     from filelock import FileLock
@@ -180,18 +180,18 @@ def _work(job: Job, told: Any, share: Any, loading: str) -> None:
         with FileLock(loading) if stage == LOADING else nullcontext():
             yield
         given_back()
-        told.send(("stage", stage))
+        pipe.send(("stage", stage))
 
     try:
-        told.send(("done", job.work(*job.given, around)))
+        pipe.send(("done", job.work(*job.arguments, around)))
     except MechrefusalError as error:
-        told.send(("input", str(error)))
+        pipe.send(("input", str(error)))
     except Exception as error:
         if is_disk_trouble(error):
             number, reason = getattr(error, "errno", errno.EIO), getattr(error, "strerror", None) or str(error)
-            told.send(("disk", (number, reason, getattr(error, "filename", None))))
+            pipe.send(("disk", (number, reason, getattr(error, "filename", None))))
         else:
-            told.send(("error", f"'{job.name}' failed:\n{traceback.format_exc()}"))
+            pipe.send(("error", without_secrets(f"'{job.name}' failed:\n{traceback.format_exc()}")))
 
 
 def _end_with_the_first() -> None:

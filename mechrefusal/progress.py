@@ -20,9 +20,9 @@ console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
 
 def tell_once(owner: Any, message: str, *, level: int = logging.WARNING) -> None:
     """Log a message that concerns `owner` (such as a model), the first time that it is said of it."""
-    told = owner.__dict__.setdefault("_mechrefusal_told", set())
-    if message not in told:
-        told.add(message)
+    messages = owner.__dict__.setdefault("_mechrefusal_told", set())
+    if message not in messages:
+        messages.add(message)
         logging.getLogger("mechrefusal").log(level, message)
 
 

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mechrefusal import MechrefusalError, causal, models, study
 from mechrefusal.models import architectures, one_number, small
-from mechrefusal.models.loading import quiet
+from mechrefusal.models.library_output import quiet
 from mechrefusal.study.loader import recipe_from_dict
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}

@@ -12,8 +12,8 @@ import sys
 import pandas as pd
 import pytest
 
-from mechrefusal import attacks, cli, models, prompts
-from mechrefusal.cli import main
+from mechrefusal import attacks, models, prompts
+from mechrefusal.cli import main, printing
 
 
 def _fails(capsys, words, *said):
@@ -617,7 +617,7 @@ def test_answers_are_written_before_they_are_printed(tmp_path, monkeypatch):
     def fail(what):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "_print", fail)
+    monkeypatch.setattr(printing, "print_rich", fail)
     assert main(_ablate(tmp_path, "--out", str(out))) == 2
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
 
@@ -629,7 +629,7 @@ def test_the_report_of_a_run_is_written_before_anything_is_printed(tmp_path, mon
     for name in ("train", "measure", "evaluate_run"):
         monkeypatch.setattr(study, name, lambda *_, name=name, **__: done.append(name), raising=False)
     monkeypatch.setattr(report, "write", lambda folder, **_: done.append("report") or folder / "report" / "index.html")
-    monkeypatch.setattr(cli, "_summarise", lambda folder: done.append("summary"))
+    monkeypatch.setattr(printing, "summarise", lambda folder: done.append("summary"))
     assert main(["run", "--recipe", "tiny", "--processes", "1", "--out", str(tmp_path / "run")]) == 0
     assert done == ["train", "measure", "evaluate_run", "report", "summary"]
 

@@ -49,9 +49,9 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text) if word != PLACEHOLDER]
 
 
-def first_texts(own: str, *, generator: torch.Generator) -> Iterator[str]:
+def first_texts(text: str, *, generator: torch.Generator) -> Iterator[str]:
     """Individuals for a first population, without end: `own`, the seeds, then seeds crossed and reworded."""
-    yield own
+    yield text
     known = seeds()
     for place in _drawn(len(known), len(known), generator):
         yield known[place]
@@ -91,7 +91,7 @@ def mutated(text: str, *, generator: torch.Generator) -> str:
     """`text` with `MUTATED_WORDS` of its words at most replaced by any other word of their groups."""
 
     def other(word: str) -> str:
-        group = [found for found in synonyms()[word] if found != word]
+        group = [synonym for synonym in synonyms()[word] if synonym != word]
         return group[_drawn(len(group), 1, generator)[0]]
 
     return _reworded(text, other, share=1.0, at_most=MUTATED_WORDS, generator=generator)
@@ -120,9 +120,9 @@ def word_probabilities(group: Sequence[str], scores: Mapping[str, float]) -> Flo
     """
     known = [scores[word] for word in group if word in scores]
     mean = sum(known) / max(1, len(known))
-    found = torch.tensor([scores.get(word, mean) for word in group], dtype=torch.float64)
-    spread = found.std(correction=0)
-    return torch.softmax((found - mean) / spread, 0) if spread > 1e-12 else torch.full_like(found, 1 / len(group))
+    values = torch.tensor([scores.get(word, mean) for word in group], dtype=torch.float64)
+    spread = values.std(correction=0)
+    return torch.softmax((values - mean) / spread, 0) if spread > 1e-12 else torch.full_like(values, 1 / len(group))
 
 
 def updated_scores(
@@ -132,12 +132,12 @@ def updated_scores(
 
     A word that had a score gets `momentum` x old + (1 - `momentum`) x mean; one that no text holds keeps its own.
     """
-    found: dict[str, list[float]] = defaultdict(list)
+    losses_of: dict[str, list[float]] = defaultdict(list)
     for text, loss in zip(texts, losses, strict=True):
         for word in dict.fromkeys(words(text)):
             if word in synonyms():
-                found[word].append(-loss)
-    means = {word: sum(values) / len(values) for word, values in found.items()}
+                losses_of[word].append(-loss)
+    means = {word: sum(values) / len(values) for word, values in losses_of.items()}
     mixed = {w: momentum * scores[w] + (1 - momentum) * mean if w in scores else mean for w, mean in means.items()}
     return {**scores, **mixed}
 
@@ -192,7 +192,7 @@ def _reworded(
     places = [match for match in _WORD.finditer(text) if match[0].lower() in synonyms()]
     considered = torch.rand(len(places), generator=generator) < share
     order = [places[i] for i in _drawn(len(places), len(places), generator) if considered[i]]
-    for match in sorted(order[:at_most], key=lambda found: found.start(), reverse=True):
+    for match in sorted(order[:at_most], key=lambda match: match.start(), reverse=True):
         word = choose(match[0].lower())
         word = word.capitalize() if match[0][0].isupper() else word
         text = text[: match.start()] + word + text[match.end() :]

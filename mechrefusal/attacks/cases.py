@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,29 +87,15 @@ def whole_prompt(behaviour: str, suffix: str) -> str:
     return f"{behaviour} {suffix}" if suffix else behaviour
 
 
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_LISTS = {each.name: get_args(each.type)[0] for each in fields(AttackCase) if get_args(each.type)}
+"""The fields that are tuples, and the type of what they hold."""
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("behaviour", pa.string()),
-        ("target", pa.string()),
-        ("suffix", pa.string()),
-        ("suffix_ids", pa.list_(pa.int64())),
-        ("prompt", pa.string()),
-        ("loss", pa.float64()),
-        ("method", pa.string()),
-        ("source", pa.string()),
-        ("steps", pa.int64()),
-        ("age", pa.int64()),
-        ("forward_tokens", pa.int64()),
-        ("dropped", pa.int64()),
-        ("seconds", pa.float64()),
-        ("history", pa.list_(pa.float64())),
-        ("history_prompts", pa.list_(pa.string())),
-        ("history_tokens", pa.list_(pa.int64())),
+        (each.name, pa.list_(_ARROW[_LISTS[each.name]]) if each.name in _LISTS else _ARROW[each.type])  # type: ignore
+        for each in fields(AttackCase)
     ]
 )
-_LISTS = ("suffix_ids", "history", "history_prompts", "history_tokens")
-assert SCHEMA.names == [field.name for field in fields(AttackCase)]
 
 
 def write_cases(cases: Sequence[AttackCase], path: Path | str) -> Path:

@@ -66,8 +66,8 @@ class AttackContext:
         conversations = [[{"role": "user", "content": f"{self.behaviour} {text}"}] for text in texts]
         rendered = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=False)
         kept = [
-            bool(text) and tuple(found) == (*self.before, *ids, *self.prompt_after)
-            for text, ids, found in zip(texts, suffixes.tolist(), rendered, strict=True)
+            bool(text) and tuple(prompt_ids) == (*self.before, *ids, *self.prompt_after)
+            for text, ids, prompt_ids in zip(texts, suffixes.tolist(), rendered, strict=True)
         ]
         return torch.tensor(kept, dtype=torch.bool)
 

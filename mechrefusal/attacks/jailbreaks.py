@@ -41,9 +41,9 @@ class Template:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise MechrefusalError(f"a jailbreak template has no name ('{self.text[:40]}'): give it one")
-        if (found := self.text.count(PLACEHOLDER)) != 1:
+        if (n_places := self.text.count(PLACEHOLDER)) != 1:
             raise MechrefusalError(
-                f"jailbreak template '{self.name}' holds '{PLACEHOLDER}' {found} times: it must hold it once"
+                f"jailbreak template '{self.name}' holds '{PLACEHOLDER}' {n_places} times: it must hold it once"
             )
 
     def fill(self, behaviour: str) -> str:
@@ -87,22 +87,22 @@ def apply(
         raise MechrefusalError(f"two jailbreak templates are called '{repeated[0]}': names must be unique")
     started = time.perf_counter()
     table = behaviours.with_targets().table
-    asked = [
+    attempts = [
         (f"{id}/{template.name}", behaviour, target, template.fill(behaviour))
         for id, behaviour, target in zip(table["id"], table["text"], table["target"], strict=True)
         for template in chosen
     ]
     contexts = [
         AttackContext.of(tokenizer, id=id, behaviour=prompt, suffix="", target=target, model=model)
-        for id, _, target, prompt in asked
+        for id, _, target, prompt in attempts
     ]
     before = [context.before + context.after for context in contexts]
     targets = [context.target for context in contexts]
     with frozen(model):
         losses = target_losses(model, before, targets).tolist()
-    seconds = (time.perf_counter() - started) / max(1, len(asked))
+    seconds = (time.perf_counter() - started) / max(1, len(attempts))
     cases = []
-    for (id, behaviour, target, prompt), read, answer, loss in zip(asked, before, targets, losses, strict=True):
+    for (id, behaviour, target, prompt), read, answer, loss in zip(attempts, before, targets, losses, strict=True):
         if not math.isfinite(loss):
             raise MechrefusalError(
                 f"the loss of case '{id}' is {loss}: the model's weights or logits are not finite; "

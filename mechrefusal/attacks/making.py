@@ -88,8 +88,8 @@ def make_cases(
     finished = {_behaviour_id(case) for case in done}
     left = behaviours[[place for place, id in enumerate(behaviours.ids) if id not in finished]]
     if len(left):
-        for made in _attacked(model, tokenizer, left, settings, seed=seed, source=source, at_once=at_once):
-            done += made
+        for new in _attacked(model, tokenizer, left, settings, seed=seed, source=source, at_once=at_once):
+            done += new
             if path is not None:
                 _keep(done, path, made_with)
     order = {id: place for place, id in enumerate(behaviours.ids)}
@@ -155,9 +155,9 @@ def _kept(path: Path | str, made_with: dict, behaviours: PromptSet) -> list[Atta
         known = dict(json.loads((table.schema.metadata or {}).get(MADE_WITH, b"{}")))
     except (ValueError, TypeError) as error:
         raise MechrefusalError(f"'{path}' does not say what its cases were made with: make them again") from error
-    asked = json.loads(json.dumps(made_with))
-    if known != asked:
-        differing = sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key))
+    wanted = json.loads(json.dumps(made_with))
+    if known != wanted:
+        differing = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
         raise MechrefusalError(
             f"'{path}' holds attack cases that were made with another {', '.join(differing)}: give another file, or "
             "delete this one"

@@ -18,8 +18,8 @@ def promising(
     """For each position, the `top_k` replaceable tokens other than its own, by negative gradient, the best first."""
     scores = (-gradient).float().masked_fill(~replaceable.to(gradient.device), -math.inf)
     scores[torch.arange(len(suffix)), torch.tensor(suffix)] = -math.inf
-    found = scores.topk(min(top_k, scores.shape[1]), dim=-1)
-    values, indices = found.values.cpu(), found.indices.cpu()
+    best = scores.topk(min(top_k, scores.shape[1]), dim=-1)
+    values, indices = best.values.cpu(), best.indices.cpu()
     return [tokens[score > -math.inf] for tokens, score in zip(indices, values, strict=True)]
 
 
@@ -38,7 +38,7 @@ def draws(
     """
     length = len(suffix)
     extra = set(torch.randperm(length, generator=generator)[: width % length].tolist())
-    orders = [found[torch.randperm(len(found), generator=generator)] for found in tokens]
+    orders = [promising_here[torch.randperm(len(promising_here), generator=generator)] for promising_here in tokens]
     each = [width // length + (position in extra) for position in range(length)]
     while any(map(len, orders)):
         batch = []

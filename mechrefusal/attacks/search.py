@@ -38,7 +38,7 @@ class _State:
     best: TokenIds
     loss: float = math.nan
     promising: list[Int[Tensor, " token"]] = field(default_factory=list)
-    own: KeyValues = field(default_factory=KeyValues)  # keys and values of the suffix that the gradient was taken at,
+    run: KeyValues = field(default_factory=KeyValues)  # keys and values of the suffix that the gradient was taken at,
     held: int = 0  # whose first so many tokens are those of the best suffix still
     tokens: int = 0
     dropped: int = 0
@@ -112,10 +112,10 @@ class Search:
 
     def _round(self, candidates: Sequence[Int[Tensor, "candidate position"]], step: int) -> None:
         """Score the candidates of every case, and move to those that are better."""
-        for state, own, found in zip(self._states, candidates, self.losses(candidates), strict=True):
-            scored = found if self._screen is None else found[~torch.isposinf(found)]
+        for state, proposals, losses in zip(self._states, candidates, self.losses(candidates), strict=True):
+            scored = losses if self._screen is None else losses[~torch.isposinf(losses)]
             _require_finite(float(scored.sum()), state.case, step)
-            self._choose(state, own, found)
+            self._choose(state, proposals, losses)
 
     def cases(self) -> list[AttackCase]:
         """The cases as they are now."""
@@ -128,24 +128,24 @@ class Search:
         Gradients must have been taken: a candidate shares the keys and values of the suffix that the gradient was taken
         at up to the first token in which it or the best suffix differs from it, and is run from there.
         """
-        bank = KeyValues.joined([self._before.bank, *(state.own for state in self._states)])
+        bank = KeyValues.joined([self._before.bank, *(state.run for state in self._states)])
         branches: list[list[Branch]] = []
         offset = len(self._before.bank)
         for state, proposals in zip(self._states, candidates, strict=True):
-            base, own = torch.tensor(state.best), []
+            base, of_case = torch.tensor(state.best), []
             for ids, same in zip(proposals.tolist(), (proposals == base).tolist(), strict=True):
                 first = min(same.index(False) if False in same else len(same) - 1, state.held)
                 shared = (*state.before, *range(offset, offset + first))
-                own.append(Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared))
-            branches.append(own)
-            offset += len(state.own)
+                of_case.append(Branch.continuing((*ids[first:], *state.context.after), state.context.target, shared))
+            branches.append(of_case)
+            offset += len(state.run)
         if self._screen is None:
             return self._exact(branches, bank)
         chosen = self._finalists(branches, bank, self._screen)
-        exact = self._exact([[own[i] for i in keep] for own, keep in zip(branches, chosen, strict=True)], bank)
-        losses = [torch.full((len(own),), math.inf) for own in branches]
-        for found, keep, values in zip(losses, chosen, exact, strict=True):
-            found[keep] = values
+        exact = self._exact([[of_case[i] for i in keep] for of_case, keep in zip(branches, chosen, strict=True)], bank)
+        losses = [torch.full((len(of_case),), math.inf) for of_case in branches]
+        for of_candidates, keep, values in zip(losses, chosen, exact, strict=True):
+            of_candidates[keep] = values
         return losses
 
     def _exact(self, branches: Sequence[Sequence[Branch]], bank: KeyValues) -> list[Float[Tensor, " candidate"]]:
@@ -158,8 +158,8 @@ class Search:
             return mean_losses(logits, [target_of[id(branch)] for branch in batch]).cpu()
 
         with torch.no_grad():
-            found = torch.cat([*self._budget.run(flat, one, name=self._name), torch.empty(0)])
-        return list(found.split([len(own) for own in branches]))
+            losses = torch.cat([*self._budget.run(flat, one, name=self._name), torch.empty(0)])
+        return list(losses.split([len(of_case) for of_case in branches]))
 
     def _name(self, branch: Branch) -> str:
         """The case that a branch belongs to, by its context."""
@@ -168,16 +168,16 @@ class Search:
 
     def _finalists(self, branches: Sequence[Sequence[Branch]], bank: KeyValues, screen: Screen) -> list[list[int]]:
         """Places of the candidates of each case that are to be scored exactly."""
-        found = screen.losses(*self._flat(branches), bank)
-        return [finalists(losses) for losses in found.split([len(own) for own in branches])]
+        screened = screen.losses(*self._flat(branches), bank)
+        return [finalists(losses) for losses in screened.split([len(of_case) for of_case in branches])]
 
     def _flat(self, branches: Sequence[Sequence[Branch]]) -> tuple[list[Branch], list[TokenIds]]:
         """The branches of all cases with their targets; their tokens are counted."""
         targets = []
-        for state, own in zip(self._states, branches, strict=True):
-            state.tokens += sum(len(branch.tokens) for branch in own)
-            targets += [state.context.target] * len(own)
-        return [branch for own in branches for branch in own], targets
+        for state, of_case in zip(self._states, branches, strict=True):
+            state.tokens += sum(len(branch.tokens) for branch in of_case)
+            targets += [state.context.target] * len(of_case)
+        return [branch for of_case in branches for branch in of_case], targets
 
     def _differentiate(self, step: int) -> None:
         """Take the gradients of the cases whose best suffix is new, with their losses, keys and values.
@@ -203,7 +203,7 @@ class Search:
                 length = len(state.best)
                 one_hot = gradient[start : start + length].to(weight.dtype) @ weight.T
                 state.promising = promising(one_hot, state.best, self._replaceable, self.settings.top_k)
-                state.own, state.held = run.bank.at(places[:length]), length
+                state.run, state.held = run.bank.at(places[:length]), length
                 state.loss = _require_finite(loss, state.case, step) if math.isnan(state.loss) else state.loss
                 state.tokens += len(branch.tokens)
                 start += len(branch.tokens)

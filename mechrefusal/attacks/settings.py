@@ -5,6 +5,15 @@ from dataclasses import dataclass
 from mechrefusal.errors import MechrefusalError
 
 
+def require_at_least(settings: object, **least: float) -> None:
+    """Raise a MechrefusalError that names a setting below its bound; settings are called by their class."""
+    kind = type(settings).__name__.removesuffix("Settings").lower()
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if not value >= bound:
+            raise MechrefusalError(f"{kind} {name} is {value}: give at least {bound}")
+
+
 @dataclass(frozen=True)
 class GCGSettings:
     """How long and how wide GCG searches. Defaults: GCG as an evaluation, 2307.15043 and HarmBench.
@@ -35,9 +44,7 @@ class GCGSettings:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("width", 1), ("top_k", 1), ("suffix_length", 1), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise MechrefusalError(f"gcg {name} is {getattr(self, name)}: give at least {least}")
+        require_at_least(self, steps=0, width=1, top_k=1, suffix_length=1, rounds=1)
         if self.batch_size is not None and self.batch_size < 1:
             raise MechrefusalError(f"gcg batch_size is {self.batch_size}: give at least 1, or null to choose by itself")
         if not self.initial.strip():
@@ -73,15 +80,7 @@ class AutoDANSettings:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 0),
-            ("population", 2),
-            ("crossover_points", 1),
-            ("sentence_steps", 0),
-            ("replacements", 1),
-        ):
-            if getattr(self, name) < least:
-                raise MechrefusalError(f"autodan {name} is {getattr(self, name)}: give at least {least}")
+        require_at_least(self, steps=0, population=2, crossover_points=1, sentence_steps=0, replacements=1)
         for name in ("crossover", "mutation", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise MechrefusalError(f"autodan {name} is {getattr(self, name)}: give a number from 0 to 1")

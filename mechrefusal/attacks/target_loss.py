@@ -32,9 +32,9 @@ def target_losses(
         logits = forward.run(batch).logits
         return mean_losses(logits, [target_of[id(branch)] for branch in batch]).cpu()
 
-    found = torch.cat(budget.run([branches[i] for i in order], one)) if branches else torch.empty(0)
+    in_order = torch.cat(budget.run([branches[i] for i in order], one)) if branches else torch.empty(0)
     losses = torch.empty(len(branches))
-    losses[torch.tensor(order, dtype=torch.long)] = found
+    losses[torch.tensor(order, dtype=torch.long)] = in_order
     return losses
 
 
@@ -62,7 +62,7 @@ class Beginnings:
         self.bank = KeyValues()
         unique = list(dict.fromkeys(beginnings))
         branches = [Branch(tokens, ()) for tokens in unique]
-        found: dict[TokenIds, tuple[int, ...]] = {}
+        places_of: dict[TokenIds, tuple[int, ...]] = {}
 
         def one(batch: Sequence[Branch]) -> None:
             with torch.no_grad():
@@ -70,8 +70,8 @@ class Beginnings:
             start = len(self.bank)
             self.bank = KeyValues.joined([self.bank, output.bank])
             for branch, places in zip(batch, output.places, strict=True):
-                found[branch.tokens] = tuple(start + place for place in places)
+                places_of[branch.tokens] = tuple(start + place for place in places)
 
         name_of = dict(zip(reversed(beginnings), reversed(names), strict=True))  # the first of those that are equal
         budget.run(branches, one, name=lambda branch: name_of[branch.tokens])
-        self.places = tuple(found[tokens] for tokens in beginnings)
+        self.places = tuple(places_of[tokens] for tokens in beginnings)

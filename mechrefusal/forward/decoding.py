@@ -60,8 +60,8 @@ def generate(
     model, batch: TokenBatch, *, max_new_tokens: int, end: set[int], on_step: Callable[[], None] | None = None
 ) -> list[list[int]]:
     """Greedy continuations of every prompt, without the end token, of at most `max_new_tokens` tokens."""
-    found = continuations(model, batch, max_new_tokens=max_new_tokens, end=end, on_step=on_step)
-    return [list(each.tokens) for each in found]
+    generated = continuations(model, batch, max_new_tokens=max_new_tokens, end=end, on_step=on_step)
+    return [list(each.tokens) for each in generated]
 
 
 class _Spent:
@@ -106,5 +106,5 @@ def end_tokens(model, tokenizer, *, chat: bool = True) -> set[int]:
     )
     listed = getattr(config, "eos_token_id", None)
     ids = [listed] if isinstance(listed, int) else list(listed or [])
-    own = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
-    return own | end_of_turn_tokens(tokenizer) if chat else own
+    end_ids = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+    return end_ids | end_of_turn_tokens(tokenizer) if chat else end_ids

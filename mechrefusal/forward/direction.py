@@ -116,28 +116,28 @@ class Carrier:
 Along = Tensor | Direction | Carrier
 
 
-def direction_of(given: Along) -> Direction:
+def direction_of(along: Along) -> Direction:
     """A `Direction`: of a carrier its own, of a tensor one that knows nothing else.
 
     Raises:
         MechrefusalError: a carrier that was chosen from a table alone.
     """
-    if isinstance(given, Tensor):
-        return Direction(given)
-    if isinstance(given, Direction):
-        return given
-    if given.direction is None:
+    if isinstance(along, Tensor):
+        return Direction(along)
+    if isinstance(along, Direction):
+        return along
+    if along.direction is None:
         raise MechrefusalError(
-            f"the {given.kind} at position {given.position}, layer {given.layer} was chosen from a table, which holds "
+            f"the {along.kind} at position {along.position}, layer {along.layer} was chosen from a table, which holds "
             "no direction: choose from what geometry.score returns, or give Directions.at(position, layer)"
         )
-    return given.direction
+    return along.direction
 
 
 def require_weights(model, weights: str, what: str = "direction") -> None:
     """Raise `MechrefusalError` where both say which weights they are of, and these differ."""
-    own = getattr(model, "weights", "")
-    if weights and own and weights != own:
+    model_weights = getattr(model, "weights", "")
+    if weights and model_weights and weights != model_weights:
         raise MechrefusalError(
-            f"the {what} is of weights {weights}, and this model has weights {own}: take it from this model"
+            f"the {what} is of weights {weights}, and this model has weights {model_weights}: take it from this model"
         )

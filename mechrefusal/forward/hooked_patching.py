@@ -41,7 +41,7 @@ class HookedPatching:
         a_token, a_key = activation_bytes(self.model)
         n = self._target.n_tokens
         a_row = n * a_token + n * self._n_layers * a_key + logit_bytes(self.model, self.pair.reader)
-        found: dict[Patch, Tensor] = {}
+        score_of: dict[Patch, Tensor] = {}
         for layer in dict.fromkeys(patch.layer for patch in patches):
             here = [patch for patch in patches if patch.layer == layer]
             for part in split_by_cost(([a_row] * len(here), self.memory)):
@@ -49,8 +49,8 @@ class HookedPatching:
                 rows = self._target.repeated(len(chosen))
                 logits = rows.run([self._swap(layer, chosen)], layers=range(layer, self._n_layers)).logits
                 scores = self.pair.reader.score(by_continuation(logits, self._n_runs))
-                found |= dict(zip(chosen, scores, strict=True))
-        return torch.stack([found[patch] for patch in patches])
+                score_of |= dict(zip(chosen, scores, strict=True))
+        return torch.stack([score_of[patch] for patch in patches])
 
     def _swap(self, layer: int, patches: Sequence[Patch]) -> Edit:
         """What patches the rows of each patch at one layer."""

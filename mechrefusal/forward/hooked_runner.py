@@ -27,9 +27,9 @@ class HookedRunner:
     def __init__(self, model: Any, why: str) -> None:
         self.model, self.why = model, why
 
-    def batch(self, asked: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "RowsBatch":
+    def batch(self, prompts: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "RowsBatch":
         """See `Runner.batch`. Rows share nothing, whatever is asked for."""
-        rows = [((*one.prompt, *run), len(one.prompt)) for one in asked for run in one.continuations]
+        rows = [((*one.prompt, *run), len(one.prompt)) for one in prompts for run in one.continuations]
         width = max(len(tokens) for tokens, _ in rows)
         padded = [[*tokens, *[tokens[-1]] * (width - len(tokens))] for tokens, _ in rows]
         return RowsBatch(
@@ -37,8 +37,8 @@ class HookedRunner:
             torch.tensor(padded, device=self.model.cfg.device),
             [len(tokens) for tokens, _ in rows],
             [n for _, n in rows],
-            [kept for one in asked for kept in one.n_kept],
-            asked,
+            [kept for one in prompts for kept in one.n_kept],
+            prompts,
             first,
         )
 
@@ -56,17 +56,17 @@ class RowsBatch:
         model: Any,
         rows: Tensor,
         lengths: list[int],
-        prompts: list[int],
+        prompt_lengths: list[int],
         n_kept: list[int],
-        asked: Sequence[Asked],
+        prompts: Sequence[Asked],
         first: int,
         alone: "RowsBatch | None" = None,
         *,
         times: int = 1,
     ) -> None:
         self._model, self._rows, self._first, self._alone = model, rows, first, alone
-        self._lengths, self._prompts, self._n_kept, self._asked = lengths, prompts, n_kept, asked
-        self.numbers = numbers_of(asked, times=times)
+        self._lengths, self._prompt_lengths, self._n_kept, self._prompts = lengths, prompt_lengths, n_kept, prompts
+        self.numbers = numbers_of(prompts, times=times)
         self.n_tokens = rows.numel()
         self._stream: dict[int, Tensor] = {}
 
@@ -80,7 +80,7 @@ class RowsBatch:
     @cached_property
     def layout(self) -> TokenLayout:
         """See `Batch`."""
-        return TokenLayout.of_rows(self._prompts, self._rows.shape[1])
+        return TokenLayout.of_rows(self._prompt_lengths, self._rows.shape[1])
 
     def run(self, edits: Sequence[Edit] = (), *, layers: range | None = None, keep: Collection[Place] = ()) -> Output:
         """See `Batch.run`."""
@@ -108,22 +108,22 @@ class RowsBatch:
 
     def repeated(self, n: int) -> "RowsBatch":
         """See `Batch.repeated`."""
-        each = (self._lengths * n, self._prompts * n, self._n_kept * n)
-        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, self._asked, self._first, self, times=n)
+        each = (self._lengths * n, self._prompt_lengths * n, self._n_kept * n)
+        return RowsBatch(self._model, self._rows.repeat(n, 1), *each, self._prompts, self._first, self, times=n)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "row column d_model"]:
         if self._alone is not None:
             return self._alone._entering(layer).repeat(len(self._rows) // len(self._alone._rows), 1, 1)
         if layer not in self._stream:
-            found: dict[int, Tensor] = {}
+            streams: dict[int, Tensor] = {}
 
             def keep(at: int):
-                return lambda activation: found.setdefault(at, activation.detach())
+                return lambda activation: streams.setdefault(at, activation.detach())
 
             places: list[Edit] = [(at, "resid_pre", keep(at)) for at in range(self._model.cfg.n_layers)]
             self.run(places)
-            self._stream.update(found)
+            self._stream.update(streams)
         return self._stream[layer]
 
     @contextmanager
@@ -133,9 +133,9 @@ class RowsBatch:
         ends = zip(self._lengths, self._n_kept, strict=True)
         kept = [row * width + column for row, (end, n) in enumerate(ends) for column in range(end - n, end)]
 
-        def choose(_: nn.Module, given: tuple) -> tuple:
-            chosen = torch.tensor(kept, dtype=torch.long, device=given[0].device)
-            return (given[0].flatten(0, 1)[chosen][None], *given[1:])
+        def choose(_: nn.Module, inputs: tuple) -> tuple:
+            chosen = torch.tensor(kept, dtype=torch.long, device=inputs[0].device)
+            return (inputs[0].flatten(0, 1)[chosen][None], *inputs[1:])
 
         handle = self._model.unembed.register_forward_pre_hook(choose)
         try:

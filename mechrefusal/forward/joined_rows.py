@@ -37,25 +37,25 @@ class Suffix:
     base: Int[Tensor, " token"]
 
     @classmethod
-    def of(cls, asked: Asked, start: int, whole: Tree) -> "Suffix":
-        """The tokens from `start` on; `whole` is the tree of `branches_of(asked)`."""
-        tree = Tree.of(branches_of(asked, start), bank_size=len(whole))
+    def of(cls, request: Asked, start: int, whole: Tree) -> "Suffix":
+        """The tokens from `start` on; `whole` is the tree of `branches_of(request)`."""
+        tree = Tree.of(branches_of(request, start), bank_size=len(whole))
         base = torch.zeros(len(tree), dtype=torch.long)
-        for own, full in zip(tree.places, whole.places, strict=True):
-            base[list(own)] = torch.tensor(full[start:])
+        for in_suffix, full in zip(tree.places, whole.places, strict=True):
+            base[list(in_suffix)] = torch.tensor(full[start:])
         return cls(start, tree, base)
 
     def __len__(self) -> int:
         return len(self.base)
 
 
-def branches_of(asked: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
+def branches_of(request: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
     """One branch a continuation, after the prompt's first `start` tokens."""
-    found = []
-    for run, kept in zip(asked.continuations, asked.n_kept, strict=True):
-        tokens = (*asked.prompt[start:], *run)
-        found.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start)), row))
-    return found
+    branches = []
+    for run, kept in zip(request.continuations, request.n_kept, strict=True):
+        tokens = (*request.prompt[start:], *run)
+        branches.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start)), row))
+    return branches
 
 
 class Rows:
@@ -155,11 +155,11 @@ def join(
         return _after_the_last_block(modules, forward, rows, bank, entering)
     running = RowsRunning(rows, bank, present)
 
-    def joined(layer: int, given: Tensor | None) -> Tensor:
+    def joined(layer: int, stream: Tensor | None) -> Tensor:
         new = range(present[layer - 1] if layer > first else 0, present[layer])
-        if given is not None and not new:
-            return given
-        parts = [] if given is None else [given[0]]
+        if stream is not None and not new:
+            return stream
+        parts = [] if stream is None else [stream[0]]
         return torch.cat([*parts, *([entering(layer, new)] if new else [])])[None]
 
     with ExitStack() as stack:
@@ -167,12 +167,12 @@ def join(
         for layer in range(first, n_layers):
             n_tokens = rows.offsets[present[layer]]
 
-            def enter(given: Tensor, layer: int = layer) -> Tensor:
-                return joined(layer, None if layer == first else given)
+            def enter(stream: Tensor, layer: int = layer) -> Tensor:
+                return joined(layer, None if layer == first else stream)
 
             stack.enter_context(_entered(modules.blocks[layer], enter, rows.offsets[-1], n_tokens))
         if present[n_layers] > present[n_layers - 1]:
-            stack.enter_context(modules.edited([(n_layers - 1, "resid_post", lambda given: joined(n_layers, given))]))
+            stack.enter_context(modules.edited([(n_layers - 1, "resid_post", lambda stream: joined(n_layers, stream))]))
         return forward.run_tree(running)
 
 
@@ -193,9 +193,9 @@ def _entered(block: nn.Module, enter: Callable[[Tensor], Tensor], n_all: int, n:
 
     def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = dict(kwargs)
-        given = args[0] if args else kwargs.pop("hidden_states")
+        stream = args[0] if args else kwargs.pop("hidden_states")
         rest, kwargs = _cut((args[1:], kwargs), n_all, n) if n < n_all else (args[1:], kwargs)
-        return (enter(given), *rest), kwargs
+        return (enter(stream), *rest), kwargs
 
     handle = block.register_forward_pre_hook(before, with_kwargs=True)
     try:

@@ -34,8 +34,8 @@ def patching_of_trees(
 
 def _why_not(model: Any, modules: StreamModules, forward: TreeForward, site: Site) -> str:
     """Log-probabilities under patches at two layers of two heads, at all positions or at one, of ten random tokens."""
-    drawn = torch.randint(model.cfg.d_vocab, (17,), generator=torch.Generator().manual_seed(0)).tolist()
-    source, target = tuple(drawn[:10]), (*drawn[:3], *drawn[10:])
+    token_ids = torch.randint(model.cfg.d_vocab, (17,), generator=torch.Generator().manual_seed(0)).tolist()
+    source, target = tuple(token_ids[:10]), (*token_ids[:3], *token_ids[10:])
     pair = PairRun(source, target, 3, MetricReader(((),), (1,), lambda logits: logits[0][:, -1].log_softmax(-1)))
     heads = [0, n_heads(model, site) - 1] if n_heads(model, site) else [None]
     layers = sorted({model.cfg.n_layers // 2, model.cfg.n_layers - 1})

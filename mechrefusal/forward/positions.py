@@ -44,8 +44,8 @@ class Pass:
         if positions == "prompt":
             return {i: i for i in range(n_tokens)} if n_tokens > 1 or self.n_past == 0 else {}
         assert not isinstance(positions, str)
-        found = {i: self._column(p, n_tokens) for i, p in enumerate(positions)}
-        here = {i: column for i, column in found.items() if column is not None}
+        columns = {i: self._column(p, n_tokens) for i, p in enumerate(positions)}
+        here = {i: column for i, column in columns.items() if column is not None}
         self.met |= {positions[i] for i in here}
         return here
 
@@ -110,8 +110,8 @@ class Pass:
             yield
         finally:
             handle.remove()
-        asked = {position for each in wanted if not isinstance(each, str) for position in each}
-        if self.n_passes and (never := sorted(asked - self.met)):
+        all_wanted = {position for each in wanted if not isinstance(each, str) for position in each}
+        if self.n_passes and (never := sorted(all_wanted - self.met)):
             raise MechrefusalError(
                 f"positions {never} stood in none of the passes that were run; nothing was done there"
             )

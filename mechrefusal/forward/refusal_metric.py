@@ -89,13 +89,13 @@ class RefusalMetric:
             MechrefusalError: the text is no such metric.
         """
         try:
-            found = json.loads(text)
-            openings = found.pop("forced")
+            stored = json.loads(text)
+            openings = stored.pop("forced")
             forced = (
                 None if openings is None else ForcedOpenings(*(_tuples(openings[n]) for n in ("refusals", "answers")))
             )
-            kind, offset = found.pop("kind"), float(found.pop("offset", 0.0))
-            sets = {name: tuple(ids) for name, ids in found.items()}
+            kind, offset = stored.pop("kind"), float(stored.pop("offset", 0.0))
+            sets = {name: tuple(ids) for name, ids in stored.items()}
             return RefusalMetric(**sets, kind=kind, forced=forced, offset=offset)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise MechrefusalError(
@@ -138,11 +138,11 @@ def log_probabilities(
     openings: Sequence[Sequence[int]], logits: Iterable[Float[Tensor, "prompt place vocab"]]
 ) -> Float[Tensor, "opening prompt"]:
     """Log-probability of each whole opening, from the logits at the places that predict its tokens."""
-    found = []
+    totals = []
     for opening, after in zip(openings, logits, strict=True):
-        told = torch.tensor(opening, device=after.device).expand(len(after), -1)
-        found.append(after.log_softmax(-1).gather(-1, told[..., None])[..., 0].sum(-1))
-    return torch.stack(found)
+        labels = torch.tensor(opening, device=after.device).expand(len(after), -1)
+        totals.append(after.log_softmax(-1).gather(-1, labels[..., None])[..., 0].sum(-1))
+    return torch.stack(totals)
 
 
 def rd_score(logits: Float[Tensor, "*prompt vocab"], tokens: Sequence[int]) -> Float[Tensor, "*prompt"]:

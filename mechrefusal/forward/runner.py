@@ -65,9 +65,10 @@ Number = tuple[int, int]
 """Which prompt, and which of its continuations."""
 
 
-def numbers_of(asked: Sequence[Asked], *, times: int = 1) -> tuple[Number, ...]:
+def numbers_of(prompts: Sequence[Asked], *, times: int = 1) -> tuple[Number, ...]:
     """The numbers of all prompts and continuations, prompt by prompt; the prompts count on where they stand again."""
-    return tuple((number, run) for number, one in enumerate([*asked] * times) for run in range(len(one.continuations)))
+    repeated = enumerate([*prompts] * times)
+    return tuple((number, run) for number, each in repeated for run in range(len(each.continuations)))
 
 
 def by_continuation(
@@ -157,7 +158,7 @@ class Runner(Protocol):
     name: RunnerName
     why: str
 
-    def batch(self, asked: Sequence[Asked], *, first: int = 0, apart: bool = False) -> Batch:
+    def batch(self, prompts: Sequence[Asked], *, first: int = 0, apart: bool = False) -> Batch:
         """These prompts as one pass.
 
         Args:
@@ -173,7 +174,7 @@ class Runner(Protocol):
 
 def batches(
     runner: Runner,
-    asked: Sequence[Asked],
+    prompts: Sequence[Asked],
     *,
     first: int = 0,
     apart: bool = False,
@@ -188,19 +189,19 @@ def batches(
     """
     device = torch.device(runner.model.cfg.device)
     limits = [
-        ([one.n_tokens for one in asked], TOKENS_AT_ONCE.get(device.type, 1 << 16)),
-        ([4 * runner.model.cfg.d_vocab * sum(one.n_kept) for one in asked], LOGIT_BYTES),
+        ([one.n_tokens for one in prompts], TOKENS_AT_ONCE.get(device.type, 1 << 16)),
+        ([4 * runner.model.cfg.d_vocab * sum(one.n_kept) for one in prompts], LOGIT_BYTES),
     ]
     if at_most is not None:
-        limits.append(([1] * len(asked), at_most))
+        limits.append(([1] * len(prompts), at_most))
     for part in split_by_cost(*limits):
-        yield list(part), runner.batch([asked[i] for i in part], first=first, apart=apart)
+        yield list(part), runner.batch([prompts[i] for i in part], first=first, apart=apart)
 
 
-def require_context(model, asked: Sequence[Asked]) -> None:
+def require_context(model, prompts: Sequence[Asked]) -> None:
     """Raise `MechrefusalError` for a prompt that is longer with its answer than the model's context."""
     limit = context_tokens(model.original_model.config.get_text_config())
-    n_tokens = max(one.longest for one in asked)
+    n_tokens = max(one.longest for one in prompts)
     if n_tokens > limit:
         raise MechrefusalError(
             f"a prompt with its answer takes {n_tokens} tokens, more than this model's context of {limit}, inside "

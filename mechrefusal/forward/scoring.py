@@ -35,8 +35,8 @@ def refusal_scores_and(
     Raises:
         MechrefusalError: as `refusal_scores`.
     """
-    found = [(metric.of_runs(logits), read(logits[0][:, 0])) for logits in logits_after(model, prompts, metric.runs)]
-    scores, also = zip(*found, strict=True)
+    parts = [(metric.of_runs(logits), read(logits[0][:, 0])) for logits in logits_after(model, prompts, metric.runs)]
+    scores, also = zip(*parts, strict=True)
     return torch.cat(scores), torch.cat(also)
 
 
@@ -61,7 +61,7 @@ def logits_after(
     if len(prompts) == 0:
         raise ValueError("no prompts to run; give at least one")
     runs = tuple(map(tuple, continuations))
-    asked = [Asked(tuple(prompt), runs, None if kept is None else (kept,) * len(runs)) for prompt in prompts]
-    require_context(model, asked)
-    for _, batch in batches(runner_of(model), asked):
+    to_run = [Asked(tuple(prompt), runs, None if kept is None else (kept,) * len(runs)) for prompt in prompts]
+    require_context(model, to_run)
+    for _, batch in batches(runner_of(model), to_run):
         yield by_continuation(batch.run().logits, len(runs))

@@ -71,10 +71,10 @@ class Activations(Mapping[str | Place, Tensor]):
 
     def __getitem__(self, name) -> Tensor:
         if isinstance(name, str):
-            found = [place for place in self._kept if hook_name(*place) == name]
-            if not found:
+            places = [place for place in self._kept if hook_name(*place) == name]
+            if not places:
                 raise KeyError(f"{name}; kept are {', '.join(map(str, self))}")
-            return self._kept[found[0]]
+            return self._kept[places[0]]
         layer, site = name if isinstance(name[0], int) else reversed(name)
         return self._kept[layer, site]
 

@@ -87,8 +87,8 @@ def _on_input(edit: Callable[[Tensor], Tensor]) -> Callable[..., tuple[tuple, di
 
 def _by_head(edit: Callable[[Tensor], Tensor], d_head: int) -> Callable[..., tuple]:
     def before(_: nn.Module, args: tuple) -> tuple:
-        given = args[0].unflatten(-1, (-1, d_head)) if d_head else args[0]
-        return (edit(given).reshape(args[0].shape), *args[1:])
+        activation = args[0].unflatten(-1, (-1, d_head)) if d_head else args[0]
+        return (edit(activation).reshape(args[0].shape), *args[1:])
 
     return before
 

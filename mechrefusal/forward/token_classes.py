@@ -42,9 +42,9 @@ class TokenClasses:
             index: place of a token in its prompt, from 0.
             distance: 1 at the prompt's last token, 2 before it, 0 and below after the prompt.
         """
-        found = torch.where(distance <= self.n_after, END + self.n_after - distance, INSTRUCTION)
-        found = torch.where(index < self.n_before, HEAD, found)
-        return torch.where(distance <= 0, ANSWER, found)
+        classes = torch.where(distance <= self.n_after, END + self.n_after - distance, INSTRUCTION)
+        classes = torch.where(index < self.n_before, HEAD, classes)
+        return torch.where(distance <= 0, ANSWER, classes)
 
 
 class Layout(Protocol):
@@ -71,11 +71,11 @@ class TokenLayout:
         Args:
             prompts: length of every branch's prompt, `before` counted; what follows it is an answer.
         """
-        n = 1 + max(place for own in places for place in own)
+        n = 1 + max(place for of_branch in places for place in of_branch)
         index, distance = torch.zeros(1, n, dtype=torch.long), torch.zeros(1, n, dtype=torch.long)
-        for own, length in zip(places, prompts, strict=True):
-            steps = torch.arange(before, before + len(own))
-            chosen = torch.tensor(own)
+        for of_branch, length in zip(places, prompts, strict=True):
+            steps = torch.arange(before, before + len(of_branch))
+            chosen = torch.tensor(of_branch)
             index[0, chosen], distance[0, chosen] = steps, length - steps
         return cls(index, distance)
 

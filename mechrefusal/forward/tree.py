@@ -138,14 +138,14 @@ class Tree:
         keys: list[Tensor] = []
         for node in nodes:
             start, above = len(tokens), places[node.branches[0]]
-            own = range(start, start + len(node.tokens))
+            packed = range(start, start + len(node.tokens))
             depth = len(node.context) + len(above)
-            queries.append(torch.arange(own.start, own.stop))
-            keys.append(torch.tensor([*node.context, *(bank_size + i for i in above), *(bank_size + i for i in own)]))
-            positions += range(depth, depth + len(own))
+            queries.append(torch.arange(packed.start, packed.stop))
+            keys.append(torch.tensor([*node.context, *(bank_size + place for place in (*above, *packed))]))
+            positions += range(depth, depth + len(packed))
             tokens += node.tokens
             for branch in node.branches:
-                places[branch] = [*places[branch], *own]
+                places[branch] = [*places[branch], *packed]
         kept = [places[i][place] for i, branch in enumerate(branches) for place in branch.keep]
         blocks, unpad = _blocks(queries, keys, len(tokens))
         return cls(
@@ -206,12 +206,12 @@ def _blocks(queries: list[Tensor], keys: list[Tensor], n_tokens: int) -> tuple[t
     blocks, offset = [], 0
     unpad = torch.empty(n_tokens, dtype=torch.long)
     for group in groups:
-        own, read = [queries[g] for g in group], [keys[g] for g in group]
-        padded = pad_sequence(own, batch_first=True)
+        nodes, read = [queries[g] for g in group], [keys[g] for g in group]
+        padded = pad_sequence(nodes, batch_first=True)
         width = padded.shape[1]
-        for row, places in enumerate(own):
+        for row, places in enumerate(nodes):
             unpad[places] = offset + row * width + torch.arange(len(places))
         offset += padded.numel()
-        n_own, n_read = (torch.tensor([len(part) for part in parts]) for parts in (own, read))
+        n_own, n_read = (torch.tensor([len(part) for part in parts]) for parts in (nodes, read))
         blocks.append(Block(padded, pad_sequence(read, batch_first=True), n_own, n_read))
     return tuple(blocks), unpad

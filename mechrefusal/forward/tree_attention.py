@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -118,27 +118,38 @@ def _attention(
         return z[None], None
     queries, keys, values = mechrefusal_tree.projected(layer, queries, keys, values)
     keys, values = mechrefusal_tree.read(layer, keys, values)
-    found = []
+    padded = []
     for block in tree.blocks:
-        q, k, v = (part.transpose(1, 2) for part in (queries[block.queries], keys[block.keys], values[block.keys]))
-        found.append(_padded(module, before, q, k, v, block.mask(window), kwargs).flatten(0, 1))
-    z = torch.cat(found)[tree.unpad]
+        parts = ((queries, block.queries), (keys, block.keys), (values, block.keys))
+        q, k, v = (rows_at(rows, places).transpose(1, 2) for rows, places in parts)
+        padded.append(_padded(module, before, q, k, v, block.mask(window), kwargs).flatten(0, 1))
+    z = rows_at(torch.cat(padded), tree.unpad)
     mechrefusal_tree.attended(layer, z)
     return z[None], None
+
+
+def rows_at(rows: Float[Tensor, "row *rest"], places: Int[Tensor, "*places"]) -> Float[Tensor, "..."]:
+    """`rows[places]`, with a gradient whose last digits are the same every time.
+
+    The gradient of a row is the sum of those of all places that read it. With several threads torch adds up that of
+    `rows[places]` in whatever order they arrive, so that two trainings of one recipe would part in the last digits. An
+    embedding's gradient has a fixed order, and takes a quarter of the time.
+    """
+    return functional.embedding(places, rows.flatten(1)).unflatten(-1, rows.shape[1:])
 
 
 def _padded(
     module: nn.Module, before: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kwargs: dict[str, Any]
 ) -> Tensor:
     """Ordinary attention of a block: [node, head, query, d_head] in, [node, query, head, d_head] out."""
-    plain = all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
-    if before == "eager" or not plain:
+    is_plain = all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
+    if before == "eager" or not is_plain:
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
         return _function(module, "eager")(module, query, key, value, hidden, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and query.device.type != "cpu":  # elsewhere a mask sends grouped heads to the slow kernel
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    found = functional.scaled_dot_product_attention(
+    z = functional.scaled_dot_product_attention(
         query,
         key,
         value,
@@ -147,7 +158,7 @@ def _padded(
         scale=kwargs.get("scaling"),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return found.transpose(1, 2)
+    return z.transpose(1, 2)
 
 
 def _function(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

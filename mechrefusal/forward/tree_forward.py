@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mechrefusal.forward.tree import Branch, KeyValues, Tree
-from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree
+from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree, rows_at
 from mechrefusal.models.batches import contiguous_head
 from mechrefusal.models.frozen import frozen
 from mechrefusal.progress import tell_once
@@ -87,8 +87,8 @@ class TreeForward:
         tree = Tree.of(branches, bank_size=len(bank), share=share).to(self.device)
         running = Running(tree, bank, {} if capture else None)
         logits = self.run_tree(running, embeds=embeds)
-        found = running.bank() if capture else KeyValues()
-        return TreeOutput(logits, found, tree.places, len(tree))
+        captured = running.bank() if capture else KeyValues()
+        return TreeOutput(logits, captured, tree.places, len(tree))
 
     def run_tree(
         self, running: Running, *, embeds: Float[Tensor, "token d_model"] | None = None
@@ -108,7 +108,7 @@ class TreeForward:
         self.windows = running.windows
         if logits.shape[0] != len(wanted):  # a model that knows no list of logits to keep
             logits = logits[wanted]
-        return logits[order]
+        return logits[order] if len(wanted) == len(order) else rows_at(logits, order)
 
     def _plain(self, branches: Sequence[Branch], bank: KeyValues, embeds: Tensor | None) -> TreeOutput:
         """Every branch with its context in full, padded on the right."""
@@ -131,8 +131,8 @@ class TreeForward:
         for branch in branches:
             places.append(tuple(range(start, start + len(branch.tokens))))
             start += len(branch.tokens)
-        found = KeyValues(tuple(token for branch in branches for token in branch.tokens))
-        return TreeOutput(logits[row_of, columns], found, tuple(places), int(mask.sum()))
+        tokens_run = KeyValues(tuple(token for branch in branches for token in branch.tokens))
+        return TreeOutput(logits[row_of, columns], tokens_run, tuple(places), int(mask.sum()))
 
 
 _WHY_NOT: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
@@ -146,10 +146,10 @@ def shares(model: PreTrainedModel) -> bool:
 def why_not_shared(model: PreTrainedModel) -> str:
     """Why trees of this model would not give the logits of plain passes; empty where they do."""
     if model not in _WHY_NOT:
-        found = _tried(model)
-        if found is None:
+        reason = _tried(model)
+        if reason is None:
             return ""  # whatever is run will show that the weights are not finite
-        _WHY_NOT[model] = found
+        _WHY_NOT[model] = reason
     return _WHY_NOT[model]
 
 
@@ -164,8 +164,8 @@ def _tried(model: PreTrainedModel) -> str | None:
         return f"its attention is of kind {', '.join(sorted(kinds))}, or in chunks"
     if "position_ids" not in inspect.signature(type(base).forward).parameters:
         return "it takes no position ids"
-    drawn = torch.randint(config.vocab_size, (20,), generator=torch.Generator().manual_seed(0)).tolist()
-    stem, rows = drawn[:6], [drawn[6:11], drawn[11:20]]
+    token_ids = torch.randint(config.vocab_size, (20,), generator=torch.Generator().manual_seed(0)).tolist()
+    stem, rows = token_ids[:6], [token_ids[6:11], token_ids[11:20]]
     forward = object.__new__(TreeForward)  # `__init__` asks this function
     forward.model = forward.call = model
     try:
@@ -173,7 +173,7 @@ def _tried(model: PreTrainedModel) -> str | None:
             forward.shares = True
             above = forward.run([Branch(tuple(stem), ())], capture=True)
             branches = [Branch.continuing(row[:2], row[2:], above.places[0]) for row in rows]
-            found = forward.run(branches, bank=above.bank).logits
+            of_tree = forward.run(branches, bank=above.bank).logits
             if slides and forward.windows == {None}:
                 return "its window of attention is in its mask alone, which a tree does not see"
             forward.shares = False
@@ -184,7 +184,7 @@ def _tried(model: PreTrainedModel) -> str | None:
         return f"a tree cannot be run ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     if not torch.isfinite(expected).all():
         return None
-    difference = ((found - expected).float().abs().mean() / expected.float().std()).item()
+    difference = ((of_tree - expected).float().abs().mean() / expected.float().std()).item()
     # Accelerate keeps the plain forward where it has wrapped one in autocast.
     exact = model.dtype in (torch.float32, torch.float64) and not hasattr(model, "_original_forward")
     allowed = CHECK_TOLERANCE if exact else LOW_PRECISION_TOLERANCE

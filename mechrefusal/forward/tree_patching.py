@@ -10,7 +10,7 @@ Three passes a pair, each over all layers:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,82 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrefusal.forward.joined_rows import Rows, RowsRunning, Suffix, branches_of, join
+from mechrefusal.forward.patched_attention import OtherHeads, OtherProjections, Recording, UnpatchedRun
 from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
 from mechrefusal.forward.runner import Asked
 from mechrefusal.forward.sites import Edit, Site
 from mechrefusal.forward.stream import StreamModules
-from mechrefusal.forward.tree import KeyValues, Tree
-from mechrefusal.forward.tree_attention import Running
+from mechrefusal.forward.tree import Tree
 from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.models.batches import split_by_cost
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
 """Tokens in one pass: more at once gains nothing."""
-
-_PROJECTED: dict[str, tuple[int, ...]] = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
-"""Which of queries, keys and values come from the source; a pattern is made of queries and keys."""
-
-
-@dataclass
-class _Base:
-    """One prompt as it is: activations a layer, over the packed tokens of the prompt and the runs after it."""
-
-    bank: KeyValues
-    logits: Float[Tensor, "kept vocab"]
-    stream: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # before each block, and after the last
-    written: list[Float[Tensor, "token d_model"]] = field(default_factory=list)  # attn_out or mlp_out
-    queries: list[Float[Tensor, "token head d_head"]] = field(default_factory=list)
-    z: list[Float[Tensor, "token head d_head"]] = field(default_factory=list)
-
-
-class _Recording(Running):
-    def __init__(self, tree: Tree) -> None:
-        super().__init__(tree, KeyValues(), {})
-        self.queries: list[Tensor] = []
-        self.z: list[Tensor] = []
-
-    def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.queries.append(query)
-        return query, key, value
-
-    def attended(self, layer: int, z: Tensor) -> None:
-        self.z.append(z)
-
-
-class _OtherProjections(RowsRunning):
-    """Attention with queries, keys or values of the source: of every token of a row, or of the row's first."""
-
-    def __init__(self, rows: Rows, site: Site, source: _Base, bank: KeyValues, positions: Sequence[int | None]) -> None:
-        super().__init__(rows, bank)
-        self.site, self.source = site, source
-        self.z: dict[int, Tensor] = {}
-        bounds = zip(rows.offsets, rows.offsets[1:], positions, strict=False)
-        changed = [place for start, end, at in bounds for place in range(start, end if at is None else start + 1)]
-        self.changed = torch.tensor(changed, device=rows.device)
-
-    def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [query, key, value]
-        others = (self.source.queries[layer], self.source.bank.keys[layer], self.source.bank.values[layer])
-        for which in _PROJECTED[self.site]:
-            parts[which] = parts[which].clone()
-            parts[which][self.changed] = others[which][self.rows.base[self.changed]]
-        return parts[0], parts[1], parts[2]
-
-    def attended(self, layer: int, z: Tensor) -> None:
-        self.z[layer] = z
-
-
-class _OtherHeads(RowsRunning):
-    """In place of attention its result in the unpatched run, but for one group of heads a row."""
-
-    def __init__(
-        self, rows: Rows, bank: KeyValues, heads: Tensor, base: list[Tensor], others: dict[int, Tensor]
-    ) -> None:
-        super().__init__(rows, bank)
-        self.heads, self.base, self.others = heads, base, others
-
-    def given(self, layer: int) -> Tensor:
-        return torch.where(self.heads[..., None], self.others[layer], self.base[layer][self.rows.base])
 
 
 @dataclass(frozen=True)
@@ -134,21 +69,21 @@ class TreePatching:
     @torch.no_grad()
     def scores(self, patches: Sequence[Patch]) -> Tensor:
         """The metric under each patch, in their order."""
-        found: dict[Patch, Tensor] = {}
-        plain = self.pair.reader.score([part[1:] for part in self.unpatched()])[0]
+        scores: dict[Patch, Tensor] = {}
+        unpatched = self.pair.reader.score([part[1:] for part in self.unpatched()])[0]
         for group, outputs in self._outputs(patches):
             # After the last block, what stands before the end is read by no one.
             last = len(self.pair.target) - 1
             alive = [p for p in group if self._enters(p) < self.n_layers or p.position in (None, last) or self._whole]
-            found |= dict.fromkeys(group, plain)
+            scores |= dict.fromkeys(group, unpatched)
             alive.sort(key=self._enters)
             for part in self._passes(alive):
-                found |= dict(zip(part, self._joined(part, outputs), strict=True))
-        return torch.stack([found[patch] for patch in patches])
+                scores |= dict(zip(part, self._joined(part, outputs), strict=True))
+        return torch.stack([scores[patch] for patch in patches])
 
     # 1. Both prompts as they are
 
-    def _both(self) -> tuple[_Base, _Base]:
+    def _both(self) -> tuple[UnpatchedRun, UnpatchedRun]:
         """Source and target; what they begin with in common is run once."""
         branches = [
             branch
@@ -156,7 +91,7 @@ class TreePatching:
             for branch in branches_of(Asked(prompt, self.asked.continuations, self.asked.kept))
         ]
         tree = Tree.of(branches).to(self.forward.device)
-        running = _Recording(tree)
+        running = Recording(tree)
         stream: list[Tensor] = []
         written: list[Tensor] = []
 
@@ -174,17 +109,17 @@ class TreePatching:
         with self.modules.edited(edits):
             logits = self.forward.run_tree(running).chunk(2)
         bank, n = running.bank(), len(self.asked.continuations)
-        found = []
+        runs = []
         for one, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
             at = torch.zeros(len(self.whole), dtype=torch.long)
-            for own, packed in zip(self.whole.places, places, strict=True):
-                at[list(own)] = torch.tensor(packed)
+            for in_whole, packed in zip(self.whole.places, places, strict=True):
+                at[list(in_whole)] = torch.tensor(packed)
             at = at.to(self.forward.device)
             streams, writes, queries, z = (
                 [part[at] for part in parts] for parts in (stream, written, running.queries, running.z)
             )
-            found.append(_Base(bank.at(at.tolist()), one, streams, writes, queries, z))
-        return found[0], found[1]
+            runs.append(UnpatchedRun(bank.at(at.tolist()), one, streams, writes, queries, z))
+        return runs[0], runs[1]
 
     def _suffix(self, start: int) -> Suffix:
         if start not in self._known:
@@ -243,7 +178,7 @@ class TreePatching:
             positions = list(dict.fromkeys(position for _, position in kinds))
             starts = [self.pair.first if position is None else position for position in positions]
             attention = self._rows(starts)
-            running = _OtherProjections(attention, self.site, self.source, self.target.bank, positions)
+            running = OtherProjections(attention, self.site, self.source, self.target.bank, positions)
             self._block_outputs(running, layers, [])
             places = torch.cat(
                 [
@@ -252,23 +187,23 @@ class TreePatching:
                 ]
             ).to(self.forward.device)
             others = {layer: z[places] for layer, z in running.z.items()}
-        return _OtherHeads(rows, self.target.bank, heads.to(self.forward.device), self.target.z, others)
+        return OtherHeads(rows, self.target.bank, heads.to(self.forward.device), self.target.z, others)
 
     def _block_outputs(self, running: RowsRunning, layers: set[int], edits: list[Edit]) -> dict[int, Tensor]:
         """Outputs of blocks `layers`, each given the input that it has in the unpatched run. No other block is run."""
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
-        def forced(layer: int, given: Tensor) -> Tensor:
+        def forced(layer: int, stream: Tensor) -> Tensor:
             if layer - 1 in layers:
-                found[layer - 1] = given[0]
+                outputs[layer - 1] = stream[0]
             return self.target.stream[layer][running.rows.base][None]
 
         every: list[Edit] = [(layer, "resid_pre", partial(forced, layer)) for layer in range(self.n_layers)]
         every.append((self.n_layers - 1, "resid_post", partial(forced, self.n_layers)))
-        running.tree = _without_logits(running.tree)
+        running.tree = replace(running.tree, kept=running.tree.kept[:0])  # no logits
         with self.modules.skipping(set(range(self.n_layers)) - layers), self.modules.edited([*every, *edits]):
             self.forward.run_tree(running)
-        return found
+        return outputs
 
     # 3. Rows on the way up
 
@@ -322,8 +257,3 @@ class TreePatching:
 
 def _puts(activation: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda _: activation
-
-
-def _without_logits(tree: Tree) -> Tree:
-
-    return replace(tree, kept=tree.kept[:0])

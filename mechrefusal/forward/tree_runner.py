@@ -42,16 +42,18 @@ class TreeRunner:
         self.low_precision = forward is not None
         self.forward = forward or TreeForward(modules.model)
 
-    def batch(self, asked: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "TreeBatch":
+    def batch(self, prompts: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "TreeBatch":
         """See `Runner.batch`."""
         before = KeyValues()
         if first:
             with torch.no_grad():
-                before = self.forward.run([Branch(asked[0].prompt[:first], ())], capture=True).bank
+                before = self.forward.run([Branch(prompts[0].prompt[:first], ())], capture=True).bank
         branches = [
-            branch for number, one in enumerate(asked) for branch in branches_of(one, first, row=number if apart else 0)
+            branch
+            for number, each in enumerate(prompts)
+            for branch in branches_of(each, first, row=number if apart else 0)
         ]
-        return TreeBatch(self, Tree.of(branches, bank_size=first), before, asked)
+        return TreeBatch(self, Tree.of(branches, bank_size=first), before, prompts)
 
     def patching(self, pair: PairRun, site: Site, *, memory: int = MEMORY) -> PatchedPair:
         """See `Runner.patching`: rows join the pass at the layer in which they are patched (`TreePatching`).
@@ -84,14 +86,14 @@ class TreeBatch:
         runner: TreeRunner,
         tree: Tree,
         before: KeyValues,
-        asked: Sequence[Asked],
+        prompts: Sequence[Asked],
         alone: "TreeBatch | None" = None,
     ) -> None:
-        self._runner, self._tree, self._before, self._asked, self._alone = runner, tree, before, asked, alone
+        self._runner, self._tree, self._before, self._prompts, self._alone = runner, tree, before, prompts, alone
         self.n_tokens = len(tree)
         self._times = 1 if alone is None else len(tree) // alone.n_tokens
-        self.numbers = numbers_of(asked, times=self._times)
-        self._n_kept = [kept for one in asked for kept in one.n_kept] * self._times
+        self.numbers = numbers_of(prompts, times=self._times)
+        self._n_kept = [kept for each in prompts for kept in each.n_kept] * self._times
         self._stream: list[Tensor] = []
 
     @cached_property
@@ -99,16 +101,16 @@ class TreeBatch:
         """See `Batch`."""
         device = self._runner.forward.device
         if self._alone is None:
-            return tuple(torch.tensor(own, device=device) for own in self._tree.places)
+            return tuple(torch.tensor(places, device=device) for places in self._tree.places)
         n = self._alone.n_tokens
-        return tuple(own + row * n for row in range(self._times) for own in self._alone.places)
+        return tuple(places + row * n for row in range(self._times) for places in self._alone.places)
 
     @cached_property
     def layout(self) -> TokenLayout:
         """See `Batch`."""
         if self._alone is not None:
             return self._alone.layout.repeated(self._times)
-        prompts = [len(self._asked[number].prompt) for number, _ in self.numbers]
+        prompts = [len(self._prompts[number].prompt) for number, _ in self.numbers]
         return TokenLayout.of_tree(self._tree.places, prompts, before=len(self._before))
 
     @cached_property
@@ -134,7 +136,7 @@ class TreeBatch:
         runner, device = self._runner, self._runner.forward.device
         suffix = Suffix(len(self._before), self._tree, torch.arange(len(self._tree)))
         rows = Rows([suffix] * n, bank_size=len(self._before), device=device)
-        return TreeBatch(runner, rows.tree(), self._before, self._asked, alone=self)
+        return TreeBatch(runner, rows.tree(), self._before, self._prompts, alone=self)
 
     @torch.no_grad()
     def _entering(self, layer: int) -> Float[Tensor, "token d_model"]:

@@ -55,8 +55,8 @@ def unhooked_model(model):
 
     Interventions can be opened on it as on any model. It has neither the hooked transformer's tokenizer nor its config.
     """
-    found = unhooked(model)[0] if hasattr(model, "hook_dict") else None
-    return model if found is None else found.model
+    modules = unhooked(model)[0] if hasattr(model, "hook_dict") else None
+    return model if modules is None else modules.model
 
 
 def agree(seen: Tensor, expected: Tensor) -> bool:
@@ -70,18 +70,18 @@ def failure(error: BaseException) -> str:
     """An exception as a reason, in one line; raises it where memory has run out, which says nothing about a model."""
     if should_reduce_batch_size(error):
         raise error
-    said = str(error).splitlines()
-    if not said:
+    lines = str(error).splitlines()
+    if not lines:
         return type(error).__name__
-    return said[0] if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {said[0]}"
+    return lines[0] if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _tried(model) -> tuple[StreamModules | None, str]:
     try:
-        found = _build(model)
-        if (why := _why_not(model, found)) is not None:
+        modules = _build(model)
+        if (why := _why_not(model, modules)) is not None:
             return None, why
-        return _with_inner_sites(model, found), ""
+        return _with_inner_sites(model, modules), ""
     except FAILURES as error:
         return None, f"the unhooked model cannot be built ({failure(error)})"
 
@@ -95,15 +95,15 @@ def _build(model) -> StreamModules:
     config = copy.deepcopy(original.config)
     config._attn_implementation = "sdpa" if type(original)._supports_sdpa else "eager"
     with torch.device("meta"):
-        plain = type(original)(config)
-    plain.eval()
+        unwrapped = type(original)(config)
+    unwrapped.eval()
     for name, value in vars(original).items():
         if isinstance(value, float):
-            setattr(plain, name, value)  # a multiplier of logits, which may have been folded into the weights
+            setattr(unwrapped, name, value)  # a multiplier of logits, which may have been folded into the weights
     for block in model.blocks:
         if hasattr(block.attn, "split_qkv_matrix"):
-            tensors |= _joint(f"{block.name}.{block.attn.name}", block.attn, plain, tensors)
-    for prefix, module in plain.named_modules():
+            tensors |= _joint(f"{block.name}.{block.attn.name}", block.attn, unwrapped, tensors)
+    for prefix, module in unwrapped.named_modules():
         for name in _tensor_names(module):
             key = f"{prefix}.{name}" if prefix else name
             if name in module._buffers:
@@ -113,7 +113,7 @@ def _build(model) -> StreamModules:
             elif module._parameters.get(name) is not None:
                 raise KeyError(key)
     blocks, attention, mlp = (
-        tuple(map(plain.get_submodule, names))
+        tuple(map(unwrapped.get_submodule, names))
         for names in (
             [block.name for block in model.blocks],
             [module_written_by(block, "hook_attn_out") for block in model.blocks],
@@ -121,18 +121,18 @@ def _build(model) -> StreamModules:
         )
     )
     single: dict[Site, nn.Module] = {
-        "embed": plain.get_input_embeddings(),
-        "ln_final": plain.get_submodule(model.ln_final.name),
+        "embed": unwrapped.get_input_embeddings(),
+        "ln_final": unwrapped.get_submodule(model.ln_final.name),
     }
-    return StreamModules(plain, blocks, attention, mlp, single=single, scale=scale_of_writes(model))
+    return StreamModules(unwrapped, blocks, attention, mlp, single=single, scale=scale_of_writes(model))
 
 
-def _joint(path: str, attention: Any, plain: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _joint(path: str, attention: Any, unwrapped: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weight and bias of the joint projection of an attention at `path`, from its processed q, k and v in `tensors`.
 
     Where their numbers stand in it: what the bridge's own split makes of a projection that holds its places.
     """
-    whole = plain.get_submodule(path)
+    whole = unwrapped.get_submodule(path)
     projection = whole.get_submodule(attention.qkv.name)
     device = tensors[f"{path}.q.weight"].device
     sizes = {name: tensor.shape for name, tensor in projection._parameters.items() if tensor is not None}
@@ -140,35 +140,35 @@ def _joint(path: str, attention: Any, plain: nn.Module, tensors: dict[str, Tenso
         places = torch.arange(size.numel(), dtype=torch.float64, device=device).view(size)
         projection._parameters[name] = nn.Parameter(places, requires_grad=False)
     parts = attention.split_qkv_matrix(whole)
-    found: dict[str, Tensor] = {}
+    joint: dict[str, Tensor] = {}
     for name, size in sizes.items():
         flat = tensors[f"{path}.q.{name}"].new_full((size.numel(),), float("nan"))
         for letter, part in zip("qkv", parts, strict=True):
             flat[getattr(part, name).long()] = tensors[f"{path}.{letter}.{name}"].detach()
-        found[f"{path}.{attention.qkv.name}.{name}"] = flat.view(size)
-    return found
+        joint[f"{path}.{attention.qkv.name}.{name}"] = flat.view(size)
+    return joint
 
 
 def _tensor_names(module: nn.Module) -> list[str]:
     """Names of a module's tensors; a bias where it could have one, as folding norms gives biases to those without."""
-    own = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
-    return own + ["bias"] * (isinstance(module, nn.Linear) and module.bias is None)
+    names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
+    return names + ["bias"] * (isinstance(module, nn.Linear) and module.bias is None)
 
 
-def _with_inner_sites(model, found: StreamModules) -> StreamModules:
+def _with_inner_sites(model, stream_modules: StreamModules) -> StreamModules:
     """The same with those of z and mlp_post at which an edit does what it does to the hooked transformer."""
     places: tuple[tuple[Site, str, str], ...] = (("z", "attn", "hook_z"), ("mlp_post", "mlp", "hook_post"))
     for site, part, hook in places:
         try:
             names = [module_read_at(block, part, hook) for block in model.blocks]
-            modules: dict[Site, tuple[nn.Module, ...]] = {site: tuple(map(found.model.get_submodule, names))}
-            tried = replace(found, inner=modules, d_head=model.cfg.d_head)
+            modules: dict[Site, tuple[nn.Module, ...]] = {site: tuple(map(stream_modules.model.get_submodule, names))}
+            tried = replace(stream_modules, inner=modules, d_head=model.cfg.d_head)
             edits: list[Edit] = [(layer, site, _halved) for layer in range(model.cfg.n_layers)]
             if _same(model, tried, edits):
-                found = replace(tried, inner={**found.inner, **modules})
+                stream_modules = replace(tried, inner={**stream_modules.inner, **modules})
         except FAILURES as error:
             failure(error)  # without this site, then
-    return found
+    return stream_modules
 
 
 def _halved(activation: Tensor) -> Tensor:
@@ -179,18 +179,18 @@ def _halved(activation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _same(model, found: StreamModules, edits: Sequence[Edit]) -> bool:
+def _same(model, modules: StreamModules, edits: Sequence[Edit]) -> bool:
     """Whether log-probabilities under `edits` agree."""
     token_ids = torch.randint(model.cfg.d_vocab, (2, 12), generator=torch.Generator().manual_seed(0))
     token_ids = token_ids.to(model.cfg.device)
     with model.hooks(fwd_hooks=bridge_hooks(edits)):
         expected = model(token_ids, return_type="logits").log_softmax(-1)
-    with found.edited(edits):
-        seen = found.model(token_ids, use_cache=False).logits.log_softmax(-1)
+    with modules.edited(edits):
+        seen = modules.model(token_ids, use_cache=False).logits.log_softmax(-1)
     return agree(seen, expected)
 
 
-def _why_not(model, found: StreamModules) -> str | None:
+def _why_not(model, modules: StreamModules) -> str | None:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(model.cfg.d_model, generator=generator).to(model.cfg.device)
     unit = direction / direction.norm()
@@ -203,6 +203,6 @@ def _why_not(model, found: StreamModules) -> str | None:
     once: list[Edit] = [(model.cfg.n_layers // 2, "resid_pre", lambda x: x + direction)]
     trials: dict[str, list[Edit]] = {"as it is": [], "edited at every site": everywhere, "edited at one layer": once}
     for what, edits in trials.items():
-        if not _same(model, found, edits):
+        if not _same(model, modules, edits):
             return f"the unhooked model gives other probabilities, {what}"
     return None

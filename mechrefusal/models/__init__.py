@@ -4,10 +4,11 @@ from mechrefusal.models import tiny
 from mechrefusal.models.architectures import require_supported
 from mechrefusal.models.batches import TokenBatch, head_cache, last_logits
 from mechrefusal.models.capacity import bytes_to_hook, bytes_to_load, require_memory
-from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, hash_checkpoint, loaded_files
+from mechrefusal.models.checkpoint import Checkpoint, hash_checkpoint
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
+from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.residual_stream import is_direction, require_direction, require_layers, wanted_layers
-from mechrefusal.models.sources import cache_folder, fetch
+from mechrefusal.models.sources import cache_folder, fetch, loaded_files
 from mechrefusal.models.weights import load_config
 
 __all__ = [

@@ -26,7 +26,8 @@ from mechrefusal.models import tiny
 from mechrefusal.models.bridge_internals import scale_of_writes, written_by
 from mechrefusal.models.caches import refusal, why_not_continued
 from mechrefusal.models.checkpoint import SAID_OF_ORIGIN
-from mechrefusal.models.loading import load_hooked, quiet
+from mechrefusal.models.library_output import quiet
+from mechrefusal.models.loading import load_hooked
 from mechrefusal.models.one_number import require_one_number
 from mechrefusal.models.small import small_config, small_model
 from mechrefusal.models.sources import cache_folder
@@ -56,10 +57,10 @@ def why_unsupported(config: PretrainedConfig) -> str | None:
 
     Tried out once a config and version of the libraries: what was found is kept in the cache of models.
     """
-    told = json.loads(config.to_json_string(use_diff=False))
-    told = {key: value for key, value in told.items() if key not in SAID_OF_ORIGIN}
-    asked = [TRIALS, *map(version, LIBRARIES), type(config).__name__, told]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    settings = json.loads(config.to_json_string(use_diff=False))
+    settings = {key: value for key, value in settings.items() if key not in SAID_OF_ORIGIN}
+    tried = [TRIALS, *map(version, LIBRARIES), type(config).__name__, settings]
+    key = hashlib.sha256(json.dumps(tried, sort_keys=True, default=str).encode()).hexdigest()[:32]
     if key not in _KNOWN:
         _KNOWN[key] = _kept(cache_folder() / "architectures" / f"{key}.txt", config)
     return _KNOWN[key]
@@ -155,10 +156,10 @@ def require_parts(model: Any) -> None:
 
 def _why_no_sum(model: Any, layer: int, seen: dict[str, Tensor]) -> str | None:
     """Why the parts of a layer are not what the stream gains there."""
-    found = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
-    if any(each is None for each in found):
+    activations = [seen.get(f"blocks.{layer}.{hook}") for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
+    if any(each is None for each in activations):
         return f"a hook of TransformerLens in layer {layer} is never reached"
-    pre, attention, mlp, post, q, k, v, pattern, z = (each for each in found if each is not None)
+    pre, attention, mlp, post, q, k, v, pattern, z = (each for each in activations if each is not None)
     for name, each in (("q", q), ("k", k), ("v", v)):
         if each.shape[:2] != pre.shape[:2]:
             return f"TransformerLens' hook_{name} in layer {layer} is not by token and head ({tuple(each.shape)})"
@@ -186,11 +187,11 @@ def _seen(model: Any) -> dict[str, Tensor]:
     layers = range(model.cfg.n_layers)
     names = [f"blocks.{layer}.{hook}" for layer in layers for hook in (*STREAM_HOOKS, *HEAD_HOOKS)]
     hooks: list[tuple[str, Callable[..., None]]] = [(name, partial(keep, name=name)) for name in names]
-    drawn = torch.randint(model.cfg.d_vocab, (1, 7), generator=torch.Generator().manual_seed(0))
+    token_ids = torch.randint(model.cfg.d_vocab, (1, 7), generator=torch.Generator().manual_seed(0))
     with model.hooks(fwd_hooks=hooks):
-        model(drawn.to(model.cfg.device), return_type="logits")
+        model(token_ids.to(model.cfg.device), return_type="logits")
     return kept
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).norm() <= SUM_TOLERANCE * expected.norm())
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).norm() <= SUM_TOLERANCE * expected.norm())

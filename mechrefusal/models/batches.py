@@ -103,11 +103,11 @@ def last_logits(
     if keep > int(batch.mask.sum(1).min()):
         raise ValueError(f"keep is {keep}, but a prompt has only {int(batch.mask.sum(1).min())} tokens after the head")
     cache = cache if cache is not None else head_cache(model, batch)
-    found = []
+    parts = []
     for part in batch.chunks(chunk):
         logits, _ = continue_from(model, part.rest, part.full_mask(), expanded(cache, len(part)), keep=keep)
-        found.append(logits[:, -keep:])
-    return torch.cat(found)
+        parts.append(logits[:, -keep:])
+    return torch.cat(parts)
 
 
 @contextmanager
@@ -174,8 +174,8 @@ def exact_length(config) -> tuple[int, str]:
     """
     context = context_tokens(config)
     slides = getattr(config, "use_sliding_window", True)
-    found = {name: getattr(config, name, None) for name in _WINDOWS if slides or name != "sliding_window"}
-    windows = {_WINDOWS[name]: n for name, n in found.items() if isinstance(n, int) and n > 0}
+    sizes = {name: getattr(config, name, None) for name in _WINDOWS if slides or name != "sliding_window"}
+    windows = {_WINDOWS[name]: n for name, n in sizes.items() if isinstance(n, int) and n > 0}
     what = min(windows, key=windows.__getitem__, default="context")
     return (windows[what], what) if windows.get(what, context) < context else (context, "context")
 

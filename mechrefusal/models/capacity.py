@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import free_memory
-from mechrefusal.models.checkpoint import Checkpoint, LoadedFiles, loaded_files
+from mechrefusal.models.checkpoint import Checkpoint, files_of
+from mechrefusal.models.model_files import LoadedFiles
 
 WHILE_HOOKING, WITH_BIASES = 3.0, 4.0
 """Bytes in memory at most while a hooked transformer is made, for each byte of its float32 weights; those of a model
@@ -31,24 +32,24 @@ class StoredTensor:
 
 def stored_tensors(*files: Path) -> dict[str, StoredTensor]:
     """Every tensor of safetensors files, by name."""
-    found = {}
+    tensors = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 part = file.get_slice(name)
-                found[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
-    return found
+                tensors[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
+    return tensors
 
 
 def bytes_to_load(source: Checkpoint | Path | str | LoadedFiles, *, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that the weights take in memory in `dtype`, whatever they take on disk."""
-    files = _files(source)
+    files = files_of(source)
     return dtype.itemsize * sum(math.prod(one.shape) for one in stored_tensors(*files.weights).values())
 
 
 def bytes_to_hook(source: Checkpoint | Path | str | LoadedFiles) -> int:
     """Bytes that memory holds at most while a hooked transformer (float32) is made of a checkpoint."""
-    files = _files(source)
+    files = files_of(source)
     has_biases = any(name.endswith("bias") for name in stored_tensors(*files.weights))
     return int((WITH_BIASES if has_biases else WHILE_HOOKING) * bytes_to_load(files))
 
@@ -65,7 +66,7 @@ def require_memory(
     Weights are read into the host's memory and moved to the device, where the hooked transformer is made. On a CPU both
     are one.
     """
-    files = _files(source)
+    files = files_of(source)
     weights = bytes_to_load(files, dtype=dtype)
     whole = bytes_to_hook(files) if hooked else weights
     needs = {"memory": weights}
@@ -83,12 +84,6 @@ def require_memory(
                 f"weights alone {_gib(weights)} in {str(dtype).removeprefix('torch.')}), and {_gib(free[where])} are "
                 "free: end other programs, or use a larger machine or a smaller model"
             )
-
-
-def _files(source: Checkpoint | Path | str | LoadedFiles) -> LoadedFiles:
-    if isinstance(source, LoadedFiles):
-        return source
-    return loaded_files(source.path if isinstance(source, Checkpoint) else source)
 
 
 def _gib(n_bytes: int) -> str:

@@ -4,11 +4,6 @@ The hooked transformer is TransformerLens 4's `TransformerBridge` in compatibili
 (norms folded, weights centred) and hook names. `load_hooked` is the one place that builds it.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +15,8 @@ from mechrefusal.models.batches import exact_length
 from mechrefusal.models.bridge_internals import text_only
 from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
 from mechrefusal.models.capacity import require_memory
-from mechrefusal.models.checkpoint import Checkpoint, loaded_files
+from mechrefusal.models.checkpoint import Checkpoint, files_of
+from mechrefusal.models.library_output import quiet
 from mechrefusal.models.one_number import require_same_in_batch
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
@@ -64,7 +60,7 @@ def load_causal_lm(
             without chat template.
     """
     folder = source.path if isinstance(source, Checkpoint) else Path(source)
-    files = loaded_files(folder, base=base)
+    files = files_of(source, base=base)
     tokenizer = load_tokenizer(source, chat=chat, base=base)
     device = device or default_device()
     require_memory(files, hooked=False, device=device, dtype=dtype)
@@ -87,7 +83,7 @@ def require_loadable(folder: Path | str) -> None:
     """Raise what `load_causal_lm` would raise for a folder, without its weights in memory: their values aren't read."""
     load_tokenizer(folder)
     with quiet():
-        load_weights(loaded_files(folder), dtype=torch.float32, in_memory=False)
+        load_weights(files_of(folder), dtype=torch.float32, in_memory=False)
 
 
 def load_tokenizer(
@@ -104,7 +100,7 @@ def load_tokenizer(
         MechrefusalError: no tokenizer, none with a chat template (with `chat`), or one with tokens that have no row in
             the model's embedding.
     """
-    files = loaded_files(source.path if isinstance(source, Checkpoint) else source, base=base)
+    files = files_of(source, base=base)
     folder = files.tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -168,8 +164,8 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         ) from error
     model.eval()
     with torch.no_grad():
-        found = model(token_ids)[:, -1].log_softmax(-1)
-    difference = (found - expected).abs().max().item()
+        hooked = model(token_ids)[:, -1].log_softmax(-1)
+    difference = (hooked - expected).abs().max().item()
     if not difference <= PARITY_TOLERANCE:
         raise MechrefusalError(
             f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
@@ -208,32 +204,3 @@ def _fold(model, reference: PreTrainedModel) -> None:
 def _parity_tokens(vocab_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
-
-
-@contextlib.contextmanager
-def quiet(*, stderr: bool = True) -> Iterator[None]:
-    """Silence what the libraries print: progress bars and notices, and (with `stderr`) all that goes there.
-
-    Exceptions pass.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    root_level = logging.getLogger().level
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger().setLevel(max(root_level, logging.ERROR))
-    try:
-        unread = io.StringIO()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            stack.enter_context(contextlib.redirect_stdout(unread))
-            if stderr:
-                stack.enter_context(contextlib.redirect_stderr(unread))
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger().setLevel(root_level)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

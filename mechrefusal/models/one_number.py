@@ -42,9 +42,9 @@ def require_same_in_batch(model: Any) -> None:
     Raises:
         MechrefusalError: a batch of two unequal prompts with a cached head gives other log-probabilities.
     """
-    if (drawn := _Drawn.of(model, rows=2)) is not None:
-        found, _ = drawn.continued(model, drawn.prompts, keep=1)
-        _require(model, {"shared head": _apart(found, drawn.alone(model)[:, 0])})
+    if (trial := _Trial.of(model, rows=2)) is not None:
+        logits, _ = trial.continued(model, trial.prompts, keep=1)
+        _require(model, {"shared head": _apart(logits, trial.alone(model)[:, 0])})
 
 
 def differences(model: Any) -> dict[str, float]:
@@ -52,13 +52,13 @@ def differences(model: Any) -> dict[str, float]:
 
     Empty where attention reaches too few tokens to tell.
     """
-    if (drawn := _Drawn.of(model, rows=3)) is None:
+    if (trial := _Trial.of(model, rows=3)) is None:
         return {}
-    expected, text = drawn.alone(model), drawn.texts[0]
-    longest = len(drawn.prompts[0])
-    cut, whole = (_logits(model, torch.tensor([text[:n]], device=drawn.device))[0] for n in (longest, len(text)))
-    padded, continued = drawn.continued(model, drawn.texts, keep=longest)
-    from_head, _ = drawn.continued(model, drawn.prompts, keep=1)
+    expected, text = trial.alone(model), trial.texts[0]
+    longest = len(trial.prompts[0])
+    cut, whole = (_logits(model, torch.tensor([text[:n]], device=trial.device))[0] for n in (longest, len(text)))
+    padded, continued = trial.continued(model, trial.texts, keep=longest)
+    from_head, _ = trial.continued(model, trial.prompts, keep=1)
     return {
         "later tokens": _apart(cut, whole[:longest]),
         "padding": _apart(padded, expected[:, 0]),
@@ -68,7 +68,7 @@ def differences(model: Any) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Trial:
     """Texts of unequal length that begin with the same tokens; the last `N_STEPS` tokens of each follow its prompt."""
 
     texts: list[list[int]]
@@ -83,10 +83,11 @@ class _Drawn:
         longest = min(LONGEST, exact_length(config)[0] - N_STEPS)
         if longest < 4:
             return None
-        drawn = torch.randint(config.vocab_size, (rows, longest + N_STEPS), generator=torch.Generator().manual_seed(0))
-        drawn[:, : longest // 3] = drawn[0, : longest // 3]
+        generator = torch.Generator().manual_seed(0)
+        token_ids = torch.randint(config.vocab_size, (rows, longest + N_STEPS), generator=generator)
+        token_ids[:, : longest // 3] = token_ids[0, : longest // 3]
         lengths = (longest, longest // 3 + 1, longest - 2)
-        texts = [row[: n + N_STEPS].tolist() for row, n in zip(drawn, lengths, strict=False)]
+        texts = [row[: n + N_STEPS].tolist() for row, n in zip(token_ids, lengths, strict=False)]
         return cls(texts, config.vocab_size - 1, inner.get_input_embeddings().weight.device)
 
     @property
@@ -107,12 +108,12 @@ class _Drawn:
         following = torch.tensor([text[len(p) :] for text, p in zip(texts, self.prompts, strict=True)])
         mask, cache = batch.full_mask(), expanded(head_cache(model, batch), len(batch))
         logits, cache = continue_from(model, batch.rest, mask, cache, keep=1)
-        found = [logits[:, -1]]
+        steps = [logits[:, -1]]
         for column in following.to(self.device).T:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             logits, cache = continue_from(model, column.long()[:, None], mask, cache, keep=1)
-            found.append(logits[:, -1])
-        return found[0], torch.stack(found[1:] or found, dim=1)
+            steps.append(logits[:, -1])
+        return steps[0], torch.stack(steps[1:] or steps, dim=1)
 
 
 def _require(model: Any, apart: dict[str, float]) -> None:
@@ -130,5 +131,5 @@ def _logits(model: Any, token_ids: Tensor) -> Float[Tensor, "row token vocab"]:
     return model(input_ids=token_ids, use_cache=False).logits
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
-    return (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs().max().item()
+def _apart(actual: Tensor, expected: Tensor) -> float:
+    return (actual.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs().max().item()

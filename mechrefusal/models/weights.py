@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.capacity import stored_tensors
-from mechrefusal.models.checkpoint import LoadedFiles, base_folder
+from mechrefusal.models.model_files import LoadedFiles
+from mechrefusal.models.sources import base_folder
 
 ATTENTION, EXPERTS = ("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm")
 """What of a config's `attn_implementation` and `experts_implementation` is followed: transformers brings it itself."""
@@ -108,9 +109,9 @@ def _quantisation(config: PreTrainedConfig) -> str | None:
     """The method of a config's quantisation; None for plain weights."""
     for one in (config, config.get_text_config()):
         if settings := getattr(one, "quantization_config", None):
-            told = settings if isinstance(settings, dict) else settings.to_dict()
-            of_bits = "bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unnamed"
-            method = told.get("quant_method") or of_bits
+            quantisation = settings if isinstance(settings, dict) else settings.to_dict()
+            by_bits = quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit")
+            method = quantisation.get("quant_method") or ("bitsandbytes" if by_bits else "unnamed")
             return str(getattr(method, "value", method))
     return None
 
@@ -129,14 +130,14 @@ def _require_plain(config: PreTrainedConfig, files: LoadedFiles, *, quantised: b
 def _what_to_install(
     config: PreTrainedConfig, files: LoadedFiles, error: ImportError, attn_implementation: str | None
 ) -> str:
-    said = f"model in '{files.base}' cannot be loaded here ({first_line(error)})"
+    problem = f"model in '{files.base}' cannot be loaded here ({first_line(error)})"
     if method := _quantisation(config):
         package = INSTALLED_BY.get(method)
         install = f"install {package} (pip install {package})" if package else "install what it names"
-        return f"{said}: its weights are quantised ('{method}'); {install}, or take the model without quantisation"
+        return f"{problem}: its weights are quantised ('{method}'); {install}, or take the model without quantisation"
     if attn_implementation is not None and attn_implementation not in ATTENTION:
-        return f"{said}: install what attn_implementation '{attn_implementation}' needs, or give 'sdpa' or 'eager'"
-    return f"{said}: install what it names"
+        return f"{problem}: install what attn_implementation '{attn_implementation}' needs, or give 'sdpa' or 'eager'"
+    return f"{problem}: install what it names"
 
 
 def _drop_pad_beyond_rows(config: PreTrainedConfig) -> None:

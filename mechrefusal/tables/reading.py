@@ -42,14 +42,14 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
     """
     wanted = columns(name)
     rows = rows if isinstance(rows, pd.DataFrame) else list(rows)
-    given = pd.DataFrame(rows, columns=None if len(rows) else list(wanted))
-    missing, extra = [c for c in wanted if c not in given], [c for c in given if c not in wanted]
+    untyped = pd.DataFrame(rows, columns=None if len(rows) else list(wanted))
+    missing, extra = [c for c in wanted if c not in untyped], [c for c in untyped if c not in wanted]
     if missing or extra:
         raise MechrefusalError(
             f"table '{name}' does not fit its schema: missing columns {missing}, extra columns {extra}"
         )
-    typed = {column.name: _typed(name, column, given[column.name]) for column in table_of(name).columns}
-    return pd.DataFrame(typed, index=given.index)
+    typed = {column.name: _typed(name, column, untyped[column.name]) for column in table_of(name).columns}
+    return pd.DataFrame(typed, index=untyped.index)
 
 
 def write(table: pd.DataFrame, name: str, folder: Path) -> Path:

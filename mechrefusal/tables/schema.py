@@ -72,21 +72,21 @@ class Table:
 def _read(*names: str, per_checkpoint: bool) -> Iterator[Table]:
     folder = files("mechrefusal.tables") / "columns"
     for name in names:
-        for table, told in yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")).items():
-            entries = (CHECKPOINT if per_checkpoint else {}) | told["columns"]
+        for table, description in yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")).items():
+            entries = (CHECKPOINT if per_checkpoint else {}) | description["columns"]
             columns = [column for names, entry in entries.items() for column in _columns(table, names, entry)]
-            yield Table(table, told["rows"], tuple(columns), per_checkpoint)
+            yield Table(table, description["rows"], tuple(columns), per_checkpoint)
 
 
 def _columns(table: str, names: str, entry: str) -> Iterator[Column]:
-    found = _ENTRY.fullmatch(entry)
-    if found is None or found["kind"] not in DTYPES:
+    match = _ENTRY.fullmatch(entry)
+    if match is None or match["kind"] not in DTYPES:
         raise MechrefusalError(
             f"column '{names}' of table '{table}' is described as '{entry}': begin with one of {', '.join(DTYPES)}"
         )
-    allowed = tuple(found["allowed"].split(", ")) if found["allowed"] else ()
+    allowed = tuple(match["allowed"].split(", ")) if match["allowed"] else ()
     for name in names.split(", "):
-        yield Column(name, found["kind"], found["meaning"], allowed)
+        yield Column(name, match["kind"], match["meaning"], allowed)
 
 
 TABLES: dict[str, Table] = {

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import scratch_folder, whole_folder
-from mechrefusal.models.checkpoint import GENERATION_CONFIG
 from mechrefusal.models.loading import require_loadable
+from mechrefusal.models.model_files import GENERATION_CONFIG
 
 
 def anchor_folder(out: Path | str, step: int) -> Path:
@@ -104,7 +104,7 @@ def merged_weights(model: PeftModel) -> dict[str, Tensor]:
             for name, layer in base.named_modules()
             if isinstance(layer, LoraLayer)
         }
-    own = {
+    weights = {
         name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items() if ".lora_" not in name
     }
-    return own | {name: weight.to(own[name].dtype) for name, weight in merged.items()}
+    return weights | {name: weight.to(weights[name].dtype) for name, weight in merged.items()}

@@ -7,21 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from mechrefusal import progress, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
 from mechrefusal.training.anchors import anchor_folder, require_anchors, save_anchor
-from mechrefusal.training.trainer import REFUSAL, ArmTrainer, require_finite_weights
+from mechrefusal.training.finite import require_finite_weights
+from mechrefusal.training.trainer import REFUSAL, ArmTrainer
 
 
 class Probe(Protocol):
@@ -45,24 +39,20 @@ class StepLog(TrainerCallback):
         self.bar: progress.Bar | None = None
         self._began, self._seconds = 0.0, 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Steps that were made before are done."""
         if self.bar is not None and state.global_step:
             self.bar.advance(state.global_step)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Stop the clock."""
         self._seconds = time.perf_counter() - self._began
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Note the time beside what was logged of a step; the summary at the end is no step."""
         logs: dict[str, float] = kwargs["logs"]
         if "loss" not in logs:
@@ -119,9 +109,7 @@ class Anchors(TrainerCallback):
         self.out, self.steps, self.tokenizer, self.start = Path(out), frozenset(steps), tokenizer, start
         self.generation_config = generation_config
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Find out, before any step, whether an anchor can be kept."""
         left = sum(step > state.global_step for step in self.steps)
         if left and state.is_world_process_zero:
@@ -133,7 +121,7 @@ class Anchors(TrainerCallback):
                 generation_config=self.generation_config,
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""
         if state.global_step in self.steps and state.is_world_process_zero:
             require_finite_weights(kwargs["model"], state.global_step)
@@ -147,7 +135,7 @@ class States(TrainerCallback):
     def __init__(self, anchors: Collection[int], every: int) -> None:
         self.anchors, self.every = frozenset(anchors), every
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Say so where it is due."""
         step = state.global_step
         due = step in self.anchors or (self.every and step % self.every == 0)
@@ -162,14 +150,12 @@ class Probes(TrainerCallback):
         self.start = start
         self.trainer: ArmTrainer | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Look at the model before it changes."""
         if state.global_step == 0:
             self._look(state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Look where the step that just ended is an anchor."""
         if state.global_step in self.steps:
             self._look(state)
@@ -177,14 +163,13 @@ class Probes(TrainerCallback):
     def _look(self, state: TrainerState) -> None:
         if self.probe is None or self.trainer is None or not state.is_world_process_zero:
             return
-        pool = getattr(self.trainer, "pool", None)
-        with frozen(self.trainer.model):
-            words, cases = self.trainer.processing_class, pool.cases if pool else []
-            found = self.probe(self.trainer.model, words, cases, step=self.start + state.global_step)
-        rows = pd.DataFrame([{"arm": self.arm, "step": self.start + state.global_step, **row} for row in found])
+        model, step = self.trainer.model, self.start + state.global_step
+        with frozen(model):
+            rows = self.probe(model, self.trainer.processing_class, self.trainer.cases, step=step)
+        table = pd.DataFrame([{"arm": self.arm, "step": step, **row} for row in rows])
         path = self.folder / "probes.parquet"
         if path.is_file() and state.global_step:
             before = pd.read_parquet(path)
-            rows = pd.concat([before[before["step"] < self.start + state.global_step], rows], ignore_index=True)
+            table = pd.concat([before[before["step"] < step], table], ignore_index=True)
         with whole_file(path) as draft:
-            rows.to_parquet(draft, index=False)
+            table.to_parquet(draft, index=False)

@@ -4,9 +4,11 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerState
 
 
 class Clock:
@@ -31,13 +33,34 @@ class Clock:
 
     def take(self) -> dict[str, float]:
         """Seconds by part since they were last taken."""
-        found, self._seconds = self._seconds, {}
-        return found
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+class StepTimes(TrainerCallback):
+    """Times the optimiser by an `ArmTrainer`'s clock, and tells the trainer where a training begins or goes on."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._part: Any = nullcontext()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """What is logged begins here."""
+        self._trainer.logged_at(state.global_step)
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._part = self._trainer.clock.part("optimizer")
+        self._part.__enter__()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        self._part.__exit__(None, None, None)
 
 
 def peak_mib(device: torch.device) -> float:

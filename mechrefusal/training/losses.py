@@ -90,20 +90,20 @@ def with_changes(terms: Sequence[Term], changes: Mapping[str, TokenLoss | Term])
     Raises:
         MechrefusalError: a function under a name that no term has, or a term whose own name is another.
     """
-    found = {term.name: term for term in terms}
+    changed = {term.name: term for term in terms}
     for name, change in changes.items():
         if name in RESERVED:
             raise MechrefusalError(f"a loss term cannot be called '{name}', which logs mean otherwise: rename it")
         if isinstance(change, Term):
             if change.name != name:
                 raise MechrefusalError(f"loss term '{name}' calls itself '{change.name}': give it one name")
-            found[name] = change
-        elif name in found:
-            found[name] = replace(found[name], loss=change)
+            changed[name] = change
+        elif name in changed:
+            changed[name] = replace(changed[name], loss=change)
         else:
             raise MechrefusalError(
-                f"loss '{name}' replaces no term of this arm ({', '.join(found)}): give a training.Term to add one"
+                f"loss '{name}' replaces no term of this arm ({', '.join(changed)}): give a training.Term to add one"
             )
-    if UTILITY.name not in found or found[UTILITY.name].needs_cases:
+    if UTILITY.name not in changed or changed[UTILITY.name].needs_cases:
         raise MechrefusalError("the term 'utility' is the one of the training rows: it can be replaced, not removed")
-    return list(found.values())
+    return list(changed.values())

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from mechrefusal.attacks import AttackCase, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.training import rows
+from mechrefusal.training.arm import Arm, TrainerSetup
 from mechrefusal.training.data import away_row, toward_row
 from mechrefusal.training.losses import Term, TokenLoss, away_term, cross_entropy
 from mechrefusal.training.pool import CasePool
@@ -24,6 +25,8 @@ from mechrefusal.training.trainer import ArmTrainer
 
 POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
 """Files of the pool and of the record of its refreshes, in a training checkpoint and beside an arm's anchors."""
+OF_R2D2 = ("away_weight", "toward_weight", "away_floor", "cases_per_step", "reset_every", "reset_fraction")
+"""What `R2D2Settings` and `R2D2Config` call alike."""
 
 
 @dataclass
@@ -59,16 +62,7 @@ class R2D2Config(SFTConfig):
     @property
     def gcg(self) -> GCGSettings:
         """The GCG fields as settings."""
-        return GCGSettings(
-            steps=self.gcg_steps,
-            width=self.gcg_width,
-            top_k=self.gcg_top_k,
-            suffix_length=self.gcg_suffix_length,
-            initial=self.gcg_initial,
-            batch_size=self.gcg_batch_size,
-            screen=self.gcg_screen,
-            rounds=self.gcg_rounds,
-        )
+        return GCGSettings(**{each.name: getattr(self, f"gcg_{each.name}") for each in fields(GCGSettings)})
 
     def __post_init__(self) -> None:
         """Check the values as `R2D2Settings` does.
@@ -77,17 +71,13 @@ class R2D2Config(SFTConfig):
             MechrefusalError: one that cannot be.
         """
         super().__post_init__()
-        names = ("away_weight", "toward_weight", "away_floor", "cases_per_step", "reset_every", "reset_fraction")
-        R2D2Settings(**{name: getattr(self, name) for name in names}, gcg=self.gcg)
+        R2D2Settings(**{name: getattr(self, name) for name in OF_R2D2}, gcg=self.gcg)
 
     @staticmethod
     def fields_of(settings: R2D2Settings) -> dict[str, Any]:
         """Settings as arguments of this config (all but the size of the pool, which the pool itself has)."""
-        names = ("away_weight", "toward_weight", "away_floor", "cases_per_step", "reset_every", "reset_fraction")
-        of_gcg = ("steps", "width", "top_k", "suffix_length", "initial", "batch_size", "screen", "rounds")
-        return {name: getattr(settings, name) for name in names} | {
-            f"gcg_{name}": getattr(settings.gcg, name) for name in of_gcg
-        }
+        of_gcg = {f"gcg_{name}": value for name, value in asdict(settings.gcg).items()}
+        return {name: getattr(settings, name) for name in OF_R2D2} | of_gcg
 
 
 class R2D2Trainer(ArmTrainer):
@@ -118,9 +108,9 @@ class R2D2Trainer(ArmTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        given = kwargs.get("args") or next((value for value in args if isinstance(value, TrainingArguments)), None)
-        if not isinstance(given, R2D2Config):
-            raise MechrefusalError(f"R2D2Trainer was given args of {type(given).__name__}: give an R2D2Config")
+        config = kwargs.get("args") or next((value for value in args if isinstance(value, TrainingArguments)), None)
+        if not isinstance(config, R2D2Config):
+            raise MechrefusalError(f"R2D2Trainer was given args of {type(config).__name__}: give an R2D2Config")
         super().__init__(*args, callbacks=[*(callbacks or []), _AtStepStart(self)], losses=losses, **kwargs)
         self.pool = pool
         if self.attacks:
@@ -130,7 +120,6 @@ class R2D2Trainer(ArmTrainer):
                 refusal=self.args.refusal,
                 suffix_length=self.args.gcg_suffix_length,
             )
-        self.refreshes: list[dict[str, Any]] = []
         self._drawn: list[AttackCase] = []
         self._micro_batch = 0
         if self._wants_tree is None:
@@ -208,24 +197,33 @@ class R2D2Trainer(ArmTrainer):
         micro_batches = self.current_gradient_accumulation_steps
         mine = range(rank * micro_batches + self._micro_batch, len(self._drawn), world * micro_batches)
         self._micro_batch += 1
-        found = []
+        by_term = []
         for term in self.terms:
             if term.row is not None and term.weight:
                 pairs = [term.row(self.processing_class, case) for case in self._drawn]
                 n_tokens = sum(len(continuation) for _, continuation in pairs)
-                found.append(rows.of_pairs(term, [pairs[i] for i in mine], n_tokens=max(1, n_tokens)))
-        return found
+                by_term.append(rows.of_pairs(term, [pairs[i] for i in mine], n_tokens=max(1, n_tokens)))
+        return by_term
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the attacked cases' mean loss before and after their update, their age and cost beside the terms."""
         if "loss" in logs and any(row["step"] > self._logged_at for row in self.refreshes[-1:]):
-            drawn = [row for row in self.refreshes if row["step"] > self._logged_at]
+            refreshed = [row for row in self.refreshes if row["step"] > self._logged_at]
             steps = max(1, self.state.global_step - self._logged_at)
-            logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in drawn) / len(drawn)
-            logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in drawn) / len(drawn)
-            logs["pool_age"] = sum(row["age"] for row in drawn) / len(drawn)
-            logs["attack_tokens"] = sum(row["forward_tokens"] for row in drawn) / steps
+            logs["attack_loss_before"] = math.fsum(row["loss_before"] for row in refreshed) / len(refreshed)
+            logs["attack_loss_after"] = math.fsum(row["loss_after"] for row in refreshed) / len(refreshed)
+            logs["pool_age"] = sum(row["age"] for row in refreshed) / len(refreshed)
+            logs["attack_tokens"] = sum(row["forward_tokens"] for row in refreshed) / steps
         super().log(logs, start_time)
+
+    @property
+    def cases(self) -> list[AttackCase]:
+        """The cases of the pool."""
+        return self.pool.cases
+
+    def save_results(self, folder: Path) -> None:
+        """The pool."""
+        self.pool.save(folder / POOL)
 
     def save_state(self, folder: Path) -> None:
         """The pool with its random state, and the record of its refreshes."""
@@ -253,8 +251,25 @@ class _AtStepStart(TrainerCallback):
     def __init__(self, trainer: R2D2Trainer) -> None:
         self._trainer = trainer
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Reset, draw and attack."""
         with self._trainer.clock.part("refresh"):
             self._trainer.refresh()
+
+
+def _trainer(setup: TrainerSetup) -> R2D2Trainer:
+    settings, inputs = setup.inputs.settings, setup.inputs
+    fields_of_r2d2 = R2D2Config.fields_of(settings.r2d2)
+    arguments = setup.arguments(R2D2Config, **fields_of_r2d2, refusal=settings.refusal, tree=settings.tree)
+    pool = CasePool.of(
+        setup.tokenizer,
+        inputs.behaviours,
+        settings.r2d2.gcg,
+        size=settings.r2d2.pool_size,
+        seed=settings.seed,
+        source=f"{inputs.arm} from {inputs.base.weights}",
+    )
+    return R2D2Trainer(**arguments, pool=pool)
+
+
+R2D2 = Arm("r2d2", _trainer)

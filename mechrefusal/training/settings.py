@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mechrefusal.attacks import GCGSettings
+from mechrefusal.attacks.settings import require_at_least
 from mechrefusal.errors import MechrefusalError
 
 ARMS = ("sft", "r2d2")
@@ -30,7 +31,7 @@ class R2D2Settings:
     reset_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        _at_least(self, pool_size=0, cases_per_step=1, away_weight=0, toward_weight=0, reset_every=0)
+        require_at_least(self, pool_size=0, cases_per_step=1, away_weight=0, toward_weight=0, reset_every=0)
         if not 0 <= self.reset_fraction <= 1:
             raise MechrefusalError(f"r2d2 reset_fraction is {self.reset_fraction}: give a share between 0 and 1")
         if self.away_floor > 0:
@@ -55,7 +56,7 @@ class LoraSettings:
     target_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least(self, rank=1)
+        require_at_least(self, rank=1)
         if not self.alpha > 0:
             raise MechrefusalError(f"lora alpha is {self.alpha}: give a number above 0")
         if not 0 <= self.dropout < 1:
@@ -115,7 +116,7 @@ class TrainingSettings:
     r2d2: R2D2Settings = field(default_factory=R2D2Settings)
 
     def __post_init__(self) -> None:
-        _at_least(
+        require_at_least(
             self,
             steps=1,
             warmup_steps=0,
@@ -189,12 +190,12 @@ class TrainingSettings:
         """
         if not self.warm_up:
             raise MechrefusalError("training warm_up is 0: there is no warm-up to train")
-        own: dict[str, Any] = {
+        of_warm_up: dict[str, Any] = {
             "learning_rate": self.warm_up_learning_rate,
             "utility_per_step": self.warm_up_utility_per_step,
             "harmful_per_step": self.warm_up_harmful_per_step,
         }
-        changed = {name: value for name, value in own.items() if value is not None}
+        changed = {name: value for name, value in of_warm_up.items() if value is not None}
         return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, refusal_weight=None, **changed)
 
     def of_arm(self) -> "TrainingSettings":
@@ -206,11 +207,3 @@ class TrainingSettings:
             anchors=tuple(anchor - start for anchor in self.arm_anchors),
             warm_up=0,
         )
-
-
-def _at_least(settings: object, **least: float) -> None:
-    kind = type(settings).__name__.removesuffix("Settings").lower()
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        if not value >= bound:
-            raise MechrefusalError(f"{kind} {name} is {value}: give at least {bound}")

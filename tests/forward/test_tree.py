@@ -530,6 +530,24 @@ def test_ordinary_passes_inside_equal_those_outside(attended):
         close(TreeForward(attended).run(forest()).logits, plainly(attended, forest()))
 
 
+def test_gradients_of_shared_tokens_are_the_same_every_time():
+    """With several threads torch sums that of `rows[places]` in any order: two trainings of one recipe would part."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(40, (24, 60), generator=generator)
+    rows, gradient = (torch.randn(*shape, 3, 64, generator=generator) for shape in ((40,), (24, 60)))
+
+    def of(read, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        leaf = rows.to(dtype).requires_grad_()
+        out = read(leaf)
+        assert torch.equal(out, rows.to(dtype)[places])
+        out.backward(gradient.to(dtype))
+        return leaf.grad
+
+    every = [of(lambda leaf: tree_attention.rows_at(leaf, places)) for _ in range(20)]
+    assert all(torch.equal(every[0], other) for other in every)
+    torch.testing.assert_close(every[0].double(), of(lambda leaf: leaf[places], torch.float64), atol=1e-4, rtol=1e-5)
+
+
 def test_the_attention_of_a_model_is_as_it_was_whatever_happens(attended):
     before, entries = attended.config._attn_implementation, copy.deepcopy(vars(attended.config))
     with attending(attended):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mechrefusal import MechrefusalError, models
-from mechrefusal.models import Checkpoint, checkpoint
+from mechrefusal.models import Checkpoint, checkpoint, model_files
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_vocabularies_of_all_tokenizers_are_known(tmp_path):
     assert len(names) > 10
     for name in names:
         (tmp_path / name).write_text("")
-    listed = {path.name for pattern in checkpoint.TOKENIZER_FILES for path in tmp_path.glob(pattern)}
+    listed = {path.name for pattern in model_files.TOKENIZER_FILES for path in tmp_path.glob(pattern)}
     assert listed == names
 
 

@@ -6,7 +6,7 @@ from architectures import FAMILIES
 from tolerances import COMPOUND, FORWARD
 
 from mechrefusal import MechrefusalError, models
-from mechrefusal.models import loading
+from mechrefusal.models import library_output, loading
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -26,7 +26,7 @@ def test_weights_are_those_of_the_default_compatibility_mode(family, name):
 
     model = family(name)
     plain, tokenizer = models.load_causal_lm(model.folder)
-    with loading.quiet():
+    with library_output.quiet():
         default = TransformerBridge.boot_transformers(str(model.folder), hf_model=plain, tokenizer=tokenizer)
         default.enable_compatibility_mode(disable_warnings=True)
     found, expected = model.hooked.state_dict(), default.state_dict()

