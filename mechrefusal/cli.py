@@ -172,7 +172,7 @@ def run(options) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
     from mechrefusal import processes, study, tables
     from mechrefusal import report as pages
-    from mechrefusal.study import own_suites
+    from mechrefusal.study import table_rows
 
     started = _started(options)
     if options.processes != 1:
@@ -185,7 +185,7 @@ def run(options) -> None:
     if started.recipe.evaluation.suites:
         stress = ("stress", "stress_transfer", "stress_control", "stress_differences")
         rates, *others = (tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress))
-        _show(own_suites.benchmarks(rates), *others)
+        _show(table_rows.of_benchmarks(rates), *others)
     _say_report(written)
 
 
@@ -237,7 +237,7 @@ def evaluate(options) -> None:
 
     from mechrefusal import evaluation, study
     from mechrefusal.report import language
-    from mechrefusal.study import own_suites
+    from mechrefusal.study import table_rows
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     judges = [evaluation.judge_of(spec) for spec in options.judge]
@@ -270,8 +270,8 @@ def evaluate(options) -> None:
                 chat=_chat(options),
             )
     finally:
-        _show(own_suites.benchmarks(found.rates), found.differences)
-        if warned := language.of_verdicts(own_suites.benchmarks(found.verdicts)):
+        _show(table_rows.of_benchmarks(found.rates), found.differences)
+        if warned := language.of_verdicts(table_rows.of_benchmarks(found.verdicts)):
             _print(Text(warned))
     if stressed is not None:
         _show(None, None, stressed.curve, stressed.transfer, stressed.control, stressed.differences)
@@ -387,7 +387,7 @@ def _attack_parser(*, with_settings: bool) -> jsonargparse.ArgumentParser:
     if not with_settings:
         return parser
     from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
-    from mechrefusal.study.recipe import Source
+    from mechrefusal.study.settings import Source
 
     parser.add_argument("--source", type=str, required=True, help="model: checkpoint folder, packaged or hub name")
     parser.add_argument("--method", type=str, choices=METHODS, default="gcg", help=f"one of {', '.join(METHODS)}")

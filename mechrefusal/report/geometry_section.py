@@ -12,7 +12,7 @@ from mechrefusal.report.figures.probe_layers import TARGETS
 from mechrefusal.report.panels import Panel, Panels
 from mechrefusal.report.reading import MeasuredCheckpoint
 from mechrefusal.statistics.choosing import BEST
-from mechrefusal.study.places import best_place
+from mechrefusal.study.table_rows import best_place
 
 DOSED = ("ablate", "induce")
 

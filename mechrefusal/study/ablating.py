@@ -26,12 +26,12 @@ from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.forward.direction import Carrier, Direction, direction_of
-from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import ChatSettings, PromptSet, sources
 from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.statistics import intervals
-from mechrefusal.study import chosen_direction
-from mechrefusal.study.judging import refusal_judge
+from mechrefusal.study.checkpoints import located, refusal_judge, require_room
+from mechrefusal.study.interventions import NAMES, NamedDirection
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 BUILTIN = ("builtin", "builtin-harmless")
@@ -107,36 +107,26 @@ def ablated(
             there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
     _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
-    run, checkpoint = chosen_direction.located(source, chat=chat)
-    by = judge if judge is not None else refusal_judge(run)
+    run, checkpoint = located(source, chat=chat)
+    judge = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
         chosen = Direction(direction, kind="given direction")
     elif isinstance(direction, Direction | Carrier):
         chosen = direction_of(direction)
         if chosen.weights and chosen.weights != checkpoint.weights:
             raise MechrefusalError(f"the {chosen.name} is of weights {chosen.weights}, not of {checkpoint.weights}")
-    elif str(direction) == "random":
-        chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None or induce is not None)
-    elif str(direction) in chosen_direction.NAMES:
-        chosen = chosen_direction.of_run(run, checkpoint, best=direction == "best")
     else:
-        path = Path(direction).expanduser()
-        chosen = chosen_direction.of_file(path, checkpoint, layer=layer, position=position)
+        named = NamedDirection(str(direction), position, layer)
+        chosen = named.at(run, checkpoint, seed=seed, added=add is not None or induce is not None)
     if add is None and layer is not None and layer != chosen.layer:
         raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
-    if position is not None and (not isinstance(direction, str | Path) or str(direction) in chosen_direction.NAMES):
+    if position is not None and (not isinstance(direction, str | Path) or str(direction) in NAMES):
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
     )
-    tokenizer = load_tokenizer(checkpoint)
-    prompts.require_room(
-        tokenizer,
-        asked,
-        limit=context_length(checkpoint.path),
-        spare=prompts.answer_room(tokenizer, max_new_tokens),
-        what=f"the context of '{checkpoint.path}'",
-    )
+    tokenizer, what = load_tokenizer(checkpoint), f"the context of '{checkpoint.path}'"
+    require_room(checkpoint.path, tokenizer, asked, max_new_tokens=max_new_tokens, what=what)
     model, tokenizer = load_causal_lm(checkpoint)
     with causal.intervened(model, intervention):
         pass  # what does not fit the model is said before anything is generated
@@ -147,12 +137,14 @@ def ablated(
                 model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
             )
         table[name] = list(answers.texts)
-    said = {name: by.judge(table["prompt"].tolist(), table[name].tolist())["label"].tolist() for name in ANSWERS}
-    for name in ANSWERS:
-        table[f"{name}_refused"] = [refuses(label) for label in said[name]]
-    for name in ANSWERS:
-        table[f"{name}_degenerate"] = [label == DEGENERATE for label in said[name]]
-    table = table.assign(intervention=words, judge=by.name, weights=checkpoint.weights)
+    labels = {name: judge.judge(asked.texts, table[name].tolist())["label"].tolist() for name in ANSWERS}
+    table = table.assign(
+        **{f"{name}_refused": [refuses(label) for label in labels[name]] for name in ANSWERS},
+        **{f"{name}_degenerate": [label == DEGENERATE for label in labels[name]] for name in ANSWERS},
+        intervention=words,
+        judge=judge.name,
+        weights=checkpoint.weights,
+    )
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 
 

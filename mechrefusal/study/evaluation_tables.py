@@ -14,7 +14,7 @@ from mechrefusal.evaluation.suites import Suite
 from mechrefusal.evaluation.verdicts import is_of_harm
 from mechrefusal.files import checkpoint_id
 from mechrefusal.statistics import intervals, maps
-from mechrefusal.study import own_suites
+from mechrefusal.study import table_rows
 
 LENGTH = "max_new_tokens"
 OWN = ["arm", "step", "suite", "attack", "intervention", "judge"]
@@ -82,13 +82,13 @@ def merged(verdicts: pd.DataFrame, folder: Path) -> pd.DataFrame:
         return tables.frame("verdicts", verdicts)
     now = set(verdicts[OWN].itertuples(index=False, name=None))
     weights = dict(zip(_ids(verdicts), verdicts["weights"], strict=True))
-    measured = set(_ids(own_suites.own(verdicts)))
+    measured = set(_ids(table_rows.of_study(verdicts)))
     place = ["suite", "attack", "prompt_id"]
     asked = dict(zip(verdicts[place].itertuples(index=False, name=None), verdicts["prompt"], strict=True))
     stands = [
         key not in now
         and weights.get(identity, weight) == weight
-        and not (identity in measured and suite in own_suites.SIDES)
+        and not (identity in measured and suite in table_rows.SIDES)
         and asked.get(prompt, text) == text
         for key, identity, weight, suite, prompt, text in zip(
             before[OWN].itertuples(index=False, name=None),
@@ -134,7 +134,7 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     outcome once.
     """
     by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
-    outcomes = metrics.outcomes(own_suites.benchmarks(verdicts))
+    outcomes = metrics.outcomes(table_rows.of_benchmarks(verdicts))
     # An answer that was cut off earlier is another one. Runs of an earlier version do not say where.
     outcomes = outcomes.assign(**{LENGTH: outcomes[LENGTH].fillna(0)})
     # `compare` has a column `metric` of its own, the name of the value.

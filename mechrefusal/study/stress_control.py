@@ -13,19 +13,22 @@ The net success of a defence is `robust`, not one minus `attack_success`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from math import nan
 
 import pandas as pd
 
 from mechrefusal import tables
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, metrics, paired_difference
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.paired import BASE
+from mechrefusal.evaluation.suites import Side
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import intervals
-from mechrefusal.study.stress_answers import NONE, Answered, Plan
-from mechrefusal.study.stress_verdicts import Judged, judged
+from mechrefusal.study.stress_answers import NONE, Answers, Plan
 from mechrefusal.training import WARM_UP
 
 ATTACKED = "attacked"
@@ -53,10 +56,58 @@ _OF_TWINS = {_ANSWERED: metrics.ANSWERED, _REFUSED: "any_refusal"}
 _CASE = ("arm", "step", "method")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Outcomes of answers by one judge.
+
+    Fields:
+        kind: what the judge judges: `metrics.REFUSAL` or `metrics.HARM`.
+        outcomes: 0 or 1 of every (place of the behaviour, completion), by metric; nulls are missing.
+    """
+
+    kind: str
+    outcomes: Mapping[str, Mapping[tuple[int, str], float]]
+
+    def of(self, metric: str, places: Sequence[int], completions: Sequence[str]) -> list[float]:
+        """The outcome of each answer, NaN where the judge gave none."""
+        known = self.outcomes.get(metric, {})
+        return [known.get(answer, nan) for answer in zip(places, completions, strict=True)]
+
+
+def judged(
+    judge: Judge | ScoringJudge, answers: pd.DataFrame, requests: Mapping[int, str], *, side: Side = "harmful"
+) -> Judged:
+    """What a judge says of answers, each of which it is shown once, with the bare request.
+
+    Args:
+        answers: columns place and completion; an answer that stands twice is judged once.
+        requests: of each place.
+        side: of the requests; it says which metrics there are (`mechrefusal.evaluation.metrics`).
+
+    Raises:
+        MechrefusalError: the judge gave more or fewer rows than answers.
+    """
+    shown = answers[["place", "completion"]].drop_duplicates().reset_index(drop=True)
+    rows = judge.judge([requests[place] for place in shown["place"]], shown["completion"].tolist())
+    if len(rows) != len(shown):
+        raise MechrefusalError(f"judge '{judge.name}' gave {len(rows)} rows for {len(shown)} answers")
+    scores = rows["score"].tolist() if "score" in rows else nan
+    kind = metrics.HARM if "score" in rows else metrics.REFUSAL
+    verdicts = shown.assign(
+        side=side, group="", judge=judge.name, kind=kind, label=rows["label"].tolist(), score=scores
+    )
+    known = metrics.outcomes(verdicts).dropna(subset="value")
+    outcomes = {
+        str(metric): dict(zip(zip(own["place"], own["completion"], strict=True), own["value"], strict=True))
+        for metric, own in known.groupby("metric", sort=False)
+    }
+    return Judged(kind, outcomes)
+
+
 def outcomes(
     plan: Plan,
     checkpoints: Sequence[Checkpoint],
-    found: Answered,
+    answers: Answers,
     judges: Sequence[Judge | ScoringJudge],
     successes: Mapping[str, Judged],
     *,
@@ -81,16 +132,16 @@ def outcomes(
             **dict(zip(_CASE, (point.arm, point.step, method), strict=True)),
             "place": place,
             "prompt_id": plan.behaviours.ids[place],
-            "completion": found.replies[point.id, point.id, method][case.prompt],
+            "completion": answers.replies[point.id, point.id, method][case.prompt],
             LOSS: case.history[-1],
             "has_twin": place in texts,
-            ATTACKED: found.twins[point.id, method][texts[place]] if place in texts else None,
-            NONE: found.twins[point.id, NONE][plan.twins.prompts[place]] if place in texts else None,
+            ATTACKED: answers.twins[point.id, method][texts[place]] if place in texts else None,
+            NONE: answers.twins[point.id, NONE][plan.twins.prompts[place]] if place in texts else None,
         }
         for point in checkpoints
         for method in plan.methods
-        for texts in [plan.twins.with_suffixes(found.cases[point.id, method])]
-        for place, case in enumerate(found.cases[point.id, method])
+        for texts in [plan.twins.with_suffixes(answers.cases[point.id, method])]
+        for place, case in enumerate(answers.cases[point.id, method])
     )
     of_twins = _twins(points, plan, judges, successes, otherwise)
     own = [name for name, said in successes.items() if said.kind == metrics.REFUSAL]
@@ -115,12 +166,12 @@ def control(cases: pd.DataFrame) -> pd.DataFrame:
             said = {"judge": judge, "twin_judge": judge}
             for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):
                 for metric in _OF_TWINS:
-                    rate = _rate(twins[f"{metric}{ending}"])
+                    rate = rate_of(twins[f"{metric}{ending}"])
                     rows.append({**known, "suffix": suffix, "metric": metric, **said, **rate})
         for (judge, twin_judge), judged_by in own.groupby(["judge", "twin_judge"], sort=False):
             said = {"judge": judge, "twin_judge": twin_judge}
             for metric in SHARES:
-                rate = _rate(judged_by[metric].where(judged_by["robust"].notna()))
+                rate = rate_of(judged_by[metric].where(judged_by["robust"].notna()))
                 rows.append({**known, "suffix": ATTACKED, "metric": metric, **said, **rate})
     return tables.frame("stress_control", rows)
 
@@ -184,7 +235,8 @@ def _judged(points: pd.DataFrame, judge: str, said: Judged, twin_judge: str, of_
     return table.assign(robust=fails * table[_ANSWERED], refuses_suffix=fails * table[_REFUSED])
 
 
-def _rate(values: pd.Series) -> dict:
+def rate_of(values: pd.Series) -> dict:
+    """Rate of outcomes of 0 and 1 with its 95% Wilson interval, n, and the nulls that are in neither."""
     known = values.dropna()
     return {**vars(intervals.rate(int(known.sum()), len(known))), "nulls": int(values.isna().sum())}
 

@@ -5,8 +5,9 @@ import pytest
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.study.recipe import MeasuringSettings, PromptSources, Recipe, Sides, Source
+from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import asked
+from mechrefusal.study.settings import MeasuringSettings, PromptSources, Sides, Source
 
 
 def test_nothing_is_measured_on_what_is_trained_on():

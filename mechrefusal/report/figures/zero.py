@@ -7,7 +7,7 @@ from mechrefusal.report import wording
 from mechrefusal.report.figures import style
 from mechrefusal.report.order import checkpoint_order
 from mechrefusal.statistics.choosing import BEST, CARRIER
-from mechrefusal.study.places import best_place, carrier_place
+from mechrefusal.study.table_rows import best_place, carrier_place
 
 _MEANS = {0: "harmless mean", 1: "harmful mean"}
 _FAR = 3.0
