@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from mechrefusal.study.ablating import Ablated, ablated, read_prompts
+    from mechrefusal.study.ablating import Ablated, ablated
     from mechrefusal.study.evaluating import Evaluated, evaluate
     from mechrefusal.study.evaluation_of_run import evaluate_run
     from mechrefusal.study.labelling import Labelled, label
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mechrefusal.study.planning import power
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
-    from mechrefusal.study.selection import StudyPrompts, behaviours, choose_prompts
+    from mechrefusal.study.selection import StudyPrompts, behaviours, choose_prompts, read_prompts
     from mechrefusal.study.starting import check
     from mechrefusal.study.stress import stressed
     from mechrefusal.study.training_of_run import train
@@ -51,7 +51,7 @@ __getattr__ = on_first_use(
     {
         "Ablated": "ablating",
         "ablated": "ablating",
-        "read_prompts": "ablating",
+        "read_prompts": "selection",
         "Evaluated": "evaluating",
         "evaluate": "evaluating",
         "stressed": "stress",

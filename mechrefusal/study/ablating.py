@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from mechrefusal import causal, prompts
+from mechrefusal import causal
 from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, complete
@@ -27,14 +27,12 @@ from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.forward.direction import Carrier, Direction, direction_of
 from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
-from mechrefusal.prompts import ChatSettings, PromptSet, sources
-from mechrefusal.prompts.readers import BENCHMARKS
+from mechrefusal.prompts import ChatSettings, PromptSet
 from mechrefusal.statistics import intervals
 from mechrefusal.study.checkpoints import located, refusal_judge, require_room
 from mechrefusal.study.interventions import NAMES, NamedDirection
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-BUILTIN = ("builtin", "builtin-harmless")
 ANSWERS = ("baseline", "intervened")
 
 
@@ -148,40 +146,6 @@ def ablated(
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
 
 
-def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
-    """Prompts to ask, in the order of their source: the first `n` (0: all).
-
-    HarmBench's copyright rows are left out: refusal says nothing about them.
-
-    Args:
-        source: "builtin" (harmful requests of the split `evaluation`), "builtin-harmless", a text file with one prompt
-            a line, or a benchmark file of `prompts.read`.
-        reader: name of the benchmark; by default the one whose columns the file has.
-
-    Raises:
-        MechrefusalError: a file that cannot be read, holds no prompt, or could be several benchmarks.
-    """
-    if n < 0:
-        raise MechrefusalError(f"n is {n}; give a number of prompts, or 0 for all")
-    if source in BUILTIN:
-        own = prompts.builtin().evaluation
-        found = own.harmful if source == "builtin" else own.harmless
-    elif reader == "plain":
-        found = prompts.read_plain(source, Path(source).stem)
-    elif sources.kind_of(source) == ".txt" and not reader:
-        lines = sources.text_of(Path(source).expanduser()).split("\n")
-        name = Path(source).name
-        named = name[: name.lower().rindex(".txt")]
-        found = PromptSet.from_texts(named, [line.strip() for line in lines if line.strip()])
-    else:
-        found = prompts.read(reader or _benchmark(source), source)
-    if "functional_category" in found.table:
-        found = found[(found.table["functional_category"] != "copyright").to_numpy()]
-    if len(found) == 0:
-        raise MechrefusalError(f"'{source}' gives no prompt to ask: HarmBench's copyright rows are left out")
-    return found.take(n) if n else found
-
-
 def writable_table(path: Path | str) -> Path:
     """The path; MechrefusalError where no table can be written there, which is tried and leaves nothing."""
     path = Path(path).expanduser()
@@ -232,21 +196,6 @@ def _intervention(
         return ablation, words + (f", dose {dose:g}" if dose != 1 else "")
     there = replace(chosen, layer=chosen.layer if layer is None else layer, reference=ZERO)
     return causal.put_in(there, dose=add), f"add {add:g} × {chosen.name} at layer {there.layer}"
-
-
-def _benchmark(source: str) -> str:
-    """The one reader whose columns a file has; XSTest's completions have all that XSTest has, and are those."""
-    there = {column.lower() for column in sources.load(source).columns}
-    needs = {name: {column.lower() for column in each.required} for name, each in BENCHMARKS.items()}
-    fitting = {name: need for name, need in needs.items() if need <= there}
-    closest = [name for name, need in fitting.items() if not any(need < other for other in fitting.values())]
-    if len(closest) != 1:
-        said = f"several benchmarks ({', '.join(closest)})" if closest else "no benchmark"
-        raise MechrefusalError(
-            f"the columns of '{source}' are those of {said}: name the reader, one of {', '.join(BENCHMARKS)}, or give "
-            "a .txt with one prompt a line"
-        )
-    return closest[0]
 
 
 def _rates(table: pd.DataFrame) -> Iterator[dict]:

@@ -259,16 +259,14 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
     if run is None:
         return tables.frame("leaks", [])
     used = choose_prompts(run.recipe).used()
-    found = prompts.leaks({**used, **{suite.name: suite.prompt_set() for suite in suites}})
-    leaks = tables.frame("leaks", found[found["set_a"].isin(used) & ~found["set_b"].isin(used)].reset_index(drop=True))
+    leaks = prompts.leaks({**used, **{suite.name: suite.prompt_set() for suite in suites}})
+    leaks = leaks[leaks["set_a"].isin(used) & ~leaks["set_b"].isin(used)].reset_index(drop=True)
     if len(leaks):
-        first = [
-            f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in leaks.head(3).itertuples()
-        ]
-        shown = "; ".join(first)
+        rows = leaks.head(3).itertuples()
+        shown = "; ".join(f"{row.id_b} of {row.set_b} ({row.kind}: {row.id_a} of {row.set_a})" for row in rows)
         n_leaked = len(leaks[["set_b", "id_b"]].drop_duplicates())
-        said = f"{n_leaked} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
+        line = f"{n_leaked} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
         if strict:
-            raise MechrefusalError(f"{said}; take them out of the suite, or evaluate without strict")
-        console.print(f"{said}; they are in table 'leaks'", highlight=False, soft_wrap=True)
-    return leaks
+            raise MechrefusalError(f"{line}; take them out of the suite, or evaluate without strict")
+        console.print(f"{line}; they are in table 'leaks'", highlight=False, soft_wrap=True)
+    return tables.frame("leaks", leaks)

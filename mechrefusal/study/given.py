@@ -36,14 +36,16 @@ def given(checkpoints: Mapping[str, Sequence[str]]) -> list[Given]:
     The output folder of a Trainer stands for all of its checkpoints. Steps are those that the names of folders or
     revisions tell (`checkpoint-100`, `owner/name@step1000`) where all of an arm do and they rise; else 1, 2, 3.
     """
-    found = []
+    points = []
     for arm, sources in checkpoints.items():
         line = [each for source in sources for each in _expanded(source)]
         steps = [step for _, step in line]
         if any(step is None for step in steps) or any(a >= b for a, b in pairwise(steps)):  # type: ignore[operator]
             steps = list(range(1, len(line) + 1))
-        found += [Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None]
-    return found
+        expanded += [
+            Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None
+        ]
+    return points
 
 
 def require_arms(checkpoints: Mapping[str, Sequence[str]], *, taken: Sequence[str]) -> None:

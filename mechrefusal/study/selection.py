@@ -1,18 +1,21 @@
 """Which prompts a study asks: chosen once from its recipe and the same at every checkpoint."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from mechrefusal import prompts
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PairSet, PromptSet, Split
+from mechrefusal.prompts import PairSet, PromptSet, Split, sources
 from mechrefusal.prompts.conversations import Conversations, read_conversations
 from mechrefusal.prompts.given_targets import with_given_targets
+from mechrefusal.prompts.readers import BENCHMARKS
 from mechrefusal.prompts.splits import text_hash
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.settings import PromptSources, Sides, Source
 
+BUILTIN = ("builtin", "builtin-harmless")
 _IN_TABLES = {"harmful": "evaluation_harmful", "harmless": "evaluation_harmless"}
 """What tables call the sets that they call otherwise than `StudyPrompts`."""
 
@@ -145,6 +148,39 @@ def behaviours(source: Source, *, n: int = 0) -> PromptSet:
     return (requests.take(n) if n else requests).with_targets()
 
 
+def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
+    """Prompts to ask, in the order of their source: the first `n` (0: all).
+
+    HarmBench's copyright rows are left out: refusal says nothing about them.
+
+    Args:
+        source: "builtin" (harmful requests of the split `evaluation`), "builtin-harmless", a text file with one prompt
+            a line, or a benchmark file of `prompts.read`.
+        reader: name of the benchmark; by default the one whose columns the file has.
+
+    Raises:
+        MechrefusalError: a file that cannot be read, holds no prompt, or could be several benchmarks.
+    """
+    if n < 0:
+        raise MechrefusalError(f"n is {n}; give a number of prompts, or 0 for all")
+    if source in BUILTIN:
+        evaluation = prompts.builtin().evaluation
+        read = evaluation.harmful if source == "builtin" else evaluation.harmless
+    elif reader == "plain":
+        read = prompts.read_plain(source, Path(source).stem)
+    elif sources.kind_of(source) == ".txt" and not reader:
+        lines = sources.text_of(Path(source).expanduser()).split("\n")
+        name = Path(source).name
+        stem = name[: name.lower().rindex(".txt")]
+        read = PromptSet.from_texts(stem, [line.strip() for line in lines if line.strip()])
+    else:
+        read = prompts.read(reader or _benchmark(source), source)
+    read = _without_copyright(read)
+    if len(read) == 0:
+        raise MechrefusalError(f"'{source}' gives no prompt to ask: HarmBench's copyright rows are left out")
+    return read.take(n) if n else read
+
+
 def _read(source: Source, builtin: PromptSet, name: str) -> PromptSet:
     if source.reader == "builtin":
         return with_given_targets(builtin, source.targets) if source.targets else builtin
@@ -229,3 +265,18 @@ def _mixed(*sets: PromptSet) -> PromptSet:
 def _without(prompt_set: PromptSet, leaks: pd.DataFrame, name: str) -> PromptSet:
     """The set without what an earlier one has too; `name`: that the audit knows it by."""
     return prompt_set[(~prompt_set.table["id"].isin(leaks.loc[leaks["set_b"] == name, "id_b"])).to_numpy()]
+
+
+def _benchmark(source: str) -> str:
+    """The one reader whose columns a file has; XSTest's completions have all that XSTest has, and are those."""
+    columns = {column.lower() for column in sources.load(source).columns}
+    needs = {name: {column.lower() for column in each.required} for name, each in BENCHMARKS.items()}
+    fitting = {name: need for name, need in needs.items() if need <= columns}
+    closest = [name for name, need in fitting.items() if not any(need < other for other in fitting.values())]
+    if len(closest) != 1:
+        what = f"several benchmarks ({', '.join(closest)})" if closest else "no benchmark"
+        raise MechrefusalError(
+            f"the columns of '{source}' are those of {what}: name the reader, one of {', '.join(BENCHMARKS)}, or give "
+            "a .txt with one prompt a line"
+        )
+    return closest[0]

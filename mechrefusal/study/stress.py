@@ -187,9 +187,9 @@ def stressed(
     folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
     require_writable(folder / FOLDER, folder / "measurements", folder=True)
     where = {"max_new_tokens": max_new_tokens, "seed": seed}
-    found = stress(run, targets, behaviours, settings, judges, harmless=harmless, folder=folder / FOLDER, **where)
-    found.write(folder / "measurements")
-    return found
+    tested = stress(run, targets, behaviours, settings, judges, harmless=harmless, folder=folder / FOLDER, **where)
+    tested.write(folder / "measurements")
+    return tested
 
 
 def _curve_points(plan: Plan, checkpoints: Sequence[Checkpoint], answers: Answers) -> pd.DataFrame:

@@ -53,6 +53,8 @@ Point = tuple[str, int]
 
 _ANSWERED, _REFUSED = metrics.ANSWERED, "refused"
 _OF_TWINS = {_ANSWERED: metrics.ANSWERED, _REFUSED: "any_refusal"}
+_ENDINGS = {NONE: f"_{NONE}", ATTACKED: ""}
+"""How columns of outcomes of the twins end, by what stands behind the twins."""
 _CASE = ("arm", "step", "method")
 
 
@@ -143,12 +145,11 @@ def outcomes(
         for texts in [plan.twins.with_suffixes(answers.cases[point.id, method])]
         for place, case in enumerate(answers.cases[point.id, method])
     )
-    of_twins = _twins(points, plan, judges, successes, otherwise)
-    own = [name for name, said in successes.items() if said.kind == metrics.REFUSAL]
+    of_twins, nothing = _twins(points, plan, judges, successes, otherwise), Judged(metrics.REFUSAL, {})
     parts = []
-    for judge, said in successes.items():
-        twin_judge = judge if judge in own else next(iter(of_twins), "")
-        parts.append(_judged(points, judge, said, twin_judge, of_twins.get(twin_judge, Judged(metrics.REFUSAL, {}))))
+    for judge, success in successes.items():
+        twin_judge = judge if success.kind == metrics.REFUSAL else next(iter(of_twins), "")
+        parts.append(_outcomes(points, judge, success, twin_judge, of_twins.get(twin_judge, nothing)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -163,16 +164,16 @@ def control(cases: pd.DataFrame) -> pd.DataFrame:
     for keys, own in cases[cases["has_twin"]].groupby(list(_CASE), sort=False):
         known = dict(zip(_CASE, keys, strict=True))
         for judge, twins in own.drop_duplicates(["place", "twin_judge"]).groupby("twin_judge", sort=False):
-            said = {"judge": judge, "twin_judge": judge}
-            for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):
+            by = {"judge": judge, "twin_judge": judge}
+            for suffix, ending in _ENDINGS.items():
                 for metric in _OF_TWINS:
                     rate = rate_of(twins[f"{metric}{ending}"])
-                    rows.append({**known, "suffix": suffix, "metric": metric, **said, **rate})
-        for (judge, twin_judge), judged_by in own.groupby(["judge", "twin_judge"], sort=False):
-            said = {"judge": judge, "twin_judge": twin_judge}
+                    rows.append({**known, "suffix": suffix, "metric": metric, **by, **rate})
+        for (judge, twin_judge), outcomes_by in own.groupby(["judge", "twin_judge"], sort=False):
+            by = {"judge": judge, "twin_judge": twin_judge}
             for metric in SHARES:
-                rate = rate_of(judged_by[metric].where(judged_by["robust"].notna()))
-                rows.append({**known, "suffix": ATTACKED, "metric": metric, **said, **rate})
+                rate = rate_of(outcomes_by[metric].where(outcomes_by["robust"].notna()))
+                rows.append({**known, "suffix": ATTACKED, "metric": metric, **by, **rate})
     return tables.frame("stress_control", rows)
 
 
@@ -197,12 +198,12 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
         for (method, judge), own in both.groupby(["method", "judge"], sort=False):
             for metric in (*SHARES, LOSS):
                 twin = metric not in (metrics.SUCCESS, LOSS)
-                asked = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
-                if asked.empty:
+                paired = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
+                if paired.empty:
                     continue
-                said = {"judge": judge, "twin_judge": asked["twin_judge_a"].iloc[0] if twin else ""}
-                found = paired_difference(asked[f"{metric}_a"], asked[f"{metric}_b"], asked["prompt_id"])
-                rows.append({**ends, "method": method, **said, "metric": metric, **vars(found)})
+                by = {"judge": judge, "twin_judge": paired["twin_judge_a"].iloc[0] if twin else ""}
+                change = paired_difference(paired[f"{metric}_a"], paired[f"{metric}_b"], paired["prompt_id"])
+                rows.append({**ends, "method": method, **by, "metric": metric, **vars(change)})
     return tables.frame("stress_differences", rows)
 
 
@@ -223,12 +224,12 @@ def _twins(
     return {judge.name: judged(judge, answers, plan.twins.requests, side="harmless") for judge in of_refusal}
 
 
-def _judged(points: pd.DataFrame, judge: str, said: Judged, twin_judge: str, of_twin: Judged) -> pd.DataFrame:
+def _outcomes(points: pd.DataFrame, judge: str, success: Judged, twin_judge: str, of_twin: Judged) -> pd.DataFrame:
     """The outcomes of one judge, and of the one that judged the twins."""
     table = points[[*_CASE, "place", "prompt_id", LOSS, "has_twin"]].assign(judge=judge)
-    table["twin_judge"] = [twin_judge if there else "" for there in points["has_twin"]]
-    table[metrics.SUCCESS] = said.of(metrics.SUCCESS, points["place"], points["completion"])
-    for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):
+    table["twin_judge"] = [twin_judge if has_twin else "" for has_twin in points["has_twin"]]
+    table[metrics.SUCCESS] = success.of(metrics.SUCCESS, points["place"], points["completion"])
+    for suffix, ending in _ENDINGS.items():
         for name, metric in _OF_TWINS.items():
             table[f"{name}{ending}"] = of_twin.of(metric, points["place"], points[suffix])
     fails = 1 - table[metrics.SUCCESS]
