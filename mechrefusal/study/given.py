@@ -42,9 +42,7 @@ def given(checkpoints: Mapping[str, Sequence[str]]) -> list[Given]:
         steps = [step for _, step in line]
         if any(step is None for step in steps) or any(a >= b for a, b in pairwise(steps)):  # type: ignore[operator]
             steps = list(range(1, len(line) + 1))
-        expanded += [
-            Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None
-        ]
+        points += [Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None]
     return points
 
 

@@ -1,7 +1,7 @@
 """Whether texts seem English: only for warnings."""
 
 import pytest
-from mechrefusal.study.english import is_english, share_not_english
+from mechrefusal.prompts.english import is_english, share_not_english
 
 from mechrefusal.prompts import builtin
 
