@@ -66,7 +66,7 @@ class Ablated:
 
 def ablated(
     source: Checkpoint | Path | str,
-    asked: PromptSet,
+    prompt_set: PromptSet,
     *,
     direction: str | Path | Tensor | Direction | Carrier = "carrier",
     add: float | None = None,
@@ -104,7 +104,7 @@ def ablated(
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
-    _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
+    _check(prompt_set, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
     run, checkpoint = located(source, chat=chat)
     judge = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
@@ -124,18 +124,22 @@ def ablated(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
     )
     tokenizer, what = load_tokenizer(checkpoint), f"the context of '{checkpoint.path}'"
-    require_room(checkpoint.path, tokenizer, asked, max_new_tokens=max_new_tokens, what=what)
+    require_room(checkpoint.path, tokenizer, prompt_set, max_new_tokens=max_new_tokens, what=what)
     model, tokenizer = load_causal_lm(checkpoint)
     with causal.intervened(model, intervention):
         pass  # what does not fit the model is said before anything is generated
-    table = pd.DataFrame({"prompt_id": asked.ids, "prompt": asked.texts})
+    table = pd.DataFrame({"prompt_id": prompt_set.ids, "prompt": prompt_set.texts})
     for name, under in zip(ANSWERS, (None, intervention), strict=True):
         with causal.intervened(model, under):
             answers = complete(
-                model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
+                model,
+                prompt_set.texts,
+                tokenizer=tokenizer,
+                max_new_tokens=max_new_tokens,
+                description=f"{name} answers",
             )
         table[name] = list(answers.texts)
-    labels = {name: judge.judge(asked.texts, table[name].tolist())["label"].tolist() for name in ANSWERS}
+    labels = {name: judge.judge(prompt_set.texts, table[name].tolist())["label"].tolist() for name in ANSWERS}
     table = table.assign(
         **{f"{name}_refused": [refuses(label) for label in labels[name]] for name in ANSWERS},
         **{f"{name}_degenerate": [label == DEGENERATE for label in labels[name]] for name in ANSWERS},
@@ -156,7 +160,7 @@ def writable_table(path: Path | str) -> Path:
 
 
 def _check(
-    asked: PromptSet,
+    prompt_set: PromptSet,
     *,
     add: float | None,
     dose: float | None,
@@ -164,7 +168,7 @@ def _check(
     reference: str | None,
     max_new_tokens: int,
 ) -> None:
-    if len(asked) == 0:
+    if len(prompt_set) == 0:
         raise MechrefusalError("there is no prompt to ask; give one at least")
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")

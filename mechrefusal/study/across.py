@@ -200,8 +200,10 @@ def _rank_estimate(
         few = f"too few prompts for an interval: {n} filled folds of a class, {folds.FEWEST_FOLDS} are needed"
         return Estimate(value, nan, nan, n), few
     mix = folds.coefficients(counts, folds.bootstrap(counts, N_RANKS, seed=0, paired=directions.paired))
-    drawn = (np.tensordot(one, terms, 1) for one in mix)
-    ranks = [effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in drawn]
+    resampled = (np.tensordot(one, terms, 1) for one in mix)
+    ranks = [
+        effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in resampled
+    ]
     return folds.interval(value, np.array(ranks), n, bounds=(1, len(matrix))), ""
 
 

@@ -210,8 +210,8 @@ class _Asking:
                 rows = answered(suite.questions(), *columns, intervention=spec, max_new_tokens=self.max_new_tokens)
                 frames.append(rows.assign(**owner))
                 if intervention is None:
-                    asked = prompts.prompt_ids(tokenizer, texts)
-                    self._take_loss(model, checkpoint, suite, _Replies(asked, replies["token_ids"].tolist()))
+                    prompt_ids = prompts.prompt_ids(tokenizer, texts)
+                    self._take_loss(model, checkpoint, suite, _Replies(prompt_ids, replies["token_ids"].tolist()))
         return frames
 
     def _take_loss(self, model, checkpoint: Checkpoint, suite: Suite, replies: _Replies) -> None:

@@ -87,11 +87,11 @@ def merged(verdicts: pd.DataFrame, folder: Path) -> pd.DataFrame:
         return tables.frame("verdicts", verdicts)
     ids, prompt = pd.Series(_ids(before), before.index), ["suite", "attack", "prompt_id"]
     weights = dict(zip(_ids(verdicts), verdicts["weights"], strict=True))
-    asked = dict(zip(_keys(verdicts, prompt), verdicts["prompt"], strict=True))
+    texts = dict(zip(_keys(verdicts, prompt), verdicts["prompt"], strict=True))
     again = ids.isin(_ids(table_rows.of_study(verdicts))) & before["suite"].isin(table_rows.SIDES)
     replaced = again | _keys(before, OWN).isin(set(_keys(verdicts, OWN)))
     replaced |= ids.map(weights.get).fillna(before["weights"]) != before["weights"]
-    replaced |= _keys(before, prompt).map(asked.get).fillna(before["prompt"]) != before["prompt"]
+    replaced |= _keys(before, prompt).map(texts.get).fillna(before["prompt"]) != before["prompt"]
     parts = [part for part in (before[~replaced], verdicts) if len(part)]
     return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
 

@@ -42,11 +42,11 @@ def gate(verdicts: pd.DataFrame) -> pd.DataFrame:
     unmodified = metrics.plain(verdicts)
     rows = []
     for criterion in GATE:
-        asked = unmodified[unmodified["suite"].isin(criterion.suites)]
-        if asked.empty:
+        answers = unmodified[unmodified["suite"].isin(criterion.suites)]
+        if answers.empty:
             continue
-        judge = str(asked["judge"].iloc[0])
-        outcomes = metrics.by_metric(asked, side=str(asked["side"].iloc[0]), kind=metrics.REFUSAL)
+        judge = str(answers["judge"].iloc[0])
+        outcomes = metrics.by_metric(answers, side=str(answers["side"].iloc[0]), kind=metrics.REFUSAL)
         outcomes["sound"] = 1 - outcomes[DEGENERATE]
         rate = metrics.estimate(outcomes, criterion.metric, correcting.correction_of(judge), plain=True)
         del rate["nulls"]

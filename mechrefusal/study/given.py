@@ -69,9 +69,9 @@ def arm_of(source: str) -> str:
     """What a single model's arm is called: the last part of its name that names no step."""
     name, _, _ = source.partition("@") if not Path(source).expanduser().exists() else (source, "", "")
     parts = [part for part in Path(name).expanduser().resolve().parts if part.strip("/")]
-    told = next((part for part in reversed(parts) if not _STEP.fullmatch(part)), "model")
-    plain = re.sub(r"[^\w.-]+", "-", told, flags=re.ASCII).strip("-.")
-    return plain if _NAME.fullmatch(plain) and plain not in RESERVED else "model"
+    name = next((part for part in reversed(parts) if not _STEP.fullmatch(part)), "model")
+    arm = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    return arm if _NAME.fullmatch(arm) and arm not in RESERVED else "model"
 
 
 def _expanded(source: str) -> list[tuple[str, int | None]]:

@@ -97,8 +97,8 @@ def measure(run: Run, *, processes: int = 1) -> None:
     attacks = _cases(run, start, prompts)
     for checkpoint in checkpoints:
         _require_room_for_cases(run, attacks, checkpoint, f"the context of {checkpoint.id}")
-    asked = prompts_asked(prompts, attacks)
-    work = {checkpoint: remaining(run, checkpoint, asked) for checkpoint in checkpoints}
+    stamps = prompts_asked(prompts, attacks)
+    work = {checkpoint: remaining(run, checkpoint, stamps) for checkpoint in checkpoints}
     todo = [checkpoint for checkpoint in checkpoints if work[checkpoint].stages]
     at_once = _at_once(processes, todo)
     if at_once == 1:
@@ -121,7 +121,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
                 _note_measured(run, by_id[name], checkpoints, at_once)
     _take_verdicts(run, checkpoints)
     needed = {checkpoint.id: each.inputs for checkpoint, each in work.items()}
-    compare(run, checkpoints, prompts, asked, needed, at_once=_at_once(processes, checkpoints))
+    compare(run, checkpoints, prompts, stamps, needed, at_once=_at_once(processes, checkpoints))
 
 
 def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:

@@ -104,14 +104,14 @@ class Remaining:
     stages: tuple[Stage, ...]
 
 
-def inputs_of(run: Run, checkpoint: Checkpoint, asked: Mapping[str, str]) -> dict[str, Inputs]:
-    """What each stage of a checkpoint hangs on; `asked`: fingerprints of the prompts (`stages.prompts_asked`)."""
-    return inputs(AT_A_CHECKPOINT, checkpoint.weights, asked, run.recipe)
+def inputs_of(run: Run, checkpoint: Checkpoint, stamps_of_prompts: Mapping[str, str]) -> dict[str, Inputs]:
+    """What each stage of a checkpoint hangs on; `stamps_of_prompts`: as `stages.prompts_asked` gives them."""
+    return inputs(AT_A_CHECKPOINT, checkpoint.weights, stamps_of_prompts, run.recipe)
 
 
-def remaining(run: Run, checkpoint: Checkpoint, asked: Mapping[str, str]) -> Remaining:
+def remaining(run: Run, checkpoint: Checkpoint, stamps_of_prompts: Mapping[str, str]) -> Remaining:
     """What is to be taken of a checkpoint. The files of all its stages are hashed for it, so that it is asked once."""
-    needed = inputs_of(run, checkpoint, asked)
+    needed = inputs_of(run, checkpoint, stamps_of_prompts)
     left = (stage for stage in AT_A_CHECKPOINT if run.kept(stage.name, checkpoint.id, needed[stage.name]) is None)
     return Remaining(needed, tuple(left))
 
@@ -162,7 +162,7 @@ def compare(
     run: Run,
     checkpoints: Sequence[Checkpoint],
     prompts: StudyPrompts,
-    asked: Mapping[str, str],
+    stamps_of_prompts: Mapping[str, str],
     needed: Mapping[str, Mapping[str, Inputs]],
     *,
     at_once: int = 1,
@@ -170,7 +170,7 @@ def compare(
     """Set the checkpoints, all of which are measured, side by side.
 
     Args:
-        asked: fingerprints of the prompts (`stages.prompts_asked`).
+        stamps_of_prompts: fingerprints of the prompts (`stages.prompts_asked`).
         needed: what the stages of each checkpoint hang on, by its id (`inputs_of`).
         at_once: processes where models are opened.
     """
@@ -186,7 +186,7 @@ def compare(
         "given": list(run.recipe.checkpoints),
         "kinds": tables.read("checkpoints", run.measurements()).astype(str).to_numpy().tolist(),
     }
-    across = inputs(ACROSS_CHECKPOINTS, of, asked, run.recipe, stamps)
+    across = inputs(ACROSS_CHECKPOINTS, of, stamps_of_prompts, run.recipe, stamps)
     subject = comparison.Comparison(run, checkpoints, prompts, at_once=at_once)
     for stage in ACROSS_CHECKPOINTS:
         run.cached(stage.name, "", across[stage.name], partial(stage.make, subject, across[stage.name]))

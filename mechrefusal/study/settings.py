@@ -68,8 +68,8 @@ class PromptSources:
         behaviours: harmful requests that all arms train on (as many as r2d2's pool holds; a warm-up: all of them);
             built-in: the splits `pool` and `train`.
         conversations: chat dataset for utility training: a .jsonl, .json, .parquet or .csv file or hub name with a
-            column `messages`, or `prompt` and `answer` (see `mechrefusal.study.conversations`). Empty: the model's own
-            greedy answers to built-in instructions.
+            column `messages`, or `prompt` and `answer` (see `mechrefusal.prompts.conversations`). Empty: the model's
+            own greedy answers to built-in instructions.
         n_conversations: conversations at most; 0 for all.
         answer_tokens: longest of the model's own answers.
         direction: prompts that directions and the refusal metric are found with; built-in: the split `direction`.

@@ -88,13 +88,17 @@ class Stage:
 
 
 def inputs(
-    stages: Iterable[Stage], of: Any, asked: Mapping[str, str], recipe: Recipe, before: Mapping[str, Any] | None = None
+    stages: Iterable[Stage],
+    of: Any,
+    stamps_of_prompts: Mapping[str, str],
+    recipe: Recipe,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Inputs]:
     """What each stage's result hangs on, by its name: all of it, that of the stages it comes after by their stamps.
 
     Args:
         of: what is measured, as the hash of a checkpoint's weights.
-        asked: fingerprints of the prompts, as `prompts_asked` gives them.
+        stamps_of_prompts: fingerprints of the prompts, as `prompts_asked` gives them.
         before: stamps of stages that come before these, by their names.
     """
     judge, stamps, by_name = recipe.measuring.refusal_judge().name, dict(before or {}), {}
@@ -107,7 +111,7 @@ def inputs(
                 name: judge if name == "measuring.judge" else asdict(value) if isinstance(value, Admissible) else value
                 for name, value in settings.items()
             },
-            "prompts": {name: asked[name] for name in stage.asks},
+            "prompts": {name: stamps_of_prompts[name] for name in stage.asks},
             "after": {name: stamps[name] for name in stage.after},
         }
         stamps[stage.name] = fingerprint(by_name[stage.name])

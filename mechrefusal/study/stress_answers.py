@@ -107,10 +107,10 @@ class Plan:
         """What judges are shown: the requests, without a context."""
         return self.behaviours.table.get("behavior", self.behaviours.table["text"]).tolist()
 
-    def require_room(self, checkpoint: Checkpoint, tokenizer, asked: PromptSet, *, suffix: int = 0) -> None:
+    def require_room(self, checkpoint: Checkpoint, tokenizer, prompts: PromptSet, *, suffix: int = 0) -> None:
         """Raise MechrefusalError where a prompt with a suffix of so many tokens leaves no room for an answer."""
         what, n = f"the context of {checkpoint.id}", self.max_new_tokens
-        require_room(checkpoint.path, tokenizer, asked, max_new_tokens=n, suffix=suffix, what=what)
+        require_room(checkpoint.path, tokenizer, prompts, max_new_tokens=n, suffix=suffix, what=what)
 
     def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
         """The cases of every method against one checkpoint; those on disk are not made again."""

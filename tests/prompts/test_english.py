@@ -1,9 +1,9 @@
 """Whether texts seem English: only for warnings."""
 
 import pytest
-from mechrefusal.prompts.english import is_english, share_not_english
 
 from mechrefusal.prompts import builtin
+from mechrefusal.prompts.english import is_english, share_not_english
 
 
 @pytest.mark.parametrize(
