@@ -69,17 +69,16 @@ class Run:
         Raises:
             MechrefusalError: no run there, or a recipe that cannot be read.
         """
-        folder = Path(folder).expanduser()
-        path = folder / "recipe.yaml"
+        path = Path(folder).expanduser() / "recipe.yaml"
         if not path.is_file():
             raise MechrefusalError(
-                f"'{folder}' is not a run (no recipe.yaml); start one with 'mechrefusal run --out {folder}'"
+                f"'{path.parent}' is not a run (no recipe.yaml); start one with 'mechrefusal run --out {path.parent}'"
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise MechrefusalError(f"'{path}' is not readable YAML ({str(error).splitlines()[0]})") from error
-        return cls(folder, recipe_from_dict(content, where=str(path)))
+        return cls(path.parent, recipe_from_dict(content, where=str(path)))
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -65,9 +65,11 @@ def test_what_is_kept_of_the_carrier_intervenes_as_the_chosen_one_does(measured)
     kept = Measurement(found.run, checkpoint, study.choose_prompts(recipe), []).carrier
     told = ("place", "kind", "reference", "row", "rejected_because")
     assert [getattr(kept, name) for name in told] == [getattr(found.chosen, name) for name in told]
-    assert [getattr(kept, name).value for name in ("bypass", "induce", "kl")] == [
-        getattr(found.chosen, name).value for name in ("bypass", "induce", "kl")
-    ]
+    for name in ("bypass", "induce", "kl"):
+        own, other = getattr(kept, name), getattr(found.chosen, name)
+        assert own.value == other.value
+        assert np.isfinite([own.low, own.high]).all()
+        assert vars(own) == pytest.approx(vars(other)), "with its interval"
     model = models.load_hooked(checkpoint)
     plain = forward.unhooked_model(model)
     tokens = torch.tensor(prompts.prompt_ids(model.tokenizer, study.choose_prompts(recipe).harmful.texts[:1]))

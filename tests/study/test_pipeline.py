@@ -112,8 +112,13 @@ def test_directions_of_another_checkpoint_are_refused(finished):
 def test_measuring_again_does_nothing(finished, monkeypatch):
     monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("mechrefusal.training.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("mechrefusal.study.evaluation_tables.keep", lambda *_: pytest.fail("verdicts taken again"))
+    hashed, file_hash = [], caching.file_hash
+    monkeypatch.setattr(caching, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     study.train(finished)
     study.measure(finished)
+    of_checkpoints = [path for path in hashed if path.parent.parent == finished.measurements()]
+    assert len(of_checkpoints) == len(set(of_checkpoints)) > 0, "a file is hashed more than once"
 
 
 def measure(folder):
