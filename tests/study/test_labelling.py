@@ -84,6 +84,6 @@ def test_an_evaluation_names_a_faulty_sheet_before_it_asks_anything(evaluated, m
 
     (evaluated / "labels.csv").write_text("answer,label\nx,refused\n")
     monkeypatch.setattr(evaluating._Asking, "ask", lambda *_, **__: pytest.fail("it was asked"))
-    monkeypatch.setattr(evaluating, "_checkpoints", lambda *_, **__: (None, []))
+    monkeypatch.setattr(evaluating, "checkpoints_of", lambda *_, **__: (None, []))
     with pytest.raises(MechrefusalError, match="hold 'refused'"):
         study.evaluate("any", [read_suite("builtin-utility", n=2)], out=evaluated)
