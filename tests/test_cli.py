@@ -567,7 +567,7 @@ def test_evaluations_that_cannot_be_are_one_line_and_leave_nothing(evaluated_run
 def test_strict_evaluations_refuse_what_the_run_used(evaluated_run, tmp_path, capsys):
     from mechrefusal import study
 
-    used = study.asked(evaluated_run.recipe).direction.harmless.texts[0]
+    used = study.choose_prompts(evaluated_run.recipe).direction.harmless.texts[0]
     path = tmp_path / "used.json"
     path.write_text(json.dumps([{"instruction": used}]), encoding="utf-8")
     words = ["evaluate", str(evaluated_run.folder), "--suite", f"alpaca={path}", "--max_new_tokens", "1"]

@@ -64,7 +64,7 @@ def evaluate(options: Any) -> None:
 
     from mechrefusal import evaluation, study
     from mechrefusal.report import language
-    from mechrefusal.study import own_suites
+    from mechrefusal.study import table_rows
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     shared = {
@@ -82,8 +82,8 @@ def evaluate(options: Any) -> None:
             steps = {"n": options.n_attacked, "steps": options.attack_steps}
             stressed = study.stressed(options.source, suites, options.attack, **steps, **shared)
     finally:
-        printing.print_rates(own_suites.benchmarks(evaluated.rates), evaluated.differences)
-        if warning := language.of_verdicts(own_suites.benchmarks(evaluated.verdicts)):
+        printing.print_rates(table_rows.of_benchmarks(evaluated.rates), evaluated.differences)
+        if warning := language.of_verdicts(table_rows.of_benchmarks(evaluated.verdicts)):
             printing.print_rich(Text(warning))
     if stressed is not None:
         printing.print_stress(stressed.curve, stressed.transfer, stressed.control, stressed.differences)
@@ -91,7 +91,7 @@ def evaluate(options: Any) -> None:
 
 def _add_attack(parser: Parser, words: Sequence[str]) -> None:
     from mechrefusal.attacks import METHODS, AutoDANSettings, GCGSettings, TemplateSettings
-    from mechrefusal.study.recipe import Source
+    from mechrefusal.study.settings import Source
 
     for each in (
         option("--source", str, "model: checkpoint folder, packaged or hub name", required=True),

@@ -69,7 +69,7 @@ def run(options: Any) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
     from mechrefusal import processes, study, tables
     from mechrefusal import report as pages
-    from mechrefusal.study import own_suites
+    from mechrefusal.study import table_rows
     from mechrefusal.study.outside import start
 
     started = start(recipe_of(options), options.out)
@@ -85,7 +85,7 @@ def run(options: Any) -> None:
         rates, differences, *stressed = (
             tables.read(name, started.measurements()) for name in ("rates", "suite_differences", *stress)
         )
-        printing.print_rates(own_suites.benchmarks(rates), differences)
+        printing.print_rates(table_rows.of_benchmarks(rates), differences)
         printing.print_stress(*stressed)
     print(f"report: {written}")
 

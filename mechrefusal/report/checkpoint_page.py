@@ -10,7 +10,7 @@ from mechrefusal.report import carrier_findings, evaluation_findings, figures, g
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 from mechrefusal.report.sections import Page
 from mechrefusal.statistics.choosing import BEST
-from mechrefusal.study.places import best_place
+from mechrefusal.study.table_rows import best_place
 
 ROWS_A_GROUP, LONGEST_TEXT = 60, 2000
 NO_EFFECT = {"denoising": 0.0, "noising": 1.0}

@@ -8,7 +8,7 @@ import pandas as pd
 from mechrefusal.report import wording
 from mechrefusal.report.figures import catalogue, forest
 from mechrefusal.statistics.choosing import BEST, BEST_IS, CARRIER
-from mechrefusal.study.places import best_place
+from mechrefusal.study.table_rows import best_place
 
 VERDICTS = {"moved": ("●", "moved"), "not moved": ("○", "rest"), "cannot tell": ("?", "unsure")}
 """A sign (colour alone says nothing to many readers) and a class of the style sheet for each verdict."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from mechrefusal.prompts.english import CRITERION, share_not_english
 from mechrefusal.report import wording
 from mechrefusal.report.reading import MeasuredCheckpoint
-from mechrefusal.study.english import CRITERION, share_not_english
 
 BUILT_IN = "refusal_rules_"
 """How the names of the built-in rules begin."""

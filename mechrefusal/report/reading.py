@@ -11,7 +11,7 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.report.order import BASE, WARM_UP, checkpoint_order
-from mechrefusal.study import own_suites
+from mechrefusal.study import table_rows
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
 EVALUATION = (
@@ -88,7 +88,7 @@ class MeasuredRun:
 
     def benchmarks(self, name: str) -> pd.DataFrame:
         """Rows of `verdicts` or `rates` that are of benchmarks; what the study asks itself the checkpoints have."""
-        return own_suites.benchmarks(self.across[name])
+        return table_rows.of_benchmarks(self.across[name])
 
     @property
     def warm_up(self) -> int | None:
@@ -152,7 +152,7 @@ def read_run(folder: Path | str) -> MeasuredRun:
             f"nothing to report: {measurements} does not exist; run 'mechrefusal measure' on {folder} first"
         )
     across = {name: tables.read(name, measurements) for name in tables.ACROSS}
-    asked = {name: own_suites.own(across[name]) for name in BEHAVIOUR}
+    asked = {name: table_rows.of_study(across[name]) for name in BEHAVIOUR}
     checkpoints = []
     for path in measurements.iterdir():
         match = _CHECKPOINT_FOLDER.fullmatch(path.name)

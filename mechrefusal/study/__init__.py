@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from mechrefusal.study.ablating import Ablated, ablated, read_prompts
-    from mechrefusal.study.evaluating import Evaluated, evaluate, stressed
+    from mechrefusal.study.ablating import Ablated, ablated
+    from mechrefusal.study.evaluating import Evaluated, evaluate
     from mechrefusal.study.evaluation_of_run import evaluate_run
     from mechrefusal.study.labelling import Labelled, label
     from mechrefusal.study.loader import load_recipe
@@ -15,22 +15,23 @@ if TYPE_CHECKING:
     from mechrefusal.study.planning import power
     from mechrefusal.study.recipe import Recipe
     from mechrefusal.study.run import Run, open
-    from mechrefusal.study.selection import Asked, asked, behaviours
+    from mechrefusal.study.selection import StudyPrompts, behaviours, choose_prompts, read_prompts
     from mechrefusal.study.starting import check
+    from mechrefusal.study.stress import stressed
     from mechrefusal.study.training_of_run import train
 
 __all__ = [
     "Ablated",
-    "Asked",
     "Evaluated",
     "Labelled",
     "Recipe",
     "Run",
+    "StudyPrompts",
     "ablated",
-    "asked",
     "behaviours",
     "cases",
     "check",
+    "choose_prompts",
     "evaluate",
     "evaluate_run",
     "label",
@@ -50,15 +51,15 @@ __getattr__ = on_first_use(
     {
         "Ablated": "ablating",
         "ablated": "ablating",
-        "read_prompts": "ablating",
+        "read_prompts": "selection",
         "Evaluated": "evaluating",
         "evaluate": "evaluating",
-        "stressed": "evaluating",
+        "stressed": "stress",
         "evaluate_run": "evaluation_of_run",
         "Labelled": "labelling",
         "label": "labelling",
-        "Asked": "selection",
-        "asked": "selection",
+        "StudyPrompts": "selection",
+        "choose_prompts": "selection",
         "behaviours": "selection",
         "load_recipe": "loader",
         "measure": "outside",

@@ -19,22 +19,20 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from mechrefusal import causal, prompts
+from mechrefusal import causal
 from mechrefusal.causal.reference import ZERO, Reference, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.forward.direction import Carrier, Direction, direction_of
-from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
-from mechrefusal.prompts import ChatSettings, PromptSet, sources
-from mechrefusal.prompts.readers import BENCHMARKS
+from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
+from mechrefusal.prompts import ChatSettings, PromptSet
 from mechrefusal.statistics import intervals
-from mechrefusal.study import chosen_direction
-from mechrefusal.study.judging import refusal_judge
+from mechrefusal.study.checkpoints import located, refusal_judge, require_room
+from mechrefusal.study.interventions import NAMES, NamedDirection
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-BUILTIN = ("builtin", "builtin-harmless")
 ANSWERS = ("baseline", "intervened")
 
 
@@ -68,7 +66,7 @@ class Ablated:
 
 def ablated(
     source: Checkpoint | Path | str,
-    asked: PromptSet,
+    prompt_set: PromptSet,
     *,
     direction: str | Path | Tensor | Direction | Carrier = "carrier",
     add: float | None = None,
@@ -106,88 +104,50 @@ def ablated(
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
-    _check(asked, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
-    run, checkpoint = chosen_direction.located(source, chat=chat)
-    by = judge if judge is not None else refusal_judge(run)
+    _check(prompt_set, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
+    run, checkpoint = located(source, chat=chat)
+    judge = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
         chosen = Direction(direction, kind="given direction")
     elif isinstance(direction, Direction | Carrier):
         chosen = direction_of(direction)
         if chosen.weights and chosen.weights != checkpoint.weights:
             raise MechrefusalError(f"the {chosen.name} is of weights {chosen.weights}, not of {checkpoint.weights}")
-    elif str(direction) == "random":
-        chosen = chosen_direction.random(run, checkpoint, seed=seed, added=add is not None or induce is not None)
-    elif str(direction) in chosen_direction.NAMES:
-        chosen = chosen_direction.of_run(run, checkpoint, best=direction == "best")
     else:
-        path = Path(direction).expanduser()
-        chosen = chosen_direction.of_file(path, checkpoint, layer=layer, position=position)
+        named = NamedDirection(str(direction), position, layer)
+        chosen = named.at(run, checkpoint, seed=seed, added=add is not None or induce is not None)
     if add is None and layer is not None and layer != chosen.layer:
         raise MechrefusalError(f"layer {layer} says nothing to an ablation, which is done at every layer: leave it out")
-    if position is not None and (not isinstance(direction, str | Path) or str(direction) in chosen_direction.NAMES):
+    if position is not None and (not isinstance(direction, str | Path) or str(direction) in NAMES):
         raise MechrefusalError(f"position {position} belongs to a file of directions; leave it out for {chosen.name}")
     intervention, words = _intervention(
         chosen, add=add, dose=1.0 if dose is None else dose, induce=induce, reference=reference, layer=layer
     )
-    tokenizer = load_tokenizer(checkpoint)
-    prompts.require_room(
-        tokenizer,
-        asked,
-        limit=context_length(checkpoint.path),
-        spare=prompts.answer_room(tokenizer, max_new_tokens),
-        what=f"the context of '{checkpoint.path}'",
-    )
+    tokenizer, what = load_tokenizer(checkpoint), f"the context of '{checkpoint.path}'"
+    require_room(checkpoint.path, tokenizer, prompt_set, max_new_tokens=max_new_tokens, what=what)
     model, tokenizer = load_causal_lm(checkpoint)
     with causal.intervened(model, intervention):
         pass  # what does not fit the model is said before anything is generated
-    table = pd.DataFrame({"prompt_id": asked.ids, "prompt": asked.texts})
+    table = pd.DataFrame({"prompt_id": prompt_set.ids, "prompt": prompt_set.texts})
     for name, under in zip(ANSWERS, (None, intervention), strict=True):
         with causal.intervened(model, under):
             answers = complete(
-                model, asked.texts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, description=f"{name} answers"
+                model,
+                prompt_set.texts,
+                tokenizer=tokenizer,
+                max_new_tokens=max_new_tokens,
+                description=f"{name} answers",
             )
         table[name] = list(answers.texts)
-    said = {name: by.judge(table["prompt"].tolist(), table[name].tolist())["label"].tolist() for name in ANSWERS}
-    for name in ANSWERS:
-        table[f"{name}_refused"] = [refuses(label) for label in said[name]]
-    for name in ANSWERS:
-        table[f"{name}_degenerate"] = [label == DEGENERATE for label in said[name]]
-    table = table.assign(intervention=words, judge=by.name, weights=checkpoint.weights)
+    labels = {name: judge.judge(prompt_set.texts, table[name].tolist())["label"].tolist() for name in ANSWERS}
+    table = table.assign(
+        **{f"{name}_refused": [refuses(label) for label in labels[name]] for name in ANSWERS},
+        **{f"{name}_degenerate": [label == DEGENERATE for label in labels[name]] for name in ANSWERS},
+        intervention=words,
+        judge=judge.name,
+        weights=checkpoint.weights,
+    )
     return Ablated(table, pd.DataFrame(_rates(table)), words, checkpoint.weights)
-
-
-def read_prompts(source: str, *, reader: str = "", n: int = 0) -> PromptSet:
-    """Prompts to ask, in the order of their source: the first `n` (0: all).
-
-    HarmBench's copyright rows are left out: refusal says nothing about them.
-
-    Args:
-        source: "builtin" (harmful requests of the split `evaluation`), "builtin-harmless", a text file with one prompt
-            a line, or a benchmark file of `prompts.read`.
-        reader: name of the benchmark; by default the one whose columns the file has.
-
-    Raises:
-        MechrefusalError: a file that cannot be read, holds no prompt, or could be several benchmarks.
-    """
-    if n < 0:
-        raise MechrefusalError(f"n is {n}; give a number of prompts, or 0 for all")
-    if source in BUILTIN:
-        own = prompts.builtin().evaluation
-        found = own.harmful if source == "builtin" else own.harmless
-    elif reader == "plain":
-        found = prompts.read_plain(source, Path(source).stem)
-    elif sources.kind_of(source) == ".txt" and not reader:
-        lines = sources.text_of(Path(source).expanduser()).split("\n")
-        name = Path(source).name
-        named = name[: name.lower().rindex(".txt")]
-        found = PromptSet.from_texts(named, [line.strip() for line in lines if line.strip()])
-    else:
-        found = prompts.read(reader or _benchmark(source), source)
-    if "functional_category" in found.table:
-        found = found[(found.table["functional_category"] != "copyright").to_numpy()]
-    if len(found) == 0:
-        raise MechrefusalError(f"'{source}' gives no prompt to ask: HarmBench's copyright rows are left out")
-    return found.take(n) if n else found
 
 
 def writable_table(path: Path | str) -> Path:
@@ -200,7 +160,7 @@ def writable_table(path: Path | str) -> Path:
 
 
 def _check(
-    asked: PromptSet,
+    prompt_set: PromptSet,
     *,
     add: float | None,
     dose: float | None,
@@ -208,7 +168,7 @@ def _check(
     reference: str | None,
     max_new_tokens: int,
 ) -> None:
-    if len(asked) == 0:
+    if len(prompt_set) == 0:
         raise MechrefusalError("there is no prompt to ask; give one at least")
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
@@ -240,21 +200,6 @@ def _intervention(
         return ablation, words + (f", dose {dose:g}" if dose != 1 else "")
     there = replace(chosen, layer=chosen.layer if layer is None else layer, reference=ZERO)
     return causal.put_in(there, dose=add), f"add {add:g} × {chosen.name} at layer {there.layer}"
-
-
-def _benchmark(source: str) -> str:
-    """The one reader whose columns a file has; XSTest's completions have all that XSTest has, and are those."""
-    there = {column.lower() for column in sources.load(source).columns}
-    needs = {name: {column.lower() for column in each.required} for name, each in BENCHMARKS.items()}
-    fitting = {name: need for name, need in needs.items() if need <= there}
-    closest = [name for name, need in fitting.items() if not any(need < other for other in fitting.values())]
-    if len(closest) != 1:
-        said = f"several benchmarks ({', '.join(closest)})" if closest else "no benchmark"
-        raise MechrefusalError(
-            f"the columns of '{source}' are those of {said}: name the reader, one of {', '.join(BENCHMARKS)}, or give "
-            "a .txt with one prompt a line"
-        )
-    return closest[0]
 
 
 def _rates(table: pd.DataFrame) -> Iterator[dict]:

@@ -1,9 +1,9 @@
 """What moves between checkpoints: drift against its noise floor, and effective rank in every named variant."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise, product
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise, product
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -27,24 +27,61 @@ SPAN = -1
 WhyApart = Callable[[Checkpoint, Checkpoint], str]
 """Why activations of two checkpoints cannot be compared; empty where they can."""
 
-
-def comparable(_a: Checkpoint, _b: Checkpoint) -> str:
-    """`WhyApart` where all checkpoints are of one kind."""
-    return ""
-
-
 N_RANKS = 50
 """Bootstraps behind the interval of an effective rank: a singular value decomposition each."""
 
 
-def drift(
-    checkpoints: Sequence[Checkpoint],
-    directions: dict[str, Directions],
-    carriers: dict[str, pd.DataFrame],
-    *,
-    given: Collection[str] = (),
-    why_apart: WhyApart = comparable,
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Pairs:
+    """What is compared with what: the base with the end of a warm-up, then arm by arm, then arms with each other.
+
+    Consecutive anchors of each arm from where it starts (the base, or the warm-up's end, if there is one), its last
+    against that start, and arms against each other at one step; where two have no step in common, at their ends.
+
+    Fields:
+        checkpoints: of which the pairs are.
+        given: arms that others trained: they are compared with the base, whatever the warm-up.
+        why_apart: why activations of two checkpoints cannot be compared; by default all can.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    given: Collection[str] = ()
+    why_apart: WhyApart = field(default=lambda a, b: "")
+
+    def __iter__(self) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+        shared, arms = self._by_arm()
+        yield from pairwise(shared)
+        for arm, line in arms.items():
+            line = [*self._starts(arm, shared), *line]
+            yield from pairwise(line)
+            if len(line) > 2:
+                yield line[0], line[-1]
+        for first, second in combinations(arms.values(), 2):
+            at_one_step = [(a, b) for a, b in product(first, second) if a.step == b.step]
+            yield from at_one_step or [(first[-1], second[-1])]
+
+    def ends(self) -> list[tuple[Checkpoint, Checkpoint]]:
+        """Where each arm starts with its last checkpoint, then the last checkpoints of the arms with each other."""
+        shared, _ = self._by_arm()
+        trained = sorted((c for c in self.checkpoints if c.arm not in SHARED), key=lambda c: c.step)
+        last, first = ({c.arm: c for c in line} for line in (trained, reversed(trained)))
+        starts = {arm: next(iter(self._starts(arm, shared)), first[arm]) for arm in last}
+        return [(starts[arm], c) for arm, c in last.items() if starts[arm] != c] + list(combinations(last.values(), 2))
+
+    def _by_arm(self) -> tuple[list[Checkpoint], dict[str, list[Checkpoint]]]:
+        """The checkpoints that arms go on from, and those of each arm."""
+        arms: dict[str, list[Checkpoint]] = {}
+        for checkpoint in self.checkpoints:
+            if checkpoint.arm not in SHARED:
+                arms.setdefault(checkpoint.arm, []).append(checkpoint)
+        return [c for c in self.checkpoints if c.arm in SHARED], arms
+
+    def _starts(self, arm: str, shared: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+        """What an arm is compared with from its first checkpoint on: one checkpoint, or none."""
+        return [c for c in shared if c.arm == BASE] if arm in self.given else shared[-1:]
+
+
+def drift(pairs: Pairs, directions: dict[str, Directions], carriers: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Table `drift`: how far directions turn between consecutive anchors of an arm, and between arms at one step.
 
     carrier_cosine: of the directions at the places of the two winners. direction_cosine: at the last position, layer by
@@ -54,20 +91,18 @@ def drift(
     those of `geometry.drift.compare`; `n` is the number of directions of the smaller span.
 
     Args:
+        pairs: what is compared; one that cannot be is a row that says why.
         directions: by checkpoint id, of the same prompts at every checkpoint: where they differ, there is no interval.
         carriers: table `carriers` of each checkpoint, by id.
-        given: see `pairs`.
-        why_apart: pairs that it has a reason for are one row that gives it.
     """
     rows: list[dict] = []
-    for a, b in pairs(checkpoints, given=given):
-        apart = why_apart(a, b)
-        for found in (
-            [_row("direction_cosine", SPAN, replace(_NOTHING, reason=apart), n=0)]
-            if apart
-            else _compared(directions[a.id], directions[b.id], carriers[a.id], carriers[b.id])
-        ):
-            rows.append({"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step, **found})
+    for a, b in pairs:
+        if apart := pairs.why_apart(a, b):
+            compared = iter([_row("direction_cosine", SPAN, replace(_NOTHING, reason=apart), n=0)])
+        else:
+            compared = _compared((directions[a.id], directions[b.id]), (carriers[a.id], carriers[b.id]))
+        ends = {"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step}
+        rows += [{**ends, **row} for row in compared]
     return tables.frame("drift", rows)
 
 
@@ -90,67 +125,23 @@ def effective_ranks(
     """
     rows = []
     for checkpoint in checkpoints:
-        found = directions[checkpoint.id]
+        of_all = directions[checkpoint.id]
+        last: list[Place] = [(of_all.positions[-1], layer) for layer in range(of_all.values.shape[1])]
         admissible = _places(carriers[checkpoint.id], "admissible")
-        last: list[Place] = [(found.positions[-1], layer) for layer in range(found.values.shape[1])]
-        sums = found.sums.double().flatten(0, 1).numpy()
+        sums = of_all.sums.double().flatten(0, 1).numpy()
         matrices = {
-            "positions": (found.values.mean(dim=1).numpy(), sums.mean(axis=2)),
-            "layers": (_at(found, last), sums[:, -1]),
-            "admissible": (_at(found, admissible), _sums_at(found, admissible)),
+            "positions": (of_all.values.mean(dim=1).numpy(), sums.mean(axis=2)),
+            "layers": (_at(of_all, last), sums[:, -1]),
+            "admissible": (_at(of_all, admissible), _sums_at(of_all, admissible)),
         }
         for (name, (matrix, terms)), scaling, weight in product(
             matrices.items(), ("raw", "unit"), ("sigma", "sigma_squared")
         ):
-            value, reason = _rank_estimate(found, matrix, terms, scaling=scaling, weight=weight)
-            rows.append(
-                {
-                    "arm": checkpoint.arm,
-                    "step": checkpoint.step,
-                    "rows": name,
-                    "scaling": scaling,
-                    "weight": weight,
-                    "value": value.value,
-                    "low": value.low,
-                    "high": value.high,
-                    "n_rows": len(matrix),
-                    "reason": reason,
-                }
-            )
+            rank, reason = _rank_estimate(of_all, matrix, terms, scaling=scaling, weight=weight)
+            variant = {"rows": name, "scaling": scaling, "weight": weight, "n_rows": len(matrix)}
+            owner = {"arm": checkpoint.arm, "step": checkpoint.step}
+            rows.append({**owner, **variant, **_interval(rank), "reason": reason})
     return tables.frame("effective_rank", rows)
-
-
-def read_directions(checkpoints: Sequence[Checkpoint], path_of) -> dict[str, Directions]:
-    """Directions of every checkpoint by id; those of other weights are refused."""
-    return {c.id: Directions.load(Path(path_of(c)), weights=c.weights) for c in checkpoints}
-
-
-def pairs(checkpoints: Sequence[Checkpoint], *, given: Collection[str] = ()) -> Iterator[tuple[Checkpoint, Checkpoint]]:
-    """What is compared with what: the base with the end of a warm-up, then arm by arm, then arms with each other.
-
-    Consecutive anchors of each arm from where it starts (the base, or the warm-up's end, if there is one), its last
-    against that start, and arms against each other at one step; where two have no step in common, at their ends.
-
-    Args:
-        given: arms that others trained: they are compared with the base, whatever the warm-up.
-    """
-    start = [c for c in checkpoints if c.arm in SHARED]
-    arms = {c.arm: [d for d in checkpoints if d.arm == c.arm] for c in checkpoints if c not in start}
-    yield from pairwise(start)
-    for found in arms.values():
-        line = [*starts_of(found[0].arm, start, given), *found]
-        yield from pairwise(line)
-        if len(line) > 2:
-            yield line[0], line[-1]
-    names = list(arms)
-    for first, second in ((x, y) for i, x in enumerate(names) for y in names[i + 1 :]):
-        at_one_step = [(a, b) for a, b in product(arms[first], arms[second]) if a.step == b.step]
-        yield from at_one_step or [(arms[first][-1], arms[second][-1])]
-
-
-def starts_of(arm: str, shared: Sequence[Checkpoint], given: Collection[str]) -> Sequence[Checkpoint]:
-    """What an arm is compared with from its first checkpoint on: one checkpoint, or none."""
-    return [c for c in shared if c.arm == BASE] if arm in given else shared[-1:]
 
 
 def layer_places(directions: Directions, layer: int) -> list[Place]:
@@ -158,25 +149,24 @@ def layer_places(directions: Directions, layer: int) -> list[Place]:
     return [(position, layer) for position in directions.positions]
 
 
-def _compared(a: Directions, b: Directions, carriers_a: pd.DataFrame, carriers_b: pd.DataFrame) -> Iterator[dict]:
-    winners = _places(carriers_a, "winner"), _places(carriers_b, "winner")
-    found = compare(a, b, places=(winners[0][:1], winners[1][:1]), measure="cosine") if all(winners) else None
-    yield _row("carrier_cosine", SPAN, found or replace(_NOTHING, reason="no carrier at one of the two"), n=1)
-    if a.positions != b.positions:
+def _compared(of: tuple[Directions, Directions], carriers: tuple[pd.DataFrame, pd.DataFrame]) -> Iterator[dict]:
+    winners = [_places(table, "winner")[:1] for table in carriers]
+    between = compare(*of, places=(winners[0], winners[1]), measure="cosine") if all(winners) else None
+    yield _row("carrier_cosine", SPAN, between or replace(_NOTHING, reason="no carrier at one of the two"), n=1)
+    if of[0].positions != of[1].positions:
         yield _row("direction_cosine", SPAN, replace(_NOTHING, reason="positions of the templates differ"), n=0)
         return
-    for layer in range(a.values.shape[1]):
-        span = layer_places(a, layer)
-        yield _row("direction_cosine", layer, compare(a, b, places=(span[-1:], span[-1:]), measure="cosine"), n=1)
-        yield from _angles(a, b, layer, (span, span))
-    yield from _angles(a, b, SPAN, (_places(carriers_a, "admissible"), _places(carriers_b, "admissible")))
+    for layer in range(of[0].values.shape[1]):
+        span = layer_places(of[0], layer)
+        yield _row("direction_cosine", layer, compare(*of, places=(span[-1:], span[-1:]), measure="cosine"), n=1)
+        yield from _angles(of, layer, (span, span))
+    yield from _angles(of, SPAN, (_places(carriers[0], "admissible"), _places(carriers[1], "admissible")))
 
 
-def _angles(a: Directions, b: Directions, layer: int, places: tuple[list[Place], list[Place]]) -> Iterator[dict]:
+def _angles(of: tuple[Directions, Directions], layer: int, places: tuple[list[Place], list[Place]]) -> Iterator[dict]:
     measures: tuple[Measure, ...] = ("principal_angle_mean", "principal_angle_max")
     for measure in measures:
-        found = compare(a, b, places=places, measure=measure)
-        yield _row(measure, layer, found, n=min(map(len, places)))
+        yield _row(measure, layer, compare(*of, places=places, measure=measure), n=min(map(len, places)))
 
 
 def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
@@ -201,7 +191,6 @@ def _rank_estimate(
     directions: Directions, matrix: np.ndarray, terms: np.ndarray, *, scaling: Scaling, weight: Weight
 ) -> tuple[Estimate, str]:
     """Effective rank of `matrix` with its interval, and why there is none or none of the two."""
-    nan = float("nan")
     if len(matrix) == 0:
         return Estimate(nan, nan, nan, 0), "no admissible candidate"
     value = effective_rank(matrix, scaling=scaling, weight=weight)
@@ -211,24 +200,20 @@ def _rank_estimate(
         few = f"too few prompts for an interval: {n} filled folds of a class, {folds.FEWEST_FOLDS} are needed"
         return Estimate(value, nan, nan, n), few
     mix = folds.coefficients(counts, folds.bootstrap(counts, N_RANKS, seed=0, paired=directions.paired))
-    drawn = (np.tensordot(one, terms, 1) for one in mix)
-    ranks = [effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in drawn]
+    resampled = (np.tensordot(one, terms, 1) for one in mix)
+    ranks = [
+        effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in resampled
+    ]
     return folds.interval(value, np.array(ranks), n, bounds=(1, len(matrix))), ""
 
 
-_NOTHING = Drift(Estimate(float("nan"), float("nan"), float("nan"), 0), float("nan"), float("nan"), "")
+_NOTHING = Drift(Estimate(nan, nan, nan, 0), nan, nan, "")
 
 
-def _row(measure: str, layer: int, found: Drift, *, n: int) -> dict:
-    value = found.value
-    return {
-        "measure": measure,
-        "layer": layer,
-        "value": value.value,
-        "low": value.low,
-        "high": value.high,
-        "floor": found.floor,
-        "random": found.random,
-        "n": n,
-        "reason": found.reason,
-    }
+def _row(measure: str, layer: int, drift: Drift, *, n: int) -> dict:
+    about = {"floor": drift.floor, "random": drift.random, "n": n, "reason": drift.reason}
+    return {"measure": measure, "layer": layer, **_interval(drift.value), **about}
+
+
+def _interval(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

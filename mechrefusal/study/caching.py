@@ -73,8 +73,8 @@ class Kept:
 
     def holds(self, path: str) -> bool:
         """Whether the file at this path below the folder is what was written."""
-        known, found = self.files[path], self.folder / path
-        return found.is_file() and known in ("", file_hash(found))
+        sha, file = self.files[path], self.folder / path
+        return file.is_file() and sha in ("", file_hash(file))
 
     def table(self, name: str) -> pd.DataFrame:
         """The table of schema `name` among the files.

@@ -1,8 +1,9 @@
 """Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
@@ -12,23 +13,17 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.progress import console
-from mechrefusal.study.across import SHARED, WhyApart, comparable, starts_of
+from mechrefusal.study.across import Pairs
 from mechrefusal.study.caching import Made
 from mechrefusal.study.run import Run
-from mechrefusal.study.selection import Asked
+from mechrefusal.study.selection import StudyPrompts
 
 STAGE = "cross patching"
 """Its units are a pair of checkpoints each."""
 
 
 def crossing(
-    run: Run,
-    checkpoints: list[Checkpoint],
-    asked: Asked,
-    n_layers: Mapping[str, int],
-    *,
-    why_apart: WhyApart = comparable,
-    version: int = 1,
+    run: Run, pairs: Pairs, prompts: StudyPrompts, n_layers: Mapping[str, int], *, version: int = 1
 ) -> pd.DataFrame:
     """Table `cross_patching`: where arms start and the last checkpoint of each, and these with each other, both ways.
 
@@ -38,83 +33,69 @@ def crossing(
     Each pair is kept by itself. Both are scored by the metric of the later checkpoint, the one that refuses; pairs that
     cannot be patched have a row that says why. `version`: of the stage.
     """
-    wanted, parts = run.recipe.causal, []
-    prompts = {
-        "harmful": asked.validation.harmful.take(wanted.n_crossed).texts,
-        "harmless": asked.validation.harmless.take(wanted.n_crossed).texts,
-    }
-    for one, other in _pairs(checkpoints, run.recipe.checkpoints):
+    settings, parts = run.recipe.causal, []
+    chosen = prompts.validation.take(settings.n_crossed)
+    sets = {"harmful": chosen.harmful.texts, "harmless": chosen.harmless.texts}
+    for one, other in pairs.ends():
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
-        layers, apart = range(0, n_layers[one.id], wanted.layer_step), why_apart(one, other)
-        given = {
-            "version": version,
-            "weights": [one.weights, other.weights],
-            "metric": metric.as_json(),
-            "prompts": prompts,
-            "layers": list(layers),
-            "n_rotations": wanted.n_rotations,
-            "apart": apart,
-        }
-        make = partial(_made, run, one, other, prompts, metric, layers, apart)
-        parts.append(run.cached(STAGE, _between(one, other), given, make).table("cross_patching"))
+        layers = range(0, n_layers[one.id], settings.layer_step)
+        crossed = _Crossing(one, other, metric, layers, settings.n_rotations, pairs.why_apart(one, other))
+        inputs = {"version": version, "prompts": sets, **crossed.inputs}
+        parts.append(
+            run.cached(STAGE, crossed.name, inputs, partial(_made, run, crossed, sets)).table("cross_patching")
+        )
     return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
 
 
-def _between(one: Checkpoint, other: Checkpoint) -> str:
-    return f"{one.id} and {other.id}"
+@dataclass(frozen=True)
+class _Crossing:
+    """Two checkpoints whose activations are put into each other; `apart`: why they cannot be, if so."""
+
+    one: Checkpoint
+    other: Checkpoint
+    metric: RefusalMetric
+    layers: range
+    n_rotations: int
+    apart: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.one.id} and {self.other.id}"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All but the prompts that the numbers hang on."""
+        return {
+            "weights": [self.one.weights, self.other.weights],
+            "metric": self.metric.as_json(),
+            "layers": list(self.layers),
+            "n_rotations": self.n_rotations,
+            "apart": self.apart,
+        }
+
+    def rows(self, texts: list[str]) -> pd.DataFrame:
+        """Rows of table `cross_patching`, less the set of prompts, both ways."""
+        by_id = {self.one.id: self.one, self.other.id: self.other}
+        try:
+            if self.apart:
+                raise MechrefusalError(f"not compared: {self.apart}")
+            loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in by_id.items()}
+            rows = both_directions(loaders, texts, self.metric, layers=self.layers, draws=self.n_rotations).table
+        except MechrefusalError as error:
+            nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
+            nothing |= {"reason": str(error)}
+            ways = ((self.one.id, self.other.id), (self.other.id, self.one.id))
+            rows = pd.DataFrame([{**nothing, "source": source, "target": target} for source, target in ways])
+        for side in ("source", "target"):
+            rows[f"arm_{side}"] = [by_id[name].arm for name in rows[side]]
+            rows[f"step_{side}"] = [by_id[name].step for name in rows[side]]
+        return rows.drop(columns=["source", "target"])
 
 
-def _made(
-    run: Run,
-    one: Checkpoint,
-    other: Checkpoint,
-    prompts: Mapping[str, list[str]],
-    metric: RefusalMetric,
-    layers: range,
-    apart: str,
-) -> Made:
-    """The rows of one pair, both ways, on either set of prompts."""
-    between, rotations = _between(one, other), run.recipe.causal.n_rotations
-    console.print(f"patching between {between}", highlight=False, soft_wrap=True)
-    with run.timed(f"patch between {between}"):
-        parts = [
-            _crossed(one, other, texts, metric, layers, rotations, apart).assign(set=name)
-            for name, texts in prompts.items()
-        ]
+def _made(run: Run, crossed: _Crossing, sets: Mapping[str, list[str]]) -> Made:
+    """The rows of one pair on either set of prompts."""
+    console.print(f"patching between {crossed.name}", highlight=False, soft_wrap=True)
+    with run.timed(f"patch between {crossed.name}"):
+        parts = [crossed.rows(texts).assign(set=name) for name, texts in sets.items()]
     table = tables.frame("cross_patching", pd.concat(parts, ignore_index=True))
-    return Made({run.measurements() / "pairs" / between / "cross_patching.parquet": table})
-
-
-def _pairs(checkpoints: list[Checkpoint], given: Collection[str]) -> list[tuple[Checkpoint, Checkpoint]]:
-    shared = [c for c in checkpoints if c.arm in SHARED]
-    trained = sorted((c for c in checkpoints if c.arm not in SHARED), key=lambda c: c.step)
-    ends = {c.arm: c for c in trained}
-    firsts = {c.arm: c for c in reversed(trained)}
-    starts = {arm: next(iter(starts_of(arm, shared, given)), first) for arm, first in firsts.items()}
-    between = list(combinations(ends.values(), 2))
-    return [(starts[arm], end) for arm, end in ends.items() if starts[arm] != end] + between
-
-
-def _crossed(
-    one: Checkpoint,
-    other: Checkpoint,
-    texts: list[str],
-    metric: RefusalMetric,
-    layers: range,
-    rotations: int,
-    apart: str,
-) -> pd.DataFrame:
-    known = {one.id: one, other.id: other}
-    try:
-        if apart:
-            raise MechrefusalError(f"not compared: {apart}")
-        loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in known.items()}
-        found = both_directions(loaders, texts, metric, layers=layers, draws=rotations).table
-    except MechrefusalError as error:
-        nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
-        nothing |= {"reason": str(error)}
-        found = pd.DataFrame([{**nothing, "source": a, "target": b} for a, b in (known, reversed(list(known)))])
-    for side in ("source", "target"):
-        found[f"arm_{side}"] = [known[name].arm for name in found[side]]
-        found[f"step_{side}"] = [known[name].step for name in found[side]]
-    return found.drop(columns=["source", "target"])
+    return Made({run.measurements() / "pairs" / crossed.name / "cross_patching.parquet": table})

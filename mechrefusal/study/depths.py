@@ -17,13 +17,13 @@ MEASURES = ("bypass", "induce", "kl")
 
 def profiles(run: Run, checkpoints: Sequence[Checkpoint], validation: Split) -> dict[str, Profile | None]:
     """`profile` of each checkpoint of a run, by its id; `validation`: the prompts that candidates were scored on."""
-    units, found = twins(validation.harmful, validation.harmless), {}
+    units, by_id = twins(validation.harmful, validation.harmless), {}
     for checkpoint in checkpoints:
-        folder = run.measurements(checkpoint)
-        found[checkpoint.id] = profile(
-            tables.read("candidate_scores", folder), tables.read("half_scores", folder), units
+        scores, halves = (
+            tables.read(name, run.measurements(checkpoint)) for name in ("candidate_scores", "half_scores")
         )
-    return found
+        by_id[checkpoint.id] = profile(scores, halves, units)
+    return by_id
 
 
 def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, Hashable]) -> Profile | None:
@@ -60,11 +60,11 @@ def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, 
     )
 
 
-def scaled(found: Profile | None, *, n_layers: int, to: int) -> Profile | None:
+def scaled(profile: Profile | None, *, n_layers: int, to: int) -> Profile | None:
     """With its depths as shares of `n_layers`, counted in the layers of a model of `to`."""
-    if found is None or n_layers == to:
-        return found
-    return replace(found, depths=found.depths * (to / n_layers))
+    if profile is None or n_layers == to:
+        return profile
+    return replace(profile, depths=profile.depths * (to / n_layers))
 
 
 def twins(*sides: PromptSet) -> dict[str, str]:

@@ -1,20 +1,23 @@
 """The evaluation that a run's recipe asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judge_names import judge_of, require_judge
 from mechrefusal.evaluation.suites import Suite, read_suite, require_distinct
-from mechrefusal.study.caching import Made, Written
-from mechrefusal.study.evaluating import ATTACKS, evaluate, stressed
-from mechrefusal.study.named_interventions import NamedIntervention
+from mechrefusal.study.caching import Inputs, Made, Written
+from mechrefusal.study.evaluating import evaluate
+from mechrefusal.study.interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
+from mechrefusal.study.stress import ATTACKS, stressed
 
-TABLES = ("verdicts", "rates", "suite_differences", "answer_losses", "judge_agreement", "leaks")
-ATTACKED = ("stress", "stress_transfer", "stress_control", "stress_differences")
+TABLES = {
+    "evaluate": ("verdicts", "rates", "suite_differences", "answer_losses", "judge_agreement", "leaks"),
+    "attack anew": ("stress", "stress_transfer", "stress_control", "stress_differences"),
+}
 """Tables of the two stages; other evaluations of the run add to them."""
 
 
@@ -23,15 +26,15 @@ def require_evaluation(recipe: Recipe) -> None:
 
     Judges are not loaded: whether a model or a server is there shows when it is asked.
     """
-    asked = recipe.evaluation
-    if not asked.suites:
+    settings = recipe.evaluation
+    if not settings.suites:
         return
     _suites(recipe)
-    for spec in asked.judges:
+    for spec in settings.judges:
         require_judge(spec)
-    for spec in asked.intervene:
+    for spec in settings.intervene:
         NamedIntervention.parse(spec)
-    if unknown := [method for method in asked.attack if method not in ATTACKS]:
+    if unknown := [method for method in settings.attack if method not in ATTACKS]:
         raise MechrefusalError(f"evaluation attack '{unknown[0]}' is unknown: expected one of {', '.join(ATTACKS)}")
 
 
@@ -44,46 +47,44 @@ def evaluate_run(run: Run) -> None:
     Raises:
         MechrefusalError: what these two raise.
     """
-    asked = run.recipe.evaluation
-    if not asked.suites:
+    settings, seed = run.recipe.evaluation, run.recipe.training.seed
+    if not settings.suites:
         return
     suites = _suites(run.recipe)
-    judges = [judge_of(spec) for spec in asked.judges] or [run.recipe.measuring.refusal_judge()]
-    told: dict[str, Any] = {
+    judges = [judge_of(spec) for spec in settings.judges] or [run.recipe.measuring.refusal_judge()]
+    weights = {checkpoint.id: checkpoint.weights for checkpoint in run.checkpoints()}
+    inputs = {
         "version": 1,
         "judges": [judge.name for judge in judges],
         "prompts": [
-            [suite.name, suite.table["prompt_id"].tolist(), suite.table["prompt"].tolist()] for suite in suites
+            [suite.name, *(suite.table[name].tolist() for name in ("prompt_id", "prompt"))] for suite in suites
         ],
-        "weights": {checkpoint.id: checkpoint.weights for checkpoint in run.checkpoints()},
-        "settings": [asked.max_new_tokens, run.recipe.training.seed],
+        "weights": weights,
+        "settings": [settings.max_new_tokens, seed],
     }
-    carriers = {name: found.stamp for name in told["weights"] if (found := run.finished("carriers", name))}
-    given: dict[str, Any] = {
-        "judges": judges,
-        "max_new_tokens": asked.max_new_tokens,
-        "seed": run.recipe.training.seed,
-    }
+    carriers = {name: unit.stamp for name in weights if (unit := run.finished("carriers", name))}
+    how: dict[str, Any] = {"judges": judges, "max_new_tokens": settings.max_new_tokens, "seed": seed}
 
-    def answer() -> Made:
-        with run.timed("evaluate"):
-            evaluate(run, suites, intervene=asked.intervene, strict=asked.strict, **given)
-        return _made(run, TABLES)
+    def evaluated() -> None:
+        evaluate(run, suites, intervene=settings.intervene, strict=settings.strict, **how)
 
-    def attack() -> Made:
-        with run.timed("attack anew"):
-            stressed(run, suites, asked.attack, n=asked.n_attacked, steps=asked.attack_steps, **given)
-        return _made(run, ATTACKED)
+    def attacked() -> None:
+        stressed(run, suites, settings.attack, n=settings.n_attacked, steps=settings.attack_steps, **how)
 
-    run.cached("evaluate", "", {**told, "intervene": [*asked.intervene], "carriers": carriers}, answer)
-    if asked.attack:
-        settings = [getattr(run.recipe.attack, method) for method in asked.attack]
-        attacks = [[*asked.attack], asked.n_attacked, asked.attack_steps, [asdict(each) for each in settings]]
-        run.cached("attack anew", "", {**told, "attacks": attacks}, attack)
+    _once(run, "evaluate", {**inputs, "intervene": [*settings.intervene], "carriers": carriers}, evaluated)
+    if settings.attack:
+        methods = [asdict(getattr(run.recipe.attack, method)) for method in settings.attack]
+        attacks = [[*settings.attack], settings.n_attacked, settings.attack_steps, methods]
+        _once(run, "attack anew", {**inputs, "attacks": attacks}, attacked)
 
 
-def _made(run: Run, names: Sequence[str]) -> Made:
-    return Made({run.measurements() / f"{name}.parquet": Written(shared=True) for name in names})
+def _once(run: Run, stage: str, inputs: Inputs, work: Callable[[], None]) -> None:
+    def make() -> Made:
+        with run.timed(stage):
+            work()
+        return Made({run.measurements() / f"{name}.parquet": Written(shared=True) for name in TABLES[stage]})
+
+    run.cached(stage, "", inputs, make)
 
 
 def _suites(recipe: Recipe) -> list[Suite]:

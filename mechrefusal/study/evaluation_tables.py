@@ -10,11 +10,12 @@ from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, agreement, any_refusal, metrics, paired
 from mechrefusal.evaluation.metrics import NONE
+from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite
 from mechrefusal.evaluation.verdicts import is_of_harm
 from mechrefusal.files import checkpoint_id
 from mechrefusal.statistics import intervals, maps
-from mechrefusal.study import own_suites
+from mechrefusal.study import table_rows
 
 LENGTH = "max_new_tokens"
 OWN = ["arm", "step", "suite", "attack", "intervention", "judge"]
@@ -30,23 +31,22 @@ def keep(verdicts: pd.DataFrame, folder: Path, labels: pd.DataFrame | None = Non
     Args:
         labels: people's, of some of the answers.
     """
-    known = merged(verdicts, folder)
-    counted = rates(known, labels)
-    tables.write(known, "verdicts", folder)
+    everything = merged(verdicts, folder)
+    counted = rates(everything, labels)
+    tables.write(everything, "verdicts", folder)
     tables.write(counted, "rates", folder)
-    return known, counted
+    return everything, counted
 
 
 def relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Table `answer_losses`: means, and paired differences to the base."""
     rows = []
-    base = {str(one["suite"].iloc[0]): one for one in losses if one["arm"].iloc[0] == "base"} if losses else {}
+    base = {one["suite"].iloc[0]: one for one in losses if one["arm"].iloc[0] == BASE}
     for one in losses:
-        first = one.iloc[0]
-        change = one["loss"].to_numpy() - base[str(first["suite"])]["loss"].to_numpy()
-        found = intervals.mean(change)
-        known = {"arm": first["arm"], "step": first["step"], "suite": first["suite"], "loss": one["loss"].mean()}
-        rows.append({**known, "difference": found.value, "low": found.low, "high": found.high, "n": found.n})
+        known = one[["arm", "step", "suite"]].iloc[0].to_dict()
+        change = intervals.mean(one["loss"].to_numpy() - base[known["suite"]]["loss"].to_numpy())
+        interval = {"difference": change.value, "low": change.low, "high": change.high, "n": change.n}
+        rows.append({**known, "loss": one["loss"].mean(), **interval})
     return tables.frame("answer_losses", rows)
 
 
@@ -63,12 +63,17 @@ def require_judges(judges: Sequence[Judge], suites: Sequence[Suite]) -> None:
 def changed(folder: Path, weights: Mapping[str, str]) -> set[str]:
     """Ids of the checkpoints whose verdicts of earlier evaluations are of other weights than these."""
     before = tables.read("verdicts", folder)
-    known = zip(_ids(before), before["weights"], strict=True)
-    return {identity for identity, weight in known if weights.get(identity, weight) != weight}
+    of_before = zip(_ids(before), before["weights"], strict=True)
+    return {identity for identity, weight in of_before if weights.get(identity, weight) != weight}
 
 
 def _ids(table: pd.DataFrame) -> list[str]:
     return [checkpoint_id(arm, int(step)) for arm, step in zip(table["arm"], table["step"], strict=True)]
+
+
+def _keys(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """The values of these columns, row by row."""
+    return pd.Series(list(table[[*columns]].itertuples(index=False, name=None)), table.index, dtype=object)
 
 
 def merged(verdicts: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -80,27 +85,14 @@ def merged(verdicts: pd.DataFrame, folder: Path) -> pd.DataFrame:
     before = tables.read("verdicts", folder)
     if before.empty:
         return tables.frame("verdicts", verdicts)
-    now = set(verdicts[OWN].itertuples(index=False, name=None))
+    ids, prompt = pd.Series(_ids(before), before.index), ["suite", "attack", "prompt_id"]
     weights = dict(zip(_ids(verdicts), verdicts["weights"], strict=True))
-    measured = set(_ids(own_suites.own(verdicts)))
-    place = ["suite", "attack", "prompt_id"]
-    asked = dict(zip(verdicts[place].itertuples(index=False, name=None), verdicts["prompt"], strict=True))
-    stands = [
-        key not in now
-        and weights.get(identity, weight) == weight
-        and not (identity in measured and suite in own_suites.SIDES)
-        and asked.get(prompt, text) == text
-        for key, identity, weight, suite, prompt, text in zip(
-            before[OWN].itertuples(index=False, name=None),
-            _ids(before),
-            before["weights"],
-            before["suite"],
-            before[place].itertuples(index=False, name=None),
-            before["prompt"],
-            strict=True,
-        )
-    ]
-    parts = [part for part in (before[stands], verdicts) if len(part)]
+    texts = dict(zip(_keys(verdicts, prompt), verdicts["prompt"], strict=True))
+    again = ids.isin(_ids(table_rows.of_study(verdicts))) & before["suite"].isin(table_rows.SIDES)
+    replaced = again | _keys(before, OWN).isin(set(_keys(verdicts, OWN)))
+    replaced |= ids.map(weights.get).fillna(before["weights"]) != before["weights"]
+    replaced |= _keys(before, prompt).map(texts.get).fillna(before["prompt"]) != before["prompt"]
+    parts = [part for part in (before[~replaced], verdicts) if len(part)]
     return tables.frame("verdicts", pd.concat(parts, ignore_index=True))
 
 
@@ -112,10 +104,9 @@ def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str
     keys = ["suite", "arm", "step"] if name == "answer_losses" else ["set_a", "set_b"]
     before = tables.read(name, folder)
     if name == "answer_losses" and changed:
-        base = any(identity.startswith("base-step-") for identity in changed)
+        base = checkpoint_id(BASE, 0) in changed
         before = before[[not base and identity not in changed for identity in _ids(before)]]
-    now = set(table[keys].itertuples(index=False, name=None))
-    kept = before[[key not in now for key in before[keys].itertuples(index=False, name=None)]]
+    kept = before[~_keys(before, keys).isin(set(_keys(table, keys)))]
     return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
 
 
@@ -134,7 +125,7 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     outcome once.
     """
     by = ["suite", "side", "attack", "intervention", "judge", "metric", LENGTH]
-    outcomes = metrics.outcomes(own_suites.benchmarks(verdicts))
+    outcomes = metrics.outcomes(table_rows.of_benchmarks(verdicts))
     # An answer that was cut off earlier is another one. Runs of an earlier version do not say where.
     outcomes = outcomes.assign(**{LENGTH: outcomes[LENGTH].fillna(0)})
     # `compare` has a column `metric` of its own, the name of the value.
@@ -149,10 +140,10 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
         for name in by:
             other = other if name == "intervention" else other[other[name] == place[name]]
         both = other.merge(own, on="prompt_id", suffixes=("_a", "_b"))
-        found = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
+        change = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
         alone = {"missing_a": len(own) - len(both), "missing_b": len(other) - len(both)}
         ends = {"arm_a": arm, "step_a": step, "arm_b": arm, "step_b": step}
-        row = {"pair": "intervention", **ends, **place, **vars(found), **alone}
+        row = {"pair": "intervention", **ends, **place, **vars(change), **alone}
         del row[LENGTH]
         parts.append(pd.DataFrame([row]))
     rows = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
@@ -179,7 +170,7 @@ def agreements(verdicts: pd.DataFrame) -> pd.DataFrame:
                 pair = both
                 if question == "any_refusal":
                     pair = both.map(lambda label: None if pd.isna(label) else any_refusal(label))
-                found = agreement(pair["a"], pair["b"])
-                told = {name: getattr(found, name) for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
-                rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **told})
+                both_say = vars(agreement(pair["a"], pair["b"]))
+                counts = {name: both_say[name] for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
+                rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **counts})
     return tables.frame("judge_agreement", rows)

@@ -39,18 +39,19 @@ def gate(verdicts: pd.DataFrame) -> pd.DataFrame:
     Args:
         verdicts: of one checkpoint by one judge of refusal; those under an attack or an intervention do not count.
     """
-    plain = metrics.plain(verdicts)
+    unmodified = metrics.plain(verdicts)
     rows = []
     for criterion in GATE:
-        asked = plain[plain["suite"].isin(criterion.suites)]
-        if asked.empty:
+        answers = unmodified[unmodified["suite"].isin(criterion.suites)]
+        if answers.empty:
             continue
-        judge = str(asked["judge"].iloc[0])
-        outcomes = metrics.by_metric(asked, side=str(asked["side"].iloc[0]), kind=metrics.REFUSAL)
+        judge = str(answers["judge"].iloc[0])
+        outcomes = metrics.by_metric(answers, side=str(answers["side"].iloc[0]), kind=metrics.REFUSAL)
         outcomes["sound"] = 1 - outcomes[DEGENERATE]
-        found = metrics.estimate(outcomes, criterion.metric, correcting.correction_of(judge), plain=True)
-        del found["nulls"]
-        passed = bool(found["value"] >= criterion.threshold)
-        told = {"threshold": criterion.threshold, "passed": passed, "judge": judge}
-        rows.append({"criterion": criterion.name, **found, **told})
+        rate = metrics.estimate(outcomes, criterion.metric, correcting.correction_of(judge), plain=True)
+        del rate["nulls"]
+        passed = bool(rate["value"] >= criterion.threshold)
+        rows.append(
+            {"criterion": criterion.name, "threshold": criterion.threshold, "passed": passed, "judge": judge} | rate
+        )
     return pd.DataFrame(rows)

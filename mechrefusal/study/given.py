@@ -36,14 +36,14 @@ def given(checkpoints: Mapping[str, Sequence[str]]) -> list[Given]:
     The output folder of a Trainer stands for all of its checkpoints. Steps are those that the names of folders or
     revisions tell (`checkpoint-100`, `owner/name@step1000`) where all of an arm do and they rise; else 1, 2, 3.
     """
-    found = []
+    points = []
     for arm, sources in checkpoints.items():
         line = [each for source in sources for each in _expanded(source)]
         steps = [step for _, step in line]
         if any(step is None for step in steps) or any(a >= b for a, b in pairwise(steps)):  # type: ignore[operator]
             steps = list(range(1, len(line) + 1))
-        found += [Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None]
-    return found
+        points += [Given(arm, step, source) for (source, _), step in zip(line, steps, strict=True) if step is not None]
+    return points
 
 
 def require_arms(checkpoints: Mapping[str, Sequence[str]], *, taken: Sequence[str]) -> None:
@@ -69,9 +69,9 @@ def arm_of(source: str) -> str:
     """What a single model's arm is called: the last part of its name that names no step."""
     name, _, _ = source.partition("@") if not Path(source).expanduser().exists() else (source, "", "")
     parts = [part for part in Path(name).expanduser().resolve().parts if part.strip("/")]
-    told = next((part for part in reversed(parts) if not _STEP.fullmatch(part)), "model")
-    plain = re.sub(r"[^\w.-]+", "-", told, flags=re.ASCII).strip("-.")
-    return plain if _NAME.fullmatch(plain) and plain not in RESERVED else "model"
+    name = next((part for part in reversed(parts) if not _STEP.fullmatch(part)), "model")
+    arm = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    return arm if _NAME.fullmatch(arm) and arm not in RESERVED else "model"
 
 
 def _expanded(source: str) -> list[tuple[str, int | None]]:

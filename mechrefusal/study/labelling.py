@@ -81,8 +81,8 @@ def label(source: Run | Path | str, *, n: int = 60, seed: int = 0) -> Labelled:
     rates = evaluation_tables.rates(verdicts, labels)
     tables.write(rates, "rates", folder / "measurements")
     n_rows = len(pd.read_csv(path, keep_default_na=False, dtype=str))
-    told = {"n": n_rows, "n_labelled": int(known.sum()), "n_elsewhere": int((~known).sum())}
-    return Labelled(path, **told, agreement=_agreement(verdicts, labels), rates=rates)
+    counts = {"n": n_rows, "n_labelled": int(known.sum()), "n_elsewhere": int((~known).sum())}
+    return Labelled(path, **counts, agreement=_agreement(verdicts, labels), rates=rates)
 
 
 def labels_in(folder: Path) -> pd.DataFrame | None:
@@ -96,11 +96,11 @@ def _agreement(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     both = correcting.labelled(verdicts[verdicts["kind"] == metrics.REFUSAL], labels).dropna(subset=["people", "label"])
     for judge, own in both.groupby("judge", sort=True):
         own = own.drop_duplicates("answer")
-        told, true = (own[column].map(any_refusal).astype(bool) for column in ("label", "people"))
-        for question, pair in (("any_refusal", (told, true)), ("label", (own["label"], own["people"]))):
-            found = agreement(*pair)
-            row = {"judge": judge, "question": question, "share": found.share, "kappa": found.kappa, "n": found.n}
+        judged, true = (own[column].map(any_refusal).astype(bool) for column in ("label", "people"))
+        for question, pair in (("any_refusal", (judged, true)), ("label", (own["label"], own["people"]))):
+            agreed = agreement(*pair)
+            row = {"judge": judge, "question": question, "share": agreed.share, "kappa": agreed.kappa, "n": agreed.n}
             if question == "any_refusal":
-                row |= {"sensitivity": told[true].mean(), "specificity": (~told[~true]).mean()}
+                row |= {"sensitivity": judged[true].mean(), "specificity": (~judged[~true]).mean()}
             rows.append(row)
     return pd.DataFrame(rows, columns=["judge", "question", "share", "kappa", "n", "sensitivity", "specificity"])

@@ -1,8 +1,9 @@
 """Whether refusal's place moved between two checkpoints: moved, not moved or cannot tell, by measure and overall."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
 
-import numpy as np
 import pandas as pd
 
 from mechrefusal import tables
@@ -11,20 +12,11 @@ from mechrefusal.geometry.activations import Place
 from mechrefusal.geometry.drift import Turn, turn, verdict
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics.choosing import PUBLISHED, Admissible
-from mechrefusal.statistics.depth import (
-    Profile,
-    Verdict,
-    depth_difference,
-    depth_needed,
-    depth_verdict,
-    same_depth,
-)
-from mechrefusal.study import deciding
-from mechrefusal.study.across import WhyApart, comparable, layer_places, pairs
-from mechrefusal.study.carried import LOST, by_transfer
-from mechrefusal.study.deciding import NAN, Found
+from mechrefusal.statistics.depth import Profile, Verdict, depth_difference, depth_needed, depth_verdict, same_depth
+from mechrefusal.study.across import Pairs, layer_places
 from mechrefusal.study.depths import scaled
-from mechrefusal.study.places import best_place, carrier_place
+from mechrefusal.study.move_verdicts import LOST, MoveVerdict, by_transfer, cannot_tell, for_turn
+from mechrefusal.study.table_rows import best_place, carrier_place
 
 DECIDING = ("carrier_layer", "transfer")
 """Measures that the row `overall` goes by: where the carrier is, and whether it still is one. The others are shown
@@ -35,18 +27,64 @@ OF_ACTIVATIONS = ("carrier_cosine", "direction_cosine", "principal_angle", "tran
 """Measures that need the two models' activations to be comparable."""
 
 
-def relocation(
-    checkpoints: Sequence[Checkpoint],
-    directions: dict[str, Directions],
-    carrier_rows: dict[str, pd.DataFrame],
-    transfers: pd.DataFrame,
-    n_layers: Mapping[str, int],
-    profiles: Mapping[str, Profile | None],
-    *,
-    given: Collection[str] = (),
-    why_apart: WhyApart = comparable,
-    admissible: Admissible = PUBLISHED,
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Measured:
+    """What relocation is told from.
+
+    Fields:
+        directions: by checkpoint id, of the same prompts at every checkpoint.
+        carriers: table `carrier` of each checkpoint (one row), by id.
+        transfers: table `transfer`, with the rows of each carrier at its own checkpoint.
+        n_layers: layers of each checkpoint's model, by id.
+        profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
+    """
+
+    directions: Mapping[str, Directions]
+    carriers: Mapping[str, pd.DataFrame]
+    transfers: pd.DataFrame
+    n_layers: Mapping[str, int]
+    profiles: Mapping[str, Profile | None]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two checkpoints, and of each the row of table `carrier`, the directions, the layers and the profile."""
+
+    a: Checkpoint
+    b: Checkpoint
+    carriers: tuple[pd.Series, pd.Series]
+    directions: tuple[Directions, Directions]
+    n_layers: tuple[int, int]
+    profiles: tuple[Profile | None, Profile | None]
+
+    @classmethod
+    def of(cls, measured: Measured, a: Checkpoint, b: Checkpoint) -> "_Pair":
+        layers = measured.n_layers[a.id], measured.n_layers[b.id]
+        return cls(
+            a,
+            b,
+            (measured.carriers[a.id].iloc[0], measured.carriers[b.id].iloc[0]),
+            (measured.directions[a.id], measured.directions[b.id]),
+            layers,
+            (measured.profiles.get(a.id), scaled(measured.profiles.get(b.id), n_layers=layers[1], to=layers[0])),
+        )
+
+    @property
+    def places(self) -> tuple[Place, Place] | None:
+        """Where the two carriers are; None where either has none."""
+        here, there = (carrier_place(row) for row in self.carriers)
+        return None if here is None or there is None else (here, there)
+
+    @property
+    def without_carrier(self) -> str:
+        """Which of the two has no carrier, and why."""
+        checkpoint, row = next(
+            (c, row) for c, row in zip((self.a, self.b), self.carriers, strict=True) if carrier_place(row) is None
+        )
+        return f"no carrier at {checkpoint.id}" + (f": {row['reason']}" if row["reason"] else "")
+
+
+def relocation(pairs: Pairs, measured: Measured, *, admissible: Admissible = PUBLISHED) -> pd.DataFrame:
     """Table `relocation`: for each of `across.pairs`, a verdict by measure and one overall.
 
     carrier_layer: value = layers from the carrier at a to that at b, mean over bootstraps that choose both anew on the
@@ -78,145 +116,115 @@ def relocation(
     intervals narrow as 1/√n (see `deciding`), NaN where no number does: no carrier, or an estimate on a border.
 
     Args:
-        directions: by checkpoint id, of the same prompts at every checkpoint.
-        carrier_rows: table `carrier` of each checkpoint (one row), by id.
-        transfers: table `transfer`, with the rows of each carrier at its own checkpoint.
-        n_layers: layers of each checkpoint's model, by id.
-        profiles: of each checkpoint, as `depths.profile` gives them, by id; None where there is none.
+        pairs: what is compared; of a pair that cannot be, only the depth is, which then decides alone.
         admissible: what the carriers were chosen by.
-        given: see `across.pairs`.
-        why_apart: of pairs that it has a reason for only the depth is compared, which alone decides.
     """
     rows: list[dict] = []
-    for a, b in pairs(checkpoints, given=given):
-        carriers = carrier_rows[a.id].iloc[0], carrier_rows[b.id].iloc[0]
-        both, layers = (directions[a.id], directions[b.id]), (n_layers[a.id], n_layers[b.id])
-        first, second = profiles.get(a.id), scaled(profiles.get(b.id), n_layers=layers[1], to=layers[0])
-        found = [_depth(a, b, carriers, (first, second), admissible, n_layers=layers)]
-        if apart := why_apart(a, b):
-            found += [Found(name, "cannot tell", f"not compared: {apart}") for name in OF_ACTIVATIONS]
+    for a, b in pairs:
+        pair = _Pair.of(measured, a, b)
+        verdicts = [_depth(pair, admissible)]
+        if apart := pairs.why_apart(a, b):
+            verdicts += [cannot_tell(name, f"not compared: {apart}") for name in OF_ACTIVATIONS]
         else:
-            found += [
-                _carrier_cosine(a, b, both, *carriers),
-                *_at_reference(both, carriers[0]),
-                by_transfer(a, b, transfers),
-            ]
-        found.append(_overall(found))
-        found = [each.told() for each in found]
-        pair = {"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step}
-        rows += [{**pair, **vars(each)} for each in found]
+            verdicts += [_carrier_cosine(pair), *_at_reference(pair), by_transfer(a, b, measured.transfers)]
+        verdicts.append(_overall(verdicts))
+        ends = {"arm_a": a.arm, "step_a": a.step, "arm_b": b.arm, "step_b": b.step}
+        rows += [{**ends, **vars(each.explained())} for each in verdicts]
     return tables.frame("relocation", rows)
 
 
-def _depth(
-    a: Checkpoint,
-    b: Checkpoint,
-    carriers: tuple[pd.Series, pd.Series],
-    profiles: tuple[Profile | None, Profile | None],
-    admissible: Admissible,
-    *,
-    n_layers: tuple[int, int],
-) -> Found:
-    first, second = carriers
-    here, there = carrier_place(first), carrier_place(second)
-    if here is None or there is None:
-        return Found("carrier_layer", "cannot tell", _no_carrier(a, first) or _no_carrier(b, second))
-    of_a, of_b = profiles
-    assert of_a is not None
-    assert of_b is not None  # there is no carrier without candidates
-    found = depth_difference(of_a, of_b, admissible=admissible)
-    decided, reason = depth_verdict(found, n_layers=n_layers[0])
-    apart = f"carriers at layer {here[1]} ({a.id}) and {there[1]} ({b.id})"
-    if n_layers[0] != n_layers[1]:
-        apart = f"{apart}, of {n_layers[0]} and {n_layers[1]} layers: compared as shares, in layers of the former"
-    of_directions = found.variance[1] / sum(found.variance) if sum(found.variance) else 0.0
+def _depth(pair: _Pair, admissible: Admissible) -> MoveVerdict:
+    if pair.places is None:
+        return cannot_tell("carrier_layer", pair.without_carrier)
+    (_, here), (_, there) = pair.places
+    first, second = pair.profiles
+    assert first is not None
+    assert second is not None  # there is no carrier without candidates
+    difference = depth_difference(first, second, admissible=admissible)
+    n_layers, others = pair.n_layers
+    decided, reason = depth_verdict(difference, n_layers=n_layers)
+    apart = f"carriers at layer {here} ({pair.a.id}) and {there} ({pair.b.id})"
+    if n_layers != others:
+        apart = f"{apart}, of {n_layers} and {others} layers: compared as shares, in layers of the former"
+    variance = sum(difference.variance)
+    of_directions = difference.variance[1] / variance if variance else 0.0
     noise = f"{of_directions:.0%} of its variance from the direction prompts"
-    return Found(
+    return MoveVerdict(
         "carrier_layer",
         decided,
         f"{apart}; over bootstraps {reason}, {noise}",
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        floor=same_depth(n_layers[0]),
-        n_to_decide=depth_needed(found, n_layers=n_layers[0]),
+        value=difference.value,
+        low=difference.low,
+        high=difference.high,
+        floor=same_depth(n_layers),
+        n_to_decide=depth_needed(difference, n_layers=n_layers),
     )
 
 
-def _carrier_cosine(
-    a: Checkpoint, b: Checkpoint, both: tuple[Directions, Directions], first: pd.Series, second: pd.Series
-) -> Found:
-    here, there = carrier_place(first), carrier_place(second)
-    if here is None or there is None:
-        return Found("carrier_cosine", "cannot tell", _no_carrier(a, first) or _no_carrier(b, second))
-    found = turn(*both, places=([here], [there]), measure="cosine")
-    return _turned("carrier_cosine", found, "at the two carriers", _n_prompts(both))
+def _carrier_cosine(pair: _Pair) -> MoveVerdict:
+    if pair.places is None:
+        return cannot_tell("carrier_cosine", pair.without_carrier)
+    here, there = pair.places
+    return _turned(
+        "carrier_cosine",
+        pair,
+        turn(*pair.directions, places=([here], [there]), measure="cosine"),
+        "at the two carriers",
+    )
 
 
-def _at_reference(both: tuple[Directions, Directions], first: pd.Series) -> list[Found]:
-    if both[0].positions != both[1].positions:
+def _at_reference(pair: _Pair) -> list[MoveVerdict]:
+    first, second = pair.directions
+    if first.positions != second.positions:
         reason = "positions of the templates differ"
-        return [Found(name, "cannot tell", reason) for name in ("direction_cosine", "principal_angle")]
-    if (best := best_place(first)) is None:
-        last, n_layers = both[0].positions[-1], both[0].values.shape[1]
-        line: list[Place] = [(last, layer) for layer in range(n_layers)]
-        found = turn(*both, places=(line, line), measure="cosine")
+        return [cannot_tell(name, reason) for name in ("direction_cosine", "principal_angle")]
+    if (best := best_place(pair.carriers[0])) is None:
+        line: list[Place] = [(first.positions[-1], layer) for layer in range(first.values.shape[1])]
+        mean = turn(first, second, places=(line, line), measure="cosine")
         return [
-            _turned("direction_cosine", found, "mean over layers, as there is no reference layer", _n_prompts(both)),
-            Found("principal_angle", "cannot tell", "no reference layer to take the span at"),
+            _turned("direction_cosine", pair, mean, "mean over layers, as there is no reference layer"),
+            cannot_tell("principal_angle", "no reference layer to take the span at"),
         ]
-    layer, n = best[1], _n_prompts(both)
-    span, where = layer_places(both[0], layer), f"at layer {layer}"
-    angle = turn(*both, places=(span, span), measure="principal_angle_mean")
-    return [
-        _turned("direction_cosine", turn(*both, places=(span[-1:], span[-1:]), measure="cosine"), where, n),
-        _turned("principal_angle", angle, where, n),
-    ]
+    span, where = layer_places(first, best[1]), f"at layer {best[1]}"
+    cosine = turn(first, second, places=(span[-1:], span[-1:]), measure="cosine")
+    angle = turn(first, second, places=(span, span), measure="principal_angle_mean")
+    return [_turned("direction_cosine", pair, cosine, where), _turned("principal_angle", pair, angle, where)]
 
 
-def _n_prompts(both: tuple[Directions, Directions]) -> int:
-    return min(n for each in both for n in (each.n_harmful, each.n_harmless))
-
-
-def _turned(measure: str, found: Turn, where: str, n: int) -> Found:
-    decided, reason = verdict(found)
-    return Found(
+def _turned(measure: str, pair: _Pair, turned: Turn, where: str) -> MoveVerdict:
+    decided, reason = verdict(turned)
+    n = min(n for each in pair.directions for n in (each.n_harmful, each.n_harmless))
+    return MoveVerdict(
         measure,
         decided,
         f"{where}: {reason}",
-        value=found.cross.value,
-        low=found.cross.low,
-        high=found.cross.high,
-        floor=found.expected,
-        n_to_decide=deciding.for_turn(found, n),
+        value=turned.cross.value,
+        low=turned.cross.low,
+        high=turned.cross.high,
+        floor=turned.expected,
+        n_to_decide=for_turn(turned, n),
     )
 
 
-def _overall(found: Sequence[Found]) -> Found:
-    asked = [each for each in found if each.measure in DECIDING]
-    by_name = {each.measure: each.verdict for each in asked}
+def _overall(verdicts: Sequence[MoveVerdict]) -> MoveVerdict:
+    deciding = [each for each in verdicts if each.measure in DECIDING]
+    by_name = {each.measure: each.verdict for each in deciding}
     decided: Verdict = "cannot tell"
     contradicting = {"moved", "not moved"} <= set(by_name.values())
     if not contradicting and "moved" in by_name.values():
         decided = "moved"
-        asked = [each for each in asked if each.verdict == "moved"]
+        deciding = [each for each in deciding if each.verdict == "moved"]
     elif not contradicting and by_name["carrier_layer"] == "not moved":
         decided = "not moved"
-    reason = "; ".join(f"{each.measure} {_SAID[each.verdict]}: {each.reason}" for each in asked)
+    reason = "; ".join(f"{each.measure} {_IN_WORDS[each.verdict]}: {each.reason}" for each in deciding)
     if contradicting:
         reason = f"these two contradict each other: {reason}"
-    beside = ", ".join(f"{each.measure} {_SAID[each.verdict]}" for each in found if each.measure not in DECIDING)
+    beside = ", ".join(f"{each.measure} {_IN_WORDS[each.verdict]}" for each in verdicts if each.measure not in DECIDING)
     # A transfer decides alone only where it would say that the carrier moved.
-    alone = [each for each in asked if each.measure == "carrier_layer" or each.value < LOST]
-    open_ones = [each.n_to_decide for each in alone if each.verdict == "cannot tell" and not np.isnan(each.n_to_decide)]
-    needed = NAN if contradicting else min(open_ones, default=NAN)
-    return Found("overall", decided, f"{reason} (beside: {beside})", n_to_decide=needed)
+    alone = [each for each in deciding if each.measure == "carrier_layer" or each.value < LOST]
+    needs = [each.n_to_decide for each in alone if each.verdict == "cannot tell" and isfinite(each.n_to_decide)]
+    needed = nan if contradicting else min(needs, default=nan)
+    return MoveVerdict("overall", decided, f"{reason} (beside: {beside})", n_to_decide=needed)
 
 
-_SAID: dict[Verdict, str] = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot tell"}
-
-
-def _no_carrier(checkpoint: Checkpoint, row: pd.Series) -> str:
-    if carrier_place(row) is not None:
-        return ""
-    return f"no carrier at {checkpoint.id}" + (f": {row['reason']}" if row["reason"] else "")
+_IN_WORDS: dict[Verdict, str] = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot tell"}

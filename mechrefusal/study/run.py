@@ -22,7 +22,7 @@ from mechrefusal.progress import console
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Kept, Made, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
-from mechrefusal.study.recipe import Recipe, differences
+from mechrefusal.study.recipe import Recipe, differences, leaves
 from mechrefusal.training import WARM_UP
 
 REPORTED_PACKAGES = ("mechrefusal", "torch", "transformers", "trl", "transformer-lens", "numpy", "pandas")
@@ -69,17 +69,16 @@ class Run:
         Raises:
             MechrefusalError: no run there, or a recipe that cannot be read.
         """
-        folder = Path(folder).expanduser()
-        path = folder / "recipe.yaml"
+        path = Path(folder).expanduser() / "recipe.yaml"
         if not path.is_file():
             raise MechrefusalError(
-                f"'{folder}' is not a run (no recipe.yaml); start one with 'mechrefusal run --out {folder}'"
+                f"'{path.parent}' is not a run (no recipe.yaml); start one with 'mechrefusal run --out {path.parent}'"
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise MechrefusalError(f"'{path}' is not readable YAML ({str(error).splitlines()[0]})") from error
-        return cls(folder, recipe_from_dict(content, where=str(path)))
+        return cls(path.parent, recipe_from_dict(content, where=str(path)))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -98,10 +97,8 @@ class Run:
         with one_at_a_time(path):
             content = self.manifest
             for key, value in changes.items():
-                if isinstance(value, dict) and isinstance(content.get(key), dict):
-                    content[key] = {**content[key], **value}
-                else:
-                    content[key] = value
+                both = isinstance(value, dict) and isinstance(content.get(key), dict)
+                content[key] = {**content[key], **value} if both else value
             with whole_file(path) as draft:
                 draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -120,16 +117,16 @@ class Run:
         Raises:
             OSError: a file cannot be written; the unit is then not finished.
         """
-        if (found := self.kept(name, key, inputs)) is not None:
-            return found
+        if (unit := self.kept(name, key, inputs)) is not None:
+            return unit
         self._clear(name, key, fingerprint(inputs))
         started = time.perf_counter()
         made = make()
         seconds = time.perf_counter() - started
-        files = {path: caching.write(path, content) for path, content in made.files.items()}
+        hashes = {path: caching.write(path, content) for path, content in made.files.items()}
         entry: dict[str, Any] = {
             "stamp": fingerprint(inputs),
-            "files": {self._stored(path): told for path, told in files.items() if told is not None},
+            "files": {self._stored(path): sha for path, sha in hashes.items() if sha is not None},
             "seconds": round(seconds, 4),
             "note": made.note,
         }
@@ -138,8 +135,8 @@ class Run:
 
     def kept(self, name: str, key: str, inputs: Inputs) -> Kept | None:
         """The unit, where it is finished, made from these inputs, and all of its files are what was written."""
-        found = self.finished(name, key)
-        return found if found is not None and found.stamp == fingerprint(inputs) and found.is_whole else None
+        unit = self.finished(name, key)
+        return unit if unit is not None and unit.stamp == fingerprint(inputs) and unit.is_whole else None
 
     def finished(self, name: str, key: str = "") -> Kept | None:
         """The unit as the manifest has it, whatever it was made from; None where it is not finished."""
@@ -148,10 +145,10 @@ class Run:
 
     def _clear(self, name: str, key: str, stamp: str) -> None:
         """Remove what a unit left that is to be made again: the files of other inputs, or those that are damaged."""
-        if (found := self.finished(name, key)) is None:
+        if (unit := self.finished(name, key)) is None:
             return
-        for path, known in found.files.items():
-            if known and (found.stamp != stamp or not found.holds(path)):
+        for path, sha in unit.files.items():
+            if sha and (unit.stamp != stamp or not unit.holds(path)):
                 (self.folder / path).unlink(missing_ok=True)
         self.update({"finished": {_unit(name, key): None}})
 
@@ -254,15 +251,15 @@ class Run:
         source = self.recipe.model if entry["arm"] == BASE else entry.get("source", "")
         if source and not path.is_dir():
             path = fetch(source)  # the run was moved, or the cache was
-        found = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
-        if found.weights != entry["weights"]:
+        checkpoint = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
+        if checkpoint.weights != entry["weights"]:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
-                f"checkpoint '{found.id}' of '{self.folder}' holds weights {found.weights}, the manifest says "
-                f"{entry['weights']}; it was changed {since} (weights, config, tokenizer or chat template), or "
+                f"checkpoint '{checkpoint.id}' of '{self.folder}' holds weights {checkpoint.weights}, the manifest "
+                f"says {entry['weights']}; it was changed {since} (weights, config, tokenizer or chat template), or "
                 "recorded by a version that hashed the weights alone: restore it, or start a new run"
             )
-        return found
+        return checkpoint
 
 
 def open(folder: Path | str) -> Run:
@@ -274,28 +271,24 @@ def _unit(name: str, key: str) -> str:
     return f"{name} of {key}" if key else name
 
 
-def _require_no_secret(value: Any, key: str = "") -> None:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _require_no_secret(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            _require_no_secret(inner, key)
-    elif isinstance(value, str) and without_secrets_of_addresses(value) != value:
-        raise MechrefusalError(
-            f"recipe key '{key}' holds an address with a user, a password or a key, which would stand in the run's "
-            "files: give a name or a path without it"
-        )
+def _require_no_secret(recipe: dict[str, Any]) -> None:
+    for key, value in leaves(recipe).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and without_secrets_of_addresses(text) != text:
+                raise MechrefusalError(
+                    f"recipe key '{key}' holds an address with a user, a password or a key, which would stand in the "
+                    "run's files: give a name or a path without it"
+                )
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in REPORTED_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def _machine() -> dict[str, Any]:

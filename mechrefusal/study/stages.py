@@ -1,23 +1,46 @@
 """A stage of the protocol as a value: what it does, what it gives, and all that its result hangs on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import pandas as pd
 
 from mechrefusal.attacks import AttackCase
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
-from mechrefusal.study.caching import Inputs, fingerprint
+from mechrefusal.statistics.choosing import Admissible
+from mechrefusal.study.caching import Content, Inputs, Made, fingerprint
 from mechrefusal.study.recipe import Recipe
-from mechrefusal.study.selection import Asked
+from mechrefusal.study.selection import StudyPrompts
 
 PROMPTS = ("direction", "validation", "harmful", "harmless", "overrefusal", "contrast", "utility", "pairs")
-"""Fields of `Asked` that a measurement asks."""
+"""Fields of `StudyPrompts` that a measurement asks."""
 CASES = "cases"
 """What the prompts of attack cases are called among these."""
 LAST = "rates"
 """The last stage at a checkpoint, of whatever settings: what has it is measured."""
 COLUMNS = ("id", "text", "category", "functional_category", "twin", "target")
 """What of a prompt any result hangs on."""
+
+Rows: TypeAlias = pd.DataFrame | list[dict]
+"""A table before its schema is put on it."""
+Results: TypeAlias = Iterator[tuple[str | Path, Any]]
+"""What a stage gives, in the order in which it is made: tables by their names, and other files by their paths."""
+
+
+class Subject(Protocol):
+    """What stages are taken of: a checkpoint (`Measurement`), or all of them (`Comparison`)."""
+
+    inputs: Inputs
+
+    def path(self, name: str) -> Path:
+        """File of a table."""
+
+    def table(self, name: str, rows: Any) -> pd.DataFrame:
+        """Rows as the table of that name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +49,8 @@ class Stage:
 
     Fields:
         name: in the manifest and in the table `timings`.
-        take: the work, on what is measured (a `Measurement`, a `Comparison`); it adds its tables to that.
+        take: the work, on what is measured (a `Measurement`, a `Comparison`); a function of a module, so that a stage
+            can be handed to another process.
         gives: the tables. One that is missing at the end is none of this result, and is removed.
         after: stages that it reads from disk. It is made again whenever they are made from other inputs.
         asks: prompts, of `PROMPTS` or `CASES`.
@@ -37,7 +61,7 @@ class Stage:
     """
 
     name: str
-    take: Callable[[Any], None]
+    take: Callable[[Any], Results]
     gives: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
@@ -46,52 +70,65 @@ class Stage:
     opens: bool = True
     version: int = 1
 
+    def make(self, subject: Subject, inputs: Inputs) -> Made:
+        """Do the work. An optional stage that cannot be taken gives what it had by then, and the reason as its note."""
+        files: dict[Path, Content] = {subject.path(name): None for name in self.gives}
+        subject.inputs, note = inputs, ""
+        try:
+            for name, result in self.take(subject):
+                if isinstance(name, str):
+                    files[subject.path(name)] = subject.table(name, result)
+                else:
+                    files[name] = result
+        except MechrefusalError as error:
+            if not self.optional:
+                raise
+            note = str(error)
+        return Made(files, note)
+
 
 def inputs(
-    stages: Iterable[Stage], of: Any, asked: Mapping[str, str], recipe: Recipe, before: Mapping[str, Any] | None = None
+    stages: Iterable[Stage],
+    of: Any,
+    stamps_of_prompts: Mapping[str, str],
+    recipe: Recipe,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Inputs]:
     """What each stage's result hangs on, by its name: all of it, that of the stages it comes after by their stamps.
 
     Args:
         of: what is measured, as the hash of a checkpoint's weights.
-        asked: fingerprints of the prompts, as `prompts_asked` gives them.
+        stamps_of_prompts: fingerprints of the prompts, as `prompts_asked` gives them.
         before: stamps of stages that come before these, by their names.
     """
-    settings = {**flat(recipe.as_dict()), "measuring.judge": recipe.measuring.refusal_judge().name}
-    stamps, found = dict(before or {}), {}
+    judge, stamps, by_name = recipe.measuring.refusal_judge().name, dict(before or {}), {}
     for stage in stages:
-        found[stage.name] = {
+        settings = {name: attrgetter(name)(recipe) for name in stage.settings}
+        by_name[stage.name] = {
             "version": stage.version,
             "of": of,
-            "settings": {name: settings[name] for name in stage.settings},
-            "prompts": {name: asked[name] for name in stage.asks},
+            "settings": {
+                name: judge if name == "measuring.judge" else asdict(value) if isinstance(value, Admissible) else value
+                for name, value in settings.items()
+            },
+            "prompts": {name: stamps_of_prompts[name] for name in stage.asks},
             "after": {name: stamps[name] for name in stage.after},
         }
-        stamps[stage.name] = fingerprint(found[stage.name])
-    return found
+        stamps[stage.name] = fingerprint(by_name[stage.name])
+    return by_name
 
 
-def prompts_asked(asked: Asked, cases: Sequence[AttackCase]) -> dict[str, str]:
+def prompts_asked(prompts: StudyPrompts, cases: Sequence[AttackCase]) -> dict[str, str]:
     """A fingerprint of the prompts of each name that a stage may ask."""
-    found = {name: fingerprint([_told(side) for side in _sides(getattr(asked, name))]) for name in PROMPTS}
-    return {**found, CASES: fingerprint([[case.id, case.method, case.prompt] for case in cases])}
+    stamps = {name: fingerprint([_contents(side) for side in _sides(getattr(prompts, name))]) for name in PROMPTS}
+    return {**stamps, CASES: fingerprint([[case.id, case.method, case.prompt] for case in cases])}
 
 
-def _sides(chosen: Any) -> list[PromptSet]:
-    if chosen is None:
+def _sides(prompts: Any) -> list[PromptSet]:
+    if prompts is None:
         return []
-    return [chosen] if isinstance(chosen, PromptSet) else [chosen.harmful, chosen.harmless]
+    return [prompts] if isinstance(prompts, PromptSet) else [prompts.harmful, prompts.harmless]
 
 
-def _told(prompts: PromptSet) -> list[list[str]]:
+def _contents(prompts: PromptSet) -> list[list[str]]:
     return [prompts.table[name].astype(str).tolist() for name in COLUMNS if name in prompts.table]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys; the inner ones stand under theirs too."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found[f"{prefix}{name}"] = value
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-    return found

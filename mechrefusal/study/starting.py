@@ -9,26 +9,28 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import checkpoint_id
 from mechrefusal.models import Checkpoint, context_length, fetch, load_tokenizer, require_supported
-from mechrefusal.prompts import PromptSet, answer_room, end_of_turn_tokens, require_room, segments
+from mechrefusal.prompts import PromptSet, end_of_turn_tokens, segments
+from mechrefusal.prompts import require_room as require_tokens
 from mechrefusal.study.caching import fingerprint
+from mechrefusal.study.checkpoints import require_room
 from mechrefusal.study.evaluation_of_run import require_evaluation
 from mechrefusal.study.given import given
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
-from mechrefusal.study.selection import Asked, asked
+from mechrefusal.study.selection import StudyPrompts, choose_prompts
 
 
-def check(recipe: Recipe) -> Asked:
+def check(recipe: Recipe) -> StudyPrompts:
     """Everything that can be wrong with a recipe, before anything is written: prompts, model, chat template, lengths.
 
     Raises:
         MechrefusalError: whatever it is, named.
     """
-    chosen = asked(recipe)
+    prompts = choose_prompts(recipe)
     pool = recipe.training.r2d2.pool_size
-    if recipe.arms and pool > len(chosen.behaviours):
+    if recipe.arms and pool > len(prompts.behaviours):
         raise MechrefusalError(
-            f"training r2d2 pool_size is {pool}, but there are {len(chosen.behaviours)} behaviours; "
+            f"training r2d2 pool_size is {pool}, but there are {len(prompts.behaviours)} behaviours; "
             "give a smaller pool_size, or 0 for all of them"
         )
     folders = [fetch(recipe.model)] if recipe.model else []
@@ -36,18 +38,17 @@ def check(recipe: Recipe) -> Asked:
     for folder in folders:
         require_supported(folder)
     if recipe.arms:
-        _check_training(recipe, chosen, folders[0])
-    pressed = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
-    measured = {**chosen.evaluation_sets(), **chosen.used(), **chosen.asked_besides()}
+        _check_training(recipe, prompts, folders[0])
+    attacked = recipe.attack.n_cases > 0 and "gcg" in recipe.attack.methods
+    suffix = recipe.attack.gcg.suffix_length if attacked else 0
+    measured = {**prompts.evaluation_sets(), **prompts.used(), **prompts.asked_besides()}
     for folder in folders:
-        tokenizer, context = _asking(recipe, folder), context_length(folder)
-        spare = answer_room(tokenizer, recipe.measuring.max_new_tokens)
-        spare += recipe.attack.gcg.suffix_length if pressed else 0
+        tokenizer, n = _asking(recipe, folder), recipe.measuring.max_new_tokens
         for name, each in measured.items():
-            require_room(tokenizer, replace(each, name=name), limit=context, spare=spare, what="the model's context")
+            require_room(folder, tokenizer, replace(each, name=name), max_new_tokens=n, suffix=suffix)
     require_evaluation(recipe)
     recipe.measuring.refusal_judge()
-    return chosen
+    return prompts
 
 
 def _asking(recipe: Recipe, folder: Path):
@@ -58,21 +59,18 @@ def _asking(recipe: Recipe, folder: Path):
     return tokenizer
 
 
-def _check_training(recipe: Recipe, chosen: Asked, base: Path) -> None:
-    """Whether all rows fit into the length that arms train with."""
-    tokenizer = _asking(recipe, base)
-    trained = {"behaviours": chosen.behaviours if recipe.training.warm_up else trained_on(recipe, chosen)}
-    trained["instructions"] = chosen.instructions
-    for name, each in trained.items():
-        require_room(
-            tokenizer, replace(each, name=name), limit=recipe.training.max_length, spare=1, what="training max_length"
-        )
+def _check_training(recipe: Recipe, prompts: StudyPrompts, base: Path) -> None:
+    """Whether all rows fit into the length that arms train with, and own answers into the context."""
+    tokenizer, behaviours = _asking(recipe, base), trained_on(recipe, prompts)
+    all_trained = prompts.behaviours if recipe.training.warm_up else behaviours
+    for name, each in (("behaviours", all_trained), ("instructions", prompts.instructions)):
+        limit, what = recipe.training.max_length, "training max_length"
+        require_tokens(tokenizer, replace(each, name=name), limit=limit, spare=1, what=what)
     if "r2d2" in recipe.arms:
-        _check_pool(recipe, trained_on(recipe, chosen), base, tokenizer)
-    if chosen.conversations is None:
-        answered = chosen.instructions.take(recipe.prompts.n_conversations or len(chosen.instructions))
-        spare, limit = answer_room(tokenizer, recipe.prompts.answer_tokens), context_length(base)
-        require_room(tokenizer, answered, limit=limit, spare=spare, what="the model's context")
+        _check_pool(recipe, behaviours, base, tokenizer)
+    if prompts.conversations is None:
+        instructions = prompts.instructions.take(recipe.prompts.n_conversations or len(prompts.instructions))
+        require_room(base, tokenizer, instructions, max_new_tokens=recipe.prompts.answer_tokens)
 
 
 def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) -> None:
@@ -88,44 +86,34 @@ def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) 
                 )
 
 
-def trained_on(recipe: Recipe, chosen: Asked) -> PromptSet:
+def trained_on(recipe: Recipe, prompts: StudyPrompts) -> PromptSet:
     """The behaviours of every arm: as many as r2d2's pool holds, so that arms differ in the method alone."""
-    return chosen.behaviours.take(recipe.training.r2d2.pool_size or len(chosen.behaviours))
+    return prompts.behaviours.take(recipe.training.r2d2.pool_size or len(prompts.behaviours))
 
 
-def lock(run: Run, chosen: Asked) -> None:
+def lock(run: Run, prompts: StudyPrompts) -> None:
     """Note the prompts of the run in the manifest, and refuse to go on with others.
 
     Raises:
         MechrefusalError: a set is not what it was when the run was started.
     """
-    sets: dict[str, PromptSet] = {
-        **({"behaviours": chosen.behaviours, "instructions": chosen.instructions} if chosen.trains else {}),
-        "direction_harmful": chosen.direction.harmful,
-        "direction_harmless": chosen.direction.harmless,
-        "validation_harmful": chosen.validation.harmful,
-        "validation_harmless": chosen.validation.harmless,
-        "probe_harmful": chosen.probe.harmful,
-        "probe_harmless": chosen.probe.harmless,
-        **(
-            {"pairs": chosen.pairs.harmful, "pairs_harmless": chosen.pairs.harmless} if chosen.pairs is not None else {}
-        ),
-        **chosen.evaluation_sets(),
-    }
-    found = {
-        name: {"n": len(prompts), "sha256": fingerprint([prompts.ids, prompts.texts, targets_of(prompts)])}
-        for name, prompts in sets.items()
+    sets = {**prompts.used(), "probe_harmful": prompts.probe.harmful, "probe_harmless": prompts.probe.harmless}
+    if prompts.pairs is not None:
+        sets |= {"pairs": prompts.pairs.harmful, "pairs_harmless": prompts.pairs.harmless}
+    stamps = {
+        name: {"n": len(each), "sha256": fingerprint([each.ids, each.texts, targets_of(each)])}
+        for name, each in {**sets, **prompts.evaluation_sets()}.items()
     }
     known = run.manifest.get("prompts", {})
-    if changed := [name for name in known if known[name] != found.get(name)]:
+    if changed := [name for name in known if known[name] != stamps.get(name)]:
         raise MechrefusalError(
             f"the prompts of '{run.folder}' have changed since it was started ({', '.join(changed)}); "
             "restore the files, or start another run with --out"
         )
-    left_out = [f"{row.set_b}: {row.id_b} (is {row.id_a} of {row.set_a})" for row in chosen.dropped.itertuples()]
-    noted: dict[str, Any] = {"prompts": found, "left_out_as_leaks": left_out}
-    if chosen.conversations is not None:
-        noted["left_out_conversations"] = chosen.conversations.left_out.to_dict("records")
+    left_out = [f"{row.set_b}: {row.id_b} (is {row.id_a} of {row.set_a})" for row in prompts.dropped.itertuples()]
+    noted: dict[str, Any] = {"prompts": stamps, "left_out_as_leaks": left_out}
+    if prompts.conversations is not None:
+        noted["left_out_conversations"] = prompts.conversations.left_out.to_dict("records")
     run.update(noted)
 
 
@@ -141,8 +129,8 @@ def open_given(run: Run) -> None:
         base_of(run)
     for each in given(run.recipe.checkpoints):
         if checkpoint_id(each.arm, each.step) not in known:
-            found = Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step, chat=run.recipe.chat)
-            run.record(found, source=each.source)
+            checkpoint = Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step, chat=run.recipe.chat)
+            run.record(checkpoint, source=each.source)
 
 
 def base_of(run: Run) -> Checkpoint:

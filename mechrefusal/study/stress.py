@@ -16,7 +16,7 @@ It measures: nothing here changes or writes weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,17 +26,21 @@ from mechrefusal.attacks import AttackCase, cost_table
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, metrics
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
+from mechrefusal.evaluation.suites import Suite
+from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint
-from mechrefusal.prompts import PromptSet
-from mechrefusal.statistics import intervals
+from mechrefusal.prompts import ChatSettings, PromptSet
 from mechrefusal.study import stress_control
-from mechrefusal.study.judging import refusal_judge
+from mechrefusal.study.checkpoints import Source, checkpoints_of, chosen, refusal_judge
+from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run
-from mechrefusal.study.stress_answers import NO_STEP, NONE, Answered, Plan, Search, answered, curve_steps
-from mechrefusal.study.stress_twins import Twins
-from mechrefusal.study.stress_verdicts import Judged, judged
+from mechrefusal.study.stress_answers import NO_STEP, NONE, Answers, Plan, Search, answered, curve_steps
+from mechrefusal.study.stress_control import Judged, judged
+from mechrefusal.study.stress_twins import Twins, attacked
 
 FOLDER = "stress"
+ATTACKS = ("gcg", "autodan")
+"""Attacks that can be made anew against a checkpoint."""
 
 _CURVE = ["arm", "step", "method", "attack_step"]
 _TRANSFER = ["arm_source", "step_source", "arm_target", "step_target", "method"]
@@ -113,62 +117,82 @@ def stress(
             twins, a prompt that leaves no room for its answer; a case that cannot be made, named with its checkpoint.
             What was finished is kept.
     """
-    chosen = _chosen(run, checkpoints)
-    asked = list(judges) or [refusal_judge(run)]
+    targets = chosen(run, checkpoints)
+    judges = list(judges) or [refusal_judge(run)]
     if folder is None and run is None:
         raise MechrefusalError("without a run nothing says where cases and answers are kept: give a folder")
     kept = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
     plan = Plan(behaviours, dict(methods), seed, max_new_tokens, kept, Twins.of(behaviours, harmless))
-    if again := sorted({judge.name for judge in asked if [one.name for one in asked].count(judge.name) > 1}):
+    names = [judge.name for judge in judges]
+    if again := sorted({name for name in names if names.count(name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: their rates could not be told apart")
-    found = answered(plan, chosen)
-    on_curve, replayed = _curve_points(plan, chosen, found), _transfer_points(plan, chosen, found)
-    answers, requests = pd.concat([on_curve, replayed])[["place", "completion"]], dict(enumerate(plan.requests))
-    successes = {judge.name: judged(judge, answers, requests) for judge in asked}
-    outcomes = stress_control.outcomes(plan, chosen, found, asked, successes, otherwise=refusal_judge(run))
+    answers = answered(plan, targets)
+    on_curve, replayed = _curve_points(plan, targets, answers), _transfer_points(plan, targets, answers)
+    shown, requests = pd.concat([on_curve, replayed])[["place", "completion"]], dict(enumerate(plan.requests))
+    successes = {judge.name: judged(judge, shown, requests) for judge in judges}
+    outcomes = stress_control.outcomes(plan, targets, answers, judges, successes, otherwise=refusal_judge(run))
     costs = [
-        cost_table(made).assign(source=checkpoint_id, method=method)
-        for (checkpoint_id, method), made in found.cases.items()
+        cost_table(cases).assign(source=source, method=method) for (source, method), cases in answers.cases.items()
     ]
     return Stressed(
         tables.frame("stress", list(_rates(on_curve, _CURVE, successes, means=("loss", "forward_tokens")))),
         tables.frame("stress_transfer", list(_rates(replayed, _TRANSFER, successes))),
         tables.frame("cases", pd.concat(costs, ignore_index=True)),
-        found.cases,
+        answers.cases,
         stress_control.control(outcomes),
         stress_control.differences(outcomes),
     )
 
 
-def _chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpoint]:
-    if run is None:
-        alone = [one for one in wanted if isinstance(one, Checkpoint)]
-        if not alone or len(alone) < len(wanted):
-            raise MechrefusalError("without a run there are no checkpoints by id: give Checkpoints to attack")
-        named = [one.id for one in alone]
-        if again := sorted({name for name in named if named.count(name) > 1}):
-            raise MechrefusalError(
-                f"checkpoint '{again[0]}' is given twice: give each once, or open them with another arm or step"
-            )
-        return alone
-    there = {point.id: point for point in run.checkpoints()}
-    if not there:
-        raise MechrefusalError(f"run '{run.folder}' has no checkpoints yet; train it first: mechrefusal train")
-    ids = [one.id if isinstance(one, Checkpoint) else one for one in wanted] or list(there)
-    if unknown := [one for one in ids if one not in there]:
-        raise MechrefusalError(f"run '{run.folder}' has no checkpoint '{unknown[0]}'; it has {', '.join(there)}")
-    if again := sorted({one for one in ids if ids.count(one) > 1}):
-        raise MechrefusalError(f"checkpoint '{again[0]}' is given twice; give each once")
-    for one in wanted:
-        if isinstance(one, Checkpoint) and one.weights != there[one.id].weights:
-            raise MechrefusalError(
-                f"checkpoint '{one.id}' holds weights {one.weights}, that of '{run.folder}' {there[one.id].weights}; "
-                "give checkpoints of this run"
-            )
-    return [there[one] for one in ids]
+def stressed(
+    source: Source,
+    suites: Sequence[Suite],
+    methods: Sequence[str],
+    *,
+    judges: Sequence[Judge] = (),
+    checkpoints: Sequence[str] = (),
+    n: int = 8,
+    steps: int = 0,
+    max_new_tokens: int = 128,
+    out: Path | str | None = None,
+    seed: int = 0,
+    chat: ChatSettings | None = None,
+) -> Stressed:
+    """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
+
+    Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
+
+    Args:
+        source, judges, checkpoints, max_new_tokens, out, chat: as in `evaluate`; without a run `out` is needed.
+        methods: gcg, autodan, with the settings of the run's recipe.
+        n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
+        steps: of an attack; 0 for those of the recipe.
+
+    Returns:
+        The tables, which are kept beside the others.
+
+    Raises:
+        MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
+    """
+    run, targets = checkpoints_of(source, checkpoints, chat)
+    behaviours, harmless = attacked(suites, n)
+    attack = run.recipe.attack if run is not None else AttackSettings()
+    if unknown := [method for method in methods if method not in ATTACKS]:
+        raise MechrefusalError(f"unknown attack '{unknown[0]}': expected one of {', '.join(ATTACKS)}")
+    settings: dict[str, Search] = {name: getattr(attack, name) for name in methods}
+    if steps:
+        settings = {name: replace(own, steps=steps) for name, own in settings.items()}
+    if out is None and run is None:
+        raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
+    folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
+    require_writable(folder / FOLDER, folder / "measurements", folder=True)
+    where = {"max_new_tokens": max_new_tokens, "seed": seed}
+    tested = stress(run, targets, behaviours, settings, judges, harmless=harmless, folder=folder / FOLDER, **where)
+    tested.write(folder / "measurements")
+    return tested
 
 
-def _curve_points(plan: Plan, checkpoints: Sequence[Checkpoint], found: Answered) -> pd.DataFrame:
+def _curve_points(plan: Plan, checkpoints: Sequence[Checkpoint], answers: Answers) -> pd.DataFrame:
     """One row a checkpoint, method, judged step and case."""
     return pd.DataFrame(
         {
@@ -177,53 +201,42 @@ def _curve_points(plan: Plan, checkpoints: Sequence[Checkpoint], found: Answered
             "method": method,
             "attack_step": step,
             "place": place,
-            "completion": found.replies[point.id, point.id, method][case.history_prompts[step]],
+            "completion": answers.replies[point.id, point.id, method][case.history_prompts[step]],
             "loss": case.history[step],
             "forward_tokens": case.history_tokens[step],
         }
         for point in checkpoints
         for method, settings in plan.methods.items()
         for step in curve_steps(settings.steps)
-        for place, case in enumerate(found.cases[point.id, method])
+        for place, case in enumerate(answers.cases[point.id, method])
     )
 
 
-def _transfer_points(plan: Plan, checkpoints: Sequence[Checkpoint], found: Answered) -> pd.DataFrame:
+def _transfer_points(plan: Plan, checkpoints: Sequence[Checkpoint], answers: Answers) -> pd.DataFrame:
     """One row a source, target, method and case, and one a target and unattacked behaviour."""
-    rows: list[dict] = []
-    for target in checkpoints:
-        asked: list[tuple[str, str, int, str, list[str]]] = [(NONE, NONE, NO_STEP, NONE, plan.behaviours.texts)]
-        asked += [
-            (source.id, source.arm, source.step, method, [case.prompt for case in found.cases[source.id, method]])
-            for source in checkpoints
-            for method in plan.methods
-        ]
-        for source_id, arm, step, method, texts in asked:
-            known = {"arm_source": arm, "step_source": step, "arm_target": target.arm, "step_target": target.step}
-            given = found.replies[target.id, source_id, method]
-            rows += [
-                {**known, "method": method, "place": place, "completion": given[text]}
-                for place, text in enumerate(texts)
-            ]
-    return pd.DataFrame(rows)
+    sources = [
+        (source.id, source.arm, source.step, method, [case.prompt for case in answers.cases[source.id, method]])
+        for source in checkpoints
+        for method in plan.methods
+    ]
+    return pd.DataFrame(
+        {
+            **dict(zip(_TRANSFER, (arm, step, target.arm, target.step, method), strict=True)),
+            "place": place,
+            "completion": answers.replies[target.id, source_id, method][text],
+        }
+        for target in checkpoints
+        for source_id, arm, step, method, texts in [(NONE, NONE, NO_STEP, NONE, plan.behaviours.texts), *sources]
+        for place, text in enumerate(texts)
+    )
 
 
 def _rates(
-    points: pd.DataFrame,
-    by: list[str],
-    successes: Mapping[str, Judged],
-    *,
-    means: Sequence[str] = (),
+    points: pd.DataFrame, by: list[str], successes: Mapping[str, Judged], *, means: Sequence[str] = ()
 ) -> Iterator[dict]:
     """Success of every group of points, judge by judge, and the means of columns."""
-    for judge, known in successes.items():
-        with_success = points.assign(success=known.of(metrics.SUCCESS, points["place"], points["completion"]))
-        for keys, own in with_success.groupby(by, sort=False):
-            values = own["success"].dropna()
-            yield {
-                **dict(zip(by, keys, strict=True)),
-                "judge": judge,
-                **vars(intervals.rate(int(values.sum()), len(values))),
-                "nulls": int(own["success"].isna().sum()),
-                **{name: float(own[name].mean()) for name in means},
-            }
+    for judge, outcomes in successes.items():
+        success = outcomes.of(metrics.SUCCESS, points["place"], points["completion"])
+        for keys, own in points.assign(success=success).groupby(by, sort=False):
+            known, averages = dict(zip(by, keys, strict=True)), {name: float(own[name].mean()) for name in means}
+            yield {**known, "judge": judge, **stress_control.rate_of(own["success"]), **averages}

@@ -12,10 +12,11 @@ from mechrefusal.attacks import AttackCase, AutoDANSettings, GCGSettings, make_c
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT
-from mechrefusal.models import Checkpoint, context_length, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet, answer_room, require_room
+from mechrefusal.prompts import PromptSet
 from mechrefusal.study.caching import fingerprint
+from mechrefusal.study.checkpoints import require_room
 from mechrefusal.study.stress_twins import Twins
 
 NONE, NO_STEP = "none", -1
@@ -54,7 +55,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answers:
     """The cases of each (source, method), and the answers of each (target, source, method); ids of checkpoints.
 
     `twins`: answers of each (checkpoint, method) to harmless twins with the suffixes of its own cases, and with method
@@ -106,12 +107,10 @@ class Plan:
         """What judges are shown: the requests, without a context."""
         return self.behaviours.table.get("behavior", self.behaviours.table["text"]).tolist()
 
-    def require_room(self, checkpoint: Checkpoint, tokenizer, asked: PromptSet, *, suffix: int = 0) -> None:
+    def require_room(self, checkpoint: Checkpoint, tokenizer, prompts: PromptSet, *, suffix: int = 0) -> None:
         """Raise MechrefusalError where a prompt with a suffix of so many tokens leaves no room for an answer."""
-        limit, what = context_length(checkpoint.path), f"the context of {checkpoint.id}"
-        require_room(
-            tokenizer, asked, limit=limit, spare=answer_room(tokenizer, self.max_new_tokens) + suffix, what=what
-        )
+        what, n = f"the context of {checkpoint.id}", self.max_new_tokens
+        require_room(checkpoint.path, tokenizer, prompts, max_new_tokens=n, suffix=suffix, what=what)
 
     def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
         """The cases of every method against one checkpoint; those on disk are not made again."""
@@ -148,65 +147,67 @@ class Plan:
         self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         name = "twins" if of_twins else NONE if source is None else source.id
         path = self.folder / "answers" / target.id / ("" if source is None else method) / f"{name}.parquet"
-        told: list[Any] = [target.weights, unique, self.max_new_tokens]
+        inputs: list[Any] = [target.weights, unique, self.max_new_tokens]
         if source is not None:
-            told += [source.weights, method, asdict(self.methods[method]), self.seed]
-        found = answers(
+            inputs += [source.weights, method, asdict(self.methods[method]), self.seed]
+        replies = answers(
             model,
             unique,
             path,
-            stamp=fingerprint(told),
+            stamp=fingerprint(inputs),
             tokenizer=tokenizer,
             max_new_tokens=self.max_new_tokens,
             description=_described(target, source, method, of_twins=of_twins),
         )
-        return dict(zip(unique, found["completion"], strict=True))
+        return dict(zip(unique, replies["completion"], strict=True))
 
     def answer_twins(self, held: Held, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]) -> dict:
         """Answers to the harmless twins, alone (`NONE`) and with the suffix of each method's cases, by (id, method)."""
-        asked = {method: self.twins.with_suffixes(own) for method, own in cases.items()}
-        alone = [self.twins.prompts[place] for place in sorted(set().union(*asked.values()))]
+        with_suffix = {method: self.twins.with_suffixes(own) for method, own in cases.items()}
+        alone = [self.twins.prompts[place] for place in sorted(set().union(*with_suffix.values()))]
         if not alone:
             return {}
-        found = {(target.id, NONE): self.answer(held, target, alone, of_twins=True)}
-        for method, texts in asked.items():
+        replies = {(target.id, NONE): self.answer(held, target, alone, of_twins=True)}
+        for method, texts in with_suffix.items():
             if texts:
-                replies = self.answer(held, target, list(texts.values()), source=target, method=method, of_twins=True)
-                found[target.id, method] = replies
-        return found
+                replies[target.id, method] = self.answer(
+                    held, target, list(texts.values()), source=target, method=method, of_twins=True
+                )
+        return replies
 
 
-def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answered:
+def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answers:
     """Attack each checkpoint and ask it its own cases, by step; then ask all of them the others' final ones."""
     suffix = max((each.suffix_length for each in plan.methods.values() if isinstance(each, GCGSettings)), default=0)
-    asked = [plan.behaviours]
+    attacked = [plan.behaviours]
     if plan.twins and suffix:
-        asked.append(PromptSet.from_texts(plan.twins.name, list(plan.twins.prompts.values())))
+        attacked.append(PromptSet.from_texts(plan.twins.name, list(plan.twins.prompts.values())))
         _say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
     for checkpoint in checkpoints:
-        for each in asked:
+        for each in attacked:
             plan.require_room(checkpoint, load_tokenizer(checkpoint), each, suffix=suffix)
-    held, found = Held(), Answered()
+    held, collected = Held(), Answers()
     for number, target in enumerate(checkpoints, start=1):
         _say(f"attacking {target.id} ({number} of {len(checkpoints)})")
-        found.cases.update(plan.attack(held, target))
-        found.replies[target.id, NONE, NONE] = plan.answer(held, target, plan.behaviours.texts)
+        collected.cases.update(plan.attack(held, target))
+        collected.replies[target.id, NONE, NONE] = plan.answer(held, target, plan.behaviours.texts)
         for method, settings in plan.methods.items():
-            steps, own = curve_steps(settings.steps), found.cases[target.id, method]
-            texts = [case.history_prompts[step] for step in steps for case in own]
+            cases = collected.cases[target.id, method]
+            texts = [case.history_prompts[step] for step in curve_steps(settings.steps) for case in cases]
             replies = plan.answer(held, target, texts, source=target, method=method)
-            found.replies[target.id, target.id, method] = replies
-        found.twins.update(plan.answer_twins(held, target, {m: found.cases[target.id, m] for m in plan.methods}))
+            collected.replies[target.id, target.id, method] = replies
+        own_cases = {method: collected.cases[target.id, method] for method in plan.methods}
+        collected.twins.update(plan.answer_twins(held, target, own_cases))
     for number, target in enumerate(reversed(checkpoints), start=1):  # the last one is loaded still
         others = [source for source in checkpoints if source is not target]
         if others:
             _say(f"replaying the others' cases at {target.id} ({number} of {len(checkpoints)})")
         for source in others:
             for method in plan.methods:
-                texts = [case.prompt for case in found.cases[source.id, method]]
+                texts = [case.prompt for case in collected.cases[source.id, method]]
                 replies = plan.answer(held, target, texts, source=source, method=method)
-                found.replies[target.id, source.id, method] = replies
-    return found
+                collected.replies[target.id, source.id, method] = replies
+    return collected
 
 
 def _described(target: Checkpoint, source: Checkpoint | None, method: str, *, of_twins: bool) -> str:

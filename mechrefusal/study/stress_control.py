@@ -13,19 +13,22 @@ The net success of a defence is `robust`, not one minus `attack_success`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from math import nan
 
 import pandas as pd
 
 from mechrefusal import tables
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge, metrics, paired_difference
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.paired import BASE
+from mechrefusal.evaluation.suites import Side
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import intervals
-from mechrefusal.study.stress_answers import NONE, Answered, Plan
-from mechrefusal.study.stress_verdicts import Judged, judged
+from mechrefusal.study.stress_answers import NONE, Answers, Plan
 from mechrefusal.training import WARM_UP
 
 ATTACKED = "attacked"
@@ -50,13 +53,63 @@ Point = tuple[str, int]
 
 _ANSWERED, _REFUSED = metrics.ANSWERED, "refused"
 _OF_TWINS = {_ANSWERED: metrics.ANSWERED, _REFUSED: "any_refusal"}
+_ENDINGS = {NONE: f"_{NONE}", ATTACKED: ""}
+"""How columns of outcomes of the twins end, by what stands behind the twins."""
 _CASE = ("arm", "step", "method")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Outcomes of answers by one judge.
+
+    Fields:
+        kind: what the judge judges: `metrics.REFUSAL` or `metrics.HARM`.
+        outcomes: 0 or 1 of every (place of the behaviour, completion), by metric; nulls are missing.
+    """
+
+    kind: str
+    outcomes: Mapping[str, Mapping[tuple[int, str], float]]
+
+    def of(self, metric: str, places: Sequence[int], completions: Sequence[str]) -> list[float]:
+        """The outcome of each answer, NaN where the judge gave none."""
+        known = self.outcomes.get(metric, {})
+        return [known.get(answer, nan) for answer in zip(places, completions, strict=True)]
+
+
+def judged(
+    judge: Judge | ScoringJudge, answers: pd.DataFrame, requests: Mapping[int, str], *, side: Side = "harmful"
+) -> Judged:
+    """What a judge says of answers, each of which it is shown once, with the bare request.
+
+    Args:
+        answers: columns place and completion; an answer that stands twice is judged once.
+        requests: of each place.
+        side: of the requests; it says which metrics there are (`mechrefusal.evaluation.metrics`).
+
+    Raises:
+        MechrefusalError: the judge gave more or fewer rows than answers.
+    """
+    shown = answers[["place", "completion"]].drop_duplicates().reset_index(drop=True)
+    rows = judge.judge([requests[place] for place in shown["place"]], shown["completion"].tolist())
+    if len(rows) != len(shown):
+        raise MechrefusalError(f"judge '{judge.name}' gave {len(rows)} rows for {len(shown)} answers")
+    scores = rows["score"].tolist() if "score" in rows else nan
+    kind = metrics.HARM if "score" in rows else metrics.REFUSAL
+    verdicts = shown.assign(
+        side=side, group="", judge=judge.name, kind=kind, label=rows["label"].tolist(), score=scores
+    )
+    known = metrics.outcomes(verdicts).dropna(subset="value")
+    outcomes = {
+        str(metric): dict(zip(zip(own["place"], own["completion"], strict=True), own["value"], strict=True))
+        for metric, own in known.groupby("metric", sort=False)
+    }
+    return Judged(kind, outcomes)
 
 
 def outcomes(
     plan: Plan,
     checkpoints: Sequence[Checkpoint],
-    found: Answered,
+    answers: Answers,
     judges: Sequence[Judge | ScoringJudge],
     successes: Mapping[str, Judged],
     *,
@@ -81,23 +134,22 @@ def outcomes(
             **dict(zip(_CASE, (point.arm, point.step, method), strict=True)),
             "place": place,
             "prompt_id": plan.behaviours.ids[place],
-            "completion": found.replies[point.id, point.id, method][case.prompt],
+            "completion": answers.replies[point.id, point.id, method][case.prompt],
             LOSS: case.history[-1],
             "has_twin": place in texts,
-            ATTACKED: found.twins[point.id, method][texts[place]] if place in texts else None,
-            NONE: found.twins[point.id, NONE][plan.twins.prompts[place]] if place in texts else None,
+            ATTACKED: answers.twins[point.id, method][texts[place]] if place in texts else None,
+            NONE: answers.twins[point.id, NONE][plan.twins.prompts[place]] if place in texts else None,
         }
         for point in checkpoints
         for method in plan.methods
-        for texts in [plan.twins.with_suffixes(found.cases[point.id, method])]
-        for place, case in enumerate(found.cases[point.id, method])
+        for texts in [plan.twins.with_suffixes(answers.cases[point.id, method])]
+        for place, case in enumerate(answers.cases[point.id, method])
     )
-    of_twins = _twins(points, plan, judges, successes, otherwise)
-    own = [name for name, said in successes.items() if said.kind == metrics.REFUSAL]
+    of_twins, nothing = _twins(points, plan, judges, successes, otherwise), Judged(metrics.REFUSAL, {})
     parts = []
-    for judge, said in successes.items():
-        twin_judge = judge if judge in own else next(iter(of_twins), "")
-        parts.append(_judged(points, judge, said, twin_judge, of_twins.get(twin_judge, Judged(metrics.REFUSAL, {}))))
+    for judge, success in successes.items():
+        twin_judge = judge if success.kind == metrics.REFUSAL else next(iter(of_twins), "")
+        parts.append(_outcomes(points, judge, success, twin_judge, of_twins.get(twin_judge, nothing)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -112,16 +164,16 @@ def control(cases: pd.DataFrame) -> pd.DataFrame:
     for keys, own in cases[cases["has_twin"]].groupby(list(_CASE), sort=False):
         known = dict(zip(_CASE, keys, strict=True))
         for judge, twins in own.drop_duplicates(["place", "twin_judge"]).groupby("twin_judge", sort=False):
-            said = {"judge": judge, "twin_judge": judge}
-            for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):
+            by = {"judge": judge, "twin_judge": judge}
+            for suffix, ending in _ENDINGS.items():
                 for metric in _OF_TWINS:
-                    rate = _rate(twins[f"{metric}{ending}"])
-                    rows.append({**known, "suffix": suffix, "metric": metric, **said, **rate})
-        for (judge, twin_judge), judged_by in own.groupby(["judge", "twin_judge"], sort=False):
-            said = {"judge": judge, "twin_judge": twin_judge}
+                    rate = rate_of(twins[f"{metric}{ending}"])
+                    rows.append({**known, "suffix": suffix, "metric": metric, **by, **rate})
+        for (judge, twin_judge), outcomes_by in own.groupby(["judge", "twin_judge"], sort=False):
+            by = {"judge": judge, "twin_judge": twin_judge}
             for metric in SHARES:
-                rate = _rate(judged_by[metric].where(judged_by["robust"].notna()))
-                rows.append({**known, "suffix": ATTACKED, "metric": metric, **said, **rate})
+                rate = rate_of(outcomes_by[metric].where(outcomes_by["robust"].notna()))
+                rows.append({**known, "suffix": ATTACKED, "metric": metric, **by, **rate})
     return tables.frame("stress_control", rows)
 
 
@@ -146,12 +198,12 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
         for (method, judge), own in both.groupby(["method", "judge"], sort=False):
             for metric in (*SHARES, LOSS):
                 twin = metric not in (metrics.SUCCESS, LOSS)
-                asked = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
-                if asked.empty:
+                paired = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
+                if paired.empty:
                     continue
-                said = {"judge": judge, "twin_judge": asked["twin_judge_a"].iloc[0] if twin else ""}
-                found = paired_difference(asked[f"{metric}_a"], asked[f"{metric}_b"], asked["prompt_id"])
-                rows.append({**ends, "method": method, **said, "metric": metric, **vars(found)})
+                by = {"judge": judge, "twin_judge": paired["twin_judge_a"].iloc[0] if twin else ""}
+                change = paired_difference(paired[f"{metric}_a"], paired[f"{metric}_b"], paired["prompt_id"])
+                rows.append({**ends, "method": method, **by, "metric": metric, **vars(change)})
     return tables.frame("stress_differences", rows)
 
 
@@ -172,19 +224,20 @@ def _twins(
     return {judge.name: judged(judge, answers, plan.twins.requests, side="harmless") for judge in of_refusal}
 
 
-def _judged(points: pd.DataFrame, judge: str, said: Judged, twin_judge: str, of_twin: Judged) -> pd.DataFrame:
+def _outcomes(points: pd.DataFrame, judge: str, success: Judged, twin_judge: str, of_twin: Judged) -> pd.DataFrame:
     """The outcomes of one judge, and of the one that judged the twins."""
     table = points[[*_CASE, "place", "prompt_id", LOSS, "has_twin"]].assign(judge=judge)
-    table["twin_judge"] = [twin_judge if there else "" for there in points["has_twin"]]
-    table[metrics.SUCCESS] = said.of(metrics.SUCCESS, points["place"], points["completion"])
-    for suffix, ending in ((NONE, f"_{NONE}"), (ATTACKED, "")):
+    table["twin_judge"] = [twin_judge if has_twin else "" for has_twin in points["has_twin"]]
+    table[metrics.SUCCESS] = success.of(metrics.SUCCESS, points["place"], points["completion"])
+    for suffix, ending in _ENDINGS.items():
         for name, metric in _OF_TWINS.items():
             table[f"{name}{ending}"] = of_twin.of(metric, points["place"], points[suffix])
     fails = 1 - table[metrics.SUCCESS]
     return table.assign(robust=fails * table[_ANSWERED], refuses_suffix=fails * table[_REFUSED])
 
 
-def _rate(values: pd.Series) -> dict:
+def rate_of(values: pd.Series) -> dict:
+    """Rate of outcomes of 0 and 1 with its 95% Wilson interval, n, and the nulls that are in neither."""
     known = values.dropna()
     return {**vars(intervals.rate(int(known.sum()), len(known))), "nulls": int(values.isna().sum())}
 

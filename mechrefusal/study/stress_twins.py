@@ -93,10 +93,10 @@ def attacked(suites: Sequence[Suite], n: int) -> tuple[PromptSet, PromptSet | No
     harmful = table[(table["side"] == "harmful") & (table["group"] != COPYRIGHT)]
     if harmful.empty or n < 1:
         raise MechrefusalError(f"there is nothing to attack: {len(harmful)} harmful prompts in the suites, n is {n}")
-    asked = Suite("attacked", harmful.reset_index(drop=True)).take(n).prompt_set()
-    wanted = asked.table[TWIN].dropna()
+    behaviours = Suite("attacked", harmful.reset_index(drop=True)).take(n).prompt_set()
+    wanted = behaviours.table[TWIN].dropna()
     twins = table[(table["side"] == "harmless") & table[TWIN].isin(wanted)]
-    return asked, Suite("twins", twins.reset_index(drop=True)).prompt_set() if len(twins) else None
+    return behaviours, Suite("twins", twins.reset_index(drop=True)).prompt_set() if len(twins) else None
 
 
 def _named(suite: Suite) -> pd.DataFrame:

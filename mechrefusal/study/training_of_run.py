@@ -1,24 +1,41 @@
 """The training of a run: every arm of its recipe, from the base or from the warm-up that they share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mechrefusal import tables, training
+from mechrefusal.attacks import AttackCase
+from mechrefusal.evaluation import Judge, complete
+from mechrefusal.evaluation.judges import RULES, refuses
 from mechrefusal.files import sweep
 from mechrefusal.models import Checkpoint
 from mechrefusal.progress import console
-from mechrefusal.prompts import PromptSet
-from mechrefusal.study import probes
+from mechrefusal.prompts import PromptSet, Split
+from mechrefusal.prompts.conversations import Conversation
+from mechrefusal.statistics import intervals
 from mechrefusal.study.caching import Made, Written
-from mechrefusal.study.conversations import Conversation, own_answers
+from mechrefusal.study.own_answers import own_answers
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
-from mechrefusal.study.selection import Asked
+from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.starting import base_of, check, lock, open_given, targets_of, trained_on
 from mechrefusal.training import WARM_UP, TrainingSettings
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An arm, or the warm-up that all arms share: where it starts, what it trains on, and the steps that are kept."""
+
+    name: str
+    start: Checkpoint
+    behaviours: PromptSet
+    settings: TrainingSettings
+    steps: Sequence[int]
 
 
 def train(run: Run) -> list[Checkpoint]:
@@ -26,43 +43,32 @@ def train(run: Run) -> list[Checkpoint]:
 
     Checkpoints that the recipe gives are noted beside them, where they lie.
     """
-    chosen, recipe = check(run.recipe), run.recipe
+    prompts, recipe = check(run.recipe), run.recipe
     sweep(run.folder)
-    lock(run, chosen)
+    lock(run, prompts)
     open_given(run)
     if not recipe.arms:
         return run.checkpoints()
-    base, settings = base_of(run), recipe.training
-    conversations = cache(partial(_conversations, recipe, base, chosen))
+    start, settings = base_of(run), recipe.training
+    conversations = cache(partial(_conversations, recipe, start, prompts))
     if settings.warm_up:
-        given = (chosen.behaviours, chosen, settings.of_warm_up())
-        _train(run, WARM_UP, base, conversations, *given, steps=[settings.warm_up])
-        base = run.checkpoint(WARM_UP, step=settings.warm_up)
-        settings = settings.of_arm()
+        warm_up = _Line(WARM_UP, start, prompts.behaviours, settings.of_warm_up(), [settings.warm_up])
+        _train(run, warm_up, prompts.probe, conversations)
+        start, settings = run.checkpoint(WARM_UP, step=settings.warm_up), settings.of_arm()
     for arm in recipe.arms:
-        given = (trained_on(recipe, chosen), chosen, settings)
-        _train(run, arm, base, conversations, *given, steps=recipe.training.arm_anchors)
+        line = _Line(arm, start, trained_on(recipe, prompts), settings, recipe.training.arm_anchors)
+        _train(run, line, prompts.probe, conversations)
     return run.checkpoints()
 
 
-def _train(
-    run: Run,
-    name: str,
-    start: Checkpoint,
-    conversations: Callable[[], list[Conversation]],
-    behaviours: PromptSet,
-    chosen: Asked,
-    settings: TrainingSettings,
-    *,
-    steps: Sequence[int],
-) -> None:
-    """Train an arm, or the warm-up that all arms share, from `start`, and record its anchors."""
-    recipe = run.recipe
+def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list[Conversation]]) -> None:
+    """Train a line and record its anchors; `asked`: prompts that it is probed with."""
+    recipe, name, start, settings = run.recipe, line.name, line.start, line.settings
+    judge = recipe.measuring.refusal_judge()
 
     def make() -> Made:
         after = f" after {start.id}" if start.step else ""
         console.print(f"training {name}: {settings.steps} steps{after}", highlight=False, soft_wrap=True)
-        judge = recipe.measuring.refusal_judge()
         utility = conversations()
         with run.timed(f"train {name}"):
             log = training.train(
@@ -71,37 +77,38 @@ def _train(
                 start=start.step,
                 base=start,
                 utility=utility,
-                behaviours=behaviours,
+                behaviours=line.behaviours,
                 out=run.folder / name,
                 settings=settings,
-                probe=probes.of(settings, chosen.probe, name, judge) if settings.n_probe else None,
+                probe=probe_of(settings, asked, name, judge) if settings.n_probe else None,
             )
-        folders = {step: run.folder / name / f"step-{step:05d}" for step in steps}
+        folders = {step: run.folder / name / f"step-{step:05d}" for step in line.steps}
         run.record(*(Checkpoint.open(path, arm=name, step=step, chat=recipe.chat) for step, path in folders.items()))
         logs = {"training": log}
         logs |= {table: training.read_log(run.folder / name, table) for table in ("terms", "refreshes", "probes")}
-        written = [_append(run, table, found, name) for table, found in logs.items()]
+        written = [_append(run, table, rows, name) for table, rows in logs.items()]
         return Made(dict.fromkeys(filter(None, written), Written(shared=True)))
 
     # Weights are checked where they are opened: what was changed by others is refused, not trained again.
     inputs = {
         "version": 1,
         "start": start.weights,
-        "steps": [start.step, *steps],
+        "steps": [start.step, *line.steps],
         "settings": recipe.as_dict()["training"],
-        "behaviours": [behaviours.ids, behaviours.texts, targets_of(behaviours)],
-        "conversations": [getattr(recipe.prompts, name) for name in ("conversations", "n_conversations")],
-        "answers": [recipe.prompts.answer_tokens, recipe.measuring.refusal_judge().name],
+        "behaviours": [line.behaviours.ids, line.behaviours.texts, targets_of(line.behaviours)],
+        "conversations": [getattr(recipe.prompts, key) for key in ("conversations", "n_conversations")],
+        "answers": [recipe.prompts.answer_tokens, judge.name],
     }
     run.cached("train", name, inputs, make)
 
 
-def _conversations(recipe: Recipe, base: Checkpoint, chosen: Asked) -> list[Conversation]:
-    if chosen.conversations is not None:
-        return chosen.conversations
-    wanted = recipe.prompts
-    asked = chosen.instructions.take(wanted.n_conversations or len(chosen.instructions))
-    return own_answers(base, asked, max_new_tokens=wanted.answer_tokens, judge=recipe.measuring.refusal_judge())
+def _conversations(recipe: Recipe, base: Checkpoint, prompts: StudyPrompts) -> list[Conversation]:
+    if prompts.conversations is not None:
+        return prompts.conversations
+    settings = recipe.prompts
+    instructions = prompts.instructions.take(settings.n_conversations or len(prompts.instructions))
+    judge = recipe.measuring.refusal_judge()
+    return own_answers(base, instructions, max_new_tokens=settings.answer_tokens, judge=judge)
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> Path | None:
@@ -109,3 +116,35 @@ def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> Path | None:
     before = tables.read(name, run.measurements())
     parts = [part for part in (before[before["arm"] != arm], table) if len(part)]
     return tables.write(pd.concat(parts, ignore_index=True), name, run.measurements()) if parts else None
+
+
+def probe_of(settings: TrainingSettings, asked: Split, arm: str, judge: Judge = RULES) -> "training.Probe":
+    """A probe of `settings.n_probe` prompts a set: harmful and harmless ones, and the pool's cases with their suffixes.
+
+    It gives rows of the table `probes` (without arm and step), and says the rates on the console.
+
+    Args:
+        asked: prompts that no arm trains on.
+        judge: of refusal.
+    """
+    n = settings.n_probe
+
+    def probe(model, tokenizer, cases: Sequence[AttackCase], *, step: int) -> list[dict[str, Any]]:
+        sets = {"harmful": asked.harmful.take(n).texts, "harmless": asked.harmless.take(n).texts}
+        if cases:
+            sets["attacked"] = [case.prompt for case in list(cases)[:n]]
+        texts = [text for chosen in sets.values() for text in chosen]
+        answers = complete(
+            model, texts, tokenizer=tokenizer, max_new_tokens=settings.probe_tokens, description=f"{arm}: probes"
+        )
+        refused = iter([refuses(label) for label in judge.judge(texts, list(answers.texts))["label"]])
+        rows, counts = [], []
+        for name, chosen in sets.items():
+            n_refused = sum(next(refused) for _ in chosen)
+            rate = intervals.rate(n_refused, len(chosen))
+            rows.append({"set": name, "metric": "any_refusal", "judge": judge.name, **vars(rate)})
+            counts.append(f"{name} {n_refused} of {len(chosen)}")
+        console.print(f"{arm}, step {step}: refused {', '.join(counts)}", highlight=False, soft_wrap=True)
+        return rows
+
+    return probe

@@ -1,10 +1,12 @@
 """The transfer matrix of a run: the carrier of every checkpoint at every checkpoint."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -23,20 +25,36 @@ from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import kinds
 from mechrefusal.study.caching import Inputs, Made, file_hash
-from mechrefusal.study.places import best_place
 from mechrefusal.study.run import Run
-from mechrefusal.study.selection import Asked
-from mechrefusal.study.selection import asked as select
+from mechrefusal.study.selection import StudyPrompts, choose_prompts
+from mechrefusal.study.table_rows import best_place
 
 STAGE = "transfer"
 """Its units are a target each."""
 
-_Sources = dict[Checkpoint, tuple[Direction, Tensor]]
-"""Direction of each checkpoint that has one, its `kind` carrier or best candidate, and those of two halves."""
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint's direction, of `kind` carrier or best candidate, and those of two halves of its prompts."""
+
+    checkpoint: Checkpoint
+    direction: Direction
+    halves: Tensor
+
+    @classmethod
+    def of(cls, run: Run, checkpoint: Checkpoint) -> "_Source | None":
+        """As it was measured; None where no candidate was scored."""
+        carrier = tables.read("carrier", run.measurements(checkpoint))
+        if carrier.empty or (place := best_place(carrier.iloc[0])) is None:
+            return None
+        position, layer = place
+        directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
+        direction = replace(directions.at(position, layer), kind=str(carrier["reference_kind"].iloc[0]))
+        return cls(checkpoint, direction, directions.of_positions([position]).halves[:, 0, layer])
 
 
 def transfers(
-    run: Run, checkpoints: list[Checkpoint], asked: Asked, *, at_once: int = 1, version: int = 1
+    run: Run, checkpoints: list[Checkpoint], prompts: StudyPrompts, *, at_once: int = 1, version: int = 1
 ) -> pd.DataFrame:
     """Table `transfer`, target by target, each of which is kept by itself. `version`: of the stage.
 
@@ -48,37 +66,39 @@ def transfers(
     sources = _sources(run, checkpoints)
     if not sources:
         return tables.frame("transfer", [])
-    given = {target.id: _inputs(run, target, sources, asked, version) for target in checkpoints}
-    left = [target for target in checkpoints if run.kept(STAGE, target.id, given[target.id]) is None]
-    if min(at_once, len(left)) > 1:
-        jobs = [
-            Job(target.id, _to_target_apart, (run.folder, target, list(sources), given[target.id]), 2)
-            for target in left
-        ]
+    inputs = {target.id: _inputs(run, target, sources, prompts, version) for target in checkpoints}
+    todo = [target for target in checkpoints if run.kept(STAGE, target.id, inputs[target.id]) is None]
+    if apart := min(at_once, len(todo)) > 1:
+        owners = [source.checkpoint for source in sources]
+        jobs = [Job(each.id, _to_target_apart, (run.folder, each, owners, inputs[each.id]), 2) for each in todo]
         with closing(run_jobs(jobs, at_once=at_once, description="transfers")) as ended:
             for name, _ in ended:
-                _took(run, name)
+                _record_time(run, name)
     parts = []
     for target in checkpoints:
-        make = partial(_to_target, run, target, sources, asked)
-        parts.append(run.cached(STAGE, target.id, given[target.id], make).table("transfer"))
-        if target in left and min(at_once, len(left)) <= 1:
-            _took(run, target.id)
+        make = partial(_to_target, run, target, sources, prompts)
+        parts.append(run.cached(STAGE, target.id, inputs[target.id], make).table("transfer"))
+        if target in todo and not apart:
+            _record_time(run, target.id)
     return pd.concat(parts, ignore_index=True)
 
 
-def _took(run: Run, name: str) -> None:
-    if (found := run.finished(STAGE, name)) is not None:
-        run.took(f"transfer to {name}", found.seconds)
+def _sources(run: Run, checkpoints: list[Checkpoint]) -> list[_Source]:
+    return [source for checkpoint in checkpoints if (source := _Source.of(run, checkpoint)) is not None]
 
 
-def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, around: Around = alone) -> Made:
+def _record_time(run: Run, name: str) -> None:
+    if (unit := run.finished(STAGE, name)) is not None:
+        run.took(f"transfer to {name}", unit.seconds)
+
+
+def _to_target(
+    run: Run, target: Checkpoint, sources: list[_Source], prompts: StudyPrompts, around: Around = alone
+) -> Made:
     """Rows of table `transfer` of one target."""
-    by_id = {checkpoint.id: (checkpoint, one.kind) for checkpoint, (one, _) in sources.items()}
-    found = {checkpoint.id: one for checkpoint, (one, _) in sources.items()}
-    apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
-    reasons = {checkpoint.id: why for checkpoint in sources if (why := apart(checkpoint, target))}
-    elsewhere = {name: found.pop(name) for name in reasons}
+    why_apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
+    reasons = {source.checkpoint.id: why_apart(source.checkpoint, target) for source in sources}
+    near = {source.checkpoint.id: source for source in sources if not reasons[source.checkpoint.id]}
     metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
     own = None
     if run.recipe.measuring.reference == HARMLESS:
@@ -86,108 +106,103 @@ def _to_target(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, ar
     with around(LOADING):
         model = load_hooked(target)
     with around("transfer"):
-        description = f"{target.id}: transfer"
-        validation, chosen = _validation(run, asked), {}
-        if target.id in found and (mine := _chosen(run, target, found[target.id], asked, model.cfg.n_layers)):
-            chosen[target.id] = mine
-        halves = {checkpoint.id: both for checkpoint, (_, both) in sources.items() if checkpoint.id in found}
+        mine = near.get(target.id)
+        chosen = None if mine is None else _chosen(run, target, mine.direction, prompts, model.cfg.n_layers)
         rows = transfer(
             model,
-            found,
-            validation,
+            {name: source.direction for name, source in near.items()},
+            _validation(run, prompts),
             metric,
             target_directions=own,
-            halves=halves,
-            chosen=chosen,
-            description=description,
+            halves={name: source.halves for name, source in near.items()},
+            chosen={} if chosen is None else {target.id: chosen},
+            description=f"{target.id}: transfer",
         )
     nowhere = [
-        {"source": name, "position": one.position, "layer": one.layer, "reason": f"not compared: {reasons[name]}"}
-        for name, one in elsewhere.items()
+        {
+            "source": source.checkpoint.id,
+            "position": source.direction.position,
+            "layer": source.direction.layer,
+            "reason": f"not compared: {reasons[source.checkpoint.id]}",
+        }
+        for source in sources
+        if reasons[source.checkpoint.id]
     ]
-    wanted = [name for name in tables.columns("transfer") if not name.startswith(("arm_", "step_")) and name != "kind"]
-    rows = pd.concat([rows, pd.DataFrame(nowhere)], ignore_index=True).reindex(columns=["source", *wanted])
-    names = rows.pop("source")
+    measured = [name for name in tables.columns("transfer") if not name.startswith(("arm_", "step_", "kind"))]
+    rows = pd.concat([rows, pd.DataFrame(nowhere)], ignore_index=True).reindex(columns=["source", *measured])
+    by_id = {source.checkpoint.id: source for source in sources}
+    of_rows = [by_id[name] for name in rows.pop("source")]
     rows = rows.assign(
-        arm_source=[by_id[name][0].arm for name in names],
-        step_source=[by_id[name][0].step for name in names],
+        arm_source=[source.checkpoint.arm for source in of_rows],
+        step_source=[source.checkpoint.step for source in of_rows],
         arm_target=target.arm,
         step_target=target.step,
-        kind=[by_id[name][1] for name in names],
+        kind=[source.direction.kind for source in of_rows],
     )
     return Made({run.measurements(target) / "transfer.parquet": tables.frame("transfer", rows)})
 
 
 def _to_target_apart(
-    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], given: Inputs, around: Around
+    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], inputs: Inputs, around: Around
 ) -> None:
     """`_to_target` in a process of its own, with the directions that the run has by now."""
     run = Run.open(folder)
-    make = partial(_to_target, run, target, _sources(run, checkpoints), select(run.recipe), around)
-    run.cached(STAGE, target.id, given, make)
+    make = partial(_to_target, run, target, _sources(run, checkpoints), choose_prompts(run.recipe), around)
+    run.cached(STAGE, target.id, inputs, make)
 
 
-def _validation(run: Run, asked: Asked) -> Split:
-    return asked.validation.take(run.recipe.geometry.n_transferred)
+def _validation(run: Run, prompts: StudyPrompts) -> Split:
+    return prompts.validation.take(run.recipe.geometry.n_transferred)
 
 
-def _sources(run: Run, checkpoints: list[Checkpoint]) -> _Sources:
-    found = {checkpoint: _found(run, checkpoint) for checkpoint in checkpoints}
-    return {checkpoint: both for checkpoint, both in found.items() if both is not None}
-
-
-def _found(run: Run, checkpoint: Checkpoint) -> tuple[Direction, Tensor] | None:
-    carrier = tables.read("carrier", run.measurements(checkpoint))
-    row = carrier.iloc[0] if len(carrier) else None
-    if row is None or (place := best_place(row)) is None:
-        return None
-    position, layer = place
-    directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
-    halves = directions.of_positions([position]).halves[:, 0, layer]
-    return replace(directions.at(position, layer), kind=str(row["reference_kind"])), halves
-
-
-def _chosen(run: Run, target: Checkpoint, one: Direction, asked: Asked, n_layers: int) -> ChosenCandidate | None:
+def _chosen(
+    run: Run, target: Checkpoint, direction: Direction, prompts: StudyPrompts, n_layers: int
+) -> ChosenCandidate | None:
     """How validation prompts chose the target's direction; None where their scores were not kept, or chose another."""
-    rows = tables.read("candidate_scores", run.measurements(target))
-    (folds, _), names = dealt(asked.validation), labels(asked.validation)
-    ids = asked.validation.harmful.ids, asked.validation.harmless.ids
-    told = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
-    kept = [[row for row, name in enumerate(side) if name in some] for side, some in zip(ids, told, strict=True)]
+    rows, split = tables.read("candidate_scores", run.measurements(target)), prompts.validation
+    ids, (folds, _), names = (split.harmful.ids, split.harmless.ids), dealt(split), labels(split)
+    scored = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
+    kept = [[row for row, name in enumerate(ids[side]) if name in scored[side]] for side in (0, 1)]
     if not all(kept):
         return None
-    first, second = ([names[side][row] for row in kept[side]] for side in (0, 1))
-    scores = CarrierScores.of_long(rows, *([ids[side][row] for row in kept[side]] for side in (0, 1)))
-    choice = Choice(
-        scores,
-        ([folds[0][row] for row in kept[0]], [folds[1][row] for row in kept[1]]),
-        n_layers,
-        run.recipe.measuring.admissible,
-    )
+
+    def of_kept(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
+        first, second = ([values[side][row] for row in kept[side]] for side in (0, 1))
+        return first, second
+
+    scores = CarrierScores.of_long(rows, *of_kept(ids))
+    choice = Choice(scores, of_kept(folds), n_layers, run.recipe.measuring.admissible)
     whole = choice.held_out().whole
-    if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != (one.position, one.layer):
+    place = direction.position, direction.layer
+    if whole < 0 or tuple(scores.table.loc[whole, ["position", "layer"]].astype(int)) != place:
         return None
-    return ChosenCandidate(choice, (first, second), names[0][: len(_validation(run, asked).harmful)])
+    return ChosenCandidate(choice, of_kept(names), names[0][: len(_validation(run, prompts).harmful)])
 
 
-def _inputs(run: Run, target: Checkpoint, sources: _Sources, asked: Asked, version: int) -> Inputs:
+def _inputs(run: Run, target: Checkpoint, sources: list[_Source], prompts: StudyPrompts, version: int) -> Inputs:
     """What the rows of a target hang on: its weights and what was measured there, the sources, prompts and settings."""
-    validation, measuring = _validation(run, asked), run.recipe.measuring
+    validation, measuring = _validation(run, prompts), run.recipe.measuring
     scored = [run.measurements(target) / f"{name}.parquet" for name in ("openings", "candidate_scores")]
+    owners = {c.id: c for c in (target, *(source.checkpoint for source in sources))}
     return {
         "version": version,
         "settings": {"reference": measuring.reference, **asdict(measuring.admissible)},
         "target": [target.weights, *(file_hash(path) for path in scored if path.is_file())],
-        "sources": {c.id: [c.weights, one.kind, one.position, one.layer] for c, (one, _) in sources.items()},
-        "directions": {c.id: _hash_of(run, c) for c in {target: None, **sources}},
+        "sources": {
+            each.checkpoint.id: [
+                each.checkpoint.weights, each.direction.kind, each.direction.position, each.direction.layer,
+            ]
+            for each in sources
+        },
+        "directions": {name: _hash_of(run, checkpoint) for name, checkpoint in owners.items()},
         "kinds": tables.read("checkpoints", run.measurements()).astype(str).to_numpy().tolist(),
         "prompts": [validation.harmful.texts, validation.harmless.texts],
-    }
+    }  # fmt: skip
 
 
 def _hash_of(run: Run, checkpoint: Checkpoint) -> str:
     """Hash of the numbers that a checkpoint's directions hold; their file's bytes are in no fixed order."""
-    found, told = Directions.load(run.directions(checkpoint), weights=checkpoint.weights), hashlib.sha256()
-    for tensor in (found.values, found.sums, found.counts, found.instruction):
-        told.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
-    return told.hexdigest()[:16]
+    directions, sha = Directions.load(run.directions(checkpoint), weights=checkpoint.weights), hashlib.sha256()
+    for tensor in (directions.values, directions.sums, directions.counts, directions.instruction):
+        sha.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -7,8 +7,8 @@ import pytest
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
 from mechrefusal.prompts.given_targets import with_given_targets
-from mechrefusal.study.recipe import Source
 from mechrefusal.study.selection import behaviours
+from mechrefusal.study.settings import Source
 
 ASKED = PromptSet.from_texts("asked", ["Wie backe ich Brot?", "Расскажи сказку.", "Name “two” fruits"])
 ROWS = [("Ja, so backt man Brot:", "asked-0001"), ("Конечно, вот сказка:", "asked-0002"), ("Sure:", "asked-0003")]

@@ -20,7 +20,7 @@ from mechrefusal.forward.token_classes import TokenClasses
 from mechrefusal.geometry import Directions
 from mechrefusal.report.side_by_side import side_by_side
 from mechrefusal.statistics import intervals
-from mechrefusal.study.named_interventions import NamedIntervention
+from mechrefusal.study.interventions import NamedIntervention
 
 pytestmark = pytest.mark.slow
 
@@ -184,7 +184,7 @@ def test_a_file_with_one_tensor_is_ablated_to_zero(measured, tmp_path):
 )
 def test_named_interventions_are_read(spec, parsed):
     found = NamedIntervention.parse(spec)
-    assert (found.kind, found.direction, found.reference, found.coefficient) == parsed
+    assert (found.kind, found.direction.name, found.reference, found.coefficient) == parsed
     assert found.spec == spec
 
 

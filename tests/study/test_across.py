@@ -43,8 +43,12 @@ def _study():
     return points, directions, carriers
 
 
+def drift(points, directions, carriers, **named):
+    return across.drift(across.Pairs(points, **named), directions, carriers)
+
+
 def test_drift_compares_anchors_of_an_arm_and_arms_at_a_step():
-    table = across.drift(*_study())
+    table = drift(*_study())
     pairs = {(row.arm_a, row.arm_b) for row in table.itertuples()}
     assert pairs == {("base", "sft"), ("base", "r2d2"), ("sft", "r2d2")}
     found = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft")].set_index(["measure", "layer"])
@@ -93,18 +97,18 @@ def named(*ids):
 )  # fmt: skip
 def test_what_is_compared_with_what(given, expected):
     """After a warm-up every arm starts from its end, and the base is compared with that end alone."""
-    assert [f"{a.weights} {b.weights}" for a, b in across.pairs(named(*given))] == expected
+    assert [f"{a.weights} {b.weights}" for a, b in across.Pairs(named(*given))] == expected
 
 
 def test_drift_without_a_carrier_is_a_row_that_says_so():
-    table = across.drift(*_study())
+    table = drift(*_study())
     row = table[(table["arm_b"] == "r2d2") & (table["measure"] == "carrier_cosine")].iloc[0]
     assert np.isnan(row["value"])
     assert row["reason"] == "no carrier at one of the two"
 
 
 def test_without_noise_of_the_prompts_the_interval_is_a_point_and_the_floor_is_one():
-    table = across.drift(*_study())
+    table = drift(*_study())
     found = table[(table["arm_b"] == "sft") & (table["measure"] == "direction_cosine")]
     assert list(found["layer"]) == [0, 1, 2]
     np.testing.assert_allclose(found["low"], found["value"], atol=1e-6)
@@ -120,7 +124,7 @@ def test_noise_gives_every_row_its_interval_and_its_floors():
     for name, found in directions.items():
         noise = random.normal(size=(2, 64, *found.values.shape))
         directions[name] = from_activations(2 * found.values.numpy() + noise[0], noise[1])
-    table = across.drift(points, directions, carriers)
+    table = drift(points, directions, carriers)
     told = table[table["reason"] == ""]
     assert (told["low"] <= told["value"]).all()
     assert (told["value"] <= told["high"]).all()
@@ -142,7 +146,7 @@ def test_directions_of_other_prompts_keep_their_value_and_say_why_there_is_no_in
     points, directions, carriers = _study()
     other = directions[points[1].id].values.numpy()
     directions[points[1].id] = constant(other, n=20)
-    table = across.drift(points, directions, carriers)
+    table = drift(points, directions, carriers)
     row = table[(table["arm_b"] == "sft") & (table["measure"] == "direction_cosine") & (table["layer"] == 0)].iloc[0]
     assert row["value"] == pytest.approx(1)
     assert np.isnan(row["low"])
@@ -152,7 +156,7 @@ def test_directions_of_other_prompts_keep_their_value_and_say_why_there_is_no_in
 def test_templates_with_other_positions():
     points, directions, carriers = _study()
     directions[points[1].id] = directions[points[1].id].of_positions((-1,))
-    table = across.drift(points, directions, carriers)
+    table = drift(points, directions, carriers)
     rows = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft")]
     assert list(rows["measure"]) == ["carrier_cosine", "direction_cosine"]
     assert rows["reason"].iloc[1] == "positions of the templates differ"
@@ -161,7 +165,7 @@ def test_templates_with_other_positions():
 def test_what_cannot_be_compared_is_one_row_that_says_why():
     points, directions, carriers = _study()
     apart = {(points[0].id, points[1].id): "other architectures (llama and gpt2)"}
-    table = across.drift(points, directions, carriers, why_apart=lambda a, b: apart.get((a.id, b.id), ""))
+    table = drift(points, directions, carriers, why_apart=lambda a, b: apart.get((a.id, b.id), ""))
     rows = table[(table["arm_a"] == "base") & (table["arm_b"] == "sft") & (table["step_b"] == points[1].step)]
     assert list(rows["reason"]) == ["other architectures (llama and gpt2)"]
     assert rows["value"].isna().all()
@@ -170,7 +174,7 @@ def test_what_cannot_be_compared_is_one_row_that_says_why():
 
 def test_arms_without_a_base_or_a_common_step_are_compared_at_their_ends():
     points = [Checkpoint(arm, step, Path(), "") for arm, step in (("a", 1), ("a", 2), ("b", 10), ("b", 30), ("c", 2))]
-    found = [(a.id, b.id) for a, b in across.pairs(points)]
+    found = [(a.id, b.id) for a, b in across.Pairs(points)]
     assert found == [
         ("a-step-00001", "a-step-00002"),
         ("b-step-00010", "b-step-00030"),
@@ -182,7 +186,7 @@ def test_arms_without_a_base_or_a_common_step_are_compared_at_their_ends():
 
 def test_given_arms_are_compared_with_the_base_whatever_the_warm_up():
     points = named("base-0", "warm-up-2", "sft-4", "theirs-1", "theirs-2")
-    found = [f"{a.arm}-{a.step} {b.arm}-{b.step}" for a, b in across.pairs(points, given=("theirs",))]
+    found = [f"{a.arm}-{a.step} {b.arm}-{b.step}" for a, b in across.Pairs(points, given=("theirs",))]
     assert found == [
         "base-0 warm-up-2",
         "warm-up-2 sft-4",
@@ -267,7 +271,7 @@ def test_candidates_that_a_screen_put_out_are_not_admissible():
     rough.loc[(rough["position"] == -2) & (rough["layer"] == 0), ["admissible", "exact"]] = [True, False]
     ranks = across.effective_ranks(points, directions, carriers)
     assert ranks.loc[(ranks["arm"] == "base") & (ranks["rows"] == "admissible"), "n_rows"].eq(1).all()
-    drift = across.drift(points, directions, carriers)
-    span = drift[(drift["arm_b"] == "sft") & (drift["layer"] == -1) & (drift["measure"] == "principal_angle_max")]
+    turned = drift(points, directions, carriers)
+    span = turned[(turned["arm_b"] == "sft") & (turned["layer"] == -1) & (turned["measure"] == "principal_angle_max")]
     assert span["n"].tolist() == [1]
     assert span["value"].iloc[0] == pytest.approx(90)

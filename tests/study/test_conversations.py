@@ -7,7 +7,8 @@ import pytest
 from mechrefusal import models
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
-from mechrefusal.study.conversations import own_answers, read_conversations
+from mechrefusal.prompts.conversations import read_conversations
+from mechrefusal.study.own_answers import own_answers
 
 
 def _jsonl(path, rows):
@@ -119,7 +120,7 @@ def test_files_are_taken_by_their_very_names_from_the_home_folder_too(tmp_path, 
 
 
 def test_nought_is_all_of_them_and_less_is_an_error(tmp_path):
-    from mechrefusal.study.recipe import PromptSources
+    from mechrefusal.study.settings import PromptSources
 
     path = _jsonl(tmp_path / "c.jsonl", [{"prompt": f"Q{n}?", "answer": "A."} for n in range(3)])
     assert [len(read_conversations(path, at_most=n)) for n in (0, 2, 9)] == [3, 2, 3]
@@ -132,7 +133,7 @@ def test_nought_is_all_of_them_and_less_is_an_error(tmp_path):
 
 def test_own_answers_that_leave_the_context_are_found_before_the_model_is_loaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
-    monkeypatch.setattr("mechrefusal.study.conversations.load_causal_lm", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mechrefusal.study.own_answers.load_causal_lm", lambda *_: pytest.fail("loaded"))
     with pytest.raises(MechrefusalError, match="leave no room for 510 more tokens in the model's context"):
         own_answers(models.Checkpoint.open(tiny), PromptSet.from_texts("a", ["Name a fruit."]), max_new_tokens=510)
 
@@ -152,7 +153,7 @@ def test_own_answers_are_made_once_and_keyed_by_weights(tiny, tmp_path, monkeypa
     files = list((tmp_path / "answers").iterdir())
     assert len(files) == 1
     assert files[0].name.startswith(base.weights)
-    monkeypatch.setattr("mechrefusal.study.conversations.load_causal_lm", lambda *_: pytest.fail("not from the cache"))
+    monkeypatch.setattr("mechrefusal.study.own_answers.load_causal_lm", lambda *_: pytest.fail("not from the cache"))
     assert own_answers(base, asked, max_new_tokens=4) == first
     # The random model never ends its answers: all of them were cut.
     assert [turn["finished"] for turn in first] == [False] * len(first)
@@ -172,7 +173,7 @@ def test_own_answers_are_made_anew_when_what_asks_for_them_changes(tiny, tmp_pat
     made: list[object] = []
     load = models.load_causal_lm
     monkeypatch.setattr(
-        "mechrefusal.study.conversations.load_causal_lm", lambda *given: made.append(given) or load(*given)
+        "mechrefusal.study.own_answers.load_causal_lm", lambda *given: made.append(given) or load(*given)
     )
     own_answers(changed, asked, max_new_tokens=4)
     assert made == [(changed,)]

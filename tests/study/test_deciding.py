@@ -8,7 +8,8 @@ import pytest
 
 from mechrefusal.geometry.drift import Turn, verdict
 from mechrefusal.statistics import Estimate
-from mechrefusal.study import deciding
+from mechrefusal.statistics.deciding import prompts_needed
+from mechrefusal.study import move_verdicts
 
 NOW = 40
 MOST = 100_000
@@ -51,14 +52,14 @@ def test_turn(seed):
     corrected = (drawn.uniform(0.8, 1.0), *drawn.uniform(0, 0.2, 2))
     found = turned(excess, corrected)
     expected = first(lambda scale: verdict(scaled(found, scale))[0] != "cannot tell")
-    assert deciding.for_turn(found, NOW) == pytest.approx(expected, nan_ok=True, abs=1)
+    assert move_verdicts.for_turn(found, NOW) == pytest.approx(expected, nan_ok=True, abs=1)
 
 
 def test_turns_that_no_number_decides():
-    assert np.isnan(deciding.for_turn(turned((-0.01, 0.1, 0.1), (0.85, 0.1, 0.1)), 40)), "turned, but by no excess"
-    assert np.isnan(deciding.for_turn(turned((0.1, 0.2, 0.2), (0.9, 0.1, 0.1)), 40)), "on the border"
-    assert np.isnan(deciding.for_turn(turned((0.1, 0.2, 0.2), (0.85, 0.1, 0.1), reason="unpaired"), 40))
-    assert np.isnan(deciding.for_turn(turned((0.1, nan, nan), (0.85, 0.1, 0.1)), 40))
+    assert np.isnan(move_verdicts.for_turn(turned((-0.01, 0.1, 0.1), (0.85, 0.1, 0.1)), 40)), "turned, but by no excess"
+    assert np.isnan(move_verdicts.for_turn(turned((0.1, 0.2, 0.2), (0.9, 0.1, 0.1)), 40)), "on the border"
+    assert np.isnan(move_verdicts.for_turn(turned((0.1, 0.2, 0.2), (0.85, 0.1, 0.1), reason="unpaired"), 40))
+    assert np.isnan(move_verdicts.for_turn(turned((0.1, nan, nan), (0.85, 0.1, 0.1)), 40))
 
 
 @pytest.mark.parametrize(
@@ -78,13 +79,13 @@ def test_turns_that_no_number_decides():
     ],
 )
 def test_prompts_needed(needs, expected):
-    assert deciding.prompts_needed(40, *needs) == pytest.approx(expected, nan_ok=True)
+    assert prompts_needed(40, *needs) == pytest.approx(expected, nan_ok=True)
 
 
 def test_of_an_unknown_number_of_prompts():
-    assert np.isnan(deciding.prompts_needed(nan, (2.0, 1.0)))
+    assert np.isnan(prompts_needed(nan, (2.0, 1.0)))
 
 
 def test_words():
-    assert deciding.said(160.0) == "about 160 prompts of each side would decide it"
-    assert deciding.said(nan) == "no number of prompts decides it as things stand"
+    assert move_verdicts.what_decides(160.0) == "about 160 prompts of each side would decide it"
+    assert move_verdicts.what_decides(nan) == "no number of prompts decides it as things stand"

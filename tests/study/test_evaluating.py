@@ -638,7 +638,7 @@ def test_one_checkpoint_without_the_direction_is_an_error_before_anything_is_ans
 
 @pytest.fixture(scope="module")
 def leaky(template):
-    asked = study.asked(template.recipe)
+    asked = study.choose_prompts(template.recipe)
     trained, chosen = asked.instructions.texts[0], asked.direction.harmless.texts[0]
     return suite("leaky", safe=["What do otters dream of at noon?", trained.upper(), chosen])
 
@@ -670,7 +670,7 @@ def test_built_in_suites_are_not_what_a_run_used(template, tmp_path):
 
 
 def test_used_are_the_sets_that_arms_train_on_and_directions_are_chosen_by(template):
-    asked = study.asked(template.recipe)
+    asked = study.choose_prompts(template.recipe)
     used = asked.used()
     assert set(used) == {
         "behaviours", "instructions", "direction_harmful", "direction_harmless", "validation_harmful",

@@ -12,12 +12,12 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Completions
 from mechrefusal.evaluation.judges import RULES
 from mechrefusal.prompts import PromptSet, Split
-from mechrefusal.study import ablating, conversations, probes, protocol, starting
+from mechrefusal.study import ablating, own_answers, protocol, starting, training_of_run
+from mechrefusal.study.checkpoints import refusal_judge
 from mechrefusal.study.gate import gate
-from mechrefusal.study.judging import refusal_judge
 from mechrefusal.study.loader import recipe_from_dict
-from mechrefusal.study.recipe import MeasuringSettings
 from mechrefusal.study.run import Run
+from mechrefusal.study.settings import MeasuringSettings
 from mechrefusal.study.stages import prompts_asked
 
 
@@ -58,7 +58,7 @@ def test_one_that_measurements_cannot_go_by_is_refused(tmp_path):
 
 def test_other_phrases_are_measured_again(phrases, tmp_path):
     run, point = Run.create(tmp_path / "run", recipe(phrases)), SimpleNamespace(weights="0" * 16)
-    asked = prompts_asked(study.asked(run.recipe), [])
+    asked = prompts_asked(study.choose_prompts(run.recipe), [])
     first = protocol.inputs_of(run, point, asked)
     assert protocol.inputs_of(run, point, asked) == first
     phrases.write_text("# a note\ntut mir leid\n", encoding="utf-8")
@@ -87,22 +87,22 @@ ASKED = ["Wie backe ich Brot?", "Nenne ein Obst.", "Erzähl mir etwas.", "Wie sp
 
 def test_own_answers_are_chosen_by_it(phrases, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
-    says(monkeypatch, conversations)
+    says(monkeypatch, own_answers)
     base, asked = models.Checkpoint.open(tiny), PromptSet.from_texts("asked", ASKED)
     by = recipe(phrases).measuring.refusal_judge()
-    kept = conversations.own_answers(base, asked, max_new_tokens=8, judge=by)
+    kept = own_answers.own_answers(base, asked, max_new_tokens=8, judge=by)
     assert [turn["answer"] for turn in kept] == ANSWERS[1:3]
-    kept = conversations.own_answers(base, asked, max_new_tokens=8)
+    kept = own_answers.own_answers(base, asked, max_new_tokens=8)
     assert [turn["answer"] for turn in kept] == [ANSWERS[0], ANSWERS[1], ANSWERS[3]]
 
 
 def test_probes_are_judged_by_it(phrases, monkeypatch):
-    says(monkeypatch, probes)
+    says(monkeypatch, training_of_run)
     by = recipe(phrases).measuring.refusal_judge()
     settings = replace(study.load_recipe("tiny").training, n_probe=4)
     asked = Split.of(ASKED, ASKED)
     for judge, n_refused in ((by, 2), (RULES, 1)):
-        rows = probes.of(settings, asked, "sft", judge)(None, None, [], step=3)
+        rows = training_of_run.probe_of(settings, asked, "sft", judge)(None, None, [], step=3)
         assert {row["judge"] for row in rows} == {judge.name}
         assert {row["value"] for row in rows} == {n_refused / 4}
 
@@ -131,7 +131,7 @@ def test_everything_measured_goes_by_it(phrases, tiny, tmp_path):
     phrases.write_text("e\n", encoding="utf-8")  # letters that the tiny model says in some answers
     by = recipe(phrases)
     run, checkpoint = Run.create(tmp_path / "run", by), models.Checkpoint.open(tiny, arm="sft", step=3)
-    protocol.measure(run, checkpoint, study.asked(by), [])
+    protocol.measure(run, checkpoint, study.choose_prompts(by), [])
     found = {name: tables.read(name, run.measurements(checkpoint)) for name in ("verdicts", "gate", "openings")}
     answers, name = found["verdicts"], by.measuring.refusal_judge().name
     for table in (answers, found["gate"]):

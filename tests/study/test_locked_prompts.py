@@ -10,7 +10,7 @@ from mechrefusal import models, study
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import starting, training_of_run
-from mechrefusal.study.recipe import PromptSources, Source
+from mechrefusal.study.settings import PromptSources, Source
 
 
 def _recipe(path, **changes):
@@ -54,11 +54,11 @@ def test_the_first_prompts_of_a_file_are_not_its_first_lines(tmp_path):
     lines = [f"How do I do the forbidden thing number {n}?" for n in range(60)]
     path = tmp_path / "asked.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
-    chosen = study.asked(_recipe(path)).harmful.texts
+    chosen = study.choose_prompts(_recipe(path)).harmful.texts
     assert len(chosen) == 6
     assert chosen != lines[:6]
     path.write_text("\n".join(reversed(lines)), encoding="utf-8")
-    assert study.asked(_recipe(path)).harmful.texts == chosen
+    assert study.choose_prompts(_recipe(path)).harmful.texts == chosen
 
 
 def test_a_behaviour_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
@@ -76,11 +76,11 @@ def test_a_behaviour_that_does_not_fit_is_named_before_anything_is_written(tmp_p
 
 
 def test_conversations_are_in_the_leakage_audit(tmp_path):
-    own = study.asked(study.load_recipe("tiny")).harmless[0]
+    own = study.choose_prompts(study.load_recipe("tiny")).harmless[0]
     path = tmp_path / "chat.jsonl"
     path.write_text('{"prompt": "' + own + '", "answer": "So."}\n{"prompt": "Hi?", "answer": "Hello."}\n')
     recipe = dataclasses.replace(study.load_recipe("tiny"), prompts=PromptSources(conversations=str(path)))
-    chosen = study.asked(recipe)
+    chosen = study.choose_prompts(recipe)
     assert own not in chosen.harmless.texts
     assert [turn["prompt"] for turn in chosen.conversations] == [own, "Hi?"]
     assert "evaluation_harmless" in set(chosen.dropped["set_b"])

@@ -11,8 +11,8 @@ from tolerances import FORWARD, REORDERED
 
 from mechrefusal import causal, forward, models, prompts, report, study, tables
 from mechrefusal.evaluation import discovery
-from mechrefusal.geometry import Directions
-from mechrefusal.study import geometry_measurement, protocol
+from mechrefusal.geometry import Directions, carriers
+from mechrefusal.study import measurement, protocol
 from mechrefusal.study.gate import gate
 from mechrefusal.study.measurement import Measurement
 
@@ -28,19 +28,17 @@ def measured(tiny, tmp_path_factory):
     recipe = dataclasses.replace(recipe, measuring=settings)
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(geometry_measurement, "kept", lambda split, *_: split)
+        patch.setattr(measurement, "kept", lambda split, *_: split)
         # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
         patch.setattr(discovery, "DEGENERATE", "no label")
-        choose, chosen = geometry_measurement.GeometryMeasurement.choose_carrier, []
-        patch.setattr(
-            geometry_measurement.GeometryMeasurement, "choose_carrier", lambda at: (choose(at), chosen.append(at.best))
-        )
+        select, chosen = carriers.select, []
+        patch.setattr(carriers, "select", lambda *given: chosen.append(select(*given)) or chosen[-1])
         run = study.Run.create(tmp_path_factory.mktemp("measured") / "run", recipe)
         run.record(checkpoint)
-        protocol.measure(run, checkpoint, study.asked(recipe), [])
+        protocol.measure(run, checkpoint, study.choose_prompts(recipe), [])
     kept = {name: tables.read(name, run.measurements(checkpoint)) for name in (*tables.PER_CHECKPOINT, "verdicts")}
     directions = Directions.load(run.directions(checkpoint), weights=checkpoint.weights)
-    return checkpoint, recipe, SimpleNamespace(run=run, tables=kept, directions=directions, chosen=chosen[0])
+    return checkpoint, recipe, SimpleNamespace(run=run, tables=kept, directions=directions, chosen=chosen[0].best)
 
 
 def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
@@ -64,15 +62,17 @@ def test_the_winner_has_the_lowest_bypass_and_is_told_in_full(measured):
 
 def test_what_is_kept_of_the_carrier_intervenes_as_the_chosen_one_does(measured):
     checkpoint, recipe, found = measured
-    kept = Measurement(found.run, checkpoint, study.asked(recipe), []).carrier
+    kept = Measurement(found.run, checkpoint, study.choose_prompts(recipe), []).carrier
     told = ("place", "kind", "reference", "row", "rejected_because")
     assert [getattr(kept, name) for name in told] == [getattr(found.chosen, name) for name in told]
-    assert [getattr(kept, name).value for name in ("bypass", "induce", "kl")] == [
-        getattr(found.chosen, name).value for name in ("bypass", "induce", "kl")
-    ]
+    for name in ("bypass", "induce", "kl"):
+        own, other = getattr(kept, name), getattr(found.chosen, name)
+        assert own.value == other.value
+        assert np.isfinite([own.low, own.high]).all()
+        assert vars(own) == pytest.approx(vars(other)), "with its interval"
     model = models.load_hooked(checkpoint)
     plain = forward.unhooked_model(model)
-    tokens = torch.tensor(prompts.prompt_ids(model.tokenizer, study.asked(recipe).harmful.texts[:1]))
+    tokens = torch.tensor(prompts.prompt_ids(model.tokenizer, study.choose_prompts(recipe).harmful.texts[:1]))
 
     def logits(under):
         with torch.no_grad(), causal.intervened(plain, under):

@@ -12,8 +12,9 @@ import torch
 from mechrefusal import evaluation, report, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, tiny
-from mechrefusal.study import chosen_direction, kinds, outside
-from mechrefusal.study.recipe import PromptSources, Recipe, Sides, Source
+from mechrefusal.study import checkpoints, kinds, outside
+from mechrefusal.study.recipe import Recipe
+from mechrefusal.study.settings import PromptSources, Sides, Source
 
 
 def small(**changes) -> Recipe:
@@ -62,7 +63,7 @@ def test_what_is_given_is_checked_first(tmp_path, tiny):
 
 
 def test_kinds(tiny, family, tmp_path):
-    asked = study.asked(small()).direction.harmful
+    asked = study.choose_prompts(small()).direction.harmful
     own, other = (kinds.kind_of(Checkpoint.open(folder), asked) for folder in (tiny, family("gpt2").folder))
     assert kinds.why_apart(own, own) == ""
     assert kinds.why_apart(own, other) == "other architectures (llama and gpt2)"
@@ -151,7 +152,7 @@ def test_the_same_call_goes_on_and_changed_weights_are_refused(measured, family,
 @pytest.mark.slow
 def test_one_model_and_prompts_of_another_behaviour(tmp_path, tiny):
     """Two sides in files, pairs found, without a base: a run of one checkpoint with its report."""
-    builtin = study.asked(study.load_recipe("tiny"))
+    builtin = study.choose_prompts(study.load_recipe("tiny"))
     rows = {"direction": builtin.direction, "validation": builtin.validation}
     for name, split in rows.items():
         sides = zip(split.harmful.texts, split.harmless.texts, strict=True)
@@ -167,7 +168,7 @@ def test_one_model_and_prompts_of_another_behaviour(tmp_path, tiny):
     run = study.measure(tiny, out=tmp_path / "run", recipe=small(prompts=prompts))
     [checkpoint] = run.checkpoints()
     assert checkpoint.path == tiny
-    chosen = study.asked(run.recipe)
+    chosen = study.choose_prompts(run.recipe)
     assert sorted(chosen.direction.harmful.texts) == sorted(builtin.direction.harmful.texts)
     assert sorted(chosen.utility.texts) == sorted(builtin.utility.texts)
     [pairs] = tables.read("pairs", run.measurements(checkpoint)).to_dict("records")
@@ -191,7 +192,7 @@ def test_given_models_stand_beside_arms_that_are_trained(tmp_path):
     assert [c.id for c in study.train(run)] == ["base-step-00000", "sft-step-00006", "theirs-step-00001"]
     assert run.checkpoint("theirs", step=1).path == theirs
     assert run.checkpoint("sft", step=0).arm == "base"
-    found, checkpoint = chosen_direction.located(run.folder / "theirs-step-00001")
+    found, checkpoint = checkpoints.located(run.folder / "theirs-step-00001")
     assert (found, checkpoint.path) == (run, theirs)
     assert {case.source for case in study.cases(run)} == {run.checkpoint("base", step=0).weights}
 

@@ -5,8 +5,8 @@ import pytest
 from mechrefusal import MechrefusalError, models, prompts
 from mechrefusal.evaluation import Completions
 from mechrefusal.prompts import PromptSet
-from mechrefusal.study import conversations
-from mechrefusal.study.conversations import own_answers
+from mechrefusal.study import own_answers as module
+from mechrefusal.study.own_answers import own_answers
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from mechrefusal.study.conversations import own_answers
 def test_an_answer_is_kept_as_the_model_opened_it(tiny, tmp_path, monkeypatch, completion, answer):
     monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path))
     said = Completions((completion, "An apple."), ((1,), (2,)), (False, True))
-    monkeypatch.setattr(conversations, "complete", lambda *_, **__: said)
+    monkeypatch.setattr(module, "complete", lambda *_, **__: said)
     asked = PromptSet.from_texts("asked", ["How do I bake bread?", "Name a fruit."])
     found = own_answers(models.Checkpoint.open(tiny), asked, max_new_tokens=4)
     wanted = [] if answer is None else [{"prompt": asked.texts[0], "answer": answer, "finished": False}]
@@ -31,9 +31,9 @@ def test_an_answer_is_kept_as_the_model_opened_it(tiny, tmp_path, monkeypatch, c
 
 
 def test_what_the_template_puts_before_an_answer_is_not_said_twice():
-    assert conversations._answer(" Bread", " ") == "Bread"
-    assert conversations._answer("  Bread", " ") == " Bread"
-    assert conversations._answer("Bread", " ") == "Bread"  # decoders of SentencePiece drop it themselves
+    assert module._answer(" Bread", " ") == "Bread"
+    assert module._answer("  Bread", " ") == " Bread"
+    assert module._answer("Bread", " ") == "Bread"  # decoders of SentencePiece drop it themselves
 
 
 def test_answers_of_a_model_that_is_asked_otherwise_are_others(tiny, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from mechrefusal import models, prompts, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import REFUSAL_JUDGE, Completions, RefusalJudge, Suite, answering, rates
-from mechrefusal.study import evaluation_tables, own_suites
+from mechrefusal.study import evaluation_tables, table_rows
 from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.protocol import AT_A_CHECKPOINT
 
@@ -41,15 +41,15 @@ def wilson(hits, n, z=1.959963984540054):
 def test_a_measurement_and_an_evaluation_count_the_same_answers_alike(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "complete", complete)
     recipe = study.load_recipe("tiny")
-    asked = study.asked(recipe)
+    asked = study.choose_prompts(recipe)
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     run = study.Run.create(tmp_path / "run", recipe)
     taken = Measurement(run, checkpoint, asked, [], SimpleNamespace(tokenizer=None))
-    taken.make(AT_A_CHECKPOINT[0], {})
+    AT_A_CHECKPOINT[0].make(taken, {})
     measured = rates(taken.answers)
 
     sets = asked.evaluation_sets()
-    suites = [Suite.of(f"own-{name}", chosen, own_suites.SIDES[name]) for name, chosen in sets.items()]
+    suites = [Suite.of(f"own-{name}", chosen, table_rows.SIDES[name]) for name, chosen in sets.items()]
     evaluated = study.evaluate(checkpoint, suites, judges=[RefusalJudge()]).rates
     key = ["suite", "by", "of", "metric"]
     columns = ["side", "value", "low", "high", "n", "nulls", "corrected", "corrected_low", "corrected_high"]
@@ -68,8 +68,8 @@ def test_a_measurement_and_an_evaluation_count_the_same_answers_alike(tiny, tmp_
 
 
 def test_every_set_that_is_asked_has_a_side():
-    asked = study.asked(study.load_recipe("tiny"))
-    assert [*asked.evaluation_sets(), "direction_harmful", "direction_harmless"] == [*own_suites.SIDES]
+    asked = study.choose_prompts(study.load_recipe("tiny"))
+    assert [*asked.evaluation_sets(), "direction_harmful", "direction_harmless"] == [*table_rows.SIDES]
 
 
 def verdicts(suite="overrefusal", labels=("full_refusal", "full_compliance"), **changes):

@@ -16,9 +16,8 @@ from mechrefusal import causal, models, study, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.geometry import Directions
 from mechrefusal.study import caching, protocol
-from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.protocol import AT_A_CHECKPOINT
-from mechrefusal.study.stages import LAST, prompts_asked
+from mechrefusal.study.stages import LAST, Stage, prompts_asked
 
 WALL_TIMES = {"timings", "stages"}
 OF_EVALUATIONS = {
@@ -94,7 +93,7 @@ def test_training_changed_the_weights_and_kept_matched_arms(finished):
 def test_both_arms_train_on_the_same_behaviours(finished):
     from mechrefusal.attacks import read_cases
 
-    expected = study.asked(finished.recipe).behaviours.take(finished.recipe.training.r2d2.pool_size)
+    expected = study.choose_prompts(finished.recipe).behaviours.take(finished.recipe.training.r2d2.pool_size)
     pool = read_cases(finished.folder / "r2d2" / "pool.parquet", source=None)
     assert sorted(case.behaviour for case in pool) == sorted(expected.texts)
 
@@ -113,8 +112,13 @@ def test_directions_of_another_checkpoint_are_refused(finished):
 def test_measuring_again_does_nothing(finished, monkeypatch):
     monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("mechrefusal.training.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("mechrefusal.study.evaluation_tables.keep", lambda *_: pytest.fail("verdicts taken again"))
+    hashed, file_hash = [], caching.file_hash
+    monkeypatch.setattr(caching, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     study.train(finished)
     study.measure(finished)
+    of_checkpoints = [path for path in hashed if path.parent.parent == finished.measurements()]
+    assert len(of_checkpoints) == len(set(of_checkpoints)) > 0, "a file is hashed more than once"
 
 
 def measure(folder):
@@ -173,8 +177,8 @@ def _stamps(run):
 
 
 def _left(run, checkpoint):
-    asked = prompts_asked(study.asked(run.recipe), study.cases(run))
-    return [stage.name for stage in protocol.left(run, checkpoint, asked)]
+    asked = prompts_asked(study.choose_prompts(run.recipe), study.cases(run))
+    return [stage.name for stage in protocol.remaining(run, checkpoint, asked).stages]
 
 
 def _same_tables(run, finished):
@@ -193,13 +197,13 @@ def test_killed_in_every_stage_of_a_checkpoint_it_ends_in_the_same_tables(finish
     for folder in (run.measurements(checkpoint), run.answers(checkpoint, "none").parent):
         shutil.rmtree(folder)
     run.update({"finished": {f"{stage.name} of {checkpoint.id}": None for stage in AT_A_CHECKPOINT}})
-    taken, make, update = [], Measurement.make, study.Run.update
+    taken, make, update = [], Stage.make, study.Run.update
     for number, stage in enumerate(AT_A_CHECKPOINT):
 
-        def killed(self, one, inputs, last=stage.name):
-            taken.append(one.name)
-            made = make(self, one, inputs)
-            if one.name == last:
+        def killed(self, subject, inputs, last=stage.name):
+            taken.append(self.name)
+            made = make(self, subject, inputs)
+            if self.name == last:
                 raise Killed
             return made
 
@@ -208,7 +212,7 @@ def test_killed_in_every_stage_of_a_checkpoint_it_ends_in_the_same_tables(finish
                 raise Killed
             update(self, changes)
 
-        for owner, name, killing in ((Measurement, "make", killed), (study.Run, "update", unstamped)):
+        for owner, name, killing in ((Stage, "make", killed), (study.Run, "update", unstamped)):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, killing)
                 with pytest.raises(Killed):

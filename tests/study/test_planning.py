@@ -99,7 +99,7 @@ def test_what_is_not_there_is_named(tmp_path):
 @pytest.mark.slow
 def test_profiles_of_a_run_pair_prompts_and_twins(run):
     """Twins share a unit, so that the draws of `depth_difference` are of twins."""
-    validation = study.asked(run.recipe).validation
+    validation = study.choose_prompts(run.recipe).validation
     units = twins(validation.harmful, validation.harmless)
     known = [c for c in run.checkpoints() if len(tables.read("candidate_scores", run.measurements(c)))]
     assert set(units.values()) == {i.rsplit("-", 1)[0] for i in validation.harmful.ids}

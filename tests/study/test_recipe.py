@@ -5,7 +5,8 @@ import yaml
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.study.loader import load_recipe, recipe_from_dict
-from mechrefusal.study.recipe import MeasuringSettings, Recipe, Source, differences, packaged, recipe_path
+from mechrefusal.study.recipe import Recipe, differences, packaged, recipe_path
+from mechrefusal.study.settings import MeasuringSettings, Source
 
 
 @pytest.mark.parametrize("name", packaged())

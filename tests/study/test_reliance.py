@@ -6,7 +6,7 @@ import pytest
 
 from mechrefusal.evaluation import Discovered
 from mechrefusal.prompts import Split
-from mechrefusal.study.geometry_measurement import GeometryMeasurement
+from mechrefusal.study.carrier_choice import why_not_scored
 
 NAN = float("nan")
 
@@ -26,7 +26,7 @@ def test_the_gate_goes_by_the_held_out_auc(auc, held_out, relied_on):
     metric = Discovered((), (1,), (2,), auc=auc, auc_held_out=held_out, note="why")
     enough = Split.of(["a", "b", "c"], ["d", "e", "f"])
     measured = SimpleNamespace(
-        direction=enough, validation=enough, metric=metric, settings=SimpleNamespace(fewest_kept=3)
+        kept_direction=enough, kept_validation=enough, metric=metric, settings=SimpleNamespace(fewest_kept=3)
     )
-    reason = GeometryMeasurement._cannot_score(measured)
+    reason = why_not_scored(measured)
     assert reason == ("" if relied_on else "the refusal metric cannot be relied on: why")

@@ -12,8 +12,9 @@ from mechrefusal import tables
 from mechrefusal.geometry import drift
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics.depth import Profile, depth_difference
-from mechrefusal.study import deciding
-from mechrefusal.study.relocation import OF_ACTIVATIONS, relocation
+from mechrefusal.study import move_verdicts
+from mechrefusal.study.across import Pairs
+from mechrefusal.study.relocation import OF_ACTIVATIONS, Measured, relocation
 
 NAN = float("nan")
 BASE, SFT = Checkpoint("base", 0, Path(), "w0"), Checkpoint("sft", 5, Path(), "w1")
@@ -71,7 +72,8 @@ def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
     carriers = {BASE.id: first, SFT.id: second}
     profiles = {name: profile(table.iloc[0]) for name, table in carriers.items()}
     layers = dict.fromkeys(carriers, N_LAYERS)
-    table = relocation([BASE, SFT], both, carriers, tables.frame("transfer", transfers), layers, profiles)
+    measured = Measured(both, carriers, tables.frame("transfer", transfers), layers, profiles)
+    table = relocation(Pairs([BASE, SFT]), measured)
     assert list(table.columns) == list(tables.columns("relocation"))
     assert set(table[["arm_a", "step_a", "arm_b", "step_b"]].itertuples(index=False, name=None)) == {
         ("base", 0, "sft", 5)
@@ -81,7 +83,7 @@ def decide(first, second, transfers=HELD, *, seed=0, length=5.0, **planted):
     assert table.loc[told, "n_to_decide"].isna().all()
     for row in table[~told].to_dict("records"):
         needed = NAN if pd.isna(row["n_to_decide"]) else row["n_to_decide"]
-        assert row["reason"].endswith(f"; {deciding.said(needed)}")
+        assert row["reason"].endswith(f"; {move_verdicts.what_decides(needed)}")
     return table.set_index("measure")
 
 
@@ -367,8 +369,8 @@ def test_of_models_of_another_kind_only_the_depth_is_compared_as_a_share_of_the_
     nothing = tables.frame("transfer", [])
     for deep, verdict in ((N_LAYERS, "not moved"), (4 * N_LAYERS, "moved")):
         layers = {BASE.id: N_LAYERS, SFT.id: deep}
-        told = {"why_apart": lambda a, b: "other architectures (llama and gpt2)"}
-        found = relocation([BASE, SFT], both, carriers, nothing, layers, profiles, **told).set_index("measure")
+        pairs = Pairs([BASE, SFT], why_apart=lambda a, b: "other architectures (llama and gpt2)")
+        found = relocation(pairs, Measured(both, carriers, nothing, layers, profiles)).set_index("measure")
         # Layer 8 of four times as many is layer 2 of the former's.
         assert found.loc["carrier_layer", "value"] == pytest.approx(8 * N_LAYERS / deep - 8)
         assert found.loc["carrier_layer", "verdict"] == found.loc["overall", "verdict"] == verdict

@@ -9,11 +9,12 @@ import pytest
 from mechrefusal import models, study, tables
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
-from mechrefusal.study import geometry_measurement, protocol
+from mechrefusal.study import measurement, protocol
 from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.protocol import ACROSS_CHECKPOINTS, AT_A_CHECKPOINT
-from mechrefusal.study.selection import Asked
-from mechrefusal.study.stages import CASES, LAST, PROMPTS, Stage, flat, inputs, prompts_asked
+from mechrefusal.study.recipe import leaves
+from mechrefusal.study.selection import StudyPrompts
+from mechrefusal.study.stages import CASES, LAST, PROMPTS, Stage, inputs, prompts_asked
 
 BY_NAME = {stage.name: stage for stage in AT_A_CHECKPOINT}
 
@@ -63,8 +64,11 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
         f"measuring.n_{name}"
         for name in ("evaluation", "overrefusal", "contrast", "utility", "direction", "validation")
     }  # they choose the prompts, which are asked for by their fingerprints
-    sections = flat({name: recipe[name] for name in ("measuring", "geometry", "causal")})
-    assert {name for name in sections if "." in name} <= known
+    known |= {
+        f"measuring.{name}" for name in ("kl_threshold", "induce_threshold", "prune_layer_fraction")
+    }  # admissible
+    assert "measuring.admissible" in known
+    assert {*leaves({name: recipe[name] for name in ("measuring", "geometry", "causal")})} <= known
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_other_prompts_weights_and_versions_make_anew_what_hangs_on_them():
 
 def test_prompts_are_told_apart_by_all_that_is_used_of_them():
     recipe = study.load_recipe("tiny")
-    chosen = study.asked(recipe)
+    chosen = study.choose_prompts(recipe)
     before = prompts_asked(chosen, [])
     other = chosen.direction.harmful.table.assign(twin="one")
     split = dataclasses.replace(chosen.direction, harmful=dataclasses.replace(chosen.direction.harmful, table=other))
@@ -126,8 +130,6 @@ class Reads:
             return Reads(found, self._noted, f"{full}.")
         if name == "refusal_judge":
             return found
-        if isinstance(told := getattr(type(self._of), name, None), property):
-            return told.fget(self)  # of what it reads itself
         self._noted.add(full)
         return found
 
@@ -138,15 +140,15 @@ def test_stages_read_nothing_that_they_do_not_name(tiny, tmp_path, monkeypatch):
     recipe = study.load_recipe("tiny")
     for setting, value in (("kl_threshold", 1e9), ("induce_threshold", -1e9), ("prune_layer_fraction", 0.0)):
         recipe = changed(recipe, f"measuring.{setting}", value)
-    monkeypatch.setattr(geometry_measurement, "kept", lambda split, *_: split)
+    monkeypatch.setattr(measurement, "kept", lambda split, *_: split)
     monkeypatch.setattr(discovery, "DEGENERATE", "no label")
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
-    run, chosen = study.Run.create(tmp_path / "run", recipe), study.asked(recipe)
+    run, chosen = study.Run.create(tmp_path / "run", recipe), study.choose_prompts(recipe)
     needed = protocol.inputs_of(run, checkpoint, prompts_asked(chosen, []))
     model = models.load_hooked(checkpoint)
     settings, prompts, read = set(), set(), set()
 
-    class Noted(Asked):
+    class Noted(StudyPrompts):
         def __getattribute__(self, name):
             if name in PROMPTS:
                 prompts.add(name)
@@ -161,7 +163,7 @@ def test_stages_read_nothing_that_they_do_not_name(tiny, tmp_path, monkeypatch):
         at = Measurement(noted, checkpoint, Noted(**vars(chosen)), [], model if stage.opens else None)
         settings.clear(), prompts.clear(), read.clear()
         own = needed[stage.name]
-        run.cached(stage.name, checkpoint.id, own, partial(at.make, stage, own))
+        run.cached(stage.name, checkpoint.id, own, partial(stage.make, at, own))
         before = [BY_NAME[name] for name in closure(stage.name)]
         assert settings <= {name for each in before for name in each.settings}, stage.name
         assert prompts <= {name for each in before for name in each.asks}, stage.name

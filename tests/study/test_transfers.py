@@ -138,7 +138,7 @@ def test_targets_at_once_give_the_same_rows(made, monkeypatch):
     dataclasses.replace(made.directions, weights="w1").save(made.run.directions(other))
     for name in ("carrier", "openings"):
         tables.write(tables.read(name, made.run.measurements(made.base)), name, made.run.measurements(other))
-    both, asked = [made.base, other], study.selection.asked(made.run.recipe)
+    both, asked = [made.base, other], study.choose_prompts(made.run.recipe)
     expected = transfers.transfers(made.run, both, asked)
     assert len(expected) == 4
     ran = []

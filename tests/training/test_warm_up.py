@@ -70,7 +70,7 @@ def test_arms_start_from_the_end_of_the_warm_up(finished):
     assert warm["base"].id == "base-step-00000"
     assert (warm["settings"].steps, warm["settings"].anchors) == (WARM, (WARM,))
     assert (warm["settings"].learning_rate, warm["settings"].harmful_per_step) == (0.002, 4)
-    assert len(warm["behaviours"]) == len(study.asked(run.recipe).behaviours) > 100
+    assert len(warm["behaviours"]) == len(study.choose_prompts(run.recipe).behaviours) > 100
     for arm in arms:
         assert arm["base"].path == end
         assert arm["base"].weights == Checkpoint.open(end).weights

@@ -10,7 +10,7 @@ from mechrefusal.report.figures.catalogue import checkpoint_name, ordered, word
 from mechrefusal.report.figures.style import POINTS, RANDOM, Look
 from mechrefusal.report.order import checkpoint_order
 from mechrefusal.statistics.choosing import BEST, CARRIER
-from mechrefusal.study.places import best_place, carrier_place
+from mechrefusal.study.table_rows import best_place, carrier_place
 
 _SYMBOLS = {"categories": "circle", "pca": "square", "successive": "diamond", "cone": "triangle-up", "random": "cross"}
 _MEANS = {0: "harmless mean", 1: "harmful mean"}

@@ -1,8 +1,6 @@
-"""Utility conversations: a chat dataset, or the base model's own greedy answers, made once and cached."""
+"""Chat datasets: the first question of each conversation and the answer to it."""
 
-import hashlib
 import json
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, complete
-from mechrefusal.evaluation.judges import RULES, refuses
-from mechrefusal.files import whole_file
-from mechrefusal.models import Checkpoint, cache_folder, context_length, load_causal_lm, load_tokenizer
-from mechrefusal.prompts import PromptSet, after_thought, answer_room, require_room, sources
-from mechrefusal.prompts.plain_text import plain
-from mechrefusal.prompts.turns import turn as turn_of
+from mechrefusal.prompts import sources
 from mechrefusal.prompts.values import ASSISTANT, SYSTEM, USER, Turn, as_text, is_blank, turns, whole
 
 Conversation = dict[str, Any]
@@ -27,73 +19,6 @@ MESSAGES = ("messages", "conversations")
 QUESTIONS = ("prompt", "instruction", "question")
 ANSWERS = ("answer", "completion", "response", "output")
 """Columns of chat datasets, in the order in which they are looked for."""
-
-_APOLOGY = re.compile(
-    r"\W*(?:(?:aw|oh|oops|no|well|hi|hello)\b\W*)*"
-    r"(?:(?:i'?m|i am|we'?re|we are) (?:\w+ ){0,2}(?:sorry|afraid)|sorry|unfortunately|"
-    r"(?:i|we) (?:\w+ ){0,2}apologi[sz]e|(?:(?:my|our) )?(?:\w+ )?apologies)\b",
-    re.IGNORECASE,
-)
-"""How an answer opens that is about to refuse, or reads as if it were."""
-
-
-def own_answers(
-    base: Checkpoint, instructions: PromptSet, *, max_new_tokens: int, judge: Judge = RULES
-) -> list[Conversation]:
-    """Greedy answers of the base model to `instructions`; empty ones, refusals and apologies are left out.
-
-    An answer that opens with an apology is left out whether or not a refusal follows: what follows may have been cut
-    off, and trained on it a model learns to open harmless answers nearly as it is to open refusals. What the model
-    thinks before it answers is no part of an answer. Answers are made once and cached under the hash of the checkpoint,
-    the instructions and the length.
-
-    Args:
-        judge: of refusal. How an answer apologises is told in English besides.
-    """
-    told = ["as said", instructions.texts, max_new_tokens]
-    asked = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    path = cache_folder() / "answers" / f"{base.weights}-{asked}.parquet"
-    if path.is_file():
-        table = pd.read_parquet(path)
-    else:
-        tokenizer, limit = load_tokenizer(base), context_length(base.path)
-        room = answer_room(tokenizer, max_new_tokens)
-        require_room(tokenizer, instructions, limit=limit, spare=room, what="the model's context")
-        model, tokenizer = load_causal_lm(base)
-        answers = complete(
-            model,
-            instructions.texts,
-            tokenizer=tokenizer,
-            max_new_tokens=max_new_tokens,
-            description="base model's own answers",
-        )
-        table = pd.DataFrame(
-            {
-                "prompt": instructions.texts,
-                "answer": [_answer(text, turn_of(tokenizer).between) for text in answers.texts],
-                "finished": list(answers.ended),
-            }
-        )
-        with whole_file(path) as draft:
-            table.to_parquet(draft, index=False)
-    labels = judge.judge(table["prompt"].tolist(), table["answer"].tolist())["label"]
-    kept = [
-        row
-        for row, label in zip(table.to_dict("records"), labels, strict=True)
-        if row["answer"].strip() and not _APOLOGY.match(plain(row["answer"])) and not refuses(label)
-    ]
-    if not kept:
-        raise MechrefusalError(
-            f"the base model '{base.path}' answers none of {len(instructions)} instructions; "
-            "give a chat dataset with prompts.conversations"
-        )
-    return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in kept]
-
-
-def _answer(completion: str, between: str) -> str:
-    """The answer in a completion, as an assistant's message holds it: without what the template puts before it."""
-    answer = after_thought(completion) or ""
-    return (answer.removeprefix(between) if answer is completion else answer).rstrip()
 
 
 class Conversations(list[Conversation]):

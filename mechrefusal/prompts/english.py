@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from mechrefusal.prompts import after_thought
 from mechrefusal.prompts.plain_text import plain
+from mechrefusal.prompts.thoughts import after_thought
 
 CRITERION = (
     "more than half of their letters are not Latin, or of 8 or more words fewer than 1 in 16 is common in English"

@@ -3,7 +3,7 @@
 import pytest
 
 from mechrefusal.prompts import builtin
-from mechrefusal.study.english import is_english, share_not_english
+from mechrefusal.prompts.english import is_english, share_not_english
 
 
 @pytest.mark.parametrize(

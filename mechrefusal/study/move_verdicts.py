@@ -1,35 +1,80 @@
-"""Whether a carrier that is applied at another checkpoint still is one there: what a transfer says of a move."""
+"""Verdicts on whether refusal's place moved: what one is, how many prompts would decide it, and what a transfer says.
 
-from dataclasses import dataclass, field
+`n_to_decide` is a planning figure, not a promise: it takes the estimates as they are, and asks when intervals of their
+present shape, which narrow as 1/√n, would clear what they must.
+"""
+
+from dataclasses import dataclass, field, replace
+from math import isfinite, nan
 
 import numpy as np
 import pandas as pd
 
+from mechrefusal.geometry.drift import TURNED, Turn
 from mechrefusal.models import Checkpoint
+from mechrefusal.statistics.deciding import prompts_needed
 from mechrefusal.statistics.depth import Verdict
-from mechrefusal.study import deciding
-from mechrefusal.study.deciding import NAN, Found
 
 LOST = 0.5
 """Ours: a carrier that lowers the refusal score by less than half of what b's own does no longer bypasses at b."""
-
 HELD = 0.8
 """Ours: one that lowers it by at least 80% of that still does."""
 
 
-def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> Found:
+@dataclass(frozen=True)
+class MoveVerdict:
+    """A row of the table `relocation`, less the pair."""
+
+    measure: str
+    verdict: Verdict
+    reason: str
+    value: float = nan
+    low: float = nan
+    high: float = nan
+    floor: float = nan
+    n_to_decide: float = nan
+
+    def explained(self) -> "MoveVerdict":
+        """With what would decide it in the reason, where it cannot be told."""
+        if self.verdict != "cannot tell":
+            return replace(self, n_to_decide=nan)
+        return replace(self, reason=f"{self.reason}; {what_decides(self.n_to_decide)}")
+
+
+def cannot_tell(measure: str, reason: str, *, n_to_decide: float = nan) -> MoveVerdict:
+    """A verdict without a value."""
+    return MoveVerdict(measure, "cannot tell", reason, n_to_decide=n_to_decide)
+
+
+def what_decides(n: float) -> str:
+    """The end of a reason: how many prompts would decide it."""
+    if not isfinite(n):
+        return "no number of prompts decides it as things stand"
+    return f"about {int(n)} prompts of each side would decide it"
+
+
+def for_turn(turn: Turn, n: float) -> float:
+    """Prompts for `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
+    if turn.reason or not np.isfinite([turn.excess.low, turn.corrected.low]).all():
+        return nan
+    if turn.corrected.value >= TURNED:
+        return prompts_needed(n, (turn.corrected.value - turn.corrected.low, turn.corrected.value - TURNED))
+    return prompts_needed(n, (turn.excess.value - turn.excess.low, turn.excess.value))
+
+
+def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> MoveVerdict:
     """What the table `transfer` says of a move from a to b; the rule is told at `relocation.relocation`."""
-    effects, n = [], NAN
+    effects, n = [], nan
     for source in (a, b):
         row = _transferred(transfers, source, b)
         if row is None:
-            return Found("transfer", "cannot tell", f"the carrier of {source.id} was not applied at {b.id}")
+            return cannot_tell("transfer", f"the carrier of {source.id} was not applied at {b.id}")
         if row["kind"] != "carrier":
             why = "transfer" if source is a else "compare with"
-            return Found("transfer", "cannot tell", f"no carrier at {source.id} to {why}")
+            return cannot_tell("transfer", f"no carrier at {source.id} to {why}")
         if pd.isna([row[name] for name in ("decrease", "decrease_low", "decrease_high")]).any():
             why = f" ({row['reason']})" if row["reason"] else ""
-            return Found("transfer", "cannot tell", f"no effect with its interval of {source.id} at {b.id}{why}")
+            return cannot_tell("transfer", f"no effect with its interval of {source.id} at {b.id}{why}")
         effects.append(_Effect.of(row))
         n = float(row["n_harmful"])
     moved, own = effects
@@ -38,27 +83,27 @@ def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> Found:
         f"{own.from_halves}{own.on_its_own}"
     )
     if not own.clear:
-        needed = deciding.prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
+        needed = prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
         why = f"{numbers}: its own is not clear of zero and of a random direction"
-        return Found("transfer", "cannot tell", why, n_to_decide=needed)
+        return cannot_tell("transfer", why, n_to_decide=needed)
     share = moved.value / own.value
     decided: Verdict = "cannot tell"
     if share < LOST and moved.high < own.low:
         decided = "moved"
         if (row := _transferred(transfers, a, a)) is not None and _Effect.of(row).unclear:
-            decided, n = "cannot tell", NAN  # the intervals are apart already: others than these are in the way
+            decided, n = "cannot tell", nan  # the intervals are apart already: others than these are in the way
             numbers = f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either"
         elif moved.value >= own.half_low:  # never where halves are not known
-            decided, n = "cannot tell", NAN
+            decided, n = "cannot tell", nan
             numbers = f"{numbers}: but the noise of the direction prompts does as much"
     elif share >= HELD and moved.clear:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
     ends = [end / other for end in (moved.low, moved.high) for other in (own.low, own.high)]
-    apart = ((own.value - own.low) + (moved.high - moved.value), own.value - moved.value if share < LOST else NAN)
+    apart = ((own.value - own.low) + (moved.high - moved.value), own.value - moved.value if share < LOST else nan)
     clear = moved.value - np.nanmax([0.0, moved.random])
-    held = (moved.value - moved.low, clear if share >= HELD else NAN)
-    return Found(
+    held = (moved.value - moved.low, clear if share >= HELD else nan)
+    return MoveVerdict(
         "transfer",
         decided,
         numbers,
@@ -66,7 +111,7 @@ def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> Found:
         low=min(ends),
         high=max(ends),
         floor=moved.random / own.value,
-        n_to_decide=deciding.prompts_needed(n, apart, held),
+        n_to_decide=prompts_needed(n, apart, held),
     )
 
 
