@@ -332,7 +332,9 @@ def _parser(*, with_recipe: bool, with_attack: bool, with_models: bool) -> jsona
     words = jsonargparse.ArgumentParser(exit_on_error=False)
     words.add_argument("run", type=str, help="folder of a run")
     _add_show_completions(words)
-    words.add_argument("--single_file", action="store_true", help="one file that can be mailed, report.html")
+    words.add_argument(
+        "--single-file", "--single_file", action="store_true", help="one file that can be mailed, report.html"
+    )
     commands.add_subcommand("report", words, help="write the HTML report of a run")
     words = _study_parser(with_recipe=with_recipe)
     _add_show_completions(words)
