@@ -235,11 +235,10 @@ def grid_table(title: str, caption: str, grid: Grid) -> Table:
     )
     for place, head in enumerate(grid.heads):
         longest = max((len(line) for row in rows for line in row[place].split("\n")), default=0)
-        words = textwrap.fill(head.words, max(10, min(longest, 24)))
+        words = textwrap.fill(head.words, max(10, min(longest, 24)), break_long_words=False)
         justify: Literal["left", "right"] = "right" if head.is_number else "left"
-        table.add_column(
-            Text(words), justify=justify, overflow="fold", no_wrap=longest <= _NARROW, min_width=min(longest, _NARROW)
-        )
+        is_narrow, least = longest <= _NARROW, min(longest, 14)
+        table.add_column(Text(words), justify=justify, overflow="fold", no_wrap=is_narrow, min_width=least)
     for row in rows:
         table.add_row(*map(Text, row))
     return table
