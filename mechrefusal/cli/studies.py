@@ -158,7 +158,7 @@ REPORT = Command(
     (
         option("run", str, "folder of a run"),
         SHOW_COMPLETIONS,
-        flag("--single_file", "one file that can be mailed, report.html"),
+        flag("--single-file", "one file that can be mailed, report.html"),
     ),
 )
 RUN = Command(
