@@ -149,7 +149,8 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
     alone = measured()
     assert 0 < len(alone) < len(again) - 1, "too little is left for two processes"
     study.measure(run, processes=2)
-    _same_tables(run, finished)
+    # Two processes share the threads: where there are several, each process sums in another order.
+    _same_tables(run, finished, within=FORWARD if torch.get_num_threads() > 1 else 0.0)
     assert _stamps(run) == _stamps(finished)
     assert run.manifest["at_once"] == finished.manifest["at_once"] | dict.fromkeys(again - alone, 2)
     assert not list(run.folder.rglob(".*")), "drafts of the killed process are left"
@@ -181,9 +182,10 @@ def _left(run, checkpoint):
     return [stage.name for stage in protocol.remaining(run, checkpoint, asked).stages]
 
 
-def _same_tables(run, finished):
+def _same_tables(run, finished, within=0.0):
+    close = {"rtol": 1e-5, "atol": within or 1e-8}
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
-        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name)
+        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name, **close)
 
 
 class Killed(BaseException):
