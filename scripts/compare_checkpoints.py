@@ -1,4 +1,4 @@
-"""Compare two checkpoints: what they refuse, where their directions point, and whether one's carrier works at the other.
+"""Compare two checkpoints: what they refuse, where their directions point, whether one's carrier works at the other.
 
     python scripts/compare_checkpoints.py checkpoints/demo/sft/step-00070 checkpoints/demo/r2d2/step-00070 --n 16
     python scripts/compare_checkpoints.py owner/model@main my-finetuned-model/ --n 16
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             refused.append([float(mr.evaluation.is_refusal(answer)) for answer in answers])
         change = mr.evaluation.paired_difference(*refused, ids=texts)
         rates = " and ".join(f"{sum(each) / len(each):.2f}" for each in refused)
-        print(
-            f"{kind:19} refused {rates}: {change.difference:+.2f} [{change.low:+.2f}, {change.high:+.2f}], n = {len(texts)}"
-        )
+        interval = f"{change.difference:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
+        print(f"{kind:19} refused {rates}: {interval}, n = {len(texts)}")
 
     carriers = {name: play.carrier for name, play in plays.items()}
     print("\n" + "; ".join(f"{one.kind} of {name} at layer {one.layer}" for name, one in carriers.items()))
     taken = [mr.geometry.difference_in_means(play.model, own.direction.take(2 * options.n)) for play in plays.values()]
-    layers = range(0, plays["first"].model.cfg.n_layers, max(1, plays["first"].model.cfg.n_layers // 6))
+    n_layers = plays["first"].model.cfg.n_layers
+    layers = range(max(1, n_layers // 6), n_layers, max(1, n_layers // 6))
     cosines = [
         f"L{at} {mr.geometry.cosine(*(each.values[each.row(-1), at].numpy() for each in taken)):.2f}" for at in layers
     ]
