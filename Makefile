@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNS := .venv/.runs
 READY := .venv/.ready
 
-.PHONY: demo test check lint bench calibrate notebook clean
+.PHONY: demo test check lint bench calibrate docs notebooks clean
 
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
@@ -31,6 +31,14 @@ calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simu
 	$(BIN)/python -m calibration.held_out
 	$(BIN)/python -m calibration.ground_truth
 
+docs: $(RUNS)  ## the documentation as a site that loads nothing from a network: python -m http.server -d site
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: $(READY) browser  ## run the notebooks on the demo's checkpoints, and keep what they show
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	$(BIN)/python scripts/clean_notebooks.py --execute
+
 # What runs, and on top of it what tests: the demo does not wait for the latter.
 $(RUNS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("mechrefusal needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -50,4 +58,4 @@ browser:
 		|| echo "no chromium: the report's browser tests will be skipped"
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -57,7 +57,7 @@ def test_the_command_line_and_recipes_work_from_the_wheel(unpacked, tmp_path):
         unpacked,
         tmp_path,
         "-c",
-        "import mechrefusal as mr; from mechrefusal.study.recipe import packaged; print(mr.__file__); print(packaged());"
+        "import mechrefusal as mr; from mechrefusal.study.recipe import packaged; print(mr.__file__, packaged());"
         "print(mr.study.load_recipe('demo').name, len(mr.prompts.builtin().pool), len(mr.tables.describe('carrier')));"
         "print(mr.evaluation.is_refusal('I cannot help with that.'), len(mr.attacks.jailbreaks.templates()))",
     )
