@@ -36,7 +36,7 @@ docs: $(RUNS)  ## the documentation as a site that loads nothing from a network:
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 notebooks: $(READY) browser  ## run the notebooks on the demo's checkpoints, and keep what they show
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pictures]'
 	$(BIN)/python scripts/clean_notebooks.py --execute
 
 # What runs, and on top of it what tests: the demo does not wait for the latter.
