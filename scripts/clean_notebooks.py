@@ -11,16 +11,21 @@ notebook stays below a megabyte.
 """
 
 import argparse
+import base64
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
+import plotly.graph_objects as go
+import plotly.io as pio
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+PLOTLY = "application/vnd.plotly.v1+json"
 LARGEST = 1_000_000
 """Bytes of a notebook."""
 INLINED = 100_000
@@ -78,10 +83,20 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def execute(path: Path, *, folder: Path | None = None) -> nbformat.NotebookNode:
-    """The notebook, run from its top in a kernel of its own."""
+    """The notebook, run from its top in a kernel of its own, with a picture of every figure."""
     notebook = nbformat.read(path, as_version=4)
-    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+png"
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     NotebookClient(notebook, timeout=3600, kernel_name="python3").execute(cwd=str(folder or path.parent))
+    outputs = [
+        output.data for cell in notebook.cells for output in cell.get("outputs", []) if PLOTLY in output.get("data", {})
+    ]
+    with TemporaryDirectory() as draft:  # one browser draws all
+        files = [Path(draft) / f"{number}.png" for number in range(len(outputs))]
+        figures = [go.Figure({part: data[PLOTLY][part] for part in ("data", "layout")}) for data in outputs]
+        if figures:
+            pio.write_images(figures, files, width=900, scale=1)
+        for data, file in zip(outputs, files, strict=True):
+            data["image/png"] = base64.b64encode(file.read_bytes()).decode()
     return notebook
 
 
