@@ -7,7 +7,27 @@ Coefficient 1 goes all the way: out to the mean of harmless prompts, in to that 
 0 a refusal is coming; loss is nats a token of the model's own answers to harmless prompts, kl nats of their next token.
 Beside each stands a random direction of the same length. What the first line printed for `make demo`:
 
-OUTPUT
+    direction of layer 22, 8 requests of either kind
+
+    measure                    kl_harmless  loss_harmless  refusal_harmful  refusal_harmless  refused_harmless
+    intervention  coefficient
+    ablate        0.0                 0.00           0.24             3.01             -6.88              0.00
+                  0.5                 0.01           0.23            -0.66             -6.86              0.00
+                  1.0                 0.04           0.24            -4.16             -6.80              0.00
+                  1.5                 0.07           0.28            -7.15             -6.76              0.00
+    ablate_random 0.0                 0.00           0.24             3.01             -6.88              0.00
+                  1.0                 0.00           0.24             2.91             -6.86              0.00
+                  1.5                 0.01           0.24             2.86             -6.85              0.00
+    induce        0.0                 0.00           0.24             3.01             -6.88              0.00
+                  0.5                 0.15           0.33             3.42             -2.26              0.12
+                  1.0                 1.68           0.56             3.77              1.74              0.88
+                  1.5                 4.44           0.92             4.09              4.63              1.00
+    induce_random 0.0                 0.00           0.24             3.01             -6.88              0.00
+                  1.0                 0.00           0.24             2.90             -6.88              0.00
+                  1.5                 0.01           0.25             2.84             -6.87              0.00
+
+    ablate: 0.002 nats a token for a nat of refusal (random: 0.025)
+    induce: 0.443 nats a token for a nat of refusal (random: 0.034)
 """
 
 import argparse

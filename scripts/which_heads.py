@@ -5,10 +5,20 @@
 
 Moved: change of the refusal score when the head's output is copied from the harmful prompt's run, nats, with its 95%
 interval over pairs; p is adjusted for all heads. Written: what the head adds to (refusal − compliance) logits, harmful
-minus harmless. A head may move refusal without writing it, by what later heads read from it. What the first line
-printed for `make demo`:
+minus harmless. A head may move refusal without writing it, by what later heads read from it. With four pairs
+no p can be small: take six or more to tell a head from nothing. What the first line printed for `make demo`:
 
-OUTPUT
+    4 pairs; 30 layers of 9 heads
+
+    head        moved, nats            p      written, logits
+    L21.H4     +1.68 [+1.06, +2.30]      0.250  +0.13
+    L14.H2     +1.66 [+0.49, +2.82]      0.750  +0.01
+    L10.H6     +1.28 [+1.03, +1.52]      0.250  -0.00
+    L29.H1     +1.08 [+0.35, +1.80]      0.750  +0.78
+    L14.H8     +1.03 [+0.29, +1.77]      1.000  +0.03
+    L12.H4     +1.02 [+0.03, +2.00]      1.000  -0.03
+    L21.H6     +0.98 [+0.69, +1.26]      0.250  +0.09
+    L13.H6     +0.93 [-0.28, +2.15]      1.000  +0.01
 """
 
 import argparse
