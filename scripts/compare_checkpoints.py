@@ -7,7 +7,18 @@ The same prompts at both, so that differences are paired. Decrease: how far taki
 score of harmful prompts, nats; a random direction of the same length stands beside it. What the first line printed for
 `make demo`:
 
-OUTPUT
+    harmful             refused 0.81 and 0.75: -0.06 [-0.25, +0.12], n = 16
+    harmless            refused 0.19 and 0.06: -0.12 [-0.36, +0.10], n = 16
+    safe, looks unsafe  refused 0.38 and 0.38: +0.00 [-0.12, +0.12], n = 16
+
+    carrier of first at layer 22; carrier of second at layer 22
+    cosine of the two directions at the last token: L5 1.00, L10 1.00, L15 1.00, L20 1.00, L25 1.00
+
+    carrier of  at      decrease, nats          random   kl
+    first       first   +7.64 [+6.86, +8.42]    +0.03   0.021
+    second      first   +7.54 [+6.75, +8.33]    +0.03   0.021
+    first       second  +7.49 [+6.75, +8.24]    +0.03   0.017
+    second      second  +7.41 [+6.66, +8.17]    +0.03   0.016
 """
 
 import argparse
