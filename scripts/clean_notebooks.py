@@ -30,6 +30,8 @@ LARGEST = 1_000_000
 """Bytes of a notebook."""
 INLINED = 100_000
 """Characters of HTML above which a view carries its libraries."""
+PRINTED = '<pre style="white-space:pre;overflow-x:auto'
+"""How rich begins what it prints while something is under way."""
 NO_KERNEL = "An interactive view: run this cell to see it."
 PATH = re.compile(r"(?:/(?:home|root|work|tmp|Users|private|mnt|var|opt|usr)/[^\s\"'<>)\\]*)")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
@@ -61,6 +63,8 @@ def troubles(notebook: nbformat.NotebookNode) -> Iterator[str]:
             yield from (f"{where} holds the path {found}" for found in PATH.findall(_without_pictures(text)))
             yield from (f"{where} holds the time {found}" for found in TIME.findall(text))
             data = output.get("data", {})
+            if data.get("text/html", "").startswith(PRINTED):
+                yield f"{where} holds a progress bar"
             if len(data.get("text/html", "")) > INLINED:
                 yield f"{where} holds the libraries of an interactive view"
             if any("plotly" in kind for kind in data) and "image/png" not in data:
@@ -113,6 +117,8 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
         output.execution_count = None
     output.metadata = {}
     data = output.data
+    if data.get("text/html", "").startswith(PRINTED):
+        return None
     if any(kind.startswith("application/vnd.jupyter.widget") for kind in data):
         output.data = {"text/plain": NO_KERNEL}  # the state of widgets is not kept
     elif len(data.get("text/html", "")) > INLINED:

@@ -81,7 +81,7 @@ def test_geometry(run, tmp_path):
 @pytest.mark.slow
 def test_cause_and_attribution(run):
     shown = run("04_cause_and_attribution.ipynb", "source, base, n, n_pairs = 'tiny-random', 'tiny-random', 4, 2")
-    assert _n_figures(shown) == 5
+    assert _n_figures(shown) == 6
     for name in ("spearman", "difference", "segment", "random_refusal", "random_kept", "control"):
         assert any(name in outputs for outputs in shown), name
 
@@ -143,6 +143,9 @@ def test_cleaning_takes_out_what_it_names(nbformat):
     cell.outputs = [
         new.new_output("stream", name="stderr", text="a bar"),
         new.new_output("stream", name="stdout", text="wrote /home/someone/run.txt"),
+        new.new_output(
+            "display_data", data={"text/html": cleaning.PRINTED + '">half done</pre>', "text/plain": "half"}
+        ),
         new.new_output("execute_result", data={"text/html": "<p>" + "x" * 200_000}, execution_count=3),
         new.new_output("display_data", data=figure),
     ]
