@@ -59,7 +59,7 @@ def troubles(notebook: nbformat.NotebookNode) -> Iterator[str]:
         for output in cell.outputs:
             if output.output_type in ("stream", "error") and output.get("name") != "stdout":
                 yield f"{where} holds a warning, a progress bar or an error"
-            text = str(output.get("text", "")) + str(output.get("data", {}))
+            text = f"{output.get('text', '')} {output.get('data', '')}"
             yield from (f"{where} holds the path {found}" for found in PATH.findall(_without_pictures(text)))
             yield from (f"{where} holds the time {found}" for found in TIME.findall(text))
             data = output.get("data", {})

@@ -81,7 +81,7 @@ def test_geometry(run, tmp_path):
 @pytest.mark.slow
 def test_cause_and_attribution(run):
     shown = run("04_cause_and_attribution.ipynb", "source, base, n, n_pairs = 'tiny-random', 'tiny-random', 4, 2")
-    assert _n_figures(shown) == 6
+    assert _n_figures(shown) == 5
     for name in ("spearman", "difference", "segment", "random_refusal", "random_kept", "control"):
         assert any(name in outputs for outputs in shown), name
 
@@ -150,7 +150,7 @@ def test_cleaning_takes_out_what_it_names(nbformat):
         new.new_output("display_data", data=figure),
     ]
     notebook = new.new_notebook(cells=[cell], metadata={"language_info": {"name": "python", "version": "3.11"}})
-    assert len(list(cleaning.troubles(notebook))) == 5
+    assert len(list(cleaning.troubles(notebook))) == 6
     cleaned = cleaning.clean(notebook)
     assert list(cleaning.troubles(cleaned)) == []
     assert [output.output_type for output in cleaned.cells[0].outputs] == ["stream", "execute_result", "display_data"]
