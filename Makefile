@@ -6,7 +6,7 @@ RUNS := .venv/.runs
 READY := .venv/.ready
 VIEWER := mechrefusal/report/viewer
 
-.PHONY: demo test check lint bench calibrate notebook clean
+.PHONY: demo test check lint bench calibrate docs notebooks clean
 
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
@@ -33,6 +33,14 @@ calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simu
 	$(BIN)/python -m calibration.held_out
 	$(BIN)/python -m calibration.ground_truth
 
+docs: $(RUNS)  ## the documentation as a site that loads nothing from a network: python -m http.server -d site
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: $(READY) browser  ## run the notebooks on the demo's checkpoints, and keep what they show
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pictures]'
+	$(BIN)/python scripts/clean_notebooks.py --execute
+
 # What runs, and on top of it what tests: the demo does not wait for the latter.
 $(RUNS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("mechrefusal needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -52,4 +60,4 @@ browser:
 		|| echo "no chromium: the report's browser tests will be skipped"
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         forward,
         geometry,
         models,
+        playground,
         prompts,
         report,
         statistics,
@@ -35,12 +36,12 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _ROOMS = (
-    "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models", "prompts", "report",
-    "statistics", "study", "tables", "training",
+    "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models", "playground", "prompts",
+    "report", "statistics", "study", "tables", "training",
 )  # fmt: skip
 
 __all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models",
-           "prompts", "report", "statistics", "study", "tables", "training"]  # fmt: skip
+           "playground", "prompts", "report", "statistics", "study", "tables", "training"]  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -145,29 +145,8 @@ class Measurement:
     @cached_property
     def best(self) -> Carrier | None:
         """What later measures look at: the carrier, or the best candidate in its place; None without either."""
-        row, candidates = self.read("carrier").iloc[0], self.read("carriers")
-        if (place := best_place(row)) is None:
-            return None
-        position, layer = place
-        candidate = candidates[(candidates["position"] == position) & (candidates["layer"] == layer)].iloc[0]
-        by_prompt = self.read("candidate_scores")
-        by_prompt = by_prompt[(by_prompt["position"] == position) & (by_prompt["layer"] == layer)]
-        scores = {}
-        for name, interval in _INTERVALS.items():
-            values = by_prompt.loc[by_prompt["measure"] == name, "value"].to_numpy(float)
-            estimate = interval(values) if len(values) else Estimate(nan, nan, nan, 0)
-            scores[name] = replace(estimate, value=float(candidate[name]))
-        reference = require_reference(row["ablated_to"])
-        return Carrier(
-            position,
-            layer,
-            **scores,
-            admissible=bool(candidate["admissible"]),
-            rejected_because=candidate["rejected_because"],
-            row=int(candidate.name),
-            reference=reference,
-            direction=self.directions.at(position, layer, reference=reference),
-        )
+        carrier, candidates, by_prompt = (self.read(name) for name in ("carrier", "carriers", "candidate_scores"))
+        return restored_best(carrier, candidates, by_prompt, self.directions)
 
     @property
     def carrier(self) -> Carrier | None:
@@ -203,3 +182,36 @@ def _attacked(cases: Sequence[AttackCase]) -> pd.DataFrame:
     ]
     suite = "evaluation_harmful"
     return pd.DataFrame(rows).assign(suite=suite, side=SIDES[suite], group="", category="", context=None)
+
+
+def restored_best(
+    carrier: pd.DataFrame, candidates: pd.DataFrame, by_prompt: pd.DataFrame, directions: Directions
+) -> Carrier | None:
+    """The carrier of a measured checkpoint, or the best candidate in its place, with its scores; None without either.
+
+    Args:
+        carrier, candidates, by_prompt: tables `carrier`, `carriers` and `candidate_scores` of the checkpoint.
+        directions: that the candidates are of.
+    """
+    row = carrier.iloc[0]
+    if (place := best_place(row)) is None:
+        return None
+    position, layer = place
+    candidate = candidates[(candidates["position"] == position) & (candidates["layer"] == layer)].iloc[0]
+    by_prompt = by_prompt[(by_prompt["position"] == position) & (by_prompt["layer"] == layer)]
+    scores = {}
+    for name, interval in _INTERVALS.items():
+        values = by_prompt.loc[by_prompt["measure"] == name, "value"].to_numpy(float)
+        estimate = interval(values) if len(values) else Estimate(nan, nan, nan, 0)
+        scores[name] = replace(estimate, value=float(candidate[name]))
+    reference = require_reference(row["ablated_to"])
+    return Carrier(
+        position,
+        layer,
+        **scores,
+        admissible=bool(candidate["admissible"]),
+        rejected_because=candidate["rejected_because"],
+        row=int(candidate.name),
+        reference=reference,
+        direction=directions.at(position, layer, reference=reference),
+    )
