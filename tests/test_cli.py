@@ -435,7 +435,7 @@ def test_ablate_and_evaluate_take_phrases_and_say_what_is_not_english(tmp_path, 
         str(tmp_path / "out"),
     ]
     assert main([*words, "--judge", f"phrases={phrases}"]) == 0
-    assert "judge: phrases_ru_" in capsys.readouterr().out
+    assert "judge of refusal: phrases_ru_" in " ".join(capsys.readouterr().out.split())
     _fails(capsys, [*words, "--judge", "phrases=/no/such.txt"], "/no/such.txt does not exist")
     _fails(capsys, _ablate(tmp_path, "--judge", "harmbench"), "measuring judge 'harmbench'")
 
@@ -500,8 +500,10 @@ def xstest(tmp_path):
     return path
 
 
-def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
+def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys, monkeypatch):
     from mechrefusal import tables
+
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table breaks its cells
 
     words = ["evaluate", str(evaluated_run.folder), "--suite", f"xstest={xstest}", "--suite", "builtin-utility"]
     words += ["--n", "1", "--max_new_tokens", "3", "--intervene", "ablate:random", "--checkpoint", "base-step-00000"]
@@ -509,8 +511,9 @@ def test_evaluate_prints_rates_and_keeps_tables(evaluated_run, xstest, capsys):
     printed = capsys.readouterr().out
     for title in ("xstest, harmful prompts", "xstest, harmless prompts", "builtin-utility, harmless prompts"):
         assert title in printed
-    assert "base 0 (ablate:random)" in printed
-    assert "n=1" in printed
+    rows = [line.split() for line in printed.splitlines() if line.lstrip().startswith("base 0")]
+    assert any("ablate:random" in row for row in rows)
+    assert all("1" in row for row in rows)  # n
     folder = evaluated_run.measurements()
     verdicts = tables.read("verdicts", folder)
     counts = verdicts.groupby(["suite", "side", "intervention"]).size().to_dict()

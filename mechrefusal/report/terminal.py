@@ -21,8 +21,6 @@ SHOWN = 12
 """Differences between checkpoints shown: those with the smallest p."""
 STRESS_SHOWN = 24
 """Differences of attacks shown: the first pairs of their table."""
-_NARROW = 16
-"""Columns of at most so many characters are not folded."""
 
 
 def summary(run_folder: Path | str) -> Group:
@@ -237,8 +235,9 @@ def grid_table(title: str, caption: str, grid: Grid) -> Table:
         longest = max((len(line) for row in rows for line in row[place].split("\n")), default=0)
         words = textwrap.fill(head.words, max(10, min(longest, 24)), break_long_words=False)
         justify: Literal["left", "right"] = "right" if head.is_number else "left"
-        is_narrow, least = longest <= _NARROW, min(longest, 14)
-        table.add_column(Text(words), justify=justify, overflow="fold", no_wrap=is_narrow, min_width=least)
+        # In a narrow terminal words fold and numbers stay whole.
+        least = longest if head.is_number else min(longest, 5)
+        table.add_column(Text(words), justify=justify, overflow="fold", no_wrap=head.is_number, min_width=least)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

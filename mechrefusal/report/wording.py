@@ -118,7 +118,7 @@ def percent(value: Any) -> str:
 
 def whole(value: Any) -> str:
     """A whole number, a dash for a missing one."""
-    return MISSING if is_missing(value) else f"{int(value)}".replace("-", "−")
+    return MISSING if is_missing(value) else f"{round(float(value))}".replace("-", "−")
 
 
 def grouped(value: Any) -> str:

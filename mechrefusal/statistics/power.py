@@ -86,10 +86,12 @@ def map_critical(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> flo
         values: changes, (prompt or pair, cell).
     """
     values = np.asarray(values, float)
+    if len(values) < 2:
+        return NAN
     centred = values - values.mean(axis=0)
     spread = centred.std(axis=0)
     scaled = centred[:, spread > 0] / spread[spread > 0]
-    if len(scaled) < 2 or not scaled.shape[1]:
+    if not scaled.shape[1]:
         return NAN
     weights = np.random.default_rng(seed).normal(size=(draws, len(scaled))) / sqrt(len(scaled))
     return float(np.quantile(np.abs(weights @ scaled).max(axis=1), 1 - ALPHA))

@@ -126,7 +126,7 @@ def test_races_find_the_winner_and_leave_most_candidates_out(trials):
     for trial in trials:
         everything = trial.scores([trial.of(place) for place in range(40)], [True] * 40)
         expected = carriers.select(everything, 100, trial.rule).winner
-        found = carriers.select(trial.scores(trial.race.found, trial.race.is_exact), 100, trial.rule).winner
+        found = carriers.select(trial.scores(trial.race.scores, trial.race.is_exact), 100, trial.rule).winner
         assert (None if found is None else found.place) == (None if expected is None else expected.place)
     assert np.mean([sum(trial.race.is_exact) for trial in trials]) < 16
 

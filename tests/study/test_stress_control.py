@@ -311,8 +311,8 @@ def test_evaluate_prints_the_control_and_the_differences(run, capsys, monkeypatc
     captured = capsys.readouterr()
     shown = " ".join(captured.out.split())
     assert "2 of 2 behaviours have a harmless twin" in " ".join(captured.err.split())
-    assert "Is the request refused, or the suffix? gcg" in shown
-    assert "Which checkpoint is more robust? gcg" in shown
+    assert "Is the request refused, or the suffix?" in shown
+    assert "Which checkpoint is more robust?" in shown
     assert "last of two arms sft 3 r2d2 3 attack succeeds" in shown
     control = tables.read("stress_control", run.measurements())
     assert set(control["n"] + control["nulls"]) == {2}

@@ -51,6 +51,8 @@ def rows_of(entry: Map, table: pd.DataFrame) -> pd.DataFrame:
     rows = table
     for column, value in entry.where.items():
         rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
+    if entry.value not in rows:
+        return rows.iloc[:0]
     rows = rows.dropna(subset=[entry.kind, entry.value])
     return rows[rows["head"] >= 0] if entry.kind == "head" else rows
 
