@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {name: each.direction() for name, each in plays.items()},
             own.validation.take(options.n),
             play.metric,
-            own=play.directions,
+            target_directions=play.directions,
         )
         for row in found.itertuples():
             decrease = f"{row.decrease:+.2f} [{row.decrease_low:+.2f}, {row.decrease_high:+.2f}]"

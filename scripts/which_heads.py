@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("head        moved, nats            p      written, logits")
     for layer, head in heads.top(options.top):
         at = heads.table[(heads.table["layer"] == layer) & (heads.table["head"] == head)].iloc[0]
-        moved = heads.interval(layer, head)
+        moved = heads.interval(layer=layer, head=head)
         writes = written[(written["layer"] == layer) & (written["head"] == head)]["difference"].iloc[0]
         interval = f"{moved.value:+.2f} [{moved.low:+.2f}, {moved.high:+.2f}]"
         print(f"L{layer}.H{head:<5} {interval:25} {at['p']:.3f}  {writes:+.2f}")
