@@ -81,9 +81,7 @@ def attention(table: pd.DataFrame, tokens: Sequence[str] | None = None, *, promp
             raise MechrefusalError(
                 f"attention of {wording.head_name(layer, head)} has an entry twice: keep one checkpoint and prompt"
             )
-        pattern = np.zeros((len(tokens), len(tokens)))
-        pattern[own["destination"], own["source"]] = own["weight"]
-        patterns.append(pattern)
+        patterns.append(pattern_of(own, len(tokens)))
         names.append(wording.head_name(layer, head))
     properties = {
         "attention": [np.round(pattern, _DECIMALS).tolist() for pattern in patterns],
@@ -97,10 +95,17 @@ def attention(table: pd.DataFrame, tokens: Sequence[str] | None = None, *, promp
     return Circuit("AttentionHeads", properties, height=860)
 
 
-def saturation(patterns: Sequence[np.ndarray]) -> float:
+def pattern_of(rows: pd.DataFrame, n_tokens: int) -> np.ndarray:
+    """The attention of one head on one prompt, destination x source, from its rows of table `attention`."""
+    pattern = np.zeros((n_tokens, n_tokens))
+    pattern[rows["destination"], rows["source"]] = rows["weight"]
+    return pattern
+
+
+def saturation(patterns: Sequence[np.ndarray], *, decimals: int = _DECIMALS) -> float:
     """The weight at which colour saturates: the largest one off the first token, which most heads rest on."""
     rest = [float(pattern[1:, 1:].max()) for pattern in patterns if len(pattern) > 1]
-    return round(max(rest, default=1.0), _DECIMALS) or 1.0
+    return round(max(rest, default=1.0), decimals) or 1.0
 
 
 def coloured_tokens(table: pd.DataFrame, *, prompt_id: str | None = None, limit: float | None = None) -> Circuit:

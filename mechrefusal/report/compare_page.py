@@ -39,7 +39,6 @@ class ComparePage(Page):
     """Two checkpoints at a time; the viewer shows the pair that is chosen."""
 
     name = "compare"
-    scripts = ("assets/report.js",)
 
     @cached_property
     def pairs(self) -> list[tuple[MeasuredCheckpoint, MeasuredCheckpoint, Grid, list[dict[str, Any]]]]:

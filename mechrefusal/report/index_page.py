@@ -38,7 +38,8 @@ class IndexPage(Page):
 
     def __init__(self, run: MeasuredRun) -> None:
         super().__init__(run)
-        self.lines, self.story = headline.headlines(run), story.told(run)
+        self.lines = headline.headlines(run)
+        self.story = story.told(run, self.lines)
         self.gates = [gate.of(checkpoint) for checkpoint in run.checkpoints]
         last = {checkpoint.id for checkpoint in run.last_of_each_arm}
         self.ends = [one for one in self.gates if one.checkpoint.id in last]

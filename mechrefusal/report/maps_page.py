@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechrefusal.report import figures, wording
+from mechrefusal.report import circuits, figures, wording
 from mechrefusal.report.figures.catalogue import slider_maps
 from mechrefusal.report.figures.slider import head_values, rows_of
 from mechrefusal.report.order import SHARED
@@ -27,36 +27,35 @@ class MapsPage(Page):
     def arms(self) -> list[tuple[str, dict[str, Any]]]:
         """(arm, what the slider drives): each arm from where it starts; the shared ones where there is no other."""
         arms = list(dict.fromkeys(c.arm for c in self.run.checkpoints if c.arm not in SHARED))
-        blocks = []
-        for arm in arms or list(dict.fromkeys(c.arm for c in self.run.checkpoints)):
-            kind = next(kind for kind in self.run.kinds if any(c.arm == arm for c in kind))
-            names = {entry.table for entry in slider_maps()}
-            block = figures.maps({name: self.run.together(name, among=kind) for name in names}, arm=arm)
-            if block["maps"]:
-                blocks.append((arm, block))
-        return blocks
+        arms = arms or list(dict.fromkeys(c.arm for c in self.run.checkpoints))
+        names = {entry.table for entry in slider_maps()}
+        blocks: dict[str, dict[str, Any]] = {}
+        for kind in self.run.kinds:
+            tables = {name: self.run.together(name, among=kind) for name in names}
+            of_kind = {c.arm for c in kind} - set(blocks)
+            blocks |= {arm: figures.maps(tables, arm=arm) for arm in arms if arm in of_kind}
+        return [(arm, blocks[arm]) for arm in arms if blocks[arm]["maps"]]
 
 
 def heads_data(run: MeasuredRun) -> dict[str, Any]:
     """What the card of a head shows: its values at every checkpoint, source tokens, and attention patterns."""
     entries = [entry for entry in slider_maps() if entry.kind == "head"]
-    rows = [rows_of(entry, c.tables[entry.table]) for entry in entries for c in run.checkpoints]
-    shape = tuple(max((int(own[name].max()) + 1 for own in rows if len(own)), default=0) for name in ("layer", "head"))
+    rows = {c.id: [(entry, rows_of(entry, c.tables[entry.table])) for entry in entries] for c in run.checkpoints}
+    known = [each for of_checkpoint in rows.values() for _, each in of_checkpoint if len(each)]
+    n_layers, n_heads = (max((int(each[name].max()) + 1 for each in known), default=0) for name in ("layer", "head"))
     limit = LARGEST_ATTENTION // max(1, len(run.checkpoints))
     return {
         "checkpoints": [{"id": c.id, "arm": c.arm, "step": c.step, "label": c.label} for c in run.checkpoints],
-        "n_layers": shape[0],
-        "n_heads": shape[1],
+        "n_layers": n_layers,
+        "n_heads": n_heads,
         "columns": {
             entry.name: {"title": entry.title, "unit": entry.unit, "definition": entry.definition} for entry in entries
         },
         "values": {
-            c.id: {
-                entry.name: values
-                for entry in entries
-                if any(values := head_values(entry, c.tables[entry.table], (shape[0], shape[1])))
+            name: {
+                entry.name: head_values(entry, each, (n_layers, n_heads)) for entry, each in of_checkpoint if len(each)
             }
-            for c in run.checkpoints
+            for name, of_checkpoint in rows.items()
         },
         "sources": {c.id: _sources(c.tables["token_sources"]) for c in run.checkpoints},
         "attention": {c.id: _attention(c.tables, limit) for c in run.checkpoints},
@@ -84,17 +83,15 @@ def _attention(tables: Mapping[str, pd.DataFrame], limit: int) -> dict[str, list
         cells += size * size
         if cells > limit:
             break
-        pattern = np.zeros((size, size))
-        pattern[rows["destination"], rows["source"]] = rows["weight"]
+        pattern = circuits.pattern_of(rows, size)
         kind, tokens = _prompt(tables["tokens"], prompt, size)
-        most = float(pattern[1:, 1:].max()) if size > 1 else 1.0
         found.setdefault(f"{layer}.{head}", []).append(
             {
                 "prompt_id": wording.plain(prompt),
                 "set": kind,
                 "tokens": tokens,
                 "pattern": np.round(pattern, 3).tolist(),
-                "max": round(most, 3) or 1.0,
+                "max": circuits.saturation([pattern], decimals=3),
             }
         )
     return found

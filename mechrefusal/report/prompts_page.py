@@ -16,7 +16,6 @@ class PromptsPage(Page):
     """The browser of prompts."""
 
     name = "prompts"
-    scripts = ("assets/report.js",)
 
 
 def prompts_data(run: MeasuredRun, *, show_completions: bool = False) -> dict[str, Any]:

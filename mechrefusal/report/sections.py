@@ -101,7 +101,6 @@ class Page:
     """
 
     name: ClassVar[str]
-    scripts: ClassVar[tuple[str, ...]] = ("assets/report.js",)
 
     def __init__(self, run: MeasuredRun, *, show_completions: bool = False) -> None:
         self.run, self.show_completions = run, show_completions

@@ -1,7 +1,7 @@
 """What a run says, in a few sentences for one who has never seen it: the index and the terminal begin with them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,9 +15,13 @@ from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 _POWER_SHOWN, _PAIRS_SHOWN = 2, 2
 
 
-def told(run: MeasuredRun) -> list[tuple[str, str]]:
-    """(heading, sentences) in the order in which they are asked; plain text."""
-    lines = {line.checkpoint.id: line for line in headline.headlines(run)}
+def told(run: MeasuredRun, headlines: Sequence[Headline]) -> list[tuple[str, str]]:
+    """(heading, sentences) in the order in which they are asked; plain text.
+
+    Args:
+        headlines: `headline.headlines(run)`.
+    """
+    lines = {line.checkpoint.id: line for line in headlines}
     ends = [lines[checkpoint.id] for checkpoint in run.last_of_each_arm if _is_end(run, checkpoint)]
     parts = [
         ("What was trained", [_trained(run)]),

@@ -42,7 +42,7 @@ def summary_of(run: MeasuredRun) -> Group:
     lines = headline.headlines(run)
     warned = language.of_measurements(run.checkpoints)
     parts: list[Table | Text] = [Text(warned, style="bold")] if warned else []
-    parts += [Text.assemble((f"{words}. ", "bold"), told) for words, told in story.told(run)]
+    parts += [Text.assemble((f"{words}. ", "bold"), told) for words, told in story.told(run, lines)]
     parts += [
         gates(run),
         behaviour(lines),

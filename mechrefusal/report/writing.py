@@ -1,8 +1,6 @@
 """Writes the report: pages, the libraries and data that they share, and the tables that figures show."""
 
 import base64
-import importlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from markupsafe import Markup
 
 from mechrefusal.files import whole_file
 from mechrefusal.progress import track
-from mechrefusal.report import embedding
+from mechrefusal.report import embedding, graph
 from mechrefusal.report.checkpoint_page import CheckpointPage
 from mechrefusal.report.compare_page import ComparePage
 from mechrefusal.report.evaluation_page import EvaluationPage
@@ -26,6 +24,8 @@ from mechrefusal.report.sections import Page
 from mechrefusal.report.training_page import MethodsPage, TrainingPage
 
 SINGLE = "report.html"
+SCRIPT = "assets/report.js"
+"""The one script of a page; it loads the libraries when they are first needed."""
 LINKS = (
     ("index", "Overview"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"), ("training", "Training"),
     ("evaluation", "Evaluation"), ("methods", "Methods"),
@@ -63,7 +63,7 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
         return _whole(folder / SINGLE, _single(run, pages, data, drawn))
     shared = {
         **embedding.libraries(),
-        "assets/report.js": embedding.page_script(),
+        SCRIPT: embedding.page_script(),
         "assets/report.css": embedding.page_style(),
     }
     for path, text in shared.items():
@@ -76,7 +76,7 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
     for stale in set((folder / "tables").glob("*.csv")) - kept:
         stale.unlink()
     for page, content in pages:
-        shown = _document(run, page.id, content, scripts=page.scripts, policy=embedding.policy())
+        shown = _document(run, page.id, content, scripts=[SCRIPT], policy=embedding.policy())
         _whole(folder / f"{page.id}.html", shown)
     return folder / "index.html"
 
@@ -109,9 +109,6 @@ def _data(run: MeasuredRun, *, show_completions: bool) -> dict[str, Markup]:
 
 def _circuits(run: MeasuredRun) -> dict[str, Any]:
     """The circuit of every checkpoint that has one, as a graph."""
-    if importlib.util.find_spec("mechrefusal.report.graph") is None:
-        return {}
-    graph = importlib.import_module("mechrefusal.report.graph")
     return {c.id: graph.of_checkpoint(c.tables) for c in run.checkpoints if c.tables["circuit_nodes"]["kept"].any()}
 
 

@@ -8,7 +8,7 @@ from rendering import content
 from synthetic_behaviour import LONG_COMPLETION
 
 from mechrefusal import tables
-from mechrefusal.report import embedding, story, wording
+from mechrefusal.report import embedding, headline, story, wording
 from mechrefusal.report.compare_page import ComparePage
 from mechrefusal.report.figures.catalogue import slider_maps
 from mechrefusal.report.maps_page import MapsPage, heads_data
@@ -154,7 +154,7 @@ def test_a_pair_that_stands_the_other_way_round_changes_its_sign(run):
 
 
 def test_the_story_is_told_of_every_arm(run):
-    told = dict(story.told(run))
+    told = dict(story.told(run, headline.headlines(run)))
     assert list(told)[:3] == ["What was trained", "Did it learn", "Where refusal sits"]
     assert told["What was trained"].startswith("The base model was trained through 2 ways (r2d2 and sft), to step 250.")
     assert "r2d2 did by step 250" in told["Did it learn"]

@@ -70,10 +70,6 @@ def checkpoints(rows: pd.DataFrame, end: str = "", *, limit: int = 16) -> Axis:
     )
 
 
-def _attacked_last(key: tuple[str, int]) -> tuple:
-    return key[1] >= 0, *checkpoint_order(key)
-
-
 def checkpoint_label(key: tuple[str, int], limit: int = 16) -> str:
     """`sft 50`, plain text; a negative step is no checkpoint but no attack (as in table `stress_transfer`)."""
     return "no attack" if key[1] < 0 else checkpoint_name({"arm": key[0], "step": key[1]}, limit=limit)

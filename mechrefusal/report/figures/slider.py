@@ -57,16 +57,16 @@ def rows_of(entry: Map, table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["head"] >= 0] if entry.kind == "head" else rows
 
 
-def head_values(entry: Map, table: pd.DataFrame, shape: tuple[int, int]) -> list[list[float | None] | None]:
+def head_values(entry: Map, rows: pd.DataFrame, shape: tuple[int, int]) -> list[list[float | None] | None]:
     """Value, ends of the interval and p of every head of one checkpoint; None for a head that was not measured.
 
     Args:
         entry: a map of kind `head`.
-        table: its table at one checkpoint.
+        rows: `rows_of` its table at one checkpoint.
         shape: n_layers and n_heads; head h of layer l stands at l * n_heads + h.
     """
     values: list[list[float | None] | None] = [None] * (shape[0] * shape[1])
-    for row in rows_of(entry, table).to_dict("records"):
+    for row in rows.to_dict("records"):
         numbers = [row.get(name, math.nan) for name in (entry.value, entry.low, entry.high)]
         p = row.get("p", math.nan) if entry.mark == "p" else math.nan
         shown = [float(number) - entry.minus for number in numbers] + [p]
