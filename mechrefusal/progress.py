@@ -18,6 +18,11 @@ IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
 
 
+def say(text: str) -> None:
+    """Say what is done, or was, on one line that no terminal breaks."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def tell_once(owner: Any, message: str, *, level: int = logging.WARNING) -> None:
     """Log a message that concerns `owner` (such as a model), the first time that it is said of it."""
     messages = owner.__dict__.setdefault("_mechrefusal_told", set())

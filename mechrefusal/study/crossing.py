@@ -12,7 +12,7 @@ from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.models import Checkpoint, load_hooked
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.study.across import Pairs
 from mechrefusal.study.caching import Made
 from mechrefusal.study.run import Run
@@ -94,7 +94,7 @@ class _Crossing:
 
 def _made(run: Run, crossed: _Crossing, sets: Mapping[str, list[str]]) -> Made:
     """The rows of one pair on either set of prompts."""
-    console.print(f"patching between {crossed.name}", highlight=False, soft_wrap=True)
+    say(f"patching between {crossed.name}")
     with run.timed(f"patch between {crossed.name}"):
         parts = [crossed.rows(texts).assign(set=name) for name, texts in sets.items()]
     table = tables.frame("cross_patching", pd.concat(parts, ignore_index=True))

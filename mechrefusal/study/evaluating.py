@@ -29,7 +29,7 @@ from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import require_writable
 from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import evaluation_tables, labelling
 from mechrefusal.study.caching import fingerprint
@@ -173,7 +173,7 @@ class _Asking:
         frames: list[pd.DataFrame] = []
         for number, checkpoint in enumerate(checkpoints, start=1):
             line = f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})"
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
             possible: dict[str, causal.Intervention | None] = {NONE: None}
             for named in interventions:
                 try:
@@ -184,7 +184,7 @@ class _Asking:
                     self.skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
             frames += self._at(checkpoint, possible)
         for line in self.skipped:
-            console.print(f"left out: {line}", highlight=False, soft_wrap=True)
+            say(f"left out: {line}")
         return pd.concat(frames, ignore_index=True)
 
     def _at(self, checkpoint: Checkpoint, possible: dict[str, causal.Intervention | None]) -> list[pd.DataFrame]:
@@ -268,5 +268,5 @@ def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.Data
         line = f"{n_leaked} prompts of the suites are among those that '{run.folder}' used, such as {shown}"
         if strict:
             raise MechrefusalError(f"{line}; take them out of the suite, or evaluate without strict")
-        console.print(f"{line}; they are in table 'leaks'", highlight=False, soft_wrap=True)
+        say(f"{line}; they are in table 'leaks'")
     return tables.frame("leaks", leaks)

@@ -16,7 +16,7 @@ from mechrefusal.memory import given_back
 from mechrefusal.models import Checkpoint, bytes_to_hook, load_causal_lm, load_tokenizer
 from mechrefusal.processes import Around, Job, how_many
 from mechrefusal.processes import run as run_jobs
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study import evaluation_tables, kinds, labelling
 from mechrefusal.study.caching import Made, Written, file_hash
@@ -104,7 +104,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
     if at_once == 1:
         for checkpoint in todo:
             number = f"({checkpoints.index(checkpoint) + 1} of {len(checkpoints)})"
-            console.print(f"measuring {checkpoint.id} {number}", highlight=False, soft_wrap=True)
+            say(f"measuring {checkpoint.id} {number}")
             measure_checkpoint(run, checkpoint, prompts, attacks, todo=work[checkpoint])
             _note_measured(run, checkpoint, checkpoints, at_once)
     else:
@@ -115,7 +115,7 @@ def measure(run: Run, *, processes: int = 1) -> None:
             if left.stages
         ]
         what = f"{len(todo)} of {len(checkpoints)} checkpoints, {at_once} at once"
-        console.print(f"measuring {what}", highlight=False, soft_wrap=True)
+        say(f"measuring {what}")
         with closing(run_jobs(jobs, at_once=at_once, description="measuring")) as ended:
             for name, _ in ended:
                 _note_measured(run, by_id[name], checkpoints, at_once)

@@ -18,7 +18,7 @@ from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import one_at_a_time, whole_file
 from mechrefusal.models import Checkpoint, fetch
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Kept, Made, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
@@ -161,7 +161,7 @@ class Run:
 
     def took(self, stage: str, seconds: float) -> None:
         """Say how long a stage took, and record it in the manifest and in the table `stages`."""
-        console.print(f"{stage}: {seconds:.0f} s", highlight=False, soft_wrap=True)
+        say(f"{stage}: {seconds:.0f} s")
         self.update({"stages": {stage: round(seconds, 2)}})
         rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
         tables.write(tables.frame("stages", rows), "stages", self.measurements())

@@ -13,7 +13,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT
 from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study.caching import fingerprint
 from mechrefusal.study.checkpoints import require_room
@@ -217,4 +217,4 @@ def _described(target: Checkpoint, source: Checkpoint | None, method: str, *, of
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    say(line)

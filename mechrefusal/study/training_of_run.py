@@ -14,7 +14,7 @@ from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import RULES, refuses
 from mechrefusal.files import sweep
 from mechrefusal.models import Checkpoint
-from mechrefusal.progress import console
+from mechrefusal.progress import say
 from mechrefusal.prompts import PromptSet, Split
 from mechrefusal.prompts.conversations import Conversation
 from mechrefusal.statistics import intervals
@@ -68,7 +68,7 @@ def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list
 
     def make() -> Made:
         after = f" after {start.id}" if start.step else ""
-        console.print(f"training {name}: {settings.steps} steps{after}", highlight=False, soft_wrap=True)
+        say(f"training {name}: {settings.steps} steps{after}")
         utility = conversations()
         with run.timed(f"train {name}"):
             log = training.train(
@@ -144,7 +144,7 @@ def probe_of(settings: TrainingSettings, asked: Split, arm: str, judge: Judge = 
             rate = intervals.rate(n_refused, len(chosen))
             rows.append({"set": name, "metric": "any_refusal", "judge": judge.name, **vars(rate)})
             counts.append(f"{name} {n_refused} of {len(chosen)}")
-        console.print(f"{arm}, step {step}: refused {', '.join(counts)}", highlight=False, soft_wrap=True)
+        say(f"{arm}, step {step}: refused {', '.join(counts)}")
         return rows
 
     return probe
