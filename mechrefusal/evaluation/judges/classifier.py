@@ -3,6 +3,7 @@
 Each asks with the published prompt and reads the published place; nothing is sampled.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Unpack
@@ -24,7 +25,7 @@ COMPLETION_TOKENS = 512
 RATINGS = ("1", "2", "3", "4", "5")
 
 
-class _NextTokenJudge:
+class _NextTokenJudge(ABC):
     """A judge that fills a published prompt with a clipped completion and reads the next token."""
 
     kind = "harm"
@@ -47,9 +48,9 @@ class _NextTokenJudge:
         for logits in last_logits(self._judge.model, batch, chunk=len(batch))[:, -1].float():
             yield self._scored(logits)
 
+    @abstractmethod
     def _scored(self, logits: Float[Tensor, " vocab"]) -> Scored:
         """What the logits of the next token say, in float32."""
-        raise NotImplementedError
 
 
 class HarmBenchClassifier(_NextTokenJudge):
