@@ -76,7 +76,7 @@ def run(part: str, options: argparse.Namespace) -> dict[str, Any]:
         prompt_tokens=options.prompt_tokens,
         target_tokens=options.target_tokens,
     )
-    pool = CasePool.of(tokenizer, behaviours, attack, size=0, seed=0, source="")
+    pool = CasePool.of(tokenizer, behaviours, attack, seed=0, source="")
     utility = rows(tokenizer, options.rows)
     extra = []
     if part == "peer_r2d2":

@@ -6,7 +6,7 @@ from typing import Any
 
 from mechrefusal import processes
 
-IMPORTED = (*processes.IMPORTED, "mechrefusal.training.arms")
+IMPORTED = (*processes.IMPORTED, "mechrefusal.training.fine_tuning")
 """All forks of a session come from one process, so that this must be what any of them needs."""
 
 

@@ -39,7 +39,7 @@ def test_fetch_prints_the_folder_of_a_model(tiny, capsys):
         (["--recipe", "tiny", "--training.steps", "three"], ["training.steps"]),
         (["--recipe", "tiny", "--measuring.n_direction", "0"], ["n_direction is 0"]),
         (["--recipe", "tiny", "--arms", "[sft,sft]"], ["name each arm once"]),
-        (["--recipe", "tiny", "--training.r2d2.pool_size", "999"], ["pool_size is 999", "behaviours"]),
+        (["--recipe", "tiny", "--training.n_behaviours", "999"], ["n_behaviours is 999", "behaviours"]),
         (["--recipe", "tiny", "--model", "/no/such/folder"], ["'/no/such/folder' does not exist"]),
         (["--recipe", "tiny", "--prompts.harmful.reader", "advbench", "--prompts.harmful.path", "/no/such.csv"],
          ["/no/such.csv"]),

@@ -13,19 +13,18 @@ from mechrefusal.study import pipeline
 @pytest.mark.slow
 def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     demo = study.load_recipe("demo")
-    r2d2 = dataclasses.replace(
-        demo.training.r2d2, pool_size=2, cases_per_step=1, gcg=dataclasses.replace(demo.training.r2d2.gcg, width=4)
-    )
+    r2d2 = {**demo.arms["r2d2"], "cases_per_step": 1}
+    r2d2["gcg"] = {**r2d2["gcg"], "width": 4}
     recipe = dataclasses.replace(
         demo,
         name="few steps",
-        arms=("r2d2",),
+        arms={"r2d2": r2d2},
         model=str(smollm2),
         prompts=dataclasses.replace(demo.prompts, n_conversations=4),
         training=dataclasses.replace(
             demo.training,
             warmup_steps=0, warm_up=1, warm_up_utility_per_step=2, warm_up_harmful_per_step=2,
-            steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, n_probe=2, probe_tokens=2, r2d2=r2d2,
+            steps=2, anchors=(0, 2), utility_per_step=2, harmful_per_step=2, n_probe=2, probe_tokens=2, n_behaviours=2,
         ),
         attack=dataclasses.replace(demo.attack, n_cases=0),
         measuring=dataclasses.replace(

@@ -113,14 +113,14 @@ def intervened(
     if intervention is None:
         yield
         return
-    chain = Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
+    chain = _chain(intervention)
     hooked = hasattr(model, "hook_dict")
     place = model if hooked else HuggingFaceModel.of(model)
     chain.check(place)
     passing = Pass(after_prompt=None if after_prompt is None else torch.tensor(after_prompt))
     edits = chain.edits(place, passing)
     with ExitStack() as stack:
-        if any(map(_knows_tokens, chain.flat)):
+        if tells_tokens_apart(chain):
             # The module that hands tokens from block to block gets the cache and the attention mask.
             backbone = model.original_model.get_submodule(backbone_name(model)) if hooked else place.backbone
             stack.enter_context(passing.following(backbone, chain.positions))
@@ -128,7 +128,15 @@ def intervened(
         yield
 
 
-def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
+def tells_tokens_apart(intervention: Intervention | Sequence[Intervention]) -> bool:
     """Whether an intervention must know which token is which: it acts at some only, or sets them to a reference."""
+    return any(map(_knows_tokens, _chain(intervention).flat))
+
+
+def _chain(intervention: Intervention | Sequence[Intervention]) -> Chain:
+    return Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
+
+
+def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
     held = isinstance(one, Ablation) and one.reference is not None
     return held or isinstance(one, Patch) or one.positions is not None

@@ -7,8 +7,8 @@ same, the cost is not.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mechrefusal.forward.hugging_face import HuggingFaceModel
+from mechrefusal.forward.sites import Activations, Place, keeping
 from mechrefusal.forward.tree import Branch, KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree, rows_at
 from mechrefusal.models.batches import contiguous_head
@@ -33,13 +35,14 @@ used: with float32 weights, and where bf16 or fp16 takes part."""
 class TreeOutput:
     """What a run gave: logits at the kept places, branch by branch, and where asked for a bank of the tokens run.
 
-    `places[i]` are the places of branch i's own tokens in `bank`.
+    `places[i]` are the places of branch i's own tokens in `bank` and in `activations`.
     """
 
     logits: Float[Tensor, "kept vocab"]
     bank: KeyValues
     places: tuple[tuple[int, ...], ...]
     tokens: int
+    activations: Activations = field(default_factory=Activations)
 
 
 class TreeForward:
@@ -58,6 +61,12 @@ class TreeForward:
             tell_once(model, f"{what}: {why_not_shared(model)}")
         self.windows: set[int | None] = set()  # sliding windows that the attention of the last run was told of
 
+    def plainly(self) -> "TreeForward":
+        """The same, with every branch in full and padded on the right."""
+        plain = object.__new__(TreeForward)
+        plain.__dict__ = {**self.__dict__, "shares": False}
+        return plain
+
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
@@ -71,6 +80,7 @@ class TreeForward:
         share: bool = True,
         embeds: Float[Tensor, "token d_model"] | None = None,
         capture: bool = False,
+        reads: Collection[Place] = (),
     ) -> TreeOutput:
         """Logits of `branches`, with gradients where they are enabled.
 
@@ -79,9 +89,12 @@ class TreeForward:
             share: run what branches begin with in common once.
             embeds: embeddings of all branches' tokens in order, in place of their ids (needs `share=False`).
             capture: also return a bank of the tokens run (detached).
+            reads: places of the residual stream whose activations are returned, with their gradients.
         """
         assert embeds is None or not share, "with embeddings every branch stands for itself"
         bank = bank if bank is not None else KeyValues()
+        if reads:
+            return self._reading(branches, reads, bank=bank, share=share, embeds=embeds, capture=capture)
         if not self.shares:
             return self._plain(branches, bank, embeds)
         tree = Tree.of(branches, bank_size=len(bank), share=share).to(self.device)
@@ -89,6 +102,24 @@ class TreeForward:
         logits = self.run_tree(running, embeds=embeds)
         captured = running.bank() if capture else KeyValues()
         return TreeOutput(logits, captured, tree.places, len(tree))
+
+    def _reading(self, branches: Sequence[Branch], reads: Collection[Place], **how: Any) -> TreeOutput:
+        passed = Activations()
+        place = HuggingFaceModel.of(self.model)
+        with place.edited(keeping(place, reads, passed)):
+            output = self.run(branches, **how)
+        if self.shares:
+            return replace(output, activations=passed)
+        longest = max(len(branch.context) + len(branch.tokens) for branch in branches)
+        own = [
+            row * longest + len(branch.context) + token
+            for row, branch in enumerate(branches)
+            for token in range(len(branch.tokens))
+        ]
+        activations = Activations()
+        for name in dict.fromkeys(reads):
+            activations[name] = passed[name][torch.tensor(own, device=self.device)]
+        return replace(output, activations=activations)
 
     def run_tree(
         self, running: Running, *, embeds: Float[Tensor, "token d_model"] | None = None

@@ -34,7 +34,7 @@ def recipe_from_dict(content: Any, *, where: str = "recipe") -> Recipe:
         raise MechrefusalError(
             f"{where} holds no recipe; it must be a mapping with keys such as 'model' and 'training'"
         )
-    _refuse_unknown(content, Recipe().as_dict(), where)
+    _refuse_unknown(content, {**Recipe().as_dict(), "arms": {}}, where)  # arms have any names
     try:
         return _parsed(json.dumps(content)) if _is_json(content) else _parse(content)
     except jsonargparse.ArgumentError as error:

@@ -12,9 +12,14 @@ from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
+from mechrefusal.study.arms import PlannedArm, planned_arm
 from mechrefusal.study.given import RESERVED, require_arms
 from mechrefusal.study.settings import AttackSettings, MeasuringSettings, PromptSources, Sides, Source
-from mechrefusal.training import ARMS, TrainingSettings
+from mechrefusal.training import TrainingSettings
+
+
+def _both() -> dict[str, dict[str, Any]]:
+    return {"sft": {}, "r2d2": {}}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,9 @@ class Recipe:
         name: shown in the report.
         model: a packaged model, a hub name (`owner/name`, `owner/name@revision`) or a local folder: what arms are
             trained from, and what checkpoints are compared with. Empty: none, where nothing is trained.
-        arms: of sft and r2d2; none where only given checkpoints are measured.
+        arms: what is trained, by name: a mapping from each arm's name to what it is told, `{sft: {}, r2d2: {}}`, or
+            names alone, `[sft, r2d2]`; none where only given checkpoints are measured. Without `method` the name is
+            that of the method. See `PlannedArm`.
         checkpoints: models that others trained, to be measured too, by the name of their arm: lists of folders, hub
             names, or output folders of a Trainer, each of which stands for all of its checkpoints.
         prompts: which prompts.
@@ -43,7 +50,7 @@ class Recipe:
 
     name: str = "study"
     model: str = "smollm2-135m-instruct"
-    arms: tuple[str, ...] = ARMS
+    arms: dict[str, dict[str, Any]] | tuple[str, ...] = field(default_factory=_both)
     checkpoints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: PromptSources = field(default_factory=PromptSources)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -57,10 +64,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _ = self.chat  # what cannot be told a chat template is said at once
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
-            raise MechrefusalError(f"unknown arms {unknown}: choose from {', '.join(ARMS)}")
-        if len(set(self.arms)) < len(self.arms):
-            raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once")
+        if not isinstance(self.arms, dict):
+            if len(set(self.arms)) < len(self.arms):
+                raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once")
+            object.__setattr__(self, "arms", {name: {} for name in self.arms})
         require_arms(self.checkpoints, taken=(*RESERVED, *self.arms))
         if not self.arms and not self.checkpoints and not self.model:
             raise MechrefusalError("the recipe names neither a model nor checkpoints: give what is to be measured")
@@ -69,6 +76,17 @@ class Recipe:
         if self.arms and not self.training.arm_anchors:
             above = f"above the warm-up of {warm_up} steps" if (warm_up := self.training.warm_up) else "above 0"
             raise MechrefusalError(f"training anchors hold no step {above}: there would be nothing to compare")
+        _ = self.planned_arms
+
+    @property
+    def planned_arms(self) -> list[PlannedArm]:
+        """The arms with their settings.
+
+        Raises:
+            MechrefusalError: an unknown method or setting, or a value that cannot be.
+        """
+        assert isinstance(self.arms, dict)
+        return [planned_arm(name, values, self.training) for name, values in self.arms.items()]
 
     @property
     def chat(self) -> ChatSettings:

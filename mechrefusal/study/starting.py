@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mechrefusal.attacks import GCGSettings
 from mechrefusal.attacks.gcg import start_all
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
@@ -27,12 +28,15 @@ def check(recipe: Recipe) -> StudyPrompts:
         MechrefusalError: whatever it is, named.
     """
     prompts = choose_prompts(recipe)
-    pool = recipe.training.r2d2.pool_size
-    if recipe.arms and pool > len(prompts.behaviours):
+    n = recipe.training.n_behaviours
+    if recipe.arms and n > len(prompts.behaviours):
         raise MechrefusalError(
-            f"training r2d2 pool_size is {pool}, but there are {len(prompts.behaviours)} behaviours; "
-            "give a smaller pool_size, or 0 for all of them"
+            f"training n_behaviours is {n}, but there are {len(prompts.behaviours)} behaviours; give fewer, "
+            "or 0 for all of them"
         )
+    for arm in recipe.planned_arms:
+        if arm.method.check is not None:
+            arm.method.check(arm.settings, arm.training, trained_on(recipe, prompts))
     folders = [fetch(recipe.model)] if recipe.model else []
     folders += [fetch(each.source) for each in given(recipe.checkpoints)]
     for folder in folders:
@@ -66,18 +70,19 @@ def _check_training(recipe: Recipe, prompts: StudyPrompts, base: Path) -> None:
     for name, each in (("behaviours", all_trained), ("instructions", prompts.instructions)):
         limit, what = recipe.training.max_length, "training max_length"
         require_tokens(tokenizer, replace(each, name=name), limit=limit, spare=1, what=what)
-    if "r2d2" in recipe.arms:
-        _check_pool(recipe, behaviours, base, tokenizer)
+    for arm in recipe.planned_arms:
+        if (suffixed := getattr(arm.settings, "gcg", None)) is not None:
+            _check_pool(recipe, suffixed, behaviours, base, tokenizer)
     if prompts.conversations is None:
         instructions = prompts.instructions.take(recipe.prompts.n_conversations or len(prompts.instructions))
         require_room(base, tokenizer, instructions, max_new_tokens=recipe.prompts.answer_tokens)
 
 
-def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) -> None:
+def _check_pool(recipe: Recipe, gcg: GCGSettings, behaviours: PromptSet, folder: Path, tokenizer) -> None:
     """Whether every behaviour can be attacked and trained on: the suffix's length, and the model's context."""
-    settings, limit = recipe.training, context_length(folder)
-    for case in start_all(tokenizer, behaviours, settings.r2d2.gcg, source=""):
-        for answer in (case.target, settings.refusal):
+    limit = context_length(folder)
+    for case in start_all(tokenizer, behaviours, gcg, source=""):
+        for answer in (case.target, recipe.training.refusal):
             n_tokens = len(segments(tokenizer, case.behaviour, attack=case.suffix, target=answer).ids)
             if n_tokens > limit:
                 raise MechrefusalError(
@@ -87,8 +92,8 @@ def _check_pool(recipe: Recipe, behaviours: PromptSet, folder: Path, tokenizer) 
 
 
 def trained_on(recipe: Recipe, prompts: StudyPrompts) -> PromptSet:
-    """The behaviours of every arm: as many as r2d2's pool holds, so that arms differ in the method alone."""
-    return prompts.behaviours.take(recipe.training.r2d2.pool_size or len(prompts.behaviours))
+    """The behaviours of every arm, so that arms differ in the method alone."""
+    return prompts.behaviours.take(recipe.training.n_behaviours or len(prompts.behaviours))
 
 
 def lock(run: Run, prompts: StudyPrompts) -> None:

@@ -1,7 +1,7 @@
 """The training of a run: every arm of its recipe, from the base or from the warm-up that they share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mechrefusal.progress import say
 from mechrefusal.prompts import PromptSet, Split
 from mechrefusal.prompts.conversations import Conversation
 from mechrefusal.statistics import intervals
+from mechrefusal.study.arms import PlannedArm, planned_arm
 from mechrefusal.study.caching import Made, Written
 from mechrefusal.study.own_answers import own_answers
 from mechrefusal.study.recipe import Recipe
@@ -36,6 +37,7 @@ class _Line:
     behaviours: PromptSet
     settings: TrainingSettings
     steps: Sequence[int]
+    planned: PlannedArm
 
 
 def train(run: Run) -> list[Checkpoint]:
@@ -52,11 +54,13 @@ def train(run: Run) -> list[Checkpoint]:
     start, settings = base_of(run), recipe.training
     conversations = cache(partial(_conversations, recipe, start, prompts))
     if settings.warm_up:
-        warm_up = _Line(WARM_UP, start, prompts.behaviours, settings.of_warm_up(), [settings.warm_up])
+        plain = planned_arm("sft", None, settings)
+        warm_up = _Line(WARM_UP, start, prompts.behaviours, settings.of_warm_up(), [settings.warm_up], plain)
         _train(run, warm_up, prompts.probe, conversations)
-        start, settings = run.checkpoint(WARM_UP, step=settings.warm_up), settings.of_arm()
-    for arm in recipe.arms:
-        line = _Line(arm, start, trained_on(recipe, prompts), settings, recipe.training.arm_anchors)
+        start = run.checkpoint(WARM_UP, step=settings.warm_up)
+    for arm in recipe.planned_arms:
+        own = arm.training.of_arm() if settings.warm_up else arm.training
+        line = _Line(arm.name, start, trained_on(recipe, prompts), own, settings.arm_anchors, arm)
         _train(run, line, prompts.probe, conversations)
     return run.checkpoints()
 
@@ -72,7 +76,7 @@ def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list
         utility = conversations()
         with run.timed(f"train {name}"):
             log = training.train(
-                "sft" if name == WARM_UP else name,
+                line.planned.method,
                 name=name,
                 start=start.step,
                 base=start,
@@ -80,6 +84,7 @@ def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list
                 behaviours=line.behaviours,
                 out=run.folder / name,
                 settings=settings,
+                arm_settings=line.planned.settings,
                 probe=probe_of(settings, asked, name, judge) if settings.n_probe else None,
             )
         folders = {step: run.folder / name / f"step-{step:05d}" for step in line.steps}
@@ -91,10 +96,10 @@ def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list
 
     # Weights are checked where they are opened: what was changed by others is refused, not trained again.
     inputs = {
-        "version": 1,
+        "version": 2,
         "start": start.weights,
         "steps": [start.step, *line.steps],
-        "settings": recipe.as_dict()["training"],
+        "settings": [line.planned.as_dict(), asdict(settings)],
         "behaviours": [line.behaviours.ids, line.behaviours.texts, targets_of(line.behaviours)],
         "conversations": [getattr(recipe.prompts, key) for key in ("conversations", "n_conversations")],
         "answers": [recipe.prompts.answer_tokens, judge.name],

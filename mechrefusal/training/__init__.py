@@ -3,29 +3,42 @@
 from typing import TYPE_CHECKING
 
 from mechrefusal.lazy import on_first_use
-from mechrefusal.training.settings import ARMS, WARM_UP, LoraSettings, R2D2Settings, TrainingSettings
+from mechrefusal.training.arm import Arm
+from mechrefusal.training.registry import ARMS, register
+from mechrefusal.training.settings import WARM_UP, LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from mechrefusal.training.arms import read_log, train
+    from mechrefusal.training.arms.r2d2 import R2D2Settings
+    from mechrefusal.training.arms.sft import SFTSettings
     from mechrefusal.training.callbacks import Probe
-    from mechrefusal.training.losses import Term
+    from mechrefusal.training.fine_tuning import read_log, train
+    from mechrefusal.training.losses import Hidden, Reads, Term
     from mechrefusal.training.pool import CasePool
-    from mechrefusal.training.r2d2 import R2D2Config, R2D2Trainer
+    from mechrefusal.training.r2d2_trainer import R2D2Config, R2D2Trainer
     from mechrefusal.training.trainer import ArmTrainer
+    from mechrefusal.training.trainer_setup import TrainerSetup
+    from mechrefusal.training.under import Under
 
 __all__ = [
     "ARMS",
     "WARM_UP",
+    "Arm",
     "ArmTrainer",
     "CasePool",
+    "Hidden",
     "LoraSettings",
     "Probe",
     "R2D2Config",
     "R2D2Settings",
     "R2D2Trainer",
+    "Reads",
+    "SFTSettings",
     "Term",
+    "TrainerSetup",
     "TrainingSettings",
+    "Under",
     "read_log",
+    "register",
     "train",
 ]
 
@@ -36,10 +49,16 @@ __getattr__ = on_first_use(
         "ArmTrainer": "trainer",
         "CasePool": "pool",
         "Probe": "callbacks",
-        "R2D2Config": "r2d2",
-        "R2D2Trainer": "r2d2",
+        "Hidden": "losses",
+        "R2D2Config": "r2d2_trainer",
+        "R2D2Settings": "arms.r2d2",
+        "R2D2Trainer": "r2d2_trainer",
+        "Reads": "losses",
+        "SFTSettings": "arms.sft",
         "Term": "losses",
-        "read_log": "arms",
-        "train": "arms",
+        "TrainerSetup": "trainer_setup",
+        "Under": "under",
+        "read_log": "fine_tuning",
+        "train": "fine_tuning",
     },
 )

@@ -1,233 +1,38 @@
-"""What an arm is: a name, and the trainer that it trains with. All else is the same for every arm."""
+"""What an arm is: a name, settings of its own, and a trainer. All else is the same for every arm."""
 
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig
-
-from mechrefusal import prompts
-from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import Checkpoint
-from mechrefusal.prompts import PromptSet
-from mechrefusal.training import data
-from mechrefusal.training.losses import Term, TokenLoss
-from mechrefusal.training.settings import TrainingSettings
-from mechrefusal.training.trainer import ArmTrainer
-
-CHANGES_NO_WEIGHT = ("save_every", "n_probe", "probe_tokens")
+if TYPE_CHECKING:
+    from mechrefusal.prompts import PromptSet
+    from mechrefusal.training.arm_training import ArmTraining
+    from mechrefusal.training.settings import TrainingSettings
+    from mechrefusal.training.trainer_setup import TrainerSetup
 
 
 @dataclass(frozen=True)
-class ArmInputs:
-    """What an arm starts from and learns; see `training.train`."""
-
-    arm: str
-    base: Checkpoint
-    utility: Sequence[dict[str, Any]]
-    behaviours: PromptSet
-    settings: TrainingSettings
-    losses: Mapping[str, TokenLoss | Term] | None = None
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.utility or not len(self.behaviours):
-            raise MechrefusalError(
-                f"arm '{self.arm}' has {len(self.utility)} utility rows and {len(self.behaviours)} behaviours: give "
-                "both"
-            )
-        if self.settings.warm_up:
-            raise MechrefusalError(
-                f"arm '{self.arm}' was given a warm_up of {self.settings.warm_up} steps, which arms share: train "
-                "settings.of_warm_up() first, then each arm with settings.of_arm() and start"
-            )
-
-    def fingerprint(self) -> str:
-        """16 hex digits that differ wherever the weights might."""
-        # The warm-up's settings have become those of the arm, or of the warm-up itself.
-        settings = {
-            name: value
-            for name, value in asdict(self.settings).items()
-            if name not in CHANGES_NO_WEIGHT and not name.startswith("warm_up")
-        }
-        losses = {name: _identity(loss) for name, loss in sorted((self.losses or {}).items())}
-        table = self.behaviours.table
-        targets = table["target"].tolist() if "target" in table else []
-        rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
-        parts = [self.arm, self.base.weights, *rows, settings, losses, self.start, targets]
-        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _identity(loss: TokenLoss | Term) -> list[Any]:
-    """What tells a loss from another: its weight, and the name and source of its functions."""
-    functions = [loss.loss, loss.row] if isinstance(loss, Term) else [loss]
-    identity: list[Any] = [loss.weight] if isinstance(loss, Term) else []
-    for function in functions:
-        try:
-            source = inspect.getsource(function)  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            source = ""
-        identity.append([getattr(function, "__qualname__", type(function).__name__), source])
-    return identity
-
-
-@dataclass(frozen=True)
-class TrainerSetup:
-    """What the trainer of an arm is made of.
-
-    Fields:
-        state: folder of its training checkpoints.
-    """
-
-    inputs: ArmInputs
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    state: Path
-    callbacks: list[TrainerCallback]
-
-    def arguments(
-        self, config_class: type[SFTConfig], *, harmful_per_step: int | None = None, **fields: Any
-    ) -> dict[str, Any]:
-        """Arguments of an `ArmTrainer` with the same utility rows, in the same order, as every other arm's.
-
-        Args:
-            config_class: of the trainer; `fields` are those that it has beside SFTConfig's.
-            harmful_per_step: static refusals (behaviour, no suffix, refusal) in each step; None: the arm has none.
-
-        Raises:
-            MechrefusalError: rows that cannot be learnt, or that the micro-batches cannot share evenly.
-        """
-        settings = self.inputs.settings
-        config = config_class(**_config_arguments(settings, self.state), **fields)
-        # Several visible GPUs in one process would be used through DataParallel, with a multiple of the batch.
-        config._n_gpu = min(config.n_gpu, 1)
-        n_parts = settings.gradient_accumulation * config.world_size
-        utility_each = _share(settings.utility_per_step, n_parts, "utility_per_step")
-        harmful_each = _share(harmful_per_step or 0, n_parts, "harmful_per_step")
-        config.per_device_train_batch_size = utility_each + harmful_each
-        utility, refusals = self._rows()
-        return {
-            "model": self.model,
-            "args": config,
-            "processing_class": self.tokenizer,
-            "callbacks": self.callbacks,
-            "losses": self.inputs.losses,
-            "peft_config": _lora_config(settings),
-            "utility_rows": None if harmful_per_step is None else utility_each,
-            "train_dataset": data.dataset(
-                utility,
-                refusals,
-                steps=settings.steps * n_parts,
-                utility_each=utility_each,
-                harmful_each=harmful_each,
-                seed=settings.seed,
-            ),
-        }
-
-    def _rows(self) -> tuple[list[data.Row], list[data.Row]]:
-        """Utility and static refusals as token rows. Every arm is refused what one of them could not learn."""
-        settings, behaviours = self.inputs.settings, self.inputs.behaviours
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = min(settings.max_length, context or settings.max_length)
-        utility = [
-            data.conversation(
-                self.tokenizer,
-                row["prompt"],
-                row["answer"],
-                max_length=longest,
-                name=f"utility row {number}",
-                end_of_turn=row.get("finished", True),
-            )
-            for number, row in enumerate(self.inputs.utility)
-        ]
-        named = list(zip(behaviours.ids, behaviours.texts, strict=True))
-        refusals = [
-            data.conversation(self.tokenizer, text, settings.refusal, max_length=longest, name=f"behaviour '{id}'")
-            for id, text in named
-        ]
-        for id, text in named:
-            length = len(prompts.segments(self.tokenizer, text, target=settings.refusal).ids)
-            if length > longest:
-                raise MechrefusalError(
-                    f"behaviour '{id}' with the refusal takes {length} tokens, more than the {longest} of max_length "
-                    "and the model's context: leave it out, or give a shorter refusal"
-                )
-        return utility, refusals
+class NoSettings:
+    """The settings of an arm that has none of its own."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm of a study.
+    """An arm of a study, as a file in `arms/` or a cell of a notebook describes it.
 
     Fields:
         name: in recipes, tables and folders.
-        trainer: makes its trainer, from `TrainerSetup.arguments` and what it needs besides.
+        trainer: makes its trainer, with `TrainerSetup.trainer` or from `TrainerSetup.arguments`.
+        settings: frozen dataclass of its own settings, whose defaults are the published ones, checked when made.
+        source: where the method is published.
+        logs: metrics of its trainer that table `terms` keeps beside its terms, without a weight.
+        check: raises `MechrefusalError` for what the arm lacks, before anything is written, given its settings, those
+            of training and the behaviours; None: it lacks nothing that other arms have.
     """
 
     name: str
-    trainer: Callable[[TrainerSetup], ArmTrainer]
-
-
-def _lora_config(settings: TrainingSettings) -> LoraConfig | None:
-    lora = settings.lora
-    if lora is None:
-        return None
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) or "all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]:
-    """Arguments of TRL's config: all that it would report, save or print by itself is off."""
-    return {
-        "output_dir": str(state),
-        "max_steps": settings.steps,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler,
-        "warmup_steps": settings.warmup_steps,
-        "optim": "adamw_torch_fused",
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.bf16,
-        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused on a CPU
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "seed": settings.seed,
-        "max_length": None,  # rows are cut when they are made
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "router_aux_loss_coef": 0.0,  # experts are not balanced: arms differ in their own terms, rows share tokens
-        "average_tokens_across_devices": True,
-        "ddp_find_unused_parameters": False,
-        "use_cache": True,  # only what the saved config says; TRL trains without
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",  # the callback `States` says when
-        "save_total_limit": 2,  # the one before, should the last step have gone wrong
-        "eval_strategy": "no",
-        "report_to": "none",
-        "push_to_hub": False,
-        "disable_tqdm": True,
-    }
-
-
-def _share(n: int, parts: int, name: str) -> int:
-    if n % parts:
-        raise MechrefusalError(
-            f"training {name} is {n}, which {parts} micro-batches cannot share evenly: give a multiple of "
-            "gradient_accumulation x processes"
-        )
-    return n // parts
+    trainer: "Callable[[TrainerSetup], ArmTraining]"
+    settings: type = NoSettings
+    source: str = ""
+    logs: tuple[str, ...] = ()
+    check: "Callable[[Any, TrainingSettings, PromptSet], None] | None" = None

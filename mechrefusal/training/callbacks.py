@@ -14,8 +14,9 @@ from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
 from mechrefusal.training.anchors import anchor_folder, require_anchors, save_anchor
+from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_weights
-from mechrefusal.training.trainer import REFUSAL, ArmTrainer
+from mechrefusal.training.trainer import REFUSAL
 
 
 class Probe(Protocol):
@@ -148,7 +149,7 @@ class Probes(TrainerCallback):
     def __init__(self, probe: Probe | None, arm: str, folder: Path, steps: Collection[int], start: int = 0) -> None:
         self.probe, self.arm, self.folder, self.steps = probe, arm, Path(folder), frozenset(steps)
         self.start = start
-        self.trainer: ArmTrainer | None = None
+        self.trainer: ArmTraining | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Look at the model before it changes."""

@@ -4,6 +4,7 @@ Every row is made with `prompts.segments`, so that training, attack and evaluati
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from datasets import Dataset
@@ -15,6 +16,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.training.losses import IGNORED, TokenIds
 
 Row = dict[str, list[int]]
+T = TypeVar("T")
 
 
 def conversation(
@@ -46,7 +48,7 @@ def conversation(
     return {"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]}
 
 
-def schedule(rows: Sequence[Row], n: int, *, seed: int, name: str) -> Iterator[Row]:
+def schedule(rows: Sequence[T], n: int, *, seed: int, name: str) -> Iterator[T]:
     """The first `n` rows of endless passes over `rows`, each pass in a new random order: the same for the same seed."""
     generator = random_stream(seed, name)
     order: list[int] = []

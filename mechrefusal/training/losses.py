@@ -6,6 +6,7 @@ Any of an arm's terms can be replaced by such a function, and others can be adde
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.sites import Place, Site
+from mechrefusal.training.under import Under
 
 IGNORED = -100
 
@@ -24,7 +27,7 @@ TokenLoss = Callable[[Float[Tensor, "token vocab"], Int[Tensor, " token"]], Floa
 """A pure function: the loss (nats) of each label, from the logits that predict it."""
 
 CaseRow = Callable[[PreTrainedTokenizerBase, AttackCase], tuple[TokenIds, TokenIds]]
-"""What an attacked case becomes: the prompt's token ids, and those of what is predicted after it."""
+"""What a case becomes: the prompt's token ids, and those of what is predicted after it."""
 
 
 def cross_entropy(logits: Float[Tensor, "token vocab"], labels: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
@@ -49,25 +52,68 @@ def away(
 
 
 @dataclass(frozen=True)
+class Reads:
+    """Which activations a term reads.
+
+    Fields:
+        layers, site: where.
+        tokens: "answer": those that predict what is learnt; "prompt": those before them; "all": both.
+        frozen: whether the term also reads them in the model as it was before the arm's first step.
+    """
+
+    layers: tuple[int, ...]
+    site: Site = "resid_post"
+    tokens: Literal["answer", "prompt", "all"] = "answer"
+    frozen: bool = False
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Layers with the site."""
+        return tuple((layer, self.site) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Activations of a term's tokens, row after row, by layer; `frozen` is empty where the term does not read it."""
+
+    trained: Mapping[int, Float[Tensor, "token d_model"]]
+    frozen: Mapping[int, Float[Tensor, "token d_model"]]
+
+
+HiddenLoss = Callable[[Hidden], Float[Tensor, " token"]]
+"""A pure function: the loss of each token, from its activations."""
+
+
+@dataclass(frozen=True)
 class Term:
     """One term of a training loss: `weight` times the mean of `loss` over all its tokens in an optimiser step.
 
     Fields:
         name: in logs, tables and errors.
-        loss: the loss of each token.
+        loss: the loss of each token, from logits and labels; with `reads`, from activations.
         weight: 0 leaves the term out.
-        row: how an attacked case becomes a row of this term; None for a term of the training rows ("utility" is one).
+        row: how a case becomes a row of this term; None for a term of the training rows ("utility" is one).
+        reads: the activations that `loss` is a function of; None: it is one of logits.
+        under: what the term's rows are run under; None: the model as it is.
+        schedule: a factor of `weight` by the share of the arm's steps that are done, 0 at its first.
     """
 
     name: str
-    loss: TokenLoss
+    loss: TokenLoss | HiddenLoss
     weight: float = 1.0
     row: CaseRow | None = None
+    reads: Reads | None = None
+    under: Under | None = None
+    schedule: Callable[[float], float] | None = None
 
     @property
     def needs_cases(self) -> bool:
-        """Whether the term is over attacked cases."""
+        """Whether the term is over cases: behaviours that are drawn anew at each step, attacked or not."""
         return self.row is not None
+
+    def weight_at(self, share: float) -> float:
+        """The weight when `share` of the steps are done."""
+        return self.weight * (1.0 if self.schedule is None else self.schedule(share))
 
 
 RESERVED = ("loss", "refusal", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "peak_mib")

@@ -40,24 +40,17 @@ class CasePool:
         behaviours: prompts.PromptSet,
         settings: GCGSettings,
         *,
-        size: int,
         seed: int,
         source: str,
     ) -> Self:
-        """A new pool: `size` random behaviours (0: all of them), each with the initial suffix.
+        """A new pool: every behaviour with the initial suffix.
 
         Raises:
-            MechrefusalError: fewer behaviours than `size`, or a behaviour that cannot be attacked.
+            MechrefusalError: a behaviour that cannot be attacked.
         """
-        if size > len(behaviours):
-            raise MechrefusalError(
-                f"r2d2 pool_size is {size}, but '{behaviours.name}' has {len(behaviours)} behaviours: "
-                "give more behaviours, a smaller pool_size, or 0 for all of them"
-            )
         generator = gcg.random_stream(seed, "pool")
-        chosen = torch.randperm(len(behaviours), generator=generator)[: size or len(behaviours)]
-        picked = behaviours[sorted(chosen.tolist())]
-        return cls(gcg.start_all(tokenizer, picked, settings, source=source), generator=generator)
+        torch.randperm(len(behaviours), generator=generator)  # as published figures were drawn
+        return cls(gcg.start_all(tokenizer, behaviours, settings, source=source), generator=generator)
 
     def __len__(self) -> int:
         return len(self.cases)

@@ -1,14 +1,11 @@
 """Rows of a step as branches of a token tree: what training predicts, and no token twice."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mechrefusal.forward.tree import Branch
-from mechrefusal.training.losses import IGNORED, Term, TokenIds
+from mechrefusal.training.losses import IGNORED, Reads, Term, TokenIds
 
 
 @dataclass(frozen=True)
@@ -19,16 +16,59 @@ class Rows:
         branches, labels: `labels` are what the kept logits of all branches predict, in order.
         n_tokens: what the sum of the losses is divided by, over all micro-batches and processes of the step.
         logged: names of the parts that are logged, each with its number of labels from the last part's end on.
+        also: other terms over the logits of the same rows.
+        scale: what the sum of the losses is multiplied by.
+        numbers: which case of the step each row is of, where they are rows of cases.
     """
 
     term: Term
     branches: tuple[Branch, ...]
     labels: TokenIds
     n_tokens: float
-    logged: tuple[tuple[str, int], ...] = field(default=())
+    logged: tuple[tuple[str, int], ...] = ()
+    also: tuple[Term, ...] = ()
+    scale: float = 1.0
+    numbers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.labels) == sum(len(branch.keep) for branch in self.branches)
+
+    def __len__(self) -> int:
+        return len(self.branches)
+
+    def taken(self, chosen: Sequence[bool]) -> "Rows":
+        """The rows that are chosen, as rows of the same term, divided by the same number."""
+        labels: list[int] = []
+        start = 0
+        for branch, wanted in zip(self.branches, chosen, strict=True):
+            labels += self.labels[start : start + len(branch.keep)] if wanted else []
+            start += len(branch.keep)
+        branches = tuple(branch for branch, wanted in zip(self.branches, chosen, strict=True) if wanted)
+        numbers = tuple(number for number, wanted in zip(self.numbers, chosen, strict=False) if wanted)
+        return replace(self, branches=branches, labels=tuple(labels), logged=(), numbers=numbers)
+
+    def of_term(self, term: Term, *, n_parts: float) -> "Rows":
+        """The same rows for another term over them, which reads activations or runs under an intervention.
+
+        What it reads besides answers is divided by the tokens at hand and `n_parts`, the micro-batches of a step.
+        """
+        rows = replace(self, term=term, logged=())
+        if term.reads is None or term.reads.tokens == "answer":
+            return rows
+        return replace(rows, n_tokens=max(1, self.n_read(term.reads)) * n_parts)
+
+    def n_read(self, reads: Reads | None) -> int:
+        """Tokens that a term reads the activations of."""
+        return sum(map(len, self.places(reads.tokens))) if reads is not None else len(self.labels)
+
+    def places(self, tokens: str) -> list[tuple[int, ...]]:
+        """Of each row, the places of its tokens of a kind: "answer", "prompt" or "all" (see `Reads`)."""
+        return [
+            branch.keep
+            if tokens == "answer"
+            else tuple(range(branch.keep[0] if tokens == "prompt" else len(branch.tokens)))
+            for branch in self.branches
+        ]
 
     def parts(self) -> Iterator[tuple[str, slice]]:
         """The logged parts as slices of the labels; without any, the whole term."""
@@ -66,14 +106,10 @@ def of_batch(
     return Rows(term, tuple(branches), tuple(predicted), n_tokens, logged)
 
 
-def of_pairs(term: Term, pairs: Sequence[tuple[TokenIds, TokenIds]], *, n_tokens: float) -> Rows:
-    """The rows of (prompt ids, continuation ids)."""
-    branches = tuple(Branch.continuing(*pair) for pair in pairs)
-    return Rows(term, branches, tuple(token for _, continuation in pairs for token in continuation), n_tokens)
-
-
-def split(logits: Tensor, rows: Sequence[Rows]) -> list[tuple[Tensor, Tensor]]:
-    """(logits, labels) of each of `rows`, whose branches were run in order."""
-    parts = logits.split([len(part.labels) for part in rows])
-    labels = (torch.tensor(part.labels, dtype=torch.long, device=logits.device) for part in rows)
-    return list(zip(parts, labels, strict=True))
+def of_pairs(term: Term, pairs: Sequence[tuple[TokenIds, TokenIds]], mine: Sequence[int]) -> Rows:
+    """The rows of those of (prompt ids, continuation ids) that fall to a micro-batch; the mean is over all of them."""
+    branches = [Branch.continuing(*pair) for pair in pairs]
+    labels = tuple(token for number in mine for token in pairs[number][1])
+    own = tuple(branches[number] for number in mine)
+    every = Rows(term, tuple(branches), tuple(token for _, answer in pairs for token in answer), 1.0)
+    return Rows(term, own, labels, max(1, every.n_read(term.reads)), numbers=tuple(mine))

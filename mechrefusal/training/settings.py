@@ -1,46 +1,14 @@
 """What a training run is told: plain values, checked when they are made."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mechrefusal.attacks import GCGSettings
 from mechrefusal.attacks.settings import require_at_least
 from mechrefusal.errors import MechrefusalError
 
-ARMS = ("sft", "r2d2")
 WARM_UP = "warm-up"
 """What tables and folders call the steps that all arms share."""
 SCHEDULES = ("cosine", "linear", "constant")
-
-
-@dataclass(frozen=True)
-class R2D2Settings:
-    """The adversarial part of R2D2 (HarmBench, 2402.04249). Defaults: the published ones.
-
-    Every optimiser step draws `cases_per_step` cases of a pool of `pool_size` (0: one for every behaviour) and updates
-    each with `gcg`; every `reset_every` optimiser steps a random `reset_fraction` of the pool starts anew.
-    """
-
-    pool_size: int = 0
-    cases_per_step: int = 8
-    gcg: GCGSettings = field(default_factory=lambda: GCGSettings(steps=5))
-    away_weight: float = 0.5
-    toward_weight: float = 0.5
-    away_floor: float = -5.0
-    reset_every: int = 50
-    reset_fraction: float = 0.2
-
-    def __post_init__(self) -> None:
-        require_at_least(self, pool_size=0, cases_per_step=1, away_weight=0, toward_weight=0, reset_every=0)
-        if not 0 <= self.reset_fraction <= 1:
-            raise MechrefusalError(f"r2d2 reset_fraction is {self.reset_fraction}: give a share between 0 and 1")
-        if self.away_floor > 0:
-            raise MechrefusalError(f"r2d2 away_floor is {self.away_floor}: give a log-probability, at most 0")
-        if 0 < self.pool_size < self.cases_per_step:
-            raise MechrefusalError(
-                f"r2d2 cases_per_step is {self.cases_per_step}, more than the pool of {self.pool_size}: "
-                "give a larger pool_size or fewer cases_per_step"
-            )
 
 
 @dataclass(frozen=True)
@@ -82,13 +50,10 @@ class TrainingSettings:
     behaviours, whose end is an anchor of its own, from which every arm goes on with a new optimiser and its own
     schedule of `learning_rate`. `warm_up_learning_rate`, `warm_up_utility_per_step` and `warm_up_harmful_per_step` are
     those of the warm-up; null: as in the arms.
-
-    `refusal_weight` is the weight of `sft`'s static refusals as a term of its own, the mean over their tokens, as
-    `r2d2` weighs its refusals by `toward_weight`. Null, TRL's own loss: refusals share one mean over all tokens of the
-    step with utility, so that they count by their share of the tokens (a refusal is short); so they do in the warm-up.
     """
 
     steps: int = 500
+    n_behaviours: int = 0
     anchors: tuple[int, ...] = (0, 50, 100, 250, 500)
     learning_rate: float = 2e-5
     lr_scheduler: str = "cosine"
@@ -111,14 +76,13 @@ class TrainingSettings:
     warm_up_learning_rate: float | None = None
     warm_up_utility_per_step: int | None = None
     warm_up_harmful_per_step: int | None = None
-    refusal_weight: float | None = None
     lora: LoraSettings | None = None
-    r2d2: R2D2Settings = field(default_factory=R2D2Settings)
 
     def __post_init__(self) -> None:
         require_at_least(
             self,
             steps=1,
+            n_behaviours=0,
             warmup_steps=0,
             utility_per_step=1,
             harmful_per_step=0,
@@ -136,7 +100,7 @@ class TrainingSettings:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise MechrefusalError(f"training {name} is {value}: give a number above 0")
         for name, least in (
-            ("warm_up_utility_per_step", 1), ("warm_up_harmful_per_step", 0), ("refusal_weight", 0),
+            ("warm_up_utility_per_step", 1), ("warm_up_harmful_per_step", 0),
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise MechrefusalError(f"training {name} is {value}: give at least {least}")
@@ -183,7 +147,7 @@ class TrainingSettings:
         return tuple(anchor for anchor in self.anchors if anchor > self.warm_up)
 
     def of_warm_up(self) -> "TrainingSettings":
-        """How the warm-up trains: plain SFT whose only anchor is its end, by TRL's own loss whatever `refusal_weight`.
+        """How the warm-up trains: plain SFT whose only anchor is its end.
 
         Raises:
             MechrefusalError: there is none.
@@ -196,7 +160,7 @@ class TrainingSettings:
             "harmful_per_step": self.warm_up_harmful_per_step,
         }
         changed = {name: value for name, value in of_warm_up.items() if value is not None}
-        return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, refusal_weight=None, **changed)
+        return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, **changed)
 
     def of_arm(self) -> "TrainingSettings":
         """How an arm trains after the warm-up: its own steps, counted from 0; see `start` of `training.train`."""

@@ -1,4 +1,4 @@
-"""What every arm's trainer has in common: TRL's SFTTrainer with a loss that wastes nothing, logged term by term.
+"""The trainer of arms whose loss is a list of terms: TRL's SFTTrainer with a loss that wastes nothing.
 
 TRL's loss runs padding, repeats what rows begin with in common and, on a CPU, projects every position onto the
 vocabulary. Here the rows of a step are one token tree: no padding, common beginnings once, logits at the labels only.
@@ -6,15 +6,16 @@ The loss is the same up to rounding.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from trl import SFTTrainer
 
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
@@ -23,20 +24,21 @@ from mechrefusal.forward.tree_attention import attending
 from mechrefusal.forward.tree_forward import TreeForward, shares
 from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
-from mechrefusal.training.clock import Clock, StepTimes, peak_mib
-from mechrefusal.training.finite import FiniteGradients, require_finite_loss
+from mechrefusal.training.arm_training import ArmTraining
+from mechrefusal.training.finite import require_finite_loss
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
-from mechrefusal.training.term_means import TermMeans
-from mechrefusal.training.whole_checkpoints import WholeCheckpointsTrainer
+from mechrefusal.training.term_passes import TermPasses, Values
 
 NOTHING = Branch((0,), (0,))
+MEASURED = "measured.safetensors"
+"""File in a training checkpoint: what interventions have measured on the weights."""
 
 REFUSAL = "refusal"
 """Name under which the loss of an arm's static refusals is logged."""
 
 
-class ArmTrainer(WholeCheckpointsTrainer):
-    """An SFTTrainer that logs its loss terms and where its time goes, and stops at the first term that is not finite.
+class ArmTrainer(ArmTraining, SFTTrainer):
+    """An SFTTrainer whose loss is a weighted sum of terms, each logged; it stops at the first that is not finite.
 
     Args:
         utility_rows: how many rows of each micro-batch, from the first, are utility: `utility` is logged over them
@@ -44,7 +46,9 @@ class ArmTrainer(WholeCheckpointsTrainer):
         refusal_weight: weight of those other rows as a term of their own, the mean over their tokens; utility is then
             the mean over its own. None: all rows share one mean over their tokens, as in TRL. Every micro-batch must
             have as many tokens to refuse with as every other.
+        terms: what the arm trains on beside `utility`.
         losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
+        draw: the cases of an optimiser step (from 0), for terms over cases; None: there are none.
         tree: run rows as a token tree; False: TRL's own loss for the training rows, to the last bit. None: a tree
             where the model and the settings allow it.
     """
@@ -54,38 +58,32 @@ class ArmTrainer(WholeCheckpointsTrainer):
         *args: Any,
         utility_rows: int | None = None,
         refusal_weight: float | None = None,
+        terms: Sequence[Term] = (),
         losses: Mapping[str, TokenLoss | Term] | None = None,
+        draw: Callable[[int], Sequence[AttackCase]] | None = None,
         tree: bool | None = None,
-        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, callbacks=[*(callbacks or []), StepTimes(self), FiniteGradients()], **kwargs)
+        super().__init__(*args, **kwargs)
         without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
-        self.terms = with_changes(self.own_terms(), losses or {})
-        self.clock = Clock(self.accelerator.device)
-        self.term_means = TermMeans()
+        self.draw_cases = draw
+        self.terms = with_changes([*self.own_terms(), *terms], losses or {})
+        self.drawn: list[AttackCase] = []
         self._utility_rows, self.refusal_weight = utility_rows, refusal_weight
         self._wants_tree = tree
         self._tree: bool | None = None
-        self._logged_at = 0
-        self.refreshes: list[dict[str, Any]] = []
+        self._micro_batch = 0
         self._require_usable_terms()
+        self.passes = TermPasses(self)
         self.model.register_forward_hook(self._count_utility)
 
     def own_terms(self) -> list[Term]:
         """The terms of this arm, before any is replaced or added."""
         return [UTILITY]
 
-    @property
-    def cases(self) -> list[AttackCase]:
-        """The attacked cases that this arm trains on; none unless it has a pool."""
-        return []
-
-    def save_results(self, folder: Path) -> None:
-        """Write what this arm leaves beside its anchors and its log. One process calls it."""
-
     def _require_usable_terms(self) -> None:
-        if needing := [term.name for term in self.terms if term.needs_cases and term.weight]:
+        needing = [term.name for term in self.terms if term.needs_cases and term.weight]
+        if needing and self.draw_cases is None:
             raise MechrefusalError(
                 f"loss term '{needing[0]}' is over attacked cases, which this arm has none of: train it with r2d2"
             )
@@ -163,36 +161,48 @@ class ArmTrainer(WholeCheckpointsTrainer):
             return self._training_loss(model, inputs, num_items_in_batch)
 
     def _training_loss(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
-        utility, *added = self.row_terms()
-        # As in TRL: items are counted over all processes, whose gradients are then averaged.
-        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         parts = self.case_rows()
-        scales = [float(self.accelerator.num_processes) for _ in parts]
+        # Trainer divides by the number of micro-batches where it has no number of items; these are sums over them.
+        scale = float(self.accelerator.num_processes)
+        scale *= self.current_gradient_accumulation_steps if num_items is None else 1
+        parts = [replace(part, scale=scale) for part in parts]
         total = torch.zeros((), device=self.accelerator.device)
-        if num_items is None:  # Trainer divides by the number of micro-batches; these terms are sums over them
-            scales = [scale * self.current_gradient_accumulation_steps for scale in scales]
         if self.tree:
-            n_tokens = None if num_items is None else max(1.0, float(num_items))
-            training_rows = self._training_rows(utility, inputs, n_tokens)
-            self._total_train_tokens += sum(len(branch.tokens) for part in training_rows for branch in part.branches)
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-            scale = float(world) if num_items is not None else 1.0
-            parts, scales = [*training_rows, *parts], [*([scale] * len(training_rows)), *scales]
+            parts = [*self._all_training_rows(inputs, num_items), *parts]
         else:
+            utility = self.row_terms()[0]
             total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
             require_finite_loss(utility.name, total, step=self.state.global_step + 1)
             total = utility.weight * total
-        branches = [branch for part in parts for branch in part.branches]
-        forward = TreeForward(self.model, call=model)
-        if not branches:
+        if not any(map(len, parts)):
             # Nothing to learn here; other processes may wait for the gradients of this one.
-            return total if not self.tree else total + 0.0 * forward.run([NOTHING]).logits.sum()
-        logits = forward.run(branches).logits
-        for place, (part, scale, pair) in enumerate(zip(parts, scales, rows.split(logits, parts), strict=True)):
-            if part.labels:
-                terms = [part.term, *(added if self.tree and place == 0 else [])]
-                total = total + sum(self._term(term, part, pair) for term in terms) * scale / part.n_tokens
+            return (
+                total
+                if not self.tree
+                else total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
+            )
+        step, part = self.state.global_step, self._micro_batch * self.accelerator.num_processes
+        part += self.accelerator.process_index
+        for values in self.passes.run(parts, model, seed=self.args.seed, step=step, part=part):
+            terms = (values.rows.term, *values.rows.also)
+            sums = sum(self._term(term, values) for term in terms)
+            total = total + sums * values.rows.scale / values.rows.n_tokens
         return total
+
+    def _all_training_rows(self, inputs: dict[str, Any], num_items: Tensor | int | None) -> list[rows.Rows]:
+        """The training rows of this micro-batch, for every term over them."""
+        utility, *added = self.row_terms()
+        # As in TRL: items are counted over all processes, whose gradients are then averaged.
+        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        n_tokens = None if num_items is None else max(1.0, float(num_items))
+        scale = float(world) if num_items is not None else 1.0
+        first, *others = [replace(part, scale=scale) for part in self._training_rows(utility, inputs, n_tokens)]
+        self._total_train_tokens += sum(len(b.tokens) for part in (first, *others) for b in part.branches)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        besides = [term for term in added if term.reads or term.under]
+        n_parts = 1 if num_items is None else self.current_gradient_accumulation_steps * world
+        apart = [first.of_term(term, n_parts=n_parts) for term in besides]
+        return [replace(first, also=tuple(term for term in added if term not in besides)), *others, *apart]
 
     def _training_rows(self, utility: Term, inputs: dict[str, Any], n_tokens: float | None) -> list[rows.Rows]:
         """The training rows of this micro-batch: one mean over all tokens, or one of utility and one of refusals."""
@@ -217,40 +227,53 @@ class ArmTrainer(WholeCheckpointsTrainer):
         refusal_weight = math.nan if self.refusal_weight is None else self.refusal_weight
         return {term.name: term.weight for term in self.terms} | {REFUSAL: refusal_weight}
 
-    def _term(self, term: Term, part: rows.Rows, pair: tuple[Tensor, Tensor]) -> Tensor:
-        """The weighted sum of one term over `part`, noted for the log."""
-        losses = term.loss(*pair)
-        self._require_losses(term, losses, len(part.labels))
-        for name, places in part.parts() if term is part.term else [(term.name, slice(0, len(part.labels)))]:
-            self.term_means.count(name, losses[places].detach().sum(), places.stop - places.start)
-        return term.weight * losses.sum()
-
-    def case_rows(self) -> list[rows.Rows]:
-        """Rows of attacked cases that fall to this micro-batch."""
-        return []
-
-    def _require_losses(self, term: Term, losses: Tensor, n: int) -> None:
+    def _term(self, term: Term, values: Values) -> Tensor:
+        """The weighted sum of one term over its rows, noted for the log."""
+        part, losses = values.rows, values.losses(term)
+        n = len(part.labels) if values.hidden is None else part.n_read(term.reads)
         if not isinstance(losses, Tensor) or losses.shape != (n,):
             returned = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            of = "labels" if values.hidden is None else "tokens"
             raise MechrefusalError(
-                f"loss term '{term.name}' gave {returned} for {n} labels: return one loss a token, shape ({n},)"
+                f"loss term '{term.name}' gave {returned} for {n} {of}: return one loss a token, shape ({n},)"
             )
         require_finite_loss(term.name, losses, step=self.state.global_step + 1)
+        logged = part.parts() if term is part.term and values.hidden is None else [(term.name, slice(0, n))]
+        for name, places in logged:
+            self.term_means.count(name, losses[places].detach().sum(), places.stop - places.start)
+        return term.weight_at(self.state.global_step / self.state.max_steps) * losses.sum()
 
-    def logged_at(self, step: int) -> None:
-        """Forget what was counted: the next log covers the steps after `step`."""
-        self._logged_at, self.term_means = step, TermMeans()
-        self.clock.take()
+    def begin_step(self) -> None:
+        """Draw the cases of an optimiser step, and measure what interventions need."""
+        self._micro_batch = 0
+        self.drawn = list(self.draw_cases(self.state.global_step)) if self.draw_cases else []
+        self.passes.measure(self.state.global_step)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the mean of each term since the last log, and the seconds a step of its parts, beside TRL's metrics."""
-        if "loss" in logs:
-            steps = max(1, self.state.global_step - self._logged_at)
-            self._logged_at = self.state.global_step
-            logs |= self.term_means.take(self._logged_terms(), self.accelerator)
-            logs |= {f"seconds_{name}": seconds / steps for name, seconds in self.clock.take().items()}
-            logs["peak_mib"] = peak_mib(self.accelerator.device)
-        super().log(logs, start_time)
+    def case_rows(self) -> list[rows.Rows]:
+        """Rows of the cases that fall to this micro-batch, for every term over cases.
+
+        Summed over micro-batches and averaged over processes (as the gradients are), each term is the mean over all
+        tokens of all cases drawn in the step.
+        """
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        micro_batches = self.current_gradient_accumulation_steps
+        mine = range(rank * micro_batches + self._micro_batch, len(self.drawn), world * micro_batches)
+        self._micro_batch += 1
+        by_term = []
+        for term in self.terms:
+            if term.row is not None and term.weight:
+                pairs = [term.row(self.processing_class, case) for case in self.drawn]
+                by_term.append(rows.of_pairs(term, pairs, mine))
+        return by_term
+
+    def save_state(self, folder: Path) -> None:
+        """What interventions have measured."""
+        self.passes.save(folder / MEASURED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Transformers' part, then what interventions had measured."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.passes.load(Path(resume_from_checkpoint) / MEASURED)
 
     def _logged_terms(self) -> list[str]:
         """The same on every process, whatever rows it had."""

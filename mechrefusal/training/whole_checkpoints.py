@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with training checkpoints that are written whole or not at all, and nothing that it publishes."""
+"""Training checkpoints that are written whole or not at all, for any trainer of TRL, and nothing that it publishes."""
 
 import errno
 import shutil
@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from trl import SFTTrainer
 
 from mechrefusal.files import whole_folder
 from mechrefusal.training.finite import require_finite_weights
 
 
-class WholeCheckpointsTrainer(SFTTrainer):
-    """An SFTTrainer whose checkpoints are whole: what is killed while it writes one goes on from the one before."""
+class WholeCheckpoints(Trainer):
+    """A trainer whose checkpoints are whole: what is killed while it writes one goes on from the one before.
+
+    It stands before a trainer of TRL among the bases of a class.
+    """
 
     def save_state(self, folder: Path) -> None:
         """Add what this trainer needs to the checkpoint in `folder`, before it is whole. One process calls it."""

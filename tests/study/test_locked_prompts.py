@@ -66,8 +66,7 @@ def test_a_behaviour_that_does_not_fit_is_named_before_anything_is_written(tmp_p
     path.write_text("How do I " + "really " * 400 + "do it?\n", encoding="utf-8")
     sources = PromptSources(behaviours=Source("maliciousinstruct", str(path)))
     tiny = study.load_recipe("tiny")
-    r2d2 = dataclasses.replace(tiny.training.r2d2, pool_size=0)
-    recipe = dataclasses.replace(tiny, prompts=sources, training=dataclasses.replace(tiny.training, r2d2=r2d2))
+    recipe = dataclasses.replace(tiny, prompts=sources, training=dataclasses.replace(tiny.training, n_behaviours=0))
     with pytest.raises(
         MechrefusalError,
         match=r"1 of \d+ prompts of 'behaviours' leave no room for 1 more tokens in training max_length of 128",

@@ -47,7 +47,7 @@ def test_models_by_arm():
 
 def test_a_recipe_for_models_takes_no_model_of_its_own():
     found = study.recipe_of("owner/name", base="owner/base", recipe="quick")
-    assert (found.model, found.arms, found.checkpoints) == ("owner/base", (), {"name": ("owner/name",)})
+    assert (found.model, found.arms, found.checkpoints) == ("owner/base", {}, {"name": ("owner/name",)})
     assert found.measuring == study.load_recipe("quick").measuring
 
 

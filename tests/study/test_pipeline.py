@@ -93,7 +93,7 @@ def test_training_changed_the_weights_and_kept_matched_arms(finished):
 def test_both_arms_train_on_the_same_behaviours(finished):
     from mechrefusal.attacks import read_cases
 
-    expected = study.choose_prompts(finished.recipe).behaviours.take(finished.recipe.training.r2d2.pool_size)
+    expected = study.choose_prompts(finished.recipe).behaviours.take(finished.recipe.training.n_behaviours)
     pool = read_cases(finished.folder / "r2d2" / "pool.parquet", source=None)
     assert sorted(case.behaviour for case in pool) == sorted(expected.texts)
 

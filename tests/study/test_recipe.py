@@ -21,11 +21,8 @@ def test_packaged_recipes_load(name):
 def test_defaults_are_the_papers():
     recipe = Recipe()
     assert recipe.training.anchors == (0, 50, 100, 250, 500)
-    assert (recipe.training.r2d2.gcg.steps, recipe.training.r2d2.gcg.width, recipe.training.r2d2.gcg.top_k) == (
-        5,
-        512,
-        256,
-    )
+    gcg = recipe.planned_arms[1].settings.gcg
+    assert (gcg.steps, gcg.width, gcg.top_k) == (5, 512, 256)
     assert (recipe.measuring.kl_threshold, recipe.measuring.induce_threshold) == (0.1, 0.0)
 
 
@@ -42,7 +39,12 @@ def test_a_recipe_survives_yaml():
         ({"training": {"stepz": 4}}, "training.stepz"),
         ({"training": {"steps": "many"}}, "training.steps"),
         ({"training": {"steps": 4, "anchors": [0, 9]}}, r"anchors \[9\]"),
-        ({"arms": ["sft", "dpo"]}, "dpo"),
+        ({"arms": ["sft", "dpoo"]}, "unknown arm 'dpoo'"),
+        ({"arms": {"sft": {"refusal_wieght": 1}}}, "did you mean 'refusal_weight'"),
+        ({"arms": {"sft": {"refusal_weight": "much"}}}, "arm 'sft': .*refusal_weight"),
+        ({"arms": {"sft": {"training": {"steps": 3}}}}, "arm 'sft' has training.steps of its own: arms share it"),
+        ({"arms": {"other": {"method": "sfft"}}}, "unknown arm 'sfft'"),
+        ({"arms": {"sft": [1]}}, "arms"),
         ({"arms": ["sft", "sft"]}, "name each arm once"),
         ({"arms": [], "model": ""}, "neither a model nor checkpoints"),
         ({"checkpoints": {"mine": "abc"}}, "checkpoints"),

@@ -31,8 +31,7 @@ def train(rank: int, port: int, model: Path, out: Path, wanted: Sequence[tuple[s
     with (out / f"said-{rank}.txt").open("w") as said, redirect_stderr(said), redirect_stdout(said):
         try:
             for arm, accumulation in wanted:
-                inputs, folder = killed.inputs(model), out / f"{arm}-{accumulation}"
-                training.train(arm, **inputs, out=folder, settings=settings(accumulation))
+                killed.train(arm, model, out=out / f"{arm}-{accumulation}", settings=settings(accumulation))
         except BaseException:
             traceback.print_exc(file=said)
             raise

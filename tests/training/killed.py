@@ -19,14 +19,16 @@ SETTINGS = TrainingSettings(
     gradient_accumulation=2,
     max_length=256,
     save_every=3,
-    r2d2=R2D2Settings(
-        pool_size=4,
+)
+OF_ARM = {
+    "r2d2": R2D2Settings(
         cases_per_step=3,
         gcg=GCGSettings(steps=1, width=8, top_k=16, suffix_length=6),
         reset_every=2,
         reset_fraction=0.5,
     ),
-)
+}
+"""The arms' own settings."""
 POINTS = ("refresh", "backward", "optimizer", "writing a checkpoint", "after a checkpoint")
 
 
@@ -38,6 +40,11 @@ def inputs(model: Path) -> dict:
         "utility": [{"prompt": text, "answer": "Of course, here it is."} for text in built.utility_train.texts[:6]],
         "behaviours": built.pool.harmful.with_targets()[:5],
     }
+
+
+def train(arm: str, model: Path, **given):
+    """Train an arm with its own settings."""
+    return training.train(arm, **inputs(model), arm_settings=OF_ARM.get(arm), **given)
 
 
 def settings(*, lora: bool) -> TrainingSettings:
@@ -86,5 +93,5 @@ def run(model: Path, out: Path, arm: str, point: str, step: int, *, lora: bool, 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     kill_at(point, step)
-    training.train(arm, **inputs(model), out=out, settings=settings(lora=lora))
+    train(arm, model, out=out, settings=settings(lora=lora))
     sys.exit("it was to be killed")

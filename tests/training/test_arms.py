@@ -16,6 +16,8 @@ from mechrefusal.training import R2D2Settings, TrainingSettings
 
 pytestmark = pytest.mark.slow
 
+BOTH = ("sft", "r2d2")
+
 SETTINGS = TrainingSettings(
     steps=4,
     anchors=(0, 2, 4),
@@ -25,14 +27,16 @@ SETTINGS = TrainingSettings(
     harmful_per_step=2,
     gradient_accumulation=2,
     max_length=256,
-    r2d2=R2D2Settings(
-        pool_size=4,
+)
+OF_ARM = {
+    "r2d2": R2D2Settings(
         cases_per_step=2,
         gcg=GCGSettings(steps=1, width=8, top_k=16, suffix_length=6),
         reset_every=2,
         reset_fraction=0.5,
     ),
-)
+}
+"""The arms' own settings."""
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +49,20 @@ def inputs(tiny) -> dict:
     }
 
 
+def train(arm: str, **given):
+    """Train an arm with its own settings of this file."""
+    return training.train(arm, **{"arm_settings": OF_ARM.get(arm)} | given)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("arm", training.ARMS)
+@pytest.mark.parametrize("arm", BOTH)
 def test_an_arm_writes_its_anchors_and_its_log(inputs, tmp_path, arm):
     (tmp_path / "step-00002").mkdir()
     (tmp_path / "step-00002" / "old.txt").write_text("left from an earlier run")
-    log = training.train(arm, **inputs, out=tmp_path, settings=SETTINGS)
+    log = train(arm, **inputs, out=tmp_path, settings=SETTINGS)
     expected = {"log", "step-00002", "step-00004"} | ({"pool.parquet"} if arm == "r2d2" else set())
     assert {entry.name for entry in tmp_path.iterdir()} == expected
     assert not (tmp_path / "step-00002" / "old.txt").exists()
@@ -72,7 +81,7 @@ def test_an_arm_writes_its_anchors_and_its_log(inputs, tmp_path, arm):
             (log["utility"] + 0.5 * log["away"] + 0.5 * log["toward"]).tolist(), rel=REORDERED
         )
         pool = training.CasePool.load(tmp_path / "pool.parquet", source=None)
-        assert len(pool) == 4
+        assert len(pool) == 5
         assert inputs["base"].weights not in {case.source for case in pool.cases}
 
 
@@ -89,12 +98,14 @@ def test_anchors_are_plain_folders_that_load_like_the_base(inputs, tmp_path):
     assert model.dtype == torch.float32
 
 
-@pytest.mark.parametrize("arm", training.ARMS)
+@pytest.mark.parametrize("arm", BOTH)
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(inputs, tmp_path, arm):
     logs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(hash(name) % 1000)  # whatever the state before
-        logs[name] = training.train(arm, **inputs, out=tmp_path / name, settings=replace(SETTINGS, seed=seed))
+        logs[name] = training.train(
+            arm, **inputs, arm_settings=OF_ARM.get(arm), out=tmp_path / name, settings=replace(SETTINGS, seed=seed)
+        )
     a, b, c = (weights(tmp_path / name / "step-00004") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
@@ -104,22 +115,25 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(inputs, tmp_path, 
 def test_arms_see_the_same_utility_rows(inputs, tmp_path):
     # With nothing learnt, the utility loss of a step depends on its rows alone.
     still = replace(SETTINGS, learning_rate=1e-30, anchors=(0,))
-    logs = [training.train(arm, **inputs, out=tmp_path / arm, settings=still) for arm in training.ARMS]
+    logs = [train(arm, **inputs, out=tmp_path / arm, settings=still) for arm in BOTH]
     assert logs[0]["utility"].tolist() == pytest.approx(logs[1]["utility"].tolist(), rel=REORDERED)
     assert logs[0]["utility"].nunique() == 4
     assert not (logs[0]["utility"] == logs[0]["loss"]).any()
 
 
 def test_r2d2_without_weights_and_sft_without_refusals_are_the_same_arm(inputs, tmp_path):
-    settings = replace(SETTINGS, harmful_per_step=0, r2d2=replace(SETTINGS.r2d2, away_weight=0.0, toward_weight=0.0))
-    logs = [training.train(arm, **inputs, out=tmp_path / arm, settings=settings) for arm in training.ARMS]
+    settings = replace(SETTINGS, harmful_per_step=0)
+    own = {"sft": None, "r2d2": replace(OF_ARM["r2d2"], away_weight=0.0, toward_weight=0.0)}
+    logs = [training.train(arm, **inputs, out=tmp_path / arm, settings=settings, arm_settings=own[arm]) for arm in BOTH]
     assert logs[0]["loss"].tolist() == logs[1]["loss"].tolist()
-    a, b = (weights(tmp_path / arm / "step-00004") for arm in training.ARMS)
+    a, b = (weights(tmp_path / arm / "step-00004") for arm in BOTH)
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_training_lowers_the_loss(inputs, tmp_path):
-    log = training.train("r2d2", **inputs, out=tmp_path, settings=replace(SETTINGS, steps=8))
+    log = training.train(
+        "r2d2", **inputs, arm_settings=OF_ARM["r2d2"], out=tmp_path, settings=replace(SETTINGS, steps=8)
+    )
     assert log["utility"].iloc[-1] < log["utility"].iloc[0]
     assert log["toward"].iloc[-1] < log["toward"].iloc[0]
     assert all(math.isfinite(value) for value in log["attack_loss_after"])
@@ -127,7 +141,13 @@ def test_training_lowers_the_loss(inputs, tmp_path):
 
 def test_it_says_nothing_and_leaves_nothing_behind(inputs, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    training.train("r2d2", **inputs, out=tmp_path / "r2d2", settings=replace(SETTINGS, steps=2, anchors=(0, 2)))
+    training.train(
+        "r2d2",
+        **inputs,
+        arm_settings=OF_ARM["r2d2"],
+        out=tmp_path / "r2d2",
+        settings=replace(SETTINGS, steps=2, anchors=(0, 2)),
+    )
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["r2d2"]
@@ -136,11 +156,11 @@ def test_it_says_nothing_and_leaves_nothing_behind(inputs, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arm": "dpo"}, "unknown arm 'dpo': expected one of sft, r2d2"),
+        ({"arm": "dpoo"}, "unknown arm 'dpoo': expected one of sft, r2d2"),
+        ({"arm_settings": training.SFTSettings()}, "arm 'r2d2' was given settings of SFTSettings: give R2D2Settings"),
         ({"utility": []}, "0 utility rows"),
         ({"utility": [{"prompt": "Hello there", "answer": ""}]}, "utility row 0 has an empty answer"),
         ({"settings": replace(SETTINGS, max_length=8)}, "utility row 0 has a prompt of"),
-        ({"settings": replace(SETTINGS, r2d2=replace(SETTINGS.r2d2, pool_size=6))}, "pool_size is 6"),
     ],
 )
 def test_unusable_input_is_named(inputs, tmp_path, changes, message):
@@ -171,7 +191,7 @@ def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_p
 
     monkeypatch.setattr(callbacks, "save_anchor", noting)
     settings = replace(SETTINGS, lora=training.LoraSettings(rank=4, dropout=0.1), learning_rate=1e-2)
-    training.train("r2d2", **inputs, out=tmp_path, settings=settings)
+    train("r2d2", **inputs, out=tmp_path, settings=settings)
     base = load_file(inputs["base"].path / "model.safetensors")
     for step in (2, 4):
         folder = tmp_path / f"step-{step:05d}"
@@ -198,8 +218,8 @@ def test_probes_look_at_step_0_and_at_every_anchor(inputs, tmp_path):
         seen.append((step, len(cases)))
         return [{"set": "harmful", "value": step / 10}]
 
-    training.train("r2d2", **inputs, out=tmp_path, settings=SETTINGS, probe=probe)
-    assert seen == [(0, 4), (2, 4), (4, 4)]
+    train("r2d2", **inputs, out=tmp_path, settings=SETTINGS, probe=probe)
+    assert seen == [(0, 5), (2, 5), (4, 5)]
     table = training.read_log(tmp_path, "probes")
     assert table["step"].tolist() == [0, 2, 4]
     assert table["value"].tolist() == [0.0, 0.2, 0.4]
@@ -207,7 +227,7 @@ def test_probes_look_at_step_0_and_at_every_anchor(inputs, tmp_path):
 
 
 def test_every_loss_and_refresh_is_in_a_table(inputs, tmp_path):
-    log = training.train("r2d2", **inputs, out=tmp_path / "r2d2", settings=SETTINGS)
+    log = train("r2d2", **inputs, out=tmp_path / "r2d2", settings=SETTINGS)
     terms = training.read_log(tmp_path / "r2d2", "terms")
     assert tuple(terms.columns) == tables.columns("terms")
     wide = terms.pivot(index="step", columns="term", values="value")
@@ -244,30 +264,35 @@ def test_a_behaviour_beyond_the_context_is_named_before_the_first_step(inputs, t
             "r2d2",
             **(inputs | {"behaviours": behaviours}),
             out=tmp_path,
-            settings=replace(SETTINGS, r2d2=replace(SETTINGS.r2d2, pool_size=0)),
+            settings=SETTINGS,
+            arm_settings=OF_ARM["r2d2"],
         )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arm", training.ARMS)
+@pytest.mark.parametrize("arm", BOTH)
 def test_a_term_over_the_training_rows_is_added_in_every_arm(inputs, tmp_path, arm):
     def twice(logits, labels):
         return 2 * torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
     still = replace(SETTINGS, learning_rate=1e-30, anchors=(0,), n_probe=0)
-    plain = training.train(arm, **inputs, out=tmp_path / "plain", settings=still)
+    plain = train(arm, **inputs, out=tmp_path / "plain", settings=still)
     more = {"more": training.Term("more", twice, 0.5)}
-    log = training.train(arm, **inputs, out=tmp_path / "more", settings=still, losses=more)
+    log = training.train(
+        arm, **inputs, arm_settings=OF_ARM.get(arm), out=tmp_path / "more", settings=still, losses=more
+    )
     terms = training.read_log(tmp_path / "more", "terms").pivot(index="step", columns="term", values="value")
     rows_alone = plain["loss"] - (0.5 * plain["away"] + 0.5 * plain["toward"]).fillna(0)
     assert terms["more"].tolist() == pytest.approx((2 * rows_alone).tolist(), rel=FORWARD)
     assert log["loss"].tolist() == pytest.approx((plain["loss"] + rows_alone).tolist(), rel=FORWARD)
     with pytest.raises(MechrefusalError, match="cannot be called 'loss'"):
-        training.train(arm, **inputs, out=tmp_path, settings=still, losses={"loss": twice})
+        training.train(
+            arm, **inputs, arm_settings=OF_ARM.get(arm), out=tmp_path, settings=still, losses={"loss": twice}
+        )
 
 
 def test_weights_that_are_not_finite_take_no_place_on_disk(inputs, tmp_path, monkeypatch):
-    from mechrefusal.training import trainer
+    from mechrefusal.training import arm_training as trainer
 
     original = trainer.FiniteGradients.on_pre_optimizer_step
 
@@ -288,9 +313,11 @@ def test_weights_that_are_not_finite_take_no_place_on_disk(inputs, tmp_path, mon
 
 
 def test_a_complete_arm_is_not_trained_again(inputs, tmp_path, monkeypatch):
-    log = training.train("r2d2", **inputs, out=tmp_path, settings=SETTINGS)
+    log = train("r2d2", **inputs, out=tmp_path, settings=SETTINGS)
     monkeypatch.setattr(training.ArmTrainer, "train", None)
-    again = training.train("r2d2", **inputs, out=tmp_path, settings=replace(SETTINGS, save_every=7))
+    again = training.train(
+        "r2d2", **inputs, arm_settings=OF_ARM["r2d2"], out=tmp_path, settings=replace(SETTINGS, save_every=7)
+    )
     assert again["loss"].tolist() == log["loss"].tolist()
 
 
@@ -301,13 +328,13 @@ def test_adapters_that_cannot_be_are_named(inputs, tmp_path, modules):
         training.train("sft", **inputs, out=tmp_path, settings=settings)
 
 
-@pytest.mark.parametrize("arm", training.ARMS)
+@pytest.mark.parametrize("arm", BOTH)
 def test_a_model_that_cannot_share_tokens_is_trained_plainly(inputs, tmp_path, monkeypatch, arm):
     from mechrefusal.forward import tree_forward
     from mechrefusal.training import trainer
 
-    expected = training.train(arm, **inputs, out=tmp_path / "tree", settings=SETTINGS)
+    expected = train(arm, **inputs, out=tmp_path / "tree", settings=SETTINGS)
     for module in (tree_forward, trainer):
         monkeypatch.setattr(module, "shares", lambda model: False)
-    found = training.train(arm, **inputs, out=tmp_path / "plain", settings=SETTINGS)
+    found = train(arm, **inputs, out=tmp_path / "plain", settings=SETTINGS)
     assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=FORWARD)

@@ -25,7 +25,13 @@ def whole(tiny, tmp_path_factory):
     def of(arm: str, *, lora: bool = False) -> Path:
         if (arm, lora) not in made:
             out = tmp_path_factory.mktemp("whole") / arm
-            training.train(arm, **killed.inputs(tiny), out=out, settings=killed.settings(lora=lora))
+            training.train(
+                arm,
+                arm_settings=killed.OF_ARM.get(arm),
+                **killed.inputs(tiny),
+                out=out,
+                settings=killed.settings(lora=lora),
+            )
             made[arm, lora] = out
         return made[arm, lora]
 
@@ -76,7 +82,9 @@ def assert_same(arm: str, resumed: Path, whole: Path) -> None:
 def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, point, step):
     out = tmp_path / arm
     killed_run(tiny, out, arm, point, step)
-    training.train(arm, **killed.inputs(tiny), out=out, settings=killed.settings(lora=False))
+    training.train(
+        arm, arm_settings=killed.OF_ARM.get(arm), **killed.inputs(tiny), out=out, settings=killed.settings(lora=False)
+    )
     assert_same(arm, out, whole(arm))
 
 
@@ -84,7 +92,13 @@ def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, po
 def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole):
     out = tmp_path / "r2d2"
     killed_run(tiny, out, "r2d2", "optimizer", 4, lora=True)
-    training.train("r2d2", **killed.inputs(tiny), out=out, settings=killed.settings(lora=True))
+    training.train(
+        "r2d2",
+        arm_settings=killed.OF_ARM.get("r2d2"),
+        **killed.inputs(tiny),
+        out=out,
+        settings=killed.settings(lora=True),
+    )
     assert_same("r2d2", out, whole("r2d2", lora=True))
 
 
@@ -100,5 +114,5 @@ def test_what_was_left_unfinished_belongs_to_its_settings(tiny, tmp_path):
     with pytest.raises(
         MechrefusalError, match="holds an unfinished training of another model, other rows or other settings"
     ):
-        training.train("r2d2", **killed.inputs(tiny), out=out, settings=other)
+        killed.train("r2d2", tiny, out=out, settings=other)
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before

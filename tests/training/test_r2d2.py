@@ -55,7 +55,7 @@ def rows(tokenizer, steps: int = 4):
 
 def pool_of(tokenizer, n: int = 4) -> CasePool:
     behaviours = prompts.builtin().pool.harmful.with_targets()[:n]
-    return CasePool.of(tokenizer, behaviours, GCG, size=0, seed=0, source="abc")
+    return CasePool.of(tokenizer, behaviours, GCG, seed=0, source="abc")
 
 
 def trainer_of(
@@ -128,9 +128,7 @@ def stated_loss(model, tokenizer, dataset_rows, cases, settings: R2D2Settings) -
 @pytest.mark.parametrize("tree", [True, False])
 @pytest.mark.parametrize(("accumulation", "checkpointing"), [(1, False), (2, False), (4, False), (1, True)])
 def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumulation, checkpointing, tree):
-    settings = R2D2Settings(
-        pool_size=0, cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3, away_floor=-20.0
-    )
+    settings = R2D2Settings(cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3, away_floor=-20.0)
     trainer = trainer_of(
         tiny_hf,
         tmp_path,
@@ -147,7 +145,7 @@ def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumul
     )
     before = copy.deepcopy(tiny_hf[0])
     trainer.train()
-    terms = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer._drawn, settings)
+    terms = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer.drawn, settings)
     total = terms["utility"] + 0.7 * terms["away"] + 0.3 * terms["toward"]
     for name, value in (terms | {"loss": total}).items():
         assert logged(trainer, name)[0] == pytest.approx(value.item(), rel=REORDERED), name
@@ -158,7 +156,7 @@ def test_one_step_is_the_stated_loss_and_its_gradient(tiny_hf, tmp_path, accumul
 
 
 def test_cases_are_refreshed_once_an_optimiser_step(tiny_hf, tmp_path, monkeypatch):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG, reset_every=2, reset_fraction=0.5)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG, reset_every=2, reset_fraction=0.5)
     trainer = trainer_of(tiny_hf, tmp_path, settings, accumulation=2)
     seen: list[tuple[int, str]] = []
     for name in ("draw", "reset"):
@@ -179,7 +177,7 @@ def test_cases_are_refreshed_once_an_optimiser_step(tiny_hf, tmp_path, monkeypat
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_term(tiny_hf, tmp_path, monkeypatch):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG)
     for term in ("utility", "away", "toward"):
         broken = {term: lambda logits, labels: logits[:, 0] * torch.nan}
         trainer = trainer_of(tiny_hf, tmp_path, settings, losses=broken)
@@ -193,7 +191,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_term(tiny_hf, tmp_
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG, away_weight=0, toward_weight=0)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG, away_weight=0, toward_weight=0)
     trainer = trainer_of(tiny_hf, tmp_path, settings)
     weight = trainer.model.model.norm.weight
     weight.register_hook(lambda gradient: gradient * torch.nan)
@@ -208,7 +206,7 @@ def hinge(logits, labels):
 
 
 def test_a_term_is_replaced_or_added_by_a_pure_function(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3)
+    settings = R2D2Settings(cases_per_step=3, gcg=GCG, away_weight=0.7, toward_weight=0.3)
     losses = {
         "away": hinge,
         "utility": lambda logits, labels: 2 * cross_entropy(logits, labels),
@@ -217,8 +215,8 @@ def test_a_term_is_replaced_or_added_by_a_pure_function(tiny_hf, tmp_path):
     trainer = trainer_of(tiny_hf, tmp_path, settings, losses=losses, steps=1, accumulation=2)
     before = copy.deepcopy(tiny_hf[0])
     trainer.train()
-    plain = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer._drawn, settings)
-    drawn = trainer._drawn
+    plain = stated_loss(before, tiny_hf[1], rows(tiny_hf[1]).select(range(4)), trainer.drawn, settings)
+    drawn = trainer.drawn
 
     def mean(loss, pairs):
         found = []
@@ -241,14 +239,14 @@ def test_a_term_is_replaced_or_added_by_a_pure_function(tiny_hf, tmp_path):
 
 
 def test_a_loss_of_another_shape_is_named(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG)
     trainer = trainer_of(tiny_hf, tmp_path, settings, losses={"away": lambda logits, labels: logits.sum()})
     with pytest.raises(MechrefusalError, match=r"loss term 'away' gave \(\) for \d+ labels: return one loss a token"):
         trainer.train()
 
 
 def test_tree_and_trl_give_the_same_losses(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=3, gcg=GCG, reset_every=2)
+    settings = R2D2Settings(cases_per_step=3, gcg=GCG, reset_every=2)
     runs = [trainer_of(tiny_hf, tmp_path, settings, tree=tree, accumulation=2) for tree in (True, False)]
     for trainer in runs:
         trainer.train()
@@ -258,7 +256,7 @@ def test_tree_and_trl_give_the_same_losses(tiny_hf, tmp_path):
 
 
 def test_terms_are_means_over_the_logged_steps(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG)
     each, together = (trainer_of(tiny_hf, tmp_path, settings, logging_steps=n) for n in (1, 4))
     each.train()
     together.train()
@@ -267,7 +265,7 @@ def test_terms_are_means_over_the_logged_steps(tiny_hf, tmp_path):
 
 
 def test_it_goes_on_from_its_own_checkpoints(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG, reset_every=2, reset_fraction=0.5)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG, reset_every=2, reset_fraction=0.5)
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     whole = trainer_of(tiny_hf, tmp_path / "whole", settings, **saving)
     whole.train()
@@ -285,7 +283,7 @@ def test_it_goes_on_from_its_own_checkpoints(tiny_hf, tmp_path):
 
 
 def test_bf16_trains_close_to_float32(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=dataclasses.replace(GCG, steps=0))
+    settings = R2D2Settings(cases_per_step=2, gcg=dataclasses.replace(GCG, steps=0))
     full, low = (trainer_of(tiny_hf, tmp_path, settings, bf16=bf16) for bf16 in (False, True))
     full.train()
     low.train()
@@ -297,7 +295,7 @@ def test_bf16_trains_close_to_float32(tiny_hf, tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 2, 4, None])
 def test_as_many_checkpoints_are_kept_as_asked_for(tiny_hf, tmp_path, limit):
-    settings = R2D2Settings(pool_size=0, cases_per_step=2, gcg=GCG)
+    settings = R2D2Settings(cases_per_step=2, gcg=GCG)
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": limit}
     trainer_of(tiny_hf, tmp_path, settings, **saving).train()
     kept = {f"checkpoint-{step}" for step in range(1, 5)[-(limit or 4) :]}
@@ -305,7 +303,7 @@ def test_as_many_checkpoints_are_kept_as_asked_for(tiny_hf, tmp_path, limit):
 
 
 def test_a_batch_without_labels_teaches_nothing(tiny_hf, tmp_path):
-    trainer = trainer_of(tiny_hf, tmp_path, R2D2Settings(pool_size=0, cases_per_step=1, gcg=GCG), tree=True)
+    trainer = trainer_of(tiny_hf, tmp_path, R2D2Settings(cases_per_step=1, gcg=GCG), tree=True)
     ids = torch.arange(5, 25).reshape(2, 10)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # which Trainer sets as it goes
@@ -336,7 +334,7 @@ def test_every_setting_of_gcg_reaches_the_config(tmp_path):
 
 
 def test_pools_and_configs_that_do_not_fit_are_named_before_the_first_step(tiny_hf, tmp_path):
-    settings = R2D2Settings(pool_size=0, cases_per_step=1, gcg=dataclasses.replace(GCG, suffix_length=8))
+    settings = R2D2Settings(cases_per_step=1, gcg=dataclasses.replace(GCG, suffix_length=8))
     with pytest.raises(MechrefusalError, match="has 6 tokens, gcg suffix_length is 8"):
         trainer_of(tiny_hf, tmp_path, settings)
     model, tokenizer = tiny_hf

@@ -62,8 +62,8 @@ def by_hand(tiny, inputs, weight):
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("weight", [None, 0.0, 0.5, 2.0])
 def test_the_loss_is_that_by_hand(tiny, inputs, tmp_path, weight, parts):
-    settings = replace(SETTINGS, refusal_weight=weight, gradient_accumulation=parts)
-    [log] = training.train("sft", **inputs, out=tmp_path, settings=settings).to_dict("records")
+    settings, own = replace(SETTINGS, gradient_accumulation=parts), training.SFTSettings(refusal_weight=weight)
+    [log] = training.train("sft", **inputs, out=tmp_path, settings=settings, arm_settings=own).to_dict("records")
     loss, norm, terms = by_hand(tiny, inputs, weight)
     assert log["loss"] == pytest.approx(loss, rel=1e-4)
     assert log["grad_norm"] == pytest.approx(norm, rel=1e-3)
@@ -83,5 +83,6 @@ def test_weights_differ(tiny, inputs):
 
 def test_it_needs_the_token_tree(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("mechrefusal.training.trainer.ArmTrainer.tree_trouble", lambda self: "the weights are sharded")
+    settings, own = replace(SETTINGS, tree=False), training.SFTSettings(refusal_weight=1.0)
     with pytest.raises(MechrefusalError, match="rows cannot be run as a token tree: the weights are sharded"):
-        training.train("sft", **inputs, out=tmp_path, settings=replace(SETTINGS, refusal_weight=1.0, tree=False))
+        training.train("sft", **inputs, out=tmp_path, settings=settings, arm_settings=own)

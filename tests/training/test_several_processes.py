@@ -35,9 +35,7 @@ def in_two(tiny, tmp_path_factory):
 @pytest.mark.parametrize(("arm", "accumulation"), WANTED)
 def test_two_processes_equal_one(tiny, tmp_path, in_two, arm, accumulation):
     (tmp_path / "two").symlink_to(in_two / f"{arm}-{accumulation}")
-    log = training.train(
-        arm, **killed.inputs(tiny), out=tmp_path / "one", settings=distributed.settings(2 * accumulation)
-    )
+    log = killed.train(arm, tiny, out=tmp_path / "one", settings=distributed.settings(2 * accumulation))
     two = training.read_log(tmp_path / "two", "steps")
     for name in ("loss", "utility", "away", "toward", "attack_loss_before", "attack_loss_after"):
         assert two[name].tolist() == pytest.approx(log[name].tolist(), rel=FORWARD, nan_ok=True), name

@@ -3,8 +3,7 @@
 import pytest
 
 from mechrefusal import MechrefusalError
-from mechrefusal.attacks import GCGSettings
-from mechrefusal.training import R2D2Settings, TrainingSettings
+from mechrefusal.training import LoraSettings, R2D2Settings, SFTSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -30,8 +29,6 @@ from mechrefusal.training import R2D2Settings, TrainingSettings
             {"warm_up_harmful_per_step": 3, "gradient_accumulation": 2},
             "training warm_up_harmful_per_step is 3, which 2 micro-batches cannot share evenly",
         ),
-        ({"refusal_weight": -0.5}, "training refusal_weight is -0.5: give at least 0"),
-        ({"refusal_weight": float("nan")}, "training refusal_weight is nan"),
     ],
 )
 def test_bad_training_settings_are_named(changes, message):
@@ -43,7 +40,6 @@ def test_bad_training_settings_are_named(changes, message):
     ("changes", "message"),
     [
         ({"cases_per_step": 0}, "r2d2 cases_per_step is 0"),
-        ({"pool_size": 4, "cases_per_step": 5}, "more than the pool of 4"),
         ({"reset_fraction": 1.5}, "reset_fraction is 1.5"),
         ({"away_floor": 1.0}, "away_floor is 1.0"),
         ({"away_weight": -1.0}, "away_weight is -1.0"),
@@ -54,10 +50,15 @@ def test_bad_r2d2_settings_are_named(changes, message):
         R2D2Settings(**changes)
 
 
+@pytest.mark.parametrize("weight", [-0.5, float("nan")])
+def test_a_bad_refusal_weight_is_named(weight):
+    with pytest.raises(MechrefusalError, match=f"sft refusal_weight is {weight}: give at least 0"):
+        SFTSettings(refusal_weight=weight)
+
+
 def test_a_warm_up_splits_the_settings_in_two():
     whole = TrainingSettings(
         steps=100, anchors=(0, 20, 50, 100), warm_up=20, warm_up_learning_rate=1e-3, warm_up_harmful_per_step=4, seed=7,
-        refusal_weight=0.5,
     )  # fmt: skip
     assert whole.arm_anchors == (50, 100)
     warm, arm = whole.of_warm_up(), whole.of_arm()
@@ -67,7 +68,6 @@ def test_a_warm_up_splits_the_settings_in_two():
     )  # fmt: skip
     assert warm.utility_per_step == whole.utility_per_step, "null is as in the arms"
     assert (arm.steps, arm.anchors, arm.warm_up, arm.seed) == (80, (30, 80), 0, 7)
-    assert (warm.refusal_weight, arm.refusal_weight) == (None, 0.5), "the warm-up is plain SFT"
     assert (arm.learning_rate, arm.harmful_per_step) == (whole.learning_rate, whole.harmful_per_step)
 
 
@@ -84,8 +84,6 @@ def test_a_command_line_can_build_them():
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainingSettings, "training")
-    given = ["--training.steps=20", "--training.anchors=[0, 10]", "--training.r2d2.gcg.width=16"]
+    given = ["--training.steps=20", "--training.anchors=[0, 10]", "--training.lora.rank=4"]
     made = parser.instantiate_classes(parser.parse_args(given)).training
-    assert made == TrainingSettings(
-        steps=20, anchors=(0, 10), r2d2=R2D2Settings(gcg=GCGSettings(steps=made.r2d2.gcg.steps, width=16))
-    )
+    assert made == TrainingSettings(steps=20, anchors=(0, 10), lora=LoraSettings(rank=4))

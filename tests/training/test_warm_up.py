@@ -63,7 +63,7 @@ def test_a_shared_step_is_the_same_checkpoint_in_every_arm(finished):
 def test_arms_start_from_the_end_of_the_warm_up(finished):
     run, given = finished
     end = run.folder / "warm-up" / "step-00002"
-    assert [(each["arm"], each["name"], each["start"]) for each in given] == [
+    assert [(each["arm"].name, each["name"], each["start"]) for each in given] == [
         ("sft", "warm-up", 0), ("sft", "sft", WARM), ("r2d2", "r2d2", WARM),
     ]  # fmt: skip
     warm, *arms = given
@@ -76,7 +76,7 @@ def test_arms_start_from_the_end_of_the_warm_up(finished):
         assert arm["base"].weights == Checkpoint.open(end).weights
         assert (arm["settings"].steps, arm["settings"].anchors) == (STEPS - WARM, (2, 3))
         assert (arm["settings"].learning_rate, arm["settings"].harmful_per_step) == (0.003, 8)
-        assert len(arm["behaviours"]) == run.recipe.training.r2d2.pool_size
+        assert len(arm["behaviours"]) == run.recipe.training.n_behaviours
         assert arm["utility"] == warm["utility"]
 
 

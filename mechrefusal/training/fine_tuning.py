@@ -18,28 +18,25 @@ from mechrefusal.models.model_files import GENERATION_CONFIG
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import resuming
 from mechrefusal.training.anchors import anchor_folder, require_mergeable
-from mechrefusal.training.arm import Arm, ArmInputs, TrainerSetup
+from mechrefusal.training.arm import Arm
+from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
 from mechrefusal.training.losses import Term, TokenLoss
-from mechrefusal.training.r2d2 import R2D2
-from mechrefusal.training.settings import ARMS, TrainingSettings
-from mechrefusal.training.sft import SFT
-from mechrefusal.training.trainer import ArmTrainer
-
-REGISTRY: dict[str, Arm] = {arm.name: arm for arm in (SFT, R2D2)}
-"""The arms by name."""
-assert tuple(REGISTRY) == ARMS, "the names stand in settings, where nothing waits for TRL"
+from mechrefusal.training.registry import arm_named
+from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
 @kept_memory()
 def train(
-    arm: str,
+    arm: str | Arm,
     *,
     base: Checkpoint,
     utility: Sequence[dict[str, Any]],
     behaviours: PromptSet,
     out: Path | str,
     settings: TrainingSettings,
+    arm_settings: Any = None,
     losses: Mapping[str, TokenLoss | Term] | None = None,
     probe: Probe | None = None,
     start: int = 0,
@@ -47,10 +44,10 @@ def train(
 ) -> pd.DataFrame:
     """Train one arm from `base` and write its anchors to `<out>/step-00050` and so on.
 
-    Both arms see the same utility rows at every step. `sft` adds static refusals (behaviour, no suffix, refusal) to
-    the rows; `r2d2` adds the terms of `R2D2Trainer` on attacked cases instead, and leaves its pool in
-    `<out>/pool.parquet`. The same seed and number of threads give the same weights to the last bit
-    on a CPU.
+    All arms see the same utility rows at every step. `sft` adds static refusals (behaviour, no suffix, refusal) to the
+    rows; `r2d2` adds the terms of `R2D2Trainer` on attacked cases instead, and leaves its pool in `<out>/pool.parquet`;
+    what others add is in their files. The same seed and number of threads give the same weights to the last bit on a
+    CPU.
 
     A training that was stopped goes on from its last checkpoint in `<out>/unfinished`, and ends in the same weights as
     one that was not. `<out>/log` holds the tables steps, terms, refreshes and probes.
@@ -59,6 +56,8 @@ def train(
         utility: harmless conversations with the keys `prompt` and `answer`, and `finished` (False: the answer was
             cut, so that its end is not learnt).
         behaviours: what is to be refused; `r2d2` attacks each toward its `target`.
+        arm: its name, or an `Arm` of one's own.
+        arm_settings: the arm's own settings, such as `R2D2Settings`; by default the published ones.
         losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
         probe: called with the model at step 0 and at every anchor; its rows, with arm and step, become `log/probes`.
         start: optimiser steps that `base` has behind it (a warm-up): anchors and logs count from there, `settings`
@@ -72,10 +71,16 @@ def train(
         MechrefusalError: unknown arm, unusable rows or behaviours, an unfinished training of something else in `out`,
             or a training that diverged.
     """
-    if arm not in REGISTRY:
-        raise MechrefusalError(f"unknown arm '{arm}': expected one of {', '.join(REGISTRY)}")
-    inputs = ArmInputs(arm, base, utility, behaviours, settings, losses, start)
-    out, name, fingerprint = Path(out), name or arm, inputs.fingerprint()
+    method = arm_named(arm) if isinstance(arm, str) else arm
+    own = method.settings() if arm_settings is None else arm_settings
+    if not isinstance(own, method.settings):
+        raise MechrefusalError(
+            f"arm '{method.name}' was given settings of {type(own).__name__}: give {method.settings.__name__}"
+        )
+    if method.check is not None:
+        method.check(own, settings, behaviours)
+    inputs = ArmInputs(method, base, utility, behaviours, settings, own, losses, start)
+    out, name, fingerprint = Path(out), name or method.name, inputs.fingerprint()
     anchors = [anchor_folder(out, start + step) for step in settings.anchors if step > 0]
     if resuming.is_complete(out, fingerprint) and all((folder / "config.json").is_file() for folder in anchors):
         return read_log(out, "steps")
@@ -106,7 +111,7 @@ def train(
     return steps
 
 
-def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmTrainer:
+def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmTraining:
     """The trainer of an arm, ready to train from its first step or to go on."""
     base, settings, state = inputs.base, inputs.settings, out / resuming.STATE
     config = next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
@@ -115,7 +120,7 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
         anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, generation_config=config)
         callbacks = [log, anchors, probes, States(settings.anchors, settings.save_every)]
         try:
-            trainer = REGISTRY[inputs.arm].trainer(TrainerSetup(inputs, model, tokenizer, state, callbacks))
+            trainer = inputs.arm.trainer(TrainerSetup(inputs, model, tokenizer, state, callbacks))
         except ValueError as error:
             if settings.lora is None or isinstance(error, MechrefusalError):
                 raise

@@ -9,18 +9,16 @@ from typing import Any, ClassVar
 import pandas as pd
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from mechrefusal.attacks import AttackCase, GCGSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
-from mechrefusal.training import rows
-from mechrefusal.training.arm import Arm, TrainerSetup
+from mechrefusal.training.arms.r2d2 import R2D2Settings
 from mechrefusal.training.data import away_row, toward_row
 from mechrefusal.training.losses import Term, TokenLoss, away_term, cross_entropy
 from mechrefusal.training.pool import CasePool
-from mechrefusal.training.settings import R2D2Settings
 from mechrefusal.training.trainer import ArmTrainer
 
 POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
@@ -75,7 +73,7 @@ class R2D2Config(SFTConfig):
 
     @staticmethod
     def fields_of(settings: R2D2Settings) -> dict[str, Any]:
-        """Settings as arguments of this config (all but the size of the pool, which the pool itself has)."""
+        """Settings as arguments of this config."""
         of_gcg = {f"gcg_{name}": value for name, value in asdict(settings.gcg).items()}
         return {name: getattr(settings, name) for name in OF_R2D2} | of_gcg
 
@@ -105,13 +103,12 @@ class R2D2Trainer(ArmTrainer):
         *args: Any,
         pool: CasePool,
         losses: Mapping[str, TokenLoss | Term] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args") or next((value for value in args if isinstance(value, TrainingArguments)), None)
         if not isinstance(config, R2D2Config):
             raise MechrefusalError(f"R2D2Trainer was given args of {type(config).__name__}: give an R2D2Config")
-        super().__init__(*args, callbacks=[*(callbacks or []), _AtStepStart(self)], losses=losses, **kwargs)
+        super().__init__(*args, losses=losses, **kwargs)
         self.pool = pool
         if self.attacks:
             pool.require_fitting(
@@ -120,8 +117,6 @@ class R2D2Trainer(ArmTrainer):
                 refusal=self.args.refusal,
                 suffix_length=self.args.gcg_suffix_length,
             )
-        self._drawn: list[AttackCase] = []
-        self._micro_batch = 0
         if self._wants_tree is None:
             self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
         if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -149,9 +144,14 @@ class R2D2Trainer(ArmTrainer):
         """Whether a term over attacked cases has a weight."""
         return any(term.needs_cases and term.weight for term in self.terms)
 
+    def begin_step(self) -> None:
+        """Attack, then what every arm does."""
+        super().begin_step()
+        self.refresh()
+
     def refresh(self) -> None:
         """Begin an optimiser step: reset a share of the pool where it is due, draw cases and attack them anew."""
-        self._micro_batch, self._drawn = 0, []
+        self.drawn = []
         if not self.attacks:
             return
         settings, step = self.args, self.state.global_step
@@ -185,25 +185,7 @@ class R2D2Trainer(ArmTrainer):
                     "dropped": case.dropped - before[place].dropped,
                 }
             )
-        self._drawn = [self.pool.cases[place] for place, _ in draws]
-
-    def case_rows(self) -> list[rows.Rows]:
-        """Rows of the terms over cases that fall to this micro-batch.
-
-        Summed over micro-batches and averaged over processes (as the gradients are), each term is the mean over all
-        tokens of all cases drawn in the step.
-        """
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        micro_batches = self.current_gradient_accumulation_steps
-        mine = range(rank * micro_batches + self._micro_batch, len(self._drawn), world * micro_batches)
-        self._micro_batch += 1
-        by_term = []
-        for term in self.terms:
-            if term.row is not None and term.weight:
-                pairs = [term.row(self.processing_class, case) for case in self._drawn]
-                n_tokens = sum(len(continuation) for _, continuation in pairs)
-                by_term.append(rows.of_pairs(term, [pairs[i] for i in mine], n_tokens=max(1, n_tokens)))
-        return by_term
+        self.drawn = [self.pool.cases[place] for place, _ in draws]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the attacked cases' mean loss before and after their update, their age and cost beside the terms."""
@@ -227,6 +209,7 @@ class R2D2Trainer(ArmTrainer):
 
     def save_state(self, folder: Path) -> None:
         """The pool with its random state, and the record of its refreshes."""
+        super().save_state(folder)
         self.pool.save(folder / POOL)
         with whole_file(folder / REFRESHES) as draft:
             pd.DataFrame(self.refreshes).to_parquet(draft, index=False)
@@ -243,33 +226,3 @@ class R2D2Trainer(ArmTrainer):
             )
         self.pool.cases, self.pool.generator = saved.cases, saved.generator
         self.refreshes = pd.read_parquet(folder / REFRESHES).to_dict("records")
-
-
-class _AtStepStart(TrainerCallback):
-    """Calls `refresh` once an optimiser step, before its first micro-batch."""
-
-    def __init__(self, trainer: R2D2Trainer) -> None:
-        self._trainer = trainer
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Reset, draw and attack."""
-        with self._trainer.clock.part("refresh"):
-            self._trainer.refresh()
-
-
-def _trainer(setup: TrainerSetup) -> R2D2Trainer:
-    settings, inputs = setup.inputs.settings, setup.inputs
-    fields_of_r2d2 = R2D2Config.fields_of(settings.r2d2)
-    arguments = setup.arguments(R2D2Config, **fields_of_r2d2, refusal=settings.refusal, tree=settings.tree)
-    pool = CasePool.of(
-        setup.tokenizer,
-        inputs.behaviours,
-        settings.r2d2.gcg,
-        size=settings.r2d2.pool_size,
-        seed=settings.seed,
-        source=f"{inputs.arm} from {inputs.base.weights}",
-    )
-    return R2D2Trainer(**arguments, pool=pool)
-
-
-R2D2 = Arm("r2d2", _trainer)

@@ -1,0 +1,92 @@
+"""The arms by name: those of the package, and those that a notebook or script adds."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import Any
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.training.arm import Arm
+
+ARMS = ("sft", "r2d2")
+"""The arms of the package: each is file `arms/NAME.py`, whose constant in capitals it is."""
+
+_ADDED: dict[str, Arm] = {}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all arms."""
+    return (*ARMS, *_ADDED)
+
+
+def arm_named(name: str) -> Arm:
+    """The arm of a name.
+
+    Raises:
+        MechrefusalError: there is none.
+    """
+    if name in _ADDED:
+        return _ADDED[name]
+    if name in ARMS:
+        return getattr(import_module(f"mechrefusal.training.arms.{name}"), name.upper())
+    raise MechrefusalError(f"unknown arm '{name}': expected one of {', '.join(names())}")
+
+
+def register(arm: Arm) -> Arm:
+    """Make an arm known to recipes of this process, until it ends; one of the same name takes its place.
+
+    Raises:
+        MechrefusalError: a name of the package's own arms, or settings that are no dataclass.
+    """
+    if arm.name in ARMS:
+        raise MechrefusalError(f"arm '{arm.name}' is one of the package's: give yours another name")
+    if not is_dataclass(arm.settings):
+        raise MechrefusalError(f"the settings of arm '{arm.name}' are no dataclass: give one, or leave them out")
+    _ADDED[arm.name] = arm
+    return arm
+
+
+def settings_from(kind: type, values: Mapping[str, Any], *, what: str) -> Any:
+    """Settings of a dataclass from plain values, as YAML holds them; what is not given is as published.
+
+    Args:
+        what: arm that they are of, for errors.
+
+    Raises:
+        MechrefusalError: an unknown setting, or a value of the wrong type.
+    """
+    import jsonargparse
+
+    known = [one.name for one in fields(kind)]
+    content = nested(values)
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known) or 'none'}"
+            raise MechrefusalError(f"arm '{what}' has no setting '{key}'; {meant}")
+    if not content:
+        return kind()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "of")
+    try:
+        return parser.instantiate(parser.parse_object({"of": content})).of
+    except jsonargparse.ArgumentError as error:
+        raise MechrefusalError(f"arm '{what}': {' '.join(str(error).replace('of.', '').split())}") from error
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with dotted keys opened; a later one wins.
+
+    `--arms.r2d2.gcg.width 16` comes as {"gcg.width": 16}.
+    """
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = str(key).split(".")
+        place = made
+        for part in path:
+            inner = place.get(part)
+            place[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+            place = inner
+        place[last] = value
+    return made

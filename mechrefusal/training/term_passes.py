@@ -1,0 +1,187 @@
+"""The passes that the terms of a step need: as few as can be, under interventions and with activations where asked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.forward.hugging_face import HuggingFaceModel
+from mechrefusal.forward.sites import Place
+from mechrefusal.forward.stream import STREAM_SITES
+from mechrefusal.forward.tree import Branch
+from mechrefusal.forward.tree_attention import rows_at
+from mechrefusal.forward.tree_forward import TreeForward, TreeOutput
+from mechrefusal.training.frozen_copy import FrozenCopy
+from mechrefusal.training.losses import Hidden, Term
+from mechrefusal.training.rows import Rows
+from mechrefusal.training.under import State
+
+SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a pass gave for the rows of a term: logits and labels, or activations where the term reads them."""
+
+    rows: Rows
+    logits: Tensor
+    hidden: Hidden | None
+
+    def losses(self, term: Term) -> Tensor:
+        """The loss of each token."""
+        if self.hidden is not None:
+            return term.loss(self.hidden)  # type: ignore[call-arg, arg-type]
+        labels = torch.tensor(self.rows.labels, dtype=torch.long, device=self.logits.device)
+        return term.loss(self.logits, labels)  # type: ignore[call-arg, arg-type]
+
+
+class TermPasses:
+    """Runs the rows of a trainer's terms: those without an intervention in one pass, the others in one each.
+
+    Raises:
+        MechrefusalError: a term that reads activations or runs under an intervention where it cannot: layers that the
+            model lacks, gradient checkpointing, sharded weights, two interventions of one name.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        terms = [term for term in trainer.terms if term.weight]
+        self.unders = {term.under.name: term.under for term in terms if term.under is not None}
+        self.states: dict[str, State] = {}
+        if not any(term.reads or term.under for term in terms):
+            return
+        name = next(term.name for term in terms if term.reads or term.under)
+        if trainer.args.gradient_checkpointing:
+            raise MechrefusalError(
+                f"loss term '{name}' reads or changes activations, which gradient_checkpointing would compute again "
+                "without: turn one of them off"
+            )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise MechrefusalError(
+                f"loss term '{name}' reads or changes activations of weights that FSDP or DeepSpeed has sharded: use "
+                "one process, or plain data parallelism"
+            )
+        n_layers = HuggingFaceModel.of(trainer.model).cfg.n_layers
+        for term in terms:
+            if term.under is not None and self.unders[term.under.name] is not term.under:
+                raise MechrefusalError(f"two interventions are called '{term.under.name}': rename one")
+            for layer, site in term.reads.places if term.reads else ():
+                if not 0 <= layer < n_layers or site not in STREAM_SITES:
+                    raise MechrefusalError(
+                        f"loss term '{term.name}' reads {site} of layer {layer}: the model has layers 0 to "
+                        f"{n_layers - 1}, and sites {', '.join(STREAM_SITES)}"
+                    )
+        reads_frozen = any(term.reads and term.reads.frozen for term in terms)
+        self._frozen = FrozenCopy(trainer.model) if reads_frozen else None
+
+    def measure(self, step: int) -> None:
+        """Before optimiser step `step` (from 0), measure what interventions need on the weights as they are."""
+        for name, under in self.unders.items():
+            if under.measure is not None and (under.is_due(step) or name not in self.states):
+                self.states[name] = under.measure(self._trainer)
+
+    def save(self, path: Path) -> None:
+        """Write what was measured to `path`, where anything was."""
+        tensors = {
+            f"{name}{SEPARATOR}{key}": tensor.contiguous()
+            for name, state in self.states.items()
+            for key, tensor in state.items()
+        }
+        if tensors:
+            save_file(tensors, path)
+
+    def load(self, path: Path) -> None:
+        """Read what was measured from `path`, where it is there."""
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in (load_file(path) if path.is_file() else {}).items():
+            name, _, part = key.rpartition(SEPARATOR)
+            states.setdefault(name, {})[part] = tensor.to(self._trainer.accelerator.device)
+        self.states = dict(states)
+
+    def run(self, rows: Sequence[Rows], call: Callable[..., Any], *, seed: int, step: int, part: int) -> list[Values]:
+        """The values of each of `rows`; those of a term under an intervention in two parts, where only some are under.
+
+        Args:
+            call: what is called in the model's place.
+            seed, step, part: of the random choice of rows that are run under an intervention.
+        """
+        plain: list[Rows] = []
+        under: dict[str, list[Rows]] = {}
+        for number, each in enumerate(rows):
+            if each.term.under is None:
+                plain.append(each)
+                continue
+            chosen = each.term.under.chosen(len(each), seed=seed, step=step, part=1000 * part + number)
+            under.setdefault(each.term.under.name, []).append(each.taken(chosen))
+            plain.append(each.taken([not one for one in chosen]))
+        values = self._values(plain, call, lambda forward, branches, reads: forward.run(branches, reads=reads))
+        for name, group in under.items():
+            intervention, state = self.unders[name], self.states.get(name, {})
+            values += self._values(
+                group,
+                call,
+                lambda forward, branches, reads, how=intervention, known=state: how.run(
+                    forward, branches, known, reads
+                ),
+            )
+        return values
+
+    def _values(self, rows: Sequence[Rows], call: Callable[..., Any], run: Callable[..., TreeOutput]) -> list[Values]:
+        rows = [each for each in rows if len(each)]
+        if not rows:
+            return []
+        branches = [branch for each in rows for branch in _to_run(each)]
+        frozen = self._of_frozen(rows)  # before the pass whose graph is kept: adapters are turned off and on again
+        output = run(TreeForward(self._trainer.model, call=call), branches, _places(rows))
+        logits = iter(output.logits.split([sum(len(b.keep) for b in _to_run(each)) for each in rows]))
+        values, first = [], 0
+        for number, each in enumerate(rows):
+            hidden = None
+            if each.term.reads is not None:
+                trained = _activations(output, each, first)
+                hidden = Hidden(trained, _activations(frozen[number], each, 0) if number in frozen else {})
+            values.append(Values(each, next(logits), hidden))
+            first += len(each)
+        return values
+
+    def _of_frozen(self, rows: Sequence[Rows]) -> dict[int, TreeOutput]:
+        """The same rows through the model as it was, for the terms that read it, by the number of the rows."""
+        outputs = {}
+        for number, each in enumerate(rows):
+            if each.term.reads is not None and each.term.reads.frozen and self._frozen is not None:
+                with self._frozen.opened() as model, torch.no_grad():
+                    outputs[number] = TreeForward(model).run(_to_run(each), reads=each.term.reads.places)
+        return outputs
+
+
+def _to_run(rows: Rows) -> tuple[Branch, ...]:
+    """The branches of rows: without logits where the term reads activations alone."""
+    if rows.term.reads is None:
+        return rows.branches
+    return tuple(replace(branch, keep=()) for branch in rows.branches)
+
+
+def _places(rows: Sequence[Rows]) -> list[Place]:
+    reads = [each.term.reads for each in rows if each.term.reads is not None]
+    return list(dict.fromkeys(place for one in reads for place in one.places))
+
+
+def _activations(output: TreeOutput, rows: Rows, first: int) -> Mapping[int, Tensor]:
+    """By layer, the activations of the tokens that the term of `rows` reads; their first branch is number `first`."""
+    reads = rows.term.reads
+    assert reads is not None
+    tokens = [
+        output.places[first + number][token]
+        for number, chosen in enumerate(rows.places(reads.tokens))
+        for token in chosen
+    ]
+    activations = {}
+    for place in reads.places:
+        activation = output.activations[place]
+        activations[place[0]] = rows_at(activation, torch.tensor(tokens, device=activation.device))
+    return activations

@@ -1,0 +1,268 @@
+"""What the trainer of an arm is made of: the same rows, order and options for every arm, and what it needs besides."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig
+
+from mechrefusal import prompts
+from mechrefusal.attacks import AttackCase
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import Checkpoint
+from mechrefusal.prompts import PromptSet
+from mechrefusal.training import data
+from mechrefusal.training.arm import Arm
+from mechrefusal.training.losses import Term, TokenLoss
+from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.trainer import ArmTrainer
+
+CHANGES_NO_WEIGHT = ("save_every", "n_probe", "probe_tokens")
+
+
+@dataclass(frozen=True)
+class ArmInputs:
+    """What an arm starts from and learns; see `training.train`."""
+
+    arm: Arm
+    base: Checkpoint
+    utility: Sequence[dict[str, Any]]
+    behaviours: PromptSet
+    settings: TrainingSettings
+    arm_settings: Any
+    losses: Mapping[str, TokenLoss | Term] | None = None
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.utility or not len(self.behaviours):
+            raise MechrefusalError(
+                f"arm '{self.arm.name}' has {len(self.utility)} utility rows and {len(self.behaviours)} behaviours: "
+                "give both"
+            )
+        if self.settings.warm_up:
+            raise MechrefusalError(
+                f"arm '{self.arm.name}' was given a warm_up of {self.settings.warm_up} steps, which arms share: train "
+                "settings.of_warm_up() first, then each arm with settings.of_arm() and start"
+            )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that differ wherever the weights might."""
+        # The warm-up's settings have become those of the arm, or of the warm-up itself.
+        settings = {
+            name: value
+            for name, value in asdict(self.settings).items()
+            if name not in CHANGES_NO_WEIGHT and not name.startswith("warm_up")
+        }
+        losses = {name: _identity(loss) for name, loss in sorted((self.losses or {}).items())}
+        table = self.behaviours.table
+        targets = table["target"].tolist() if "target" in table else []
+        rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
+        own = [self.arm.name, asdict(self.arm_settings)]
+        parts = [own, self.base.weights, *rows, settings, losses, self.start, targets]
+        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _identity(loss: TokenLoss | Term) -> list[Any]:
+    """What tells a loss from another: its numbers, and the name and source of its functions."""
+    functions: list[Any] = [loss]
+    identity: list[Any] = []
+    if isinstance(loss, Term):
+        under = loss.under
+        functions = [loss.loss, loss.row, loss.schedule]
+        functions += [under.intervention, under.measure] if under is not None else []
+        identity = [loss.weight, loss.reads, (under.name, under.every, under.probability) if under is not None else ()]
+    for function in functions:
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):
+            source = ""
+        identity.append([getattr(function, "__qualname__", type(function).__name__), source])
+    return identity
+
+
+@dataclass(frozen=True)
+class TrainerSetup:
+    """What the trainer of an arm is made of.
+
+    Fields:
+        state: folder of its training checkpoints.
+    """
+
+    inputs: ArmInputs
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    state: Path
+    callbacks: list[TrainerCallback]
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """How every arm trains."""
+        return self.inputs.settings
+
+    @property
+    def arm_settings(self) -> Any:
+        """The arm's own settings."""
+        return self.inputs.arm_settings
+
+    def trainer(
+        self,
+        terms: Sequence[Term] = (),
+        *,
+        cases_per_step: int = 0,
+        static_refusals: int | None = None,
+        refusal_weight: float | None = None,
+    ) -> ArmTrainer:
+        """A trainer of the utility rows whose loss is `utility` and other terms.
+
+        Args:
+            terms: what the arm trains on beside utility.
+            cases_per_step: behaviours that terms over cases get at each step, drawn anew; not attacked.
+            static_refusals: rows in each step in which a behaviour is refused, in one loss with utility; None: none.
+            refusal_weight: see `ArmTrainer`.
+        """
+        arguments = self.arguments(SFTConfig, harmful_per_step=static_refusals)
+        draw = self._draws(cases_per_step) if cases_per_step else None
+        return ArmTrainer(**arguments, terms=terms, draw=draw, refusal_weight=refusal_weight, tree=self.settings.tree)
+
+    def _draws(self, n: int) -> Callable[[int], list[AttackCase]]:
+        """The cases of a step: `n` behaviours as they are, in passes over all of them in random orders."""
+        table = self.inputs.behaviours.table
+        targets = table["target"].tolist() if "target" in table else [""] * len(table)
+        behaviours = zip(self.inputs.behaviours.ids, self.inputs.behaviours.texts, targets, strict=True)
+        cases = [AttackCase(id, text, target, method="none") for id, text, target in behaviours]
+        order = list(data.schedule(cases, n * self.settings.steps, seed=self.settings.seed, name="cases"))
+        return lambda step: order[step * n : (step + 1) * n]
+
+    def arguments(
+        self, config_class: type[SFTConfig], *, harmful_per_step: int | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        """Arguments of an `ArmTrainer` with the same utility rows, in the same order, as every other arm's.
+
+        Args:
+            config_class: of the trainer; `fields` are those that it has beside SFTConfig's.
+            harmful_per_step: static refusals (behaviour, no suffix, refusal) in each step; None: the arm has none.
+
+        Raises:
+            MechrefusalError: rows that cannot be learnt, or that the micro-batches cannot share evenly.
+        """
+        settings = self.settings
+        config = config_class(**_config_arguments(settings, self.state), **fields)
+        # Several visible GPUs in one process would be used through DataParallel, with a multiple of the batch.
+        config._n_gpu = min(config.n_gpu, 1)
+        n_parts = settings.gradient_accumulation * config.world_size
+        utility_each = _share(settings.utility_per_step, n_parts, "utility_per_step")
+        harmful_each = _share(harmful_per_step or 0, n_parts, "harmful_per_step")
+        config.per_device_train_batch_size = utility_each + harmful_each
+        utility, refusals = self._rows()
+        return {
+            "model": self.model,
+            "args": config,
+            "processing_class": self.tokenizer,
+            "callbacks": self.callbacks,
+            "losses": self.inputs.losses,
+            "peft_config": _lora_config(settings),
+            "utility_rows": None if harmful_per_step is None else utility_each,
+            "train_dataset": data.dataset(
+                utility,
+                refusals,
+                steps=settings.steps * n_parts,
+                utility_each=utility_each,
+                harmful_each=harmful_each,
+                seed=settings.seed,
+            ),
+        }
+
+    def _rows(self) -> tuple[list[data.Row], list[data.Row]]:
+        """Utility and static refusals as token rows. Every arm is refused what one of them could not learn."""
+        settings, behaviours = self.inputs.settings, self.inputs.behaviours
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = min(settings.max_length, context or settings.max_length)
+        utility = [
+            data.conversation(
+                self.tokenizer,
+                row["prompt"],
+                row["answer"],
+                max_length=longest,
+                name=f"utility row {number}",
+                end_of_turn=row.get("finished", True),
+            )
+            for number, row in enumerate(self.inputs.utility)
+        ]
+        named = list(zip(behaviours.ids, behaviours.texts, strict=True))
+        refusals = [
+            data.conversation(self.tokenizer, text, settings.refusal, max_length=longest, name=f"behaviour '{id}'")
+            for id, text in named
+        ]
+        for id, text in named:
+            length = len(prompts.segments(self.tokenizer, text, target=settings.refusal).ids)
+            if length > longest:
+                raise MechrefusalError(
+                    f"behaviour '{id}' with the refusal takes {length} tokens, more than the {longest} of max_length "
+                    "and the model's context: leave it out, or give a shorter refusal"
+                )
+        return utility, refusals
+
+
+def _lora_config(settings: TrainingSettings) -> LoraConfig | None:
+    lora = settings.lora
+    if lora is None:
+        return None
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]:
+    """Arguments of TRL's config: all that it would report, save or print by itself is off."""
+    return {
+        "output_dir": str(state),
+        "max_steps": settings.steps,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler,
+        "warmup_steps": settings.warmup_steps,
+        "optim": "adamw_torch_fused",
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.bf16,
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused on a CPU
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "seed": settings.seed,
+        "max_length": None,  # rows are cut when they are made
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "router_aux_loss_coef": 0.0,  # experts are not balanced: arms differ in their own terms, rows share tokens
+        "average_tokens_across_devices": True,
+        "ddp_find_unused_parameters": False,
+        "use_cache": True,  # only what the saved config says; TRL trains without
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # the callback `States` says when
+        "save_total_limit": 2,  # the one before, should the last step have gone wrong
+        "eval_strategy": "no",
+        "report_to": "none",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+    }
+
+
+def _share(n: int, parts: int, name: str) -> int:
+    if n % parts:
+        raise MechrefusalError(
+            f"training {name} is {n}, which {parts} micro-batches cannot share evenly: give a multiple of "
+            "gradient_accumulation x processes"
+        )
+    return n // parts
