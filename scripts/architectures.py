@@ -216,7 +216,7 @@ def _merged(model: str, chats: str) -> dict[str, Any]:
     recipe = study.load_recipe("tiny").as_dict()
     for part, changed in FEWER.items():
         recipe[part] |= changed
-    recipe["arms"] = ["r2d2"]
+    recipe["arms"] = {"r2d2": recipe["arms"]["r2d2"]}
     recipe["prompts"]["conversations"] = chats
     return recipe | {"model": model}
 
