@@ -14,6 +14,16 @@ def require_at_least(settings: object, **least: float) -> None:
             raise MechrefusalError(f"{kind} {name} is {value}: give at least {bound}")
 
 
+def require_share(settings: object, *names: str) -> None:
+    """Raise a MechrefusalError that names a setting, or one of several in it, that is no number from 0 to 1."""
+    kind = type(settings).__name__.removesuffix("Settings").lower()
+    for name in names:
+        values = getattr(settings, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if not 0 <= value <= 1:
+                raise MechrefusalError(f"{kind} {name} is {value}: give a number from 0 to 1")
+
+
 @dataclass(frozen=True)
 class GCGSettings:
     """How long and how wide GCG searches. Defaults: GCG as an evaluation, 2307.15043 and HarmBench.

@@ -133,6 +133,11 @@ def tells_tokens_apart(intervention: Intervention | Sequence[Intervention]) -> b
     return any(map(_knows_tokens, _chain(intervention).flat))
 
 
+def acts_at_some_positions(intervention: Intervention | Sequence[Intervention]) -> bool:
+    """Whether an intervention acts at some positions of a prompt only."""
+    return bool(_chain(intervention).positions)
+
+
 def _chain(intervention: Intervention | Sequence[Intervention]) -> Chain:
     return Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from peft import PeftModel
 
@@ -11,15 +11,20 @@ from mechrefusal.models.frozen import frozen
 
 
 class FrozenCopy:
-    """A copy of a model that training does not change; with adapters, the same model without them.
+    """A model that training does not change: a copy, or with adapters the same model without them.
 
-    Made before the first step, and before a training goes on from a checkpoint.
+    Args:
+        model: the copy, made before TRL has the model, whose `forward` it replaces by one of that very model; or the
+            model with adapters.
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model if isinstance(model, PeftModel) else copy.deepcopy(model)
-        if self._model is not model:
-            self._model.requires_grad_(requires_grad=False)
+        self._model = model
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """A copy of a model that has no adapters."""
+        return cls(copy.deepcopy(model).requires_grad_(requires_grad=False))
 
     @contextmanager
     def opened(self) -> Iterator[Any]:

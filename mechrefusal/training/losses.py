@@ -111,6 +111,11 @@ class Term:
         """Whether the term is over cases: behaviours that are drawn anew at each step, attacked or not."""
         return self.row is not None
 
+    @property
+    def reads_frozen(self) -> bool:
+        """Whether the term reads the model as it was before the arm's first step."""
+        return bool(self.weight and self.reads and self.reads.frozen)
+
     def weight_at(self, share: float) -> float:
         """The weight when `share` of the steps are done."""
         return self.weight * (1.0 if self.schedule is None else self.schedule(share))

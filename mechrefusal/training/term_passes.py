@@ -19,7 +19,7 @@ from mechrefusal.forward.tree_forward import TreeForward, TreeOutput
 from mechrefusal.training.frozen_copy import FrozenCopy
 from mechrefusal.training.losses import Hidden, Term
 from mechrefusal.training.rows import Rows
-from mechrefusal.training.under import State
+from mechrefusal.training.under import State, Under
 
 SEPARATOR = "/"
 
@@ -48,8 +48,8 @@ class TermPasses:
             model lacks, gradient checkpointing, sharded weights, two interventions of one name.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, frozen: FrozenCopy | None) -> None:
+        self._trainer, self._frozen = trainer, frozen
         terms = [term for term in trainer.terms if term.weight]
         self.unders = {term.under.name: term.under for term in terms if term.under is not None}
         self.states: dict[str, State] = {}
@@ -76,8 +76,6 @@ class TermPasses:
                         f"loss term '{term.name}' reads {site} of layer {layer}: the model has layers 0 to "
                         f"{n_layers - 1}, and sites {', '.join(STREAM_SITES)}"
                     )
-        reads_frozen = any(term.reads and term.reads.frozen for term in terms)
-        self._frozen = FrozenCopy(trainer.model) if reads_frozen else None
 
     def measure(self, step: int) -> None:
         """Before optimiser step `step` (from 0), measure what interventions need on the weights as they are."""
@@ -90,6 +88,7 @@ class TermPasses:
         tensors = {
             f"{name}{SEPARATOR}{key}": tensor.contiguous()
             for name, state in self.states.items()
+            if self.unders[name].every > 1  # else it is measured anew before it is used
             for key, tensor in state.items()
         }
         if tensors:
@@ -112,32 +111,33 @@ class TermPasses:
         """
         plain: list[Rows] = []
         under: dict[str, list[Rows]] = {}
-        for number, each in enumerate(rows):
+        for each in rows:
             if each.term.under is None:
                 plain.append(each)
                 continue
-            chosen = each.term.under.chosen(len(each), seed=seed, step=step, part=1000 * part + number)
+            chosen = each.term.under.chosen(len(each), each.term.name, seed=seed, step=step, part=part)
             under.setdefault(each.term.under.name, []).append(each.taken(chosen))
             plain.append(each.taken([not one for one in chosen]))
-        values = self._values(plain, call, lambda forward, branches, reads: forward.run(branches, reads=reads))
+        values = self._values(plain, call, None)
         for name, group in under.items():
-            intervention, state = self.unders[name], self.states.get(name, {})
-            values += self._values(
-                group,
-                call,
-                lambda forward, branches, reads, how=intervention, known=state: how.run(
-                    forward, branches, known, reads
-                ),
-            )
+            values += self._values(group, call, self.unders[name])
         return values
 
-    def _values(self, rows: Sequence[Rows], call: Callable[..., Any], run: Callable[..., TreeOutput]) -> list[Values]:
+    def _values(self, rows: Sequence[Rows], call: Callable[..., Any], under: Under | None) -> list[Values]:
         rows = [each for each in rows if len(each)]
         if not rows:
             return []
         branches = [branch for each in rows for branch in _to_run(each)]
+        reads = _places(rows)
         frozen = self._of_frozen(rows)  # before the pass whose graph is kept: adapters are turned off and on again
-        output = run(TreeForward(self._trainer.model, call=call), branches, _places(rows))
+        forward = TreeForward(self._trainer.model, call=call)
+        if under is None:
+            output = forward.run(branches, reads=reads)
+        else:
+            n_prompt = [branch.keep[0] + 1 for each in rows for branch in each.branches]
+            cases = [number for each in rows for number in each.numbers]
+            state = self.states.get(under.name, {})
+            output = under.run(forward, branches, state, reads=reads, n_prompt=n_prompt, cases=cases)
         logits = iter(output.logits.split([sum(len(b.keep) for b in _to_run(each)) for each in rows]))
         values, first = [], 0
         for number, each in enumerate(rows):
@@ -153,7 +153,7 @@ class TermPasses:
         """The same rows through the model as it was, for the terms that read it, by the number of the rows."""
         outputs = {}
         for number, each in enumerate(rows):
-            if each.term.reads is not None and each.term.reads.frozen and self._frozen is not None:
+            if each.term.reads_frozen and each.term.reads is not None and self._frozen is not None:
                 with self._frozen.opened() as model, torch.no_grad():
                     outputs[number] = TreeForward(model).run(_to_run(each), reads=each.term.reads.places)
         return outputs

@@ -26,6 +26,7 @@ from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_loss
+from mechrefusal.training.frozen_copy import FrozenCopy
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
 from mechrefusal.training.term_passes import TermPasses, Values
 
@@ -64,17 +65,23 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         tree: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        changed = [*terms, *(losses or {}).values()]
+        reads_frozen = any(isinstance(term, Term) and term.reads_frozen for term in changed)
+        frozen = FrozenCopy.of(kwargs["model"]) if reads_frozen and not kwargs.get("peft_config") else None
         super().__init__(*args, **kwargs)
+        if reads_frozen and frozen is None:
+            frozen = FrozenCopy(self.model)
         without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
         self.draw_cases = draw
-        self.terms = with_changes([*self.own_terms(), *terms], losses or {})
+        own = with_changes(self.own_terms(), {term.name: term for term in terms})
+        self.terms = with_changes(own, losses or {})
         self.drawn: list[AttackCase] = []
         self._utility_rows, self.refusal_weight = utility_rows, refusal_weight
         self._wants_tree = tree
         self._tree: bool | None = None
         self._micro_batch = 0
         self._require_usable_terms()
-        self.passes = TermPasses(self)
+        self.passes = TermPasses(self, frozen)
         self.model.register_forward_hook(self._count_utility)
 
     def own_terms(self) -> list[Term]:
@@ -108,12 +115,18 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         replaced |= self.refusal_weight is not None
         if self._wants_tree is False and not replaced:
             return False
-        reason = self.tree_trouble()
+        reason = self.rows_trouble() if replaced else self.tree_trouble()
         if reason and (self._wants_tree or replaced):
             raise MechrefusalError(f"rows cannot be run as a token tree: {reason}; use tree=False and TRL's own loss")
-        return not reason
+        return not reason  # where TRL's loss would not do, rows that cannot be a tree are run in full
 
     def tree_trouble(self) -> str:
+        """Why the loss is to be TRL's own; empty where rows can be run as a token tree."""
+        if reason := self.rows_trouble():
+            return reason
+        return "" if shares(self.model) else f"the attention of {type(self.model).__name__} cannot share tokens"
+
+    def rows_trouble(self) -> str:
         """Why the loss must be TRL's own; empty where it need not be."""
         args = self.args
         if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -122,8 +135,6 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             return "loss_type, label_smoothing_factor or compute_loss_func ask for another loss"
         if self.aux_loss_enabled or args.padding_free or getattr(args, "packing", False):
             return "a router loss, padding_free or packing is on"
-        if not shares(self.model):
-            return f"the attention of {type(self.model).__name__} cannot share tokens"
         return ""
 
     def _count_utility(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -138,8 +149,8 @@ class ArmTrainer(ArmTraining, SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's, with attention that reads trees (gradient checkpointing runs it in the backward pass again)."""
-        reads = self.tree or (any(term.needs_cases and term.weight for term in self.terms) and shares(self.model))
-        reading = attending(self.model) if reads else nullcontext()
+        own_rows = self.tree or any(term.needs_cases and term.weight for term in self.terms)
+        reading = attending(self.model) if own_rows and shares(self.model) else nullcontext()
         with reading, self.clock.part("backward"):
             return super().training_step(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechrefusal.attacks import random_stream
 from mechrefusal.causal import Intervention, intervened
-from mechrefusal.causal.interventions import tells_tokens_apart
+from mechrefusal.causal.interventions import acts_at_some_positions, tells_tokens_apart
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.sites import Place
 from mechrefusal.forward.tree import Branch
@@ -51,22 +51,39 @@ class Under:
         """Whether it is to be measured before optimiser step `step` (from 0)."""
         return self.measure is not None and step % self.every == 0
 
-    def chosen(self, n: int, *, seed: int, step: int, part: int) -> list[bool]:
-        """Which of `n` rows are run under it, the same for the same seed, step and part of the step."""
+    def chosen(self, n: int, term: str, *, seed: int, step: int, part: int) -> list[bool]:
+        """Which of `n` rows of a term are run under it: the same for the same seed, step and part of the step."""
         if self.probability in (0.0, 1.0):
             return [bool(self.probability)] * n
-        stream = random_stream(seed, f"under {self.name} {step} {part}")
+        stream = random_stream(seed, f"under {self.name}: {term} {step} {part}")
         return (torch.rand(n, generator=stream) < self.probability).tolist()
 
     def run(
-        self, forward: TreeForward, branches: Sequence[Branch], state: State, reads: Collection[Place]
+        self,
+        forward: TreeForward,
+        branches: Sequence[Branch],
+        state: State,
+        *,
+        reads: Collection[Place],
+        n_prompt: Sequence[int],
+        cases: Sequence[int],
     ) -> TreeOutput:
-        """The pass over rows under the intervention: as a token tree, unless it tells tokens apart."""
+        """The pass over rows under the intervention: as a token tree, unless it tells tokens apart.
+
+        Args:
+            n_prompt: of each branch, the tokens of its prompt.
+            cases: of each branch, which case of the step it is of; empty where rows are not of cases.
+        """
         interventions = self.intervention(state)
         if interventions is None or not tells_tokens_apart(interventions):
             with intervened(forward.model, interventions):
                 return forward.run(branches, reads=reads)
+        if acts_at_some_positions(interventions):
+            raise MechrefusalError(
+                f"'{self.name}' acts at some positions of a prompt, which rows with answers do not end with: leave out "
+                "positions, so that it acts at every token"
+            )
         longest = max(len(branch.tokens) for branch in branches)
-        after_prompt = [longest - branch.keep[0] - 1 for branch in branches]
+        after_prompt = [longest - n for n in n_prompt]
         with intervened(forward.model, interventions, after_prompt=after_prompt):
             return forward.plainly().run(branches, reads=reads)

@@ -9,6 +9,9 @@ from pathlib import Path
 from mechrefusal import models, prompts, training
 from mechrefusal.attacks import GCGSettings
 from mechrefusal.training import LoraSettings, R2D2Settings, R2D2Trainer, TrainingSettings, trainer
+from mechrefusal.training.arms.circuit_breakers import CircuitBreakersSettings
+from mechrefusal.training.arms.lat import LATSettings
+from mechrefusal.training.arms.refat import ReFATSettings
 
 SETTINGS = TrainingSettings(
     steps=6,
@@ -27,6 +30,10 @@ OF_ARM = {
         reset_every=2,
         reset_fraction=0.5,
     ),
+    # Measured before steps 0, 2 and 4: what goes on from the checkpoint of step 3 must know what was measured.
+    "refat": ReFATSettings(cases_per_step=2, every=2, n_prompts=3),
+    "circuit_breakers": CircuitBreakersSettings(cases_per_step=2),
+    "lat": LATSettings(cases_per_step=2, inner_steps=2),
 }
 """The arms' own settings."""
 POINTS = ("refresh", "backward", "optimizer", "writing a checkpoint", "after a checkpoint")

@@ -25,13 +25,7 @@ def whole(tiny, tmp_path_factory):
     def of(arm: str, *, lora: bool = False) -> Path:
         if (arm, lora) not in made:
             out = tmp_path_factory.mktemp("whole") / arm
-            training.train(
-                arm,
-                arm_settings=killed.OF_ARM.get(arm),
-                **killed.inputs(tiny),
-                out=out,
-                settings=killed.settings(lora=lora),
-            )
+            killed.train(arm, tiny, out=out, settings=killed.settings(lora=lora))
             made[arm, lora] = out
         return made[arm, lora]
 
@@ -77,14 +71,15 @@ def assert_same(arm: str, resumed: Path, whole: Path) -> None:
         ("r2d2", "after a checkpoint", 5),
         ("sft", "backward", 4),
         ("sft", "writing a checkpoint", 2),
+        ("refat", "optimizer", 4),
+        ("circuit_breakers", "optimizer", 4),
+        ("lat", "backward", 4),
     ],
 )
 def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, point, step):
     out = tmp_path / arm
     killed_run(tiny, out, arm, point, step)
-    training.train(
-        arm, arm_settings=killed.OF_ARM.get(arm), **killed.inputs(tiny), out=out, settings=killed.settings(lora=False)
-    )
+    killed.train(arm, tiny, out=out, settings=killed.settings(lora=False))
     assert_same(arm, out, whole(arm))
 
 
@@ -92,13 +87,7 @@ def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, po
 def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole):
     out = tmp_path / "r2d2"
     killed_run(tiny, out, "r2d2", "optimizer", 4, lora=True)
-    training.train(
-        "r2d2",
-        arm_settings=killed.OF_ARM.get("r2d2"),
-        **killed.inputs(tiny),
-        out=out,
-        settings=killed.settings(lora=True),
-    )
+    killed.train("r2d2", tiny, out=out, settings=killed.settings(lora=True))
     assert_same("r2d2", out, whole("r2d2", lora=True))
 
 
