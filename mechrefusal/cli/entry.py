@@ -11,7 +11,7 @@ from typing import Any
 import jsonargparse
 
 from mechrefusal import __version__
-from mechrefusal.cli import results, single_models, studies
+from mechrefusal.cli import arm_options, results, single_models, studies
 from mechrefusal.cli.options import Command, Parser
 from mechrefusal.cli.printing import print_any_character
 from mechrefusal.errors import MechrefusalError, without_secrets
@@ -76,7 +76,7 @@ def _parser(words: Sequence[str]) -> Parser:
 
 def _words(words: list[str]) -> list[str]:
     """The words of the line, with the paths of packaged recipes, and with the recipe that models are measured by."""
-    words = [_recipe_path(word, before) for before, word in pairwise(["", *words])]
+    words = arm_options.merged([_recipe_path(word, before) for before, word in pairwise(["", *words])])
     if not words or words[0] != "measure" or not studies.has_out(words):
         return words
     for key, instead in (("--model", "--base"), ("--arms", "--arm NAME=MODEL"), ("--checkpoints", "--arm NAME=MODEL")):

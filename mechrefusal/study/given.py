@@ -53,16 +53,19 @@ def require_arms(checkpoints: Mapping[str, Sequence[str]], *, taken: Sequence[st
         taken: names that are another arm's.
     """
     for arm, sources in checkpoints.items():
-        if not _NAME.fullmatch(arm):
-            raise MechrefusalError(
-                f"checkpoints arm '{arm}' cannot be the name of a file: give letters, digits, '-', '_' and '.'"
-            )
+        require_name(arm, "checkpoints arm")
         if arm in taken:
             raise MechrefusalError(f"checkpoints arm '{arm}' is the name of another arm of this run: give it another")
         if isinstance(sources, str) or not sources:
             raise MechrefusalError(f"checkpoints arm '{arm}' names no list of models: give one or more")
         if blank := [source for source in sources if not source.strip()]:
             raise MechrefusalError(f"checkpoints arm '{arm}' names '{blank[0]}': give a folder or a model's name")
+
+
+def require_name(arm: str, what: str) -> None:
+    """Raise MechrefusalError for the name of an arm that cannot be part of the name of a file."""
+    if not _NAME.fullmatch(arm):
+        raise MechrefusalError(f"{what} '{arm}' cannot be the name of a file: give letters, digits, '-', '_' and '.'")
 
 
 def arm_of(source: str) -> str:

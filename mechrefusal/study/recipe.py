@@ -13,7 +13,7 @@ from mechrefusal.geometry.settings import GeometrySettings
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
 from mechrefusal.study.arms import PlannedArm, planned_arm
-from mechrefusal.study.given import RESERVED, require_arms
+from mechrefusal.study.given import RESERVED, require_arms, require_name
 from mechrefusal.study.settings import AttackSettings, MeasuringSettings, PromptSources, Sides, Source
 from mechrefusal.training import TrainingSettings
 
@@ -68,6 +68,10 @@ class Recipe:
             if len(set(self.arms)) < len(self.arms):
                 raise MechrefusalError(f"arms are {list(self.arms)}: name each arm once")
             object.__setattr__(self, "arms", {name: {} for name in self.arms})
+        for name in self.arms:
+            require_name(name, "arm")
+            if name in RESERVED:
+                raise MechrefusalError(f"arm '{name}' has a name that every run uses itself: give it another")
         require_arms(self.checkpoints, taken=(*RESERVED, *self.arms))
         if not self.arms and not self.checkpoints and not self.model:
             raise MechrefusalError("the recipe names neither a model nor checkpoints: give what is to be measured")
