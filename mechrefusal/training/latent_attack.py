@@ -15,7 +15,8 @@ from mechrefusal.forward.tree_forward import TreeForward, TreeOutput
 from mechrefusal.models.frozen import frozen
 from mechrefusal.training.data import away_row, toward_row
 from mechrefusal.training.losses import away, cross_entropy
-from mechrefusal.training.under import State, Under
+from mechrefusal.training.measured import Measured, State
+from mechrefusal.training.under import Under
 
 DELTAS = "deltas"
 
@@ -42,7 +43,8 @@ class LatentAttack(Under):
         def measure(trainer: Any) -> State:
             return {DELTAS: attack.found(trainer.model, trainer.processing_class, trainer.drawn)}
 
-        attack = cls("latent attack", lambda state: None, measure, layers=tuple(layers), **settings)
+        found = Measured("latent attack", measure)
+        attack = cls("latent attack", lambda state: None, found, layers=tuple(layers), **settings)
         return attack
 
     def found(self, model: Any, tokenizer: Any, cases: Sequence[Any]) -> Float[Tensor, "case layer token d_model"]:

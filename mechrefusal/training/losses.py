@@ -4,7 +4,7 @@ Any of an arm's terms can be replaced by such a function, and others can be adde
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.sites import Place, Site
+from mechrefusal.training.measured import Measured, State
 from mechrefusal.training.under import Under
 
 IGNORED = -100
@@ -57,14 +58,17 @@ class Reads:
 
     Fields:
         layers, site: where.
-        tokens: "answer": those that predict what is learnt; "prompt": those before them; "all": both.
+        tokens: "answer": those that predict what is learnt; "last": the first of them, which is the prompt's last;
+            "prompt": those before it; "all": all of them.
         frozen: whether the term also reads them in the model as it was before the arm's first step.
+        measured: what the term's loss needs that is measured on the weights.
     """
 
     layers: tuple[int, ...]
     site: Site = "resid_post"
-    tokens: Literal["answer", "prompt", "all"] = "answer"
+    tokens: Literal["answer", "last", "prompt", "all"] = "answer"
     frozen: bool = False
+    measured: Measured | None = None
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -74,10 +78,14 @@ class Reads:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Activations of a term's tokens, row after row, by layer; `frozen` is empty where the term does not read it."""
+    """Activations of a term's tokens, row after row, by layer; `frozen` is empty where the term does not read it.
+
+    `state`: what was measured, for a term that asks for it.
+    """
 
     trained: Mapping[int, Float[Tensor, "token d_model"]]
-    frozen: Mapping[int, Float[Tensor, "token d_model"]]
+    frozen: Mapping[int, Float[Tensor, "token d_model"]] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
 
 
 HiddenLoss = Callable[[Hidden], Float[Tensor, " token"]]

@@ -1,6 +1,6 @@
 """Rows of a step as branches of a token tree: what training predicts, and no token twice."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,13 +62,14 @@ class Rows:
         return sum(map(len, self.places(reads.tokens))) if reads is not None else len(self.labels)
 
     def places(self, tokens: str) -> list[tuple[int, ...]]:
-        """Of each row, the places of its tokens of a kind: "answer", "prompt" or "all" (see `Reads`)."""
-        return [
-            branch.keep
-            if tokens == "answer"
-            else tuple(range(branch.keep[0] if tokens == "prompt" else len(branch.tokens)))
-            for branch in self.branches
-        ]
+        """Of each row, the places of its tokens of a kind (see `Reads`)."""
+        kinds: dict[str, Callable[[Branch], Iterable[int]]] = {
+            "answer": lambda branch: branch.keep,
+            "last": lambda branch: branch.keep[:1],
+            "prompt": lambda branch: range(branch.keep[0]),
+            "all": lambda branch: range(len(branch.tokens)),
+        }
+        return [tuple(kinds[tokens](branch)) for branch in self.branches]
 
     def parts(self) -> Iterator[tuple[str, slice]]:
         """The logged parts as slices of the labels; without any, the whole term."""

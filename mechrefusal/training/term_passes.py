@@ -18,8 +18,9 @@ from mechrefusal.forward.tree_attention import rows_at
 from mechrefusal.forward.tree_forward import TreeForward, TreeOutput
 from mechrefusal.training.frozen_copy import FrozenCopy
 from mechrefusal.training.losses import Hidden, Term
+from mechrefusal.training.measured import Measured, State
 from mechrefusal.training.rows import Rows
-from mechrefusal.training.under import State, Under
+from mechrefusal.training.under import Under
 
 SEPARATOR = "/"
 
@@ -52,6 +53,7 @@ class TermPasses:
         self._trainer, self._frozen = trainer, frozen
         terms = [term for term in trainer.terms if term.weight]
         self.unders = {term.under.name: term.under for term in terms if term.under is not None}
+        self.measured = {one.name: one for term in terms for one in _measured(term)}
         self.states: dict[str, State] = {}
         if not any(term.reads or term.under for term in terms):
             return
@@ -70,6 +72,8 @@ class TermPasses:
         for term in terms:
             if term.under is not None and self.unders[term.under.name] is not term.under:
                 raise MechrefusalError(f"two interventions are called '{term.under.name}': rename one")
+            if same := [one.name for one in _measured(term) if self.measured[one.name] is not one]:
+                raise MechrefusalError(f"two things that are measured are called '{same[0]}': rename one")
             for layer, site in term.reads.places if term.reads else ():
                 if not 0 <= layer < n_layers or site not in STREAM_SITES:
                     raise MechrefusalError(
@@ -79,16 +83,16 @@ class TermPasses:
 
     def measure(self, step: int) -> None:
         """Before optimiser step `step` (from 0), measure what interventions need on the weights as they are."""
-        for name, under in self.unders.items():
-            if under.measure is not None and (under.is_due(step) or name not in self.states):
-                self.states[name] = under.measure(self._trainer)
+        for name, one in self.measured.items():
+            if one.is_due(step) or name not in self.states:
+                self.states[name] = one.measure(self._trainer)
 
     def save(self, path: Path) -> None:
         """Write what was measured to `path`, where anything was."""
         tensors = {
             f"{name}{SEPARATOR}{key}": tensor.contiguous()
             for name, state in self.states.items()
-            if self.unders[name].every > 1  # else it is measured anew before it is used
+            if self.measured[name].every != 1  # else it is measured anew before it is used
             for key, tensor in state.items()
         }
         if tensors:
@@ -136,7 +140,7 @@ class TermPasses:
         else:
             n_prompt = [branch.keep[0] + 1 for each in rows for branch in each.branches]
             cases = [number for each in rows for number in each.numbers]
-            state = self.states.get(under.name, {})
+            state = self._state(under.measured)
             output = under.run(forward, branches, state, reads=reads, n_prompt=n_prompt, cases=cases)
         logits = iter(output.logits.split([sum(len(b.keep) for b in _to_run(each)) for each in rows]))
         values, first = [], 0
@@ -144,10 +148,14 @@ class TermPasses:
             hidden = None
             if each.term.reads is not None:
                 trained = _activations(output, each, first)
-                hidden = Hidden(trained, _activations(frozen[number], each, 0) if number in frozen else {})
+                of_frozen = _activations(frozen[number], each, 0) if number in frozen else {}
+                hidden = Hidden(trained, of_frozen, self._state(each.term.reads.measured))
             values.append(Values(each, next(logits), hidden))
             first += len(each)
         return values
+
+    def _state(self, measured: Measured | None) -> State:
+        return {} if measured is None else self.states[measured.name]
 
     def _of_frozen(self, rows: Sequence[Rows]) -> dict[int, TreeOutput]:
         """The same rows through the model as it was, for the terms that read it, by the number of the rows."""
@@ -157,6 +165,12 @@ class TermPasses:
                 with self._frozen.opened() as model, torch.no_grad():
                     outputs[number] = TreeForward(model).run(_to_run(each), reads=each.term.reads.places)
         return outputs
+
+
+def _measured(term: Term) -> list[Measured]:
+    """What a term, or what it is run under, needs measured."""
+    both = (term.reads.measured if term.reads else None, term.under.measured if term.under else None)
+    return [one for one in both if one is not None]
 
 
 def _to_run(rows: Rows) -> tuple[Branch, ...]:

@@ -77,8 +77,12 @@ def _identity(loss: TokenLoss | Term) -> list[Any]:
     if isinstance(loss, Term):
         under = loss.under
         functions = [loss.loss, loss.row, loss.schedule]
-        functions += [under.intervention, under.measure] if under is not None else []
-        identity = [loss.weight, loss.reads, (under.name, under.every, under.probability) if under is not None else ()]
+        measured = [one for one in (loss.reads and loss.reads.measured, under and under.measured) if one]
+        functions += [under.intervention] if under else []
+        functions += [one.measure for one in measured]
+        reads = [loss.reads.places, loss.reads.tokens, loss.reads.frozen] if loss.reads else []
+        of_under = [under.name, under.probability] if under else []
+        identity = [loss.weight, reads, of_under, [(one.name, one.every) for one in measured]]
     for function in functions:
         try:
             source = inspect.getsource(function)

@@ -1,15 +1,9 @@
-"""Passes of training under an intervention: which one, measured on which weights, and for which rows.
+"""Passes of training under an intervention: which one, measured on which weights, and for which rows."""
 
-What is measured (directions) is kept in the training checkpoints, so that a training that goes on from one ends as one
-that never stopped.
-"""
-
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from mechrefusal.attacks import random_stream
 from mechrefusal.causal import Intervention, intervened
@@ -18,9 +12,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.sites import Place
 from mechrefusal.forward.tree import Branch
 from mechrefusal.forward.tree_forward import TreeForward, TreeOutput
-
-State = Mapping[str, Tensor]
-"""What was measured on the weights, by name."""
+from mechrefusal.training.measured import Measured, State
 
 
 @dataclass(frozen=True)
@@ -28,28 +20,20 @@ class Under:
     """What the rows of a term are run under.
 
     Fields:
-        name: in training checkpoints and errors.
+        name: in errors.
         intervention: what is done, given what was measured; None: nothing.
-        measure: what is measured on the weights at the start of an optimiser step, given the trainer; None: nothing.
-        every: optimiser steps between two measurements.
+        measured: what is measured on the weights; None: nothing, so that `intervention` is given an empty mapping.
         probability: with which each row, drawn by itself, is run under the intervention; the others are run without.
     """
 
     name: str
     intervention: Callable[[State], "Intervention | Sequence[Intervention] | None"]
-    measure: Callable[[Any], State] | None = None
-    every: int = 1
+    measured: Measured | None = None
     probability: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise MechrefusalError(f"'{self.name}' has probability {self.probability}: give a number from 0 to 1")
-        if self.every < 1:
-            raise MechrefusalError(f"'{self.name}' is measured every {self.every} steps: give at least 1")
-
-    def is_due(self, step: int) -> bool:
-        """Whether it is to be measured before optimiser step `step` (from 0)."""
-        return self.measure is not None and step % self.every == 0
 
     def chosen(self, n: int, term: str, *, seed: int, step: int, part: int) -> list[bool]:
         """Which of `n` rows of a term are run under it: the same for the same seed, step and part of the step."""

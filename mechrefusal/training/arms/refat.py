@@ -46,7 +46,8 @@ def _trainer(setup: "TrainerSetup"):
     def ablated(state: Any) -> list[Clamp]:
         return [Clamp(state["directions"][i], 0.0, layers=(layer,)) for i, layer in enumerate(layers)]
 
-    under = Under("refusal feature", ablated, measure=means.directions, every=own.every, probability=own.probability)
+    measured = Measured("refusal feature", means.directions, own.every)
+    under = Under("refusal feature", ablated, measured, own.probability)
     term = Term("refuse", cross_entropy, own.weight, lambda words, case: toward_row(words, case, refusal), under=under)
     return setup.trainer([term], cases_per_step=own.cases_per_step)
 
