@@ -51,7 +51,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Unit:
     """A unit that is finished.
 
     Fields:
