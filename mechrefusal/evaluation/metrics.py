@@ -136,9 +136,9 @@ def outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for (side, _, kind), answers in verdicts.groupby(["side", "judge", "kind"], sort=False):
-        kept = answers[answers["group"] != COPYRIGHT]
-        base = kept.drop(columns=["label", "score", "because"], errors="ignore")
-        for metric, value in by_metric(kept, side=str(side), kind=str(kind)).items():
+        counted = answers[answers["group"] != COPYRIGHT]
+        base = counted.drop(columns=["label", "score", "because"], errors="ignore")
+        for metric, value in by_metric(counted, side=str(side), kind=str(kind)).items():
             parts.append(base.assign(metric=metric, value=value.to_numpy(float)))
     if not parts:
         return verdicts.assign(metric="", value=float("nan")).iloc[:0].drop(columns=["label", "score"], errors="ignore")

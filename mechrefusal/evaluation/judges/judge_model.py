@@ -95,9 +95,9 @@ class JudgeModel:
         tokenizer = self.tokenizer
         n_tokens = len(tokenizer(text, verbose=False)["input_ids"])
         tokenizer.truncation_side = "right" if keep == "first" else "left"
-        kept = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
         note = f"; of the completion only the {keep} {limit} of {n_tokens} tokens" if n_tokens > limit else ""
-        return tokenizer.decode(kept, skip_special_tokens=not special), note
+        return tokenizer.decode(ids, skip_special_tokens=not special), note
 
     def judged(
         self,
