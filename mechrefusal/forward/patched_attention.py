@@ -56,7 +56,8 @@ class OtherProjections(RowsRunning):
         self.site, self.source = site, source
         self.z: dict[int, Tensor] = {}
         bounds = zip(rows.offsets, rows.offsets[1:], positions, strict=False)
-        changed = [place for start, end, at in bounds for place in range(start, end if at is None else start + 1)]
+        rows_changed = [range(start, end if position is None else start + 1) for start, end, position in bounds]
+        changed = [place for places in rows_changed for place in places]
         self.changed = torch.tensor(changed, device=rows.device)
 
     def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

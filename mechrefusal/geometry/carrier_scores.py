@@ -57,15 +57,15 @@ class CarrierScores:
             ("induce", self.induce, harmless),
             ("kl", self.kl, harmless),
         ):
-            kept = np.flatnonzero(np.isfinite(values).all(axis=1))
+            exact = np.flatnonzero(np.isfinite(values).all(axis=1))
             parts.append(
                 pd.DataFrame(
                     {
-                        "position": self.table["position"].to_numpy()[kept].repeat(len(ids)),
-                        "layer": self.table["layer"].to_numpy()[kept].repeat(len(ids)),
+                        "position": self.table["position"].to_numpy()[exact].repeat(len(ids)),
+                        "layer": self.table["layer"].to_numpy()[exact].repeat(len(ids)),
                         "measure": measure,
-                        "prompt_id": np.tile(np.array(ids, dtype=object), len(kept)),
-                        "value": values[kept].ravel(),
+                        "prompt_id": np.tile(np.array(ids, dtype=object), len(exact)),
+                        "value": values[exact].ravel(),
                     }
                 )
             )

@@ -113,10 +113,10 @@ def score(
     """
     require_weights(model, directions.weights, "directions")
     to = require_reference(reference)
-    wanted = places_of(model, directions, places)
+    scored = places_of(model, directions, places)
     scorer = scorer or Scorer(model, validation, metric)
-    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
-    return replace(CarrierScores.gathered(wanted, scores), directions=directions, reference=to)
+    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(scored, "scoring carriers")]
+    return replace(CarrierScores.gathered(scored, scores), directions=directions, reference=to)
 
 
 def kl_divergence(

@@ -249,7 +249,7 @@ def _numbers_of(under: causal.Intervention | None) -> Any:
         rows = vectors.double().reshape(-1, vectors.shape[-1])
         targets = reference.means.double() @ rows.T
         numbers.append(
-            [reference.first_layer, reference.held, [f"{value:.6g}" for value in targets.flatten().tolist()]]
+            [reference.first_layer, reference.has_mean, [f"{value:.6g}" for value in targets.flatten().tolist()]]
         )
     return numbers
 

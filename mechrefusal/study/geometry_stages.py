@@ -27,17 +27,17 @@ def directions(subject: Measurement) -> Results:
     Those of all are the same prompts' at every checkpoint, which drift compares. Harmfulness is at the last instruction
     token, where the template has one.
     """
-    everything, kept, model = subject.prompts.direction, subject.kept_direction, subject.model
+    everything, split, model = subject.prompts.direction, subject.kept_direction, subject.model
     texts, tokenizer = [*everything.harmful, *everything.harmless], model.tokenizer
     after = geometry.post_instruction_positions(tokenizer, texts)
     instruction: tuple[int, ...] = ()
     with suppress(MechrefusalError):  # a template without one; `coupling` then says why
         instruction = (geometry.last_instruction_position(tokenizer, texts),)
     positions = (*instruction, *after)
-    sizes = [(len(split.harmful), len(split.harmless)) for split in (kept, everything)]
+    sizes = [(len(side.harmful), len(side.harmless)) for side in (split, everything)]
     enough = min(sizes[0]) >= subject.settings.fewest_kept
     if enough and sizes[0] != sizes[1]:
-        whole, part = geometry.difference_in_means_of_part(model, everything, kept, positions=positions)
+        whole, part = geometry.difference_in_means_of_part(model, everything, split, positions=positions)
     else:
         whole = part = geometry.difference_in_means(model, everything, positions=positions)
     part = part.of_positions(after)
@@ -87,8 +87,8 @@ def subspaces(subject: Measurement) -> Results:
         cone = geometry.ConeSettings(
             steps=settings.cone_steps, addition=settings.cone_addition, retain=settings.cone_retain
         )
-        kept, metric = subject.kept_direction, subject.metric
-        learned = geometry.learn_cone(subject.model, best, kept, metric, largest=largest, settings=cone)
+        split, metric = subject.kept_direction, subject.metric
+        learned = geometry.learn_cone(subject.model, best, split, metric, largest=largest, settings=cone)
         families += [learned.subspace, families_of.random_cone(best, largest)]
     families.append(families_of.random_subspace(largest, subject.model.cfg.d_model))
     scored = geometry.score_subspaces(
