@@ -23,7 +23,7 @@ Counted = Literal["refused", "answered"]
 
 @dataclass(frozen=True)
 class Correction:
-    """How a judge errs on any refusal: counts, where they come from, and whether from the run's own answers."""
+    """How a judge errs on any refusal: counts, where they come from, and whether from this run's answers."""
 
     counts: JudgeCounts
     source: str

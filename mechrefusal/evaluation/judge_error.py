@@ -63,7 +63,7 @@ def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
     """What a judge said of answers, and what people said of the same answers in the same order.
 
     Raises:
-        MechrefusalError: of different lengths, or not both kinds among the labels.
+        MechrefusalError: sequences of different lengths, or labels of one kind only.
     """
     verdicts, true = np.asarray(judged, bool), np.asarray(labelled, bool)
     if verdicts.shape != true.shape:

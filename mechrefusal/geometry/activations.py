@@ -29,7 +29,7 @@ def stream(
     under: Intervention | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[Float[Tensor, "prompt position layer d_model"]]:
-    """resid_pre of `chunk` prompts after another, in their order, at `positions` and `layers` (all by default).
+    """Yield resid_pre of the prompts in order, `chunk` at a time, at `positions` and `layers` (all by default).
 
     Only the wanted positions are kept, in float32 on the CPU. Layers above the wanted ones are not run.
 

@@ -34,7 +34,7 @@ class CrossFit:
         harmless: Float[np.ndarray, "harmless d_model"],
         twins: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
     ) -> "CrossFit":
-        """Prompts dealt to `FOLDS` folds, or as many as the smaller side has prompts; twins to the same.
+        """Deal prompts to `FOLDS` folds, or to as many as the smaller side has prompts; twins share a fold.
 
         Args:
             twins: a label of every prompt: those with the same are twins. None: nothing is known of any.

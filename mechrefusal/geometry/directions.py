@@ -112,7 +112,7 @@ class Directions:
     def means(self) -> TokenMeans | None:
         """Means by class of tokens, as a reference takes them; None where the directions were saved without.
 
-        For generated tokens stands the last token of the template; classes without a mean are zero and not held.
+        For generated tokens stands the last token of the template; classes without a mean (`has_mean`) are zero.
         """
         if self.classes is None:
             return None

@@ -208,7 +208,7 @@ def turn(
 
 
 def verdict(turned: Turn) -> tuple[Verdict, str]:
-    """Whether directions moved, and why one says so.
+    """Whether directions moved, and the reason for the verdict.
 
     First of all the direction must be there: at either checkpoint the interval of `within` lies clear of what random
     directions reach. Then moved: the interval of `excess` lies above 0 (the prompts' noise does not explain it) and

@@ -59,7 +59,7 @@ class Scorer:
         self.base = PromptScores.of(scores, torch.zeros(self.n_harmless))
 
     def under(self, intervention: Intervention | None) -> PromptScores:
-        """Under any intervention, on all prompts."""
+        """Scores of all prompts under an intervention, or under none."""
         scores, following = self._read(self._both, intervention)
         return PromptScores.of(scores, kl_of_probabilities(self._p, probabilities(following[self.n_harmful :])))
 
@@ -144,5 +144,5 @@ def places_of(model, directions: Directions, places: Sequence[Place] | None) -> 
 
 
 def as_array(values: Tensor) -> np.ndarray:
-    """Float64 on the CPU."""
+    """The values as a float64 array on the CPU."""
     return values.double().cpu().numpy()

@@ -142,7 +142,7 @@ class _Sums:
     def directions(
         self, positions: tuple[int, ...], tokens: tuple[str, ...], weights: str, classes: TokenClasses
     ) -> Directions:
-        """What they give."""
+        """The directions that the sums give, at all `positions` and layers."""
         folds = [torch.tensor([fold for fold in each if fold >= 0]) for each in self.dealt]
         sizes = [len(each) for each in folds]
         means = [total[:-1] / n for total, n in zip(self.totals, sizes, strict=True)]

@@ -39,7 +39,7 @@ class Pairs:
     against that start, and arms against each other at one step; where two have no step in common, at their ends.
 
     Fields:
-        checkpoints: of which the pairs are.
+        checkpoints: the checkpoints that are paired.
         given: arms that others trained: they are compared with the base, whatever the warm-up.
         why_apart: why activations of two checkpoints cannot be compared; by default all can.
     """

@@ -26,7 +26,7 @@ class Kind:
 
 
 def kind_of(checkpoint: Checkpoint, prompts: PromptSet) -> Kind:
-    """The kind of a checkpoint that is asked these prompts."""
+    """The kind of a checkpoint, with the token ids that its template makes of these prompts."""
     text = load_config(checkpoint.path).get_text_config()
     return Kind(
         str(text.model_type),
@@ -72,7 +72,7 @@ def table(checkpoints: Sequence[Checkpoint], prompts: PromptSet, sources: Mappin
     """Table `checkpoints`: what each is and where it came from.
 
     Args:
-        asked: prompts whose token ids tell tokenizers and templates apart.
+        prompts: those whose token ids tell tokenizers and templates apart.
         sources: by checkpoint id, of those that were given.
     """
     rows = [

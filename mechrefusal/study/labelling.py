@@ -29,7 +29,7 @@ class Labelled:
     """A sheet of labels and what it says.
 
     Fields:
-        path: of the sheet.
+        path: the sheet's file.
         n, n_labelled: answers in it, and those of this run's with a label. n_elsewhere: labels of no answer that this
             run has (any more), which count for nothing.
         agreement: a row a judge of refusal and question (any_refusal; label: full, partial, none): share of answers

@@ -134,12 +134,12 @@ class Measurement:
 
     @cached_property
     def directions(self) -> Directions:
-        """Of the prompts that the metric keeps, as carriers are chosen from them."""
+        """Directions of the prompts that the metric keeps, which carriers are chosen from."""
         return Directions.load(self.run.directions(self.checkpoint), weights=self.checkpoint.weights)
 
     @cached_property
     def locked(self) -> Directions:
-        """Of all direction prompts, which are the same at every checkpoint."""
+        """Directions of all direction prompts, which are the same at every checkpoint."""
         return Directions.load(self.run.locked_directions(self.checkpoint), weights=self.checkpoint.weights)
 
     @cached_property

@@ -35,7 +35,7 @@ class MoveVerdict:
     n_to_decide: float = nan
 
     def explained(self) -> "MoveVerdict":
-        """With what would decide it in the reason, where it cannot be told."""
+        """The verdict; where it is "cannot tell", its reason also says what would decide it."""
         if self.verdict != "cannot tell":
             return replace(self, n_to_decide=nan)
         return replace(self, reason=f"{self.reason}; {what_decides(self.n_to_decide)}")
@@ -54,7 +54,7 @@ def what_decides(n: float) -> str:
 
 
 def for_turn(turn: Turn, n: float) -> float:
-    """Prompts for `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
+    """How many prompts decide `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
     if turn.reason or not np.isfinite([turn.excess.low, turn.corrected.low]).all():
         return nan
     if turn.corrected.value >= TURNED:

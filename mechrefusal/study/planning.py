@@ -47,7 +47,7 @@ PATCHING = ("effect of a patched head", "pairs")
 
 @dataclass(frozen=True)
 class EffectSizes:
-    """What is to be told: a move in layers, a difference of rates, an effect of a head in nats; with which power."""
+    """Effects to detect (a move in layers, a difference of rates, a head's effect in nats), and with which power."""
 
     layers: float = 5.0
     rate: float = 0.1
@@ -64,7 +64,7 @@ class EffectSizes:
     # A row of table `power` each. `error`, `share`, `spread`, `critical`: the noise of what n prompts or pairs tell.
 
     def move(self, of: str, n: float, reason: str, *, error: float = nan, limit: float = nan) -> dict:
-        """Layers between two carriers; no more than `limit` count as the same depth."""
+        """The row for a move of the carrier, in layers; up to `limit` layers count as the same depth."""
         could = needed = nan
         if isfinite(error):
             could = formulas.smallest_move(error, limit, power=self.power)
@@ -72,14 +72,14 @@ class EffectSizes:
         return _row("move of the carrier", of, n, "prompts", could, self.layers, needed, reason)
 
     def difference(self, of: str, n: int, share: float, *, assumed: bool = False) -> dict:
-        """Difference of two refusal rates; `share`: of the prompts that answer differently."""
+        """The row for a difference of two refusal rates; `share`: of the prompts that answer differently."""
         could = formulas.smallest_rate_difference(share, n, power=self.power)
         needed = formulas.prompts_for_rates(self.rate, max(share, self.rate), power=self.power)
         reason = f"{'assumed: ' if assumed else ''}{share:.0%} of the prompts answer differently"
         return _row("difference of refusal rates", of, n, "prompts", could, self.rate, needed, reason)
 
     def effect(self, what: tuple[str, str], of: str, n: int, reason: str, spread: float, critical: float) -> dict:
-        """Effect of one head among many that are tested together."""
+        """The row for the effect of one head, nats, among many that are tested together."""
         could = needed = nan
         if isfinite(spread):
             could = formulas.smallest_effect(spread, critical, n, power=self.power)

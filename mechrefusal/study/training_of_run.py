@@ -62,7 +62,7 @@ def train(run: Run) -> list[Checkpoint]:
 
 
 def _train(run: Run, line: _Line, prompts: Split, conversations: Callable[[], list[Conversation]]) -> None:
-    """Train a line and record its anchors; `asked`: prompts that it is probed with."""
+    """Train a line and record its anchors; `prompts`: those that it is probed with."""
     recipe, name, start, settings = run.recipe, line.name, line.start, line.settings
     judge = recipe.measuring.refusal_judge()
 
@@ -124,7 +124,7 @@ def probe_of(settings: TrainingSettings, prompts: Split, arm: str, judge: Judge 
     It gives rows of the table `probes` (without arm and step), and says the rates on the console.
 
     Args:
-        asked: prompts that no arm trains on.
+        prompts: those to ask, which no arm trains on.
         judge: of refusal.
     """
     n = settings.n_probe

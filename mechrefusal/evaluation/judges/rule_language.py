@@ -71,10 +71,10 @@ def texts_of(value: Any) -> Sequence[str]:
 
 
 def meaning(expression: str, names: Mapping[str, Meaning], where: str) -> Meaning:
-    """What an expression says.
+    """The function that an expression stands for: what it finds at a place and in a text.
 
     Raises:
-        MechrefusalError: it is no expression, holds a name that is not known, or a form that the language has not.
+        MechrefusalError: it is no expression, holds a name that is not known, or an unknown form.
     """
     try:
         return _meaning(ast.parse(expression.strip(), mode="eval").body, names)
