@@ -187,8 +187,7 @@ class Chain:
     @property
     def flat(self) -> "list[Ablation | Addition | Clamp | Patch]":
         """The single interventions, in order."""
-        parts = [each.flat if isinstance(each, Chain) else [each] for each in self.interventions]
-        return [intervention for part in parts for intervention in part]
+        return [part for each in self.interventions for part in (each.flat if isinstance(each, Chain) else [each])]
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` where one of them does, or for none."""

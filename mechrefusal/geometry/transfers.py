@@ -150,7 +150,6 @@ def _by_half(scorer: Scorer, direction: Direction, both: Float[Tensor, "two d_mo
     halves = None if both is None else both.to(direction.vector)
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
-    before = scorer.base.harmful.mean().item()
-    ablations = [taken_out(replace(direction, vector=half)) for half in halves]
-    decreases = [before - scorer.on_harmful(ablation).mean().item() for ablation in ablations]
+    base = scorer.base.harmful.mean().item()
+    decreases = [base - scorer.on_harmful(taken_out(replace(direction, vector=half))).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(decreases), strict=True))

@@ -56,13 +56,10 @@ def _made_once(target: Path, is_made: Callable[[], bool], make: Callable[[], obj
 
 
 def from_hub(name: str) -> Path:
-    """Download a model from the Hugging Face hub, where it was not yet; the folder of its snapshot.
-
-    Args:
-        name: "owner/model", or "owner/model@revision".
+    """The folder of "owner/model" or "owner/model@revision", downloaded from the Hugging Face hub.
 
     Raises:
-        MechrefusalError: a name that can only be that of a folder, or the hub's reason why it gives no such model.
+        MechrefusalError: a name that can only be a folder's, or a model that the hub does not give, with its reason.
     """
     from huggingface_hub import snapshot_download
 

@@ -55,11 +55,9 @@ class Unit:
     """A unit that is finished.
 
     Fields:
-        folder: the run's folder.
+        folder: the run's. files: hash of each file, by its path below the folder; empty where others add to the file.
         stamp: fingerprint of the inputs that it was made from.
-        files: hash of each file, by its path below the folder; empty where others add to the file.
-        seconds: how long it took.
-        note: why it is not all that was asked for.
+        seconds: how long it took. note: why it is not all that was asked for.
     """
 
     folder: Path

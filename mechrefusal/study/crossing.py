@@ -41,9 +41,8 @@ def crossing(
         layers = range(0, n_layers[first.id], settings.layer_step)
         crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
         inputs = {"version": version, "prompts": sets, **crossed.inputs}
-        parts.append(
-            run.cached(STAGE, crossed.name, inputs, partial(_made, run, crossed, sets)).table("cross_patching")
-        )
+        make = partial(_made, run, crossed, sets)
+        parts.append(run.cached(STAGE, crossed.name, inputs, make).table("cross_patching"))
     return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
 
 

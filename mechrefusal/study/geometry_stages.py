@@ -113,12 +113,10 @@ def overlap(subject: Measurement) -> Results:
         return
     of_kept = (subject.read("directions")["selection"] == KEPT).all()
     split = subject.kept_direction if of_kept else subject.prompts.direction
-    yield (
-        "overlap",
-        geometry.over_refusal_overlap(
-            subject.model, subject.best, texts, refused, harmful=split.harmful, harmless=split.harmless
-        ),
+    table = geometry.over_refusal_overlap(
+        subject.model, subject.best, texts, refused, harmful=split.harmful, harmless=split.harmless
     )
+    yield "overlap", table
 
 
 def coupling(subject: Measurement) -> Results:

@@ -113,8 +113,7 @@ def keep_activations(
     def keeping(batch: ComponentBatch) -> list[Edit]:
         places_in_pass = torch.cat(list(batch.places))
         places_kept = torch.cat([places[number] for number in batch.numbers]).to(places_in_pass.device)
-        writing = (_into(source, *room, places_in_pass, places_kept) for room in values.items())
-        return [*writing, *adding_up.edits()]
+        return [*(_into(source, *item, places_in_pass, places_kept) for item in values.items()), *adding_up.edits()]
 
     scores = torch.empty(len(ids))
     for numbers, logits in passes.logits(keeping):
