@@ -58,8 +58,8 @@ def add(
 ) -> AbstractContextManager[None]:
     """Add a direction at one layer, by default its own, while open; see `Addition`."""
     direction = direction_of(along)
-    at = direction.require_layer() if layer is None else layer
-    return intervened(model, Addition(direction.vector, at, coefficient, positions, direction.weights))
+    where = direction.require_layer() if layer is None else layer
+    return intervened(model, Addition(direction.vector, where, coefficient, positions, direction.weights))
 
 
 def clamp(
@@ -128,7 +128,7 @@ def intervened(
         yield
 
 
-def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
+def _knows_tokens(intervention: Ablation | Addition | Clamp | Patch) -> bool:
     """Whether an intervention must know which token is which: it acts at some only, or sets them to a reference."""
-    held = isinstance(one, Ablation) and one.reference is not None
-    return held or isinstance(one, Patch) or one.positions is not None
+    to_reference = isinstance(intervention, Ablation) and intervention.reference is not None
+    return to_reference or isinstance(intervention, Patch) or intervention.positions is not None
