@@ -6,6 +6,9 @@ RUNS := .venv/.runs
 READY := .venv/.ready
 VIEWER := mechrefusal/report/viewer
 
+# Every process imports two thousand files. Without bytecode on disk each compiles them anew, which takes it seven seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check lint bench calibrate docs notebooks clean
 
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report

@@ -120,7 +120,7 @@ class ComponentPasses:
             yield numbers, by_continuation(logits, n)
 
     @torch.no_grad()
-    def kept(self, places: Collection[Place]) -> Iterator[tuple[ComponentBatch, dict[Place, Tensor]]]:
+    def activations(self, places: Collection[Place]) -> Iterator[tuple[ComponentBatch, dict[Place, Tensor]]]:
         """Every pass with nothing replaced, and its flat activations at these layers and sites."""
         for group in self.groups:
             cache = group.batch.run(keep=places).cache

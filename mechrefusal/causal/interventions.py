@@ -58,8 +58,8 @@ def add(
 ) -> AbstractContextManager[None]:
     """Add a direction at one layer, by default its own, while open; see `Addition`."""
     direction = direction_of(along)
-    at = direction.require_layer() if layer is None else layer
-    return intervened(model, Addition(direction.vector, at, coefficient, positions, direction.weights))
+    where = direction.require_layer() if layer is None else layer
+    return intervened(model, Addition(direction.vector, where, coefficient, positions, direction.weights))
 
 
 def clamp(
@@ -142,6 +142,6 @@ def _chain(intervention: Intervention | Sequence[Intervention]) -> Chain:
     return Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
 
 
-def _knows_tokens(one: Ablation | Addition | Clamp | Patch) -> bool:
-    held = isinstance(one, Ablation) and one.reference is not None
-    return held or isinstance(one, Patch) or one.positions is not None
+def _knows_tokens(intervention: Ablation | Addition | Clamp | Patch) -> bool:
+    to_reference = isinstance(intervention, Ablation) and intervention.reference is not None
+    return to_reference or isinstance(intervention, Patch) or intervention.positions is not None

@@ -69,8 +69,8 @@ class Ablation:
         dose = self.dose
         if self.reference is not None:
             layout = passing if passing is not None else required(passing)
-            held = self.reference.edits(basis, dose=dose, layout=layout)
-            return [(layer, "resid_pre", at_positions(edit, self.positions, passing)) for layer, edit in held]
+            edits = self.reference.edits(basis, dose=dose, layout=layout)
+            return [(layer, "resid_pre", at_positions(edit, self.positions, passing)) for layer, edit in edits]
 
         def project_out(activation: Tensor) -> Tensor:
             q = basis.to(activation)
@@ -187,7 +187,7 @@ class Chain:
     @property
     def flat(self) -> "list[Ablation | Addition | Clamp | Patch]":
         """The single interventions, in order."""
-        return [one for each in self.interventions for one in (each.flat if isinstance(each, Chain) else [each])]
+        return [part for each in self.interventions for part in (each.flat if isinstance(each, Chain) else [each])]
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` where one of them does, or for none."""

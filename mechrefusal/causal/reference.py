@@ -36,19 +36,19 @@ class Reference:
         name: for tables and errors ("harmless mean", "harmful mean").
         means: r⁻ of every layer and class (see `TokenClasses`); its part along the directions is used.
         classes: the chat template's.
-        held: whether tokens of a class are set; others stay.
+        has_mean: whether tokens of a class are set; others stay.
         first_layer: layers below it are left as they are.
     """
 
     name: str
     means: Float[Tensor, "layer class d_model"]
     classes: TokenClasses
-    held: tuple[bool, ...]
+    has_mean: tuple[bool, ...]
     first_layer: int = 0
 
     def __post_init__(self) -> None:
         assert self.means.ndim == 3
-        assert self.means.shape[1] == len(self.classes) == len(self.held)
+        assert self.means.shape[1] == len(self.classes) == len(self.has_mean)
 
     @classmethod
     def of(cls, along: Along, *, coefficient: float = 0.0) -> "Reference":
@@ -73,18 +73,18 @@ class Reference:
             means = means + coefficient * (direction.means.harmful - means)
         words = {0.0: "harmless mean", 1.0: "harmful mean"}
         name = words.get(coefficient, f"harmless mean + {coefficient:g} of the way to the harmful one")
-        return cls(name, means, direction.means.classes, direction.means.held, direction.layer)
+        return cls(name, means, direction.means.classes, direction.means.has_mean, direction.layer)
 
     def check(self, model) -> None:
         """Raise `MechrefusalError` for means of another shape than the model's, not finite, or a layer that is not."""
-        wanted, shape = (model.cfg.n_layers, model.cfg.d_model), (len(self.means), self.means.shape[2])
-        if shape != wanted:
+        expected, shape = (model.cfg.n_layers, model.cfg.d_model), (len(self.means), self.means.shape[2])
+        if shape != expected:
             raise MechrefusalError(
                 f"the reference '{self.name}' has means of {shape[0]} layers of width {shape[1]}; this model has "
-                f"{wanted[0]} of {wanted[1]}: take it from this model"
+                f"{expected[0]} of {expected[1]}: take it from this model"
             )
         require_layers(model, [self.first_layer])
-        if not torch.isfinite(self.means[self.first_layer :, list(self.held)]).all():
+        if not torch.isfinite(self.means[self.first_layer :, list(self.has_mean)]).all():
             raise MechrefusalError(
                 f"the reference '{self.name}' is not finite: no prompt was averaged, or the weights are not finite"
             )
@@ -101,28 +101,28 @@ class Reference:
             layout: of the pass under way.
         """
         targets = (self.means.double() @ basis.double().to(self.means.device)).to(torch.float32)
-        held = torch.tensor(self.held)
+        has_mean = torch.tensor(self.has_mean)
         left: dict[str, Tensor] = {}
 
-        def at(layer: int) -> Callable[[Tensor], Tensor]:
+        def edit_at(layer: int) -> Callable[[Tensor], Tensor]:
             def hold(activation: Tensor) -> Tensor:
                 kinds = self.classes.of(*layout.places(activation.shape[1])).to(activation.device)
                 q, target = basis.to(activation), targets.to(activation)
-                now, wanted = activation @ q, target[layer][kinds]
+                now, goal = activation @ q, target[layer][kinds]
                 if dose != 1:
                     before = left.get("projection")
                     if layer == self.first_layer or before is None:
-                        wanted = wanted + (1 - dose) * (now - wanted)
+                        goal = goal + (1 - dose) * (now - goal)
                     else:
-                        step = wanted - target[layer - 1][kinds]
-                        wanted = before + (1 - dose) * (now - before) + dose * step
-                wanted = torch.where(held.to(activation.device)[kinds][..., None], wanted, now)
-                left["projection"] = wanted
-                return activation + (wanted - now) @ q.T
+                        step = goal - target[layer - 1][kinds]
+                        goal = before + (1 - dose) * (now - before) + dose * step
+                goal = torch.where(has_mean.to(activation.device)[kinds][..., None], goal, now)
+                left["projection"] = goal
+                return activation + (goal - now) @ q.T
 
             return hold
 
-        return [(layer, at(layer)) for layer in range(self.first_layer, len(self.means))]
+        return [(layer, edit_at(layer)) for layer in range(self.first_layer, len(self.means))]
 
 
 def require_reference(name: str) -> ReferenceName:

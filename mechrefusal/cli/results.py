@@ -31,8 +31,8 @@ def power(options: Any) -> None:
     from mechrefusal import report as pages
     from mechrefusal import study
 
-    wanted = {name: getattr(options, name) for name in ("layers", "rate", "head", "power")}
-    printing.print_rich(pages.power_table(study.power(options.source, **wanted)))
+    sizes = {name: getattr(options, name) for name in ("layers", "rate", "head", "power")}
+    printing.print_rich(pages.power_table(study.power(options.source, **sizes)))
 
 
 LABELS = Command(

@@ -23,11 +23,11 @@ Counted = Literal["refused", "answered"]
 
 @dataclass(frozen=True)
 class Correction:
-    """How a judge errs on any refusal: counts, where they come from, and whether from the run's own answers."""
+    """How a judge errs on any refusal: counts, where they come from, and whether from this run's answers."""
 
     counts: JudgeCounts
     source: str
-    own: bool
+    of_this_run: bool
 
 
 def correction_of(
@@ -47,13 +47,13 @@ def correction_of(
         judged, people = (both[column].map(any_refusal).astype(bool) for column in ("label", "people"))
         if len(both) >= FEWEST_LABELS and min(people.sum(), (~people).sum()) >= FEWEST_OF_EACH:
             counts = counts_of(judged.tolist(), people.tolist())
-            return Correction(counts, f"{len(both)} labels of these answers", own=True)
+            return Correction(counts, f"{len(both)} labels of these answers", of_this_run=True)
     known = known_error(judge)
     if known is None:
         return None
     source, counts = known
     n = counts.positives + counts.negatives
-    return Correction(counts, f"{n} labelled answers elsewhere ({source})", own=False)
+    return Correction(counts, f"{n} labelled answers elsewhere ({source})", of_this_run=False)
 
 
 def labelled(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def corrected(
     """
     nothing: dict[str, float | str] = {**dict.fromkeys(CORRECTED[:3], float("nan")), CORRECTED[3]: ""}
     judged = list(labels)
-    if counted is None or correction is None or not judged or not (plain or correction.own):
+    if counted is None or correction is None or not judged or not (plain or correction.of_this_run):
         return nothing
     counts = correction.counts
     if counts.sensitivity + counts.specificity <= 1:  # no better than chance: its rates say nothing

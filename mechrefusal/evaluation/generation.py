@@ -58,7 +58,7 @@ def complete(
         on_batch: called with the rows and the completions of every finished batch.
 
     Raises:
-        MechrefusalError: a chat template that says not where an answer ends.
+        MechrefusalError: a chat template that does not say where an answer ends.
     """
     if not texts:
         return Completions((), ())

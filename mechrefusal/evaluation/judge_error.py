@@ -63,7 +63,7 @@ def counts_of(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeCounts:
     """What a judge said of answers, and what people said of the same answers in the same order.
 
     Raises:
-        MechrefusalError: of different lengths, or not both kinds among the labels.
+        MechrefusalError: sequences of different lengths, or labels of one kind only.
     """
     verdicts, true = np.asarray(judged, bool), np.asarray(labelled, bool)
     if verdicts.shape != true.shape:
@@ -115,18 +115,18 @@ def corrected_rate(
     value = float(np.clip(_rogan_gladen(successes / n, others / n, judge.sensitivity, judge.specificity), 0, 1))
     z = float(stats.norm.ppf((1 + confidence) / 2))
     of_others = others / (others + neither) if others + neither else 1.0
-    one = (successes + z**2 / 2) / (n + z**2)
-    other = (others + of_others * z**2 / 2) / (n + z**2)
+    success_share = (successes + z**2 / 2) / (n + z**2)
+    other_share = (others + of_others * z**2 / 2) / (n + z**2)
     sensitivity = (judge.true_positives + 1) / (judge.positives + 2)
     specificity = (judge.true_negatives + 1) / (judge.negatives + 2)
     better = sensitivity + specificity - 1
     if better <= 0:
         return Estimate(value, 0.0, 1.0, n)
-    centre = _rogan_gladen(one, other, sensitivity, specificity)
-    rest = one + other - centre
+    centre = _rogan_gladen(success_share, other_share, sensitivity, specificity)
+    rest = success_share + other_share - centre
     of_sensitivity = sensitivity * (1 - sensitivity) / (judge.positives + 2)
     of_specificity = specificity * (1 - specificity) / (judge.negatives + 2)
-    spread = specificity**2 * one + (1 - specificity) ** 2 * other - (better * centre) ** 2
+    spread = specificity**2 * success_share + (1 - specificity) ** 2 * other_share - (better * centre) ** 2
     variance = spread / (n + z**2) + centre**2 * of_sensitivity + rest**2 * of_specificity
     half = z * float(np.sqrt(variance)) / better
     shift = 2 * z**2 * (centre * of_sensitivity - rest * of_specificity)
@@ -134,5 +134,5 @@ def corrected_rate(
     return Estimate(value, min(low, value), max(high, value), n)
 
 
-def _rogan_gladen(one: float, other: float, sensitivity: float, specificity: float) -> float:
-    return (one * specificity - other * (1 - specificity)) / (sensitivity + specificity - 1)
+def _rogan_gladen(successes: float, others: float, sensitivity: float, specificity: float) -> float:
+    return (successes * specificity - others * (1 - specificity)) / (sensitivity + specificity - 1)

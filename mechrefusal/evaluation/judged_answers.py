@@ -38,7 +38,7 @@ class JudgedAnswers:
         return torch.arange(len(self.prompts))
 
     def counts(self, rows: Tensor | None = None) -> tuple[int, int]:
-        """Refusals and answers, among `rows` or all."""
+        """Numbers of refusals and of answers, among `rows` or all."""
         refused = self.refused if rows is None else self.refused[rows]
         return int(refused.sum()), int((~refused).sum())
 
@@ -51,7 +51,7 @@ class JudgedAnswers:
         return Counter(answer[:length] for answer in self.of_side(rows, refused=refused) if answer[:length])
 
     def share(self, openings: Sequence[tuple[int, ...]], *, refused: bool) -> float:
-        """Of refusals, or answers: how many begin with one of `openings`."""
+        """Share of the refusals, or of the answers, that begin with one of `openings`."""
         answers = self.of_side(self.rows, refused=refused)
         return sum(any(answer[: len(o)] == o for o in openings) for answer in answers) / len(answers)
 

@@ -33,7 +33,7 @@ Corrections = Mapping[str, correcting.Correction | None]
 
 
 def plain(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Those of answers without attack and without intervention."""
+    """The verdicts on answers without attack and without intervention."""
     return verdicts[(verdicts["attack"] == NONE) & (verdicts["intervention"] == NONE)]
 
 
@@ -111,7 +111,7 @@ def corrections_of(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -
 def by_metric(verdicts: pd.DataFrame, *, side: str, kind: str) -> pd.DataFrame:
     """One row an answer, one column a metric of this side and kind of judge: 0 or 1, NaN where the judge gave nothing.
 
-    Of scores it is the score itself.
+    The column of scores holds the scores themselves.
     """
     label = verdicts["label"].reset_index(drop=True)
     columns: dict[str, pd.Series] = {}
@@ -132,13 +132,13 @@ def by_metric(verdicts: pd.DataFrame, *, side: str, kind: str) -> pd.DataFrame:
 def outcomes(verdicts: pd.DataFrame) -> pd.DataFrame:
     """The same answers as 0/1 outcomes, one row an answer, judge and metric; NaN where the judge gave nothing.
 
-    What paired comparisons take: columns of `verdicts` less label and score, and metric, value.
+    Paired comparisons take this table: the columns of `verdicts` without label and score, with metric and value.
     """
     parts = []
     for (side, _, kind), answers in verdicts.groupby(["side", "judge", "kind"], sort=False):
-        kept = answers[answers["group"] != COPYRIGHT]
-        base = kept.drop(columns=["label", "score", "because"], errors="ignore")
-        for metric, value in by_metric(kept, side=str(side), kind=str(kind)).items():
+        counted = answers[answers["group"] != COPYRIGHT]
+        base = counted.drop(columns=["label", "score", "because"], errors="ignore")
+        for metric, value in by_metric(counted, side=str(side), kind=str(kind)).items():
             parts.append(base.assign(metric=metric, value=value.to_numpy(float)))
     if not parts:
         return verdicts.assign(metric="", value=float("nan")).iloc[:0].drop(columns=["label", "score"], errors="ignore")

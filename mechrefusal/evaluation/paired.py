@@ -149,8 +149,8 @@ def compare(
     for kind, a, b in _pairs(sides):
         place = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
         for number in sorted(sides[a].keys() | sides[b].keys()):
-            one, other = (sides[side].get(number, outcomes[:0]) for side in (a, b))
-            differences = _compared(one, other, metrics, groups)
+            side_a, side_b = (sides[side].get(number, outcomes[:0]) for side in (a, b))
+            differences = _compared(side_a, side_b, metrics, groups)
             rows += [place | named[number] | {"metric": metric} | row for metric, row in differences]
     columns = [
         *PAIR_COLUMNS,
@@ -185,7 +185,7 @@ def _compared(
     of_a, of_b = a.loc[shared], b.loc[shared]
     if groups is not None:
         labels = [side[groups].astype(object).where(side[groups].notna(), None).tolist() for side in (of_a, of_b)]
-        if moved := [i for i, one, other in zip(shared, *labels, strict=True) if one != other]:
+        if moved := [i for i, label_a, label_b in zip(shared, *labels, strict=True) if label_a != label_b]:
             raise MechrefusalError(
                 f"prompt '{moved[0]}' is in another '{groups}' at another checkpoint: give it the same one everywhere"
             )
@@ -200,9 +200,9 @@ def _compared(
         yield metric, {**vars(difference), **alone}
 
 
-def _check(table: pd.DataFrame, wanted: Sequence[str], key: str) -> None:
+def _check(table: pd.DataFrame, columns: Sequence[str], key: str) -> None:
     keys = ["arm", "step", key]
-    if missing := [column for column in dict.fromkeys([*keys, *wanted]) if column not in table]:
+    if missing := [column for column in dict.fromkeys([*keys, *columns]) if column not in table]:
         raise MechrefusalError(f"the table of completions has no columns {missing}: it has {list(table.columns)}")
     for column in keys:
         if (empty := int(table[column].isna().sum())) > 0:

@@ -87,12 +87,12 @@ class Suite:
             raise MechrefusalError(f"cannot take {n} prompts of suite '{self.name}': give 0 for all, or more")
         if n == 0:
             return self
-        kept = [
+        places = [
             rows[np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))]
             for rows in (np.flatnonzero(self.table["side"] == side) for side in SIDES)
             if len(rows)
         ]
-        return Suite(self.name, self.table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True))
+        return Suite(self.name, self.table.iloc[np.sort(np.concatenate(places))].reset_index(drop=True))
 
     def questions(self) -> pd.DataFrame:
         """One row a prompt, as `evaluation.answered` takes them: without an attack, what verdicts are told apart by."""

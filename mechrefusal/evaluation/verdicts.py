@@ -24,7 +24,7 @@ def answered(
     """The questions with their answers, in the same order, for `judged`.
 
     Args:
-        asked: as from `Suite.questions`.
+        questions: one row a prompt, as `Suite.questions` gives them.
         token_ids: of the answers, without the end token; ended: whether the model ended its turn itself.
         intervention: what was done to the model meanwhile.
     """

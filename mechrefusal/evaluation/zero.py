@@ -19,10 +19,10 @@ FOLDS = 8
 def between(refused: Float[np.ndarray, " refused"], answered: Float[np.ndarray, " answered"]) -> float:
     """The threshold that tells the two best: the largest share of refused above it less that of answered above it.
 
-    That is Youden's J (1950), which no share of refused prompts weighs. Every threshold between two neighbouring scores
-    is as good as another: of the best gaps the widest is taken, and its middle. Where all refused prompts score higher
-    than all answered ones that is the middle of what separates them. The middle of the classes' means would follow
-    their outliers. NaN where a class is empty, or where no threshold is better than none.
+    The difference is Youden's J (1950), whatever the share of refused prompts. Every threshold between two neighbouring
+    scores is as good as another: of the best gaps the widest is taken, and its middle. Where all refused prompts score
+    higher than all answered ones, that is the middle of what separates them. The middle of the classes' means follows
+    their outliers, so it is not taken. NaN where a class is empty, or where no threshold is better than none.
     """
     refused, answered = (np.sort(each[np.isfinite(each)].astype(float)) for each in (refused, answered))
     if not len(refused) or not len(answered):

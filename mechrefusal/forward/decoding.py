@@ -49,9 +49,9 @@ def continuations(
         if not is_open.any():
             return [Continuation(tuple(each.tokens), each.ended) for each in spent]
         if not is_open.all():
-            kept = is_open.nonzero()[:, 0].to(chosen.device)
-            rows, chosen, mask = rows[is_open], chosen[kept], mask[kept]
-            cache.batch_select_indices(kept)
+            open_rows = is_open.nonzero()[:, 0].to(chosen.device)
+            rows, chosen, mask = rows[is_open], chosen[open_rows], mask[open_rows]
+            cache.batch_select_indices(open_rows)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits, cache = continue_from(model, chosen[:, None], mask, cache, keep=1)
 

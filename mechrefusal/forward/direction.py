@@ -23,17 +23,17 @@ ReferenceName = Literal["harmless", "zero"]
 class TokenMeans:
     """Means of resid_pre over harmless and over harmful prompts, by layer and class of tokens, float64.
 
-    `held`: whether there is a mean of the class; an ablation leaves tokens of the others alone.
+    `has_mean`: whether there is a mean of the class; an ablation leaves tokens of the others alone.
     """
 
     harmless: Float[Tensor, "layer class d_model"]
     harmful: Float[Tensor, "layer class d_model"]
     classes: TokenClasses
-    held: tuple[bool, ...]
+    has_mean: tuple[bool, ...]
 
     def __post_init__(self) -> None:
         assert self.harmless.shape == self.harmful.shape
-        assert self.harmless.shape[1] == len(self.classes) == len(self.held)
+        assert self.harmless.shape[1] == len(self.classes) == len(self.has_mean)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class HookedPatching:
             changed, source = self._by_head(activation).clone(), self._by_head(self._activations[layer])
             for number, patch in enumerate(patches):
                 rows = slice(number * self._n_runs, (number + 1) * self._n_runs)
-                at = self._where(patch)
-                changed[(rows, *at)] = source[(slice(None), *at)]
+                place = self._where(patch)
+                changed[(rows, *place)] = source[(slice(None), *place)]
             return changed.reshape(activation.shape)
 
         return layer, self.site, put

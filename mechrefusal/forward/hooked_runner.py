@@ -29,7 +29,7 @@ class HookedRunner:
 
     def batch(self, prompts: Sequence[Asked], *, first: int = 0, apart: bool = False) -> "RowsBatch":
         """See `Runner.batch`. Rows share nothing, whatever is asked for."""
-        rows = [((*one.prompt, *run), len(one.prompt)) for one in prompts for run in one.continuations]
+        rows = [((*prompt.prompt, *run), len(prompt.prompt)) for prompt in prompts for run in prompt.continuations]
         width = max(len(tokens) for tokens, _ in rows)
         padded = [[*tokens, *[tokens[-1]] * (width - len(tokens))] for tokens, _ in rows]
         return RowsBatch(
@@ -37,7 +37,7 @@ class HookedRunner:
             torch.tensor(padded, device=self.model.cfg.device),
             [len(tokens) for tokens, _ in rows],
             [n for _, n in rows],
-            [kept for one in prompts for kept in one.n_kept],
+            [n for prompt in prompts for n in prompt.n_kept],
             prompts,
             first,
         )
@@ -118,10 +118,10 @@ class RowsBatch:
         if layer not in self._stream:
             streams: dict[int, Tensor] = {}
 
-            def keep(at: int):
-                return lambda activation: streams.setdefault(at, activation.detach())
+            def keep(layer: int):
+                return lambda activation: streams.setdefault(layer, activation.detach())
 
-            places: list[Edit] = [(at, "resid_pre", keep(at)) for at in range(self._model.cfg.n_layers)]
+            places: list[Edit] = [(layer, "resid_pre", keep(layer)) for layer in range(self._model.cfg.n_layers)]
             self.run(places)
             self._stream.update(streams)
         return self._stream[layer]
@@ -131,10 +131,10 @@ class RowsBatch:
         """While open, logits are those at the wanted places of all rows, [1, place, vocab]."""
         width = self._rows.shape[1]
         ends = zip(self._lengths, self._n_kept, strict=True)
-        kept = [row * width + column for row, (end, n) in enumerate(ends) for column in range(end - n, end)]
+        places = [row * width + column for row, (end, n) in enumerate(ends) for column in range(end - n, end)]
 
         def choose(_: nn.Module, inputs: tuple) -> tuple:
-            chosen = torch.tensor(kept, dtype=torch.long, device=inputs[0].device)
+            chosen = torch.tensor(places, dtype=torch.long, device=inputs[0].device)
             return (inputs[0].flatten(0, 1)[chosen][None], *inputs[1:])
 
         handle = self._model.unembed.register_forward_pre_hook(choose)

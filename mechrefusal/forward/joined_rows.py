@@ -52,9 +52,9 @@ class Suffix:
 def branches_of(request: Asked, start: int = 0, *, row: int = 0) -> list[Branch]:
     """One branch a continuation, after the prompt's first `start` tokens."""
     branches = []
-    for run, kept in zip(request.continuations, request.n_kept, strict=True):
+    for run, n in zip(request.continuations, request.n_kept, strict=True):
         tokens = (*request.prompt[start:], *run)
-        branches.append(Branch(tokens, tuple(range(len(tokens) - kept, len(tokens))), tuple(range(start)), row))
+        branches.append(Branch(tokens, tuple(range(len(tokens) - n, len(tokens))), tuple(range(start)), row))
     return branches
 
 
@@ -77,11 +77,11 @@ class Rows:
         for suffix, offset in zip(self.suffixes[:n], self.offsets, strict=False):
             starts.setdefault(id(suffix.tree), []).append(offset)
         by_id = {id(tree): tree for tree in trees}
-        items = [self._moved(b, torch.tensor(at)) for key, at in starts.items() for b in by_id[key].blocks]
+        items = [self._moved(b, torch.tensor(offsets)) for key, offsets in starts.items() for b in by_id[key].blocks]
         blocks, unpad = _merged(items, self.offsets[n])
-        kept = torch.cat([tree.kept + at for tree, at in zip(trees, self.offsets, strict=False)])
+        places = torch.cat([tree.kept + offset for tree, offset in zip(trees, self.offsets, strict=False)])
         tokens, positions = (torch.cat([getattr(tree, name) for tree in trees]) for name in ("tokens", "positions"))
-        return Tree(tokens, positions, kept, (), blocks, unpad).to(self.device)
+        return Tree(tokens, positions, places, (), blocks, unpad).to(self.device)
 
     def _moved(self, block: Block, offsets: Int[Tensor, " row"]) -> Block:
         """One block for each of `offsets`, where a row begins."""
@@ -149,7 +149,7 @@ def join(
         entering: (block, rows) gives the residual stream of those rows.
     """
     n_layers = len(modules.blocks)
-    present = [sum(at <= layer for at in enters) for layer in range(n_layers + 1)]
+    present = [sum(block <= layer for block in enters) for layer in range(n_layers + 1)]
     first = min(enters[0], n_layers - 1)
     if present[n_layers - 1] == 0:
         return _after_the_last_block(modules, forward, rows, bank, entering)

@@ -56,7 +56,7 @@ class OtherProjections(RowsRunning):
         self.site, self.source = site, source
         self.z: dict[int, Tensor] = {}
         bounds = zip(rows.offsets, rows.offsets[1:], positions, strict=False)
-        changed = [place for start, end, at in bounds for place in range(start, end if at is None else start + 1)]
+        changed = [token for a, b, position in bounds for token in range(a, b if position is None else a + 1)]
         self.changed = torch.tensor(changed, device=rows.device)
 
     def projected(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

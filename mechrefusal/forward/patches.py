@@ -46,7 +46,7 @@ class PairRun:
         n = n_heads(model, site)
         heads = range(n) if n else [None]
         positions = range(self.first, len(self.target)) if by_position else [None]
-        return [Patch(layer, head, at) for layer in layers for head in heads for at in positions]
+        return [Patch(layer, head, position) for layer in layers for head in heads for position in positions]
 
     @property
     def ends(self) -> list[int]:
@@ -61,7 +61,7 @@ class PairRun:
 
     def read(self, by_run: Iterable[Float[Tensor, "row token vocab"]]) -> list[Float[Tensor, "row place vocab"]]:
         """Of the logits of padded rows, run by run, those that the metric reads."""
-        return [part[:, end - kept : end] for part, end, kept in zip(by_run, self.ends, self.reader.kept, strict=True)]
+        return [part[:, end - n : end] for part, end, n in zip(by_run, self.ends, self.reader.kept, strict=True)]
 
 
 def n_heads(model, site: Site) -> int:

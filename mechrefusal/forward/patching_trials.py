@@ -40,10 +40,10 @@ def _why_not(model: Any, modules: StreamModules, forward: TreeForward, site: Sit
     heads = [0, n_heads(model, site) - 1] if n_heads(model, site) else [None]
     layers = sorted({model.cfg.n_layers // 2, model.cfg.n_layers - 1})
     patches = [
-        Patch(layer, head, at)
+        Patch(layer, head, position)
         for layer in layers
         for head in heads
-        for at in (5, 9, *([None] if heads[0] == 0 else []))
+        for position in (5, 9, *([None] if heads[0] == 0 else []))
     ]
     try:
         seen = TreePatching(model, modules, forward, pair, site, memory=MEMORY).scores(patches)

@@ -89,7 +89,7 @@ class Pass:
         return n_tokens + position
 
     @contextmanager
-    def following(self, backbone: nn.Module, wanted: Sequence[Positions]) -> Iterator[None]:
+    def following(self, backbone: nn.Module, positions: Sequence[Positions]) -> Iterator[None]:
         """Follow the passes of `backbone` (the module that hands tokens from block to block) while open.
 
         Raises:
@@ -110,7 +110,7 @@ class Pass:
             yield
         finally:
             handle.remove()
-        all_wanted = {position for each in wanted if not isinstance(each, str) for position in each}
+        all_wanted = {position for each in positions if not isinstance(each, str) for position in each}
         if self.n_passes and (never := sorted(all_wanted - self.met)):
             raise MechrefusalError(
                 f"positions {never} stood in none of the passes that were run; nothing was done there"

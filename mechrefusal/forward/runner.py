@@ -189,8 +189,8 @@ def batches(
     """
     device = torch.device(runner.model.cfg.device)
     limits = [
-        ([one.n_tokens for one in prompts], TOKENS_AT_ONCE.get(device.type, 1 << 16)),
-        ([4 * runner.model.cfg.d_vocab * sum(one.n_kept) for one in prompts], LOGIT_BYTES),
+        ([prompt.n_tokens for prompt in prompts], TOKENS_AT_ONCE.get(device.type, 1 << 16)),
+        ([4 * runner.model.cfg.d_vocab * sum(prompt.n_kept) for prompt in prompts], LOGIT_BYTES),
     ]
     if at_most is not None:
         limits.append(([1] * len(prompts), at_most))
@@ -201,7 +201,7 @@ def batches(
 def require_context(model, prompts: Sequence[Asked]) -> None:
     """Raise `MechrefusalError` for a prompt that is longer with its answer than the model's context."""
     limit = context_tokens(model.original_model.config.get_text_config())
-    n_tokens = max(one.longest for one in prompts)
+    n_tokens = max(prompt.longest for prompt in prompts)
     if n_tokens > limit:
         raise MechrefusalError(
             f"a prompt with its answer takes {n_tokens} tokens, more than this model's context of {limit}, inside "

@@ -130,8 +130,8 @@ def _hands_on(passed: list[_Pass]) -> bool:
     if any(value is None for each in passed for value in (each.entered, each.taken, each.returned, each.handed_on)):
         return False
     return all(
-        one.handed_on.shape == next_one.entered.shape and torch.equal(one.handed_on, next_one.entered)  # type: ignore
-        for one, next_one in pairwise(passed)
+        block.handed_on.shape == next_block.entered.shape and torch.equal(block.handed_on, next_block.entered)  # type: ignore
+        for block, next_block in pairwise(passed)
     )
 
 

@@ -94,11 +94,11 @@ class Block:
         if window not in self._masks:
             columns = torch.arange(self.keys.shape[1], device=self.keys.device)
             steps = torch.arange(self.queries.shape[1], device=self.keys.device)
-            at = (self.n_keys - self.n_queries)[:, None] + steps
-            at = at.clamp(max=self.keys.shape[1] - 1)[..., None]  # padding, too, must see something
-            seen = columns <= at
+            last_key = (self.n_keys - self.n_queries)[:, None] + steps
+            last_key = last_key.clamp(max=self.keys.shape[1] - 1)[..., None]  # padding, too, must see something
+            seen = columns <= last_key
             if window is not None:
-                seen &= columns > at - window
+                seen &= columns > last_key - window
             self._masks[window] = seen[:, None]
         return self._masks[window]
 
@@ -146,12 +146,12 @@ class Tree:
             tokens += node.tokens
             for branch in node.branches:
                 places[branch] = [*places[branch], *packed]
-        kept = [places[i][place] for i, branch in enumerate(branches) for place in branch.keep]
+        logits = [places[i][place] for i, branch in enumerate(branches) for place in branch.keep]
         blocks, unpad = _blocks(queries, keys, len(tokens))
         return cls(
             torch.tensor(tokens),
             torch.tensor(positions),
-            torch.tensor(kept, dtype=torch.long),
+            torch.tensor(logits, dtype=torch.long),
             tuple(map(tuple, places)),
             blocks,
             unpad,

@@ -127,19 +127,19 @@ class TreeForward:
         """Logits at the kept places of a tree, which `running` holds (on the model's device)."""
         tree = running.tree
         inputs = {"input_ids": tree.tokens[None]} if embeds is None else {"inputs_embeds": embeds[None]}
-        wanted, order = tree.kept.unique(return_inverse=True)
+        places, order = tree.kept.unique(return_inverse=True)
         with attending(self.model), contiguous_head(self.model), reading_a_tree():
             logits = self.call(
                 **inputs,
                 position_ids=tree.positions[None],
                 use_cache=False,
-                logits_to_keep=wanted,
+                logits_to_keep=places,
                 mechrefusal_tree=running,
             ).logits[0]
         self.windows = running.windows
-        if logits.shape[0] != len(wanted):  # a model that knows no list of logits to keep
-            logits = logits[wanted]
-        return logits[order] if len(wanted) == len(order) else rows_at(logits, order)
+        if logits.shape[0] != len(places):  # a model that knows no list of logits to keep
+            logits = logits[places]
+        return logits[order] if len(places) == len(order) else rows_at(logits, order)
 
     def _plain(self, branches: Sequence[Branch], bank: KeyValues, embeds: Tensor | None) -> TreeOutput:
         """Every branch with its context in full, padded on the right."""

@@ -110,15 +110,15 @@ class TreePatching:
             logits = self.forward.run_tree(running).chunk(2)
         bank, n = running.bank(), len(self.asked.continuations)
         runs = []
-        for one, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
-            at = torch.zeros(len(self.whole), dtype=torch.long)
+        for logits_of_run, places in zip(logits, (tree.places[:n], tree.places[n:]), strict=True):
+            packed_places = torch.zeros(len(self.whole), dtype=torch.long)
             for in_whole, packed in zip(self.whole.places, places, strict=True):
-                at[list(in_whole)] = torch.tensor(packed)
-            at = at.to(self.forward.device)
+                packed_places[list(in_whole)] = torch.tensor(packed)
+            packed_places = packed_places.to(self.forward.device)
             streams, writes, queries, z = (
-                [part[at] for part in parts] for parts in (stream, written, running.queries, running.z)
+                [part[packed_places] for part in parts] for parts in (stream, written, running.queries, running.z)
             )
-            runs.append(UnpatchedRun(bank.at(at.tolist()), one, streams, writes, queries, z))
+            runs.append(UnpatchedRun(bank.at(packed_places.tolist()), logits_of_run, streams, writes, queries, z))
         return runs[0], runs[1]
 
     def _suffix(self, start: int) -> Suffix:
@@ -140,9 +140,9 @@ class TreePatching:
     def _outputs(self, patches: Sequence[Patch]) -> Iterator[tuple[list[Patch], _Outputs]]:
         """Patches in groups whose block outputs fit in memory at once, and those outputs."""
         if self.site in ("resid_pre", "resid_mid", "resid_post"):
-            at = 0 if self.site == "resid_pre" else 1
+            after = 0 if self.site == "resid_pre" else 1
             layers = {patch.layer for patch in patches}
-            yield list(patches), _Outputs({layer: self.source.stream[layer + at] for layer in layers}, {})
+            yield list(patches), _Outputs({layer: self.source.stream[layer + after] for layer in layers}, {})
             return
         kinds: dict[tuple[int | None, int | None], list[Patch]] = {}
         for patch in patches:
@@ -182,8 +182,8 @@ class TreePatching:
             self._block_outputs(running, layers, [])
             places = torch.cat(
                 [
-                    torch.arange(attention.offsets[at], attention.offsets[at + 1])
-                    for at in (positions.index(position) for _, position in kinds)
+                    torch.arange(attention.offsets[row], attention.offsets[row + 1])
+                    for row in (positions.index(position) for _, position in kinds)
                 ]
             ).to(self.forward.device)
             others = {layer: z[places] for layer, z in running.z.items()}
@@ -234,9 +234,9 @@ class TreePatching:
             to: list[int] = []
             taken: list[int] = []
             for row in new:
-                patch, at = patches[row], rows.offsets[row] - begin
+                patch, offset = patches[row], rows.offsets[row] - begin
                 n = len(rows.suffixes[row]) if patch.position is None or self._whole else 1
-                to += range(at, at + n)
+                to += range(offset, offset + n)
                 place = self._place(patch, outputs)
                 taken += range(place, place + n)
             stream[to] = outputs.values[patches[new.start].layer][taken]

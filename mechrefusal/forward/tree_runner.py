@@ -72,8 +72,8 @@ class TreeRunner:
             if left_out:
                 stack.enter_context(self.modules.skipping(left_out))
             if entering is not None:
-                at: Place = (n_layers - 1, "resid_post") if layers.start == n_layers else (layers.start, "resid_pre")
-                edits = [(*at, lambda _: entering), *edits]
+                entry: Place = (n_layers - 1, "resid_post") if layers.start == n_layers else (layers.start, "resid_pre")
+                edits = [(*entry, lambda _: entering), *edits]
             stack.enter_context(self.modules.edited(edits))
             yield
 
@@ -93,7 +93,7 @@ class TreeBatch:
         self.n_tokens = len(tree)
         self._times = 1 if alone is None else len(tree) // alone.n_tokens
         self.numbers = numbers_of(prompts, times=self._times)
-        self._n_kept = [kept for each in prompts for kept in each.n_kept] * self._times
+        self._n_kept = [n for each in prompts for n in each.n_kept] * self._times
         self._stream: list[Tensor] = []
 
     @cached_property
@@ -145,7 +145,7 @@ class TreeBatch:
             return self._alone._entering(layer).repeat(self._times, 1)
         if not self._stream:  # all of them, or none where the pass is broken off
             n_layers = len(self._runner.modules.blocks)
-            places: list[Place] = [(at, "resid_pre") for at in range(n_layers)]
+            places: list[Place] = [(layer, "resid_pre") for layer in range(n_layers)]
             places.append((n_layers - 1, "resid_post"))
             cache = self.run(keep=places).cache
             self._stream = [cache[place].detach() for place in places]

@@ -29,7 +29,7 @@ def stream(
     under: Intervention | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[Float[Tensor, "prompt position layer d_model"]]:
-    """resid_pre of `chunk` prompts after another, in their order, at `positions` and `layers` (all by default).
+    """Yield resid_pre of the prompts in order, `chunk` at a time, at `positions` and `layers` (all by default).
 
     Only the wanted positions are kept, in float32 on the CPU. Layers above the wanted ones are not run.
 
@@ -48,33 +48,33 @@ def stream(
             f"positions {list(positions)} do not lie in every prompt; count from the end, -1 to -{shortest} "
             "(the shortest)"
         )
-    wanted = list(range(model.cfg.n_layers) if layers is None else layers)
-    require_layers(model, wanted)
+    chosen = list(range(model.cfg.n_layers) if layers is None else layers)
+    require_layers(model, chosen)
     if under is not None:
         under.check(model)
     requests = [Asked(tuple(ids), kept=(0,)) for ids in token_ids]
     require_context(model, requests)
     runner = runner_of(model)
     for numbers, batch in batches(runner, requests, at_most=chunk):
-        kept: dict[int, Tensor] = {}
+        by_layer: dict[int, Tensor] = {}
         spans_here = None if spans is None else [spans[number] for number in numbers]
-        keep = _keeper(model, batch, positions, spans_here, kept)
+        keep = _keeper(model, batch, positions, spans_here, by_layer)
         edits: list[Edit] = [] if under is None else under.edits(model, batch.layout)
-        edits += [(layer, "resid_pre", keep(layer)) for layer in dict.fromkeys(wanted)]
-        batch.run(edits, layers=range(max(wanted)))
-        yield torch.stack([kept[layer] for layer in wanted], dim=2)
+        edits += [(layer, "resid_pre", keep(layer)) for layer in dict.fromkeys(chosen)]
+        batch.run(edits, layers=range(max(chosen)))
+        yield torch.stack([by_layer[layer] for layer in chosen], dim=2)
 
 
 def _keeper(
     model, batch: Batch, positions: Sequence[int], spans: Sequence[tuple[int, int]] | None, into: dict[int, Tensor]
 ) -> Callable[[int], Callable[[Tensor], Tensor]]:
     """Makes edits that keep the wanted places of a layer, [prompt, position, d_model], and hand everything on."""
-    at = torch.stack([places[list(positions)] for places in batch.places])
+    rows = torch.stack([places[list(positions)] for places in batch.places])
 
     def keep(layer: int) -> Callable[[Tensor], Tensor]:
         def through(activation: Tensor) -> Tensor:
             stream = flat(model, "resid_pre", activation)
-            taken = stream[at].float()
+            taken = stream[rows].float()
             if spans is not None:
                 inside = [places[start:stop] for places, (start, stop) in zip(batch.places, spans, strict=True)]
                 sums = torch.stack([stream[places].float().sum(0) for places in inside])

@@ -57,15 +57,15 @@ class CarrierScores:
             ("induce", self.induce, harmless),
             ("kl", self.kl, harmless),
         ):
-            kept = np.flatnonzero(np.isfinite(values).all(axis=1))
+            exact = np.flatnonzero(np.isfinite(values).all(axis=1))
             parts.append(
                 pd.DataFrame(
                     {
-                        "position": self.table["position"].to_numpy()[kept].repeat(len(ids)),
-                        "layer": self.table["layer"].to_numpy()[kept].repeat(len(ids)),
+                        "position": self.table["position"].to_numpy()[exact].repeat(len(ids)),
+                        "layer": self.table["layer"].to_numpy()[exact].repeat(len(ids)),
                         "measure": measure,
-                        "prompt_id": np.tile(np.array(ids, dtype=object), len(kept)),
-                        "value": values[kept].ravel(),
+                        "prompt_id": np.tile(np.array(ids, dtype=object), len(exact)),
+                        "value": values[exact].ravel(),
                     }
                 )
             )
@@ -73,7 +73,7 @@ class CarrierScores:
 
     @classmethod
     def of_long(cls, rows: pd.DataFrame, harmful: Sequence[str], harmless: Sequence[str]) -> "CarrierScores":
-        """From the rows of `long`, for these prompts in this order; NaN for prompts that have no row."""
+        """Scores from the rows of `long`, for these prompts in this order; NaN for prompts that have no row."""
         scores = {
             measure: rows[rows["measure"] == measure]
             .pivot(index=["position", "layer"], columns="prompt_id", values="value")
@@ -90,7 +90,7 @@ class CarrierScores:
     def gathered(
         cls, places: Sequence[Place], scores: Sequence[tuple], exact: Sequence[bool] | None = None
     ) -> "CarrierScores":
-        """From bypass, induce and kl of every prompt, place by place; arrays keep the exact rows (by default all)."""
+        """Scores from bypass, induce and kl of every prompt, by place; arrays keep the exact rows (by default all)."""
         exact = [True] * len(places) if exact is None else exact
         means = {
             name: pd.Series([values[measure].mean() for values in scores], dtype="float64")

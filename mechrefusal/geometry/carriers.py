@@ -36,8 +36,8 @@ class Selection:
 
 def candidates(directions: Directions, *, layers: Sequence[int], positions: Sequence[int] | None = None) -> list[Place]:
     """The places to score: `positions` (all by default) × `layers`."""
-    wanted = directions.positions if positions is None else [p for p in positions if p in directions.positions]
-    return [(position, layer) for position in wanted for layer in layers]
+    chosen = directions.positions if positions is None else [p for p in positions if p in directions.positions]
+    return [(position, layer) for position in chosen for layer in layers]
 
 
 def select(

@@ -109,7 +109,7 @@ def last_instruction_position(tokenizer, texts: Texts) -> int:
 
 
 def positions_after(segments: Sequence[prompts.Segments]) -> tuple[int, ...]:
-    """The same of prompts in their chat template."""
+    """`post_instruction_positions` of prompts that are in their chat template already."""
     return tuple(range(-max(1, min(len(each.after) for each in segments)), 0))
 
 

@@ -95,9 +95,9 @@ def harmfulness_refusal_coupling(
     rows = [row for each in range(activations.harmful.shape[2]) for row in _at_layer(activations, each, weights)]
     reference = ZERO if means is None else HARMLESS
     vectors = activations.directions(layer)
-    directions = [Direction(one, position, layer, means=means, reference=reference) for one in vectors]
+    directions = [Direction(vector, position, layer, means=means, reference=reference) for vector in vectors]
     later = (layer + model.cfg.n_layers) // 2
-    if unusable := [name for name, one in zip(NAMES, directions, strict=True) if not is_direction(one.vector)]:
+    if unusable := [name for name, vector in zip(NAMES, vectors, strict=True) if not is_direction(vector)]:
         why = f"the {' and '.join(unusable)} direction of layer {layer} is zero or not finite"
         rows += [resampling.missing(measure, 0, why) | {"layer": NO_LAYER} for measure in BEHAVIOUR]
         return pd.DataFrame(rows)
@@ -105,9 +105,9 @@ def harmfulness_refusal_coupling(
         prompts.prompt_ids(model.tokenizer, list(texts)[:n_prompts])
         for texts in (validation.harmful, validation.harmless)
     )
-    controls = [random_like(one, seed=seed) for one in directions]
-    ablated = [taken_out(one) for one in (*directions, controls[0])]
-    added = [put_in(one) for one in (*directions, *controls)]
+    controls = [random_like(direction, seed=seed) for direction in directions]
+    ablated = [taken_out(direction) for direction in (*directions, controls[0])]
+    added = [put_in(direction) for direction in (*directions, *controls)]
     read_at, read = (activations.positions[0], later), activations.directions(later)[0]
     without, on_harmless = (
         _changes(model, ids, metric, under) for ids, under in ((harmful, ablated), (harmless, added))
@@ -206,7 +206,7 @@ def _changes(
     if len(ids) < resampling.FEWEST:
         return np.empty((len(under), len(ids)))
     passes = Passes(model, ids, metric.runs)
-    scores = [metric.of_runs(passes.logits(one)).double().cpu().numpy() for one in (None, *under)]
+    scores = [metric.of_runs(passes.logits(intervention)).double().cpu().numpy() for intervention in (None, *under)]
     return np.stack(scores[1:]) - scores[0]
 
 
@@ -243,8 +243,8 @@ def _on_harmfulness(
         return [resampling.missing(measure, sum(sizes), why) for measure in measures]
     unit = (read / read.norm()).double()
     base, *others, control = (
-        (collect(model, [*harmful, *harmless], [place], under=one)[:, 0].double() @ unit).numpy()
-        for one in (None, *ablated)
+        (collect(model, [*harmful, *harmless], [place], under=intervention)[:, 0].double() @ unit).numpy()
+        for intervention in (None, *ablated)
     )
     return [
         _apart(measure, base, other, control, sizes, random) for measure, other in zip(measures, others, strict=True)

@@ -34,7 +34,7 @@ class CrossFit:
         harmless: Float[np.ndarray, "harmless d_model"],
         twins: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
     ) -> "CrossFit":
-        """Prompts dealt to `FOLDS` folds, or as many as the smaller side has prompts; twins to the same.
+        """Deal prompts to `FOLDS` folds, or to as many as the smaller side has prompts; twins share a fold.
 
         Args:
             twins: a label of every prompt: those with the same are twins. None: nothing is known of any.
@@ -53,9 +53,9 @@ class CrossFit:
 
     def without(self, left_out: Int[np.ndarray, "draw folds"]) -> Draws:
         """Contrasts of all prompts but those of some folds, draw by draw."""
-        kept = (self.folds != left_out[..., None]).all(axis=1)
+        remaining = (self.folds != left_out[..., None]).all(axis=1)
         first = np.arange(len(self.rows)) < self.n_harmful
-        return contrast(kept * first, kept * ~first)
+        return contrast(remaining * first, remaining * ~first)
 
     def projected(
         self, weights: Draws, others: Float[np.ndarray, "draw d_model"] | Float[np.ndarray, "other d_model"]
@@ -81,20 +81,20 @@ class CrossFit:
         for fold in np.unique(self.folds):
             here = self.folds == fold
             weights_here = [side[:, here] for side in sides]
-            held = [part.sum(axis=1, keepdims=True) for part in weights_here]
+            share = [part.sum(axis=1, keepdims=True) for part in weights_here]
             with np.errstate(divide="ignore", invalid="ignore"):
                 inner = [
-                    (a - part @ gram[here]) / (1 - h) for a, part, h in zip(all_inner, weights_here, held, strict=True)
+                    (a - part @ gram[here]) / (1 - h) for a, part, h in zip(all_inner, weights_here, share, strict=True)
                 ]
                 along = [
                     (a - part @ beside[:, here].T) / (1 - h)
-                    for a, part, h in zip(all_beside, weights_here, held, strict=True)
+                    for a, part, h in zip(all_beside, weights_here, share, strict=True)
                 ]
-                rest = sides[0] * ~here / (1 - held[0]) - sides[1] * ~here / (1 - held[1])
+                rest = sides[0] * ~here / (1 - share[0]) - sides[1] * ~here / (1 - share[1])
                 direction = inner[0] - inner[1]  # inner products of every prompt with the direction of the others
                 length = np.sqrt(np.maximum((direction * rest).sum(axis=1), 0))
-                differ = (weights_here[0] / held[0] - weights_here[1] / held[1]) * direction[:, here]
-                counted = (held[0] * held[1] / (held[0] + held[1]))[:, 0]
+                differ = (weights_here[0] / share[0] - weights_here[1] / share[1]) * direction[:, here]
+                counted = (share[0] * share[1] / (share[0] + share[1]))[:, 0]
                 usable = (counted > 0) & (length > 0) & np.isfinite(length)
                 whole += np.where(usable, counted * differ.sum(axis=1) / length, 0)
                 projections += np.where(usable[:, None], counted[:, None] * (along[0] - along[1]) / length[:, None], 0)

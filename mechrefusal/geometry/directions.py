@@ -112,25 +112,25 @@ class Directions:
     def means(self) -> TokenMeans | None:
         """Means by class of tokens, as a reference takes them; None where the directions were saved without.
 
-        For generated tokens stands the last token of the template; classes without a mean are zero and not held.
+        For generated tokens stands the last token of the template; classes without a mean (`has_mean`) are zero.
         """
         if self.classes is None:
             return None
         after = [(row, p) for row, p in enumerate(self.positions) if -self.classes.n_after <= p < 0]
-        held = [False] * len(self.classes)
-        held[ANSWER], held[INSTRUCTION] = True, self.instruction is not None
+        has_mean = [False] * len(self.classes)
+        has_mean[ANSWER], has_mean[INSTRUCTION] = True, self.instruction is not None
         sides = []
         for number, side in enumerate(SIDES):
-            of_side = torch.zeros((self.values.shape[1], len(held), self.values.shape[2]), dtype=torch.float64)
+            of_side = torch.zeros((self.values.shape[1], len(has_mean), self.values.shape[2]), dtype=torch.float64)
             means = self.mean(side)
             for row, position in after:
                 of_side[:, self.classes.at(position)] = means[row]
-                held[self.classes.at(position)] = True
+                has_mean[self.classes.at(position)] = True
             if self.instruction is not None:
                 of_side[:, INSTRUCTION] = self.instruction[number].double()
             of_side[:, ANSWER] = means[self.positions.index(max(self.positions))]
             sides.append(of_side)
-        return TokenMeans(harmless=sides[1], harmful=sides[0], classes=self.classes, held=tuple(held))
+        return TokenMeans(harmless=sides[1], harmful=sides[0], classes=self.classes, has_mean=tuple(has_mean))
 
     def of_positions(self, positions: Sequence[int]) -> "Directions":
         """The directions at some of the positions, in the order given.

@@ -125,22 +125,22 @@ def compare(
 
     The interval needs the same prompts at a and b; that their number by fold agrees is checked, the rest is up to you.
     """
-    kept, reason = _with_direction(a, b, places, measure)
-    if not all(kept):
+    pointing, reason = _with_direction(a, b, places, measure)
+    if not all(pointing):
         return Drift(intervals.mean([]), float("nan"), float("nan"), reason)
     values = [
         np.stack([each.values[each.row(position), layer].double().numpy() for position, layer in where])
-        for each, where in zip((a, b), kept, strict=True)
+        for each, where in zip((a, b), pointing, strict=True)
     ]
     if measure == "cosine":
         value = float(np.mean([cosine(x, y) for x, y in zip(*values, strict=True)]))
     else:
         value = float(folds.SUMMARY[measure](principal_angles(*values)))
-    random = folds.random_floor(measure, values[0].shape[1], *map(len, kept))
+    random = folds.random_floor(measure, values[0].shape[1], *map(len, pointing))
     n = min(_filled(a), _filled(b))
     if n < folds.FEWEST_FOLDS:
         return Drift(Estimate(value, float("nan"), float("nan"), n), float("nan"), random, _too_few(n))
-    sides = _sides(a, b, kept, measure)
+    sides = _sides(a, b, pointing, measure)
     floors = [
         folds.between_halves(measure, x, x, seed=seed, paired=of.paired).mean()
         for of, x in zip((a, b), sides, strict=True)
@@ -148,7 +148,7 @@ def compare(
     floor = float(np.mean(floors))
     if reason := _unpaired(a, b):
         return Drift(Estimate(value, float("nan"), float("nan"), n), floor, random, reason)
-    weights = folds.bootstrap(sides[0][1], folds.n_draws(max(map(len, kept))), seed=seed, paired=a.paired)
+    weights = folds.bootstrap(sides[0][1], folds.n_draws(max(map(len, pointing))), seed=seed, paired=a.paired)
     mix = folds.coefficients(sides[0][1], weights)
     draws = folds.measured(measure, sides[0][0], sides[1][0], mix, mix)
     return Drift(folds.interval(value, draws, n, bounds=_BOUNDS[measure]), floor, random, "")
@@ -163,15 +163,15 @@ def turn(
     the same at both checkpoints in the whole. `cross` and `within` are both between disjoint halves. Intervals:
     bootstrap over folds, with the same weights at both checkpoints and in both measures.
     """
-    kept, reason = _with_direction(a, b, places, measure)
+    pointing, reason = _with_direction(a, b, places, measure)
     n = min(_filled(a), _filled(b))
-    if all(kept):
+    if all(pointing):
         reason = _too_few(n) if n < folds.FEWEST_FOLDS else _unpaired(a, b)
     if reason:
         nan = intervals.mean([])
         return Turn(measure, (nan, nan), nan, float("nan"), nan, nan, float("nan"), reason)
-    first, second = _sides(a, b, kept, measure)
-    n_draws = folds.n_draws(max(map(len, kept)))
+    first, second = _sides(a, b, pointing, measure)
+    n_draws = folds.n_draws(max(map(len, pointing)))
     weights = folds.bootstrap(first[1], n_draws, seed=seed, paired=a.paired)
     # Draw 0 is the prompts as they are.
     weights = np.concatenate([(first[1] > 0)[:, None].astype(float), weights], axis=1)
@@ -202,13 +202,13 @@ def turn(
         expected=float(expected[0]),
         excess=estimate(excess),
         corrected=estimate(corrected),
-        random=folds.random_floor(measure, a.values.shape[-1], *map(len, kept)),
+        random=folds.random_floor(measure, a.values.shape[-1], *map(len, pointing)),
         reason="",
     )
 
 
 def verdict(turned: Turn) -> tuple[Verdict, str]:
-    """Whether directions moved, and why one says so.
+    """Whether directions moved, and the reason for the verdict.
 
     First of all the direction must be there: at either checkpoint the interval of `within` lies clear of what random
     directions reach. Then moved: the interval of `excess` lies above 0 (the prompts' noise does not explain it) and
@@ -247,9 +247,9 @@ def _with_direction(
     pointing = [[_has_direction(each, place) for place in where] for each, where in zip((a, b), places, strict=True)]
     if measure == "cosine":
         pointing = [[x and y for x, y in zip(*pointing, strict=True)]] * 2
-    kept = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, pointing, strict=True)]
-    reason = "" if all(kept) else "no direction at one of the two (none was chosen, or the prompts are alike there)"
-    return (kept[0], kept[1]), reason
+    chosen = [[p for p, ok in zip(where, oks, strict=True) if ok] for where, oks in zip(places, pointing, strict=True)]
+    reason = "" if all(chosen) else "no direction at one of the two (none was chosen, or the prompts are alike there)"
+    return (chosen[0], chosen[1]), reason
 
 
 def _has_direction(directions: Directions, place: Place) -> bool:
@@ -273,9 +273,9 @@ def _unpaired(a: Directions, b: Directions) -> str:
 
 
 def _sides(
-    a: Directions, b: Directions, kept: tuple[list[Place], list[Place]], measure: Measure
+    a: Directions, b: Directions, places: tuple[list[Place], list[Place]], measure: Measure
 ) -> tuple[folds.Side, folds.Side]:
-    sums = folds.compressed(folds.fold_sums(a, kept[0]), folds.fold_sums(b, kept[1]), together=measure != "cosine")
+    sums = folds.compressed(folds.fold_sums(a, places[0]), folds.fold_sums(b, places[1]), together=measure != "cosine")
     return (sums[0], a.counts.numpy()), (sums[1], b.counts.numpy())
 
 
@@ -289,5 +289,5 @@ def _shown(estimate: Estimate) -> str:
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    kept = lengths[:, 0] > 0
-    return rows[kept] / lengths[kept]
+    nonzero = lengths[:, 0] > 0
+    return rows[nonzero] / lengths[nonzero]

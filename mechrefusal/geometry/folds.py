@@ -216,6 +216,6 @@ def _angles(
 def _whitening(rows: Float[np.ndarray, "draw m d_model"]) -> tuple[np.ndarray, np.ndarray]:
     """(draw, m, m) that makes the rows orthonormal, with zeros for what depends on the others; and their rank."""
     values, vectors = np.linalg.eigh(rows @ rows.swapaxes(1, 2))
-    kept = values > 1e-11 * values[:, -1:]  # sums are float32: rows that differ by less are the same
-    scale = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0)
-    return vectors * scale[:, None, :], kept.sum(axis=1)
+    nonzero = values > 1e-11 * values[:, -1:]  # sums are float32: rows that differ by less are the same
+    scale = np.where(nonzero, 1 / np.sqrt(np.where(nonzero, values, 1)), 0)
+    return vectors * scale[:, None, :], nonzero.sum(axis=1)

@@ -98,7 +98,7 @@ def overlap(
     others: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The same from activations at one place, without a model.
+    """`over_refusal_overlap` from activations at one place, without a model.
 
     projection_difference: mean projection on the unit direction, refused minus answered, in the units of the residual
     stream. projection_share: that as a share of the same difference between harmful and harmless prompts. cosine:

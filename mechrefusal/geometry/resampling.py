@@ -109,7 +109,7 @@ def auc(scores: Float[np.ndarray, " prompt"], contrasts: Draws) -> Float[np.ndar
 
 
 def auc_by_ranks(first: Float[np.ndarray, "n *column"], second: Float[np.ndarray, "m *column"]) -> np.ndarray:
-    """The same for whole groups, column by column, from ranks."""
+    """`auc` of whole groups, column by column, from ranks."""
     n, m = len(first), len(second)
     ranks = stats.rankdata(np.concatenate([first, second]), axis=0)
     return (ranks[:n].sum(axis=0) - n * (n + 1) / 2) / (n * m)
@@ -141,7 +141,7 @@ def row(measure: str, estimate: Estimate, floor: tuple[float, float], by_chance:
 
 
 def missing(measure: str, n: int, reason: str) -> dict:
-    """The same where the measure cannot be taken, with the reason why."""
+    """A `row` for a measure that cannot be taken, with the reason."""
     nan = float("nan")
     return row(measure, Estimate(nan, nan, nan, n), (nan, nan), nan, n=n) | {"reason": reason}
 

@@ -59,7 +59,7 @@ class Scorer:
         self.base = PromptScores.of(scores, torch.zeros(self.n_harmless))
 
     def under(self, intervention: Intervention | None) -> PromptScores:
-        """Under any intervention, on all prompts."""
+        """Scores of all prompts under an intervention, or under none."""
         scores, following = self._read(self._both, intervention)
         return PromptScores.of(scores, kl_of_probabilities(self._p, probabilities(following[self.n_harmful :])))
 
@@ -113,10 +113,10 @@ def score(
     """
     require_weights(model, directions.weights, "directions")
     to = require_reference(reference)
-    wanted = places_of(model, directions, places)
+    scored = places_of(model, directions, places)
     scorer = scorer or Scorer(model, validation, metric)
-    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(wanted, "scoring carriers")]
-    return replace(CarrierScores.gathered(wanted, scores), directions=directions, reference=to)
+    scores = [scores_of(scorer, directions.at(*place, reference=to)) for place in track(scored, "scoring carriers")]
+    return replace(CarrierScores.gathered(scored, scores), directions=directions, reference=to)
 
 
 def kl_divergence(
@@ -144,5 +144,5 @@ def places_of(model, directions: Directions, places: Sequence[Place] | None) -> 
 
 
 def as_array(values: Tensor) -> np.ndarray:
-    """Float64 on the CPU."""
+    """The values as a float64 array on the CPU."""
     return values.double().cpu().numpy()

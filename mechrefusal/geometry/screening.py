@@ -76,15 +76,15 @@ def screened(
         raise MechrefusalError(f"share of a screen is {share:g}: give more than 0 and at most 1")
     require_weights(model, directions.weights, "directions")
     to = require_reference(reference)
-    wanted = places_of(model, directions, places)
+    candidates = places_of(model, directions, places)
     sampled = [_sample(len(texts), share) for texts in (validation.harmful, validation.harmless)]
     texts = [list(validation.harmful), list(validation.harmless)]
-    sample = Lists(*([each[place] for place in kept] for each, kept in zip(texts, sampled, strict=True)))
+    sample = Lists(*([each[place] for place in rows] for each, rows in zip(texts, sampled, strict=True)))
     rough = Scorer(model, sample, metric, low_precision=True)
-    if [len(kept) for kept in sampled] == [len(each) for each in texts] and not rough.low_precision:
-        return score(model, directions, validation, metric, places=wanted, reference=to, scorer=scorer)
-    along = [directions.at(*place, reference=to) for place in wanted]
-    screen = [scores_of(rough, one) for one in track(along, "screening carriers")]
+    if [len(rows) for rows in sampled] == [len(each) for each in texts] and not rough.low_precision:
+        return score(model, directions, validation, metric, places=candidates, reference=to, scorer=scorer)
+    along = [directions.at(*place, reference=to) for place in candidates]
+    screen = [scores_of(rough, direction) for direction in track(along, "screening carriers")]
     exact = scorer or Scorer(model, validation, metric)
     pilots = {
         place: scores_of(exact, along[place]) for place in track(_pilots(screen, admissible.kl), "scoring pilots")
@@ -93,7 +93,7 @@ def screened(
     race = _Race(
         _Sample(rough, exact, sampled, [kl for _, _, kl in pilots.values()]),
         screen,
-        [layer in early for _, layer in wanted],
+        [layer in early for _, layer in candidates],
         admissible=admissible,
         rounding=_rounding(rough, exact, sampled, screen, pilots) if rough.low_precision else None,
     )
@@ -103,14 +103,14 @@ def screened(
 
     def chosen() -> int | None:
         """What would be chosen of the means so far, where it is not exact."""
-        table = CarrierScores.gathered(wanted, race.scores, race.is_exact).table.drop(columns="exact")
+        table = CarrierScores.gathered(candidates, race.scores, race.is_exact).table.drop(columns="exact")
         best = select(table, model.cfg.n_layers, admissible).best
         return None if best is None or race.is_exact[best.row] else best.row
 
     expected = int((race.open_wins() >= RARELY).sum())
     for place in track(race.finalists(chosen), "scoring finalists", total=expected):
         race.settle(place, scores_of(exact, along[place]))
-    gathered = CarrierScores.gathered(wanted, race.scores, race.is_exact)
+    gathered = CarrierScores.gathered(candidates, race.scores, race.is_exact)
     return replace(gathered, directions=directions, reference=to, rounding=race.rounding)
 
 
@@ -130,8 +130,8 @@ def _rounding(
     The shift of the refusal scores without intervention is taken off, as the estimates of the screen have it taken off.
     """
     base = [
-        (as_array(one) - as_array(other)[kept]).mean()
-        for one, other, kept in (
+        (as_array(low) - as_array(full)[rows]).mean()
+        for low, full, rows in (
             (rough.base.harmful, exact.base.harmful, sampled[0]),
             (rough.base.harmless, exact.base.harmless, sampled[1]),
         )
@@ -160,7 +160,7 @@ class _Sample:
         random = np.random.default_rng(0)
         bases = [(as_array(exact.base.harmful), as_array(rough.base.harmful))]
         bases += [(as_array(exact.base.harmless), as_array(rough.base.harmless))]
-        self._drawn = [_draw(len(base), kept, random) for (base, _), kept in zip(bases, places, strict=True)]
+        self._drawn = [_draw(len(base), rows, random) for (base, _), rows in zip(bases, places, strict=True)]
         self._bases = bases
         moved = np.mean([kl / kl.mean() for kl in pilots], axis=0) if pilots else np.ones(len(bases[1][0]))
         self._easily = 0.9 * moved + 0.1  # a prompt that hardly moves must not weigh without bound
@@ -263,5 +263,5 @@ def _weights(donors: Int[ndarray, "race prompt"], k: int, each: ndarray | float 
 
 def _sample(n: int, share: float) -> Int[ndarray, " sample"]:
     """Places spread evenly over the prompts, as sets come in blocks of categories."""
-    kept = min(n, max(FEWEST, int(np.ceil(share * n))))
-    return np.unique(np.linspace(0, n - 1, kept).round().astype(int)) if n else np.empty(0, dtype=int)
+    n_sampled = min(n, max(FEWEST, int(np.ceil(share * n))))
+    return np.unique(np.linspace(0, n - 1, n_sampled).round().astype(int)) if n else np.empty(0, dtype=int)

@@ -85,7 +85,7 @@ class SpanScores:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Those of the table `subspaces`, without the place."""
+        """Columns of the table `subspaces`, without the place."""
         worst = dict.fromkeys(("bypass_worst", "induce_worst", "kl_worst", "share_admissible"), nan)
         return {
             **intervals.mean(self.bypass).columns("bypass"),

@@ -145,17 +145,17 @@ def split_half(
     allowed = judged.loc[exact_candidates(scores, n_layers, admissible)[0]]
     ranked = allowed.sort_values(list(order), ascending=list(order.values()), kind="stable")
     places = ranked.index[:contenders].tolist()
-    wanted = [(int(table.loc[place, "position"]), int(table.loc[place, "layer"])) for place in places]
+    scored_places = [(int(table.loc[place, "position"]), int(table.loc[place, "layer"])) for place in places]
     table.loc[places, "half_wins"] = 0.0
-    if not wanted:
+    if not scored_places:
         return SplitHalf(table, pd.DataFrame(columns=list(HALF_SCORES)), 0, float("nan"), float("nan"))
     scorer = scorer or Scorer(model, validation, metric)
     layers: list[float] = []
     scored: list[pd.DataFrame] = []
     halves = [replace(directions, values=half.float()) for half in directions.halves]
     for number, half in enumerate(track(halves, "carriers of halves"), start=1):
-        each = [scores_of(scorer, half.at(*place, reference=reference)) for place in wanted]
-        of_half = CarrierScores.gathered(wanted, each)
+        each = [scores_of(scorer, half.at(*place, reference=reference)) for place in scored_places]
+        of_half = CarrierScores.gathered(scored_places, each)
         scored.append(of_half.table.assign(half=number)[list(HALF_SCORES)])
         winner = select(of_half, n_layers, admissible).winner
         if winner is not None:

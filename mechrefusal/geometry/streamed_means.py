@@ -61,18 +61,19 @@ def _streamed(
             raise MechrefusalError(
                 f"directions need harmful and harmless prompts, got {sizes[0]} and {sizes[1]}: give one at least"
             )
-    wanted = tuple(positions) if positions is not None else positions_after(segments[0])
-    prompt_ids = [[one.prompt_ids for one in side] for side in segments]
+    positions = tuple(positions) if positions is not None else positions_after(segments[0])
+    prompt_ids = [[prompt.prompt_ids for prompt in side] for side in segments]
     shortest = min(map(len, chain(*prompt_ids)))
     # `stream` checks this too, but the second class only after the passes over the first.
-    if not wanted or not all(-shortest <= position < 0 for position in wanted):
+    if not positions or not all(-shortest <= position < 0 for position in positions):
         raise MechrefusalError(
-            f"positions {list(wanted)} do not lie in every prompt; count from the end, -1 to -{shortest} (the shortest)"
+            f"positions {list(positions)} do not lie in every prompt; count from the end, -1 to -{shortest} "
+            "(the shortest)"
         )
     shape = (model.cfg.n_layers, model.cfg.d_model)
-    sums = [_Sums.of(contrast, contrast, (len(wanted), *shape))]
+    sums = [_Sums.of(contrast, contrast, (len(positions), *shape))]
     if part is not None:
-        sums.append(_Sums.of(part, contrast, (len(wanted), *shape)))
+        sums.append(_Sums.of(part, contrast, (len(positions), *shape)))
     for side, (ids, each) in enumerate(zip(prompt_ids, segments, strict=True)):
         spans = [(len(s.before), len(s.prompt_ids) - len(s.after)) for s in each]
         # Fold after fold of the whole, so that only one of its sums at a time has to be held in float64.
@@ -80,17 +81,17 @@ def _streamed(
         activations = stream(
             model,
             [ids[index] for index in order],
-            positions=wanted,
+            positions=positions,
             chunk=chunk,
             spans=[spans[index] for index in order],
         )
         for index, activation in zip(order, chain.from_iterable(activations), strict=True):
-            for one in sums:
-                one.take(side, index, activation, n_tokens=spans[index][1] - spans[index][0])
+            for running in sums:
+                running.take(side, index, activation, n_tokens=spans[index][1] - spans[index][0])
     every = list(chain(*segments))
-    classes = TokenClasses(min(len(one.before) for one in every), min(len(one.after) for one in every))
-    tokens = tuple(_token(tokenizer, chain(*prompt_ids), position) for position in wanted)
-    whole, *others = [one.directions(wanted, tokens, getattr(model, "weights", ""), classes) for one in sums]
+    classes = TokenClasses(min(len(prompt.before) for prompt in every), min(len(prompt.after) for prompt in every))
+    tokens = tuple(_token(tokenizer, chain(*prompt_ids), position) for position in positions)
+    whole, *others = [running.directions(positions, tokens, getattr(model, "weights", ""), classes) for running in sums]
     return whole, others[0] if others else None
 
 
@@ -141,7 +142,7 @@ class _Sums:
     def directions(
         self, positions: tuple[int, ...], tokens: tuple[str, ...], weights: str, classes: TokenClasses
     ) -> Directions:
-        """What they give."""
+        """The directions that the sums give, at all `positions` and layers."""
         folds = [torch.tensor([fold for fold in each if fold >= 0]) for each in self.dealt]
         sizes = [len(each) for each in folds]
         means = [total[:-1] / n for total, n in zip(self.totals, sizes, strict=True)]

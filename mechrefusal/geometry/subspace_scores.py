@@ -119,9 +119,9 @@ def score_subspaces(
     scorer = Scorer(model, validation, metric)
     baseline = intervals.mean(scorer.base.harmful.tolist())
     span_scorer = SpanScorer(scorer, r, admissible, samples=samples, seed=seed)
-    wanted = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
+    cases = [(subspace, k) for subspace in subspaces for k in range(1, largest + 1)]
     rows, cells = [], {}
-    for subspace, k in track(wanted, "scoring subspaces"):
+    for subspace, k in track(cases, "scoring subspaces"):
         of = span_scorer.cone if subspace.family in CONES and k > 1 else span_scorer.span
         scores = of(subspace, k)
         rows.append({"family": subspace.family, "k": k, "position": r.position, "layer": layer, **scores.columns})

@@ -39,7 +39,7 @@ def categories(
         labels: the category of each harmful prompt.
 
     Raises:
-        MechrefusalError: other widths, or not one label a prompt.
+        MechrefusalError: activations of different widths, or not one label a prompt.
     """
     if len(labels) != len(harmful):
         raise MechrefusalError(
@@ -72,7 +72,7 @@ def pca(harmful: Activations, harmless: Activations, *, largest: int = LARGEST) 
         harmful, harmless: activations at one place.
 
     Raises:
-        MechrefusalError: other widths.
+        MechrefusalError: activations of different widths.
     """
     x, y, reason = _activations(harmful, harmless)
     rows = x - y.mean(0)
@@ -96,7 +96,7 @@ def successive(harmful: Activations, harmless: Activations, *, largest: int = LA
         seed: of the folds.
 
     Raises:
-        MechrefusalError: other widths.
+        MechrefusalError: activations of different widths.
     """
     x, y, reason = _activations(harmful, harmless)
     if reason:

@@ -76,7 +76,7 @@ def transfer(
             prompts.
     """
     halves = halves or {}
-    here = {name: _moved(model, name, one, target_directions) for name, one in directions.items()}
+    here = {name: _moved(model, name, direction, target_directions) for name, direction in directions.items()}
     for name, both in halves.items():
         if both.shape != (2, model.cfg.d_model):
             raise MechrefusalError(
@@ -94,19 +94,19 @@ def transfer(
     }
     rows = []
     random_bypass: dict[tuple[int | None, ...], float] = {}
-    for name, one in track(list(here.items()), description):
-        row = {"source": name, "position": one.position, "layer": one.layer, **baseline}
-        if not is_direction(one.vector):
+    for name, direction in track(list(here.items()), description):
+        row = {"source": name, "position": direction.position, "layer": direction.layer, **baseline}
+        if not is_direction(direction.vector):
             nothing = dict.fromkeys(_COLUMNS, float("nan"))
             rows.append({**row, **nothing, "reason": "its direction is zero or not finite"})
             continue
-        control = random_like(one, seed=CONTROL_SEED)
-        ablated = scorer.under(taken_out(one))
+        control = random_like(direction, seed=CONTROL_SEED)
+        ablated = scorer.under(taken_out(direction))
         # Ablated to zero neither its length nor its place matters, so that one control serves all.
-        place = () if target_directions is None else (one.position, one.layer)
+        place = () if target_directions is None else (direction.position, direction.layer)
         if place not in random_bypass:
             random_bypass[place] = scorer.on_harmful(taken_out(control)).mean().item()
-        induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (one, control))
+        induced, by_chance = (scorer.on_harmless(put_in(each)) for each in (direction, control))
         changes = {
             "bypass": ablated.harmful,
             "induce": induced,
@@ -119,37 +119,37 @@ def transfer(
             before, after = as_array(scorer.base.harmful), as_array(ablated.harmful)
             estimates["decrease_held_out"] = chosen[name].decrease(before, after)
         values = {
-            **{column: value for name, one in estimates.items() for column, value in one.columns(name).items()},
+            **{column: value for name, mean in estimates.items() for column, value in mean.columns(name).items()},
             "kl": ablated.kl.mean().item(),
             "random_bypass": random_bypass[place],
             "random_induce": by_chance.mean().item(),
             "random_decrease": baseline["baseline_harmful"] - random_bypass[place],
-            **_by_half(scorer, one, halves.get(name)),
+            **_by_half(scorer, direction, halves.get(name)),
         }
         rows.append({**row, **{column: values[column] for column in _COLUMNS}, "reason": ""})
     return pd.DataFrame(rows)
 
 
-def _moved(model, name: str, one: Direction, target_directions: Directions | None) -> Direction:
+def _moved(model, name: str, direction: Direction, target_directions: Directions | None) -> Direction:
     """The direction as one of the target's own, at the place where it was found, with the target's means."""
-    position, layer, width = one.position, one.layer, model.cfg.d_model
-    if position is None or layer is None or one.vector.shape != (width,) or not 0 <= layer < model.cfg.n_layers:
+    position, layer, width = direction.position, direction.layer, model.cfg.d_model
+    if position is None or layer is None or direction.vector.shape != (width,) or not 0 <= layer < model.cfg.n_layers:
         raise MechrefusalError(
-            f"direction '{name}' is of width {one.vector.shape[-1]} at layer {layer}; this model has width {width} and "
-            f"{model.cfg.n_layers} layers: transfer needs one architecture, and directions with their places"
+            f"direction '{name}' is of width {direction.vector.shape[-1]} at layer {layer}; this model has width "
+            f"{width} and {model.cfg.n_layers} layers: transfer needs one architecture, and directions with a place"
         )
     if target_directions is None:
-        return Direction(one.vector, position, layer, kind=one.kind)
+        return Direction(direction.vector, position, layer, kind=direction.kind)
     here = target_directions.at(position, layer, reference=HARMLESS)
-    return Direction(one.vector, position, layer, kind=one.kind, means=here.means, reference=HARMLESS)
+    return Direction(direction.vector, position, layer, kind=direction.kind, means=here.means, reference=HARMLESS)
 
 
-def _by_half(scorer: Scorer, one: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
+def _by_half(scorer: Scorer, direction: Direction, both: Float[Tensor, "two d_model"] | None) -> dict[str, float]:
     """What ablation lowers by with either half's direction; its length does not matter."""
     # In the precision of the whole, in which a half may be too small or too large to be one.
-    halves = None if both is None else both.to(one.vector)
+    halves = None if both is None else both.to(direction.vector)
     if halves is None or not all(map(is_direction, halves)):
         return dict.fromkeys(HALVES, float("nan"))
-    before = scorer.base.harmful.mean().item()
-    decreases = [before - scorer.on_harmful(taken_out(replace(one, vector=half))).mean().item() for half in halves]
+    base = scorer.base.harmful.mean().item()
+    decreases = [base - scorer.on_harmful(taken_out(replace(direction, vector=half))).mean().item() for half in halves]
     return dict(zip(HALVES, sorted(decreases), strict=True))

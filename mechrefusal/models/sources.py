@@ -41,9 +41,7 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
         return _made_once(target, (target / "model.safetensors").is_file, lambda: tiny.make(target))
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).partition("@")[0].count("/") > 1:
-            raise MechrefusalError(f"model folder '{name}' does not exist; give an existing folder or a model name")
-        folder = _from_hub(str(name))
+        folder = from_hub(str(name))
     loaded_files(folder)
     return folder
 
@@ -57,18 +55,25 @@ def _made_once(target: Path, is_made: Callable[[], bool], make: Callable[[], obj
     return target
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
+    """The folder of "owner/model" or "owner/model@revision", downloaded from the Hugging Face hub.
+
+    Raises:
+        MechrefusalError: a name that can only be a folder's, or a model that the hub does not give, with its reason.
+    """
     from huggingface_hub import snapshot_download
 
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.partition("@")[0].count("/") > 1:
+        raise MechrefusalError(f"model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
     repository, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WEIGHT_PATTERNS)))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        known = ", ".join([*packaged.PACKAGED, TINY])
+        lines = str(error).strip().splitlines()
         raise MechrefusalError(
-            f"unknown model '{name}': not one of {known}, no folder of that name, "
-            f"and the Hugging Face hub gave none ({reason})"
+            f"model '{name}' is no folder here and none of {', '.join([*packaged.PACKAGED, TINY])}, and the Hugging "
+            f"Face hub gave none ({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the "
+            "network, accept the model's licence and log in where it is gated, or give a local folder"
         ) from unless_secret(error)
 
 

@@ -75,10 +75,10 @@ def read_conversations(source: str, *, at_most: int) -> Conversations:
             f"conversations '{source}' have columns {sorted(rows.columns)}; expected 'messages', or 'prompt' and "
             "'answer'"
         )
-    found: list[Conversation] = []
+    conversations: list[Conversation] = []
     left_out: list[dict[str, Any]] = []
     for number, row in rows.rows:
-        if at_most and len(found) == at_most:
+        if at_most and len(conversations) == at_most:
             break
         try:
             question, answer = _first_turn(row.raw)
@@ -87,18 +87,18 @@ def read_conversations(source: str, *, at_most: int) -> Conversations:
         except ValueError as error:
             raise MechrefusalError(f"conversations '{source}', row {number}: {error}") from error
         else:
-            found.append({"prompt": question, "answer": answer})
+            conversations.append({"prompt": question, "answer": answer})
     table = pd.DataFrame(left_out, columns=["row", "reason"])
-    told = "; ".join(
-        f"{len(own)} with {reason} (row {', '.join(map(str, own['row'].head(3)))}{', ...' if len(own) > 3 else ''})"
-        for reason, own in table.groupby("reason", sort=False)
+    reasons = "; ".join(
+        f"{len(part)} with {reason} (row {', '.join(map(str, part['row'].head(3)))}{', ...' if len(part) > 3 else ''})"
+        for reason, part in table.groupby("reason", sort=False)
     )
-    if not found:
-        why = f" ({told})" if told else ""
+    if not conversations:
+        why = f" ({reasons})" if reasons else ""
         raise MechrefusalError(f"conversations '{source}' hold no question with an answer{why}; give another dataset")
-    if told:
-        warnings.warn(f"conversations '{source}': {len(table)} rows were left out: {told}", stacklevel=2)
-    return Conversations(found, table)
+    if reasons:
+        warnings.warn(f"conversations '{source}': {len(table)} rows were left out: {reasons}", stacklevel=2)
+    return Conversations(conversations, table)
 
 
 def _first_turn(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -111,19 +111,19 @@ def _first_turn(row: Mapping[str, Any]) -> tuple[str, str]:
     question, answer = _first_of(row, QUESTIONS), _first_of(row, ANSWERS)
     if question is None or answer is None:
         raise _LeftOutError("no question" if question is None else "no answer")
-    asked, replied = _said(question, row[question], USER), _said(answer, row[answer], ASSISTANT)
-    if any(turn.role == ASSISTANT for turn in asked[_place_of_user(asked) :]):
+    question_turns, answer_turns = _turns_of(question, row[question], USER), _turns_of(answer, row[answer], ASSISTANT)
+    if any(turn.role == ASSISTANT for turn in question_turns[_place_of_user(question_turns) :]):
         raise _LeftOutError("earlier turns before the question")
-    given = [_said(name, row[name], USER)[0].text for name in ("input", "context") if not is_blank(row.get(name))]
-    last = asked[-1]
-    return _exchange([*asked[:-1], replace(last, text="\n\n".join([last.text, *given])), *replied])
+    given = [_turns_of(name, row[name], USER)[0].text for name in ("input", "context") if not is_blank(row.get(name))]
+    last = question_turns[-1]
+    return _exchange([*question_turns[:-1], replace(last, text="\n\n".join([last.text, *given])), *answer_turns])
 
 
-def _exchange(said: Sequence[Turn]) -> tuple[str, str]:
+def _exchange(messages: Sequence[Turn]) -> tuple[str, str]:
     """The first turn of the user and the answer to it."""
-    said = [turn for turn in said if turn.role != SYSTEM or turn.text.strip() or turn.trouble]
-    place = _place_of_user(said)
-    before, (asked, *after) = said[:place], said[place:]
+    messages = [turn for turn in messages if turn.role != SYSTEM or turn.text.strip() or turn.trouble]
+    place = _place_of_user(messages)
+    before, (request, *after) = messages[:place], messages[place:]
     for turn in [*before, *after[:1]]:
         if turn.role == SYSTEM:
             raise _LeftOutError("a system turn before the answer")
@@ -135,16 +135,16 @@ def _exchange(said: Sequence[Turn]) -> tuple[str, str]:
         raise _LeftOutError("two turns of the user in a row")
     if len(after) > 1 and after[1].role == ASSISTANT:
         raise _LeftOutError("two turns of the assistant in a row")
-    for turn, name in ((asked, "question"), (after[0], "answer")):
+    for turn, name in ((request, "question"), (after[0], "answer")):
         if turn.trouble:
             raise _LeftOutError(turn.trouble)
         if not turn.text.strip():
             raise _LeftOutError(f"no {name}")
-    return whole(asked.text), whole(after[0].text)
+    return whole(request.text), whole(after[0].text)
 
 
-def _place_of_user(said: Sequence[Turn]) -> int:
-    place = next((place for place, turn in enumerate(said) if turn.role == USER), None)
+def _place_of_user(messages: Sequence[Turn]) -> int:
+    place = next((place for place, turn in enumerate(messages) if turn.role == USER), None)
     if place is None:
         raise _LeftOutError("no question")
     return place
@@ -155,11 +155,11 @@ def _first_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if not is_blank(row.get(name))), None)
 
 
-def _said(column: str, value: Any, role: str) -> list[Turn]:
+def _turns_of(column: str, value: Any, role: str) -> list[Turn]:
     """A column as messages; what is no message is a turn of `role`."""
-    found = turns(value)
-    if found is not None:
-        return found
+    messages = turns(value)
+    if messages is not None:
+        return messages
     try:
         return [Turn(role, as_text(value))]
     except ValueError as error:
@@ -172,9 +172,9 @@ def _messages(column: str, value: Any) -> list[Turn]:
             value = json.loads(value)
         except ValueError:
             raise ValueError(f"column '{column}' holds text that is no JSON ({value[:40]!r}): give messages") from None
-    found = turns(value)
-    if found is None:
+    messages = turns(value)
+    if messages is None:
         raise ValueError(
             f"column '{column}' holds no messages: give objects with 'role' and 'content', or 'from' and 'value'"
         )
-    return found
+    return messages

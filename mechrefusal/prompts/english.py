@@ -41,5 +41,5 @@ def is_english(text: str) -> bool | None:
 
 def share_not_english(texts: Iterable[str]) -> tuple[int, int]:
     """How many of the texts with letters are not English, and how many there are."""
-    found = [english for text in texts if (english := is_english(text)) is not None]
-    return found.count(False), len(found)
+    verdicts = [english for text in texts if (english := is_english(text)) is not None]
+    return verdicts.count(False), len(verdicts)

@@ -73,7 +73,7 @@ def _of_mapping(value: Mapping[str, Any], where: str) -> tuple[dict[str, list[st
     by_text: dict[str, list[str]] = {}
     for key, listed in value.items():
         openings = [] if is_missing(listed) else [listed] if isinstance(listed, str) else listed
-        if not isinstance(openings, list) or not all(isinstance(one, str) or is_missing(one) for one in openings):
+        if not isinstance(openings, list) or not all(isinstance(text, str) or is_missing(text) for text in openings):
             raise MechrefusalError(f"{where} holds no list of strings for '{key}': give its targets as strings")
         openings = [opening for opening in openings if not is_blank(opening)]
         by_id[str(key)] = openings

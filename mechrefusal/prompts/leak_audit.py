@@ -103,8 +103,8 @@ def leaks(sets: Mapping[str, PromptSet], *, near: float = NEAR) -> pd.DataFrame:
         few if len(few) >= FEWEST else frozenset(full.words) for few, full in zip(content, spelled, strict=True)
     ]
     close = dict(_near(compared, near))
-    for (one, other), similarity in close.items():
-        rows += listed.rows(one, other, "near", similarity)
+    for (first, second), similarity in close.items():
+        rows += listed.rows(first, second, "near", similarity)
     for short, long in _contained(spelled, content):
         if (min(short, long), max(short, long)) not in close:
             similarity = len(spelled[short].words) / len(spelled[long].words)
@@ -129,11 +129,11 @@ def audit(sets: Mapping[str, PromptSet], *, strict: bool = False) -> Audit:
         )
     pairs = dict(iter(all_leaks.groupby(["set_a", "set_b"], sort=False)))
     rows = []
-    for one, other in combinations(sets, 2):
-        part = pairs.get((one, other), all_leaks[:0])
+    for set_a, set_b in combinations(sets, 2):
+        part = pairs.get((set_a, set_b), all_leaks[:0])
         counted = {kind: int((part["kind"] == kind).sum()) for kind in KINDS}
         leaking = part["id_a"].nunique(), part["id_b"].nunique()
-        rows.append((one, len(sets[one]), other, len(sets[other]), *counted.values(), *leaking))
+        rows.append((set_a, len(sets[set_a]), set_b, len(sets[set_b]), *counted.values(), *leaking))
     return Audit(all_leaks, pd.DataFrame(rows, columns=list(COUNT_COLUMNS)))
 
 
@@ -161,11 +161,11 @@ class _Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def rows(self, one: int, other: int, kind: Kind, similarity: float) -> Iterator[_Row]:
+    def rows(self, text_a: int, text_b: int, kind: Kind, similarity: float) -> Iterator[_Row]:
         """One row for each place of one text beside a place of the other in another set."""
-        for a, rows_a in self.places[one].items():
-            for b, rows_b in self.places[other].items():
-                if a == b or (one == other and a > b):
+        for a, rows_a in self.places[text_a].items():
+            for b, rows_b in self.places[text_b].items():
+                if a == b or (text_a == text_b and a > b):
                     continue
                 first, second = (rows_a, rows_b) if a < b else (rows_b, rows_a)
                 for copy in range(max(len(first), len(second))):

@@ -76,16 +76,16 @@ class PairSet:
         Only these can be patched position by position. The others are kept in `left_out` with both numbers of tokens
         (of the whole prompt), after those that had been left out before.
         """
-        kept: list[Pair] = []
+        equal: list[Pair] = []
         left_out = list(self.left_out)
         for pair in self.pairs:
             harmful = segments(tokenizer, pair.harmful, system=system)
             harmless = segments(tokenizer, pair.harmless, system=system)
             if harmful.lengths == harmless.lengths:
-                kept.append(pair)
+                equal.append(pair)
             else:
                 left_out.append((pair, len(harmful.prompt_ids), len(harmless.prompt_ids)))
-        return PairSet(tuple(kept), tuple(left_out))
+        return PairSet(tuple(equal), tuple(left_out))
 
     @classmethod
     def matched(cls, sides: Split, tokenizer: "PreTrainedTokenizerBase") -> "PairSet":

@@ -94,15 +94,15 @@ def _records(key: str, benchmark: _Benchmark, rows: sources.Rows) -> tuple[list[
         if not record["text"].strip():
             dropped += 1
             continue
-        wanted = published or f"{key}-{number:04d}"
-        times[wanted] = times.get(wanted, 0) + 1
-        identity, again = wanted, 1
+        first_id = published or f"{key}-{number:04d}"
+        times[first_id] = times.get(first_id, 0) + 1
+        identity, again = first_id, 1
         while identity in seen:
             again += 1
-            identity = f"{wanted}-{again}"
+            identity = f"{first_id}-{again}"
         seen.add(identity)
         used = {"", "id", "text", *record, *(column.lower() for column in (*benchmark.required, *benchmark.used))}
-        extra = {column: row.kept(column) for column in row if column not in used}
+        extra = {column: row.text_or_json(column) for column in row if column not in used}
         records.append({**record, "id": identity, **extra})
     return records, dropped, times
 
@@ -116,7 +116,7 @@ def _harmbench(row: Row) -> dict[str, Any]:
         "text": with_context,
         "category": row.get("semanticcategory", "") or row.get("category", ""),
         "functional_category": row.get("functionalcategory", "") or None,
-        "tags": row.kept("tags"),
+        "tags": row.text_or_json("tags"),
         "behavior": behaviour,
         "context": context if context.strip() else None,
     }
@@ -134,7 +134,7 @@ def _columns(text: str, category: str = "", **others: str) -> Callable[[Row], di
 
 def _jailbreakbench(row: Row) -> dict[str, Any]:
     # `Behavior` is the short name of the goal here, not a request, and must not pass for HarmBench's column.
-    return {**_columns("goal", "category", target="target")(row), "behavior_name": row.kept("behavior")}
+    return {**_columns("goal", "category", target="target")(row), "behavior_name": row.text_or_json("behavior")}
 
 
 def _xstest(row: Row) -> dict[str, Any]:

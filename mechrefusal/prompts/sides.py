@@ -55,14 +55,20 @@ def read_sides(name: str, *, path: str = "", harmful: str = "", harmless: str = 
     Raises:
         MechrefusalError: neither or both ways, a file that cannot be read, or a side without a prompt.
     """
-    if bool(path) == bool(harmful or harmless) or bool(harmful) != bool(harmless):
-        raise MechrefusalError(
-            f"prompts {name}: give path (a file with the columns harmful and harmless), or both harmful and harmless"
-        )
+    require_one_way(name, path=path, harmful=harmful, harmless=harmless)
     if not path:
         sides = [read_plain(file, f"{name}_{side}") for side, file in zip(SIDES, (harmful, harmless), strict=True)]
         return Split(sides[0].with_targets(), sides[1])
     return Split.of_twins(name, _twins(name, path))
+
+
+def require_one_way(name: str, *, path: str, harmful: str, harmless: str) -> None:
+    """Raise MechrefusalError unless either `path` is given, or `harmful` and `harmless` are."""
+    if bool(path) == bool(harmful or harmless) or bool(harmful) != bool(harmless):
+        raise MechrefusalError(
+            f"prompts {name}: give path (a file with the columns harmful and harmless), or both of the others; they "
+            f"have path '{path}', harmful '{harmful}', harmless '{harmless}'"
+        )
 
 
 def read_pairs(name: str, *, path: str = "", harmful: str = "", harmless: str = "") -> PairSet:

@@ -50,7 +50,7 @@ class Row(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self.raw)
 
-    def kept(self, column: str) -> str:
+    def text_or_json(self, column: str) -> str:
         """A value that nobody is asked: where it is no text, the JSON of it; "" without the column."""
         try:
             return self.get(column, "")
@@ -251,8 +251,8 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         table = pq.read_table(io.BytesIO(_bytes_of(path)))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise MechrefusalError(f"{path} cannot be read as parquet ({_line(error)}): mend or replace it") from error
-    kept = [name for name in table.column_names if not name.startswith("__index_level_")]
-    return table.select(kept).to_pylist()
+    columns = [name for name in table.column_names if not name.startswith("__index_level_")]
+    return table.select(columns).to_pylist()
 
 
 def _from_records(records: Any, where: str) -> Rows:

@@ -104,5 +104,5 @@ def texts_of(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Sequence[int]]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} if marks else set()
     if not marks & special:
         return [str(tokenizer.decode(list(row), skip_special_tokens=True)) for row in rows]
-    kept = ([token for token in row if token in marks or token not in special] for row in rows)
-    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in kept]
+    visible = ([token for token in row if token in marks or token not in special] for row in rows)
+    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in visible]

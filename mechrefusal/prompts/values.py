@@ -59,8 +59,8 @@ def _whole_value(value: Any) -> Any:
     """The value itself where nothing is to be changed in it."""
     if isinstance(value, str):
         return whole(value)
-    if isinstance(value, list) and any(_whole_value(one) is not one for one in value):
-        return [_whole_value(one) for one in value]
+    if isinstance(value, list) and any(_whole_value(item) is not item for item in value):
+        return [_whole_value(item) for item in value]
     return value
 
 

@@ -10,6 +10,9 @@ DRAWS = 2000
 ALPHA = 0.05
 """A p below this is called significant: of a cell of a map, and of two-sided tests elsewhere."""
 FEWEST_CONTROLS = 3
+TIE = 1e-5
+"""Share of |t| within which two are equal: values come from float32 passes, whose rounding must not break a tie (a cell
+that is 0 for one of two pairs has the same |t| whichever sign is flipped)."""
 
 
 def sign_flip_p(
@@ -129,7 +132,7 @@ def _step_down(
     for part in permuted:
         # The largest among this cell and all that come after it in order.
         largest = np.maximum.accumulate(part[:, order][:, ::-1], axis=1)[:, ::-1]
-        exceeded += (largest >= observed[order] - 1e-9).sum(axis=0)
+        exceeded += (largest >= (1 - TIE) * observed[order]).sum(axis=0)
         n += len(part)
     return _rising(exceeded / n if every else (exceeded + 1) / (n + 1), order)
 

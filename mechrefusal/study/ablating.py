@@ -3,10 +3,10 @@
 In a notebook:
 
     import mechrefusal as mr
-    asked = mr.prompts.builtin().evaluation.harmful.take(8)
-    found = mr.study.ablated("checkpoints/demo/r2d2/step-00018", asked, direction="best")
-    found.rates                                          # refusal rates with intervals
-    found.table[["prompt", "baseline", "intervened"]]
+    prompts = mr.prompts.builtin().evaluation.harmful.take(8)
+    answers = mr.study.ablated("checkpoints/demo/r2d2/step-00018", prompts, direction="best")
+    answers.rates                                        # refusal rates with intervals
+    answers.table[["prompt", "baseline", "intervened"]]
 
 It measures: nothing here changes or writes weights.
 """

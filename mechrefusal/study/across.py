@@ -39,7 +39,7 @@ class Pairs:
     against that start, and arms against each other at one step; where two have no step in common, at their ends.
 
     Fields:
-        checkpoints: of which the pairs are.
+        checkpoints: the checkpoints that are paired.
         given: arms that others trained: they are compared with the base, whatever the warm-up.
         why_apart: why activations of two checkpoints cannot be compared; by default all can.
     """
@@ -131,8 +131,8 @@ def effective_ranks(
         sums = of_all.sums.double().flatten(0, 1).numpy()
         matrices = {
             "positions": (of_all.values.mean(dim=1).numpy(), sums.mean(axis=2)),
-            "layers": (_at(of_all, last), sums[:, -1]),
-            "admissible": (_at(of_all, admissible), _sums_at(of_all, admissible)),
+            "layers": (_values_at(of_all, last), sums[:, -1]),
+            "admissible": (_values_at(of_all, admissible), _fold_sums_at(of_all, admissible)),
         }
         for (name, (matrix, terms)), scaling, weight in product(
             matrices.items(), ("raw", "unit"), ("sigma", "sigma_squared")
@@ -174,14 +174,14 @@ def _places(carriers: pd.DataFrame, column: str) -> list[Place]:
     return [(int(row.position), int(row.layer)) for row in chosen.itertuples()]
 
 
-def _at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
+def _values_at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
     """(row, d_model), none for no places."""
     rows = [directions.values[directions.row(position), layer].double().numpy() for position, layer in places]
     return np.stack(rows) if rows else np.empty((0, directions.values.shape[-1]))
 
 
-def _sums_at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
-    """(term, row, d_model): the sums of every fold that the rows of `_at` are a mix of."""
+def _fold_sums_at(directions: Directions, places: Sequence[Place]) -> np.ndarray:
+    """(term, row, d_model): the sums of every fold that the rows of `_values_at` are a mix of."""
     if not places:
         return np.empty((directions.counts.numel(), 0, directions.values.shape[-1]))
     return folds.fold_sums(directions, places).swapaxes(0, 1)
@@ -200,7 +200,7 @@ def _rank_estimate(
         few = f"too few prompts for an interval: {n} filled folds of a class, {folds.FEWEST_FOLDS} are needed"
         return Estimate(value, nan, nan, n), few
     mix = folds.coefficients(counts, folds.bootstrap(counts, N_RANKS, seed=0, paired=directions.paired))
-    resampled = (np.tensordot(one, terms, 1) for one in mix)
+    resampled = (np.tensordot(draw, terms, 1) for draw in mix)
     ranks = [
         effective_rank(rows, scaling=scaling, weight=weight) if np.isfinite(rows).all() else nan for rows in resampled
     ]

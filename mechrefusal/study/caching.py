@@ -21,7 +21,7 @@ class Saved(Protocol):
     """What can be written to a file, whole or not at all."""
 
     def save(self, path: Path) -> Path:
-        """Write it."""
+        """Write the content to `path`, whole or not at all, and return the path."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Unit:
     """A unit that is finished.
 
     Fields:
-        folder: of the run. files: hash of each file, by its path below the folder; empty where others add to it.
-        stamp: of the inputs that it was made from.
-        seconds: that it took. note: why it is not all that was asked for.
+        folder: the run's. files: hash of each file, by its path below the folder; empty where others add to the file.
+        stamp: fingerprint of the inputs that it was made from.
+        seconds: how long it took. note: why it is not all that was asked for.
     """
 
     folder: Path

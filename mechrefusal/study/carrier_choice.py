@@ -20,49 +20,49 @@ NONE = "none"
 _STABILITY = ("none_frequency", "margin", "margin_low", "margin_high", "layer_low", "layer_high", "n_bootstrap")
 
 
-def choose_carrier(at: Measurement) -> Results:
+def choose_carrier(subject: Measurement) -> Results:
     """Score, select and resample; table `carrier` says who won and how surely, or why nobody did."""
     row = empty_row("carrier") | {"n_candidates": 0, "n_admissible": 0, "reference_kind": NONE}
-    row |= {"ablated_to": at.settings.reference, "reason": why_not_scored(at)}
+    row |= {"ablated_to": subject.settings.reference, "reason": why_not_scored(subject)}
     # Over the prompts that bypass and induce are taken over, so that they can be compared.
     for side in ("harmful", "harmless"):
-        ids = getattr(at.kept_validation, side).ids
-        same = (at.scores["set"] == f"validation_{side}") & at.scores["prompt_id"].isin(ids)
-        row |= {f"baseline_{side}": at.scores.loc[same, "score"].mean(), f"n_{side}": len(ids)}
+        ids = getattr(subject.kept_validation, side).ids
+        same = (subject.scores["set"] == f"validation_{side}") & subject.scores["prompt_id"].isin(ids)
+        row |= {f"baseline_{side}": subject.scores.loc[same, "score"].mean(), f"n_{side}": len(ids)}
     if row["reason"]:
         yield from ((name, []) for name in ("carriers", "candidate_scores", "half_scores"))
     else:
-        yield from _chosen(at, row)
+        yield from _chosen(subject, row)
     yield "carrier", [row]
 
 
-def why_not_scored(at: Measurement) -> str:
+def why_not_scored(subject: Measurement) -> str:
     """Why no candidate can be scored; empty where they can."""
     counts = {
-        "harmful direction prompts refused": len(at.kept_direction.harmful),
-        "harmless direction prompts answered": len(at.kept_direction.harmless),
-        "harmful validation prompts refused": len(at.kept_validation.harmful),
-        "harmless validation prompts answered": len(at.kept_validation.harmless),
+        "harmful direction prompts refused": len(subject.kept_direction.harmful),
+        "harmless direction prompts answered": len(subject.kept_direction.harmless),
+        "harmful validation prompts refused": len(subject.kept_validation.harmful),
+        "harmless validation prompts answered": len(subject.kept_validation.harmless),
     }
-    fewest = at.settings.fewest_kept
+    fewest = subject.settings.fewest_kept
     if short := [f"{n} {what}" for what, n in counts.items() if n < fewest]:
         return f"by the refusal metric only {', '.join(short)}; a carrier needs {fewest} of each"
-    if at.metric.reliable_auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
-        return f"the refusal metric cannot be relied on: {at.metric.note}"
+    if subject.metric.reliable_auc < GOOD_AUC:  # NaN where nothing was discovered; the counts above then decide
+        return f"the refusal metric cannot be relied on: {subject.metric.note}"
     return ""
 
 
-def _chosen(at: Measurement, row: dict[str, Any]) -> Results:
+def _chosen(subject: Measurement, row: dict[str, Any]) -> Results:
     """The tables of the candidates; what they say of the carrier is put into `row`, its row of table `carrier`."""
-    settings, validation, n_layers = at.recipe.geometry, at.kept_validation, at.model.cfg.n_layers
-    admissible = at.settings.admissible
+    settings, validation, n_layers = subject.recipe.geometry, subject.kept_validation, subject.model.cfg.n_layers
+    admissible = subject.settings.admissible
     places = carriers.candidates(
-        at.directions,
+        subject.directions,
         layers=admissible.layers(n_layers)[:: settings.layer_step],
-        positions=at.directions.positions[-at.settings.n_positions :],
+        positions=subject.directions.positions[-subject.settings.n_positions :],
     )
-    scorer = geometry.Scorer(at.model, validation, at.metric)
-    scores = _scores(at, scorer, places, at.settings.reference)
+    scorer = geometry.Scorer(subject.model, validation, subject.metric)
+    scores = _scores(subject, scorer, places, subject.settings.reference)
     yield "candidate_scores", scores.long(validation.harmful.ids, validation.harmless.ids)
     selection = carriers.select(scores, n_layers, admissible)
     stability = geometry.stability.bootstrap(scores, n_layers, admissible, n=settings.n_bootstrap)
@@ -76,15 +76,15 @@ def _chosen(at: Measurement, row: dict[str, Any]) -> Results:
         row["reason"] = f"none of {len(table)} candidates is admissible: {_commonest(table)}"
     else:
         row |= {name: table.loc[winner.row, name] for name in (*carriers.COLUMNS, "win_frequency")}
-        row["token"] = at.directions.tokens[at.directions.row(winner.position)]
+        row["token"] = subject.directions.tokens[subject.directions.row(winner.position)]
         held_out = own_bypass(scores, validation, n_layers, admissible)
         ends = {"": held_out.value, "_low": held_out.low, "_high": held_out.high}
         row |= {f"bypass_held_out{end}": value for end, value in ends.items()}
         halves = geometry.stability.split_half(
-            at.model,
-            at.directions,
+            subject.model,
+            subject.directions,
             validation,
-            at.metric,
+            subject.metric,
             scores,
             stability,
             admissible,
@@ -97,35 +97,36 @@ def _chosen(at: Measurement, row: dict[str, Any]) -> Results:
         row |= {"layer_half_low": halves.layer_low, "layer_half_high": halves.layer_high}
     best = selection.best
     zero_places = places if settings.score_zero else [] if best is None else [best.place]
-    table = table.assign(**_with_zero(at, scorer, table, zero_places))
+    table = table.assign(**_with_zero(subject, scorer, table, zero_places))
     yield "carriers", table
     if best is not None:
         row |= {"reference_kind": best.kind, "reference_position": best.position, "reference_layer": best.layer}
         row |= {name: table.loc[best.row, name] for name in (*ZERO_SCORES, "admissible_zero")}
-        row["zero_distance"] = at.directions.zero_distance[at.directions.row(best.position), best.layer].item()
+        distances = subject.directions.zero_distance[subject.directions.row(best.position)]
+        row["zero_distance"] = distances[best.layer].item()
     if table["admissible_zero"].notna().all():
         row["n_admissible_zero"] = int(table["admissible_zero"].sum())
 
 
-def _scores(at: Measurement, scorer: geometry.Scorer, places: list[Place], reference: str) -> CarrierScores:
+def _scores(subject: Measurement, scorer: geometry.Scorer, places: list[Place], reference: str) -> CarrierScores:
     """Scores of candidates under ablation to a reference, screened where the recipe says so."""
-    given = (at.model, at.directions, at.kept_validation, at.metric)
-    if at.recipe.geometry.screen and len(places) > 1:
-        admissible = at.settings.admissible
-        return geometry.screened(*given, admissible, places=places, reference=reference, scorer=scorer)
-    return geometry.score(*given, places=places, reference=reference, scorer=scorer)
+    arguments = (subject.model, subject.directions, subject.kept_validation, subject.metric)
+    if subject.recipe.geometry.screen and len(places) > 1:
+        admissible = subject.settings.admissible
+        return geometry.screened(*arguments, admissible, places=places, reference=reference, scorer=scorer)
+    return geometry.score(*arguments, places=places, reference=reference, scorer=scorer)
 
 
 def _with_zero(
-    at: Measurement, scorer: geometry.Scorer, table: pd.DataFrame, places: list[Place]
+    subject: Measurement, scorer: geometry.Scorer, table: pd.DataFrame, places: list[Place]
 ) -> dict[str, pd.Series]:
     """Columns of the scores of these places under ablation to zero and addition, without a value at all others."""
     judged = table
-    if at.settings.reference != ZERO:
+    if subject.settings.reference != ZERO:
         if not places:
             return dict.fromkeys((*ZERO_SCORES, "admissible_zero"), pd.Series(nan, index=table.index))
-        zero = _scores(at, scorer, places, ZERO)
-        scored = carriers.select(zero, at.model.cfg.n_layers, at.settings.admissible).table
+        zero = _scores(subject, scorer, places, ZERO)
+        scored = carriers.select(zero, subject.model.cfg.n_layers, subject.settings.admissible).table
         judged = table[["position", "layer"]].merge(scored, how="left", on=["position", "layer"], sort=False)
         judged.index = table.index
     columns = {name: judged[name.removesuffix("_zero")].astype(float) for name in ZERO_SCORES}

@@ -42,7 +42,7 @@ def checkpoints_of(
     return run, [checkpoint]
 
 
-def chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpoint]:
+def chosen(run: Run | None, checkpoints: Sequence[str | Checkpoint]) -> list[Checkpoint]:
     """Checkpoints of a run by their ids, or these themselves; none: all.
 
     They come in the order of the run, in which the base is first: what the others are compared with.
@@ -51,10 +51,10 @@ def chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpoi
         MechrefusalError: one that the run does not have, one of other weights, one that is given twice; ids without a
             run.
     """
-    names = [one.id if isinstance(one, Checkpoint) else one for one in wanted]
+    names = [item.id if isinstance(item, Checkpoint) else item for item in checkpoints]
     if run is None:
-        alone = [one for one in wanted if isinstance(one, Checkpoint)]
-        if not alone or len(alone) < len(wanted):
+        alone = [item for item in checkpoints if isinstance(item, Checkpoint)]
+        if not alone or len(alone) < len(checkpoints):
             raise MechrefusalError("without a run there are no checkpoints by id: give Checkpoints to attack")
         known = dict(zip(names, alone, strict=True))
     else:
@@ -68,11 +68,11 @@ def chosen(run: Run | None, wanted: Sequence[str | Checkpoint]) -> list[Checkpoi
         raise MechrefusalError(
             f"checkpoint '{again[0]}' is given twice: give each once, or open them with another arm or step"
         )
-    for one in wanted:
-        if isinstance(one, Checkpoint) and one.weights != known[one.id].weights:
+    for item in checkpoints:
+        if isinstance(item, Checkpoint) and item.weights != known[item.id].weights:
             raise MechrefusalError(
-                f"checkpoint '{one.id}' holds weights {one.weights}, its run {known[one.id].weights}; give checkpoints "
-                "of this run"
+                f"checkpoint '{item.id}' holds weights {item.weights}, its run {known[item.id].weights}; give "
+                "checkpoints of this run"
             )
     return [checkpoint for name, checkpoint in known.items() if name in names]
 

@@ -59,48 +59,50 @@ class Comparison:
         return {name: len(directions.values[0]) for name, directions in self.locked.items()}
 
 
-def drift(at: Comparison) -> Results:
+def drift(subject: Comparison) -> Results:
     """How far directions turn, table `drift`."""
-    yield "drift", across.drift(at.pairs, at.locked, at.each("carriers"))
+    yield "drift", across.drift(subject.pairs, subject.locked, subject.each("carriers"))
 
 
-def effective_rank(at: Comparison) -> Results:
+def effective_rank(subject: Comparison) -> Results:
     """How many dimensions directions take, table `effective_rank`."""
-    yield "effective_rank", across.effective_ranks(at.checkpoints, at.locked, at.each("carriers"))
+    yield "effective_rank", across.effective_ranks(subject.checkpoints, subject.locked, subject.each("carriers"))
 
 
-def stacked_tables(at: Comparison) -> Results:
+def stacked_tables(subject: Comparison) -> Results:
     """Each checkpoint's tables, one below the other."""
     for name in tables.PER_CHECKPOINT:
-        if parts := [part for part in at.each(name).values() if len(part)]:
+        if parts := [part for part in subject.each(name).values() if len(part)]:
             yield name, pd.concat(parts, ignore_index=True)
 
 
-def transfer(at: Comparison) -> Results:
+def transfer(subject: Comparison) -> Results:
     """Each checkpoint's direction at every checkpoint, table `transfer`."""
-    if at.run.recipe.geometry.n_transferred:
-        version = at.inputs["version"]
-        yield "transfer", transfers(at.run, at.checkpoints, at.prompts, at_once=at.at_once, version=version)
+    if subject.run.recipe.geometry.n_transferred:
+        options = {"at_once": subject.at_once, "version": subject.inputs["version"]}
+        yield "transfer", transfers(subject.run, subject.checkpoints, subject.prompts, **options)
 
 
-def relocate(at: Comparison) -> Results:
+def relocate(subject: Comparison) -> Results:
     """Whether refusal's place moved, table `relocation`."""
+    run, admissible = subject.run, subject.run.recipe.measuring.admissible
     measured = relocation.Measured(
-        at.locked,
-        at.each("carrier"),
-        tables.read("transfer", at.run.measurements()),
-        at.n_layers,
-        profiles(at.run, at.checkpoints, at.prompts.validation),
+        subject.locked,
+        subject.each("carrier"),
+        tables.read("transfer", run.measurements()),
+        subject.n_layers,
+        profiles(run, subject.checkpoints, subject.prompts.validation),
     )
-    yield "relocation", relocation.relocation(at.pairs, measured, admissible=at.run.recipe.measuring.admissible)
+    yield "relocation", relocation.relocation(subject.pairs, measured, admissible=admissible)
 
 
-def power(at: Comparison) -> Results:
+def power(subject: Comparison) -> Results:
     """What this run could have told, table `power`."""
-    yield "power", planning.of_run(at.run, at.checkpoints, at.prompts, planning.Wanted())
+    yield "power", planning.of_run(subject.run, subject.checkpoints, subject.prompts, planning.EffectSizes())
 
 
-def cross_patching(at: Comparison) -> Results:
+def cross_patching(subject: Comparison) -> Results:
     """Which site of one checkpoint makes another refuse, table `cross_patching`."""
-    if at.run.recipe.causal.n_crossed:
-        yield "cross_patching", crossing(at.run, at.pairs, at.prompts, at.n_layers, version=at.inputs["version"])
+    if (run := subject.run).recipe.causal.n_crossed:
+        version = subject.inputs["version"]
+        yield "cross_patching", crossing(run, subject.pairs, subject.prompts, subject.n_layers, version=version)

@@ -36,14 +36,13 @@ def crossing(
     settings, parts = run.recipe.causal, []
     chosen = prompts.validation.take(settings.n_crossed)
     sets = {"harmful": chosen.harmful.texts, "harmless": chosen.harmless.texts}
-    for one, other in pairs.ends():
-        metric = RefusalMetric.from_json(tables.read("openings", run.measurements(other))["token_ids"].iloc[0])
-        layers = range(0, n_layers[one.id], settings.layer_step)
-        crossed = _Crossing(one, other, metric, layers, settings.n_rotations, pairs.why_apart(one, other))
+    for first, second in pairs.ends():
+        metric = RefusalMetric.from_json(tables.read("openings", run.measurements(second))["token_ids"].iloc[0])
+        layers = range(0, n_layers[first.id], settings.layer_step)
+        crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
         inputs = {"version": version, "prompts": sets, **crossed.inputs}
-        parts.append(
-            run.cached(STAGE, crossed.name, inputs, partial(_made, run, crossed, sets)).table("cross_patching")
-        )
+        make = partial(_made, run, crossed, sets)
+        parts.append(run.cached(STAGE, crossed.name, inputs, make).table("cross_patching"))
     return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
 
 
@@ -51,8 +50,8 @@ def crossing(
 class _Crossing:
     """Two checkpoints whose activations are put into each other; `apart`: why they cannot be, if so."""
 
-    one: Checkpoint
-    other: Checkpoint
+    first: Checkpoint
+    second: Checkpoint
     metric: RefusalMetric
     layers: range
     n_rotations: int
@@ -60,13 +59,13 @@ class _Crossing:
 
     @property
     def name(self) -> str:
-        return f"{self.one.id} and {self.other.id}"
+        return f"{self.first.id} and {self.second.id}"
 
     @property
     def inputs(self) -> dict[str, Any]:
         """All but the prompts that the numbers hang on."""
         return {
-            "weights": [self.one.weights, self.other.weights],
+            "weights": [self.first.weights, self.second.weights],
             "metric": self.metric.as_json(),
             "layers": list(self.layers),
             "n_rotations": self.n_rotations,
@@ -75,7 +74,7 @@ class _Crossing:
 
     def rows(self, texts: list[str]) -> pd.DataFrame:
         """Rows of table `cross_patching`, less the set of prompts, both ways."""
-        by_id = {self.one.id: self.one, self.other.id: self.other}
+        by_id = {self.first.id: self.first, self.second.id: self.second}
         try:
             if self.apart:
                 raise MechrefusalError(f"not compared: {self.apart}")
@@ -84,7 +83,7 @@ class _Crossing:
         except MechrefusalError as error:
             nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
             nothing |= {"reason": str(error)}
-            ways = ((self.one.id, self.other.id), (self.other.id, self.one.id))
+            ways = ((self.first.id, self.second.id), (self.second.id, self.first.id))
             rows = pd.DataFrame([{**nothing, "source": source, "target": target} for source, target in ways])
         for side in ("source", "target"):
             rows[f"arm_{side}"] = [by_id[name].arm for name in rows[side]]

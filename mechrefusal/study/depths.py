@@ -61,7 +61,7 @@ def profile(candidates: pd.DataFrame, halves: pd.DataFrame, units: Mapping[str, 
 
 
 def scaled(profile: Profile | None, *, n_layers: int, to: int) -> Profile | None:
-    """With its depths as shares of `n_layers`, counted in the layers of a model of `to`."""
+    """The profile with its depths taken as shares of `n_layers`, and counted in layers of a model with `to` layers."""
     if profile is None or n_layers == to:
         return profile
     return replace(profile, depths=profile.depths * (to / n_layers))

@@ -4,9 +4,9 @@ In a notebook:
 
     import mechrefusal as mr
     suites = [mr.evaluation.read_suite("xstest=xstest_prompts.csv"), mr.evaluation.read_suite("builtin")]
-    found = mr.study.evaluate("checkpoints/demo", suites, intervene=["ablate:best"])
-    found.rates                                          # by suite, side, category, judge; n and 95% intervals
-    found.differences                                    # between checkpoints, on the same prompts
+    evaluated = mr.study.evaluate("checkpoints/demo", suites, intervene=["ablate:best"])
+    evaluated.rates                                      # by suite, side, category, judge; n and 95% intervals
+    evaluated.differences                                # between checkpoints, on the same prompts
 
 It measures: nothing here changes or writes weights.
 """
@@ -110,10 +110,10 @@ def evaluate(
         require_writable(folder / FOLDER, folder / "measurements", folder=True)
     labels = labelling.labels_in(folder) if folder is not None else None
     with TemporaryDirectory() as nowhere:
-        kept = folder if folder is not None else Path(nowhere)
-        asking = _Asking(run, suites, kept / FOLDER, max_new_tokens)
+        root = folder if folder is not None else Path(nowhere)
+        asking = _Asking(run, suites, root / FOLDER, max_new_tokens)
         completions = asking.ask(chosen, interventions, seed=seed)
-        tables_in = kept / "measurements"
+        tables_in = root / "measurements"
         changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
         verdicts, rates = evaluation_tables.keep(judged(completions, judges), tables_in, labels)
         losses = evaluation_tables.relative(asking.losses)
@@ -182,17 +182,17 @@ class _Asking:
                     if len(checkpoints) == 1:
                         raise
                     self.skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
-            frames += self._at(checkpoint, possible)
+            frames += self._answers_of(checkpoint, possible)
         for line in self.skipped:
             say(f"left out: {line}")
         return pd.concat(frames, ignore_index=True)
 
-    def _at(self, checkpoint: Checkpoint, possible: dict[str, causal.Intervention | None]) -> list[pd.DataFrame]:
+    def _answers_of(self, checkpoint: Checkpoint, under: dict[str, causal.Intervention | None]) -> list[pd.DataFrame]:
         """The same of one checkpoint, under these interventions."""
         model, tokenizer = load_causal_lm(checkpoint)
         owner = {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights}
         frames = []
-        for spec, intervention in possible.items():
+        for spec, intervention in under.items():
             for suite in self.suites:
                 texts, ids = suite.table["prompt"].tolist(), suite.table["prompt_id"].tolist()
                 inputs = [checkpoint.weights, ids, texts, self.max_new_tokens, _numbers_of(intervention)]
@@ -249,7 +249,7 @@ def _numbers_of(under: causal.Intervention | None) -> Any:
         rows = vectors.double().reshape(-1, vectors.shape[-1])
         targets = reference.means.double() @ rows.T
         numbers.append(
-            [reference.first_layer, reference.held, [f"{value:.6g}" for value in targets.flatten().tolist()]]
+            [reference.first_layer, reference.has_mean, [f"{value:.6g}" for value in targets.flatten().tolist()]]
         )
     return numbers
 

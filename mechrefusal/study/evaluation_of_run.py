@@ -12,11 +12,11 @@ from mechrefusal.study.evaluating import evaluate
 from mechrefusal.study.interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
-from mechrefusal.study.stress import ATTACKS, stressed
+from mechrefusal.study.stress import ATTACKS, STRESS_TABLES, stressed
 
 TABLES = {
     "evaluate": ("verdicts", "rates", "suite_differences", "answer_losses", "judge_agreement", "leaks"),
-    "attack anew": ("stress", "stress_transfer", "stress_control", "stress_differences"),
+    "attack anew": STRESS_TABLES,
 }
 """Tables of the two stages; other evaluations of the run add to them."""
 

@@ -41,12 +41,12 @@ def keep(verdicts: pd.DataFrame, folder: Path, labels: pd.DataFrame | None = Non
 def relative(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Table `answer_losses`: means, and paired differences to the base."""
     rows = []
-    base = {one["suite"].iloc[0]: one for one in losses if one["arm"].iloc[0] == BASE}
-    for one in losses:
-        known = one[["arm", "step", "suite"]].iloc[0].to_dict()
-        change = intervals.mean(one["loss"].to_numpy() - base[known["suite"]]["loss"].to_numpy())
+    base = {table["suite"].iloc[0]: table for table in losses if table["arm"].iloc[0] == BASE}
+    for table in losses:
+        known = table[["arm", "step", "suite"]].iloc[0].to_dict()
+        change = intervals.mean(table["loss"].to_numpy() - base[known["suite"]]["loss"].to_numpy())
         interval = {"difference": change.value, "low": change.low, "high": change.high, "n": change.n}
-        rows.append({**known, "loss": one["loss"].mean(), **interval})
+        rows.append({**known, "loss": table["loss"].mean(), **interval})
     return tables.frame("answer_losses", rows)
 
 
@@ -106,15 +106,15 @@ def united(name: str, table: pd.DataFrame, folder: Path, changed: Collection[str
     if name == "answer_losses" and changed:
         base = checkpoint_id(BASE, 0) in changed
         before = before[[not base and identity not in changed for identity in _ids(before)]]
-    kept = before[~_keys(before, keys).isin(set(_keys(table, keys)))]
-    return pd.concat([part for part in (kept, table) if len(part)] or [table], ignore_index=True)
+    earlier = before[~_keys(before, keys).isin(set(_keys(table, keys)))]
+    return pd.concat([part for part in (earlier, table) if len(part)] or [table], ignore_index=True)
 
 
 def rates(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table `rates` of every checkpoint in `verdicts`; `labels`: people's, of some of the answers."""
     points = verdicts.groupby(["arm", "step"], sort=False)
     corrections = metrics.corrections_of(verdicts, labels)
-    parts = [metrics.rates(own, corrections).assign(arm=arm, step=step) for (arm, step), own in points]
+    parts = [metrics.rates(rows, corrections).assign(arm=arm, step=step) for (arm, step), rows in points]
     return tables.frame("rates", pd.concat(parts, ignore_index=True))
 
 
@@ -133,44 +133,44 @@ def differences(verdicts: pd.DataFrame) -> pd.DataFrame:
     compared = paired.compare(renamed, value="value", by=["outcome" if name == "metric" else name for name in by])
     compared = compared[compared["n"] + compared["nulls"] > 0]  # else the two have no prompt in common
     parts = [compared.drop(columns=["metric", LENGTH]).rename(columns={"outcome": "metric"})]
-    none = outcomes[outcomes["intervention"] == NONE]
-    for (arm, step, *cell), own in outcomes[outcomes["intervention"] != NONE].groupby(["arm", "step", *by], sort=False):
+    without, keys = outcomes[outcomes["intervention"] == NONE], ["arm", "step", *by]
+    for (arm, step, *cell), intervened in outcomes[outcomes["intervention"] != NONE].groupby(keys, sort=False):
         place = dict(zip(by, cell, strict=True))
-        other = none[(none["arm"] == arm) & (none["step"] == step)]
+        plain = without[(without["arm"] == arm) & (without["step"] == step)]
         for name in by:
-            other = other if name == "intervention" else other[other[name] == place[name]]
-        both = other.merge(own, on="prompt_id", suffixes=("_a", "_b"))
+            plain = plain if name == "intervention" else plain[plain[name] == place[name]]
+        both = plain.merge(intervened, on="prompt_id", suffixes=("_a", "_b"))
         change = paired.paired_difference(both["value_a"], both["value_b"], both["prompt_id"])
-        alone = {"missing_a": len(own) - len(both), "missing_b": len(other) - len(both)}
+        alone = {"missing_a": len(intervened) - len(both), "missing_b": len(plain) - len(both)}
         ends = {"arm_a": arm, "step_a": step, "arm_b": arm, "step_b": step}
         row = {"pair": "intervention", **ends, **place, **vars(change), **alone}
         del row[LENGTH]
         parts.append(pd.DataFrame([row]))
     rows = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     rows["p_adjusted"] = float("nan")
-    for _, own in rows.groupby("judge", sort=False):
+    for _, of_judge in rows.groupby("judge", sort=False):
         # Full compliance is attack success, or answered, by another name: the same test is not counted twice.
-        tests = own.loc[own["metric"] != "full_compliance", "mcnemar_p"].dropna()
+        tests = of_judge.loc[of_judge["metric"] != "full_compliance", "mcnemar_p"].dropna()
         adjusted = dict(zip(tests, maps.holm(tests.to_numpy(float)), strict=True))
-        rows.loc[own.index, "p_adjusted"] = own["mcnemar_p"].map(adjusted).astype(float)
+        rows.loc[of_judge.index, "p_adjusted"] = of_judge["mcnemar_p"].map(adjusted).astype(float)
     return tables.frame("suite_differences", rows)
 
 
 def agreements(verdicts: pd.DataFrame) -> pd.DataFrame:
     """How far the judges of refusal agree, by suite, on answers that both judged."""
     rows = []
-    own = verdicts[verdicts["kind"] == metrics.REFUSAL]
+    of_refusal = verdicts[verdicts["kind"] == metrics.REFUSAL]
     # An answer that was made anew for the one judge is another one: the completion tells.
     keys = ["arm", "step", "prompt_id", "attack", "intervention", "completion"]
-    for suite, part in own.groupby("suite", sort=False):
+    for suite, part in of_refusal.groupby("suite", sort=False):
         labels = {judge: judged.set_index(keys)["label"] for judge, judged in part.groupby("judge", sort=True)}
-        for one, other in combinations(labels, 2):
-            both = pd.concat([labels[one], labels[other]], axis=1, join="inner", keys=["a", "b"])
+        for first, second in combinations(labels, 2):
+            both = pd.concat([labels[first], labels[second]], axis=1, join="inner", keys=["a", "b"])
             for question in ("label", "any_refusal"):
                 pair = both
                 if question == "any_refusal":
                     pair = both.map(lambda label: None if pd.isna(label) else any_refusal(label))
                 both_say = vars(agreement(pair["a"], pair["b"]))
                 counts = {name: both_say[name] for name in ("share", "kappa", "n", "nulls_a", "nulls_b")}
-                rows.append({"suite": suite, "judge_a": one, "judge_b": other, "question": question, **counts})
+                rows.append({"suite": suite, "judge_a": first, "judge_b": second, "question": question, **counts})
     return tables.frame("judge_agreement", rows)

@@ -21,29 +21,30 @@ KEPT, ALL = "kept by score", "all prompts"
 NO_PLACE = "no candidate could be scored, so there is no place to look at"
 
 
-def directions(at: Measurement) -> Results:
+def directions(subject: Measurement) -> Results:
     """Directions of the prompts that the metric keeps, or of all where too few were kept; of all; and harmfulness.
 
     Those of all are the same prompts' at every checkpoint, which drift compares. Harmfulness is at the last instruction
     token, where the template has one.
     """
-    everything, tokenizer = at.prompts.direction, at.model.tokenizer
-    texts = [*everything.harmful, *everything.harmless]
+    everything, split, model = subject.prompts.direction, subject.kept_direction, subject.model
+    texts, tokenizer = [*everything.harmful, *everything.harmless], model.tokenizer
     after = geometry.post_instruction_positions(tokenizer, texts)
     instruction: tuple[int, ...] = ()
     with suppress(MechrefusalError):  # a template without one; `coupling` then says why
         instruction = (geometry.last_instruction_position(tokenizer, texts),)
-    wanted = (*instruction, *after)
-    sizes = [(len(split.harmful), len(split.harmless)) for split in (at.kept_direction, everything)]
-    enough = min(sizes[0]) >= at.settings.fewest_kept
+    positions = (*instruction, *after)
+    sizes = [(len(side.harmful), len(side.harmless)) for side in (split, everything)]
+    enough = min(sizes[0]) >= subject.settings.fewest_kept
     if enough and sizes[0] != sizes[1]:
-        whole, part = geometry.difference_in_means_of_part(at.model, everything, at.kept_direction, positions=wanted)
+        whole, part = geometry.difference_in_means_of_part(model, everything, split, positions=positions)
     else:
-        whole = part = geometry.difference_in_means(at.model, everything, positions=wanted)
+        whole = part = geometry.difference_in_means(model, everything, positions=positions)
     part = part.of_positions(after)
-    yield at.run.directions(at.checkpoint), part
-    yield at.run.locked_directions(at.checkpoint), whole.of_positions(after)
-    yield at.run.harmfulness_directions(at.checkpoint), whole.of_positions(instruction) if instruction else None
+    run, checkpoint = subject.run, subject.checkpoint
+    yield run.directions(checkpoint), part
+    yield run.locked_directions(checkpoint), whole.of_positions(after)
+    yield run.harmfulness_directions(checkpoint), whole.of_positions(instruction) if instruction else None
     norms, cosines, zeros = part.values.norm(dim=-1), part.split_half_cosine, part.zero_distance
     yield (
         "directions",
@@ -59,24 +60,24 @@ def directions(at: Measurement) -> Results:
                 "n_harmless": part.n_harmless,
                 "selection": KEPT if enough else ALL,
             }
-            for row, layer in product(range(len(part.positions)), range(at.model.cfg.n_layers))
+            for row, layer in product(range(len(part.positions)), range(model.cfg.n_layers))
         ],
     )
 
 
-def subspaces(at: Measurement) -> Results:
+def subspaces(subject: Measurement) -> Results:
     """Families of subspaces at the best candidate's place, up to the largest that the recipe asks for."""
-    settings, largest = at.recipe.geometry, at.recipe.geometry.largest_subspace
+    settings, largest = subject.recipe.geometry, subject.recipe.geometry.largest_subspace
     if largest < 1:
         return
-    if (best := at.best) is None:
+    if (best := subject.best) is None:
         yield "subspaces", _why("subspaces", NO_PLACE, flags=("admissible", "smallest"))
         return
     harmful, harmless = (
-        collect(at.model, prompt_ids(at.model.tokenizer, prompts.texts), [best.place])[:, 0]
-        for prompts in (at.kept_direction.harmful, at.kept_direction.harmless)
+        collect(subject.model, prompt_ids(subject.model.tokenizer, prompts.texts), [best.place])[:, 0]
+        for prompts in (subject.kept_direction.harmful, subject.kept_direction.harmless)
     )
-    categories = at.kept_direction.harmful.table["category"].tolist()
+    categories = subject.kept_direction.harmful.table["category"].tolist()
     families = [
         families_of.categories(harmful, harmless, categories, largest=largest),
         families_of.pca(harmful, harmless, largest=largest),
@@ -86,81 +87,80 @@ def subspaces(at: Measurement) -> Results:
         cone = geometry.ConeSettings(
             steps=settings.cone_steps, addition=settings.cone_addition, retain=settings.cone_retain
         )
-        learned = geometry.learn_cone(at.model, best, at.kept_direction, at.metric, largest=largest, settings=cone)
+        split, metric = subject.kept_direction, subject.metric
+        learned = geometry.learn_cone(subject.model, best, split, metric, largest=largest, settings=cone)
         families += [learned.subspace, families_of.random_cone(best, largest)]
-    families.append(families_of.random_subspace(largest, at.model.cfg.d_model))
+    families.append(families_of.random_subspace(largest, subject.model.cfg.d_model))
     scored = geometry.score_subspaces(
-        at.model,
+        subject.model,
         families,
-        at.kept_validation,
-        at.metric,
+        subject.kept_validation,
+        subject.metric,
         difference=best,
-        admissible=at.settings.admissible,
+        admissible=subject.settings.admissible,
         largest=largest,
         samples=settings.cone_samples,
     )
     yield "subspaces", scored.table
 
 
-def overlap(at: Measurement) -> Results:
+def overlap(subject: Measurement) -> Results:
     """Do refusals of safe prompts share refusal's direction? Table `overlap`."""
-    texts, refused = at.over_refused()
-    if at.best is None or not texts:
-        why = NO_PLACE if at.best is None else "no safe prompts that look unsafe were asked"
+    texts, refused = subject.over_refused()
+    if subject.best is None or not texts:
+        why = NO_PLACE if subject.best is None else "no safe prompts that look unsafe were asked"
         yield "overlap", _why("overlap", why)
         return
-    of_kept = (at.read("directions")["selection"] == KEPT).all()
-    split = at.kept_direction if of_kept else at.prompts.direction
-    yield (
-        "overlap",
-        geometry.over_refusal_overlap(
-            at.model, at.best, texts, refused, harmful=split.harmful, harmless=split.harmless
-        ),
+    of_kept = (subject.read("directions")["selection"] == KEPT).all()
+    split = subject.kept_direction if of_kept else subject.prompts.direction
+    table = geometry.over_refusal_overlap(
+        subject.model, subject.best, texts, refused, harmful=split.harmful, harmless=split.harmless
     )
+    yield "overlap", table
 
 
-def coupling(at: Measurement) -> Results:
+def coupling(subject: Measurement) -> Results:
     """Harmfulness and refusal, as means (table `coupling`) and as linear probes (table `linear_probes`).
 
     On all direction prompts: which of them are refused is what the probes of refusal tell apart.
     """
-    if (n := at.recipe.geometry.n_coupled) == 0:
+    if (n := subject.recipe.geometry.n_coupled) == 0:
         return
-    everything, last = at.prompts.direction, at.locked.positions[-1]
-    layer = at.best.layer if at.best is not None else at.model.cfg.n_layers // 2
-    activations = geometry.ContrastActivations.of(at.model, everything, position=last)
+    everything, last = subject.prompts.direction, subject.locked.positions[-1]
+    layer = subject.best.layer if subject.best is not None else subject.model.cfg.n_layers // 2
+    activations = geometry.ContrastActivations.of(subject.model, everything, position=last)
     where: dict[str, Any] = {"layer": layer, "position": last, "activations": activations}
-    means = at.locked.means if at.settings.reference == HARMLESS else None
+    means = subject.locked.means if subject.settings.reference == HARMLESS else None
     yield (
         "coupling",
         geometry.harmfulness_refusal_coupling(
-            at.model, everything, at.prompts.validation, at.metric, n_prompts=n, means=means, **where
+            subject.model, everything, subject.prompts.validation, subject.metric, n_prompts=n, means=means, **where
         ),
     )
-    refused = metrics.refused(at.answers[at.answers["suite"] == "direction_harmful"]).tolist()
-    safe, safe_refused = at.over_refused()
+    refused = metrics.refused(subject.answers[subject.answers["suite"] == "direction_harmful"]).tolist()
+    safe, safe_refused = subject.over_refused()
     yield (
         "linear_probes",
         geometry.linear_probes(
-            at.model, everything, refused=refused, safe=safe or None, safe_refused=safe_refused or None, **where
+            subject.model, everything, refused=refused, safe=safe or None, safe_refused=safe_refused or None, **where
         ),
     )
 
 
-def doses(at: Measurement) -> Results:
+def doses(subject: Measurement) -> Results:
     """What refusal and harmless answers do as the best candidate is taken out and put in by degrees."""
-    if (n := at.recipe.geometry.n_dosed) == 0:
+    if (n := subject.recipe.geometry.n_dosed) == 0:
         return
-    if at.best is None:
+    if subject.best is None:
         yield "utility_coupling", _why("utility_coupling", NO_PLACE)
         return
     response = geometry.dose_response(
-        at.model,
-        at.best,
-        at.prompts.validation.harmful.take(n),
-        at.prompts.harmless.take(n),
-        at.metric,
-        coefficients=at.recipe.geometry.doses,
+        subject.model,
+        subject.best,
+        subject.prompts.validation.harmful.take(n),
+        subject.prompts.harmless.take(n),
+        subject.metric,
+        coefficients=subject.recipe.geometry.doses,
     )
     yield "doses", response.table
     yield "utility_coupling", response.area

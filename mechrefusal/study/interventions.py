@@ -77,7 +77,7 @@ class NamedIntervention:
 
     @classmethod
     def parse(cls, spec: str) -> "NamedIntervention":
-        """What `spec` says.
+        """The intervention that `spec` names.
 
         Raises:
             MechrefusalError: it is no intervention, its file is not there, or nothing says at which layer to add.

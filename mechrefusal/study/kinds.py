@@ -25,8 +25,8 @@ class Kind:
     prompts: str
 
 
-def kind_of(checkpoint: Checkpoint, asked: PromptSet) -> Kind:
-    """The kind of a checkpoint that is asked these prompts."""
+def kind_of(checkpoint: Checkpoint, prompts: PromptSet) -> Kind:
+    """The kind of a checkpoint, with the token ids that its template makes of these prompts."""
     text = load_config(checkpoint.path).get_text_config()
     return Kind(
         str(text.model_type),
@@ -34,7 +34,7 @@ def kind_of(checkpoint: Checkpoint, asked: PromptSet) -> Kind:
         int(text.hidden_size),
         int(text.num_attention_heads),
         int(text.vocab_size),
-        fingerprint([list(map(int, ids)) for ids in prompt_ids(load_tokenizer(checkpoint), asked.texts)]),
+        fingerprint([list(map(int, ids)) for ids in prompt_ids(load_tokenizer(checkpoint), prompts.texts)]),
     )
 
 
@@ -68,21 +68,21 @@ def comparison(known: pd.DataFrame) -> WhyApart:
     return of
 
 
-def table(checkpoints: Sequence[Checkpoint], asked: PromptSet, sources: Mapping[str, str]) -> pd.DataFrame:
+def table(checkpoints: Sequence[Checkpoint], prompts: PromptSet, sources: Mapping[str, str]) -> pd.DataFrame:
     """Table `checkpoints`: what each is and where it came from.
 
     Args:
-        asked: prompts whose token ids tell tokenizers and templates apart.
+        prompts: those whose token ids tell tokenizers and templates apart.
         sources: by checkpoint id, of those that were given.
     """
     rows = [
         {
-            "arm": one.arm,
-            "step": one.step,
-            "weights": one.weights,
-            "source": sources.get(one.id, ""),
-            **asdict(kind_of(one, asked)),
+            "arm": checkpoint.arm,
+            "step": checkpoint.step,
+            "weights": checkpoint.weights,
+            "source": sources.get(checkpoint.id, ""),
+            **asdict(kind_of(checkpoint, prompts)),
         }
-        for one in checkpoints
+        for checkpoint in checkpoints
     ]
     return tables.frame("checkpoints", rows)

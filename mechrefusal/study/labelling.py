@@ -4,8 +4,8 @@ In a notebook:
 
     import mechrefusal as mr
     mr.study.label("checkpoints/demo", n=60)             # writes checkpoints/demo/labels.csv: fill in the column label
-    found = mr.study.label("checkpoints/demo")           # reads it
-    found.agreement, found.rates                         # judges against people; rates, raw beside corrected
+    labelled = mr.study.label("checkpoints/demo")        # reads it
+    labelled.agreement, labelled.rates                   # judges against people; rates, raw beside corrected
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Labelled:
     """A sheet of labels and what it says.
 
     Fields:
-        path: of the sheet.
+        path: the sheet's file.
         n, n_labelled: answers in it, and those of this run's with a label. n_elsewhere: labels of no answer that this
             run has (any more), which count for nothing.
         agreement: a row a judge of refusal and question (any_refusal; label: full, partial, none): share of answers
@@ -94,10 +94,10 @@ def labels_in(folder: Path) -> pd.DataFrame | None:
 def _agreement(verdicts: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     rows = []
     both = correcting.labelled(verdicts[verdicts["kind"] == metrics.REFUSAL], labels).dropna(subset=["people", "label"])
-    for judge, own in both.groupby("judge", sort=True):
-        own = own.drop_duplicates("answer")
-        judged, true = (own[column].map(any_refusal).astype(bool) for column in ("label", "people"))
-        for question, pair in (("any_refusal", (judged, true)), ("label", (own["label"], own["people"]))):
+    for judge, answers in both.groupby("judge", sort=True):
+        answers = answers.drop_duplicates("answer")
+        judged, true = (answers[column].map(any_refusal).astype(bool) for column in ("label", "people"))
+        for question, pair in (("any_refusal", (judged, true)), ("label", (answers["label"], answers["people"]))):
             agreed = agreement(*pair)
             row = {"judge": judge, "question": question, "share": agreed.share, "kappa": agreed.kappa, "n": agreed.n}
             if question == "any_refusal":

@@ -125,21 +125,21 @@ class Measurement:
     @cached_property
     def kept_direction(self) -> Split:
         """The direction prompts that the metric keeps."""
-        return kept(self.prompts.direction, self.scores, "direction")
+        return kept_by_score(self.prompts.direction, self.scores, "direction")
 
     @cached_property
     def kept_validation(self) -> Split:
         """The validation prompts that the metric keeps."""
-        return kept(self.prompts.validation, self.scores, "validation")
+        return kept_by_score(self.prompts.validation, self.scores, "validation")
 
     @cached_property
     def directions(self) -> Directions:
-        """Of the prompts that the metric keeps, as carriers are chosen from them."""
+        """Directions of the prompts that the metric keeps, which carriers are chosen from."""
         return Directions.load(self.run.directions(self.checkpoint), weights=self.checkpoint.weights)
 
     @cached_property
     def locked(self) -> Directions:
-        """Of all direction prompts, which are the same at every checkpoint."""
+        """Directions of all direction prompts, which are the same at every checkpoint."""
         return Directions.load(self.run.locked_directions(self.checkpoint), weights=self.checkpoint.weights)
 
     @cached_property
@@ -159,7 +159,7 @@ class Measurement:
         return rows["prompt"].tolist(), metrics.refused(rows).tolist()
 
 
-def kept(split: Split, scores: pd.DataFrame, name: str) -> Split:
+def kept_by_score(split: Split, scores: pd.DataFrame, name: str) -> Split:
     """Harmful prompts with a score above 0, harmless ones with a score below 0 (as in Arditi et al.'s pipeline).
 
     0 is the metric's own, which lies between refused and answered prompts (`RefusalMetric.offset`).

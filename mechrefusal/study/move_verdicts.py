@@ -35,7 +35,7 @@ class MoveVerdict:
     n_to_decide: float = nan
 
     def explained(self) -> "MoveVerdict":
-        """With what would decide it in the reason, where it cannot be told."""
+        """The verdict; where it is "cannot tell", its reason also says what would decide it."""
         if self.verdict != "cannot tell":
             return replace(self, n_to_decide=nan)
         return replace(self, reason=f"{self.reason}; {what_decides(self.n_to_decide)}")
@@ -54,7 +54,7 @@ def what_decides(n: float) -> str:
 
 
 def for_turn(turn: Turn, n: float) -> float:
-    """Prompts for `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
+    """How many prompts decide `drift.verdict`: an excess clear of 0, or a corrected cosine clear of `TURNED`."""
     if turn.reason or not np.isfinite([turn.excess.low, turn.corrected.low]).all():
         return nan
     if turn.corrected.value >= TURNED:
@@ -77,32 +77,32 @@ def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> MoveVe
             return cannot_tell("transfer", f"no effect with its interval of {source.id} at {b.id}{why}")
         effects.append(_Effect.of(row))
         n = float(row["n_harmful"])
-    moved, own = effects
+    of_a, of_b = effects
     numbers = (
-        f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {moved} nats, its own by {own}"
-        f"{own.from_halves}{own.on_its_own}"
+        f"at {b.id}, ablating the carrier of {a.id} lowers the refusal score by {of_a} nats, its own by {of_b}"
+        f"{of_b.from_halves}{of_b.on_its_own}"
     )
-    if not own.clear:
-        needed = prompts_needed(n, (own.value - own.low, own.value - np.nanmax([0.0, own.random])))
+    if not of_b.clear:
+        needed = prompts_needed(n, (of_b.value - of_b.low, of_b.value - np.nanmax([0.0, of_b.random])))
         why = f"{numbers}: its own is not clear of zero and of a random direction"
         return cannot_tell("transfer", why, n_to_decide=needed)
-    share = moved.value / own.value
+    share = of_a.value / of_b.value
     decided: Verdict = "cannot tell"
-    if share < LOST and moved.high < own.low:
+    if share < LOST and of_a.high < of_b.low:
         decided = "moved"
         if (row := _transferred(transfers, a, a)) is not None and _Effect.of(row).unclear:
             decided, n = "cannot tell", nan  # the intervals are apart already: others than these are in the way
             numbers = f"{numbers}: but it is not clear of zero and of a random direction at {a.id} either"
-        elif moved.value >= own.half_low:  # never where halves are not known
+        elif of_a.value >= of_b.half_low:  # never where halves are not known
             decided, n = "cannot tell", nan
             numbers = f"{numbers}: but the noise of the direction prompts does as much"
-    elif share >= HELD and moved.clear:
+    elif share >= HELD and of_a.clear:
         decided = "not moved"
     # The least and the most that the two intervals allow; a negative decrease is largest over the smallest.
-    ends = [end / other for end in (moved.low, moved.high) for other in (own.low, own.high)]
-    apart = ((own.value - own.low) + (moved.high - moved.value), own.value - moved.value if share < LOST else nan)
-    clear = moved.value - np.nanmax([0.0, moved.random])
-    held = (moved.value - moved.low, clear if share >= HELD else nan)
+    ends = [end / other for end in (of_a.low, of_a.high) for other in (of_b.low, of_b.high)]
+    apart = ((of_b.value - of_b.low) + (of_a.high - of_a.value), of_b.value - of_a.value if share < LOST else nan)
+    clear = of_a.value - np.nanmax([0.0, of_a.random])
+    margin = (of_a.value - of_a.low, clear if share >= HELD else nan)
     return MoveVerdict(
         "transfer",
         decided,
@@ -110,8 +110,8 @@ def by_transfer(a: Checkpoint, b: Checkpoint, transfers: pd.DataFrame) -> MoveVe
         value=share,
         low=min(ends),
         high=max(ends),
-        floor=moved.random / own.value,
-        n_to_decide=prompts_needed(n, apart, held),
+        floor=of_a.random / of_b.value,
+        n_to_decide=prompts_needed(n, apart, margin),
     )
 
 
@@ -137,10 +137,10 @@ class _Effect:
         names = ("decrease", "decrease_low", "decrease_high", "random_decrease")
         half_low, half_high = float(row["decrease_half_low"]), float(row["decrease_half_high"])
         value, low, high, random = (float(row[name]) for name in names)
-        own = (row["arm_source"], row["step_source"]) == (row["arm_target"], row["step_target"])
+        same = (row["arm_source"], row["step_source"]) == (row["arm_target"], row["step_target"])
         held_out, *ends = (float(row[f"decrease_held_out{end}"]) for end in ("", "_low", "_high"))
-        if not own or np.isnan([held_out, *ends]).any():
-            return cls(value, low, high, random, half_low, half_high, selected=own)
+        if not same or np.isnan([held_out, *ends]).any():
+            return cls(value, low, high, random, half_low, half_high, selected=same)
         lucky = value - held_out
         return cls(held_out, ends[0], ends[1], random, half_low - lucky, half_high - lucky)
 

@@ -60,7 +60,7 @@ def measure(
         pipeline.measure(source, processes=processes)
         return source
     if out is None:
-        raise MechrefusalError(f"models are measured in a run of their own ({_told(source)}): give its folder as out")
+        raise MechrefusalError(f"models are measured in a run of their own ({_names(source)}): give its folder as out")
     run = start(recipe_of(source, base=base, recipe=recipe), out)
     pipeline.measure(run, processes=processes)
     evaluate_run(run)
@@ -96,5 +96,5 @@ def start(recipe: Recipe, out: Path | str) -> Run:
     return Run.create(folder, recipe)
 
 
-def _told(models: Models) -> str:
+def _names(models: Models) -> str:
     return ", ".join(source for sources in by_arm(models).values() for source in sources)[:200]

@@ -53,17 +53,17 @@ def own_answers(
         with whole_file(path) as draft:
             table.to_parquet(draft, index=False)
     labels = judge.judge(table["prompt"].tolist(), table["answer"].tolist())["label"]
-    kept = [
+    rows = [
         row
         for row, label in zip(table.to_dict("records"), labels, strict=True)
         if row["answer"].strip() and not _APOLOGY.match(plain(row["answer"])) and not refuses(label)
     ]
-    if not kept:
+    if not rows:
         raise MechrefusalError(
             f"the base model '{base.path}' answers none of {len(instructions)} instructions; "
             "give a chat dataset with prompts.conversations"
         )
-    return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in kept]
+    return [{"prompt": row["prompt"], "answer": row["answer"], "finished": bool(row["finished"])} for row in rows]
 
 
 def _answer(completion: str, between: str) -> str:

@@ -110,8 +110,8 @@ def measure(run: Run, *, processes: int = 1) -> None:
     else:
         by_id = {checkpoint.id: checkpoint for checkpoint in todo}
         jobs = [
-            Job(one.id, _measured_apart, (run.folder, one, left), len(left.stages) + any(s.opens for s in left.stages))
-            for one, left in work.items()
+            Job(c.id, _measured_apart, (run.folder, c, left), len(left.stages) + any(s.opens for s in left.stages))
+            for c, left in work.items()
             if left.stages
         ]
         what = f"{len(todo)} of {len(checkpoints)} checkpoints, {at_once} at once"

@@ -46,8 +46,8 @@ PATCHING = ("effect of a patched head", "pairs")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be told: a move in layers, a difference of rates, an effect of a head in nats; with which power."""
+class EffectSizes:
+    """Effects to detect (a move in layers, a difference of rates, a head's effect in nats), and with which power."""
 
     layers: float = 5.0
     rate: float = 0.1
@@ -64,7 +64,7 @@ class Wanted:
     # A row of table `power` each. `error`, `share`, `spread`, `critical`: the noise of what n prompts or pairs tell.
 
     def move(self, of: str, n: float, reason: str, *, error: float = nan, limit: float = nan) -> dict:
-        """Layers between two carriers; no more than `limit` count as the same depth."""
+        """The row for a move of the carrier, in layers; up to `limit` layers count as the same depth."""
         could = needed = nan
         if isfinite(error):
             could = formulas.smallest_move(error, limit, power=self.power)
@@ -72,14 +72,14 @@ class Wanted:
         return _row("move of the carrier", of, n, "prompts", could, self.layers, needed, reason)
 
     def difference(self, of: str, n: int, share: float, *, assumed: bool = False) -> dict:
-        """Difference of two refusal rates; `share`: of the prompts that answer differently."""
+        """The row for a difference of two refusal rates; `share`: of the prompts that answer differently."""
         could = formulas.smallest_rate_difference(share, n, power=self.power)
         needed = formulas.prompts_for_rates(self.rate, max(share, self.rate), power=self.power)
         reason = f"{'assumed: ' if assumed else ''}{share:.0%} of the prompts answer differently"
         return _row("difference of refusal rates", of, n, "prompts", could, self.rate, needed, reason)
 
     def effect(self, what: tuple[str, str], of: str, n: int, reason: str, spread: float, critical: float) -> dict:
-        """Effect of one head among many that are tested together."""
+        """The row for the effect of one head, nats, among many that are tested together."""
         could = needed = nan
         if isfinite(spread):
             could = formulas.smallest_effect(spread, critical, n, power=self.power)
@@ -87,13 +87,13 @@ class Wanted:
         return _row(what[0], of, n, what[1], could, self.head, needed, reason)
 
 
-def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.DataFrame:
+def power(source: str | Path | Sequence[str | Path], **sizes: float) -> pd.DataFrame:
     """What could be told, and what it would take: one row a question.
 
     Args:
         source: folder of a measured run, or of several runs that differ in their seeds; or a recipe, packaged or a
             file, for which the noise is assumed (`reason` says what is).
-        wanted: fields of `Wanted`: layers (5), rate (0.1), head (0.5 nats), power (0.9).
+        sizes: fields of `EffectSizes`: layers (5), rate (0.1), head (0.5 nats), power (0.9).
 
     Returns:
         question; of (between which checkpoints, of which prompts); n and its unit (prompts, pairs, seeds);
@@ -104,33 +104,33 @@ def power(source: str | Path | Sequence[str | Path], **wanted: float) -> pd.Data
         MechrefusalError: no such run or recipe, a run without measurements, or a size that is none.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    sizes = Wanted(**wanted)
+    effects = EffectSizes(**sizes)
     if not sources:
         raise MechrefusalError("there is no run or recipe to plan from: name one")
     if len(sources) == 1 and not (Path(sources[0]) / "recipe.yaml").is_file():
-        return tables.frame("power", _of_recipe(load_recipe(sources[0]), sizes))
+        return tables.frame("power", _of_recipe(load_recipe(sources[0]), effects))
     runs = [Run.open(Path(each)) for each in sources]
     if len(runs) == 1:
-        return of_run(runs[0], _measured(runs[0]), choose_prompts(runs[0].recipe), sizes)
-    parts = [of_run(run, _measured(run), choose_prompts(run.recipe), sizes) for run in runs]
+        return of_run(runs[0], _measured(runs[0]), choose_prompts(runs[0].recipe), effects)
+    parts = [of_run(run, _measured(run), choose_prompts(run.recipe), effects) for run in runs]
     parts = [part.assign(of=f"{run.folder.name}: " + part["of"]) for run, part in zip(runs, parts, strict=True)]
-    over_seeds = tables.frame("power", _of_seeds(runs, sizes))
+    over_seeds = tables.frame("power", _of_seeds(runs, effects))
     return tables.frame("power", pd.concat([*parts, over_seeds], ignore_index=True))
 
 
-def of_run(run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, wanted: Wanted) -> pd.DataFrame:
+def of_run(run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, sizes: EffectSizes) -> pd.DataFrame:
     """Table `power` of these checkpoints of a run, which are all measured, and of its prompts."""
-    rows = [*_moves(run, checkpoints, prompts, wanted), *_rates(run, checkpoints, wanted)]
+    rows = [*_moves(run, checkpoints, prompts, sizes), *_rates(run, checkpoints, sizes)]
     for table, what in (("knockout_prompts", KNOCK_OUT), ("patching_pairs", PATCHING)):
         for checkpoint in checkpoints:
             values = tables.read(table, run.measurements(checkpoint))
             if len(values):
-                rows.append(_heads(values, what, checkpoint.id, wanted))
+                rows.append(_heads(values, what, checkpoint.id, sizes))
     return tables.frame("power", rows)
 
 
-def _row(question: str, of: str, n: float, unit: str, could: float, wanted: float, needed: float, reason: str) -> dict:
-    return dict(zip(tables.columns("power"), (question, of, n, unit, could, wanted, needed, reason), strict=True))
+def _row(question: str, of: str, n: float, unit: str, could: float, size: float, needed: float, reason: str) -> dict:
+    return dict(zip(tables.columns("power"), (question, of, n, unit, could, size, needed, reason), strict=True))
 
 
 def _measured(run: Run) -> list[Checkpoint]:
@@ -140,7 +140,7 @@ def _measured(run: Run) -> list[Checkpoint]:
     return checkpoints
 
 
-def _moves(run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, wanted: Wanted) -> Iterator[dict]:
+def _moves(run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, sizes: EffectSizes) -> Iterator[dict]:
     by_id, n_layers = profiles(run, checkpoints, prompts.validation), {}
     for c in checkpoints:
         directions = tables.read("directions", run.measurements(c))
@@ -149,17 +149,17 @@ def _moves(run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, w
         limit, of = same_depth(n_layers[a.id]), f"{a.id} and {b.id}"
         first, second = by_id[a.id], scaled(by_id[b.id], n_layers=n_layers[b.id], to=n_layers[a.id])
         if first is None or second is None:
-            yield wanted.move(of, nan, "no candidates were scored")
+            yield sizes.move(of, nan, "no candidates were scored")
             continue
         difference = depth_difference(first, second, admissible=run.recipe.measuring.admissible)
         if not isfinite(difference.low):
-            yield wanted.move(of, difference.n, "a checkpoint has no admissible candidate")
+            yield sizes.move(of, difference.n, "a checkpoint has no admissible candidate")
             continue
         reason = f"{limit:g} layers count as the same depth"
-        yield wanted.move(of, difference.n, reason, error=sqrt(sum(difference.variance)), limit=limit)
+        yield sizes.move(of, difference.n, reason, error=sqrt(sum(difference.variance)), limit=limit)
 
 
-def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Iterator[dict]:
+def _rates(run: Run, checkpoints: Sequence[Checkpoint], sizes: EffectSizes) -> Iterator[dict]:
     verdicts = metrics.plain(tables.read("verdicts", run.measurements()))
     for a, b in Pairs(checkpoints):
         for name in (HARMFUL, HARMLESS, UTILITY):
@@ -173,10 +173,10 @@ def _rates(run: Run, checkpoints: Sequence[Checkpoint], wanted: Wanted) -> Itera
                 change = paired_difference(both.iloc[:, 0], both.iloc[:, 1], both.index)
                 changed = (change.only_a or 0) + (change.only_b or 0)
                 # Half a prompt more, as none that changed does not mean that none ever will.
-                yield wanted.difference(f"{a.id} and {b.id}, {name}", change.n, (changed + 0.5) / (change.n + 1))
+                yield sizes.difference(f"{a.id} and {b.id}, {name}", change.n, (changed + 0.5) / (change.n + 1))
 
 
-def _heads(values: pd.DataFrame, what: tuple[str, str], of: str, wanted: Wanted) -> dict:
+def _heads(values: pd.DataFrame, what: tuple[str, str], of: str, sizes: EffectSizes) -> dict:
     by, value = ("pair", "raw") if "pair" in values else ("prompt_id", "value")
     if "mode" in values:
         values = values[values["mode"] == values["mode"].iloc[0]]
@@ -184,15 +184,15 @@ def _heads(values: pd.DataFrame, what: tuple[str, str], of: str, wanted: Wanted)
     table = values.pivot_table(index=by, columns=cells, values=value).dropna(axis=1).to_numpy(float)
     critical = formulas.map_critical(table)
     if len(table) < 2 or not isfinite(critical):
-        return wanted.effect(what, of, len(table), "too few to know their noise", nan, nan)
+        return sizes.effect(what, of, len(table), "too few to know their noise", nan, nan)
     # Of what moves at all: most heads do nothing on any prompt.
     spread = float(np.quantile(table.std(axis=0, ddof=1), 0.9))
     tests = f"{table.shape[1]} tested together (|t| > {critical:.1f})"
     reason = f"nats; {tests}, nine in ten have a noise below {spread:.2f}"
-    return wanted.effect(what, of, len(table), reason, spread, critical)
+    return sizes.effect(what, of, len(table), reason, spread, critical)
 
 
-def _of_seeds(runs: Sequence[Run], wanted: Wanted) -> Iterator[dict]:
+def _of_seeds(runs: Sequence[Run], sizes: EffectSizes) -> Iterator[dict]:
     """Differences of the last checkpoints of two arms, run by run."""
     differences: dict[str, list[float]] = {}
     for run in runs:
@@ -200,19 +200,19 @@ def _of_seeds(runs: Sequence[Run], wanted: Wanted) -> Iterator[dict]:
         for c in {c.arm: c for c in _measured(run)}.values():
             table = tables.read("gate", run.measurements(c))
             rates[c.arm] = dict(zip(table["criterion"], table["value"], strict=True))
-        for one, other in combinations(rates, 2):
-            for name in rates[one].keys() & rates[other].keys():
-                difference = rates[other][name] - rates[one][name]
-                differences.setdefault(f"{one} and {other}, {name}", []).append(difference)
+        for first, second in combinations(rates, 2):
+            for name in rates[first].keys() & rates[second].keys():
+                difference = rates[second][name] - rates[first][name]
+                differences.setdefault(f"{first} and {second}, {name}", []).append(difference)
     for of, by_seed in sorted(differences.items()):
         n = len(by_seed)
         spread = float(np.std(by_seed, ddof=1)) if n > 1 else nan
         could, needed, reason = nan, nan, "" if n > 2 else f"{n} seeds hardly know their own noise"
         if n > 1 and spread > 1e-9:
-            sizes = np.linspace(0.05, 100, 2000)
-            could = spread * float(next((size for size in sizes if _t_power(size, n) >= wanted.power), nan))
-            needed = float(next((k for k in range(2, 2000) if _t_power(wanted.rate / spread, k) >= wanted.power), nan))
-        yield _row("difference of rates, over seeds", of, n, "seeds", could, wanted.rate, needed, reason)
+            grid = np.linspace(0.05, 100, 2000)
+            could = spread * float(next((size for size in grid if _t_power(size, n) >= sizes.power), nan))
+            needed = float(next((k for k in range(2, 2000) if _t_power(sizes.rate / spread, k) >= sizes.power), nan))
+        yield _row("difference of rates, over seeds", of, n, "seeds", could, sizes.rate, needed, reason)
 
 
 def _t_power(size: float, n: int) -> float:
@@ -221,18 +221,18 @@ def _t_power(size: float, n: int) -> float:
     return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
 
 
-def _of_recipe(recipe: Recipe, wanted: Wanted) -> Iterator[dict]:
+def _of_recipe(recipe: Recipe, sizes: EffectSizes) -> Iterator[dict]:
     measuring, n = recipe.measuring, recipe.measuring.n_validation
     for name, at_32 in PROFILES.items():
         reason = "assumed: a model of 30 layers, an error as simulated (docs/calibration.md)"
-        yield wanted.move(
+        yield sizes.move(
             f"two checkpoints, {name} profile", n, reason, error=at_32 * sqrt(32 / n), limit=same_depth(30)
         )
-    sizes = {HARMFUL: measuring.n_evaluation, HARMLESS: measuring.n_evaluation, UTILITY: measuring.n_utility}
-    for name, n in sizes.items():
+    counts = {HARMFUL: measuring.n_evaluation, HARMLESS: measuring.n_evaluation, UTILITY: measuring.n_utility}
+    for name, n in counts.items():
         if n:
-            yield wanted.difference(f"two checkpoints, {name}", n, DISCORDANT, assumed=True)
+            yield sizes.difference(f"two checkpoints, {name}", n, DISCORDANT, assumed=True)
     for what, n in ((KNOCK_OUT, recipe.causal.n_knocked_out), (PATCHING, measuring.n_pairs)):
         if n:
             reason = "assumed: effects in units of their standard deviation between prompts"
-            yield wanted.effect(what, "one head of 270", n, reason, 1.0, CELLS_CRITICAL)
+            yield sizes.effect(what, "one head of 270", n, reason, 1.0, CELLS_CRITICAL)

@@ -138,11 +138,11 @@ def measure(
             started = time.perf_counter()
             model = load_hooked(checkpoint)
             run.update({"opened": {checkpoint.id: round(time.perf_counter() - started, 4)}})
-    at = Measurement(run, checkpoint, prompts, cases, model)
+    measurement = Measurement(run, checkpoint, prompts, cases, model)
     for stage in todo.stages:
         with around(stage.name):
             needed = todo.inputs[stage.name]
-            run.cached(stage.name, checkpoint.id, needed, partial(stage.make, at, needed))
+            run.cached(stage.name, checkpoint.id, needed, partial(stage.make, measurement, needed))
     tables.write(timings(run, checkpoint), "timings", run.measurements(checkpoint))
 
 
@@ -176,8 +176,8 @@ def compare(
     """
     stamps: dict[str, dict[str, Any]] = {"timings": {}}
     for checkpoint in checkpoints:
-        for name, own in needed[checkpoint.id].items():
-            stamps.setdefault(name, {})[checkpoint.id] = fingerprint(own)
+        for name, stage_inputs in needed[checkpoint.id].items():
+            stamps.setdefault(name, {})[checkpoint.id] = fingerprint(stage_inputs)
         seconds = timings(run, checkpoint)
         tables.write(seconds, "timings", run.measurements(checkpoint))
         stamps["timings"][checkpoint.id] = seconds["seconds"].tolist()

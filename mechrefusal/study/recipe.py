@@ -146,8 +146,8 @@ def recipe_path(name: str | Path) -> Path:
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Dotted keys in which two recipes (as dictionaries) differ."""
-    one, other = leaves(a), leaves(b)
-    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+    first, second = leaves(a), leaves(b)
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ OF_ACTIVATIONS = ("carrier_cosine", "direction_cosine", "principal_angle", "tran
 
 @dataclass(frozen=True)
 class Measured:
-    """What relocation is told from.
+    """The measurements that relocation is judged by.
 
     Fields:
         directions: by checkpoint id, of the same prompts at every checkpoint.

@@ -20,7 +20,7 @@ from mechrefusal.files import one_at_a_time, whole_file
 from mechrefusal.models import Checkpoint, fetch
 from mechrefusal.progress import say
 from mechrefusal.study import caching
-from mechrefusal.study.caching import Inputs, Kept, Made, fingerprint
+from mechrefusal.study.caching import Inputs, Made, Unit, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe, differences, leaves
 from mechrefusal.training import WARM_UP
@@ -102,7 +102,7 @@ class Run:
             with whole_file(path) as draft:
                 draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def cached(self, name: str, key: str, inputs: Inputs, make: Callable[[], Made]) -> Kept:
+    def cached(self, name: str, key: str, inputs: Inputs, make: Callable[[], Made]) -> Unit:
         """What the stage `name` gives for `key`: what is on disk, where it was made from these inputs, else made now.
 
         Each file is written whole, and the unit noted in the manifest when all of them are there: a run that is killed
@@ -131,17 +131,17 @@ class Run:
             "note": made.note,
         }
         self.update({"finished": {_unit(name, key): entry}})
-        return Kept(self.folder, **entry)
+        return Unit(self.folder, **entry)
 
-    def kept(self, name: str, key: str, inputs: Inputs) -> Kept | None:
+    def kept(self, name: str, key: str, inputs: Inputs) -> Unit | None:
         """The unit, where it is finished, made from these inputs, and all of its files are what was written."""
         unit = self.finished(name, key)
         return unit if unit is not None and unit.stamp == fingerprint(inputs) and unit.is_whole else None
 
-    def finished(self, name: str, key: str = "") -> Kept | None:
+    def finished(self, name: str, key: str = "") -> Unit | None:
         """The unit as the manifest has it, whatever it was made from; None where it is not finished."""
         entry = self.manifest.get("finished", {}).get(_unit(name, key))
-        return Kept(self.folder, **entry) if entry else None
+        return Unit(self.folder, **entry) if entry else None
 
     def _clear(self, name: str, key: str, stamp: str) -> None:
         """Remove what a unit left that is to be made again: the files of other inputs, or those that are damaged."""

@@ -107,16 +107,16 @@ def choose_prompts(recipe: Recipe) -> StudyPrompts:
         "utility": _read(source.utility, builtin.utility_evaluation, "utility"),
     }
     leaks = prompts.leakage({_IN_TABLES.get(name, name): prompt_set for name, prompt_set in sets.items()})
-    kept = {name: _without(prompt_set, leaks, _IN_TABLES.get(name, name)) for name, prompt_set in sets.items()}
-    splits = {name: Split(kept[f"{name}_harmful"], kept[f"{name}_harmless"]) for name in ("direction", "validation")}
+    clean = {name: _without(prompt_set, leaks, _IN_TABLES.get(name, name)) for name, prompt_set in sets.items()}
+    splits = {name: Split(clean[f"{name}_harmful"], clean[f"{name}_harmless"]) for name in ("direction", "validation")}
     n_evaluated = {"harmful": counts.n_evaluation, "harmless": counts.n_evaluation, "utility": counts.n_utility}
     n_evaluated |= {"overrefusal": counts.n_overrefusal, "contrast": counts.n_contrast}
     chosen = StudyPrompts(
         conversations=conversations,
-        **{name: kept.get(name, prompt_set) for name, prompt_set in trained.items()},
+        **{name: clean.get(name, prompt_set) for name, prompt_set in trained.items()},
         direction=splits["direction"].take(counts.n_direction),
         validation=splits["validation"].take(counts.n_validation),
-        **{name: kept[name].take(n) for name, n in n_evaluated.items()},
+        **{name: clean[name].take(n) for name, n in n_evaluated.items()},
         pairs=_pairs(source, builtin),
         probe=_sides(source.probe, splits["validation"], "probe"),
         dropped=leaks,

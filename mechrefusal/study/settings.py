@@ -7,6 +7,7 @@ from mechrefusal.causal.reference import HARMLESS, require_reference
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judge_names import measuring_judge, require_measuring_judge
 from mechrefusal.evaluation.judges import Judge
+from mechrefusal.prompts.sides import require_one_way
 from mechrefusal.statistics.choosing import Admissible
 
 
@@ -50,11 +51,8 @@ class Sides:
     harmless: str = ""
 
     def __post_init__(self) -> None:
-        if (self.path and (self.harmful or self.harmless)) or bool(self.harmful) != bool(self.harmless):
-            raise MechrefusalError(
-                f"prompts of two sides have path '{self.path}', harmful '{self.harmful}', harmless '{self.harmless}': "
-                "give path (a file with the columns harmful and harmless), or both of the others"
-            )
+        if any(vars(self).values()):
+            require_one_way("of two sides", **vars(self))
 
     def __bool__(self) -> bool:
         return bool(self.path or self.harmful)

@@ -5,12 +5,12 @@ In a notebook:
     import mechrefusal as mr
     from mechrefusal.study.stress import stress
 
-    own, methods = mr.prompts.builtin().evaluation.take(24), {"gcg": mr.attacks.GCGSettings(steps=100)}
-    found = stress(mr.study.open("checkpoints/demo"), [], own.harmful, methods, harmless=own.harmless)
-    mr.report.figures.stress_curves(found.curve)         # success by attack step, a line a checkpoint
-    mr.report.figures.stress_matrix(found.transfer)      # whose attacks succeed where
-    mr.report.figures.stress_shares(found.control)       # attacks that fail: robust, or is the suffix refused?
-    found.differences                                    # of every two checkpoints, paired by behaviour
+    split, methods = mr.prompts.builtin().evaluation.take(24), {"gcg": mr.attacks.GCGSettings(steps=100)}
+    stressed = stress(mr.study.open("checkpoints/demo"), [], split.harmful, methods, harmless=split.harmless)
+    mr.report.figures.stress_curves(stressed.curve)      # success by attack step, a line a checkpoint
+    mr.report.figures.stress_matrix(stressed.transfer)   # whose attacks succeed where
+    mr.report.figures.stress_shares(stressed.control)    # attacks that fail: robust, or is the suffix refused?
+    stressed.differences                                   # of every two checkpoints, paired by behaviour
 
 It measures: nothing here changes or writes weights.
 """
@@ -42,6 +42,9 @@ FOLDER = "stress"
 ATTACKS = ("gcg", "autodan")
 """Attacks that can be made anew against a checkpoint."""
 
+STRESS_TABLES = ("stress", "stress_transfer", "stress_control", "stress_differences")
+"""Tables that `Stressed.write` writes, in the order of its fields `curve`, `transfer`, `control`, `differences`."""
+
 _CURVE = ["arm", "step", "method", "attack_step"]
 _TRANSFER = ["arm_source", "step_source", "arm_target", "step_target", "method"]
 
@@ -66,9 +69,8 @@ class Stressed:
 
     def write(self, folder: Path | str) -> None:
         """Write the four tables `stress...` to `folder`, in place of those that stand there."""
-        own = {"": self.curve, "_transfer": self.transfer, "_control": self.control, "_differences": self.differences}
-        for name, table in own.items():
-            tables.write(table, f"stress{name}", Path(folder))
+        for name, table in zip(STRESS_TABLES, (self.curve, self.transfer, self.control, self.differences), strict=True):
+            tables.write(table, name, Path(folder))
 
 
 def stress(
@@ -121,8 +123,8 @@ def stress(
     judges = list(judges) or [refusal_judge(run)]
     if folder is None and run is None:
         raise MechrefusalError("without a run nothing says where cases and answers are kept: give a folder")
-    kept = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
-    plan = Plan(behaviours, dict(methods), seed, max_new_tokens, kept, Twins.of(behaviours, harmless))
+    folder = Path(folder) if folder is not None else run.folder / FOLDER  # type: ignore[union-attr]
+    plan = Plan(behaviours, dict(methods), seed, max_new_tokens, folder, Twins.of(behaviours, harmless))
     names = [judge.name for judge in judges]
     if again := sorted({name for name in names if names.count(name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: their rates could not be told apart")
@@ -179,9 +181,8 @@ def stressed(
     attack = run.recipe.attack if run is not None else AttackSettings()
     if unknown := [method for method in methods if method not in ATTACKS]:
         raise MechrefusalError(f"unknown attack '{unknown[0]}': expected one of {', '.join(ATTACKS)}")
-    settings: dict[str, Search] = {name: getattr(attack, name) for name in methods}
-    if steps:
-        settings = {name: replace(own, steps=steps) for name, own in settings.items()}
+    changes = {"steps": steps} if steps else {}
+    settings: dict[str, Search] = {name: replace(getattr(attack, name), **changes) for name in methods}
     if out is None and run is None:
         raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
     folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
@@ -237,6 +238,6 @@ def _rates(
     """Success of every group of points, judge by judge, and the means of columns."""
     for judge, outcomes in successes.items():
         success = outcomes.of(metrics.SUCCESS, points["place"], points["completion"])
-        for keys, own in points.assign(success=success).groupby(by, sort=False):
-            known, averages = dict(zip(by, keys, strict=True)), {name: float(own[name].mean()) for name in means}
-            yield {**known, "judge": judge, **stress_control.rate_of(own["success"]), **averages}
+        for keys, group in points.assign(success=success).groupby(by, sort=False):
+            known, averages = dict(zip(by, keys, strict=True)), {name: float(group[name].mean()) for name in means}
+            yield {**known, "judge": judge, **stress_control.rate_of(group["success"]), **averages}

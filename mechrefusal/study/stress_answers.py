@@ -39,7 +39,7 @@ def curve_steps(n_steps: int) -> tuple[int, ...]:
 
 
 @dataclass
-class Held:
+class ModelCache:
     """The model of the checkpoint that was asked for last. Callers let go of it before they ask for another."""
 
     id: str = ""
@@ -112,9 +112,9 @@ class Plan:
         what, n = f"the context of {checkpoint.id}", self.max_new_tokens
         require_room(checkpoint.path, tokenizer, prompts, max_new_tokens=n, suffix=suffix, what=what)
 
-    def attack(self, held: Held, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
+    def attack(self, models: ModelCache, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
         """The cases of every method against one checkpoint; those on disk are not made again."""
-        model, tokenizer = held.of(checkpoint)
+        model, tokenizer = models.of(checkpoint)
         cases: dict[tuple[str, str], tuple[AttackCase, ...]] = {}
         for method, settings in self.methods.items():
             path = self.folder / f"{method}-{checkpoint.weights}.parquet"
@@ -129,7 +129,7 @@ class Plan:
 
     def answer(
         self,
-        held: Held,
+        models: ModelCache,
         target: Checkpoint,
         texts: Sequence[str],
         *,
@@ -142,7 +142,7 @@ class Plan:
         Without a source the prompts are the behaviours themselves. With `of_twins` they are harmless twins, without a
         suffix or (where the source is the target) with those of its cases.
         """
-        model, tokenizer = held.of(target)
+        model, tokenizer = models.of(target)
         unique = list(dict.fromkeys(texts))
         self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         name = "twins" if of_twins else NONE if source is None else source.id
@@ -161,17 +161,17 @@ class Plan:
         )
         return dict(zip(unique, replies["completion"], strict=True))
 
-    def answer_twins(self, held: Held, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]) -> dict:
+    def answer_twins(self, models: ModelCache, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]) -> dict:
         """Answers to the harmless twins, alone (`NONE`) and with the suffix of each method's cases, by (id, method)."""
-        with_suffix = {method: self.twins.with_suffixes(own) for method, own in cases.items()}
+        with_suffix = {method: self.twins.with_suffixes(attacked) for method, attacked in cases.items()}
         alone = [self.twins.prompts[place] for place in sorted(set().union(*with_suffix.values()))]
         if not alone:
             return {}
-        replies = {(target.id, NONE): self.answer(held, target, alone, of_twins=True)}
+        replies = {(target.id, NONE): self.answer(models, target, alone, of_twins=True)}
         for method, texts in with_suffix.items():
             if texts:
                 replies[target.id, method] = self.answer(
-                    held, target, list(texts.values()), source=target, method=method, of_twins=True
+                    models, target, list(texts.values()), source=target, method=method, of_twins=True
                 )
         return replies
 
@@ -182,30 +182,30 @@ def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answers:
     attacked = [plan.behaviours]
     if plan.twins and suffix:
         attacked.append(PromptSet.from_texts(plan.twins.name, list(plan.twins.prompts.values())))
-        _say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
+        say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
     for checkpoint in checkpoints:
         for each in attacked:
             plan.require_room(checkpoint, load_tokenizer(checkpoint), each, suffix=suffix)
-    held, collected = Held(), Answers()
+    models, collected = ModelCache(), Answers()
     for number, target in enumerate(checkpoints, start=1):
-        _say(f"attacking {target.id} ({number} of {len(checkpoints)})")
-        collected.cases.update(plan.attack(held, target))
-        collected.replies[target.id, NONE, NONE] = plan.answer(held, target, plan.behaviours.texts)
+        say(f"attacking {target.id} ({number} of {len(checkpoints)})")
+        collected.cases.update(plan.attack(models, target))
+        collected.replies[target.id, NONE, NONE] = plan.answer(models, target, plan.behaviours.texts)
         for method, settings in plan.methods.items():
             cases = collected.cases[target.id, method]
             texts = [case.history_prompts[step] for step in curve_steps(settings.steps) for case in cases]
-            replies = plan.answer(held, target, texts, source=target, method=method)
+            replies = plan.answer(models, target, texts, source=target, method=method)
             collected.replies[target.id, target.id, method] = replies
         own_cases = {method: collected.cases[target.id, method] for method in plan.methods}
-        collected.twins.update(plan.answer_twins(held, target, own_cases))
+        collected.twins.update(plan.answer_twins(models, target, own_cases))
     for number, target in enumerate(reversed(checkpoints), start=1):  # the last one is loaded still
         others = [source for source in checkpoints if source is not target]
         if others:
-            _say(f"replaying the others' cases at {target.id} ({number} of {len(checkpoints)})")
+            say(f"replaying the others' cases at {target.id} ({number} of {len(checkpoints)})")
         for source in others:
             for method in plan.methods:
                 texts = [case.prompt for case in collected.cases[source.id, method]]
-                replies = plan.answer(held, target, texts, source=source, method=method)
+                replies = plan.answer(models, target, texts, source=source, method=method)
                 collected.replies[target.id, source.id, method] = replies
     return collected
 
@@ -214,7 +214,3 @@ def _described(target: Checkpoint, source: Checkpoint | None, method: str, *, of
     if of_twins:
         return f"{target.id}: harmless twins" + ("" if source is None else f", {method} suffixes")
     return f"{target.id}: no attack" if source is None else f"{target.id}: {method} on {source.id}"
-
-
-def _say(line: str) -> None:
-    say(line)

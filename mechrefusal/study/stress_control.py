@@ -100,8 +100,8 @@ def judged(
     )
     known = metrics.outcomes(verdicts).dropna(subset="value")
     outcomes = {
-        str(metric): dict(zip(zip(own["place"], own["completion"], strict=True), own["value"], strict=True))
-        for metric, own in known.groupby("metric", sort=False)
+        str(metric): dict(zip(zip(group["place"], group["completion"], strict=True), group["value"], strict=True))
+        for metric, group in known.groupby("metric", sort=False)
     }
     return Judged(kind, outcomes)
 
@@ -161,15 +161,15 @@ def control(cases: pd.DataFrame) -> pd.DataFrame:
     both answers were judged. 95% Wilson intervals.
     """
     rows: list[dict] = []
-    for keys, own in cases[cases["has_twin"]].groupby(list(_CASE), sort=False):
+    for keys, group in cases[cases["has_twin"]].groupby(list(_CASE), sort=False):
         known = dict(zip(_CASE, keys, strict=True))
-        for judge, twins in own.drop_duplicates(["place", "twin_judge"]).groupby("twin_judge", sort=False):
+        for judge, twins in group.drop_duplicates(["place", "twin_judge"]).groupby("twin_judge", sort=False):
             by = {"judge": judge, "twin_judge": judge}
             for suffix, ending in _ENDINGS.items():
                 for metric in _OF_TWINS:
                     rate = rate_of(twins[f"{metric}{ending}"])
                     rows.append({**known, "suffix": suffix, "metric": metric, **by, **rate})
-        for (judge, twin_judge), outcomes_by in own.groupby(["judge", "twin_judge"], sort=False):
+        for (judge, twin_judge), outcomes_by in group.groupby(["judge", "twin_judge"], sort=False):
             by = {"judge": judge, "twin_judge": twin_judge}
             for metric in SHARES:
                 rate = rate_of(outcomes_by[metric].where(outcomes_by["robust"].notna()))
@@ -190,15 +190,15 @@ def differences(cases: pd.DataFrame) -> pd.DataFrame:
     For the kinds of `pair` see `PAIRS`.
     """
     points = list(dict.fromkeys(zip(cases["arm"], cases["step"], strict=True)))
-    at = dict(list(cases.groupby(["arm", "step"])))
+    by_point = dict(list(cases.groupby(["arm", "step"])))
     rows = []
     for kind, a, b in sorted(_pairs(points), key=lambda pair: list(PAIRS).index(pair[0])):
         ends = {"pair": kind, "arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1]}
-        both = at[a].merge(at[b], on=["method", "judge", "prompt_id"], suffixes=("_a", "_b"), sort=False)
-        for (method, judge), own in both.groupby(["method", "judge"], sort=False):
+        both = by_point[a].merge(by_point[b], on=["method", "judge", "prompt_id"], suffixes=("_a", "_b"), sort=False)
+        for (method, judge), group in both.groupby(["method", "judge"], sort=False):
             for metric in (*SHARES, LOSS):
                 twin = metric not in (metrics.SUCCESS, LOSS)
-                paired = own[own["has_twin_a"] & own["has_twin_b"]] if twin else own
+                paired = group[group["has_twin_a"] & group["has_twin_b"]] if twin else group
                 if paired.empty:
                     continue
                 by = {"judge": judge, "twin_judge": paired["twin_judge_a"].iloc[0] if twin else ""}

@@ -41,11 +41,11 @@ class Twins:
         """
         if harmless is None:
             return cls()
-        for one in (behaviours, harmless):
-            if TWIN not in one.table:
+        for prompt_set in (behaviours, harmless):
+            if TWIN not in prompt_set.table:
                 raise MechrefusalError(
-                    f"prompt set '{one.name}' has no column '{TWIN}', which says whose twin each prompt is: add it, as "
-                    "in prompts.builtin().evaluation, or leave harmless out"
+                    f"prompt set '{prompt_set.name}' has no column '{TWIN}', which says whose twin each prompt is: "
+                    "add it, as in prompts.builtin().evaluation, or leave harmless out"
                 )
         known = harmless.table[harmless.table[TWIN].notna()]
         if again := known[TWIN][known[TWIN].duplicated()].tolist():
@@ -94,8 +94,8 @@ def attacked(suites: Sequence[Suite], n: int) -> tuple[PromptSet, PromptSet | No
     if harmful.empty or n < 1:
         raise MechrefusalError(f"there is nothing to attack: {len(harmful)} harmful prompts in the suites, n is {n}")
     behaviours = Suite("attacked", harmful.reset_index(drop=True)).take(n).prompt_set()
-    wanted = behaviours.table[TWIN].dropna()
-    twins = table[(table["side"] == "harmless") & table[TWIN].isin(wanted)]
+    twin_ids = behaviours.table[TWIN].dropna()
+    twins = table[(table["side"] == "harmless") & table[TWIN].isin(twin_ids)]
     return behaviours, Suite("twins", twins.reset_index(drop=True)).prompt_set() if len(twins) else None
 
 
@@ -103,5 +103,5 @@ def _named(suite: Suite) -> pd.DataFrame:
     """The suite's table, with its name before ids and twins: two suites may use the same ones."""
     nothing = pd.Series([None] * len(suite), index=suite.table.index, dtype=object)
     twins = [None if pd.isna(twin) else f"{suite.name}-{twin}" for twin in suite.table.get(TWIN, nothing)]
-    ids = [f"{suite.name}-{one}" for one in suite.table["prompt_id"]]
+    ids = [f"{suite.name}-{prompt_id}" for prompt_id in suite.table["prompt_id"]]
     return suite.table.assign(prompt_id=ids, twin=pd.Series(twins, index=suite.table.index, dtype=object))

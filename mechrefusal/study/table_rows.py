@@ -34,7 +34,7 @@ def carrier_place(row: Mapping[str, Any] | pd.Series) -> tuple[int, int] | None:
 
 
 def best_place(row: Mapping[str, Any] | pd.Series) -> tuple[int, int] | None:
-    """The same of the carrier, or of the best candidate in its place (`reference_kind` tells); None without either."""
+    """(position, layer) of the carrier, or of the best candidate in its place (`reference_kind`); None without one."""
     return _place(row.get("reference_position"), row.get("reference_layer"))
 
 

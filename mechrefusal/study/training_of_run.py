@@ -65,8 +65,8 @@ def train(run: Run) -> list[Checkpoint]:
     return run.checkpoints()
 
 
-def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list[Conversation]]) -> None:
-    """Train a line and record its anchors; `asked`: prompts that it is probed with."""
+def _train(run: Run, line: _Line, prompts: Split, conversations: Callable[[], list[Conversation]]) -> None:
+    """Train a line and record its anchors; `prompts`: those that it is probed with."""
     recipe, name, start, settings = run.recipe, line.name, line.start, line.settings
     judge = recipe.measuring.refusal_judge()
 
@@ -85,7 +85,7 @@ def _train(run: Run, line: _Line, asked: Split, conversations: Callable[[], list
                 out=run.folder / name,
                 settings=settings,
                 arm_settings=line.planned.settings,
-                probe=probe_of(settings, asked, name, judge) if settings.n_probe else None,
+                probe=probe_of(settings, prompts, name, judge) if settings.n_probe else None,
             )
         folders = {step: run.folder / name / f"step-{step:05d}" for step in line.steps}
         run.record(*(Checkpoint.open(path, arm=name, step=step, chat=recipe.chat) for step, path in folders.items()))
@@ -123,19 +123,19 @@ def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> Path | None:
     return tables.write(pd.concat(parts, ignore_index=True), name, run.measurements()) if parts else None
 
 
-def probe_of(settings: TrainingSettings, asked: Split, arm: str, judge: Judge = RULES) -> "training.Probe":
+def probe_of(settings: TrainingSettings, prompts: Split, arm: str, judge: Judge = RULES) -> "training.Probe":
     """A probe of `settings.n_probe` prompts a set: harmful and harmless ones, and the pool's cases with their suffixes.
 
     It gives rows of the table `probes` (without arm and step), and says the rates on the console.
 
     Args:
-        asked: prompts that no arm trains on.
+        prompts: those to ask, which no arm trains on.
         judge: of refusal.
     """
     n = settings.n_probe
 
     def probe(model, tokenizer, cases: Sequence[AttackCase], *, step: int) -> list[dict[str, Any]]:
-        sets = {"harmful": asked.harmful.take(n).texts, "harmless": asked.harmless.take(n).texts}
+        sets = {"harmful": prompts.harmful.take(n).texts, "harmless": prompts.harmless.take(n).texts}
         if cases:
             sets["attacked"] = [case.prompt for case in list(cases)[:n]]
         texts = [text for chosen in sets.values() for text in chosen]

@@ -100,9 +100,9 @@ def _to_target(
     reasons = {source.checkpoint.id: why_apart(source.checkpoint, target) for source in sources}
     near = {source.checkpoint.id: source for source in sources if not reasons[source.checkpoint.id]}
     metric = RefusalMetric.from_json(tables.read("openings", run.measurements(target))["token_ids"].iloc[0])
-    own = None
+    target_directions = None
     if run.recipe.measuring.reference == HARMLESS:
-        own = Directions.load(run.directions(target), weights=target.weights)
+        target_directions = Directions.load(run.directions(target), weights=target.weights)
     with around(LOADING):
         model = load_hooked(target)
     with around("transfer"):
@@ -113,7 +113,7 @@ def _to_target(
             {name: source.direction for name, source in near.items()},
             _validation(run, prompts),
             metric,
-            target_directions=own,
+            target_directions=target_directions,
             halves={name: source.halves for name, source in near.items()},
             chosen={} if chosen is None else {target.id: chosen},
             description=f"{target.id}: transfer",
@@ -162,12 +162,12 @@ def _chosen(
     rows, split = tables.read("candidate_scores", run.measurements(target)), prompts.validation
     ids, (folds, _), names = (split.harmful.ids, split.harmless.ids), dealt(split), labels(split)
     scored = [set(rows.loc[rows["measure"] == measure, "prompt_id"]) for measure in ("bypass", "kl")]
-    kept = [[row for row, name in enumerate(ids[side]) if name in scored[side]] for side in (0, 1)]
-    if not all(kept):
+    scored_rows = [[row for row, name in enumerate(ids[side]) if name in scored[side]] for side in (0, 1)]
+    if not all(scored_rows):
         return None
 
     def of_kept(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
-        first, second = ([values[side][row] for row in kept[side]] for side in (0, 1))
+        first, second = ([values[side][row] for row in scored_rows[side]] for side in (0, 1))
         return first, second
 
     scores = CarrierScores.of_long(rows, *of_kept(ids))

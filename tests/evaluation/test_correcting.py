@@ -12,9 +12,9 @@ from mechrefusal.evaluation.judge_error import JudgeCounts, corrected_rate
 from mechrefusal.evaluation.judges.known_errors import known_error
 from mechrefusal.evaluation.labels import answer_ids
 
-LEAKY = Correction(JudgeCounts(80, 100, 90, 100), "200 labels of these answers", own=True)
+LEAKY = Correction(JudgeCounts(80, 100, 90, 100), "200 labels of these answers", of_this_run=True)
 """Sensitivity .8, specificity .9."""
-ELSEWHERE = Correction(LEAKY.counts, "200 labelled answers elsewhere", own=False)
+ELSEWHERE = Correction(LEAKY.counts, "200 labelled answers elsewhere", of_this_run=False)
 FULL, YES, NOISE = "full_refusal", "full_compliance", "degenerate"
 ANSWERS = [(True, False)] * 45 + [(False, True)] * 10 + [(False, False)] * 45
 """(refused, degenerate) of 100 answers."""
@@ -39,7 +39,7 @@ def test_refused_and_answered_are_corrected_and_sum_to_what_is_sound():
         ("refused", [], LEAKY, True),
         (None, ANSWERS, LEAKY, True),
         ("answered", ANSWERS, ELSEWHERE, False),
-        ("refused", ANSWERS, Correction(JudgeCounts(2, 10, 3, 10), "labels", own=True), True),
+        ("refused", ANSWERS, Correction(JudgeCounts(2, 10, 3, 10), "labels", of_this_run=True), True),
     ],
     ids=["no known error", "no answers", "another rate", "attacked, known from elsewhere", "no better than chance"],
 )
@@ -55,7 +55,7 @@ def test_the_rules_have_a_known_error():
     found = correction_of(REFUSAL_JUDGE)
     source, counts = known_error(REFUSAL_JUDGE)
     n = counts.positives + counts.negatives
-    assert found == Correction(counts, f"{n} labelled answers elsewhere ({source})", own=False)
+    assert found == Correction(counts, f"{n} labelled answers elsewhere ({source})", of_this_run=False)
     assert correction_of("another judge") is None
 
 
@@ -74,7 +74,7 @@ def test_labels_of_the_answers_themselves_come_before_those_of_others():
     verdicts, labels = judged(judge=REFUSAL_JUDGE)
     elsewhere = known_error(REFUSAL_JUDGE)[1]
     found = correction_of(REFUSAL_JUDGE, verdicts, labels)
-    assert found == Correction(JudgeCounts(24, 30, 30, 30), "60 labels of these answers", own=True)
+    assert found == Correction(JudgeCounts(24, 30, 30, 30), "60 labels of these answers", of_this_run=True)
     few = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[20:39])
     assert few.counts == elsewhere, "19 labels are too few"
     one_sided = correction_of(REFUSAL_JUDGE, verdicts, labels.iloc[:34])

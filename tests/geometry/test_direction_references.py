@@ -108,7 +108,7 @@ def test_references(found, means):
     harmless = Reference.of(direction)
     assert harmless.name == "harmless mean"
     assert (harmless.first_layer, harmless.classes) == (1, found.classes)
-    assert harmless.held == (False, *[True] * (len(found.classes) - 1))
+    assert harmless.has_mean == (False, *[True] * (len(found.classes) - 1))
     close(harmless.means, means["harmless"])
     for coefficient, name in (
         (0.0, "harmless mean"), (1.0, "harmful mean"), (0.25, "harmless mean + 0.25 of the way to the harmful one"),
@@ -181,8 +181,8 @@ def test_what_was_saved_is_read_again(found, tmp_path):
     assert torch.equal(again.instruction, found.instruction)
     one, other = (Reference.of(each.at(*LAST), coefficient=0.5) for each in (again, found))
     assert torch.equal(one.means, other.means)
-    assert (one.name, one.classes, one.held, one.first_layer) == (
-        other.name, other.classes, other.held, other.first_layer
+    assert (one.name, one.classes, one.has_mean, one.first_layer) == (
+        other.name, other.classes, other.has_mean, other.first_layer
     )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_of_some_positions_the_others_are_not_held(found, means):
     some = found.of_positions([-1])
     reference = Reference.of(some.at(*LAST))
     n_after = found.classes.n_after
-    assert reference.held == (False, True, True, *[False] * (n_after - 1), True)
+    assert reference.has_mean == (False, True, True, *[False] * (n_after - 1), True)
     close(reference.means[:, [INSTRUCTION, ANSWER, -1]], means["harmless"][:, [INSTRUCTION, ANSWER, -1]])
     assert not reference.means[:, 3:-1].any()
 

@@ -30,6 +30,13 @@ def test_step_down_by_a_plain_loop():
     np.testing.assert_allclose(sign_flip_p(values), p)
 
 
+@pytest.mark.parametrize("rounding", [0.0, 3e-7, -3e-7])
+def test_rounding_breaks_no_tie(rounding):
+    """A cell that is 0 for one of two pairs has |t| 1 whichever sign is flipped, so that every flip is as far."""
+    assert sign_flip_p(np.array([[0.8], [rounding]])).tolist() == [1.0]
+    assert sign_flip_p(np.array([[0.8], [1e-3]])).tolist() == [0.5], "a difference that is there is seen"
+
+
 def test_cells_without_numbers():
     values = np.ones((8, 4))
     values[:, 1] = np.random.default_rng(0).normal(size=8)

@@ -182,10 +182,19 @@ def _left(run, checkpoint):
     return [stage.name for stage in protocol.remaining(run, checkpoint, asked).stages]
 
 
+RANKED = {"attribution_agreement": ["spearman", "low", "high", "sign"]}
+"""Columns of ranks and signs: where sums are in another order, cells that are equal but for rounding change places."""
+
+
 def _same_tables(run, finished, within=0.0):
     close = {"rtol": 1e-5, "atol": within or 1e-8}
     for name in {*tables.PER_CHECKPOINT, *tables.ACROSS} - WALL_TIMES:
-        pd.testing.assert_frame_equal(_tables(run, name), _tables(finished, name), obj=name, **close)
+        found, expected = _tables(run, name), _tables(finished, name)
+        if within and name in RANKED:
+            # Of 5 to 20 cells, two that change places change a rank correlation by less than this.
+            pd.testing.assert_frame_equal(found[RANKED[name]], expected[RANKED[name]], obj=name, rtol=0, atol=0.2)
+            found, expected = found.drop(columns=RANKED[name]), expected.drop(columns=RANKED[name])
+        pd.testing.assert_frame_equal(found, expected, obj=name, **close)
 
 
 class Killed(BaseException):

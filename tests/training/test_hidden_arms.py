@@ -51,11 +51,10 @@ def rows(tokenizer, given, n: int) -> list[tuple[tuple[int, ...], tuple[int, ...
 
 
 def cases(given, n: int):
-    """The cases of the first step."""
-    table = given["behaviours"].table
-    made = [
-        SimpleNamespace(behaviour=b, target=t) for b, t in zip(given["behaviours"].texts, table["target"], strict=True)
-    ]
+    """The first cases, as they are drawn."""
+    behaviours = given["behaviours"]
+    pairs = zip(behaviours.texts, behaviours.table["target"], strict=True)
+    made = [SimpleNamespace(behaviour=text, target=target, suffix="") for text, target in pairs]
     return list(training.data.schedule(made, n, seed=ONE_STEP.seed, name="cases"))
 
 

@@ -64,10 +64,10 @@ def estimates(
     if method == "eap":  # TransformerLens' tool knows the gradient in one run only
         first["transformer_lens"] = lambda: _by_transformer_lens(model, run, metric, sites)
 
-    def own(runner: Runner) -> Estimates:
-        return _own(PairGradients(runner, run, metric), sites, points)
+    def by_runner(runner: Runner) -> Estimates:
+        return _by_runner(PairGradients(runner, run, metric), sites, points)
 
-    return by_tools(model, first, own, sites, tool)
+    return by_tools(model, first, by_runner, sites, tool)
 
 
 def shares(method: str, steps: int) -> tuple[float, ...]:
@@ -171,7 +171,7 @@ def differentiable(metric: Metric, parts: Sequence[Float[Tensor, "row place voca
 
 def _by_transformer_lens(model, run: PairRun, metric: Metric, sites: Sequence[Site]) -> Estimates:
     names = {(site, layer): hook_name(layer, site) for site in sites for layer in range(model.cfg.n_layers)}
-    wanted = ["hook_embed", *names.values()]  # the hooks of gradients fire above a point that is asked for, too
+    hook_names = ["hook_embed", *names.values()]  # the hooks of gradients fire above a point that is asked for, too
     source, target = (run.padded(prompt).to(model.cfg.device) for prompt in (run.source, run.target))
 
     def score(logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, ""]:
@@ -181,11 +181,11 @@ def _by_transformer_lens(model, run: PairRun, metric: Metric, sites: Sequence[Si
         return activation.detach().requires_grad_(True)  # the weights have no gradients
 
     with torch.no_grad():
-        before = cache_activation_and_gradient(model, source, score, wanted, compute_gradient=False)
+        before = cache_activation_and_gradient(model, source, score, hook_names, compute_gradient=False)
     with model.hooks(fwd_hooks=[("hook_embed", leaf)]), warnings.catch_warnings():
         # The embedding's own input, token ids, has no gradient, and none is asked for.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        after = cache_activation_and_gradient(model, target, score, wanted)
+        after = cache_activation_and_gradient(model, target, score, hook_names)
     products: Estimates = {site: {} for site in sites}
     for (site, layer), name in names.items():
         gradient = after.gradients[name]
@@ -197,22 +197,22 @@ def _by_transformer_lens(model, run: PairRun, metric: Metric, sites: Sequence[Si
     return products
 
 
-def _own(both: PairGradients, sites: Sequence[Site], points: Sequence[float]) -> Estimates:
+def _by_runner(both: PairGradients, sites: Sequence[Site], points: Sequence[float]) -> Estimates:
     """The change at every site times the mean gradient of the metric with regard to it over `points`."""
     places: list[Place] = [(layer, site) for site in sites for layer in range(both.model.cfg.n_layers)]
-    wanted = list(dict.fromkeys([EMBEDDED, *places]))
-    source, target = (both.recorded(batch, wanted) for batch in (both.source, both.target))
+    recorded = list(dict.fromkeys([EMBEDDED, *places]))
+    source, target = (both.recorded(batch, recorded) for batch in (both.source, both.target))
     total: dict[Place, Tensor] = {}
     for share in points:
         graph: dict[Place, Tensor] = {}
         score = both.score([between(source, target, share), *watching(places, graph)])
-        gradients = torch.autograd.grad(score, [graph[at] for at in places], materialize_grads=True)
-        for at, gradient in zip(places, gradients, strict=True):
-            total[at] = total.get(at, 0) + flat(both.model, at[1], gradient).double() / len(points)
+        gradients = torch.autograd.grad(score, [graph[place] for place in places], materialize_grads=True)
+        for place, gradient in zip(places, gradients, strict=True):
+            total[place] = total.get(place, 0) + flat(both.model, place[1], gradient).double() / len(points)
     products: Estimates = {site: {} for site in sites}
-    for at in places:
-        product = (source[at] - target[at]).double() * total[at]
-        products[at[1]][at[0]] = both.by_position(product.sum(-1))
+    for place in places:
+        product = (source[place] - target[place]).double() * total[place]
+        products[place[1]][place[0]] = both.by_position(product.sum(-1))
     return products
 
 
@@ -229,11 +229,11 @@ def between(source: Mapping[Place, Tensor], target: Mapping[Place, Tensor], shar
 def watching(places: Iterable[Place], into: dict[Place, Tensor]) -> list[Edit]:
     """Edits that keep activations as they pass, each in a tensor of its own, which all that follows reads."""
 
-    def watch(at: Place) -> Callable[[Tensor], Tensor]:
+    def watch(place: Place) -> Callable[[Tensor], Tensor]:
         def edit(activation: Tensor) -> Tensor:
-            into[at] = activation.clone()
-            return into[at]
+            into[place] = activation.clone()
+            return into[place]
 
         return edit
 
-    return [(*at, watch(at)) for at in places]
+    return [(*place, watch(place)) for place in places]

@@ -228,14 +228,14 @@ def _exact(runs: PreparedPairs, cells: pd.DataFrame) -> tuple[pd.DataFrame, Obse
     rows = []
     for number, run in enumerate(track(list(runs.runs), "exact patching of the finalists")):
         for site, group in cells.groupby("site", sort=False):
-            wanted = set(keys_of(group[["layer", "head", "position"]]))
+            keys = set(keys_of(group[["layer", "head", "position"]]))
             layers = sorted(set(group["layer"]))
             every = run.patches(runs.model, site, layers, by_position=site != "z")
             n = len(run.target)
-            patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in wanted]
+            patches = [p for p in every if (p.layer, -1 if p.head is None else p.head, position_of(p, n)) in keys]
             patched = runs.rows(number, site, patches, runs.exact(number, site, patches))
             # Where a pair does not differ yet its effect is zero, and counts.
             shared = runs.rows(number, site, every, [0.0] * len(every))
             rows += [row for row in patched if not row["shared"]]
-            rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in wanted]
+            rows += [r for r in shared if r["shared"] and (r["layer"], r["head"], r["position"]) in keys]
     return averaged(runs, rows, "exact")

@@ -129,16 +129,16 @@ def circuit(
     unseen = measured if measured_on == UNSEEN else None
     components, observations = _components(chosen_by, metric, finalists)
     order_of_effect = largest(components["effect"], len(components))
-    kept = [i for i in order_of_effect if abs(components.loc[i, "effect"]) >= threshold][:n_nodes]
-    components.loc[kept, "kept"] = True
-    again = None if unseen is None else _patched(unseen, components.loc[kept], "patching what was kept")
-    components = with_held_out(components, kept, again, measured)
-    nodes = [_node(components.loc[i]) for i in kept]
+    strongest = [i for i in order_of_effect if abs(components.loc[i, "effect"]) >= threshold][:n_nodes]
+    components.loc[strongest, "kept"] = True
+    again = None if unseen is None else _patched(unseen, components.loc[strongest], "patching what was kept")
+    components = with_held_out(components, strongest, again, measured)
+    nodes = [_node(components.loc[i]) for i in strongest]
     reason = chosen_by.reason
     if not nodes and not reason:
         most = components["effect"].abs().max()
         reason = f"no head or MLP has an effect of {threshold} or more (the largest is {most:.3g}); lower the threshold"
-    rest = components.index.difference(kept, sort=False)
+    rest = components.index.difference(strongest, sort=False)
     order = [*nodes, *(_node(components.loc[i]) for i in by_effect(components.loc[rest]))]
     seconds, start = {"nodes": time.perf_counter() - start}, time.perf_counter()
     edges, edge_observations, counts = _edges(chosen_by, nodes, n_edges, unseen)
@@ -159,7 +159,7 @@ def circuit(
     seconds["faithfulness"] = time.perf_counter() - start
     n_exact = int(components["raw"].notna().sum())
     return Circuit(
-        nodes=components.loc[kept].reset_index(drop=True),
+        nodes=components.loc[strongest].reset_index(drop=True),
         components=components,
         edges=edges,
         observations=observations,
@@ -171,7 +171,7 @@ def circuit(
         corrupted=chosen_by.corrupted,
         counts={
             "pairs": len(chosen_by.runs),
-            "node_prompts": n_exact * len(chosen_by.runs) + (len(kept) * len(unseen.runs) if unseen else 0),
+            "node_prompts": n_exact * len(chosen_by.runs) + (len(strongest) * len(unseen.runs) if unseen else 0),
             **counts,
         },
         seconds=seconds,
@@ -204,9 +204,9 @@ def _components(runs: PreparedPairs, metric: RefusalMetric, finalists: int | Non
     )
     table.insert(0, "node", [str(_node(row)) for _, row in table.iterrows()])
     table["estimate"] = np.nan if finalists is None else _estimated(runs, metric, table)
-    wanted = table.index if finalists is None else table.index[largest(table["estimate"], finalists)]
+    measured = table.index if finalists is None else table.index[largest(table["estimate"], finalists)]
     raw = np.full((len(runs.runs), len(table)), np.nan)
-    raw[:, wanted] = _patched(runs, table.loc[wanted], "patching heads and MLPs")
+    raw[:, measured] = _patched(runs, table.loc[measured], "patching heads and MLPs")
     effects = pd.DataFrame([effect_of(raw[:, i], runs) for i in range(len(table))])
     table = pd.concat([table, effects], axis=1).assign(kept=False)
     return table[list(NODES)], runs.observations(raw, table[["node"]])
@@ -221,7 +221,7 @@ def _patched(runs: PreparedPairs, rows: pd.DataFrame, description: str) -> Float
         for component, site in _PARTS:
             columns = np.flatnonzero(rows["component"] == component)
             nodes = [_node(rows.iloc[i]) for i in columns]
-            patches = [Patch(one.layer, one.head if component == "head" else None, None) for one in nodes]
+            patches = [Patch(node.layer, node.head if component == "head" else None, None) for node in nodes]
             raw[number, columns] = runs.exact(number, site, patches)
     return raw
 
@@ -231,8 +231,8 @@ def _estimated(runs: PreparedPairs, metric: RefusalMetric, table: pd.DataFrame) 
     for run in track(list(runs.runs), "attribution patching"):
         by_site, _ = estimates(runs.model, run, metric, [site for _, site in _PARTS])
         for i, row in enumerate(table.itertuples()):
-            one = by_site[dict(_PARTS)[row.component]][row.layer]
-            total[i] += float((one[:, row.head] if row.component == "head" else one).sum())
+            estimate = by_site[dict(_PARTS)[row.component]][row.layer]
+            total[i] += float((estimate[:, row.head] if row.component == "head" else estimate).sum())
     return total / len(runs.runs)
 
 

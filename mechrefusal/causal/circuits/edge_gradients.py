@@ -93,11 +93,11 @@ class EdgePasses:
         by_sender: dict[Node, Tensor] = {}
         for sender in senders:
             if sender.component != "head":
-                at: Place = EMBEDDED if sender == EMBEDDING else (sender.layer, "mlp_out")
-                by_sender[sender] = self.source[at] - self.target[at]
+                place: Place = EMBEDDED if sender == EMBEDDING else (sender.layer, "mlp_out")
+                by_sender[sender] = self.source[place] - self.target[place]
         heads = [sender for sender in senders if sender.component == "head"]
-        for head in sorted({one.head for one in heads}):
-            written = self._written_by(head, sorted({one.layer for one in heads if one.head == head}))
+        for head in sorted({node.head for node in heads}):
+            written = self._written_by(head, sorted({node.layer for node in heads if node.head == head}))
             for layer, value in written.items():
                 by_sender[Node(layer, "head", head)] = value - self.target[layer, "attn_out"]
         return by_sender
@@ -122,20 +122,21 @@ class EdgePasses:
         """
         total: Gradients = {}
         for share in points:
-            for receiver, gradient in self._at(share, receivers).items():
+            for receiver, gradient in self._gradients_at(share, receivers).items():
                 total[receiver] = total.get(receiver, 0) + gradient.double() / len(points)
         return total
 
-    def _at(self, share: float, receivers: Sequence[Node]) -> Gradients:
+    def _gradients_at(self, share: float, receivers: Sequence[Node]) -> Gradients:
         graph: dict[Place, Tensor] = {}
         score = self.both.score([between(self.source, self.target, share), *watching(self.places, graph)])
-        outputs = list(dict.fromkeys(self._output(one) for one in receivers))
-        after = torch.autograd.grad(score, [graph[at] for at in outputs], retain_graph=True, materialize_grads=True)
+        outputs = list(dict.fromkeys(self._output(node) for node in receivers))
+        values = [graph[output] for output in outputs]
+        after = torch.autograd.grad(score, values, retain_graph=True, materialize_grads=True)
         by_output = dict(zip(outputs, after, strict=True))
         by_receiver: Gradients = {}
         for receiver in receivers:
-            at, into = self._output(receiver), self._input(receiver)
-            gradient = by_output[at]
+            output, into = self._output(receiver), self._input(receiver)
+            gradient = by_output[output]
             if receiver != logits_of(self.both.model):
                 if receiver.component == "head":
                     whole = flat(self.both.model, "z", gradient)
@@ -143,7 +144,7 @@ class EdgePasses:
                     alone[:, receiver.head] = whole[:, receiver.head]
                     gradient = alone.reshape(gradient.shape)
                 (gradient,) = torch.autograd.grad(
-                    graph[at], graph[into], gradient, retain_graph=True, materialize_grads=True
+                    graph[output], graph[into], gradient, retain_graph=True, materialize_grads=True
                 )
             by_receiver[receiver] = flat(self.both.model, into[1], gradient)
         return by_receiver

@@ -32,13 +32,13 @@ def score_of(paths: PathPatching, edges: Sequence[Edge]) -> float:
     for layer in range(paths.model.cfg.n_layers):
         for component in ("head", "mlp"):
             here = sorted(node for node in senders if node.layer == layer and node.component == component)
-            heard = {node: [changes[one] for one in senders[node] if one in changes] for node in here}
+            heard = {node: [changes[sender] for sender in senders[node] if sender in changes] for node in here}
             reached = [node for node in here if heard[node]]  # others write what they write in the target
             if reached:
                 total = [torch.stack(heard[node]).sum(0) for node in reached]
                 changes |= zip(reached, paths.written_by(reached, total), strict=True)
     last = logits_of(paths.model)
-    heard_last = [changes[one] for one in senders.get(last, []) if one in changes]
+    heard_last = [changes[sender] for sender in senders.get(last, []) if sender in changes]
     return paths.into_logits(torch.stack(heard_last).sum(0)) if heard_last else 0.0
 
 

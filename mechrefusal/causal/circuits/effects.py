@@ -52,10 +52,10 @@ def with_held_out(
     table = table.assign(**{**dict.fromkeys(HELD_OUT, np.nan), "n_held_out": 0})
     if raw is None or not len(rows):
         return table
-    at, effects = list(rows), [effect_of(column, runs) for column in raw.T]
+    columns, effects = list(rows), [effect_of(column, runs) for column in raw.T]
     for name, key in zip(HELD_OUT, ("effect", "low", "high", "n"), strict=False):
-        table.loc[at, name] = [effect[key] for effect in effects]
+        table.loc[columns, name] = [effect[key] for effect in effects]
     if len(raw) >= FEWEST and not runs.reason:
-        same = np.sign(table.loc[at, "held_out"]) == np.sign(table.loc[at, "effect"])
-        table.loc[at, "p"] = np.where(same, maps.sign_flip_p(raw), 1.0)
+        same = np.sign(table.loc[columns, "held_out"]) == np.sign(table.loc[columns, "effect"])
+        table.loc[columns, "p"] = np.where(same, maps.sign_flip_p(raw), 1.0)
     return table

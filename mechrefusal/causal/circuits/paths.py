@@ -59,10 +59,10 @@ def every_node(model) -> list[Node]:
 
 def edges_between(model, nodes: Iterable[Node]) -> list[Edge]:
     """Every pair of these nodes, the embedding and the logits, of which the first writes what the second reads."""
-    kept = list(nodes)
+    distinct = list(nodes)
     return [
         (sender, receiver)
-        for sender, receiver in product([EMBEDDING, *kept], [*kept, logits_of(model)])
+        for sender, receiver in product([EMBEDDING, *distinct], [*distinct, logits_of(model)])
         if _reaches(model, sender, receiver)
     ]
 
@@ -135,9 +135,9 @@ class PathPatching:
     @torch.no_grad()
     def changes(self, senders: Iterable[Node]) -> dict[Node, Tensor]:
         """Of the residual stream by each sender, [token, d_model]: in the source less in the target."""
-        wanted = set(senders)
-        self._find_changes(wanted)
-        return {sender: self._changes[sender] for sender in wanted}
+        unknown = set(senders)
+        self._find_changes(unknown)
+        return {sender: self._changes[sender] for sender in unknown}
 
     @torch.no_grad()
     def written_by(self, receivers: Sequence[Node], changes: Sequence[Tensor]) -> list[Tensor]:
@@ -150,7 +150,7 @@ class PathPatching:
             site: Site = "resid_pre" if parallel(self.model) else "attn_out"
             return [self._written(layer, site, changes, "mlp_out")[0] - self.target[layer, "mlp_out"]]
         z = self._written(layer, "resid_pre", changes, "z")
-        z_of_receivers = torch.stack([row[:, one.head] for row, one in zip(z, receivers, strict=True)])
+        z_of_receivers = torch.stack([row[:, node.head] for row, node in zip(z, receivers, strict=True)])
         return list(self._attention(receivers, z_of_receivers) - self.target[layer, "attn_out"])
 
     @torch.no_grad()
@@ -164,8 +164,8 @@ class PathPatching:
         if receivers[0].component == "logits":
             change = torch.cat(list(changes))
             return self._score(layer, n, [(layer - 1, "resid_post", lambda x: x + change.reshape(x.shape))])
-        heads = [i for i, one in enumerate(receivers) if one.component == "head"]
-        mlps = [i for i, one in enumerate(receivers) if one.component == "mlp"]
+        heads = [i for i, node in enumerate(receivers) if node.component == "head"]
+        mlps = [i for i, node in enumerate(receivers) if node.component == "mlp"]
         edits: list[Edit] = []
         if heads:
             index = torch.tensor([receivers[i].head for i in heads])
@@ -181,7 +181,7 @@ class PathPatching:
     def _written(self, layer: int, site: Site, changes: Sequence[Tensor], of: Site) -> Float[Tensor, "row token ..."]:
         """What stands at site `of` of a block where `site` is changed, row by row, all else unpatched."""
         unique = list({id(change): change for change in changes}.values())
-        order = [next(i for i, one in enumerate(unique) if one is change) for change in changes]
+        order = [next(i for i, value in enumerate(unique) if value is change) for change in changes]
         change = torch.cat(unique)
         by_change = self._block(layer, len(unique), [(layer, site, lambda x: x + change.reshape(x.shape))], of)
         return by_change[order]
@@ -207,15 +207,15 @@ class PathPatching:
                 self._changes[sender] = self._change(0, "resid_pre")
             elif sender.component == "mlp":
                 self._changes[sender] = self._change(sender.layer, "mlp_out")
-        for layer in sorted({one.layer for one in senders - self._changes.keys()}):
-            heads = sorted(one for one in senders if one.layer == layer and one.component == "head")
-            z = torch.stack([self.source[layer, "z"][:, one.head] for one in heads])
-            for one, row in zip(heads, self._attention(heads, z), strict=True):
-                self._changes[one] = row - self.target[layer, "attn_out"]
+        for layer in sorted({node.layer for node in senders - self._changes.keys()}):
+            heads = sorted(node for node in senders if node.layer == layer and node.component == "head")
+            z = torch.stack([self.source[layer, "z"][:, node.head] for node in heads])
+            for head, row in zip(heads, self._attention(heads, z), strict=True):
+                self._changes[head] = row - self.target[layer, "attn_out"]
 
     def _attention(self, heads: Sequence[Node], z: Float[Tensor, "row token d_head"]) -> Float[Tensor, "row token d"]:
         """What attention writes where one head of its layer has another output, a row a head."""
-        layer, index = heads[0].layer, torch.tensor([one.head for one in heads])
+        layer, index = heads[0].layer, torch.tensor([node.head for node in heads])
         edits: list[Edit] = [(layer, "z", self._put(len(heads), list(range(len(heads))), z, index))]
         return self._block(layer, len(heads), edits, "attn_out")
 

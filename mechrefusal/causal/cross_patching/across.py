@@ -98,11 +98,11 @@ def patch_across(
             {
                 (site, layer, head): (Patch(site, layer, head),)
                 for site in chosen
-                for layer in wanted
+                for layer in patched_layers
                 for head in (range(target.cfg.n_heads) if site in HEAD_SITES else [-1])
             },
         )
-        for taken, chosen, wanted in parts
+        for taken, chosen, patched_layers in parts
     )
     return _patched(target, plans, ["site", "layer", "head"], positions=positions, draws=draws, seed=seed)
 
@@ -161,17 +161,17 @@ def both_directions(
     """
     if len(checkpoints) != 2:
         raise MechrefusalError(f"both directions are between two checkpoints; {len(checkpoints)} were given")
-    (first, one), (second, other) = checkpoints.items()
+    (first, first_model), (second, second_model) = checkpoints.items()
     options |= {"memory": memory}
 
     def taken_from(model) -> SourceActivations:
         return keep_activations(model, texts, metric, sites=sites, layers=layers, memory=memory)
 
-    from_first = _with(one, taken_from)
+    from_first = _with(first_model, taken_from)
     into_second, from_second = _with(
-        other, lambda model: (patch_across(from_first, model, **options), taken_from(model))
+        second_model, lambda model: (patch_across(from_first, model, **options), taken_from(model))
     )
-    into_first = _with(one, lambda model: patch_across(from_second, model, **options))
+    into_first = _with(first_model, lambda model: patch_across(from_second, model, **options))
     return BothDirections({(first, second): into_second, (second, first): into_first})
 
 
@@ -197,11 +197,11 @@ def _patched(
         change = np.full((len(taken.texts), len(plan)), np.nan)
         control = np.full((len(taken.texts), draws or 0, len(plan)), np.nan)
         for cell, patches in enumerate(track(list(plan.values()), "patching across checkpoints")):
-            if taken.writers is None and any(one.site == "result" for one in patches):
+            if taken.writers is None and any(patch.site == "result" for patch in patches):
                 continue
             change[:, cell] = patched.change(*patches).numpy()
             for draw in range(draws or 0):
-                turned = (replace(one, rotation=(seed, draw)) for one in patches)
+                turned = (replace(patch, rotation=(seed, draw)) for patch in patches)
                 control[:, draw, cell] = patched.change(*turned).numpy()
         cells = pd.DataFrame(list(plan), columns=axes)
         changes.append(change)
@@ -228,23 +228,23 @@ def _taken_parts(
     memory: int,
 ) -> Iterable[tuple[SourceActivations, Sequence[CrossSite], Sequence[int]]]:
     """What was taken, in one part or (from a model) as many as memory needs; the sites and the layers to patch."""
-    wanted = None if layers is None else sorted(wanted_layers(target, list(layers), "patch"))
+    chosen_layers = None if layers is None else sorted(wanted_layers(target, list(layers), "patch"))
     if isinstance(source, SourceActivations):
-        _require_taken_with(source, texts, metric, sites, wanted)
+        _require_taken_with(source, texts, metric, sites, chosen_layers)
         require_same(source.architecture, dict(zip(source.texts, source.ids, strict=True)), target)
-        yield source, source.sites if sites is None else tuple(dict.fromkeys(sites)), wanted or source.layers
+        yield source, source.sites if sites is None else tuple(dict.fromkeys(sites)), chosen_layers or source.layers
         return
     if texts is None or metric is None:
         raise MechrefusalError(
             "patching from a model needs texts and a metric; only a SourceActivations source has its own"
         )
     chosen = DEFAULT_SITES if sites is None else sites
-    parts = split_by_memory(source, texts, metric, chosen, wanted, memory)
+    parts = split_by_memory(source, texts, metric, chosen, chosen_layers, memory)
     require_same(
         architecture(source), dict(zip(texts, prompts.prompt_ids(source.tokenizer, texts), strict=True)), target
     )
     for part in parts:
-        taken = keep_activations(source, part, metric, sites=chosen, layers=wanted, memory=sys.maxsize)
+        taken = keep_activations(source, part, metric, sites=chosen, layers=chosen_layers, memory=sys.maxsize)
         yield taken, taken.sites, taken.layers
 
 

@@ -64,8 +64,8 @@ class SourceActivations:
     @property
     def n_bytes(self) -> int:
         """Memory of what was kept."""
-        kept = [*self.values.values(), *(self.writers or {}).values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        tensors = [*self.values.values(), *(self.writers or {}).values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @torch.no_grad()
@@ -106,14 +106,14 @@ def keep_activations(
             f"take {needed / 2**20:,.1f} MiB, more than the {memory / 2**20:,.1f} MiB allowed; give fewer prompts, "
             "sites or layers, or more memory"
         )
-    kept = {(layer, site): _room(source, site, len(tree)) for layer in chosen for site in stored(sites)}
+    values = {(layer, site): _room(source, site, len(tree)) for layer in chosen for site in stored(sites)}
     passes = ComponentPasses(source, ids, reader.runs, TemplateFrame((), 0), whole=True, sites=stored(sites))
     adding_up = _AddingUp(source, chosen if "result" in sites else [])
 
-    def keeping(one: ComponentBatch) -> list[Edit]:
-        places_in_pass = torch.cat(list(one.places))
-        places_kept = torch.cat([places[number] for number in one.numbers]).to(places_in_pass.device)
-        return [*((*at, _into(source, at, kept[at], places_in_pass, places_kept)) for at in kept), *adding_up.edits()]
+    def keeping(batch: ComponentBatch) -> list[Edit]:
+        places_in_pass = torch.cat(list(batch.places))
+        places_kept = torch.cat([places[number] for number in batch.numbers]).to(places_in_pass.device)
+        return [*(_into(source, *item, places_in_pass, places_kept) for item in values.items()), *adding_up.edits()]
 
     scores = torch.empty(len(ids))
     for numbers, logits in passes.logits(keeping):
@@ -122,7 +122,7 @@ def keep_activations(
             # A check needs two rows; what differs from one prompt is the same in another order.
             reader.check([part[:2] if len(part) > 1 else torch.cat([part, part.flip(-1)]) for part in read])
         scores[numbers] = reader.score(read).cpu()
-    _require_finite(kept)
+    _require_finite(values)
     writers = {layer: writer(source, layer).clone() for layer in chosen} if "result" in sites and adding_up.true else {}
     return SourceActivations(
         tuple(texts),
@@ -133,7 +133,7 @@ def keep_activations(
         getattr(source, "weights", ""),
         tuple(sites),
         tuple(chosen),
-        kept,
+        values,
         places,
         writers if adding_up.true else None,
     )
@@ -211,7 +211,8 @@ class _AddingUp:
 
     def edits(self) -> list[Edit]:
         """Watch every pass."""
-        return [edit for at in self._layers for edit in ((at, "z", self._see(at)), (at, "attn_out", self._compare(at)))]
+        see: list[Edit] = [(layer, "z", self._see(layer)) for layer in self._layers]
+        return see + [(layer, "attn_out", self._compare(layer)) for layer in self._layers]
 
     def _see(self, layer: int) -> Callable[[Tensor], Tensor]:
         def edit(z: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ def _texts(texts: Sequence[str]) -> list[str]:
 def _packed(ids: Sequence[Sequence[int]], reader: MetricReader) -> tuple[Tree, dict[Number, Tensor]]:
     numbers = [(prompt, run) for prompt in range(len(ids)) for run in range(len(reader.runs))]
     tree = Tree.of([Branch((*ids[prompt], *reader.runs[run]), ()) for prompt, run in numbers])
-    return tree, {one: torch.tensor(places) for one, places in zip(numbers, tree.places, strict=True)}
+    return tree, {number: torch.tensor(places) for number, places in zip(numbers, tree.places, strict=True)}
 
 
 def _bytes(model, n_tokens: int, sites: Sequence[CrossSite], n_layers: int) -> int:
@@ -258,16 +259,16 @@ def _room(model, site: Site, n_tokens: int) -> Tensor:
     return torch.empty((n_tokens, *width), device=model.cfg.device)
 
 
-def _into(model, at: Place, room: Tensor, source_places: Tensor, kept_places: Tensor) -> Callable[[Tensor], Tensor]:
+def _into(model, place: Place, room: Tensor, source_places: Tensor, kept_places: Tensor) -> Edit:
     def edit(activation: Tensor) -> Tensor:
-        room[kept_places] = flat(model, at[1], activation)[source_places].to(room)
+        room[kept_places] = flat(model, place[1], activation)[source_places].to(room)
         return activation
 
-    return edit
+    return (*place, edit)
 
 
-def _require_finite(kept: dict[Place, Tensor]) -> None:
-    for (layer, site), values in kept.items():
+def _require_finite(activations: dict[Place, Tensor]) -> None:
+    for (layer, site), values in activations.items():
         if not values.isfinite().all():
             raise MechrefusalError(
                 f"{site} of layer {layer} holds NaN or infinity; a weight of the source at or before it is not finite: "

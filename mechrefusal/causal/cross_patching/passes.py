@@ -37,7 +37,7 @@ class Patched:
         writes: list[Site] = ["attn_out"] if "result" in taken.sites else []
         sites = list(dict.fromkeys([*stored(taken.sites), *writes]))
         self.passes = ComponentPasses(target, taken.ids, self.reader.runs, frame, whole=whole, sites=sites)
-        self._places = {id(one): self._of(one) for one in self.passes.groups}
+        self._places = {id(batch): self._of(batch) for batch in self.passes.groups}
         self._rotations: dict[tuple[int, int, int], Tensor] = {}
         self.unpatched = self._scores(lambda _: (), first_layer=0)
 
@@ -45,8 +45,8 @@ class Patched:
     def change(self, *patches: Patch) -> Float[Tensor, " prompt"]:
         """How the score of every prompt changes under these patches together, nats."""
 
-        def edits(one: ComponentBatch) -> list[Edit]:
-            return [edit for patch in patches for edit in self._edits(patch, *self._places[id(one)])]
+        def edits(batch: ComponentBatch) -> list[Edit]:
+            return [edit for patch in patches for edit in self._edits(patch, *self._places[id(batch)])]
 
         return self._scores(edits, first_layer=min(patch.layer for patch in patches)) - self.unpatched
 
@@ -57,10 +57,10 @@ class Patched:
             scores[numbers] = self.reader.score(read).cpu()
         return scores
 
-    def _of(self, one: ComponentBatch) -> tuple[Tensor, Tensor]:
+    def _of(self, batch: ComponentBatch) -> tuple[Tensor, Tensor]:
         """Places of the patched tokens in a pass, and in what was taken."""
         target_places, source_places = [], []
-        for number, places in zip(one.numbers, one.places, strict=True):
+        for number, places in zip(batch.numbers, batch.places, strict=True):
             first = 0 if self.positions == "all" else len(self.taken.ids[number[0]]) - 1
             target_places.append(places[first - self.passes.start if first else 0 :])
             source_places.append(self.taken.places[number][first:])
@@ -71,13 +71,13 @@ class Patched:
             return self._result(patch, target_places, source_places)
         site, layer, head = patch.site, patch.layer, patch.head
         from_source = self._given(layer, site, source_places)
-        at = (target_places,) if head < 0 else (target_places, head)
+        index = (target_places,) if head < 0 else (target_places, head)
         from_source = from_source if head < 0 else from_source[:, head]
 
         def put(activation: Tensor) -> Tensor:
             edited = flat(self.model, site, activation).clone()
-            before, after = edited[at], from_source.to(edited)
-            edited[at] = after if patch.rotation is None else before + self._turned(patch, after - before)
+            before, after = edited[index], from_source.to(edited)
+            edited[index] = after if patch.rotation is None else before + self._turned(patch, after - before)
             return edited.reshape(activation.shape)
 
         return [(layer, site, put)]

@@ -99,16 +99,16 @@ class BothDirections(Observed):
     def observations(self) -> Observations:  # type: ignore[override]
         """Those of both directions, with axis `source` first."""
         return Observations.joined(
-            [one.observations for one in self.by_pair.values()], "source", [source for source, _ in self.by_pair]
+            [result.observations for result in self.by_pair.values()], "source", [source for source, _ in self.by_pair]
         )
 
     @property
     def table(self) -> pd.DataFrame:
         """Their tables one after another, with columns source and target (names) in front."""
         parts = []
-        for (source, target), one in self.by_pair.items():
-            named = one.table.assign(source=source, target=target)
-            parts.append(named[["source", "target", *one.table.columns]])
+        for (source, target), result in self.by_pair.items():
+            named = result.table.assign(source=source, target=target)
+            parts.append(named[["source", "target", *result.table.columns]])
         return pd.concat(parts, ignore_index=True)
 
 

@@ -191,7 +191,7 @@ def _curve(
                 random_effects.append(passes.effect(passes.under(_parts([everyone[i] for i in order[:size]]))))
                 progress.advance()
             refusal, cost, kl = (
-                np.array([one[name] for one in random_effects] or [np.nan]) for name in ("refusal", "harmless", "kl")
+                np.array([draw[name] for draw in random_effects] or [np.nan]) for name in ("refusal", "harmless", "kl")
             )
             layer, head = chosen[size - 1]
             rows.append(
@@ -199,7 +199,7 @@ def _curve(
                     "size": size,
                     "layer": layer,
                     "head": head,
-                    "heads": " ".join(f"{at}.{which}" for at, which in chosen[:size]),
+                    "heads": " ".join(f"{layer}.{head}" for layer, head in chosen[:size]),
                     "share": -effect["refusal"] / gap,
                     **effect,
                     "random_refusal": float(refusal.mean()),

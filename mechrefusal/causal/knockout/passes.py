@@ -112,9 +112,9 @@ class KnockOutPasses:
         for numbers, logits in self._logits(self.both, parts, draw):
             scores[numbers] = self.metric.of_runs(logits).cpu()
             rows = [row for row, p in enumerate(numbers) if p >= self.n_harmful]
-            at = [numbers[row] - self.n_harmful for row in rows]
+            harmless_rows = [numbers[row] - self.n_harmful for row in rows]
             if rows:
-                kl[at] = kl_of_probabilities(self._p[at], probabilities(logits[0][rows, 0])).cpu()
+                kl[harmless_rows] = kl_of_probabilities(self._p[harmless_rows], probabilities(logits[0][rows, 0])).cpu()
         return scores, kl
 
 

@@ -56,7 +56,7 @@ class Replacements:
         self.draws = draws if how == "resample" else 1
         # What stands in, a row a class of tokens (mean) or a token of the reference prompts (resample).
         self._rows: dict[tuple[int, Site], Tensor] = {}
-        self._at: dict[tuple[int, int], Tensor] = {}
+        self._rows_of: dict[tuple[int, int], Tensor] = {}
         if how != "zero":
             passes = ComponentPasses(
                 model, self._reference, runs, frame, whole=False, sites={site for _, site in places}
@@ -69,19 +69,19 @@ class Replacements:
         """What to do in each pass of `passes` to replace `components`."""
         chosen = by_place(components)
 
-        def of(one: ComponentBatch) -> list[Edit]:
-            places, index = self.index(one, passes, draw)
-            return [(*at, self._edit(at, indices, places, index)) for at, indices in chosen.items()]
+        def of(batch: ComponentBatch) -> list[Edit]:
+            places, index = self.index(batch, passes, draw)
+            return [(*place, self._edit(place, indices, places, index)) for place, indices in chosen.items()]
 
         return of
 
-    def index(self, one: ComponentBatch, passes: ComponentPasses, draw: int) -> tuple[Tensor, Tensor]:
+    def index(self, batch: ComponentBatch, passes: ComponentPasses, draw: int) -> tuple[Tensor, Tensor]:
         """Flat places of a pass that are replaced, and the row that stands in at each."""
-        places = torch.cat(one.places)
+        places = torch.cat(batch.places)
         if self.how == "zero":
             return places, torch.zeros_like(places)
         parts = []
-        for prompt, run in one.numbers:
+        for prompt, run in batch.numbers:
             ids = passes.ids[prompt]
             if self.how == "mean":
                 parts.append(self._classes(len(ids), run))
@@ -89,17 +89,17 @@ class Replacements:
                 parts.append(self._donated(ids, run, self._donor(ids, prompt, draw)))
         return places, torch.cat(parts).to(places.device)
 
-    def values(self, at: tuple[int, Site], index: Tensor) -> Tensor | float:
+    def values(self, place: tuple[int, Site], index: Tensor) -> Tensor | float:
         """What stands in at a layer and site for each row of `index`, [token, ...] as `flat` has it; zero if that."""
-        return 0.0 if self.how == "zero" else self._rows[at][index]
+        return 0.0 if self.how == "zero" else self._rows[place][index]
 
     def _edit(
-        self, at: tuple[int, Site], indices: Sequence[int], places: Tensor, index: Tensor
+        self, place: tuple[int, Site], indices: Sequence[int], places: Tensor, index: Tensor
     ) -> Callable[[Tensor], Tensor]:
         whole = list(indices) == [-1]
 
         def put(activation: Tensor) -> Tensor:
-            changed = flat(self._model, at[1], activation).clone()
+            changed = flat(self._model, place[1], activation).clone()
             which = torch.tensor(indices, device=changed.device)
             if self.how == "zero":
                 if whole:
@@ -107,9 +107,9 @@ class Replacements:
                 else:
                     changed[places[:, None], which] = 0
             elif whole:
-                changed[places] = self._rows[at][index].to(changed)
+                changed[places] = self._rows[place][index].to(changed)
             else:
-                changed[places[:, None], which] = self._rows[at][:, which][index].to(changed)
+                changed[places[:, None], which] = self._rows[place][:, which][index].to(changed)
             return changed.reshape(activation.shape)
 
         return put
@@ -117,30 +117,30 @@ class Replacements:
     def _take_means(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
         n_classes = 1 + self._frame.tail + sum(map(len, self._runs))
         counts = torch.zeros(n_classes, dtype=torch.float64)
-        for one, activations in passes.kept(places):
-            where = torch.cat(one.places)
-            parts = [self._classes(len(passes.ids[prompt]), run) for prompt, run in one.numbers]
+        for batch, activations in passes.activations(places):
+            where = torch.cat(batch.places)
+            parts = [self._classes(len(passes.ids[prompt]), run) for prompt, run in batch.numbers]
             classes = torch.cat(parts)
             counts += torch.bincount(classes, minlength=n_classes)
-            for at, activation in activations.items():
-                if at not in self._rows:
+            for place, activation in activations.items():
+                if place not in self._rows:
                     shape = (n_classes, *activation.shape[1:])
-                    self._rows[at] = torch.zeros(shape, dtype=torch.float64, device=activation.device)
-                self._rows[at].index_add_(0, classes.to(where.device), activation[where].double())
-        for at, sums in self._rows.items():
+                    self._rows[place] = torch.zeros(shape, dtype=torch.float64, device=activation.device)
+                self._rows[place].index_add_(0, classes.to(where.device), activation[where].double())
+        for place, sums in self._rows.items():
             n = counts.clamp(min=1).to(sums.device)
-            self._rows[at] = (sums / n.view(-1, *[1] * (sums.ndim - 1))).float()
+            self._rows[place] = (sums / n.view(-1, *[1] * (sums.ndim - 1))).float()
 
     def _take_all(self, passes: ComponentPasses, places: Sequence[tuple[int, Site]]) -> None:
-        rows: dict[tuple[int, Site], list[Tensor]] = {at: [] for at in places}
+        rows: dict[tuple[int, Site], list[Tensor]] = {place: [] for place in places}
         before = 0
-        for one, activations in passes.kept(places):
-            for number, where in zip(one.numbers, one.places, strict=True):
-                self._at[number] = before + where
-            for at, activation in activations.items():
-                rows[at].append(activation)
+        for batch, activations in passes.activations(places):
+            for number, where in zip(batch.numbers, batch.places, strict=True):
+                self._rows_of[number] = before + where
+            for place, activation in activations.items():
+                rows[place].append(activation)
             before += len(next(iter(activations.values())))
-        self._rows = {at: torch.cat(parts) for at, parts in rows.items()}
+        self._rows = {place: torch.cat(parts) for place, parts in rows.items()}
 
     def _classes(self, length: int, run: int) -> Tensor:
         """Class of each token after the head: 0 the instruction, then those of the tail, then those of the runs."""
@@ -151,7 +151,7 @@ class Replacements:
 
     def _donated(self, ids: tuple[int, ...], run: int, donor: int) -> Tensor:
         """Row of the reference that stands in at each token after the head."""
-        rows = self._at[donor, run]
+        rows = self._rows_of[donor, run]
         head = len(self._frame.head)
         shift = self._lengths[donor] - len(ids)
         tokens = torch.arange(head, len(ids) + len(self._runs[run]))

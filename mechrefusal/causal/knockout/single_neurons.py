@@ -69,10 +69,10 @@ def neurons(
         raise MechrefusalError("neurons are knocked out by 'mean' or 'zero'; 'resample' is for heads and MLPs")
     if top < 1:
         raise MechrefusalError(f"top is {top}: give the number of neurons to measure, at least 1")
-    wanted = wanted_layers(model, layers, "knock out in")
-    parts = [Component("neuron", layer) for layer in wanted]
+    chosen_layers = wanted_layers(model, layers, "knock out in")
+    parts = [Component("neuron", layer) for layer in chosen_layers]
     passes = KnockOutPasses(model, harmful, harmless, metric, how=how, parts=parts, reference=reference)
-    estimates = _estimates(model, passes, wanted)
+    estimates = _estimates(model, passes, chosen_layers)
     order = np.argsort(-np.abs(np.nan_to_num(estimates)), axis=None, kind="stable")
     chosen = [place for place in order if np.isfinite(estimates.flat[place])][:top]
     rows, changes = [], []
@@ -108,8 +108,8 @@ def _estimates(model, passes: KnockOutPasses, layers: Sequence[int]) -> Float[np
 
         return edit
 
-    def edits(one: ComponentBatch) -> list[Edit]:
-        opened.append(one)
+    def edits(batch: ComponentBatch) -> list[Edit]:
+        opened.append(batch)
         return [(layer, "mlp_post", watch(layer, len(opened) - 1)) for layer in layers]
 
     with torch.enable_grad():
@@ -139,5 +139,5 @@ def _once(places: Tensor) -> tuple[Tensor, Tensor]:
     """Each place once, and where it first stood."""
     listed = places.tolist()
     first = {place: row for row, place in reversed(list(enumerate(listed)))}
-    kept = sorted(first)
-    return places.new_tensor(kept), places.new_tensor([first[place] for place in kept])
+    distinct = sorted(first)
+    return places.new_tensor(distinct), places.new_tensor([first[place] for place in distinct])

@@ -175,8 +175,8 @@ def _patch(
     memory: int | None,
 ) -> Patching:
     require_mode(mode)
-    wanted = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
-    require_layers(model, wanted)
+    chosen_layers = sorted(set(range(model.cfg.n_layers) if layers is None else layers))
+    require_layers(model, chosen_layers)
     require_site(model, site)
     reader, budget = MetricReader.of(metric), require_memory(memory)
     usable, left_out = usable_pairs(model, pairs)
@@ -184,7 +184,7 @@ def _patch(
     clean, corrupted = [], []
     for number, pair in enumerate(track(list(usable), f"patching {site}")):
         run, tokens = oriented(model, pair, reader, mode)
-        patches = run.patches(model, site, wanted, by_position=by_position)
+        patches = run.patches(model, site, chosen_layers, by_position=by_position)
         ready = runner_of(model).patching(run, site, memory=budget)
         source, target = unpatched_scores(ready, reader, check=number == 0)
         clean.append(source if mode == "denoising" else target)

@@ -94,8 +94,8 @@ def rows_of(patches: Sequence[Patch], raw: Sequence[float], tokens: Sequence[str
     """
     rows = []
     for patch, value in zip(patches, raw, strict=True):
-        at, head = patch.position, -1 if patch.head is None else patch.head
-        position, token = (None, "all") if at is None else (at - len(tokens), tokens[at])
+        place, head = patch.position, -1 if patch.head is None else patch.head
+        position, token = (None, "all") if place is None else (place - len(tokens), tokens[place])
         rows.append({"layer": patch.layer, "head": head, "position": position, "token": token, "raw": value})
     # Before the first difference both runs are the same: exactly zero, and part of the mean over pairs.
     by_position = any(patch.position is not None for patch in patches)

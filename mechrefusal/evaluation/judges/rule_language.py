@@ -71,10 +71,10 @@ def texts_of(value: Any) -> Sequence[str]:
 
 
 def meaning(expression: str, names: Mapping[str, Meaning], where: str) -> Meaning:
-    """What an expression says.
+    """The function that an expression stands for: what it finds at a place and in a text.
 
     Raises:
-        MechrefusalError: it is no expression, holds a name that is not known, or a form that the language has not.
+        MechrefusalError: it is no expression, holds a name that is not known, or an unknown form.
     """
     try:
         return _meaning(ast.parse(expression.strip(), mode="eval").body, names)
@@ -101,8 +101,8 @@ def _meaning(node: ast.expr, names: Mapping[str, Meaning]) -> Meaning:
                 (value for each in texts_of(among(place, text)) if (value := condition_on(place, each))), None
             )
         case ast.Compare(left=left, ops=[sign], comparators=[right]) | ast.BinOp(left=left, op=sign, right=right):
-            one, combine, other = _meaning(left, names), _OPERATORS[type(sign)], _meaning(right, names)
-            return lambda place, text: combine(one(place, text), other(place, text))
+            first, combine, second = _meaning(left, names), _OPERATORS[type(sign)], _meaning(right, names)
+            return lambda place, text: combine(first(place, text), second(place, text))
         case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper)):
             whole, part = _meaning(value, names), slice(*(each and ast.literal_eval(each) for each in (lower, upper)))
             return lambda place, text: whole(place, text)[part]
@@ -241,10 +241,10 @@ def rules(path: Path, names: Mapping[str, Meaning]) -> Iterator[Rule]:
 
 
 def _label(written: re.Match[str], names: Mapping[str, Meaning], where: str) -> Meaning:
-    one, other = written["label"], written["else"]
-    if unknown := {one, other or one} - {*LABELS, NEXT, NOTHING}:
+    label, otherwise = written["label"], written["else"]
+    if unknown := {label, otherwise or label} - {*LABELS, NEXT, NOTHING}:
         raise MechrefusalError(f"{where}: '{min(unknown)}' is no label; give one of {', '.join(LABELS)}, next, nothing")
-    if other is None:
-        return lambda place, text: one
+    if otherwise is None:
+        return lambda place, text: label
     condition = meaning(written["if"], names, where)
-    return lambda place, text: one if condition(place, text) else other
+    return lambda place, text: label if condition(place, text) else otherwise

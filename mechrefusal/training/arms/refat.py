@@ -37,6 +37,7 @@ def _trainer(setup: "TrainerSetup"):
     from mechrefusal.training.class_means import ClassMeans, last_layers
     from mechrefusal.training.data import toward_row
     from mechrefusal.training.losses import Term, cross_entropy
+    from mechrefusal.training.measured import Measured
     from mechrefusal.training.under import Under
 
     own, refusal = setup.arm_settings, setup.settings.refusal
