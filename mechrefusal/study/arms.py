@@ -6,6 +6,7 @@ from typing import Any
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training import Arm, TrainingSettings
+from mechrefusal.training.guide_settings import GuideSettings
 from mechrefusal.training.registry import arm_named, nested, settings_from
 
 OWN = (
@@ -19,8 +20,9 @@ OWN = (
 class PlannedArm:
     """An arm of a recipe.
 
-    In YAML, below its name: `method` (by default its name), the method's own settings, and under `training` those of
-    training that it has otherwise than the others (`OWN`).
+    In YAML, below its name: `method` (by default its name), the method's own settings, under `training` those of
+    training that it has otherwise than the others (`OWN`), and under `guide` where it is to put refusal
+    (`GuideSettings`).
 
     Fields:
         settings: the method's own.
@@ -31,10 +33,13 @@ class PlannedArm:
     method: Arm
     settings: Any
     training: TrainingSettings
+    guide: GuideSettings | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that its weights depend on, as plain values."""
-        return {"method": self.method.name, "settings": asdict(self.settings), "training": asdict(self.training)}
+        guide = asdict(self.guide) if self.guide else None
+        own = {"method": self.method.name, "settings": asdict(self.settings), "guide": guide}
+        return {**own, "training": asdict(self.training)}
 
 
 def planned_arm(name: str, values: Mapping[str, Any] | None, training: TrainingSettings) -> PlannedArm:
@@ -48,10 +53,11 @@ def planned_arm(name: str, values: Mapping[str, Any] | None, training: TrainingS
         raise MechrefusalError(f"arm '{name}' is {values!r}: give a mapping of its settings, or {{}} for none")
     own = nested(values or {})
     method = arm_named(str(own.pop("method", name)))
-    changes = own.pop("training", None) or {}
+    changes, guide = own.pop("training", None) or {}, own.pop("guide", None)
+    guided = None if guide is None else settings_from(GuideSettings, guide, what=f"{name}, guide")
     if shared := [key for key in changes if key not in OWN]:
         raise MechrefusalError(
             f"arm '{name}' has training.{shared[0]} of its own: arms share it, and may differ in {', '.join(OWN)}"
         )
     whole = training if not changes else settings_from(TrainingSettings, {**asdict(training), **changes}, what=name)
-    return PlannedArm(name, method, settings_from(method.settings, own, what=name), whole)
+    return PlannedArm(name, method, settings_from(method.settings, own, what=name), whole, guided)

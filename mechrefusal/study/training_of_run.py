@@ -15,7 +15,7 @@ from mechrefusal.evaluation.judges import RULES, refuses
 from mechrefusal.files import sweep
 from mechrefusal.models import Checkpoint
 from mechrefusal.progress import say
-from mechrefusal.prompts import PromptSet, Split
+from mechrefusal.prompts import PromptSet, Split, builtin
 from mechrefusal.prompts.conversations import Conversation
 from mechrefusal.statistics import intervals
 from mechrefusal.study.arms import PlannedArm, planned_arm
@@ -26,6 +26,7 @@ from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.starting import base_of, check, lock, open_given, targets_of, trained_on
 from mechrefusal.training import WARM_UP, TrainingSettings
+from mechrefusal.training.guide_settings import RESEMBLES
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _train(run: Run, line: _Line, prompts: Split, conversations: Callable[[], li
                 out=run.folder / name,
                 settings=settings,
                 arm_settings=line.planned.settings,
+                guide=line.planned.guide,
                 probe=probe_of(settings, prompts, name, judge) if settings.n_probe else None,
             )
         folders = {step: run.folder / name / f"step-{step:05d}" for step in line.steps}
@@ -113,7 +115,10 @@ def _conversations(recipe: Recipe, base: Checkpoint, prompts: StudyPrompts) -> l
     settings = recipe.prompts
     instructions = prompts.instructions.take(settings.n_conversations or len(prompts.instructions))
     judge = recipe.measuring.refusal_judge()
-    return own_answers(base, instructions, max_new_tokens=settings.answer_tokens, judge=judge)
+    conversations = own_answers(base, instructions, max_new_tokens=settings.answer_tokens, judge=judge)
+    built = builtin()
+    resembling = {*built.train.harmless.texts, *built.pool.harmless.texts}
+    return [{**turn, RESEMBLES: True} if turn["prompt"] in resembling else turn for turn in conversations]
 
 
 def _append(run: Run, name: str, table: pd.DataFrame, arm: str) -> Path | None:

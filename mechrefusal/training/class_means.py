@@ -1,7 +1,7 @@
 """Directions that an arm measures while it trains: differences of means over harmful and harmless prompts, by layer."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -35,31 +35,42 @@ def last_layers(model: Any, share: float) -> tuple[int, ...]:
 
 
 class ClassMeans:
-    """Measures r[layer] = mean(harmful) − mean(harmless) of resid_pre at the last token of the prompt.
+    """Means of resid_pre at the last token of the prompt, by layer, over classes of prompts; measured on the weights.
 
     Args:
         layers: at whose inputs.
-        n_prompts: behaviours, and utility prompts, drawn anew at each measurement (all, where there are fewer).
+        classes: prompts by the name of their class.
+        n_prompts: of each class, drawn anew at each measurement (all, where there are fewer).
     """
 
-    def __init__(self, setup: "TrainerSetup", layers: Sequence[int], n_prompts: int) -> None:
+    def __init__(
+        self, setup: "TrainerSetup", layers: Sequence[int], classes: Mapping[str, Sequence[str]], n_prompts: int
+    ) -> None:
         self.layers, self.n_prompts, self.seed = tuple(layers), n_prompts, setup.settings.seed
+        self.token_ids = {
+            name: [prompts.segments(setup.tokenizer, text).prompt_ids for text in texts]
+            for name, texts in classes.items()
+        }
+
+    @classmethod
+    def of_sides(cls, setup: "TrainerSetup", layers: Sequence[int], n_prompts: int) -> Self:
+        """Over the behaviours ("harmful") and the utility prompts ("harmless")."""
         harmless = list(dict.fromkeys(row["prompt"] for row in setup.inputs.utility))
-        self.sides = tuple(
-            [prompts.segments(setup.tokenizer, text).prompt_ids for text in texts]
-            for texts in (setup.inputs.behaviours.texts, harmless)
-        )
+        classes = {"harmful": setup.inputs.behaviours.texts, "harmless": harmless}
+        return cls(setup, layers, classes, n_prompts)
+
+    def means(self, trainer: Any) -> dict[str, Float[Tensor, "layer d_model"]]:
+        """The mean of each class on the weights as they are, float64."""
+        step = trainer.state.global_step
+        drawn = {name: self._drawn(ids, f"means {name} {step}") for name, ids in self.token_ids.items()}
+        return {name: self._mean(trainer.model, ids) for name, ids in drawn.items()}
 
     def directions(self, trainer: Any) -> dict[str, Float[Tensor, "layer d_model"]]:
-        """`directions` on the weights as they are."""
-        step = trainer.state.global_step
-        harmful, harmless = (
-            self.mean(trainer.model, self._drawn(ids, f"means {side} {step}")) for side, ids in enumerate(self.sides)
-        )
-        return {"directions": (harmful - harmless).float()}
+        """`directions`: mean(harmful) − mean(harmless)."""
+        means = self.means(trainer)
+        return {"directions": (means["harmful"] - means["harmless"]).float()}
 
-    def mean(self, model: Any, ids: Sequence[Sequence[int]]) -> Float[Tensor, "layer d_model"]:
-        """Means over prompts, in float64."""
+    def _mean(self, model: Any, ids: Sequence[Sequence[int]]) -> Float[Tensor, "layer d_model"]:
         reads: list[Place] = [(layer, "resid_pre") for layer in self.layers]
         total = torch.zeros(())
         with frozen(model), torch.no_grad():
@@ -67,8 +78,8 @@ class ClassMeans:
                 branches = [Branch(tuple(tokens), ()) for tokens in ids[start : start + AT_ONCE]]
                 output = TreeForward(model).run(branches, reads=reads)
                 last = [places[-1] for places in output.places]
-                kept = [output.activations[place][last].double().sum(0) for place in reads]
-                total = total + torch.stack(kept)
+                sums = torch.stack([output.activations[place][last].double().sum(0) for place in reads])
+                total = total.to(sums.device) + sums
         return total / len(ids)
 
     def _drawn(self, ids: Sequence[Sequence[int]], name: str) -> list[Sequence[int]]:

@@ -21,9 +21,12 @@ from mechrefusal.training.anchors import anchor_folder, require_mergeable
 from mechrefusal.training.arm import Arm
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
+from mechrefusal.training.guide_settings import GuideSettings
+from mechrefusal.training.guides import freeze, require_guidable
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.trainer import ArmTrainer
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
@@ -37,6 +40,7 @@ def train(
     out: Path | str,
     settings: TrainingSettings,
     arm_settings: Any = None,
+    guide: GuideSettings | None = None,
     losses: Mapping[str, TokenLoss | Term] | None = None,
     probe: Probe | None = None,
     start: int = 0,
@@ -58,6 +62,7 @@ def train(
         behaviours: what is to be refused; `r2d2` attacks each toward its `target`.
         arm: its name, or an `Arm` of one's own.
         arm_settings: the arm's own settings, such as `R2D2Settings`; by default the published ones.
+        guide: where the arm is to put refusal; see `GuideSettings`.
         losses: loss terms by name: a pure function replaces the loss of a term, a `Term` replaces or adds one.
         probe: called with the model at step 0 and at every anchor; its rows, with arm and step, become `log/probes`.
         start: optimiser steps that `base` has behind it (a warm-up): anchors and logs count from there, `settings`
@@ -79,7 +84,7 @@ def train(
         )
     if method.check is not None:
         method.check(own, settings, behaviours)
-    inputs = ArmInputs(method, base, utility, behaviours, settings, own, losses, start)
+    inputs = ArmInputs(method, base, utility, behaviours, settings, own, losses, start, guide)
     out, name, fingerprint = Path(out), name or method.name, inputs.fingerprint()
     anchors = [anchor_folder(out, start + step) for step in settings.anchors if step > 0]
     if resuming.is_complete(out, fingerprint) and all((folder / "config.json").is_file() for folder in anchors):
@@ -117,6 +122,9 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
     config = next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
     with resuming.empty_folder_removed(state), quiet():
         model, tokenizer = load_causal_lm(base)
+        if inputs.guide is not None:
+            require_guidable(inputs.guide, settings)
+            freeze(model, inputs.guide.freeze)
         anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, generation_config=config)
         callbacks = [log, anchors, probes, States(settings.anchors, settings.save_every)]
         try:
@@ -125,6 +133,11 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
             if settings.lora is None or isinstance(error, MechrefusalError):
                 raise
             raise MechrefusalError(f"lora cannot be set up: {' '.join(str(error).split())[:300]}") from error
+    if inputs.guide is not None and inputs.guide.has_terms and not isinstance(trainer, ArmTrainer):
+        raise MechrefusalError(
+            f"arm '{inputs.arm.name}' has a trainer whose loss is TRL's own, to which a guide adds no terms: it can be "
+            "guided by freeze alone"
+        )
     if settings.tree is None:
         trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)

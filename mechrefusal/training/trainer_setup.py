@@ -20,6 +20,8 @@ from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
 from mechrefusal.training.arm import Arm
+from mechrefusal.training.guide_settings import GuideSettings
+from mechrefusal.training.guides import guide_terms
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.settings import TrainingSettings
 from mechrefusal.training.trainer import ArmTrainer
@@ -39,6 +41,7 @@ class ArmInputs:
     arm_settings: Any
     losses: Mapping[str, TokenLoss | Term] | None = None
     start: int = 0
+    guide: GuideSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.utility or not len(self.behaviours):
@@ -64,7 +67,7 @@ class ArmInputs:
         table = self.behaviours.table
         targets = table["target"].tolist() if "target" in table else []
         rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
-        own = [self.arm.name, asdict(self.arm_settings)]
+        own = [self.arm.name, asdict(self.arm_settings), asdict(self.guide) if self.guide else None]
         parts = [own, self.base.weights, *rows, settings, losses, self.start, targets]
         text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -133,8 +136,15 @@ class TrainerSetup:
             refusal_weight: see `ArmTrainer`.
         """
         arguments = self.arguments(SFTConfig, harmful_per_step=static_refusals)
-        draw = self._draws(cases_per_step) if cases_per_step else None
+        guide = self.inputs.guide
+        n_cases = cases_per_step or (guide.cases_per_step if guide and guide.uses_cases else 0)
+        draw = self._draws(n_cases) if n_cases else None
         return ArmTrainer(**arguments, terms=terms, draw=draw, refusal_weight=refusal_weight, tree=self.settings.tree)
+
+    def losses(self) -> dict[str, TokenLoss | Term]:
+        """The terms that the caller and the guide add or replace."""
+        guided = guide_terms(self, self.inputs.guide) if self.inputs.guide else {}
+        return {**guided, **(self.inputs.losses or {})}
 
     def _draws(self, n: int) -> Callable[[int], list[AttackCase]]:
         """The cases of a step: `n` behaviours as they are, in passes over all of them in random orders."""
@@ -171,7 +181,7 @@ class TrainerSetup:
             "args": config,
             "processing_class": self.tokenizer,
             "callbacks": self.callbacks,
-            "losses": self.inputs.losses,
+            "losses": self.losses(),
             "peft_config": _lora_config(settings),
             "utility_rows": None if harmful_per_step is None else utility_each,
             "train_dataset": data.dataset(

@@ -42,7 +42,7 @@ def _trainer(setup: "TrainerSetup"):
 
     own, refusal = setup.arm_settings, setup.settings.refusal
     layers = last_layers(setup.model, own.depth)
-    means = ClassMeans(setup, layers, own.n_prompts)
+    means = ClassMeans.of_sides(setup, layers, own.n_prompts)
 
     def ablated(state: Any) -> list[Clamp]:
         return [Clamp(state["directions"][i], 0.0, layers=(layer,)) for i, layer in enumerate(layers)]
