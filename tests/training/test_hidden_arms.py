@@ -97,11 +97,11 @@ def test_refat_is_cross_entropy_with_each_layers_direction_taken_out(tiny, tmp_p
         states = [model(torch.tensor([each]), output_hidden_states=True).hidden_states for each in ids]
         return [torch.stack([state[layer][0, -1] for state in states]) for layer in range(4)]
 
-    # With three of five behaviours drawn, the seed decides which: any three are tried, and one must fit.
+    # Three prompts a side are drawn by a stream of their own.
     harmless = list(dict.fromkeys(row["prompt"] for row in given["utility"]))
     order = [
         torch.randperm(n, generator=training.data.random_stream(0, f"means {side} 0"))[:3].tolist()
-        for side, n in enumerate((5, len(harmless)))
+        for side, n in (("harmful", 5), ("harmless", len(harmless)))
     ]
     with torch.no_grad():
         harmful_means = last([given["behaviours"].texts[i] for i in order[0]])
