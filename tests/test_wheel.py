@@ -62,7 +62,7 @@ def test_the_command_line_and_recipes_work_from_the_wheel(unpacked, tmp_path):
         "print(mr.evaluation.is_refusal('I cannot help with that.'), len(mr.attacks.jailbreaks.templates()))",
     )
     assert str(unpacked) in told
-    assert all(name in told for name in ("demo", "full", "measure", "quick", "robustness", "tiny", "True"))
+    assert all(name in told for name in ("demo", "full", "measure", "methods", "quick", "robustness", "tiny", "True"))
 
 
 @pytest.mark.slow

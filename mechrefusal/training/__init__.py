@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from mechrefusal.lazy import on_first_use
 from mechrefusal.training.arm import Arm
+from mechrefusal.training.guide_settings import GuideSettings
 from mechrefusal.training.registry import ARMS, register
 from mechrefusal.training.settings import WARM_UP, LoraSettings, TrainingSettings
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mechrefusal.training.callbacks import Probe
     from mechrefusal.training.fine_tuning import read_log, train
     from mechrefusal.training.losses import Hidden, Reads, Term
+    from mechrefusal.training.measured import Measured
     from mechrefusal.training.pool import CasePool
     from mechrefusal.training.r2d2_trainer import R2D2Config, R2D2Trainer
     from mechrefusal.training.trainer import ArmTrainer
@@ -25,8 +27,10 @@ __all__ = [
     "Arm",
     "ArmTrainer",
     "CasePool",
+    "GuideSettings",
     "Hidden",
     "LoraSettings",
+    "Measured",
     "Probe",
     "R2D2Config",
     "R2D2Settings",
@@ -50,6 +54,7 @@ __getattr__ = on_first_use(
         "CasePool": "pool",
         "Probe": "callbacks",
         "Hidden": "losses",
+        "Measured": "measured",
         "R2D2Config": "r2d2_trainer",
         "R2D2Settings": "arms.r2d2",
         "R2D2Trainer": "r2d2_trainer",

@@ -52,7 +52,7 @@ def test_several_seeds(run):
     assert table["of"].str.startswith(f"{run.folder.name}: ").sum() == len(table) - len(seeds)
 
 
-@pytest.mark.parametrize("recipe", ["demo", "full", "robustness", "tiny"])
+@pytest.mark.parametrize("recipe", ["demo", "full", "methods", "robustness", "tiny"])
 def test_a_recipe_is_planned_on_assumptions_that_are_named(recipe):
     table = study.power(recipe, layers=6)
     assert table["reason"].str.startswith("assumed: ").all()

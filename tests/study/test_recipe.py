@@ -72,7 +72,7 @@ def test_screening_is_chosen_by_name():
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
     with pytest.raises(
         MechrefusalError,
-        match="unknown recipe 'nope': give a YAML file or one of demo, full, measure, quick, robustness, tiny",
+        match="unknown recipe 'nope': give a YAML file or one of demo, full, measure, methods, quick, robustness, tiny",
     ):
         recipe_path("nope")
     broken = tmp_path / "broken.yaml"
