@@ -182,25 +182,70 @@ function attentionPart(patterns, head) {
         "Its attention was not kept: only that of the strongest heads of a checkpoint is.",
       ),
     );
-  const area = element("div", { class: "paper attention" });
-  const show = (/** @type {number} */ place) => drawAttention(area, patterns[place]);
-  const options = patterns.map(
-    ({ set, prompt_id: id }, place) => /** @type {[string, string]} */ ([String(place), `${set} prompt ${id}`.trim()]),
+  const area = element("div", { class: "attentions" });
+  const groups = sideBySide(patterns);
+  const show = (/** @type {number} */ place) => {
+    const max = Math.max(...groups[place].map((attention) => attention.max));
+    area.replaceChildren(
+      ...groups[place].map((attention) => {
+        const paper = element("div", { class: "paper attention" });
+        drawAttention(paper, { ...attention, max });
+        return element("figure", {}, element("figcaption", {}, promptName(attention)), paper);
+      }),
+    );
+  };
+  const options = groups.map(
+    (group, place) => /** @type {[string, string]} */ ([String(place), group.map(promptName).join(" and ")]),
   );
-  const chosen = choice("on", options, "0", (place) => show(Number(place)));
   show(0);
   return element(
     "section",
     {},
     heading,
-    chosen.label,
+    groups.length > 1 ? choice("on", options, "0", (place) => show(Number(place))).label : null,
     area,
+    onlyOf(patterns),
     element(
       "p",
       { class: "detail" },
       `Row: the token that ${headName(head)} writes at. Column: the token that it reads from. Colour is full at the largest weight off the first token.`,
     ),
   );
+}
+
+const SIDES = ["harmful", "harmless"];
+
+/** @param {Attention} attention */
+function promptName({ set, prompt_id: id }) {
+  return `${set} prompt ${id}`.trim();
+}
+
+/**
+ * Patterns that are shown together: both prompts of a pair, or where no pair is whole a harmful and a harmless prompt.
+ * @param {Attention[]} patterns
+ * @returns {Attention[][]}
+ */
+function sideBySide(patterns) {
+  const inOrder = [...patterns].sort((a, b) => SIDES.indexOf(a.set) - SIDES.indexOf(b.set));
+  const pairs = [...new Set(patterns.map(({ prompt_id: id }) => id))].map((id) =>
+    inOrder.filter(({ prompt_id: other }) => other === id),
+  );
+  if (pairs.some((pair) => pair.length > 1)) return pairs;
+  const [harmful, harmless] = SIDES.map((side) => patterns.filter(({ set }) => set === side));
+  if (!harmful.length || !harmless.length) return pairs;
+  const rest = patterns.filter(({ set }) => !SIDES.includes(set)).map((attention) => [attention]);
+  const many = Math.max(harmful.length, harmless.length);
+  return [...Array(many).keys()].map((at) => [harmful[at], harmless[at]].filter(Boolean)).concat(rest);
+}
+
+/** Which prompts the tables lack, where they hold one side only. @param {Attention[]} patterns */
+function onlyOf(patterns) {
+  const [has, lacks] = [true, false].map((is) => SIDES.find((side) => patterns.some(({ set }) => set === side) === is));
+  if (!lacks) return null;
+  const words = has
+    ? `The tables hold its attention on ${has} prompts only: that on ${lacks} prompts was not kept.`
+    : "The tables do not say whether this prompt is harmful or harmless.";
+  return element("p", { class: "reason" }, words);
 }
 
 /** @param {HTMLElement} area @param {Attention} attention */
