@@ -122,13 +122,11 @@ def _directions(run: MeasuredRun, a: tuple, b: tuple) -> list[list[Cell]]:
     mean = table.groupby(["measure", "arm_a", "step_a", "arm_b", "step_b"])["layer"].transform("size") == 1
     rows = []
     for row, _ in _of_pair(table[mean | (table["layer"] < 0)], a, b):
-        value = f"{wording.number(row['value'], 3)}{wording.interval(row, '', 3)}"
+        change = Cell(wording.number(row["value"], 3), wording.interval(row, "", 3).strip(), is_number=True)
         note = wording.readable(row["reason"]) or (
             f"noise alone gives {wording.number(row['floor'], 3)}, random directions {wording.number(row['random'], 3)}"
         )
-        rows.append(
-            [Cell(wording.readable(row["measure"])), Cell(""), Cell(""), Cell(value, is_number=True), Cell(note)]
-        )
+        rows.append([Cell(wording.readable(row["measure"])), Cell(""), Cell(""), change, Cell(note)])
     return rows
 
 
