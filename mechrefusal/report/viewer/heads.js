@@ -65,11 +65,7 @@ function closeHead() {
 function cardParts(data, head, at) {
   const close = button("×", closeHead, { class: "close", "aria-label": "Close this card" });
   const title = element("h2", { id: "head-name" }, headName(head));
-  if (!data)
-    return [
-      element("header", {}, title, close),
-      element("p", { class: "reason" }, "This report holds no measurements of heads."),
-    ];
+  if (!data) return [element("header", {}, title, close), reason("This report holds no measurements of heads.")];
   const [layer, number_] = head.split(".").map(Number);
   const place = layer * data.n_heads + number_;
   const checkpoints = choice(
@@ -133,20 +129,23 @@ function valuesTable(data, place, at) {
   return element("div", {}, element("table", { class: "values" }, element("tbody", {}, ...rows)), legend);
 }
 
+/** Why something is not there. @param {string} words */
+function reason(words) {
+  return element("p", { class: "reason" }, words);
+}
+
+/** A part of the card. @param {string} heading @param {(Node | null)[]} inside */
+function cardPart(heading, ...inside) {
+  return element("section", {}, element("h3", {}, heading), ...inside);
+}
+
 /** Tokens that it takes refusal from. @param {[string, number][]} tokens */
 function sourceTokens(tokens) {
-  const heading = element("h3", {}, "Where it takes refusal from");
+  const heading = "Where it takes refusal from";
   if (!tokens.length)
-    return element(
-      "section",
-      {},
-      heading,
-      element("p", { class: "reason" }, "Not traced to tokens: only the strongest heads of a checkpoint are."),
-    );
+    return cardPart(heading, reason("Not traced to tokens: only the strongest heads of a checkpoint are."));
   const most = Math.max(...tokens.map(([, share]) => Math.abs(share))) || 1;
-  return element(
-    "section",
-    {},
+  return cardPart(
     heading,
     element(
       "ul",
@@ -170,17 +169,11 @@ function sourceTokens(tokens) {
 
 /** Attention on harmful and harmless prompts; circuitsvis is loaded here, when it is first needed. @param {Attention[]} patterns @param {string} head */
 function attentionPart(patterns, head) {
-  const heading = element("h3", {}, "Where it looks");
+  const heading = "Where it looks";
   if (!patterns.length)
-    return element(
-      "section",
-      {},
+    return cardPart(
       heading,
-      element(
-        "p",
-        { class: "reason" },
-        "Its attention was not kept: only that of the strongest heads of a checkpoint is.",
-      ),
+      reason("Its attention was not kept: only that of the strongest heads of a checkpoint is."),
     );
   const area = element("div", { class: "attentions" });
   const groups = sideBySide(patterns);
@@ -198,9 +191,7 @@ function attentionPart(patterns, head) {
     (group, place) => /** @type {[string, string]} */ ([String(place), group.map(promptName).join(" and ")]),
   );
   show(0);
-  return element(
-    "section",
-    {},
+  return cardPart(
     heading,
     groups.length > 1 ? choice("on", options, "0", (place) => show(Number(place))).label : null,
     area,
@@ -230,11 +221,10 @@ function sideBySide(patterns) {
   const pairs = [...new Set(patterns.map(({ prompt_id: id }) => id))].map((id) =>
     inOrder.filter(({ prompt_id: other }) => other === id),
   );
-  if (pairs.some((pair) => pair.length > 1)) return pairs;
   const [harmful, harmless] = SIDES.map((side) => patterns.filter(({ set }) => set === side));
-  if (!harmful.length || !harmless.length) return pairs;
-  const rest = patterns.filter(({ set }) => !SIDES.includes(set)).map((attention) => [attention]);
+  if (pairs.some(({ length }) => length > 1) || !harmful.length || !harmless.length) return pairs;
   const many = Math.max(harmful.length, harmless.length);
+  const rest = patterns.filter(({ set }) => !SIDES.includes(set)).map((attention) => [attention]);
   return [...Array(many).keys()].map((at) => [harmful[at], harmless[at]].filter(Boolean)).concat(rest);
 }
 
@@ -245,7 +235,7 @@ function onlyOf(patterns) {
   const words = has
     ? `The tables hold its attention on ${has} prompts only: that on ${lacks} prompts was not kept.`
     : "The tables do not say whether this prompt is harmful or harmless.";
-  return element("p", { class: "reason" }, words);
+  return reason(words);
 }
 
 /** @param {HTMLElement} area @param {Attention} attention */
