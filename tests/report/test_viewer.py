@@ -200,7 +200,8 @@ def test_harmful_and_harmless_attention_stand_side_by_side(visit):
     with visit("index", f"#head=3.2&at={LAST}", width=1400) as page:
         until(page, PAINTED)
         assert page.locator(captions).all_inner_texts() == ["harmful prompt pair-0", "harmless prompt pair-1"]
-        left, right = (page.locator("#head-card .attentions figure").nth(place).bounding_box() for place in (0, 1))
+        boxes = "[...document.querySelectorAll('.attentions figure')].map(f => f.getBoundingClientRect().toJSON())"
+        left, right = page.evaluate(boxes)  # at once: the card slides in
         assert left["y"] == right["y"]
         assert left["x"] + left["width"] <= right["x"]
         assert page.locator("#head-card .reason").count() == 0
