@@ -118,11 +118,11 @@ def certainty(checkpoint: MeasuredCheckpoint) -> list[str]:
 def beside(checkpoint: MeasuredCheckpoint) -> list[str]:
     """What the carrier was ablated to and what zero does, where zero lies, what answers show."""
     table = checkpoint.tables["carrier"]
-    found = zero(table)
-    said = [beside_zero(table.iloc[0].to_dict(), found)] if len(table) else []
-    said += [distance(found.distance, of=found.of)] if found else []
+    scores = zero(table)
+    sentences = [beside_zero(table.iloc[0].to_dict(), scores)] if len(table) else []
+    sentences += [distance(scores.distance, of=scores.of)] if scores else []
     shown = effects(checkpoint.tables["rates"])
-    return said + [effect_words(one, judged=len(shown) > 1) for one in shown]
+    return sentences + [effect_words(one, judged=len(shown) > 1) for one in shown]
 
 
 def ablated_to(table: pd.DataFrame) -> str:
@@ -149,22 +149,22 @@ def zero(table: pd.DataFrame) -> Zero | None:
     )
 
 
-def beside_zero(row: dict[str, Any], found: Zero | None) -> str:
+def beside_zero(row: dict[str, Any], at_zero: Zero | None) -> str:
     """One or two sentences: what the scores were ablated to, and the same candidate's scores under zero."""
-    said = {
+    lead = {
         "harmless": "Ablated to the mean of harmless prompts, induced to that of harmful ones (affine concept "
         "editing).",
         "zero": "Ablated to zero, and added, as Arditi et al. publish.",
     }[row["ablated_to"]]
-    if row["ablated_to"] == "zero" or found is None or not found.scored:
-        return said
-    known = (("bypass", found.bypass, 2), ("induce", found.induce, 2), ("kl", found.kl, 3))
+    if row["ablated_to"] == "zero" or at_zero is None or not at_zero.scored:
+        return lead
+    known = (("bypass", at_zero.bypass, 2), ("induce", at_zero.induce, 2), ("kl", at_zero.kl, 3))
     scores = ", ".join(f"{name} {wording.number(value, digits)}" for name, value, digits in known)
-    would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[found.admissible]
-    n, of = found.n_admissible, wording.whole(row["n_candidates"])
+    would = {None: "", True: "; it would be admissible", False: "; it would not be admissible"}[at_zero.admissible]
+    n, of = at_zero.n_admissible, wording.whole(row["n_candidates"])
     counted = "" if n is None else f"; {wording.whole(n)} of {of} candidates would"
-    whose = "it" if found.of == CARRIER else f"the {found.of}"
-    return f"{said} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
+    whose = "it" if at_zero.of == CARRIER else f"the {at_zero.of}"
+    return f"{lead} Ablated to zero instead, and added, as Arditi et al. publish, {whose} has {scores}{would}{counted}."
 
 
 def distance(value: float, *, of: str = "carrier") -> str:
@@ -200,10 +200,10 @@ def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
         `judge`; `cells`, by (kind of prompts, intervention), those of `EFFECTS` that were measured. Nothing where no
         intervention was made.
     """
-    own = rates[(rates["attack"] == "none") & (rates["by"] == "all")]
-    refusal = own[own["metric"] == "any_refusal"]
-    broken = own[own["metric"] == "degenerate"]
-    found = []
+    unattacked = rates[(rates["attack"] == "none") & (rates["by"] == "all")]
+    refusal = unattacked[unattacked["metric"] == "any_refusal"]
+    broken = unattacked[unattacked["metric"] == "degenerate"]
+    by_judge = []
     for judge in sorted(set(refusal["judge"])):
         cells = {}
         for kind, interventions in EFFECTS.items():
@@ -212,14 +212,14 @@ def effects(rates: pd.DataFrame) -> list[dict[str, Any]]:
                 if len(rows):
                     cells[kind, name] = _cell(rows.iloc[0], _of(broken, judge, kind, name))
         if any(name != "none" for _, name in cells):
-            found.append({"judge": wording.plain(judge), "cells": cells})
-    return found
+            by_judge.append({"judge": wording.plain(judge), "cells": cells})
+    return by_judge
 
 
 def effects_grid(run: MeasuredRun) -> Grid:
     """What interventions do to answers, one row a checkpoint and judge; only columns that hold something."""
-    shown = [(checkpoint, found) for checkpoint in run.checkpoints for found in effects(checkpoint.tables["rates"])]
-    known = {key for _, found in shown for key in found["cells"]}
+    shown = [(checkpoint, effect) for checkpoint in run.checkpoints for effect in effects(checkpoint.tables["rates"])]
+    known = {key for _, effect in shown for key in effect["cells"]}
     columns = {(k, name): f"{k} prompts {words}" for k, names in EFFECTS.items() for name, words in names.items()}
     columns = {key: words for key, words in columns.items() if key in known}
     rows = [
@@ -229,26 +229,26 @@ def effects_grid(run: MeasuredRun) -> Grid:
                 Cell(cell["value"], f"{cell['interval']}, n = {cell['n']}{cell['broken']}")
                 if cell
                 else Cell(wording.MISSING)
-                for cell in (found["cells"].get(key) for key in columns)
+                for cell in (effect["cells"].get(key) for key in columns)
             ),
-            Cell(found["judge"]),
+            Cell(effect["judge"]),
         ]
-        for checkpoint, found in shown
+        for checkpoint, effect in shown
     ]
     return Grid([Head("checkpoint"), *map(Head, columns.values()), Head("judge")], rows)
 
 
-def effect_words(found: dict[str, Any], *, judged: bool = False) -> str:
+def effect_words(effect: dict[str, Any], *, judged: bool = False) -> str:
     """One entry of `effects` as two sentences, each rate with its interval and n."""
     sentences = []
     for kind, interventions in EFFECTS.items():
         parts = [
             f"{cell['value']} ({cell['interval']}, n = {cell['n']}) {words}{cell['broken']}"
             for name, words in interventions.items()
-            if (cell := found["cells"].get((kind, name)))
+            if (cell := effect["cells"].get((kind, name)))
         ]
         sentences += [f"of {kind} prompts: {', '.join(parts)}"] if len(parts) > 1 else []
-    by = f" (judge {found['judge']})" if judged else ""
+    by = f" (judge {effect['judge']})" if judged else ""
     return f"Answers refused{by}, {'; '.join(sentences)}." if sentences else ""
 
 

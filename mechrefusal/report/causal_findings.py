@@ -11,6 +11,7 @@ from mechrefusal.report.figures.attribution import beyond_chance
 from mechrefusal.report.figures.cross_patches import PAIR, clear_of_control, head_sites, of_set, pair_name
 
 TOKENS_A_HEAD, HEADS_A_PAIR = 6, 5
+_KINDS = {"head": "Heads", "mlp": "MLPs", "embed": "embedding", "bias": "biases"}
 
 
 def pairs(table: pd.DataFrame) -> str:
@@ -18,7 +19,8 @@ def pairs(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     row = table.iloc[0]
-    patched = f"{int(row['n_patched'])} pairs of equal token length are patched"
+    pairs_are = "pair of equal token length is" if row["n_patched"] == 1 else "pairs of equal token length are"
+    patched = f"{int(row['n_patched'])} {pairs_are} patched"
     if row["origin"] == "found":
         return f"{patched}, of {int(row['n'])} that were found among the direction and validation prompts."
     left_out = f"; {int(row['n_left_out'])} more have unequal lengths under this tokenizer" if row["n_left_out"] else ""
@@ -30,9 +32,9 @@ def chance(table: pd.DataFrame) -> str:
     rows = table[table["component"] != "total"]
     if not rows["p"].notna().any():
         return ""
-    found = int(beyond_chance(rows)["beyond"].sum())
+    n_beyond = int(beyond_chance(rows)["beyond"].sum())
     return (
-        f"{found} of {len(rows)} components differ (p < 0.05, adjusted for all of them: were harmful and harmless "
+        f"{n_beyond} of {len(rows)} components differ (p < 0.05, adjusted for all of them: were harmful and harmless "
         "prompts the same, one report in twenty would name any)."
     )
 
@@ -41,9 +43,7 @@ def sums(rows: pd.DataFrame) -> str:
     """Sum of each kind of component (table `attribution`), and the total that they should add up to."""
     values = rows.groupby("component", sort=False)["value"].sum(min_count=1)
     parts = values.drop("total", errors="ignore")
-    shown = [
-        f"{wording.metric_name(str(name))} {wording.number(value, 3, signed=True)}" for name, value in parts.items()
-    ]
+    shown = [f"{_KINDS.get(str(name), name)} {wording.number(value, 3, signed=True)}" for name, value in parts.items()]
     if wording.is_missing(values.get("total")):
         return ", ".join(shown)
     both = [wording.number(value, 3, signed=True) for value in (parts.sum(), values["total"])]
@@ -53,9 +53,9 @@ def sums(rows: pd.DataFrame) -> str:
 def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any]]:
     """The source tokens of each top head with the largest absolute contribution (table `token_sources`)."""
     rows = table[(table["by"] == "token") & (table["set"] == kind)].dropna(subset=["value"])
-    found = []
-    for (layer, head), own in rows.groupby(["layer", "head"], sort=False):
-        order = own["value"].abs().sort_values(ascending=False, kind="stable").index[:TOKENS_A_HEAD]
+    by_head = []
+    for (layer, head), of_head in rows.groupby(["layer", "head"], sort=False):
+        order = of_head["value"].abs().sort_values(ascending=False, kind="stable").index[:TOKENS_A_HEAD]
         tokens = [
             {
                 "token": wording.token(row["name"]),
@@ -63,10 +63,10 @@ def top_tokens(table: pd.DataFrame, kind: str = "harmful") -> list[dict[str, Any
                 "detail": f"{wording.interval(row).strip() or 'no interval'}, "
                 f"attention {wording.number(row['weight'])}, n = {wording.whole(row['n'])}",
             }
-            for _, row in own.loc[order].iterrows()
+            for _, row in of_head.loc[order].iterrows()
         ]
-        found.append({"head": wording.head_name(layer, head), "tokens": tokens})
-    return found
+        by_head.append({"head": wording.head_name(layer, head), "tokens": tokens})
+    return by_head
 
 
 def knock_outs(table: pd.DataFrame) -> str:
@@ -80,7 +80,7 @@ def knock_outs(table: pd.DataFrame) -> str:
     name = wording.head_name(row["layer"], row["head"]) if row["component"] == "head" else f"MLP {int(row['layer'])}"
     fall = f"{wording.number(row['refusal'], signed=True)} nats{wording.interval(row)}"
     cost = f"KL {wording.number(row['kl'], 3)} nats on harmless prompts"
-    if style.told(rows).loc[row.name]:
+    if style.is_clear(rows).loc[row.name]:
         return f"Refusal falls furthest without {name}: {fall}, at {cost}."
     chance = "not tested" if wording.is_missing(row["p"]) else f"p {wording.number(row['p'])}, adjusted for all"
     return f"No head or MLP stands out: refusal falls furthest without {name}, {fall} ({chance}), at {cost}."
@@ -120,21 +120,21 @@ def circuit(nodes: pd.DataFrame, faithfulness: pd.DataFrame) -> str:
         return f"There is no circuit: {'; '.join(reasons) or 'the table gives no reason'}."
     heads = int((kept["component"] == "head").sum())
     mlps = len(kept) - heads
-    said = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
-    said += _confirmed(kept)
-    own = faithfulness[faithfulness["is_circuit"] & (faithfulness["of"] == "harmful")]
-    if not len(own):
-        return f"{said}; its faithfulness was not measured."
-    row = own.iloc[0]
+    sentence = f"The circuit has {heads} head{'' if heads == 1 else 's'} and {mlps} MLP{'' if mlps == 1 else 's'}"
+    sentence += _confirmed(kept)
+    of_circuit = faithfulness[faithfulness["is_circuit"] & (faithfulness["of"] == "harmful")]
+    if not len(of_circuit):
+        return f"{sentence}; its faithfulness was not measured."
+    row = of_circuit.iloc[0]
     if wording.is_missing(row["kept"]):
-        return f"{said}; it has no faithfulness: {wording.plain(row['reason']) or 'the table gives no reason'}."
+        return f"{sentence}; it has no faithfulness: {wording.plain(row['reason']) or 'the table gives no reason'}."
     shares = [
         f"{wording.percent(row[name])} [{wording.percent(row[f'{name}_low'])}, {wording.percent(row[f'{name}_high'])}]"
         for name in ("kept", "lost")
     ]
     on = wording.plain(row["measured_on"])
     where = f" (measured on {on})" if on else ""
-    return f"{said}. Alone it keeps {shares[0]} of the refusal score; without it {shares[1]} are lost{where}."
+    return f"{sentence}. Alone it keeps {shares[0]} of the refusal score; without it {shares[1]} are lost{where}."
 
 
 def _confirmed(kept: pd.DataFrame) -> str:
@@ -144,7 +144,7 @@ def _confirmed(kept: pd.DataFrame) -> str:
         return ""
     if kept["p"].isna().all():
         return f"; {n} held-out pairs are too few to tell which of them differ from nothing"
-    return f", of which {int(style.told(kept).sum())} differ from nothing on {n} held-out pairs ({style.TOLD})"
+    return f", of which {int(style.is_clear(kept).sum())} differ from nothing on {n} held-out pairs ({style.CLEAR})"
 
 
 def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -160,9 +160,9 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = rows.dropna(subset=["raw"])
     other = of_set(everything, "harmless")
     harmless = other[other["site"] == sites[0]].set_index([*PAIR, "layer", "head"])["raw"]
-    found = []
-    for _, own in rows.groupby(PAIR, sort=False):
-        order = own["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
+    by_pair = []
+    for _, of_pair in rows.groupby(PAIR, sort=False):
+        order = of_pair["raw"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_A_PAIR]
         heads = [
             {
                 "name": wording.head_name(row["layer"], row["head"]),
@@ -171,13 +171,13 @@ def crossed_heads(table: pd.DataFrame) -> list[dict[str, Any]]:
                 f"{wording.number(row['control'], signed=True)}{_on_harmless(row, harmless)}",
                 "is_clear": bool(row["clear"]),
             }
-            for _, row in own.loc[order].iterrows()
+            for _, row in of_pair.loc[order].iterrows()
         ]
-        clear = int(own["clear"].sum())
-        target = checkpoint_id(str(own["arm_target"].iloc[0]), int(own["step_target"].iloc[0]))
-        named = {"pair": wording.plain(pair_name(own.iloc[0])), "target": target}
-        found.append({**named, "heads": heads, "n_clear": clear, "n": len(own)})
-    return found
+        clear = int(of_pair["clear"].sum())
+        target = checkpoint_id(str(of_pair["arm_target"].iloc[0]), int(of_pair["step_target"].iloc[0]))
+        named = {"pair": wording.plain(pair_name(of_pair.iloc[0])), "target": target}
+        by_pair.append({**named, "heads": heads, "n_clear": clear, "n": len(of_pair)})
+    return by_pair
 
 
 def _on_harmless(row: pd.Series, known: pd.Series) -> str:

@@ -51,7 +51,7 @@ class CheckpointPage(Page):
     @property
     def answers(self) -> list[str]:
         """What stands first: where the carrier is and how sure that is, and what it does."""
-        return [said for said in (*carrier_findings.where(self.line), *self.certainty, *self.beside) if said]
+        return list(filter(None, (*carrier_findings.where(self.line), *self.certainty, *self.beside)))
 
     @property
     def certainty(self) -> list[str]:

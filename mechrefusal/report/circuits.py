@@ -76,12 +76,12 @@ def attention(table: pd.DataFrame, tokens: Sequence[str] | None = None, *, promp
             f"attention has {size} tokens but {len(tokens)} token strings were given; pass the prompt's own tokens"
         )
     patterns, names = [], []
-    for (layer, head), own in rows.groupby(["layer", "head"], sort=False):
-        if own.duplicated(["destination", "source"]).any():
+    for (layer, head), of_head in rows.groupby(["layer", "head"], sort=False):
+        if of_head.duplicated(["destination", "source"]).any():
             raise MechrefusalError(
                 f"attention of {wording.head_name(layer, head)} has an entry twice: keep one checkpoint and prompt"
             )
-        patterns.append(pattern_of(own, len(tokens)))
+        patterns.append(pattern_of(of_head, len(tokens)))
         names.append(wording.head_name(layer, head))
     properties = {
         "attention": [np.round(pattern, _DECIMALS).tolist() for pattern in patterns],
@@ -149,9 +149,9 @@ def _one_prompt(table: pd.DataFrame, prompt_id: str | None, what: str) -> pd.Dat
     if not len(rows):
         where = "" if prompt_id is None else f" of prompt '{prompt_id}'"
         raise MechrefusalError(f"no {what}{where} to draw: the table has no such rows")
-    found = rows["prompt_id"].unique() if "prompt_id" in rows else []
-    if len(found) > 1:
+    prompts = rows["prompt_id"].unique() if "prompt_id" in rows else []
+    if len(prompts) > 1:
         raise MechrefusalError(
-            f"the table of {what} holds {len(found)} prompts: name one with prompt_id, e.g. '{found[0]}'"
+            f"the table of {what} holds {len(prompts)} prompts: name one with prompt_id, e.g. '{prompts[0]}'"
         )
     return rows

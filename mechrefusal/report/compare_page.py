@@ -45,14 +45,14 @@ class ComparePage(Page):
         """(first, second, differences, verdicts on a move) of any two checkpoints, the earlier of them first."""
         moves = {(pair["a"], pair["b"]): pair for pair in findings.relocations(self.run.across["relocation"])}
         lines = {line.checkpoint.id: line for line in headline.headlines(self.run)}
-        found = []
+        pairs = []
         for a, b in combinations(self.run.checkpoints, 2):
             keys = (a.arm, a.step), (b.arm, b.step)
             rows = [_gates(a, b), *_rates(self.run, a, b), *_suites(self.run, *keys), *_attacks(self.run, *keys)]
             rows += [*_carriers(lines[a.id], lines[b.id]), *_directions(self.run, *keys), *_shared(a, b)]
             judged = [moves[pair] for pair in (keys, keys[::-1]) if pair in moves]
-            found.append((a, b, Grid(_HEADS, rows), judged))
-        return found
+            pairs.append((a, b, Grid(_HEADS, rows), judged))
+        return pairs
 
 
 def _gates(a: MeasuredCheckpoint, b: MeasuredCheckpoint) -> list[Cell]:
@@ -71,20 +71,20 @@ def _rates(run: MeasuredRun, a: MeasuredCheckpoint, b: MeasuredCheckpoint) -> li
         both = pd.concat([first[judge].rename("a"), second[judge].rename("b")], axis=1, join="inner").dropna()
         if not len(both):
             continue
-        found = rate_difference(both["a"].to_numpy(float), both["b"].to_numpy(float))
+        change = rate_difference(both["a"].to_numpy(float), both["b"].to_numpy(float))
         words = f"{wording.metric_name(metric)}, {wording.set_name(suite)}"
         note = f"{len(both)} prompts, paired; judge {language.described(judge)}"
-        rows.append(_line(words, wording.rate(both["a"].mean()), wording.rate(both["b"].mean()), found, note))
+        rows.append(_line(words, wording.rate(both["a"].mean()), wording.rate(both["b"].mean()), change, note))
     return rows
 
 
 def _outcomes(table: pd.DataFrame, suite: str, labels: tuple[str, ...]) -> dict[str, pd.Series]:
     """Whether each prompt has the outcome, by judge of refusals."""
-    own = table[(table["suite"] == suite) & (table["attack"] == "none") & (table["intervention"] == "none")]
-    own = own[(own["kind"] == "refusal") & own["label"].notna()].drop_duplicates(["judge", "prompt_id"])
+    judged = table[(table["suite"] == suite) & (table["attack"] == "none") & (table["intervention"] == "none")]
+    judged = judged[(judged["kind"] == "refusal") & judged["label"].notna()].drop_duplicates(["judge", "prompt_id"])
     return {
         str(judge): rows.set_index("prompt_id")["label"].isin(labels).astype(float)
-        for judge, rows in own.groupby("judge", sort=False)
+        for judge, rows in judged.groupby("judge", sort=False)
     }
 
 
@@ -122,25 +122,23 @@ def _directions(run: MeasuredRun, a: tuple, b: tuple) -> list[list[Cell]]:
     mean = table.groupby(["measure", "arm_a", "step_a", "arm_b", "step_b"])["layer"].transform("size") == 1
     rows = []
     for row, _ in _of_pair(table[mean | (table["layer"] < 0)], a, b):
-        value = f"{wording.number(row['value'], 3)}{wording.interval(row, '', 3)}"
+        change = Cell(wording.number(row["value"], 3), wording.interval(row, "", 3).strip(), is_number=True)
         note = wording.readable(row["reason"]) or (
             f"noise alone gives {wording.number(row['floor'], 3)}, random directions {wording.number(row['random'], 3)}"
         )
-        rows.append(
-            [Cell(wording.readable(row["measure"])), Cell(""), Cell(""), Cell(value, is_number=True), Cell(note)]
-        )
+        rows.append([Cell(wording.readable(row["measure"])), Cell(""), Cell(""), change, Cell(note)])
     return rows
 
 
 def _carriers(a: Headline, b: Headline) -> list[list[Cell]]:
     """Depth and scores of the carriers; the interval of a change of depth stands with the verdict on a move."""
-    found = [line.carrier or {} for line in (a, b)]
+    carriers = [line.carrier or {} for line in (a, b)]
     without = [line.checkpoint.label for line in (a, b) if line.carrier is None]
     note = f"no carrier at {wording.listed(without)}" if without else ""
     rows = []
-    for name, digits in (("layer", 0), ("bypass", 2), ("induce", 2), ("kl", 3)) if any(found) else ():
-        values = [row.get(name, float("nan")) for row in found]
-        sure = [sure_of(row) if row and name == "layer" else "" for row in found]
+    for name, digits in (("layer", 0), ("bypass", 2), ("induce", 2), ("kl", 3)) if any(carriers) else ():
+        values = [row.get(name, float("nan")) for row in carriers]
+        sure = [sure_of(row) if row and name == "layer" else "" for row in carriers]
         ends = [Cell(wording.number(v, digits), s, is_number=True) for v, s in zip(values, sure, strict=True)]
         change = Cell(wording.number(values[1] - values[0], digits, signed=True), is_number=True)
         rows.append([Cell(f"carrier: {name}"), *ends, change, Cell(note)])
@@ -161,12 +159,12 @@ def _shared(a: MeasuredCheckpoint, b: MeasuredCheckpoint) -> list[list[Cell]]:
 
 def _of_pair(table: pd.DataFrame, a: tuple, b: tuple) -> list[tuple[dict[str, Any], int]]:
     """Rows of a table of pairs that are of these two, with −1 where they stand the other way round."""
-    found = []
+    of_pair = []
     for one, other, sign in ((a, b, 1), (b, a, -1)):
-        own = table[(table["arm_a"] == one[0]) & (table["step_a"] == one[1])]
-        own = own[(own["arm_b"] == other[0]) & (own["step_b"] == other[1])]
-        found += [({str(name): value for name, value in row.items()}, sign) for row in own.to_dict("records")]
-    return found
+        between = table[(table["arm_a"] == one[0]) & (table["step_a"] == one[1])]
+        between = between[(between["arm_b"] == other[0]) & (between["step_b"] == other[1])]
+        of_pair += [({str(name): value for name, value in row.items()}, sign) for row in between.to_dict("records")]
+    return of_pair
 
 
 def _between(row: dict[str, Any], sign: int, write: Any) -> tuple[str, str, Estimate]:

@@ -97,6 +97,7 @@ def environment() -> Environment:
     )
     shared.filters.update(
         {name: getattr(wording, name) for name in ("number", "rate", "whole", "percent", "token", "plain", "set_name")},
+        sentence=wording.sentence,
         judge_name=language.described,
         with_heads=with_heads,
     )

@@ -99,15 +99,15 @@ def metrics(side: str, suite: str = "", *, drawn: bool = False) -> list[str]:
 
 def judges(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(judge, kind), judges of refusal first."""
-    found = dict.fromkeys(zip(suites.texts(table["judge"]), suites.texts(table["kind"]), strict=True))
-    return sorted(found, key=lambda key: (key[1] != "refusal", key[1], key[0]))
+    pairs = dict.fromkeys(zip(suites.texts(table["judge"]), suites.texts(table["kind"]), strict=True))
+    return sorted(pairs, key=lambda key: (key[1] != "refusal", key[1], key[0]))
 
 
 def sides(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(suite, side) in the order of the table, both sides of a suite together."""
-    found = list(dict.fromkeys(zip(suites.texts(table["suite"]), suites.texts(table["side"]), strict=True)))
-    order = list(dict.fromkeys(suite for suite, _ in found))
-    return sorted(found, key=lambda key: (order.index(key[0]), key[1]))
+    pairs = list(dict.fromkeys(zip(suites.texts(table["suite"]), suites.texts(table["side"]), strict=True)))
+    order = list(dict.fromkeys(suite for suite, _ in pairs))
+    return sorted(pairs, key=lambda key: (order.index(key[0]), key[1]))
 
 
 def suite_rates(table: pd.DataFrame, *, interventions: bool = True) -> list[SuiteRates]:
@@ -115,8 +115,8 @@ def suite_rates(table: pd.DataFrame, *, interventions: bool = True) -> list[Suit
     whole = suites.of(table, by="all", intervention=None if interventions else "none")
     entries = []
     for judge, kind in judges(whole):
-        for suite, side in sides(own := suites.of(whole, judge=judge, kind=kind)):
-            rows = suites.of(own, suite=suite, side=side)
+        for suite, side in sides(of_judge := suites.of(whole, judge=judge, kind=kind)):
+            rows = suites.of(of_judge, suite=suite, side=side)
             wanted = [name for name in metrics(side, suite) if (suites.texts(rows["metric"]) == name).any()]
             names = {"judge": judge, "kind": kind, "suite": suite, "side": side}
             named = {name: wording.shortened(text, LONGEST_NAME) for name, text in names.items()}
@@ -142,7 +142,8 @@ def of_checkpoint(table: pd.DataFrame) -> grids.Grid:
         "judge:text": "judge",
     }
     made = grids.pivot(rows, [name.split(":")[0] for name in keys], wanted)
-    return grids.grid(made.table, keys | made.columns, name="rates")
+    shown = {spec: words for spec, words in made.columns.items() if made.table[spec.split("[")[0]].notna().any()}
+    return grids.grid(made.table, keys | shown, name="rates")
 
 
 def leak_counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -165,23 +166,23 @@ def samples(table: pd.DataFrame, *, show_completions: bool) -> list[dict[str, An
     answer = ["arm", "step", "side", "prompt_id", "attack", "intervention"]
     groups = []
     for suite in dict.fromkeys(suites.texts(table["suite"])):
-        own = suites.of(table, suite=suite)
-        number = own.groupby(answer, sort=False, dropna=False).ngroup().to_numpy()
-        labels = [str(label) if not wording.is_missing(label) else None for label in own["label"]]
+        of_suite = suites.of(table, suite=suite)
+        number = of_suite.groupby(answer, sort=False, dropna=False).ngroup().to_numpy()
+        labels = [str(label) if not wording.is_missing(label) else None for label in of_suite["label"]]
         verdicts: dict[int, list[tuple[str, str | None]]] = {}
-        for place, kind, label in zip(number, suites.texts(own["kind"]), labels, strict=True):
+        for place, kind, label in zip(number, suites.texts(of_suite["kind"]), labels, strict=True):
             verdicts.setdefault(int(place), []).append((kind, label))
         disputed = [place for place, given in verdicts.items() if disagree(given)]
-        chosen = _spread(disputed, DISAGREEING) if disputed else list(_each_label(own, number, labels))
-        rows = own.groupby(number, sort=False)
+        chosen = _spread(disputed, DISAGREEING) if disputed else list(_each_label(of_suite, number, labels))
+        rows = of_suite.groupby(number, sort=False)
         groups.append(
             {
                 "suite": wording.shortened(suite, LONGEST_NAME),
                 "n": len(verdicts),
                 "disputed": len(disputed),
-                "several": suites.texts(own["judge"]).nunique() > 1,
+                "several": suites.texts(of_suite["judge"]).nunique() > 1,
                 "harmful": any(
-                    wording.is_harmful(*each) for each in own[["side", "attack"]].drop_duplicates().to_numpy()
+                    wording.is_harmful(*each) for each in of_suite[["side", "attack"]].drop_duplicates().to_numpy()
                 ),
                 "rows": [_answer(rows.get_group(place), show_completions=show_completions) for place in chosen],
             }
@@ -201,11 +202,11 @@ def disagree(given: list[tuple[str, str | None]]) -> bool:
     return any(len(labels) > 1 for labels in by_kind.values()) or len(complied) > 1
 
 
-def _each_label(own: pd.DataFrame, number: np.ndarray, labels: list[str | None]) -> Iterator[int]:
+def _each_label(verdicts: pd.DataFrame, number: np.ndarray, labels: list[str | None]) -> Iterator[int]:
     """Answers of the first judge, a few of each label, spread over the checkpoints."""
-    first = judges(own)[0][0]
+    first = judges(verdicts)[0][0]
     by_label: dict[str, list[int]] = {}
-    for place, judge, label in zip(number, suites.texts(own["judge"]), labels, strict=True):
+    for place, judge, label in zip(number, suites.texts(verdicts["judge"]), labels, strict=True):
         if judge == first:
             by_label.setdefault(label or "", []).append(int(place))
     seen: set[int] = set()

@@ -46,13 +46,13 @@ class EvaluationPage(Page):
     def suite_rates(self) -> Groups:
         """One group a suite: rates over steps, then by category, for every side, judge and attack."""
         table, keys = self.table("rates"), ["side", "judge", "attack"]
-        for suite, own in table.groupby("suite", sort=False):
-            judges = [judge for judge, _ in evaluation_findings.judges(own)]
-            asked = set(own[keys].itertuples(index=False, name=None))
+        for suite, of_suite in table.groupby("suite", sort=False):
+            judges = [judge for judge, _ in evaluation_findings.judges(of_suite)]
+            cases = set(of_suite[keys].itertuples(index=False, name=None))
             drawn: list[Panel] = []
             maps: list[Panel] = []
-            for side, judge, attack in sorted(asked, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
-                rows = of(own, side=side, judge=judge, attack=attack)
+            for side, judge, attack in sorted(cases, key=lambda key: (judges.index(key[1]), key[2] != "none", *key)):
+                rows = of(of_suite, side=side, judge=judge, attack=attack)
                 look = {"suite": suite, "side": side, "judge": judge, "attack": attack}
                 for metric in evaluation_findings.metrics(side, drawn=True):
                     shown = of(rows, metric=metric, by="all")
@@ -69,13 +69,13 @@ class EvaluationPage(Page):
     def differences(self) -> Groups:
         """One group a suite: a forest a side, judge, attack, rate and intervention; last what interventions change."""
         keys = ["side", "judge", "attack", "metric"]
-        for suite, own in self.table("suite_differences").groupby("suite", sort=False):
+        for suite, of_suite in self.table("suite_differences").groupby("suite", sort=False):
             drawn: list[Panel] = []
-            for values in sorted(set(own[keys].itertuples(index=False, name=None))):
+            for values in sorted(set(of_suite[keys].itertuples(index=False, name=None))):
                 given: dict[str, Any] = {"suite": suite, **dict(zip(keys, values, strict=True))}
                 if given["metric"] not in evaluation_findings.metrics(given["side"], drawn=True):
                     continue
-                rows = of(own, **dict(zip(keys, values, strict=True)))
+                rows = of(of_suite, **dict(zip(keys, values, strict=True)))
                 between = rows[rows["pair"] != "intervention"]
                 looks = [{"intervention": name} for name in dict.fromkeys(between["intervention"])]
                 looks += [{"pairs": "interventions"}] * (len(between) < len(rows))
@@ -88,9 +88,9 @@ class EvaluationPage(Page):
     def transfers(self) -> list[Panel]:
         """One figure an attack and judge; the behaviours without an attack are in each."""
         rows = self.table("stress_transfer")
-        found = list(dict.fromkeys(rows[["method", "judge"]].itertuples(index=False, name=None)))
+        attacks = list(dict.fromkeys(rows[["method", "judge"]].itertuples(index=False, name=None)))
         drawn = []
-        for method, judge in [key for key in found if key[0] != "none"] or found:
+        for method, judge in [key for key in attacks if key[0] != "none"] or attacks:
             title, given = f"Where {wording.shortened(method)} cases succeed", {"method": method, "judge": judge}
             spec = {"draw": "stress_matrix", "rows": of(rows, judge=judge), "with": given, "title": title}
             drawn += self.draw(spec)

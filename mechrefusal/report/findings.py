@@ -53,8 +53,8 @@ def reference(row: dict[str, Any], carriers: pd.DataFrame, token: str = "") -> s
         return ""
     if row["reference_kind"] != BEST or (place := best_place(row)) is None:
         return "There is no candidate to look at instead: later measures of a direction have no value here."
-    found = carriers[(carriers["position"] == place[0]) & (carriers["layer"] == place[1])]
-    why = wording.plain(found["rejected_because"].iloc[0]) if len(found) else ""
+    candidate = carriers[(carriers["position"] == place[0]) & (carriers["layer"] == place[1])]
+    why = wording.plain(candidate["rejected_because"].iloc[0]) if len(candidate) else ""
     where = f"layer {place[1]}, position {wording.whole(place[0])}" + (f" {wording.token(token)}" if token else "")
     rejected = f" (rejected: {why})" if why else ""
     looked = f"The later measures look at the best candidate instead ({BEST_IS}): {where}"
@@ -77,8 +77,8 @@ def baseline(carrier: pd.DataFrame) -> float | None:
 
 def intervened(rates: pd.DataFrame) -> pd.DataFrame:
     """Refusals without and with interventions (table `rates`); nothing where none was made."""
-    asked = rates[(rates["metric"] == "any_refusal") & (rates["attack"] == "none")].sort_values("judge", kind="stable")
-    return asked if (asked["intervention"] != "none").any() else asked.iloc[:0]
+    rows = rates[(rates["metric"] == "any_refusal") & (rates["attack"] == "none")].sort_values("judge", kind="stable")
+    return rows if (rows["intervention"] != "none").any() else rows.iloc[:0]
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
@@ -172,9 +172,9 @@ def _measured(row: pd.Series) -> dict[str, Any]:
 
 
 def _verdict(row: pd.Series) -> dict[str, Any]:
-    said = wording.plain(row["verdict"]) or "not judged"
-    sign, kind = VERDICTS.get(said, ("–", "unsure"))
+    verdict = wording.plain(row["verdict"]) or "not judged"
+    sign, kind = VERDICTS.get(verdict, ("–", "unsure"))
     number = wording.grouped(row["n_to_decide"])
-    reason = wording.readable(row["reason"]) or ("no reason given" if said == "cannot tell" else "")
+    reason = wording.readable(row["reason"]) or ("no reason given" if verdict == "cannot tell" else "")
     to_decide = {"to_decide": number, "n_to_decide": row["n_to_decide"]}
-    return {"verdict": said, "sign": sign, "kind": kind, "reason": reason, **to_decide}
+    return {"verdict": verdict, "sign": sign, "kind": kind, "reason": reason, **to_decide}

@@ -59,12 +59,12 @@ def _against(page: Page, rates: pd.DataFrame, look: dict[str, Any], suite: str) 
 
 def _harmful(rates: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(suite, attack, judge) with an attack success; suites of harmful requests before XSTest's contrasts."""
-    own = of(rates, side="harmful", metric=SUCCESS)
-    found = dict.fromkeys(zip(*(texts(own[name]) for name in ("suite", "attack", "judge")), strict=True))
-    return sorted(found, key=lambda key: (evaluation_findings.looks_unsafe(key[0]), key[1] != "none"))
+    successes = of(rates, side="harmful", metric=SUCCESS)
+    keys = dict.fromkeys(zip(*(texts(successes[name]) for name in ("suite", "attack", "judge")), strict=True))
+    return sorted(keys, key=lambda key: (evaluation_findings.looks_unsafe(key[0]), key[1] != "none"))
 
 
 def _harmless(rates: pd.DataFrame) -> list[str]:
     """Harmless suites, those that look unsafe first."""
-    found = dict.fromkeys(texts(of(rates, side="harmless", kind="refusal")["suite"]))
-    return sorted(found, key=lambda suite: not evaluation_findings.looks_unsafe(suite))
+    names = dict.fromkeys(texts(of(rates, side="harmless", kind="refusal")["suite"]))
+    return sorted(names, key=lambda suite: not evaluation_findings.looks_unsafe(suite))

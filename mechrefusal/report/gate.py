@@ -104,10 +104,10 @@ def of(checkpoint: MeasuredCheckpoint) -> Gate:
 
 def names(gates: Sequence[Gate]) -> list[tuple[str, str]]:
     """(criterion, `≥ 0.80`) of all checkpoints in their order; thresholds that differ are all named."""
-    found: dict[str, dict[str, None]] = {}
+    thresholds: dict[str, dict[str, None]] = {}
     for criterion in (criterion for gate in gates for criterion in gate.criteria):
-        found.setdefault(criterion.name, {})[f"≥ {wording.rate(criterion.threshold)}"] = None
-    return [(name, " or ".join(needs)) for name, needs in found.items()]
+        thresholds.setdefault(criterion.name, {})[f"≥ {wording.rate(criterion.threshold)}"] = None
+    return [(name, " or ".join(needs)) for name, needs in thresholds.items()]
 
 
 def summary(gates: Sequence[Gate]) -> str:
@@ -141,5 +141,5 @@ def caption(gates: Sequence[Gate]) -> str:
     judges = sorted({judge for gate in gates for judge in gate.judges})
     sources = sorted({source for gate in gates for source in gate.corrected_by})
     by = f" Corrected: for the judge's error as measured on {wording.listed(sources)}; the gate goes by the count."
-    said = "Rates with n answers and 95% Wilson intervals. Unsure: the interval holds the threshold."
-    return f"{said} Judge: {', '.join(map(language.described, judges)) or 'none'}.{by if sources else ''}"
+    rates = "Rates with n answers and 95% Wilson intervals. Unsure: the interval holds the threshold."
+    return f"{rates} Judge: {', '.join(map(language.described, judges)) or 'none'}.{by if sources else ''}"

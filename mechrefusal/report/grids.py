@@ -116,10 +116,10 @@ def pivot(rows: pd.DataFrame, keys: Sequence[str], wanted: Mapping[Any, str]) ->
     """
     chosen = {}
     for place, key in enumerate(wanted):
-        own = rows
+        matching = rows
         for column, value in zip(key[::2], key[1::2], strict=True):
-            own = own[own[column] == value]
-        chosen[f"rate{place}"] = own.drop_duplicates(list(keys)).set_index(list(keys))
+            matching = matching[matching[column] == value]
+        chosen[f"rate{place}"] = matching.drop_duplicates(list(keys)).set_index(list(keys))
     lines = rows[list(keys)].drop_duplicates()
     table = lines.reset_index(drop=True)
     counts: dict[str, list[Any]] = {"n": [], "nulls": []}

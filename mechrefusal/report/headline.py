@@ -68,8 +68,8 @@ def headline(checkpoint: MeasuredCheckpoint, *, n_heads: int = 4) -> Headline:
     """The headline numbers of one checkpoint."""
     rates, table = checkpoint.tables["rates"], checkpoint.tables["carrier"]
     rates = rates[(rates["by"] == "all") & (rates["intervention"] == "none")]
-    asked = rates[(rates["attack"] == "none") & (rates["metric"] == REFUSAL_METRIC)]
-    refusals = {name: _rows(asked[asked["suite"] == name]) for name in ASKED_SETS}
+    unattacked = rates[(rates["attack"] == "none") & (rates["metric"] == REFUSAL_METRIC)]
+    refusals = {name: _rows(unattacked[unattacked["suite"] == name]) for name in ASKED_SETS}
     attacked = rates[rates["metric"] == ATTACK_METRIC]
     attacks = {(str(s), str(a)): _rows(rows) for (s, a), rows in attacked.groupby(["suite", "attack"], sort=False)}
     why = carrier_findings.no_carrier(table)
@@ -85,9 +85,9 @@ def headlines(run: MeasuredRun) -> list[Headline]:
 
 def attack_columns(lines: list[Headline]) -> list[tuple[str, str]]:
     """(suite, attack) pairs with an attack success, no attack first: of the evaluation prompts, else all."""
-    found = {key for line in lines for key in line.attacks}
-    evaluated = {key for key in found if key[0] == "evaluation_harmful"}
-    return sorted(evaluated or found, key=lambda key: (key[1] != "none", key[1], key[0]))
+    attacks = {key for line in lines for key in line.attacks}
+    evaluated = {key for key in attacks if key[0] == "evaluation_harmful"}
+    return sorted(evaluated or attacks, key=lambda key: (key[1] != "none", key[1], key[0]))
 
 
 def attack_label(key: tuple[str, str]) -> str:
@@ -110,7 +110,7 @@ def behaviour(lines: list[Headline]) -> Grid:
     rows = []
     for line in lines:
         rates = [*line.refusals.values(), *(line.attacks.get(key, []) for key in attacks)]
-        cells = [_rates(found, several=several) for found in rates]
+        cells = [_rates(group, several=several) for group in rates]
         rows.append([_name(line), Cell(gate.of(line.checkpoint).word), *cells])
     return Grid(heads, rows)
 
@@ -124,19 +124,19 @@ def carriers(lines: list[Headline]) -> Grid:
 def top_heads(checkpoint: MeasuredCheckpoint, n: int) -> tuple[list[RankedHead], str]:
     """Heads of largest absolute denoising effect; if absent, of largest attribution to the refusal logits."""
     patched = checkpoint.tables["patching"].query("site == 'z' and mode == 'denoising'")
-    if found := _largest(patched, "effect", n):
-        return found, "patching"
+    if heads := _largest(patched, "effect", n):
+        return heads, "patching"
     written = checkpoint.tables["attribution"]
     written = written.query("component == 'head' and onto == 'refusal_logits' and set == 'harmful'")
-    found = _largest(written, "value", n)
-    return found, "attribution" if found else ""
+    heads = _largest(written, "value", n)
+    return heads, "attribution" if heads else ""
 
 
 def _largest(table: pd.DataFrame, column: str, n: int) -> list[RankedHead]:
     values = table[column]
     order = values.abs().dropna().sort_values(ascending=False, kind="stable").index[:n]
-    told = style.told(table) if "p" in table else pd.Series(False, index=table.index)
-    return [RankedHead(int(table["layer"][i]), int(table["head"][i]), float(values[i]), bool(told[i])) for i in order]
+    clear = style.is_clear(table) if "p" in table else pd.Series(False, index=table.index)
+    return [RankedHead(int(table["layer"][i]), int(table["head"][i]), float(values[i]), bool(clear[i])) for i in order]
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class IndexPage(Page):
     def __init__(self, run: MeasuredRun) -> None:
         super().__init__(run)
         self.lines = headline.headlines(run)
-        self.story = story.told(run, self.lines)
+        self.story = story.paragraphs(run, self.lines)
         self.gates = [gate.of(checkpoint) for checkpoint in run.checkpoints]
         last = {checkpoint.id for checkpoint in run.last_of_each_arm}
         self.ends = [one for one in self.gates if one.checkpoint.id in last]
@@ -93,12 +93,11 @@ class IndexPage(Page):
         """Depth of the carrier, by kind of model: layers of unlike models have no axis in common."""
         drawn = []
         for checkpoints in self.run.kinds:
-            own = self.run.together("carrier", among=checkpoints)
+            of_kind = self.run.together("carrier", among=checkpoints)
             depth = max((checkpoint.n_layers for checkpoint in checkpoints), default=0) or None
-            if len(own):
-                drawn.append(
-                    self.panels.add("carrier_layers", partial(figures.carrier_layers, own, n_layers=depth), rows=own)
-                )
+            if len(of_kind):
+                draw = partial(figures.carrier_layers, of_kind, n_layers=depth)
+                drawn.append(self.panels.add("carrier_layers", draw, rows=of_kind))
         return drawn
 
     @property
@@ -106,8 +105,8 @@ class IndexPage(Page):
         """How far zero lies from the harmless mean at the last checkpoint of each arm."""
         last = {checkpoint.id for checkpoint in self.run.last_of_each_arm}
         known = [line for line in self.lines if line.zero and line.checkpoint.id in last]
-        said = [(line, carrier_findings.distance(line.zero.distance, of=line.zero.of)) for line in known if line.zero]
-        return [f"{line.checkpoint.label}: {words}" for line, words in said if words]
+        pairs = [(line, carrier_findings.distance(line.zero.distance, of=line.zero.of)) for line in known if line.zero]
+        return [f"{line.checkpoint.label}: {words}" for line, words in pairs if words]
 
     @property
     def crossed_heads(self) -> list[dict[str, Any]]:
@@ -124,17 +123,16 @@ class IndexPage(Page):
         for one, other in dict.fromkeys(between):
             rows, drawn = table[[pair == (one, other) for pair in between]], []
             for prompts in SETS:
-                asked = of_set(rows, prompts)
+                subset = of_set(rows, prompts)
                 for site in head_sites(table):
                     title = f"{catalogue.words('site').get(site, 'Heads')}, {prompts} prompts"
                     look = {"prompts": prompts, "site": site, "title": title, "limit": limit}
-                    drawn += self.draw(
-                        {"draw": "cross_patching", "rows": asked[asked["site"] == site], "with": look, "title": title}
-                    )
+                    at_site = subset[subset["site"] == site]
+                    drawn += self.draw({"draw": "cross_patching", "rows": at_site, "with": look, "title": title})
                 title = f"Layers, {prompts} prompts"
-                if (asked["head"] < 0).any():
+                if (subset["head"] < 0).any():
                     look = {"prompts": prompts, "title": title}
-                    drawn += self.draw({"draw": "cross_patching_layers", "rows": asked, "with": look, "title": title})
+                    drawn += self.draw({"draw": "cross_patching_layers", "rows": subset, "with": look, "title": title})
             n_pairs = rows[list(PAIR)].drop_duplicates().shape[0]
             yield f"{wording.plain(one)} and {wording.plain(other)}, both ways ({n_pairs} pairs)", drawn
 
@@ -144,11 +142,11 @@ class IndexPage(Page):
         for checkpoints in self.run.kinds:
             kind = f", {checkpoints[0].label} and like it" if len(self.run.kinds) > 1 else ""
             patched, knocked = (self.run.together(name, among=checkpoints) for name in ("patching", "knockout"))
-            for own, value, words in (
+            for rows, value, words in (
                 (patched.query("site == 'z' and mode == 'denoising'"), "raw", "By patching (denoising)"),
                 (knocked.query("component == 'head'"), "refusal", "By knock-out"),
             ):
-                if len(own[["arm", "step"]].drop_duplicates()) > 1:
+                if len(rows[["arm", "step"]].drop_duplicates()) > 1:
                     look = {"value": value, "k": self.shared_top, "title": words + kind}
-                    drawn += self.draw({"draw": "shared_heads", "rows": own, "with": look, "title": words + kind})
+                    drawn += self.draw({"draw": "shared_heads", "rows": rows, "with": look, "title": words + kind})
         return drawn

@@ -36,9 +36,9 @@ def of_verdicts(verdicts: pd.DataFrame, instead: str = "--judge phrases=FILE") -
         verdicts: table `verdicts`.
         instead: how another judge is named.
     """
-    own = verdicts[(verdicts["attack"] == "none") & (verdicts["intervention"] == "none")]
-    own = own[own["judge"].str.startswith(BUILT_IN)]
-    return _warning(own["judge"].unique(), own[["prompt", "completion"]], instead)
+    judged = verdicts[(verdicts["attack"] == "none") & (verdicts["intervention"] == "none")]
+    judged = judged[judged["judge"].str.startswith(BUILT_IN)]
+    return _warning(judged["judge"].unique(), judged[["prompt", "completion"]], instead)
 
 
 def of_ablation(table: pd.DataFrame) -> str:
@@ -51,14 +51,14 @@ def _warning(judges: Iterable[Any], texts: pd.DataFrame, instead: str) -> str:
     english = sorted({wording.plain(judge) for judge in judges if str(judge).startswith(BUILT_IN)})
     if not english:
         return ""
-    said = []
+    counts = []
     for name, column in (("prompts", "prompt"), ("answers", "completion")):
         others, n = share_not_english(texts[column].unique())
         if 2 * others > n:
-            said.append(f"{others} of {n} distinct {name}")
-    if not said:
+            counts.append(f"{others} of {n} distinct {name}")
+    if not counts:
         return ""
     return (
-        f"Not English, it seems: {' and '.join(said)} ({CRITERION}). The judge {', '.join(english)} reads English "
+        f"Not English, it seems: {' and '.join(counts)} ({CRITERION}). The judge {', '.join(english)} reads English "
         f"alone, and so its rates may be wrong here; name a judge for the language ({instead})."
     )

@@ -68,42 +68,48 @@ def _sources(table: pd.DataFrame) -> dict[str, list[list[Any]]]:
     return {
         f"{layer}.{head}": [
             [wording.token(row.name_), _short(row.value)]
-            for row in own.rename(columns={"name": "name_"}).head(8).itertuples()
+            for row in of_head.rename(columns={"name": "name_"}).head(8).itertuples()
         ]
-        for (layer, head), own in rows.groupby(["layer", "head"], sort=False)
+        for (layer, head), of_head in rows.groupby(["layer", "head"], sort=False)
     }
 
 
 def _attention(tables: Mapping[str, pd.DataFrame], limit: int) -> dict[str, list[dict[str, Any]]]:
-    """Patterns by head; those of the last prompts are left out where they are more than `limit` entries."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    cells = 0
-    for (prompt, layer, head), rows in tables["attention"].groupby(["prompt_id", "layer", "head"], sort=False):
+    """Patterns by head, of every prompt in the table; those past `limit` entries in all are left out.
+
+    A table that has the column `set` says which prompt of a pair a pattern is of. Without it the tokens of that length
+    tell, those of the harmful prompt first.
+    """
+    by_head: dict[str, list[dict[str, Any]]] = {}
+    table, cells = tables["attention"], 0
+    keys = [name for name in ("prompt_id", "set", "layer", "head") if name in table]
+    for values, rows in table.groupby(keys, sort=False):
+        of = dict(zip(keys, values, strict=True))
         size = int(max(rows["destination"].max(), rows["source"].max())) + 1
         cells += size * size
         if cells > limit:
             break
         pattern = circuits.pattern_of(rows, size)
-        kind, tokens = _prompt(tables["tokens"], prompt, size)
-        found.setdefault(f"{layer}.{head}", []).append(
+        side, tokens = _prompt(tables["tokens"], of, size)
+        by_head.setdefault(f"{of['layer']}.{of['head']}", []).append(
             {
-                "prompt_id": wording.plain(prompt),
-                "set": kind,
+                "prompt_id": wording.plain(of["prompt_id"]),
+                "set": side,
                 "tokens": tokens,
                 "pattern": np.round(pattern, 3).tolist(),
                 "max": circuits.saturation([pattern], decimals=3),
             }
         )
-    return found
+    return by_head
 
 
-def _prompt(table: pd.DataFrame, prompt: Any, size: int) -> tuple[str, list[str]]:
-    """Set and tokens of the prompt whose length fits, the harmful one first: `attention` does not name the set."""
-    own = table[table["prompt_id"] == prompt]
-    for name, rows in sorted(own.groupby("set"), key=lambda group: group[0] != "harmful"):
-        if len(rows) == size:
+def _prompt(table: pd.DataFrame, of: Mapping[str, Any], size: int) -> tuple[str, list[str]]:
+    """Set and tokens of the prompt of that id, set (where it is named) and length."""
+    sides = table[table["prompt_id"] == of["prompt_id"]].groupby("set")
+    for name, rows in sorted(sides, key=lambda side: side[0] != "harmful"):
+        if len(rows) == size and name == of.get("set", name):
             return str(name), [wording.token(token, 16) for token in rows.sort_values("index")["token"]]
-    return "", [""] * size
+    return str(of.get("set", "")), [""] * size
 
 
 def _short(value: Any) -> float | None:

@@ -26,14 +26,14 @@ def prompts_data(run: MeasuredRun, *, show_completions: bool = False) -> dict[st
     """
     table = run.across["verdicts"]
     rows: dict[tuple, dict[str, Any]] = {}
-    for own in _one_judge(table).itertuples():
-        key = (own.suite, own.attack, own.prompt_id)
-        row = rows.setdefault(key, _row(own))
-        short = wording.is_harmful(own.side, own.attack) and not show_completions
+    for verdict in _one_judge(table).itertuples():
+        key = (verdict.suite, verdict.attack, verdict.prompt_id)
+        row = rows.setdefault(key, _row(verdict))
+        short = wording.is_harmful(verdict.side, verdict.attack) and not show_completions
         limit = wording.SHORT_COMPLETION if short else 2000 if show_completions else LONGEST_ANSWER
-        row["by"][f"{checkpoint_id(own.arm, own.step)}|{own.intervention}"] = {
-            "label": "" if wording.is_missing(own.label) else wording.metric_name(wording.plain(own.label)),
-            "completion": wording.shortened(own.completion, limit),
+        row["by"][f"{checkpoint_id(verdict.arm, verdict.step)}|{verdict.intervention}"] = {
+            "label": "" if wording.is_missing(verdict.label) else wording.metric_name(wording.plain(verdict.label)),
+            "completion": wording.shortened(verdict.completion, limit),
         }
     coloured, furthest = _tokens(run)
     return {
@@ -51,15 +51,15 @@ def _one_judge(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(place=place).sort_values("place", kind="stable").drop_duplicates(answer).sort_index()
 
 
-def _row(own: Any) -> dict[str, Any]:
-    suite = wording.set_name(wording.shortened(own.suite)) + (
-        "" if own.attack == "none" else f", {wording.shortened(own.attack)}"
+def _row(verdict: Any) -> dict[str, Any]:
+    suite = wording.set_name(wording.shortened(verdict.suite)) + (
+        "" if verdict.attack == "none" else f", {wording.shortened(verdict.attack)}"
     )
     return {
-        "id": wording.shortened(own.prompt_id),
+        "id": wording.shortened(verdict.prompt_id),
         "suite": suite,
-        "side": own.side,
-        "prompt": wording.shortened(own.prompt, LONGEST_PROMPT),
+        "side": verdict.side,
+        "prompt": wording.shortened(verdict.prompt, LONGEST_PROMPT),
         "by": {},
         "tokens": {},
     }
@@ -73,8 +73,8 @@ def _tokens(run: MeasuredRun) -> tuple[list[dict[str, Any]], float]:
         table = checkpoint.tables["tokens"]
         if not table["value"].notna().any():
             continue
-        for (kind, prompt), own in table.groupby(["set", "prompt_id"], sort=False):
-            ordered = own.sort_values("index")
+        for (kind, prompt), of_prompt in table.groupby(["set", "prompt_id"], sort=False):
+            ordered = of_prompt.sort_values("index")
             text = "".join(wording.plain(token) for token in ordered["token"])
             row: dict[str, Any] = {"id": wording.shortened(prompt), "suite": f"twins of the pairs, {kind}"}
             row |= {"side": str(kind), "prompt": wording.shortened(text, LONGEST_PROMPT), "by": {}, "tokens": {}}

@@ -119,11 +119,11 @@ class MeasuredRun:
     def kinds(self) -> list[list[MeasuredCheckpoint]]:
         """Checkpoints by architecture and sizes; all are of one kind where the table `checkpoints` does not tell."""
         rows = self.across["checkpoints"].to_dict("records")
-        told = {(row["arm"], int(row["step"])): tuple(row[name] for name in KIND) for row in rows}
-        found: dict[tuple, list[MeasuredCheckpoint]] = {}
+        kind_of = {(row["arm"], int(row["step"])): tuple(row[name] for name in KIND) for row in rows}
+        by_kind: dict[tuple, list[MeasuredCheckpoint]] = {}
         for checkpoint in self.checkpoints:
-            found.setdefault(told.get((checkpoint.arm, checkpoint.step), ()), []).append(checkpoint)
-        return list(found.values())
+            by_kind.setdefault(kind_of.get((checkpoint.arm, checkpoint.step), ()), []).append(checkpoint)
+        return list(by_kind.values())
 
     @property
     def last_of_each_arm(self) -> list[MeasuredCheckpoint]:
@@ -135,8 +135,8 @@ class MeasuredRun:
     def together(self, name: str, *, among: Sequence[MeasuredCheckpoint] | None = None) -> pd.DataFrame:
         """Table `name` of all checkpoints, or of those in `among`, in their order."""
         chosen = self.checkpoints if among is None else among
-        found = [c.tables[name].assign(arm=c.arm, step=c.step) for c in chosen if len(c.tables[name])]
-        return pd.concat(found, ignore_index=True) if found else tables.frame(name, [])
+        measured = [c.tables[name].assign(arm=c.arm, step=c.step) for c in chosen if len(c.tables[name])]
+        return pd.concat(measured, ignore_index=True) if measured else tables.frame(name, [])
 
 
 def read_run(folder: Path | str) -> MeasuredRun:
@@ -152,14 +152,14 @@ def read_run(folder: Path | str) -> MeasuredRun:
             f"nothing to report: {measurements} does not exist; run 'mechrefusal measure' on {folder} first"
         )
     across = {name: tables.read(name, measurements) for name in tables.ACROSS}
-    asked = {name: table_rows.of_study(across[name]) for name in BEHAVIOUR}
+    of_study = {name: table_rows.of_study(across[name]) for name in BEHAVIOUR}
     checkpoints = []
     for path in measurements.iterdir():
         match = _CHECKPOINT_FOLDER.fullmatch(path.name)
         if path.is_dir() and match and not path.name.startswith("."):
             read = {name: tables.read(name, path) for name in tables.PER_CHECKPOINT}
             arm, step = match["arm"], int(match["step"])
-            behaviour = {name: own[(own["arm"] == arm) & (own["step"] == step)] for name, own in asked.items()}
+            behaviour = {name: rows[(rows["arm"] == arm) & (rows["step"] == step)] for name, rows in of_study.items()}
             checkpoints.append(MeasuredCheckpoint(path.name, arm, step, read | behaviour))
     checkpoints.sort(key=lambda c: checkpoint_order((c.arm, c.step)))
     return MeasuredRun(

@@ -141,14 +141,14 @@ class Page:
             return []
         drawing: Callable[..., Any] = getattr(figures, spec["draw"])
         heads_of, panels = self.id if spec.get("heads") else "", []
-        for values, own in self._each(rows, spec):
+        for values, part in self._each(rows, spec):
             title, look = spec.get("title", ""), {**spec.get("with", {})}
             if values:
                 title = title.format_map({name: wording.metric_name(str(value)) for name, value in values.items()})
                 look |= values if "each" in spec else {}
-            drawn = partial(drawing, own, **look)
+            drawn = partial(drawing, part, **look)
             title = f"{title[:1].upper()}{title[1:]}"
-            panels.append(self.panels.add(spec["draw"], drawn, title=title, rows=own, heads_of=heads_of))
+            panels.append(self.panels.add(spec["draw"], drawn, title=title, rows=part, heads_of=heads_of))
         return panels
 
     def _evaluated(self, spec: Spec) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Page:
     def _block(self, spec: Spec) -> Block | None:
         if "only" in spec and not _is_there(self.value(spec["only"])):
             return None
-        says = [said for name in _list(spec.get("say", [])) for said in _list(self.value(name)) if said]
+        says = [sentence for name in _list(spec.get("say", [])) for sentence in _list(self.value(name)) if sentence]
         panels, folded = self._panels(spec.get("figures", []))
         html = NOTHING
         if "include" in spec:
@@ -213,9 +213,9 @@ class Page:
                 if isinstance(part, Panel):
                     panels.append(part)
                 else:
-                    summary, own = part
+                    summary, drawn = part
                     layout = spec.get("layout", "two")
-                    folded.append(Block(fold=Markup.escape(summary), panels=own, layout=layout, is_open=not folded))
+                    folded.append(Block(fold=Markup.escape(summary), panels=drawn, layout=layout, is_open=not folded))
         return panels, folded
 
     def _grid(self, spec: Spec | str) -> Grid:

@@ -24,48 +24,48 @@ def side_by_side(table: pd.DataFrame, rates: pd.DataFrame, *, show_completions: 
     """
     first = table.iloc[0]
     before, after = table["baseline_refused"], table["intervened_refused"]
-    said = (
+    counts = (
         f"n = {len(table)} prompts, weights {first['weights']}, judge {language.described(first['judge'])}. "
         f"Refused before, not after: {int((before & ~after).sum())}; after, not before: {int((~before & after).sum())}."
     )
     if warned := language.of_ablation(table):
-        said = f"{said}\n{warned}"
+        counts = f"{counts}\n{warned}"
     title = Text(wording.plain(first["intervention"]), style="italic")
-    return Group(title, _rates(rates), Text(said), Text(), _answers(table, show_completions=show_completions))
+    return Group(title, _rates(rates), Text(counts), Text(), _answers(table, show_completions=show_completions))
 
 
 def _rates(rates: pd.DataFrame) -> Table:
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    found.add_column("answers", no_wrap=True)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("answers", no_wrap=True)
     for metric in dict.fromkeys(rates["metric"]):
-        found.add_column(wording.metric_name(metric), no_wrap=True)
+        shown.add_column(wording.metric_name(metric), no_wrap=True)
     for answers, rows in rates.groupby("answers", sort=False):
         cells = [
             f"{wording.rate(row.value)} ({wording.rate(row.low)}–{wording.rate(row.high)})" for row in rows.itertuples()
         ]
-        found.add_row(str(answers), *cells)
-    return found
+        shown.add_row(str(answers), *cells)
+    return shown
 
 
 def _answers(table: pd.DataFrame, *, show_completions: bool) -> Table:
     rows = table if show_completions else table.head(SHOWN)
     left_out = len(table) - len(rows)
-    said = [] if show_completions else ["Shortened; --show_completions shows them in full."]
-    said += [f"{left_out} more prompts are not shown."] if left_out else []
-    found = Table(
-        caption=Text(" ".join(said)) if said else None,
+    notes = [] if show_completions else ["Shortened; --show_completions shows them in full."]
+    notes += [f"{left_out} more prompts are not shown."] if left_out else []
+    shown = Table(
+        caption=Text(" ".join(notes)) if notes else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_lines=show_completions,
     )
-    found.add_column("prompt", ratio=1)
+    shown.add_column("prompt", ratio=1)
     for name in ("baseline", "intervened"):
-        found.add_column(name, ratio=1)
+        shown.add_column(name, ratio=1)
     write = wording.plain if show_completions else wording.shortened
     for row in rows.to_dict("records"):
         cells = [Text(write(row["prompt"]))]
         for name in ("baseline", "intervened"):
             cells.append(Text.assemble(("refused: " if row[f"{name}_refused"] else "", "bold"), write(row[name])))
-        found.add_row(*cells)
-    return found
+        shown.add_row(*cells)
+    return shown

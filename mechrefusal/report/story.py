@@ -15,7 +15,7 @@ from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 _POWER_SHOWN, _PAIRS_SHOWN = 2, 2
 
 
-def told(run: MeasuredRun, headlines: Sequence[Headline]) -> list[tuple[str, str]]:
+def paragraphs(run: MeasuredRun, headlines: Sequence[Headline]) -> list[tuple[str, str]]:
     """(heading, sentences) in the order in which they are asked; plain text.
 
     Args:
@@ -95,16 +95,16 @@ def _where(line: Headline) -> str:
         if wording.is_missing(carrier["layer_low"])
         else f"95% interval {carrier['layer_low']} to {carrier['layer_high']}"
     )
-    said = (
+    sentence = (
         f"At {checkpoint.label} one direction at the input of layer {carrier['layer']}{depth} carries it ({interval})"
     )
-    return f"{said}{_shown_by_answers(line)}."
+    return f"{sentence}{_shown_by_answers(line)}."
 
 
 def _shown_by_answers(line: Headline) -> str:
     """What ablating the carrier does to answers, beside a random direction."""
-    for found in carrier_findings.effects(line.checkpoint.tables["rates"]):
-        cells = found["cells"]
+    for effect in carrier_findings.effects(line.checkpoint.tables["rates"]):
+        cells = effect["cells"]
         before, after, random = (cells.get(("harmful", name)) for name in ("none", "ablate", "ablate_random"))
         if before and after:
             beside = f", a random direction to {random['value']}" if random else ""
@@ -131,19 +131,19 @@ def _move(pair: dict[str, Any]) -> str:
     depth = next((one for one in pair["measures"] if one["name"] == "carrier_layer" and one["interval"]), None)
     by = f" (the carrier by {depth['value']} layers, 95% interval {depth['interval']})" if depth else ""
     (arm_a, step_a), (arm_b, step_b) = pair["a"], pair["b"]
-    said = verdict.get(pair["verdict"], "it was not judged")
-    return f"From {arm_a}, step {step_a} to {arm_b}, step {step_b} {said}{by}."
+    moved = verdict.get(pair["verdict"], "it was not judged")
+    return f"From {arm_a}, step {step_a} to {arm_b}, step {step_b} {moved}{by}."
 
 
 def _costs(run: MeasuredRun, ends: list[Headline], first: Headline | None) -> list[str]:
     before = ""
     if first and first.refusals["overrefusal"] and first.checkpoint not in [line.checkpoint for line in ends]:
         before = f", {wording.rate(first.refusals['overrefusal'][0]['value'])} at {first.checkpoint.label}"
-    said = []
+    sentences = []
     for line in ends:
         rates = line.checkpoint.tables["rates"]
-        own = rates.query("by == 'all' and attack == 'none' and intervention == 'none'")
-        utility = own.query("suite == 'utility' and metric == 'answered'").to_dict("records")
+        unattacked = rates.query("by == 'all' and attack == 'none' and intervention == 'none'")
+        utility = unattacked.query("suite == 'utility' and metric == 'answered'").to_dict("records")
         parts = [
             f"refuses {_rate(rate)[:-1]}{before}) of safe requests that look unsafe"
             for rate in line.refusals["overrefusal"][:1]
@@ -154,9 +154,9 @@ def _costs(run: MeasuredRun, ends: list[Headline], first: Headline | None) -> li
         if known:
             key, rate = max(known, key=lambda one: one[1]["value"])
             parts.append(f"gives in to {_rate(rate)} of the requests under attack {headline.attack_label(key)}")
-        said += [f"{line.checkpoint.label} {wording.listed(parts)}."] if parts else []
+        sentences += [f"{line.checkpoint.label} {wording.listed(parts)}."] if parts else []
     seconds = run.across["stages"]["seconds"].sum()
-    return said + ([f"The run took {wording.seconds(seconds)}."] if said and seconds else [])
+    return sentences + ([f"The run took {wording.seconds(seconds)}."] if sentences and seconds else [])
 
 
 def _rate(row: Mapping[Any, Any]) -> str:
@@ -167,17 +167,17 @@ def _open(run: MeasuredRun) -> list[str]:
     """What the run leaves open: moves that cannot be told, and the smallest effects that it could have seen."""
     pairs = findings.relocations(run.across["relocation"])
     unsure = [pair for pair in pairs if pair["verdict"] == "cannot tell"]
-    said = []
+    texts = []
     if unsure:
-        said.append(f"Whether refusal moved cannot be told for {len(unsure)} of {len(pairs)} pairs of checkpoints.")
+        texts.append(f"Whether refusal moved cannot be told for {len(unsure)} of {len(pairs)} pairs of checkpoints.")
     for pair in unsure[:_PAIRS_SHOWN]:
         needed = f"; about {pair['to_decide']} prompts of each side would decide it"
-        said.append(f"{pair['pair']}: {_why(pair)}{needed if pair['to_decide'] != wording.MISSING else ''}.")
+        texts.append(f"{pair['pair']}: {_why(pair)}{needed if pair['to_decide'] != wording.MISSING else ''}.")
     power = run.across["power"]
     short = power[power["n"].notna() & power["could_tell"].notna() & (power["could_tell"] > power["wanted"])]
     for _, row in short.drop_duplicates("question").head(_POWER_SHOWN).iterrows():
-        said.append(_could_tell(row))
-    return said
+        texts.append(_could_tell(row))
+    return texts
 
 
 def _why(pair: dict[str, Any]) -> str:
@@ -186,8 +186,8 @@ def _why(pair: dict[str, Any]) -> str:
         return lacking[0].strip()
     verdicts = {"moved": "moved", "not moved": "did not move", "cannot tell": "cannot be told"}
     deciding = [one for one in pair["measures"] if one["name"] in ("carrier_layer", "transfer")]
-    said = [f"{one['measure']} {verdicts.get(one['verdict'], one['verdict'])}" for one in deciding]
-    return wording.listed(list(dict.fromkeys(said))) or "nothing that decides was measured"
+    clauses = [f"{one['measure']} {verdicts.get(one['verdict'], one['verdict'])}" for one in deciding]
+    return wording.listed(list(dict.fromkeys(clauses))) or "nothing that decides was measured"
 
 
 def _could_tell(row: pd.Series) -> str:

@@ -65,12 +65,12 @@ def control(table: pd.DataFrame) -> list[OfAttack]:
     entries = []
     for key in dict.fromkeys((shares if len(shares) else table)[keys].itertuples(index=False, name=None)):
         method, judge, twin_judge = key
-        own = table[(table["method"] == method) & (table["twin_judge"] == twin_judge)]
+        of_attack = table[(table["method"] == method) & (table["twin_judge"] == twin_judge)]
         wanted = {
             ("suffix", suffix, "metric", metric, "judge", twin_judge): words
             for (suffix, metric), words in TWIN_RATES.items()
         } | {("metric", metric, "judge", judge): words for metric, words in SHARES.items()}
-        pivot = grids.pivot(own, ["arm", "step"], wanted)
+        pivot = grids.pivot(of_attack, ["arm", "step"], wanted)
         named = dict(zip(keys, (wording.shortened(name, LONGEST_NAME) for name in key), strict=True))
         columns = {"arm+step:page": "checkpoint", **pivot.columns}
         entries.append(OfAttack(table=pivot.table, columns=columns, **named))
@@ -87,9 +87,9 @@ def differences(table: pd.DataFrame) -> list[OfAttack]:
     )
     named = rows.assign(pair=[KINDS.get(kind, wording.shortened(kind, LONGEST_NAME)) for kind in rows["pair"]])
     entries = []
-    for key, own in named.groupby(["method", "judge"], sort=False):
+    for key, of_attack in named.groupby(["method", "judge"], sort=False):
         method, judge = (wording.shortened(name, LONGEST_NAME) for name in key)
-        entries.append(OfAttack(method, judge, judge, own, _COMPARED))
+        entries.append(OfAttack(method, judge, judge, of_attack, _COMPARED))
     return entries
 
 
@@ -101,12 +101,12 @@ def ends(curve: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
         `elsewhere`: mean success at the other checkpoints.
     """
     rows = []
-    for (arm, step, method, judge), own in curve.groupby(["arm", "step", "method", "judge"], sort=False):
+    for (arm, step, method, judge), of_attack in curve.groupby(["arm", "step", "method", "judge"], sort=False):
         of_judge = transfer[transfer["judge"] == judge]
         here = (of_judge["arm_target"] == arm) & (of_judge["step_target"] == step)
         from_here = (of_judge["arm_source"] == arm) & (of_judge["step_source"] == step) & ~here
         others = of_judge[from_here & (of_judge["method"] == method)]["value"]
-        ordered = own.sort_values("attack_step")
+        ordered = of_attack.sort_values("attack_step")
         at = {
             "before": of_judge[here & (of_judge["arm_source"] == "none")],
             "first": ordered.head(1),
@@ -118,10 +118,10 @@ def ends(curve: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
             "method": method,
             "judge": judge,
             "elsewhere": others.mean(),
-            "n": own["n"].max(),
+            "n": of_attack["n"].max(),
         }
-        for name, found in at.items():
-            values = found.iloc[0] if len(found) else dict.fromkeys(("value", "low", "high"), float("nan"))
+        for name, rates in at.items():
+            values = rates.iloc[0] if len(rates) else dict.fromkeys(("value", "low", "high"), float("nan"))
             row |= {name: values["value"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -129,9 +129,9 @@ def ends(curve: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
 
 def ends_grid(table: pd.DataFrame) -> grids.Grid:
     """The rows of `ends` as they are shown."""
-    found = {
+    shares = {
         f"{name}[{name}_low,{name}_high]:rate": words
         for name, words in (("before", "no attack"), ("first", "first step"), ("last", "last step"))
     }
     names = {"arm+step": "checkpoint", "method:short": "attack", "judge:short": "judge"}
-    return grids.grid(table, names | found | {"elsewhere:rate": "at the others (mean)", "n": "n"})
+    return grids.grid(table, names | shares | {"elsewhere:rate": "at the others (mean)", "n": "n"})

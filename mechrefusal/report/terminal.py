@@ -42,7 +42,7 @@ def summary_of(run: MeasuredRun) -> Group:
     lines = headline.headlines(run)
     warned = language.of_measurements(run.checkpoints)
     parts: list[Table | Text] = [Text(warned, style="bold")] if warned else []
-    parts += [Text.assemble((f"{words}. ", "bold"), told) for words, told in story.told(run, lines)]
+    parts += [Text.assemble((f"{words}. ", "bold"), sentences) for words, sentences in story.paragraphs(run, lines)]
     parts += [
         gates(run),
         behaviour(lines),
@@ -82,14 +82,14 @@ def stress_table(curve: pd.DataFrame, transfer: pd.DataFrame) -> Table:
 
 def stress_control_tables(control: pd.DataFrame) -> Group:
     """Whether attacks fail because of the request or of the suffix: one table an attack and judge."""
-    said = (
+    note = (
         "the suffix of each case behind the harmless twin of its request; 95% intervals. Robust: the attack fails, the "
         "twin with the suffix is answered. Refuses the suffix: the attack fails, the twin with the suffix is refused "
         "too"
     )
     tables = stress_findings.control(control)
     return _spaced(
-        [grid_table("Is the request refused, or the suffix?", f"{one.caption}; {said}", one.grid()) for one in tables]
+        [grid_table("Is the request refused, or the suffix?", f"{one.caption}; {note}", one.grid()) for one in tables]
     )
 
 
@@ -109,12 +109,12 @@ def stress_differences_tables(differences: pd.DataFrame) -> Group:
 
 def gates(run: MeasuredRun) -> Table | Text:
     """One row a checkpoint: every criterion of the gate, and by how much it is missed."""
-    found = [gate.of(checkpoint) for checkpoint in run.checkpoints]
+    gates_of_run = [gate.of(checkpoint) for checkpoint in run.checkpoints]
     last = {checkpoint.id for checkpoint in run.last_of_each_arm}
-    if not (grid := gate.grid(found)):
+    if not (grid := gate.grid(gates_of_run)):
         return Text("The gate was not measured.", style="italic")
-    said = gate.summary([one for one in found if one.checkpoint.id in last])
-    return grid_table("Gate", f"{said} {gate.caption(found)}", grid)
+    passed = gate.summary([one for one in gates_of_run if one.checkpoint.id in last])
+    return grid_table("Gate", f"{passed} {gate.caption(gates_of_run)}", grid)
 
 
 def times(run: MeasuredRun) -> list[Table]:
@@ -131,12 +131,12 @@ def times(run: MeasuredRun) -> list[Table]:
     if len(timings):
         n = len(timings[["arm", "step"]].drop_duplicates())
         total = wording.seconds(timings["seconds"].sum())
-        said = f"All checkpoints ({n}), in all {total}. Skipped: what could not be taken there."
+        caption = f"All checkpoints ({n}), in all {total}. Skipped: what could not be taken there."
         columns = {
             "stage:text": "step", "seconds:seconds": "time", "share:percent": "share", "longest:seconds": "longest",
             "at:text": "at", "skipped:text": "skipped",
         }  # fmt: skip
-        tables.append(grid_table("Wall time of the measurements", said, grids.grid(_measured(timings), columns)))
+        tables.append(grid_table("Wall time of the measurements", caption, grids.grid(_measured(timings), columns)))
     return tables
 
 
@@ -151,11 +151,11 @@ def _at_once(manifest: str | None) -> int:
 def _measured(timings: pd.DataFrame) -> pd.DataFrame:
     """One row a step of the measurement, summed over checkpoints."""
     rows, total = [], timings["seconds"].sum()
-    for stage, own in timings.groupby("stage", sort=False):
-        seconds, known = own["seconds"].sum(min_count=1), own.dropna(subset=["seconds"])
+    for stage, of_stage in timings.groupby("stage", sort=False):
+        seconds, known = of_stage["seconds"].sum(min_count=1), of_stage.dropna(subset=["seconds"])
         at = known.loc[known["seconds"].idxmax()] if len(known) else None
         where = wording.MISSING if at is None else f"{wording.shortened(at['arm'], 14)} {at['step']}"
-        longest, skipped = float("nan") if at is None else at["seconds"], int((own["note"] != "").sum())
+        longest, skipped = float("nan") if at is None else at["seconds"], int((of_stage["note"] != "").sum())
         share = seconds / total if total else float("nan")
         rows.append((stage, seconds, share, longest, where, str(skipped) if skipped else wording.MISSING))
     return pd.DataFrame(rows, columns=["stage", "seconds", "share", "longest", "at", "skipped"])
@@ -167,14 +167,14 @@ def judges_and_people(agreement: pd.DataFrame) -> Table:
         "judge:text": "judge", "question:words": "question", "share:rate": "agree", "kappa": "kappa", "n:whole": "n",
         "sensitivity:rate": "sensitivity", "specificity:rate": "specificity",
     }  # fmt: skip
-    said = "On the labelled answers. Sensitivity, specificity: for any refusal."
-    return grid_table("Judges and people", said, grids.grid(agreement, columns))
+    caption = "On the labelled answers. Sensitivity, specificity: for any refusal."
+    return grid_table("Judges and people", caption, grids.grid(agreement, columns))
 
 
 def attack_costs(cases: pd.DataFrame) -> Table:
     """One row a source and method: what attack cases gained and cost (table `cases`)."""
     sources = ", ".join(dict.fromkeys(str(source) for source in cases["source"]))
-    said = (
+    caption = (
         f"Against {wording.plain(sources)}. Means a case. Loss: cross-entropy of the target, nats a token. Tokens: run "
         "forward. Dropped: candidates that did not survive as text."
     )
@@ -185,7 +185,7 @@ def attack_costs(cases: pd.DataFrame) -> Table:
         "method:text": "method", "cases:whole": "cases", "loss_first:three": "loss before", "loss:three": "after",
         "steps:whole": "steps", "forward_tokens:whole": "tokens", "dropped:one": "dropped", "seconds:number": "seconds",
     }  # fmt: skip
-    return grid_table("Attack cases", said, grids.grid(table, columns))
+    return grid_table("Attack cases", caption, grids.grid(table, columns))
 
 
 def power_table(rows: pd.DataFrame) -> Table:
@@ -194,15 +194,15 @@ def power_table(rows: pd.DataFrame) -> Table:
         "question:reason": "question", "of:reason": "of", "n:whole": "n", "unit": "", "could_tell:number": "could tell",
         "wanted:number": "asked for", "n_needed:whole": "n that tells it", "reason:reason": "noise",
     }  # fmt: skip
-    said = "The least that would be told with that power; the n that would tell what is asked for."
-    return grid_table("Power", said, grids.grid(rows, columns))
+    caption = "The least that would be told with that power; the n that would tell what is asked for."
+    return grid_table("Power", caption, grids.grid(rows, columns))
 
 
 def behaviour(lines: list[Headline]) -> Table:
     """One row a checkpoint: refusal rates by prompt set, attack success rates by attack."""
     judges = ", ".join(map(language.described, headline.judges(lines))) or "none"
-    said = f"rate, n = prompts; below it the 95% interval. Judge: {judges}."
-    return grid_table("Behaviour", said, headline.behaviour(lines))
+    caption = f"rate, n = prompts; below it the 95% interval. Judge: {judges}."
+    return grid_table("Behaviour", caption, headline.behaviour(lines))
 
 
 def carriers(lines: list[Headline]) -> Table:
@@ -212,11 +212,11 @@ def carriers(lines: list[Headline]) -> Table:
         f"by {ranked}; ● p < 0.05, adjusted for all heads" if ranked else "were not ranked: no patching, no attribution"
     )
     to = ", ".join(sorted({line.ablated_to for line in lines} - {wording.MISSING})) or "not recorded"
-    said = (
+    caption = (
         f"Ablated to: {to}. To zero: the same direction (or the best candidate) ablated to zero; admissible: it would "
         f"be so. Top heads {heads}."
     )
-    return grid_table("Carrier", said, headline.carriers(lines))
+    return grid_table("Carrier", caption, headline.carriers(lines))
 
 
 def grid_table(title: str, caption: str, grid: Grid) -> Table:
@@ -273,12 +273,12 @@ def _clearest(differences: pd.DataFrame) -> Table | Text:
         "a:text": "from", "b:text": "to", "suite:text": "suite", "judge:text": "judge", "what:text": "metric",
         "difference[low,high]:change": "difference", "p_adjusted:four": "p",
     }  # fmt: skip
-    said = (
+    caption = (
         f"{len(rows)} of {len(differences)}, shown are {len(shown)}: the smallest p of McNemar's exact test first, "
         "pairs of checkpoints under one intervention last; p: adjusted for all differences of the judge (Holm)"
     )
     return grid_table(
-        "Differences whose 95% interval excludes 0, on the same prompts", said, grids.grid(shown, columns)
+        "Differences whose 95% interval excludes 0, on the same prompts", caption, grids.grid(shown, columns)
     )
 
 

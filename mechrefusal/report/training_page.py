@@ -102,30 +102,30 @@ def _arm(run: MeasuredRun, arm: str, recipe: dict, training: dict, manifest: dic
     n_logged = int((logged["arm"] == arm).sum())
     source = run.across["checkpoints"]
     given = [wording.plain(name) for name in source.loc[source["arm"] == arm, "source"].unique() if name]
-    said = [f"Measured at step {wording.listed([str(step) for step in steps])}."]
+    sentences = [f"Measured at step {wording.listed([str(step) for step in steps])}."]
     if arm == BASE:
         model = f" ({wording.plain(recipe['model'])})" if recipe.get("model") else ""
-        said.append(f"The model that training starts from{model}.")
+        sentences.append(f"The model that training starts from{model}.")
     elif arm == WARM_UP:
-        said.append(
+        sentences.append(
             "Supervised training that every arm shares: harmful requests are refused, others answered as before."
         )
     elif not given and n_logged:
         start = "the end of the warm-up" if run.warm_up is not None else "the base model"
-        said.append(f"Trained from {start}, {n_logged} steps logged.")
+        sentences.append(f"Trained from {start}, {n_logged} steps logged.")
         terms = run.across["terms"]
-        own = terms[terms["arm"] == arm].drop_duplicates("term")
-        parts = [f"{wording.metric_name(row.term)} × {wording.number(row.weight)}" for row in own.itertuples()]
-        said += [f"Its loss: {wording.shortened(' + '.join(parts), 300)}."] if parts else []
-    said += [f"Given from outside: {wording.listed(given)}."] if given else []
+        of_arm = terms[terms["arm"] == arm].drop_duplicates("term")
+        parts = [f"{wording.metric_name(row.term)} × {wording.number(row.weight)}" for row in of_arm.itertuples()]
+        sentences += [f"Its loss: {wording.shortened(' + '.join(parts), 300)}."] if parts else []
+    sentences += [f"Given from outside: {wording.listed(given)}."] if given else []
     settings = training.get(arm.replace("-", "_"))
-    said += (
+    sentences += (
         [f"Settings of its own: {wording.shortened(_settings(settings), 300)}."] if isinstance(settings, dict) else []
     )
     versions = manifest.get("versions")
     if arm == BASE and isinstance(versions, dict):
-        said.append(f"Made with {wording.shortened(_settings(versions), 300)}.")
-    return said
+        sentences.append(f"Made with {wording.shortened(_settings(versions), 300)}.")
+    return sentences
 
 
 def _settings(settings: dict) -> str:
@@ -139,7 +139,7 @@ def _settings(settings: dict) -> str:
 def _mapping(read: Any, text: str | None) -> dict:
     """What a recipe or a manifest says; nothing where it cannot be read."""
     try:
-        found = read(text or "{}")
+        content = read(text or "{}")
     except (ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

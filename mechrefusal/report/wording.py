@@ -31,6 +31,8 @@ NAMES = {
     "carrier_cosine": "the cosine of the carriers",
     "direction_cosine": "the cosine of the directions",
     "principal_angle": "the angle between the spans of directions",
+    "principal_angle_mean": "the mean principal angle, in degrees",
+    "principal_angle_max": "the largest principal angle, in degrees",
     "transfer": "the effect of the earlier carrier",
 }
 """What measures of a move are called on a page."""

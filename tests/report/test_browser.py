@@ -110,6 +110,19 @@ def test_the_circuit_is_drawn(visit):
         assert page.locator("div.graph .canvas").get_attribute("data-shown").split()[0] == "5"
 
 
+def test_the_circuit_is_a_graph_on_the_screen_and_a_figure_on_paper(visit):
+    with visit(PAGE, "#circuit") as page:
+        graph, figure = page.locator("div.graph"), page.locator("#fig-circuit-1")
+        graph.locator("canvas").first.wait_for()
+        assert not figure.is_visible()
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        figure.locator(".main-svg").first.wait_for()
+        assert not graph.is_visible()
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        graph.wait_for()
+        figure.wait_for(state="hidden")
+
+
 def test_hover_shows_hostile_tokens_as_text(visit):
     with visit(PAGE) as page:
         page.evaluate(DRAW)

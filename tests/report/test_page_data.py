@@ -1,8 +1,10 @@
 """What the browser is given: maps, heads, prompts and pairs of checkpoints hold the tables' numbers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from rendering import content
 from synthetic_behaviour import LONG_COMPLETION
@@ -77,6 +79,21 @@ def test_attention_and_sources_of_heads(heads, small_run):
     sizes = [abs(value) for _, value in sources]
     assert sizes == sorted(sizes, reverse=True)
     embedding.json_for_html(heads)  # there is no NaN in it
+
+
+def test_attention_says_which_prompt_of_a_pair_it_is_of(small):
+    checkpoint = next(one for one in small.checkpoints if one.id == TRAINED)
+    attention, tokens = (checkpoint.tables[name].query("prompt_id == 'pair-0'") for name in ("attention", "tokens"))
+    sides = ("harmless", "harmful")
+    measured = {
+        "attention": pd.concat([attention.assign(set=side) for side in sides]),
+        "tokens": pd.concat([tokens.assign(set=side, token=side) for side in sides]),
+    }
+    both = replace(checkpoint, tables={**checkpoint.tables, **measured})
+    shown = heads_data(replace(small, checkpoints=(both,)))["attention"][TRAINED]["19.3"]
+    assert [(one["prompt_id"], one["set"], one["tokens"][0]) for one in shown] == [
+        ("pair-0", side, side) for side in sides
+    ]
 
 
 def test_maps_go_from_where_an_arm_starts_and_share_one_range(run):
@@ -154,7 +171,7 @@ def test_a_pair_that_stands_the_other_way_round_changes_its_sign(run):
 
 
 def test_the_story_is_told_of_every_arm(run):
-    told = dict(story.told(run, headline.headlines(run)))
+    told = dict(story.paragraphs(run, headline.headlines(run)))
     assert list(told)[:3] == ["What was trained", "Did it learn", "Where refusal sits"]
     assert told["What was trained"].startswith("The base model was trained through 2 ways (r2d2 and sft), to step 250.")
     assert "r2d2 did by step 250" in told["Did it learn"]

@@ -186,15 +186,36 @@ def test_the_card_of_a_head_says_what_was_measured(visit):
         assert sources[0].startswith("<img src=x onerror=alert(7)>")
         assert page.locator("#head-card img").count() == 0
         until(page, PAINTED)
-        page.locator("#head-card select").nth(1).select_option(label="harmless prompt pair-1")
-        until(page, PAINTED)
-        page.get_by_role("button", name="Next head").click()
-        until(page, "document.querySelector('#head-name').textContent === 'L3.H3'")
+        page.get_by_role("button", name="Head before").click()
+        until(page, "document.querySelector('#head-name').textContent === 'L3.H1'")
         assert page.locator("#head-card .reason").count() == 2
         page.keyboard.press("Escape")
         assert page.locator("#head-card").count() == 0
         assert fragment_of(page) in ("", "#story")
         assert page.evaluate("document.activeElement.className") == "head"
+
+
+def test_harmful_and_harmless_attention_stand_side_by_side(visit):
+    captions = "#head-card .attentions figcaption"
+    with visit("index", f"#head=3.2&at={LAST}", width=1400) as page:
+        until(page, PAINTED)
+        assert page.locator(captions).all_inner_texts() == ["harmful prompt pair-0", "harmless prompt pair-1"]
+        boxes = "[...document.querySelectorAll('.attentions figure')].map(f => f.getBoundingClientRect().toJSON())"
+        left, right = page.evaluate(boxes)  # at once: the card slides in
+        assert left["y"] == right["y"]
+        assert left["x"] + left["width"] <= right["x"]
+        assert page.locator("#head-card .reason").count() == 0
+        page.get_by_role("button", name="Next head").click()
+        until(page, "document.querySelector('#head-name').textContent === 'L3.H3'")
+        assert page.locator(captions).all_inner_texts() == ["harmful prompt pair-0", "harmless prompt pair-0"]
+        page.locator("#head-card select").nth(1).select_option(label="harmful prompt pair-1 and harmless prompt pair-1")
+        until(page, PAINTED)
+        assert page.locator(captions).all_inner_texts() == ["harmful prompt pair-1", "harmless prompt pair-1"]
+        page.get_by_role("button", name="Next head").click()
+        until(page, "document.querySelector('#head-name').textContent === 'L3.H4'")
+        assert page.locator(captions).all_inner_texts() == ["harmful prompt pair-0"]
+        words = "The tables hold its attention on harmful prompts only: that on harmless prompts was not kept."
+        assert words in page.locator("#head-card .reason").all_inner_texts()
 
 
 def test_a_link_shows_the_head_that_was_seen(visit):

@@ -116,10 +116,12 @@ def heads() -> dict[str, Any]:
             values[checkpoint][name] = [None if i % 17 == 0 else entry for i, entry in enumerate(entries)]
     pattern = np.tril(rng.random((len(TOKENS), len(TOKENS))))
     pattern = (pattern / pattern.sum(1, keepdims=True)).round(3).tolist()
-    seen = [
-        {"prompt_id": f"pair-{i}", "set": kind, "tokens": TOKENS, "pattern": pattern, "max": 0.4}
-        for i, kind in enumerate(("harmful", "harmless"))
-    ]
+    looks = {"tokens": TOKENS, "pattern": pattern, "max": 0.4}
+    attention = {
+        "3.2": [("pair-0", "harmful"), ("pair-1", "harmless")],
+        "3.3": [("pair-0", "harmless"), ("pair-1", "harmful"), ("pair-0", "harmful"), ("pair-1", "harmless")],
+        "3.4": [("pair-0", "harmful")],
+    }
     return {
         "checkpoints": [
             {"id": name, "arm": name.split("-step-")[0], "step": int(name[-5:]), "label": name} for name in CHECKPOINTS
@@ -129,7 +131,12 @@ def heads() -> dict[str, Any]:
         "columns": columns,
         "values": values,
         "sources": {LAST: {"3.2": [["<img src=x onerror=alert(7)>", 0.4], [" bomb", 0.2], ["\n", -0.1]]}},
-        "attention": {LAST: {"3.2": seen}},
+        "attention": {
+            LAST: {
+                head: [{"prompt_id": prompt, "set": side, **looks} for prompt, side in prompts]
+                for head, prompts in attention.items()
+            }
+        },
     }
 
 

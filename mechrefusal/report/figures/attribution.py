@@ -18,7 +18,7 @@ def beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: table `attribution_compared`, or rows of it. A missing number is never beyond.
     """
-    return table.assign(beyond=style.told(table))
+    return table.assign(beyond=style.is_clear(table))
 
 
 def attribution_difference(table: pd.DataFrame, *, title: str = "", unit: str = "logits") -> go.Figure:
@@ -29,7 +29,7 @@ def attribution_difference(table: pd.DataFrame, *, title: str = "", unit: str = 
     """
     rows = _compared(style.drawable(table, "difference", "the difference of attributions"))
     rows = rows[rows["component"] == "head"]
-    subtitle = f"{int(rows['beyond'].sum())} of {len(rows)} heads: {style.TOLD}"
+    subtitle = f"{int(rows['beyond'].sum())} of {len(rows)} heads: {style.CLEAR}"
     look: Look = {"title": title, "unit": unit, "marked": "beyond", "subtitle": subtitle}
     return layer_map("attribution_difference", [("", rows)], "head", "difference", **look)
 
@@ -95,4 +95,4 @@ def _compared(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the names of components, and with what their hover says of chance."""
     rows = beyond_chance(rows)
     names = [component_name(row) for row in rows.to_dict("records")]
-    return rows.assign(name=names, chance=rows["beyond"].map({True: style.TOLD, False: ""}))
+    return rows.assign(name=names, chance=rows["beyond"].map({True: style.CLEAR, False: ""}))

@@ -96,7 +96,7 @@ def durations(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     written = [wording.seconds(value) for value in rows["seconds"]]
     blue = style.ARM_COLOURS[0]
     canvas.bars(rows, "seconds", "place", colour=blue, ends=None, written=written, textposition="auto")
-    canvas.categories([wording.shortened(stage, 40) for stage in rows["stage"]])
+    canvas.categories([wording.readable(wording.shortened(stage, 40)) for stage in rows["stage"]])
     total = f"in all {wording.seconds(rows['seconds'].sum())}"
     return canvas.finish(total, title=title, height=max(180, 24 * len(rows) + 110))
 

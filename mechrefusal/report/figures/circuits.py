@@ -143,4 +143,4 @@ def _draw_ends(canvas: Canvas, places: dict[str, tuple[float, float]]) -> None:
 
 def _unconfirmed(rows: pd.DataFrame) -> pd.Series:
     """Whether held-out pairs were asked, and do not tell a row from nothing."""
-    return rows["p"].notna() & ~style.told(rows)
+    return rows["p"].notna() & ~style.is_clear(rows)

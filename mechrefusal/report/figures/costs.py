@@ -38,7 +38,7 @@ def step_time(table: pd.DataFrame) -> go.Figure:
         subset = costs.assign(part=part, share=costs[part].fillna(0.0), measured=costs[part])
         written = [f"{share:.0%}" if share >= _NARROW else "" for share in subset["share"]]
         inside: Look = {"textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "written": written}
-        look = inside | {"textfont": {"color": "#1f2328"}, "colour": _COLOURS[part], "ends": None}
+        look = inside | {"textfont": {"color": "black"}, "colour": _COLOURS[part], "ends": None}
         canvas.bars(subset, "share", "place", part, **look)
     canvas.figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, margin={"r": 32})
     canvas.x(range=[0, 1.001], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")

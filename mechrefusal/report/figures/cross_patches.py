@@ -26,7 +26,7 @@ def of_set(table: pd.DataFrame, prompts: str) -> pd.DataFrame:
 
 def clear_of_control(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with a column `clear`: it does more than its control, p < 0.05 adjusted for all rows of the site."""
-    return table.assign(clear=style.told(table))
+    return table.assign(clear=style.is_clear(table))
 
 
 def cross_patching(

@@ -119,7 +119,7 @@ def estimates_over_steps(table: pd.DataFrame, *, measure: str, intervention: str
     canvas.steps(rows["step"])
     canvas.y(title=_unit(measure))
     under = f"{word('intervention', intervention)}: " if intervention is not None else ""
-    name = wording.shortened(f"{under}{word('measure', measure)}")
+    name = wording.shortened(f"{under}{word('measure', measure)}", 90)
     return canvas.finish(wording.counts(rows["n"]), unit=_unit(measure), measure=name)
 
 

@@ -79,7 +79,7 @@ def layer_map(
     limit: float | None = None,
     tokens: Mapping[int, str] | None = None,
     marked: str = "",
-    mark: str = style.TOLD,
+    mark: str = style.CLEAR,
     columns: int = 4,
     subtitle: str = "",
     **names: str,

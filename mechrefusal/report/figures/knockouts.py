@@ -25,8 +25,8 @@ def knockout(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         table: table `knockout` of one checkpoint.
     """
     rows = style.drawable(table[table["component"] == "head"], "refusal", "the knock-out of heads")
-    rows = rows.assign(told=style.told(rows))
-    look: Look = {"title": title, "unit": "nats", "marked": "told", "subtitle": _sizes(rows)}
+    rows = rows.assign(is_clear=style.is_clear(rows))
+    look: Look = {"title": title, "unit": "nats", "marked": "is_clear", "subtitle": _sizes(rows)}
     return layer_map("knockout", [("", rows)], "head", "refusal", **look)
 
 
@@ -53,7 +53,8 @@ def knockout_cost(table: pd.DataFrame) -> go.Figure:
     rows = style.drawable(table, "refusal", "the cost of knock-outs")
     rows = style.drawable(rows, "kl", "the cost of knock-outs").dropna(subset=["refusal", "kl"])
     rows = rows.assign(x=rows["kl"].clip(lower=_LEAST_KL))
-    clear = rows.loc[style.told(rows), "refusal"].abs().sort_values(ascending=False, kind="stable").index[:_NAMED]
+    strength = rows.loc[style.is_clear(rows), "refusal"].abs()
+    clear = strength.sort_values(ascending=False, kind="stable").index[:_NAMED]
     named = rows.index.isin(list(clear))
     # Intervals of the named components only: hundreds would hide each other.
     rows = rows.assign(low=rows["low"].where(named), high=rows["high"].where(named))

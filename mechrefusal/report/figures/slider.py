@@ -123,7 +123,7 @@ def _cells(rows: pd.DataFrame, column: str, entry: Map, layers: list[int], colum
 def _marks(rows: pd.DataFrame, entry: Map, columns: list[int]) -> list[list[int]]:
     if entry.mark not in rows:
         return []
-    marked = rows[style.told(rows) if entry.mark == "p" else rows[entry.mark].fillna(False).astype(bool)]
+    marked = rows[style.is_clear(rows) if entry.mark == "p" else rows[entry.mark].fillna(False).astype(bool)]
     return [[int(layer), columns.index(at)] for layer, at in zip(marked["layer"], marked[entry.kind], strict=True)]
 
 

@@ -30,7 +30,7 @@ Look = dict[str, Any]
 RANDOM: Look = {"colour": NEUTRAL, "width": 1.5, "dash": "dash", "interval": "none"}
 """A line to compare with: random directions, random sets, shuffled labels."""
 POINTS: Look = {"mode": "markers", "interval": "none"}
-TOLD = "p < 0.05, adjusted for all"
+CLEAR = "p < 0.05, adjusted for all"
 """Name of a mark in a map of many cells."""
 
 _AXIS = {"gridcolor": GRID, "zerolinecolor": AXIS, "linecolor": AXIS, "automargin": True, "title": {"standoff": 8}}
@@ -68,7 +68,7 @@ def drawable(table: pd.DataFrame, value: str, what: str) -> pd.DataFrame:
     return table
 
 
-def told(rows: pd.DataFrame) -> pd.Series:
+def is_clear(rows: pd.DataFrame) -> pd.Series:
     """Whether the p of a row, adjusted for all of its map (`statistics.maps`), is below 0.05; a missing one is not."""
     return rows["p"] < ALPHA
 

@@ -65,11 +65,7 @@ function closeHead() {
 function cardParts(data, head, at) {
   const close = button("×", closeHead, { class: "close", "aria-label": "Close this card" });
   const title = element("h2", { id: "head-name" }, headName(head));
-  if (!data)
-    return [
-      element("header", {}, title, close),
-      element("p", { class: "reason" }, "This report holds no measurements of heads."),
-    ];
+  if (!data) return [element("header", {}, title, close), reason("This report holds no measurements of heads.")];
   const [layer, number_] = head.split(".").map(Number);
   const place = layer * data.n_heads + number_;
   const checkpoints = choice(
@@ -133,20 +129,23 @@ function valuesTable(data, place, at) {
   return element("div", {}, element("table", { class: "values" }, element("tbody", {}, ...rows)), legend);
 }
 
+/** Why something is not there. @param {string} words */
+function reason(words) {
+  return element("p", { class: "reason" }, words);
+}
+
+/** A part of the card. @param {string} heading @param {(Node | null)[]} inside */
+function cardPart(heading, ...inside) {
+  return element("section", {}, element("h3", {}, heading), ...inside);
+}
+
 /** Tokens that it takes refusal from. @param {[string, number][]} tokens */
 function sourceTokens(tokens) {
-  const heading = element("h3", {}, "Where it takes refusal from");
+  const heading = "Where it takes refusal from";
   if (!tokens.length)
-    return element(
-      "section",
-      {},
-      heading,
-      element("p", { class: "reason" }, "Not traced to tokens: only the strongest heads of a checkpoint are."),
-    );
+    return cardPart(heading, reason("Not traced to tokens: only the strongest heads of a checkpoint are."));
   const most = Math.max(...tokens.map(([, share]) => Math.abs(share))) || 1;
-  return element(
-    "section",
-    {},
+  return cardPart(
     heading,
     element(
       "ul",
@@ -170,37 +169,73 @@ function sourceTokens(tokens) {
 
 /** Attention on harmful and harmless prompts; circuitsvis is loaded here, when it is first needed. @param {Attention[]} patterns @param {string} head */
 function attentionPart(patterns, head) {
-  const heading = element("h3", {}, "Where it looks");
+  const heading = "Where it looks";
   if (!patterns.length)
-    return element(
-      "section",
-      {},
+    return cardPart(
       heading,
-      element(
-        "p",
-        { class: "reason" },
-        "Its attention was not kept: only that of the strongest heads of a checkpoint is.",
-      ),
+      reason("Its attention was not kept: only that of the strongest heads of a checkpoint is."),
     );
-  const area = element("div", { class: "paper attention" });
-  const show = (/** @type {number} */ place) => drawAttention(area, patterns[place]);
-  const options = patterns.map(
-    ({ set, prompt_id: id }, place) => /** @type {[string, string]} */ ([String(place), `${set} prompt ${id}`.trim()]),
+  const area = element("div", { class: "attentions" });
+  const groups = sideBySide(patterns);
+  const show = (/** @type {number} */ place) => {
+    const max = Math.max(...groups[place].map((attention) => attention.max));
+    area.replaceChildren(
+      ...groups[place].map((attention) => {
+        const paper = element("div", { class: "paper attention" });
+        drawAttention(paper, { ...attention, max });
+        return element("figure", {}, element("figcaption", {}, promptName(attention)), paper);
+      }),
+    );
+  };
+  const options = groups.map(
+    (group, place) => /** @type {[string, string]} */ ([String(place), group.map(promptName).join(" and ")]),
   );
-  const chosen = choice("on", options, "0", (place) => show(Number(place)));
   show(0);
-  return element(
-    "section",
-    {},
+  return cardPart(
     heading,
-    chosen.label,
+    groups.length > 1 ? choice("on", options, "0", (place) => show(Number(place))).label : null,
     area,
+    onlyOf(patterns),
     element(
       "p",
       { class: "detail" },
       `Row: the token that ${headName(head)} writes at. Column: the token that it reads from. Colour is full at the largest weight off the first token.`,
     ),
   );
+}
+
+const SIDES = ["harmful", "harmless"];
+
+/** @param {Attention} attention */
+function promptName({ set, prompt_id: id }) {
+  return `${set} prompt ${id}`.trim();
+}
+
+/**
+ * Patterns that are shown together: both prompts of a pair, or where no pair is whole a harmful and a harmless prompt.
+ * @param {Attention[]} patterns
+ * @returns {Attention[][]}
+ */
+function sideBySide(patterns) {
+  const inOrder = [...patterns].sort((a, b) => SIDES.indexOf(a.set) - SIDES.indexOf(b.set));
+  const pairs = [...new Set(patterns.map(({ prompt_id: id }) => id))].map((id) =>
+    inOrder.filter(({ prompt_id: other }) => other === id),
+  );
+  const [harmful, harmless] = SIDES.map((side) => patterns.filter(({ set }) => set === side));
+  if (pairs.some(({ length }) => length > 1) || !harmful.length || !harmless.length) return pairs;
+  const many = Math.max(harmful.length, harmless.length);
+  const rest = patterns.filter(({ set }) => !SIDES.includes(set)).map((attention) => [attention]);
+  return [...Array(many).keys()].map((at) => [harmful[at], harmless[at]].filter(Boolean)).concat(rest);
+}
+
+/** Which prompts the tables lack, where they hold one side only. @param {Attention[]} patterns */
+function onlyOf(patterns) {
+  const [has, lacks] = [true, false].map((is) => SIDES.find((side) => patterns.some(({ set }) => set === side) === is));
+  if (!lacks) return null;
+  const words = has
+    ? `The tables hold its attention on ${has} prompts only: that on ${lacks} prompts was not kept.`
+    : "The tables do not say whether this prompt is harmful or harmless.";
+  return reason(words);
 }
 
 /** @param {HTMLElement} area @param {Attention} attention */

@@ -152,9 +152,9 @@ function recoloured(value, dark, key = "") {
   return Object.fromEntries(Object.entries(value).map(([name, entry]) => [name, recoloured(entry, dark, name)]));
 }
 
-/** @param {any} scale */
+/** Whether it is RdBu, as the maps or as plotly writes it. @param {any} scale */
 function isDiverging(scale) {
-  return Array.isArray(scale) && scale.length === LIGHT_DIVERGING.length && scale[0][1] === LIGHT_DIVERGING[0][1];
+  return Array.isArray(scale) && [LIGHT_DIVERGING[0][1], "rgb(5,48,97)"].includes(scale[0][1]);
 }
 
 /** Draw every figure now, hidden ones too. @returns {Promise<any>} */
