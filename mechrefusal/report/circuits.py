@@ -56,18 +56,28 @@ class Circuit:
         return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{framed}"></iframe>'
 
 
-def attention(table: pd.DataFrame, tokens: Sequence[str] | None = None, *, prompt_id: str | None = None) -> Circuit:
+def attention(
+    table: pd.DataFrame,
+    tokens: Sequence[str] | None = None,
+    *,
+    prompt_id: str | None = None,
+    prompt_set: str = "harmful",
+) -> Circuit:
     """Attention patterns of the heads in `table` on one prompt, largest view for the head that is pointed at.
 
     Args:
         table: table `attention`: `layer`, `head`, `destination`, `source` (token indices), `weight`.
         tokens: the prompt's token strings; indices are shown without them.
-        prompt_id: which prompt of the table; may be left out where it has one only.
+        prompt_id: which pair of the table; may be left out where it has one only.
+        prompt_set: which prompt of the pair, where the table holds both.
 
     Raises:
         MechrefusalError: no rows, several prompts, fewer tokens than the table speaks of, or a repeated entry.
     """
     rows = _one_prompt(table, prompt_id, "attention")
+    rows = rows[rows["set"] == prompt_set] if "set" in rows else rows
+    if not len(rows):
+        raise MechrefusalError(f"no attention of set '{prompt_set}' to draw: the table holds others")
     size = int(max(rows["destination"].max(), rows["source"].max())) + 1
     if tokens is None:
         tokens = [""] * size
@@ -113,7 +123,8 @@ def coloured_tokens(table: pd.DataFrame, *, prompt_id: str | None = None, limit:
 
     Args:
         table: table `tokens`: `index`, `token`, `value` (projection on the unit carrier).
-        prompt_id: which prompt of the table; may be left out where it has one only.
+        prompt_id: which pair of the table; may be left out where it has one only.
+        prompt_set: which prompt of the pair, where the table holds both.
         limit: |value| at which colour saturates; the largest by default.
     """
     rows = _one_prompt(table, prompt_id, "tokens").sort_values("index")

@@ -13,6 +13,9 @@ FEWEST_CONTROLS = 3
 TIE = 1e-5
 """Share of |t| within which two are equal: values come from float32 passes, whose rounding must not break a tie (a cell
 that is 0 for one of two pairs has the same |t| whichever sign is flipped)."""
+NOTHING = 1e-5
+"""Nats, or logits: what sums in another order change in a float32 pass. A cell that no unit changes by more has not
+changed: |t| of rounding is any number, and with few units the largest of all."""
 
 
 def sign_flip_p(
@@ -26,13 +29,14 @@ def sign_flip_p(
     units. Where fewer than `draws` flips exist all are taken.
 
     Args:
-        values: changes of one prompt or pair (rows), or of a twin's mean, in every cell.
+        values: changes of one prompt or pair (rows), or of a twin's mean, in every cell; nats or logits.
 
     Returns:
-        p, 1 at most; NaN for cells that are NaN anywhere, and for all with fewer than two units. A cell that is 0 for
-        every unit has p 1.
+        p, 1 at most; NaN for cells that are NaN anywhere, and for all with fewer than two units. A cell that is within
+        `NOTHING` of 0 for every unit has p 1.
     """
     values = np.asarray(values, float)
+    values = np.where((np.abs(values) <= NOTHING).all(axis=0), 0.0, values)
     n, n_cells = values.shape
     p = np.full(n_cells, np.nan)
     known = np.flatnonzero(np.isfinite(values).all(axis=0))

@@ -75,13 +75,13 @@ def patching_of_pairs(subject: Measurement) -> Results:
 
 
 def _look(subject: Measurement, pair: Pair, heads: list[tuple[int, int]]) -> Results:
-    """What heads attend to in the harmful prompt of a pair, and how both prompts' tokens lie along the direction."""
-    pattern, _ = attribution.attention(subject.model, pair.harmful, heads)
-    yield "attention", pattern.assign(prompt_id=pair.id)
+    """What heads attend to in both prompts of a pair, and how their tokens lie along the direction."""
+    sides = {"harmful": pair.harmful, "harmless": pair.harmless}
+    patterns = (attribution.attention(subject.model, text, heads)[0].assign(set=name) for name, text in sides.items())
+    yield "attention", _stacked(patterns).assign(prompt_id=pair.id)
     # Without a direction the tokens are still listed: the attention figures need their names.
     nothing = torch.full((subject.model.cfg.d_model,), float("nan"))
     along: Along = Direction(nothing, layer=0) if subject.best is None else subject.best
-    sides = {"harmful": pair.harmful, "harmless": pair.harmless}
     projected = (attribution.projections(subject.model, text, along).assign(set=name) for name, text in sides.items())
     yield "tokens", _stacked(projected).assign(prompt_id=pair.id)
 

@@ -258,6 +258,7 @@ def _circuits(rng: np.random.Generator) -> dict[str, list[dict]]:
                     attention.append(
                         {
                             "prompt_id": prompt,
+                            "set": name,
                             "layer": layer,
                             "head": head,
                             "destination": destination,

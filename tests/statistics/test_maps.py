@@ -37,6 +37,16 @@ def test_rounding_breaks_no_tie(rounding):
     assert sign_flip_p(np.array([[0.8], [1e-3]])).tolist() == [0.5], "a difference that is there is seen"
 
 
+def test_rounding_is_no_change():
+    """What float32 rounds away has p 1, and tells nothing of the other cells."""
+    random = np.random.default_rng(0)
+    cells = random.normal(0.02, 0.02, size=(2, 6))
+    rounding = 1e-6 * random.normal(size=(2, 200))
+    found = sign_flip_p(np.hstack([cells, rounding]))
+    assert found[:6].tolist() == sign_flip_p(cells).tolist()
+    assert (found[6:] == 1).all()
+
+
 def test_cells_without_numbers():
     values = np.ones((8, 4))
     values[:, 1] = np.random.default_rng(0).normal(size=8)

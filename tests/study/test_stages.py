@@ -140,7 +140,7 @@ def test_stages_read_nothing_that_they_do_not_name(tiny, tmp_path, monkeypatch):
     recipe = study.load_recipe("tiny")
     for setting, value in (("kl_threshold", 1e9), ("induce_threshold", -1e9), ("prune_layer_fraction", 0.0)):
         recipe = changed(recipe, f"measuring.{setting}", value)
-    monkeypatch.setattr(measurement, "kept", lambda split, *_: split)
+    monkeypatch.setattr(measurement, "kept_by_score", lambda split, *_: split)
     monkeypatch.setattr(discovery, "DEGENERATE", "no label")
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     run, chosen = study.Run.create(tmp_path / "run", recipe), study.choose_prompts(recipe)
