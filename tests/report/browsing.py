@@ -51,7 +51,7 @@ def _now(page, expression: str, argument) -> bool:
 
 
 def _is_complaint(message) -> bool:
-    """Whether a message of the console is one. That a canvas is read twice is advice to circuitsvis, and of its speed."""
+    """Whether a message of the console is one. Advice to circuitsvis on how fast a canvas is read is none."""
     return message.type in ("error", "warning") and "willReadFrequently" not in message.text
 
 
