@@ -84,9 +84,11 @@ class MethodsPage(TrainingPage):
     def described(self) -> list[tuple[str, list[str]]]:
         """(arm, what it is in sentences), from the recipe, the manifest and what was logged."""
         recipe, manifest = _mapping(yaml.safe_load, self.run.recipe), _mapping(json.loads, self.run.manifest)
-        training = recipe.get("training") if isinstance(recipe.get("training"), dict) else {}
+        planned = recipe.get("arms")
         arms = sorted({checkpoint.arm for checkpoint in self.run.checkpoints}, key=arm_order)
-        return [(arm, _arm(self.run, arm, recipe, training or {}, manifest)) for arm in arms]
+        return [
+            (arm, _arm(self.run, arm, recipe, planned if isinstance(planned, dict) else {}, manifest)) for arm in arms
+        ]
 
 
 def case_groups(table: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +98,7 @@ def case_groups(table: pd.DataFrame) -> pd.DataFrame:
     return summed.reset_index()
 
 
-def _arm(run: MeasuredRun, arm: str, recipe: dict, training: dict, manifest: dict) -> list[str]:
+def _arm(run: MeasuredRun, arm: str, recipe: dict, planned: dict, manifest: dict) -> list[str]:
     steps = [checkpoint.step for checkpoint in run.checkpoints if checkpoint.arm == arm]
     logged = run.across["training"]
     n_logged = int((logged["arm"] == arm).sum())
@@ -114,14 +116,14 @@ def _arm(run: MeasuredRun, arm: str, recipe: dict, training: dict, manifest: dic
         start = "the end of the warm-up" if run.warm_up is not None else "the base model"
         sentences.append(f"Trained from {start}, {n_logged} steps logged.")
         terms = run.across["terms"]
-        of_arm = terms[terms["arm"] == arm].drop_duplicates("term")
+        of_arm = terms[(terms["arm"] == arm) & terms["weight"].notna()].drop_duplicates("term")
         parts = [f"{wording.metric_name(row.term)} × {wording.number(row.weight)}" for row in of_arm.itertuples()]
         sentences += [f"Its loss: {wording.shortened(' + '.join(parts), 300)}."] if parts else []
     sentences += [f"Given from outside: {wording.listed(given)}."] if given else []
-    settings = training.get(arm.replace("-", "_"))
-    sentences += (
-        [f"Settings of its own: {wording.shortened(_settings(settings), 300)}."] if isinstance(settings, dict) else []
-    )
+    if isinstance(settings := planned.get(arm), dict):
+        own = {name: value for name, value in settings.items() if name != "method"}
+        sentences += [f"Its method: {wording.plain(settings['method'])}."] if "method" in settings else []
+        sentences += [f"Settings of its own: {wording.shortened(_settings(own), 300)}."] if own else []
     versions = manifest.get("versions")
     if arm == BASE and isinstance(versions, dict):
         sentences.append(f"Made with {wording.shortened(_settings(versions), 300)}.")

@@ -92,6 +92,10 @@ def test_methods_say_what_each_arm_is(run):
     assert described["r2d2"][0] == "Measured at step 50, 100 and 250."
     assert "Trained from the base model" in described["r2d2"][1]
     assert "utility × " in " ".join(described["r2d2"])
+    recipe = "arms: {r2d2: {gcg: {steps: 3}}, sft: {method: refat, probability: 0.2}}"
+    told = dict(MethodsPage(dataclasses.replace(run, recipe=recipe), drawn=[]).described)
+    assert told["r2d2"][-1] == "Settings of its own: gcg (steps 3)."
+    assert told["sft"][-2:] == ["Its method: refat.", "Settings of its own: probability 0.2."]
 
 
 def test_totals_stand_in_the_table(written, run_folder):
