@@ -8,6 +8,8 @@ from mechrefusal.training.registry import ARMS, register
 from mechrefusal.training.settings import WARM_UP, LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
+    from mechrefusal.training.arms.dpo import DPOSettings
+    from mechrefusal.training.arms.kto import KTOSettings
     from mechrefusal.training.arms.r2d2 import R2D2Settings
     from mechrefusal.training.arms.sft import SFTSettings
     from mechrefusal.training.callbacks import Probe
@@ -25,7 +27,9 @@ __all__ = [
     "Arm",
     "ArmTrainer",
     "CasePool",
+    "DPOSettings",
     "Hidden",
+    "KTOSettings",
     "LoraSettings",
     "Probe",
     "R2D2Config",
@@ -48,6 +52,8 @@ __getattr__ = on_first_use(
     {
         "ArmTrainer": "trainer",
         "CasePool": "pool",
+        "DPOSettings": "arms.dpo",
+        "KTOSettings": "arms.kto",
         "Probe": "callbacks",
         "Hidden": "losses",
         "R2D2Config": "r2d2_trainer",

@@ -1,5 +1,6 @@
 """The matched arms of a study: the same rows of utility, in the same order, for the same number of steps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def train(
     log = StepLog(name, settings.steps, start)
     probes = Probes(probe, name, out / resuming.LOG, settings.anchors, start)
     trainer = _trainer(inputs, out, log, probes)
-    if settings.tree is None and not trainer.tree:
-        progress.console.print(f"{name}: rows are run by TRL's own loss, {trainer.tree_trouble()}", soft_wrap=True)
+    if settings.tree is None and not trainer.tree and (reason := trainer.tree_trouble()):
+        progress.console.print(f"{name}: rows are run by TRL's own loss, {reason}", soft_wrap=True)
     probes.trainer = trainer
     if trainer.is_world_process_zero() and checkpoint is None:
         resuming.note_unfinished(out, fingerprint)
@@ -100,7 +101,8 @@ def train(
     steps = log.table(trainer.state.log_history)
     if trainer.is_world_process_zero():
         refreshes = [{**row, "arm": name, "step": row["step"] + start} for row in trainer.refreshes]
-        terms = log.terms(trainer.state.log_history, trainer.weights_of_terms())
+        weights = dict.fromkeys(method.logs, math.nan) | trainer.weights_of_terms()
+        terms = log.terms(trainer.state.log_history, weights)
         logs = {"steps": steps, "terms": terms, "refreshes": tables.frame("refreshes", refreshes)}
         for table, rows in logs.items():
             with whole_file(out / resuming.LOG / f"{table}.parquet") as draft:
