@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mechrefusal.training.arms.dpo import DPOSettings
     from mechrefusal.training.arms.kto import KTOSettings
     from mechrefusal.training.arms.r2d2 import R2D2Settings
+    from mechrefusal.training.arms.rlhf import RLHFSettings
     from mechrefusal.training.arms.sft import SFTSettings
     from mechrefusal.training.callbacks import Probe
     from mechrefusal.training.fine_tuning import read_log, train
@@ -35,6 +36,7 @@ __all__ = [
     "R2D2Config",
     "R2D2Settings",
     "R2D2Trainer",
+    "RLHFSettings",
     "Reads",
     "SFTSettings",
     "Term",
@@ -59,6 +61,7 @@ __getattr__ = on_first_use(
         "R2D2Config": "r2d2_trainer",
         "R2D2Settings": "arms.r2d2",
         "R2D2Trainer": "r2d2_trainer",
+        "RLHFSettings": "arms.rlhf",
         "Reads": "losses",
         "SFTSettings": "arms.sft",
         "Term": "losses",
