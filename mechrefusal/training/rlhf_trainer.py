@@ -142,8 +142,8 @@ def _prompt_rows(setup: TrainerSetup, config: GRPOConfig) -> tuple[dict[str, lis
                 )
     shares = setup.shares(config, settings.harmful_per_step)
     n_parts = shares.steps // settings.steps
-    n_utility = share(own.utility_prompts or settings.utility_per_step, n_parts, "utility_prompts")
-    n_harmful = share(own.harmful_prompts or settings.harmful_per_step, n_parts, "harmful_prompts")
+    n_utility = share(own.utility_prompts or settings.utility_per_step, n_parts, "rlhf utility_prompts")
+    n_harmful = share(own.harmful_prompts or settings.harmful_per_step, n_parts, "rlhf harmful_prompts")
     batches = data.micro_batches(
         texts[rewards.UTILITY],
         texts[rewards.HARMFUL],

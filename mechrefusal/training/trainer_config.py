@@ -77,7 +77,7 @@ def share(n: int, parts: int, name: str) -> int:
     """The part of `n` rows of a step that each of its micro-batches has; `name` is what errors call them."""
     if n % parts:
         raise MechrefusalError(
-            f"training {name} is {n}, which {parts} micro-batches cannot share evenly: give a multiple of "
+            f"{name} is {n}, which {parts} micro-batches cannot share evenly: give a multiple of "
             "gradient_accumulation x processes"
         )
     return n // parts

@@ -221,8 +221,8 @@ class TrainerSetup:
         n_parts = self.settings.gradient_accumulation * config.world_size
         return Shares(
             steps=self.settings.steps * n_parts,
-            utility_each=share(self.settings.utility_per_step, n_parts, "utility_per_step"),
-            harmful_each=share(harmful_per_step, n_parts, "harmful_per_step"),
+            utility_each=share(self.settings.utility_per_step, n_parts, "training utility_per_step"),
+            harmful_each=share(harmful_per_step, n_parts, "training harmful_per_step"),
         )
 
     @property

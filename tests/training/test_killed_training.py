@@ -77,6 +77,12 @@ def assert_same(arm: str, resumed: Path, whole: Path) -> None:
         ("r2d2", "after a checkpoint", 5),
         ("sft", "backward", 4),
         ("sft", "writing a checkpoint", 2),
+        ("dpo", "backward", 4),
+        ("dpo", "after a checkpoint", 5),
+        ("kto", "optimizer", 5),
+        ("rlhf", "backward", 4),
+        ("rlhf", "optimizer", 6),
+        ("rlhf", "writing a checkpoint", 3),
     ],
 )
 def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, point, step):
@@ -89,17 +95,14 @@ def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, po
 
 
 @pytest.mark.slow
-def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole):
-    out = tmp_path / "r2d2"
-    killed_run(tiny, out, "r2d2", "optimizer", 4, lora=True)
+@pytest.mark.parametrize("arm", ["r2d2", "dpo", "kto", "rlhf"])
+def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole, arm):
+    out = tmp_path / arm
+    killed_run(tiny, out, arm, "optimizer", 4, lora=True)
     training.train(
-        "r2d2",
-        arm_settings=killed.OF_ARM.get("r2d2"),
-        **killed.inputs(tiny),
-        out=out,
-        settings=killed.settings(lora=True),
+        arm, arm_settings=killed.OF_ARM.get(arm), **killed.inputs(tiny), out=out, settings=killed.settings(lora=True)
     )
-    assert_same("r2d2", out, whole("r2d2", lora=True))
+    assert_same(arm, out, whole(arm, lora=True))
 
 
 @pytest.mark.slow
