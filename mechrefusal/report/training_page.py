@@ -115,6 +115,7 @@ def _arm(run: MeasuredRun, arm: str, recipe: dict, training: dict, manifest: dic
         said.append(f"Trained from {start}, {n_logged} steps logged.")
         terms = run.across["terms"]
         own = terms[terms["arm"] == arm].drop_duplicates("term")
+        own = own if own["weight"].notna().any() else own[:0]  # a loss that is no sum of terms
         parts = [f"{wording.metric_name(row.term)} × {wording.number(row.weight)}" for row in own.itertuples()]
         said += [f"Its loss: {wording.shortened(' + '.join(parts), 300)}."] if parts else []
     said += [f"Given from outside: {wording.listed(given)}."] if given else []
