@@ -9,7 +9,10 @@ from mechrefusal.training.registry import ARMS, register
 from mechrefusal.training.settings import WARM_UP, LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
+    from mechrefusal.training.arms.dpo import DPOSettings
+    from mechrefusal.training.arms.kto import KTOSettings
     from mechrefusal.training.arms.r2d2 import R2D2Settings
+    from mechrefusal.training.arms.rlhf import RLHFSettings
     from mechrefusal.training.arms.sft import SFTSettings
     from mechrefusal.training.callbacks import Probe
     from mechrefusal.training.fine_tuning import read_log, train
@@ -27,14 +30,17 @@ __all__ = [
     "Arm",
     "ArmTrainer",
     "CasePool",
+    "DPOSettings",
     "GuideSettings",
     "Hidden",
+    "KTOSettings",
     "LoraSettings",
     "Measured",
     "Probe",
     "R2D2Config",
     "R2D2Settings",
     "R2D2Trainer",
+    "RLHFSettings",
     "Reads",
     "SFTSettings",
     "Term",
@@ -52,12 +58,15 @@ __getattr__ = on_first_use(
     {
         "ArmTrainer": "trainer",
         "CasePool": "pool",
+        "DPOSettings": "arms.dpo",
+        "KTOSettings": "arms.kto",
         "Probe": "callbacks",
         "Hidden": "losses",
         "Measured": "measured",
         "R2D2Config": "r2d2_trainer",
         "R2D2Settings": "arms.r2d2",
         "R2D2Trainer": "r2d2_trainer",
+        "RLHFSettings": "arms.rlhf",
         "Reads": "losses",
         "SFTSettings": "arms.sft",
         "Term": "losses",

@@ -81,13 +81,13 @@ class StepLog(TrainerCallback):
         return {"arm": self.arm, "step": self.start + int(row["step"])}
 
     def terms(self, history: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> pd.DataFrame:
-        """Table `terms`, one row a step and term."""
+        """Table `terms`, one row a step and term; a figure that a step has none of has no row."""
         rows = [
             {**self._step(row), "term": name, "weight": weight, "value": float(row[name])}
             for row in history
             if "loss" in row
             for name, weight in weights.items()
-            if name in row
+            if row.get(name) is not None
         ]
         return tables.frame("terms", rows)
 
@@ -171,6 +171,7 @@ class Probes(TrainerCallback):
         path = self.folder / "probes.parquet"
         if path.is_file() and state.global_step:
             before = pd.read_parquet(path)
-            table = pd.concat([before[before["step"] < step], table], ignore_index=True)
+            earlier = before[before["step"] < step] if len(before) else before  # a probe may have given no rows
+            table = pd.concat([earlier, table], ignore_index=True)
         with whole_file(path) as draft:
             table.to_parquet(draft, index=False)

@@ -17,6 +17,7 @@ from mechrefusal.training.losses import IGNORED, TokenIds
 
 Row = dict[str, list[int]]
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def conversation(
@@ -58,20 +59,34 @@ def schedule(rows: Sequence[T], n: int, *, seed: int, name: str) -> Iterator[T]:
         yield rows[order.pop(0)]
 
 
-def dataset(
-    utility: Sequence[Row], harmful: Sequence[Row], *, steps: int, utility_each: int, harmful_each: int, seed: int
-) -> Dataset:
-    """Rows in the order in which a sequential sampler feeds them: per micro-batch `utility_each`, then `harmful_each`.
+def micro_batches(
+    utility: Sequence[T], harmful: Sequence[U], *, steps: int, utility_each: int, harmful_each: int, seed: int
+) -> Iterator[tuple[list[T], list[U]]]:
+    """The utility rows and the harmful ones of each micro-batch, in order.
 
     The order of the utility rows depends on the seed alone, so that arms with different `harmful_each` share it.
 
     Args:
         steps: number of micro-batches.
     """
-    streams = [(schedule(utility, steps * utility_each, seed=seed, name="utility"), utility_each)]
-    if harmful_each:
-        streams.append((schedule(harmful, steps * harmful_each, seed=seed, name="harmful"), harmful_each))
-    rows = [next(stream) for _ in range(steps) for stream, each in streams for _ in range(each)]
+    calm = schedule(utility, steps * utility_each, seed=seed, name="utility")
+    harm = schedule(harmful, steps * harmful_each, seed=seed, name="harmful")
+    for _ in range(steps):
+        yield [next(calm) for _ in range(utility_each)], [next(harm) for _ in range(harmful_each)]
+
+
+def dataset(
+    utility: Sequence[Row], harmful: Sequence[Row], *, steps: int, utility_each: int, harmful_each: int, seed: int
+) -> Dataset:
+    """Rows in the order in which a sequential sampler feeds them: per micro-batch `utility_each`, then `harmful_each`.
+
+    Args:
+        steps: number of micro-batches.
+    """
+    batches = micro_batches(
+        utility, harmful, steps=steps, utility_each=utility_each, harmful_each=harmful_each, seed=seed
+    )
+    rows = [row for calm, harm in batches for row in (*calm, *harm)]
     return Dataset.from_dict({key: [row[key] for row in rows] for key in ("input_ids", "labels")})
 
 

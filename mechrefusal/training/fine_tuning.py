@@ -1,5 +1,6 @@
 """The matched arms of a study: the same rows of utility, in the same order, for the same number of steps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from mechrefusal.training.guides import freeze, require_guidable
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.settings import TrainingSettings
-from mechrefusal.training.trainer import ArmTrainer
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
@@ -93,8 +93,8 @@ def train(
     log = StepLog(name, settings.steps, start)
     probes = Probes(probe, name, out / resuming.LOG, settings.anchors, start)
     trainer = _trainer(inputs, out, log, probes)
-    if settings.tree is None and not trainer.tree:
-        progress.console.print(f"{name}: rows are run by TRL's own loss, {trainer.tree_trouble()}", soft_wrap=True)
+    if settings.tree is None and not trainer.tree and (reason := trainer.tree_trouble()):
+        progress.console.print(f"{name}: rows are run by TRL's own loss, {reason}", soft_wrap=True)
     probes.trainer = trainer
     if trainer.is_world_process_zero() and checkpoint is None:
         resuming.note_unfinished(out, fingerprint)
@@ -105,7 +105,8 @@ def train(
     steps = log.table(trainer.state.log_history)
     if trainer.is_world_process_zero():
         refreshes = [{**row, "arm": name, "step": row["step"] + start} for row in trainer.refreshes]
-        terms = log.terms(trainer.state.log_history, trainer.weights_of_terms())
+        weights = dict.fromkeys(method.logs, math.nan) | trainer.weights_of_terms()
+        terms = log.terms(trainer.state.log_history, weights)
         logs = {"steps": steps, "terms": terms, "refreshes": tables.frame("refreshes", refreshes)}
         for table, rows in logs.items():
             with whole_file(out / resuming.LOG / f"{table}.parquet") as draft:
@@ -133,11 +134,6 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
             if settings.lora is None or isinstance(error, MechrefusalError):
                 raise
             raise MechrefusalError(f"lora cannot be set up: {' '.join(str(error).split())[:300]}") from error
-    if inputs.guide is not None and inputs.guide.has_terms and not isinstance(trainer, ArmTrainer):
-        raise MechrefusalError(
-            f"arm '{inputs.arm.name}' has a trainer whose loss is TRL's own, to which a guide adds no terms: it can be "
-            "guided by freeze alone"
-        )
     if settings.tree is None:
         trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)

@@ -9,7 +9,7 @@ from typing import Any
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training.arm import Arm
 
-ARMS = ("sft", "r2d2", "refat", "circuit_breakers", "lat")
+ARMS = ("sft", "r2d2", "dpo", "kto", "rlhf", "refat", "circuit_breakers", "lat")
 """The arms of the package: each is file `arms/NAME.py`, whose constant in capitals it is."""
 
 _ADDED: dict[str, Arm] = {}

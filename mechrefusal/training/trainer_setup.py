@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from mechrefusal import prompts
@@ -25,6 +24,9 @@ from mechrefusal.training.guides import guide_terms
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.settings import TrainingSettings
 from mechrefusal.training.trainer import ArmTrainer
+from mechrefusal.training.trainer_config import OF_SFT, Shares, config_arguments, lora_config, share
+
+C = TypeVar("C", bound=TrainingArguments)
 
 CHANGES_NO_WEIGHT = ("save_every", "n_probe", "probe_tokens")
 
@@ -69,7 +71,7 @@ class ArmInputs:
         rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
         own = [self.arm.name, asdict(self.arm_settings), asdict(self.guide) if self.guide else None]
         parts = [own, self.base.weights, *rows, settings, losses, self.start, targets]
-        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_told)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -86,13 +88,20 @@ def _identity(loss: TokenLoss | Term) -> list[Any]:
         reads = [loss.reads.places, loss.reads.tokens, loss.reads.frozen] if loss.reads else []
         of_under = [under.name, under.probability] if under else []
         identity = [loss.weight, reads, of_under, [(one.name, one.every) for one in measured]]
-    for function in functions:
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):
-            source = ""
-        identity.append([getattr(function, "__qualname__", type(function).__name__), source])
-    return identity
+    return identity + [_of_function(function) for function in functions]
+
+
+def _of_function(function: Any) -> list[str]:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""
+    return [getattr(function, "__qualname__", type(function).__name__), source]
+
+
+def _told(value: Any) -> Any:
+    """What is no plain value, as one that is the same in every process."""
+    return _of_function(value) if callable(value) else str(value)
 
 
 @dataclass(frozen=True)
@@ -168,37 +177,77 @@ class TrainerSetup:
             MechrefusalError: rows that cannot be learnt, or that the micro-batches cannot share evenly.
         """
         settings = self.settings
-        config = config_class(**_config_arguments(settings, self.state), **fields)
-        # Several visible GPUs in one process would be used through DataParallel, with a multiple of the batch.
-        config._n_gpu = min(config.n_gpu, 1)
-        n_parts = settings.gradient_accumulation * config.world_size
-        utility_each = _share(settings.utility_per_step, n_parts, "utility_per_step")
-        harmful_each = _share(harmful_per_step or 0, n_parts, "harmful_per_step")
-        config.per_device_train_batch_size = utility_each + harmful_each
-        utility, refusals = self._rows()
+        config = self.config(config_class, **OF_SFT, **fields)
+        shares = self.shares(config, harmful_per_step or 0)
+        config.per_device_train_batch_size = shares.utility_each + shares.harmful_each
+        utility, refusals = self.rows()
         return {
             "model": self.model,
             "args": config,
             "processing_class": self.tokenizer,
             "callbacks": self.callbacks,
             "losses": self.losses(),
-            "peft_config": _lora_config(settings),
-            "utility_rows": None if harmful_per_step is None else utility_each,
-            "train_dataset": data.dataset(
-                utility,
-                refusals,
-                steps=settings.steps * n_parts,
-                utility_each=utility_each,
-                harmful_each=harmful_each,
-                seed=settings.seed,
-            ),
+            "peft_config": lora_config(settings),
+            "utility_rows": None if harmful_per_step is None else shares.utility_each,
+            "train_dataset": data.dataset(utility, refusals, **asdict(shares), seed=settings.seed),
         }
 
-    def _rows(self) -> tuple[list[data.Row], list[data.Row]]:
-        """Utility and static refusals as token rows. Every arm is refused what one of them could not learn."""
-        settings, behaviours = self.inputs.settings, self.inputs.behaviours
+    def own_arguments(self, config: TrainingArguments, rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """Arguments of an `OwnLoss` trainer: one whose loss is its own, and no sum of terms.
+
+        Args:
+            rows: its rows by column, in the order of the steps.
+
+        Raises:
+            MechrefusalError: loss terms were given, or a token tree asked for.
+        """
+        name = self.inputs.arm.name
+        if self.inputs.losses:
+            raise MechrefusalError(
+                f"arm '{name}' has a loss of its own and no terms: leave losses ({', '.join(self.inputs.losses)}) out"
+            )
+        if self.settings.tree:
+            raise MechrefusalError(
+                f"arm '{name}' has a loss of its own, which runs no token tree: leave training tree out for it"
+            )
+        return {
+            "model": self.model,
+            "args": config,
+            "processing_class": self.tokenizer,
+            "callbacks": self.callbacks,
+            "peft_config": lora_config(self.settings),
+            "train_dataset": Dataset.from_dict({key: list(column) for key, column in rows.items()}),
+        }
+
+    def config(self, config_class: type[C], **fields: Any) -> C:
+        """The config of a trainer of TRL: what the training is told, and all that TRL would do besides is off."""
+        config = config_class(**config_arguments(self.settings, self.state), **fields)
+        # Several visible GPUs in one process would be used through DataParallel, with a multiple of the batch.
+        config._n_gpu = min(config.n_gpu, 1)
+        return config
+
+    def shares(self, config: TrainingArguments, harmful_per_step: int) -> Shares:
+        """How the rows of a step are shared among its micro-batches.
+
+        Raises:
+            MechrefusalError: they cannot be, evenly.
+        """
+        n_parts = self.settings.gradient_accumulation * config.world_size
+        return Shares(
+            steps=self.settings.steps * n_parts,
+            utility_each=share(self.settings.utility_per_step, n_parts, "training utility_per_step"),
+            harmful_each=share(harmful_per_step, n_parts, "training harmful_per_step"),
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: `max_length`, or the model's context where that is shorter."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = min(settings.max_length, context or settings.max_length)
+        return min(self.settings.max_length, context or self.settings.max_length)
+
+    def rows(self) -> tuple[list[data.Row], list[data.Row]]:
+        """Utility and static refusals as token rows. Every arm is refused what one of them could not learn."""
+        settings, behaviours, longest = self.inputs.settings, self.inputs.behaviours, self.longest
         utility = [
             data.conversation(
                 self.tokenizer,
@@ -223,60 +272,3 @@ class TrainerSetup:
                     "and the model's context: leave it out, or give a shorter refusal"
                 )
         return utility, refusals
-
-
-def _lora_config(settings: TrainingSettings) -> LoraConfig | None:
-    lora = settings.lora
-    if lora is None:
-        return None
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) or "all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]:
-    """Arguments of TRL's config: all that it would report, save or print by itself is off."""
-    return {
-        "output_dir": str(state),
-        "max_steps": settings.steps,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler,
-        "warmup_steps": settings.warmup_steps,
-        "optim": "adamw_torch_fused",
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.bf16,
-        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused on a CPU
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "seed": settings.seed,
-        "max_length": None,  # rows are cut when they are made
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "router_aux_loss_coef": 0.0,  # experts are not balanced: arms differ in their own terms, rows share tokens
-        "average_tokens_across_devices": True,
-        "ddp_find_unused_parameters": False,
-        "use_cache": True,  # only what the saved config says; TRL trains without
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",  # the callback `States` says when
-        "save_total_limit": 2,  # the one before, should the last step have gone wrong
-        "eval_strategy": "no",
-        "report_to": "none",
-        "push_to_hub": False,
-        "disable_tqdm": True,
-    }
-
-
-def _share(n: int, parts: int, name: str) -> int:
-    if n % parts:
-        raise MechrefusalError(
-            f"training {name} is {n}, which {parts} micro-batches cannot share evenly: give a multiple of "
-            "gradient_accumulation x processes"
-        )
-    return n // parts

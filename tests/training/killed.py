@@ -8,10 +8,13 @@ from pathlib import Path
 
 from mechrefusal import models, prompts, training
 from mechrefusal.attacks import GCGSettings
-from mechrefusal.training import LoraSettings, R2D2Settings, R2D2Trainer, TrainingSettings, trainer
+from mechrefusal.training import LoraSettings, R2D2Settings, R2D2Trainer, RLHFSettings, TrainingSettings
 from mechrefusal.training.arms.circuit_breakers import CircuitBreakersSettings
 from mechrefusal.training.arms.lat import LATSettings
 from mechrefusal.training.arms.refat import ReFATSettings
+from mechrefusal.training.preference_trainers import DPOArmTrainer, KTOArmTrainer
+from mechrefusal.training.rlhf_trainer import RLHFTrainer
+from mechrefusal.training.trainer import ArmTrainer
 
 SETTINGS = TrainingSettings(
     steps=6,
@@ -34,9 +37,16 @@ OF_ARM = {
     "refat": ReFATSettings(cases_per_step=2, every=2, n_prompts=3),
     "circuit_breakers": CircuitBreakersSettings(cases_per_step=2),
     "lat": LATSettings(cases_per_step=2, inner_steps=2),
+    "rlhf": RLHFSettings(n_generations=2, completion_tokens=5, reward="killed:by_tokens"),
 }
 """The arms' own settings."""
+TRAINERS = {"dpo": DPOArmTrainer, "kto": KTOArmTrainer, "rlhf": RLHFTrainer}
 POINTS = ("refresh", "backward", "optimizer", "writing a checkpoint", "after a checkpoint")
+
+
+def by_tokens(completions, completion_ids, **given) -> list[float]:
+    """A reward that tells the answers of a random model apart."""
+    return [sum(tokens) % 97 / 97 for tokens in completion_ids]
 
 
 def inputs(model: Path) -> dict:
@@ -64,8 +74,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at(point: str, step: int) -> None:
+def kill_at(point: str, step: int, arm: str) -> None:
     """Make the process die at `point` of optimiser step `step` (checkpoints: at the first one from there on)."""
+    trainer = TRAINERS.get(arm, ArmTrainer)
 
     def around(owner, name: str, *, after: bool) -> None:
         original = getattr(owner, name)
@@ -81,17 +92,16 @@ def kill_at(point: str, step: int) -> None:
 
         setattr(owner, name, deadly)
 
-    arm = trainer.ArmTrainer
     if point == "refresh":
         around(R2D2Trainer, "refresh", after=False)
     elif point == "backward":
-        around(arm, "training_step", after=False)
+        around(trainer, "training_step", after=False)
     elif point == "optimizer":
-        around(arm, "_get_grad_norm", after=False)
+        around(trainer, "_get_grad_norm", after=False)
     elif point == "writing a checkpoint":
-        around(arm, "_save_rng_state", after=True)
+        around(trainer, "_save_rng_state", after=True)
     else:
-        around(arm, "_save_checkpoint", after=True)
+        around(trainer, "_save_checkpoint", after=True)
 
 
 def run(model: Path, out: Path, arm: str, point: str, step: int, *, lora: bool, log: Path) -> None:
@@ -99,6 +109,6 @@ def run(model: Path, out: Path, arm: str, point: str, step: int, *, lora: bool, 
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    kill_at(point, step)
+    kill_at(point, step, arm)
     train(arm, model, out=out, settings=settings(lora=lora))
     sys.exit("it was to be killed")

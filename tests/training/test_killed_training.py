@@ -74,6 +74,12 @@ def assert_same(arm: str, resumed: Path, whole: Path) -> None:
         ("refat", "optimizer", 4),
         ("circuit_breakers", "optimizer", 4),
         ("lat", "backward", 4),
+        ("dpo", "backward", 4),
+        ("dpo", "after a checkpoint", 5),
+        ("kto", "optimizer", 5),
+        ("rlhf", "backward", 4),
+        ("rlhf", "optimizer", 6),
+        ("rlhf", "writing a checkpoint", 3),
     ],
 )
 def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, point, step):
@@ -84,11 +90,12 @@ def test_a_killed_arm_goes_on_to_the_same_weights(tiny, tmp_path, whole, arm, po
 
 
 @pytest.mark.slow
-def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole):
-    out = tmp_path / "r2d2"
-    killed_run(tiny, out, "r2d2", "optimizer", 4, lora=True)
-    killed.train("r2d2", tiny, out=out, settings=killed.settings(lora=True))
-    assert_same("r2d2", out, whole("r2d2", lora=True))
+@pytest.mark.parametrize("arm", ["r2d2", "dpo", "kto", "rlhf", "refat", "circuit_breakers"])
+def test_an_arm_with_adapters_and_dropout_goes_on_too(tiny, tmp_path, whole, arm):
+    out = tmp_path / arm
+    killed_run(tiny, out, arm, "optimizer", 4, lora=True)
+    killed.train(arm, tiny, out=out, settings=killed.settings(lora=True))
+    assert_same(arm, out, whole(arm, lora=True))
 
 
 @pytest.mark.slow

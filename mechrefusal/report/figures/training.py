@@ -31,7 +31,7 @@ def losses(table: pd.DataFrame, *, terms: Sequence[str], title: str = "") -> go.
 
 
 def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
-    """One loss term over optimiser steps, before its weight is applied (table `terms`); most are nats a token.
+    """One loss term, or logged figure, over optimiser steps (table `terms`), before its weight; most are nats a token.
 
     Args:
         term: a value of the column `term`; the subtitle gives the weight that the arms put on it.
@@ -39,7 +39,8 @@ def loss_term(table: pd.DataFrame, *, term: str) -> go.Figure:
     rows = style.drawable(table[table["term"] == term], "value", f"loss term '{wording.plain(term)}'")
     weights = " or ".join(f"{weight:g}" for weight in sorted(set(rows["weight"].dropna())))
     note = f"weight {weights}" if weights else ""
-    return _over_steps("loss_term", rows, {"value": ("", "solid")}, note, title=term_title(term))
+    unit = words("term_unit").get(term)
+    return _over_steps("loss_term", rows, {"value": ("", "solid")}, note, title=term_title(term), unit=unit)
 
 
 def logged(table: pd.DataFrame, *, value: str = "grad_norm") -> go.Figure:

@@ -1,0 +1,24 @@
+"""What an arm may need of its behaviours and settings, named before anything is written. Imports no trainer."""
+
+from mechrefusal.errors import MechrefusalError
+from mechrefusal.prompts import PromptSet
+from mechrefusal.training.settings import TrainingSettings
+
+
+def require_targets(arm: str, behaviours: PromptSet) -> None:
+    """Raise a MechrefusalError unless every behaviour has a target, which the arm is to learn not to begin with."""
+    table = behaviours.table
+    targets = table["target"].tolist() if "target" in table else [None] * len(table)
+    for id, target in zip(behaviours.ids, targets, strict=True):
+        if not isinstance(target, str) or not target.strip():
+            raise MechrefusalError(
+                f"behaviour '{id}' has no target, which arm '{arm}' rejects: give behaviours.with_targets()"
+            )
+
+
+def require_harmful(arm: str, settings: TrainingSettings) -> None:
+    """Raise a MechrefusalError unless there are behaviours in each step."""
+    if not settings.harmful_per_step:
+        raise MechrefusalError(
+            f"training harmful_per_step is 0: arm '{arm}' needs behaviours in each step, 1 or more a micro-batch"
+        )
