@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.prompts.plain_text import plain
 
 HARMFUL, UTILITY = "harmful", "utility"
 KINDS = (HARMFUL, UTILITY)
@@ -38,7 +39,7 @@ def refuses(answer: str) -> bool:
     The rule is short, and deliberately not the judge's that evaluates: a model that learns to please this one is still
     judged by another.
     """
-    return _REFUSAL.search(answer[:OPENING].lower().replace("’", "'")) is not None
+    return _REFUSAL.search(plain(answer[:OPENING]).lower()) is not None
 
 
 def is_degenerate(answer: str, tokens: Sequence[int] = ()) -> bool:

@@ -28,7 +28,7 @@ def measured(tiny, tmp_path_factory):
     recipe = dataclasses.replace(recipe, measuring=settings)
     checkpoint = models.Checkpoint.open(tiny, arm="sft", step=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "kept", lambda split, *_: split)
+        patch.setattr(measurement, "kept_by_score", lambda split, *_: split)
         # The tiny model answers in loops; counted as answers, they give a metric that tells its pairs apart.
         patch.setattr(discovery, "DEGENERATE", "no label")
         select, chosen = carriers.select, []
