@@ -199,12 +199,16 @@ class TrainerSetup:
             rows: its rows by column, in the order of the steps.
 
         Raises:
-            MechrefusalError: loss terms were given, or a token tree asked for.
+            MechrefusalError: loss terms or a guide's were given, or a token tree asked for.
         """
         name = self.inputs.arm.name
         if self.inputs.losses:
             raise MechrefusalError(
                 f"arm '{name}' has a loss of its own and no terms: leave losses ({', '.join(self.inputs.losses)}) out"
+            )
+        if self.inputs.guide is not None and self.inputs.guide.has_terms:
+            raise MechrefusalError(
+                f"arm '{name}' has a loss of its own, to which a guide adds no terms: it can be guided by freeze alone"
             )
         if self.settings.tree:
             raise MechrefusalError(

@@ -143,6 +143,21 @@ def test_other_arms_are_guided_too(tiny, tmp_path, arm):
     assert log["loss"].notna().all()
 
 
+@pytest.mark.parametrize("arm", ["dpo", "kto", "rlhf"])
+def test_an_arm_with_a_loss_of_its_own_is_guided_by_freeze_alone(tiny, tmp_path, arm):
+    own, settings = given(tiny), replace(SETTINGS, steps=2, anchors=(0, 2))
+    with pytest.raises(MechrefusalError, match=f"arm '{arm}' has a loss of its own, to which a guide adds no terms"):
+        training.train(arm, **own, out=tmp_path / "terms", settings=settings, arm_settings=OF_ARM.get(arm), guide=GUIDE)
+    training.train(
+        arm, **own, out=tmp_path / "frozen", settings=settings, arm_settings=OF_ARM.get(arm),
+        guide=GuideSettings(freeze=0.5),
+    )  # fmt: skip
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path / "frozen" / "step-00002"))
+    moved = {name: not torch.equal(before[name].to(after[name]), after[name]) for name in after if name in before}
+    assert not moved["model.layers.1.mlp.up_proj.weight"]
+    assert moved["model.layers.2.mlp.up_proj.weight"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
