@@ -1,7 +1,10 @@
 """The one error that a user is meant to read: what is wrong, where, and what to do. It tells no secret."""
 
+import difflib
 import os
 import re
+from collections.abc import Collection
+from typing import Any
 
 _USER = re.compile(
     r"((?:[a-z][a-z0-9+.-]*://|(?:https?|ftp|s3|gs|hf|ssh):/)/*)(?:\S*@|[^'\"\n]*@)",  # a path has one of the slashes
@@ -56,3 +59,10 @@ def unless_secret(error: Exception) -> Exception | None:
             return None
         cause = cause.__cause__ or cause.__context__
     return error
+
+
+def what_was_meant(key: Any, known: Collection[str], prefix: str = "") -> str:
+    """Of an unknown key, the known one that it resembles, or all that are known."""
+    if close := difflib.get_close_matches(str(key), known, n=1):
+        return f"did you mean '{prefix}{close[0]}'?"
+    return f"known here: {', '.join(known) or 'none'}"

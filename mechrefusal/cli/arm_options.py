@@ -4,7 +4,7 @@ jsonargparse would put the last of several such options in the place of all that
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +22,8 @@ def merged(words: Sequence[str]) -> list[str]:
     changes, rest = _taken(words)
     if not changes:
         return list(words)
-    from mechrefusal.training.registry import nested
-
     arms, rest = _whole(rest)
-    return [*rest, ARMS, json.dumps(_over(arms, nested(changes)))]
+    return [*rest, ARMS, json.dumps(_over(arms, _nested(changes)))]
 
 
 def _taken(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -82,3 +80,20 @@ def _yaml(text: str, option: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise MechrefusalError(f"{option} is '{text}', which is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with dotted keys opened; a later one wins.
+
+    `--arms.r2d2.gcg.width 16` comes as {"gcg.width": 16}.
+    """
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = str(key).split(".")
+        place = made
+        for part in path:
+            inner = place.get(part)
+            place[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+            place = inner
+        place[last] = value
+    return made

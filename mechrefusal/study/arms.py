@@ -7,7 +7,7 @@ from typing import Any
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training import Arm, TrainingSettings
 from mechrefusal.training.guide_settings import GuideSettings
-from mechrefusal.training.registry import arm_named, nested, settings_from
+from mechrefusal.training.registry import arm_named, settings_from
 
 OWN = (
     "learning_rate", "lr_scheduler", "warmup_steps", "harmful_per_step", "max_grad_norm", "weight_decay", "lora",
@@ -51,7 +51,7 @@ def planned_arm(name: str, values: Mapping[str, Any] | None, training: TrainingS
     """
     if values is not None and not isinstance(values, Mapping):
         raise MechrefusalError(f"arm '{name}' is {values!r}: give a mapping of its settings, or {{}} for none")
-    own = nested(values or {})
+    own = dict(values or {})
     method = arm_named(str(own.pop("method", name)))
     changes, guide = own.pop("training", None) or {}, own.pop("guide", None)
     guided = None if guide is None else settings_from(GuideSettings, guide, what=f"{name}, guide")

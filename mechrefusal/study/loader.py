@@ -1,6 +1,5 @@
 """From YAML and dictionaries to a `Recipe`: jsonargparse checks types and refuses unknown keys."""
 
-import difflib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import jsonargparse
 
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, what_was_meant
 from mechrefusal.study.recipe import Recipe, recipe_path
 
 
@@ -70,8 +69,7 @@ def _refuse_unknown(content: dict[str, Any], known: dict[str, Any], where: str, 
     """jsonargparse lets unknown keys with empty values pass, and does not say what was meant."""
     for key, value in content.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known here: {', '.join(known)}"
+            meant = what_was_meant(key, known, prefix)
             raise MechrefusalError(f"{where}: unknown key '{prefix}{key}'; {meant}")
         if isinstance(value, dict) and isinstance(known[key], dict) and known[key]:  # an empty one takes any names
             _refuse_unknown(value, known[key], where, f"{prefix}{key}.")

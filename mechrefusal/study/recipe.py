@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Recipe:
             raise MechrefusalError(f"training anchors hold no step {above}: there would be nothing to compare")
         _ = self.planned_arms
 
-    @property
+    @cached_property
     def planned_arms(self) -> list[PlannedArm]:
         """The arms with their settings.
 

@@ -3,28 +3,26 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from peft import PeftModel
+from torch import nn
 
 from mechrefusal.models.frozen import frozen
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(model: M) -> M:
+    """A copy whose weights ask for no gradient. It is made before TRL has the model, whose `forward` TRL replaces."""
+    return copy.deepcopy(model).requires_grad_(requires_grad=False)
+
 
 class FrozenCopy:
-    """A model that training does not change: a copy, or with adapters the same model without them.
-
-    Args:
-        model: the copy, made before TRL has the model, whose `forward` it replaces by one of that very model; or the
-            model with adapters.
-    """
+    """A model that training does not change: a `frozen_copy`, or with adapters the same model without them."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-
-    @classmethod
-    def of(cls, model: Any) -> Self:
-        """A copy of a model that has no adapters."""
-        return cls(copy.deepcopy(model).requires_grad_(requires_grad=False))
 
     @contextmanager
     def opened(self) -> Iterator[Any]:

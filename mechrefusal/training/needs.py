@@ -1,8 +1,21 @@
 """What an arm may need of its behaviours and settings, named before anything is written. Imports no trainer."""
 
+from collections.abc import Callable
+from typing import Any
+
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training.settings import TrainingSettings
+
+
+def needs_refusals_and_targets(arm: str) -> Callable[[Any, TrainingSettings, PromptSet], None]:
+    """The `Arm.check` of an arm that learns to prefer refusals to targets."""
+
+    def check(own: Any, settings: TrainingSettings, behaviours: PromptSet) -> None:
+        require_harmful(arm, settings)
+        require_targets(arm, behaviours)
+
+    return check
 
 
 def require_targets(arm: str, behaviours: PromptSet) -> None:

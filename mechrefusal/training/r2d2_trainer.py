@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -127,13 +128,10 @@ class R2D2Trainer(ArmTrainer):
 
     def own_terms(self) -> list[Term]:
         """utility + away_weight · away + toward_weight · toward."""
-        refusal = self.args.refusal
         return [
             *super().own_terms(),
             away_term(self.args.away_weight, away_row, floor=self.args.away_floor),
-            Term(
-                "toward", cross_entropy, self.args.toward_weight, lambda words, case: toward_row(words, case, refusal)
-            ),
+            Term("toward", cross_entropy, self.args.toward_weight, partial(toward_row, refusal=self.args.refusal)),
         ]
 
     def _require_usable_terms(self) -> None:

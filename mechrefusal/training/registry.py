@@ -1,12 +1,11 @@
 """The arms by name: those of the package, and those that a notebook or script adds."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.errors import MechrefusalError, what_was_meant
 from mechrefusal.training.arm import Arm
 
 ARMS = ("sft", "r2d2", "dpo", "kto", "rlhf", "refat", "circuit_breakers", "lat")
@@ -59,34 +58,14 @@ def settings_from(kind: type, values: Mapping[str, Any], *, what: str) -> Any:
     import jsonargparse
 
     known = [one.name for one in fields(kind)]
-    content = nested(values)
-    for key in content:
+    for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known) or 'none'}"
-            raise MechrefusalError(f"arm '{what}' has no setting '{key}'; {meant}")
-    if not content:
+            raise MechrefusalError(f"arm '{what}' has no setting '{key}'; {what_was_meant(key, known)}")
+    if not values:
         return kind()
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "of")
     try:
-        return parser.instantiate(parser.parse_object({"of": content})).of
+        return parser.instantiate(parser.parse_object({"of": dict(values)})).of
     except jsonargparse.ArgumentError as error:
         raise MechrefusalError(f"arm '{what}': {' '.join(str(error).replace('of.', '').split())}") from error
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with dotted keys opened; a later one wins.
-
-    `--arms.r2d2.gcg.width 16` comes as {"gcg.width": 16}.
-    """
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = str(key).split(".")
-        place = made
-        for part in path:
-            inner = place.get(part)
-            place[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
-            place = inner
-        place[last] = value
-    return made

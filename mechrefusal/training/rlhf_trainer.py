@@ -1,6 +1,5 @@
 """GRPO on the prompts of a study, as a trainer of TRL whose samples are the same whatever runs beside it."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -121,7 +120,7 @@ def rlhf_trainer(setup: TrainerSetup) -> RLHFTrainer:
         reward_funcs=[reward],
         reward_processing_classes=[words],
         beta=own.beta,
-        reference=copy.deepcopy(setup.model) if own.beta and not setup.settings.lora else None,
+        reference=setup.reference() if own.beta else None,
     )
 
 

@@ -143,12 +143,15 @@ class TermPasses:
             state = self._state(under.measured)
             output = under.run(forward, branches, state, reads=reads, n_prompt=n_prompt, cases=cases)
         logits = iter(output.logits.split([sum(len(b.keep) for b in _to_run(each)) for each in rows]))
-        values, first = [], 0
-        for number, each in enumerate(rows):
+        values, first, first_frozen = [], 0, 0
+        for each in rows:
             hidden = None
             if each.term.reads is not None:
                 trained = _activations(output, each, first)
-                of_frozen = _activations(frozen[number], each, 0) if number in frozen else {}
+                of_frozen: Mapping[int, Tensor] = {}
+                if frozen is not None and each.term.reads_frozen:
+                    of_frozen = _activations(frozen, each, first_frozen)
+                    first_frozen += len(each)
                 hidden = Hidden(trained, of_frozen, self._state(each.term.reads.measured))
             values.append(Values(each, next(logits), hidden))
             first += len(each)
@@ -157,14 +160,14 @@ class TermPasses:
     def _state(self, measured: Measured | None) -> State:
         return {} if measured is None else self.states[measured.name]
 
-    def _of_frozen(self, rows: Sequence[Rows]) -> dict[int, TreeOutput]:
-        """The same rows through the model as it was, for the terms that read it, by the number of the rows."""
-        outputs = {}
-        for number, each in enumerate(rows):
-            if each.term.reads_frozen and each.term.reads is not None and self._frozen is not None:
-                with self._frozen.opened() as model, torch.no_grad():
-                    outputs[number] = TreeForward(model).run(_to_run(each), reads=each.term.reads.places)
-        return outputs
+    def _of_frozen(self, rows: Sequence[Rows]) -> TreeOutput | None:
+        """The rows of all terms that read it through the model as it was, in one pass; None where there are none."""
+        reading = [each for each in rows if each.term.reads_frozen]
+        if not reading or self._frozen is None:
+            return None
+        branches = [branch for each in reading for branch in _to_run(each)]
+        with self._frozen.opened() as model, torch.no_grad():
+            return TreeForward(model).run(branches, reads=_places(reading))
 
 
 def _measured(term: Term) -> list[Measured]:

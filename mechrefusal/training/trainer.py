@@ -26,7 +26,7 @@ from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_loss
-from mechrefusal.training.frozen_copy import FrozenCopy
+from mechrefusal.training.frozen_copy import FrozenCopy, frozen_copy
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
 from mechrefusal.training.term_passes import TermPasses, Values
 
@@ -67,10 +67,9 @@ class ArmTrainer(ArmTraining, SFTTrainer):
     ) -> None:
         changed = [*terms, *(losses or {}).values()]
         reads_frozen = any(isinstance(term, Term) and term.reads_frozen for term in changed)
-        frozen = FrozenCopy.of(kwargs["model"]) if reads_frozen and not kwargs.get("peft_config") else None
+        copied = frozen_copy(kwargs["model"]) if reads_frozen and not kwargs.get("peft_config") else None
         super().__init__(*args, **kwargs)
-        if reads_frozen and frozen is None:
-            frozen = FrozenCopy(self.model)
+        frozen = FrozenCopy(copied if copied is not None else self.model) if reads_frozen else None
         without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
         self.draw_cases = draw
         own = with_changes(self.own_terms(), {term.name: term for term in terms})
@@ -186,12 +185,9 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             require_finite_loss(utility.name, total, step=self.state.global_step + 1)
             total = utility.weight * total
         if not any(map(len, parts)):
-            # Nothing to learn here; other processes may wait for the gradients of this one.
-            return (
-                total
-                if not self.tree
-                else total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
-            )
+            if self.tree:  # nothing to learn here; other processes may wait for the gradients of this one
+                total = total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
+            return total
         step, part = self.state.global_step, self._micro_batch * self.accelerator.num_processes
         part += self.accelerator.process_index
         for values in self.passes.run(parts, model, seed=self.args.seed, step=step, part=part):
@@ -200,11 +196,15 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             total = total + sums * values.rows.scale / values.rows.n_tokens
         return total
 
+    @property
+    def _counted_processes(self) -> int:
+        """Over how many processes TRL counts the items of a step, whose gradients it then averages."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
     def _all_training_rows(self, inputs: dict[str, Any], num_items: Tensor | int | None) -> list[rows.Rows]:
         """The training rows of this micro-batch, for every term over them."""
         utility, *added = self.row_terms()
-        # As in TRL: items are counted over all processes, whose gradients are then averaged.
-        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        world = self._counted_processes
         n_tokens = None if num_items is None else max(1.0, float(num_items))
         scale = float(world) if num_items is not None else 1.0
         first, *others = [replace(part, scale=scale) for part in self._training_rows(utility, inputs, n_tokens)]
@@ -224,9 +224,7 @@ class ArmTrainer(ArmTraining, SFTTrainer):
                          for part in (slice(0, border), slice(border, None)))  # fmt: skip
         counts: list[float | None] = [None, None]
         if n_tokens is not None:  # over all micro-batches and processes, of which each has as many refusals
-            parts = self.current_gradient_accumulation_steps * (
-                self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            )
+            parts = self.current_gradient_accumulation_steps * self._counted_processes
             n_refused = float((refused["labels"][:, 1:] != rows.IGNORED).sum()) * parts
             counts = [max(1.0, n_tokens - n_refused), max(1.0, n_refused)]
         term = Term(REFUSAL, cross_entropy, weight)

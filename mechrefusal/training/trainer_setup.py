@@ -19,6 +19,7 @@ from mechrefusal.models import Checkpoint
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import data
 from mechrefusal.training.arm import Arm
+from mechrefusal.training.frozen_copy import frozen_copy
 from mechrefusal.training.guide_settings import GuideSettings
 from mechrefusal.training.guides import guide_terms
 from mechrefusal.training.losses import Term, TokenLoss
@@ -71,7 +72,7 @@ class ArmInputs:
         rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
         own = [self.arm.name, asdict(self.arm_settings), asdict(self.guide) if self.guide else None]
         parts = [own, self.base.weights, *rows, settings, losses, self.start, targets]
-        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_told)
+        text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -99,7 +100,7 @@ def _of_function(function: Any) -> list[str]:
     return [getattr(function, "__qualname__", type(function).__name__), source]
 
 
-def _told(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """What is no plain value, as one that is the same in every process."""
     return _of_function(value) if callable(value) else str(value)
 
@@ -222,6 +223,10 @@ class TrainerSetup:
             "peft_config": lora_config(self.settings),
             "train_dataset": Dataset.from_dict({key: list(column) for key, column in rows.items()}),
         }
+
+    def reference(self) -> PreTrainedModel | None:
+        """A copy of the model that the arm starts from; None with adapters, which TRL turns off instead."""
+        return None if self.settings.lora else frozen_copy(self.model)
 
     def config(self, config_class: type[C], **fields: Any) -> C:
         """The config of a trainer of TRL: what the training is told, and all that TRL would do besides is off."""

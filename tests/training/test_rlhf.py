@@ -7,24 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_preference_arms import SETTINGS
 from tolerances import FORWARD
 
 from mechrefusal import MechrefusalError, models, prompts, training
 from mechrefusal.training import LoraSettings, RLHFSettings, TrainingSettings, data, rewards
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
-
-SETTINGS = TrainingSettings(
-    steps=2,
-    anchors=(0, 1, 2),
-    learning_rate=2e-3,
-    lr_scheduler="constant",
-    utility_per_step=4,
-    harmful_per_step=2,
-    gradient_accumulation=2,
-    max_length=256,
-    n_probe=0,
-)
 
 
 def by_tokens(completions, completion_ids, kind, **given) -> list[float]:

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet
 from mechrefusal.training.arm import Arm
-from mechrefusal.training.needs import require_harmful, require_targets
-from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.needs import needs_refusals_and_targets
 
 if TYPE_CHECKING:
     from mechrefusal.training.preference_trainers import DPOArmTrainer
@@ -40,29 +38,17 @@ class DPOSettings:
             raise MechrefusalError(f"dpo sft_weight is {self.sft_weight}: give at least 0")
 
 
-def _check(own: DPOSettings, settings: TrainingSettings, behaviours: PromptSet) -> None:
-    require_harmful("dpo", settings)
-    require_targets("dpo", behaviours)
-
-
 def _trainer(setup: "TrainerSetup") -> "DPOArmTrainer":
-    import copy
-
     from trl import DPOConfig
 
-    from mechrefusal.training.pairs import pairs_by_micro_batch
-    from mechrefusal.training.preference_trainers import DPOArmTrainer, dpo_rows
+    from mechrefusal.training.preference_trainers import DPOArmTrainer, preference_trainer
 
     own: DPOSettings = setup.arm_settings
     losses = {"sigmoid": 1.0} | ({"sft": own.sft_weight} if own.sft_weight else {})
     config = setup.config(
         DPOConfig, max_length=None, beta=own.beta, loss_type=list(losses), loss_weights=list(losses.values())
     )
-    shares = setup.shares(config, setup.settings.harmful_per_step)
-    config.per_device_train_batch_size = shares.utility_each + shares.harmful_each
-    batches = [[*utility, *harmful] for utility, harmful in pairs_by_micro_batch(setup, shares)]
-    reference = None if setup.settings.lora else copy.deepcopy(setup.model).requires_grad_(requires_grad=False)
-    return DPOArmTrainer(**setup.own_arguments(config, dpo_rows(batches)), ref_model=reference)
+    return preference_trainer(setup, config, DPOArmTrainer)
 
 
 DPO = Arm(
@@ -73,5 +59,5 @@ DPO = Arm(
     logs=(
         "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
     ),
-    check=_check,
+    check=needs_refusals_and_targets("dpo"),
 )  # fmt: skip

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.prompts import PromptSet
 from mechrefusal.training.arm import Arm
-from mechrefusal.training.needs import require_harmful, require_targets
-from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.needs import needs_refusals_and_targets
 
 if TYPE_CHECKING:
     from mechrefusal.training.preference_trainers import KTOArmTrainer
@@ -38,18 +36,10 @@ class KTOSettings:
                 raise MechrefusalError(f"kto {name} is {getattr(self, name)}: give a number above 0")
 
 
-def _check(own: KTOSettings, settings: TrainingSettings, behaviours: PromptSet) -> None:
-    require_harmful("kto", settings)
-    require_targets("kto", behaviours)
-
-
 def _trainer(setup: "TrainerSetup") -> "KTOArmTrainer":
-    import copy
-
     from trl import KTOConfig
 
-    from mechrefusal.training.pairs import pairs_by_micro_batch
-    from mechrefusal.training.preference_trainers import KTOArmTrainer, kto_rows
+    from mechrefusal.training.preference_trainers import KTOArmTrainer, preference_trainer
 
     own: KTOSettings = setup.arm_settings
     config = setup.config(
@@ -59,11 +49,7 @@ def _trainer(setup: "TrainerSetup") -> "KTOArmTrainer":
         desirable_weight=own.desirable_weight,
         undesirable_weight=own.undesirable_weight,
     )
-    shares = setup.shares(config, setup.settings.harmful_per_step)
-    config.per_device_train_batch_size = 2 * (shares.utility_each + shares.harmful_each)
-    batches = [[*utility, *harmful] for utility, harmful in pairs_by_micro_batch(setup, shares)]
-    reference = None if setup.settings.lora else copy.deepcopy(setup.model).requires_grad_(requires_grad=False)
-    return KTOArmTrainer(**setup.own_arguments(config, kto_rows(batches)), ref_model=reference)
+    return preference_trainer(setup, config, KTOArmTrainer)
 
 
 KTO = Arm(
@@ -72,5 +58,5 @@ KTO = Arm(
     KTOSettings,
     source="2402.01306; TRL KTOTrainer",
     logs=("rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
-    check=_check,
+    check=needs_refusals_and_targets("kto"),
 )

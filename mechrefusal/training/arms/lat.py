@@ -1,6 +1,7 @@
 """LAT, latent adversarial training (Sheshadri et al., 2407.15549): refusing while activations are made to comply."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mechrefusal.attacks.settings import require_at_least, require_share
@@ -63,7 +64,7 @@ def _trainer(setup: "TrainerSetup"):
             "toward",
             cross_entropy,
             own.toward_weight,
-            lambda words, case: toward_row(words, case, refusal),
+            partial(toward_row, refusal=refusal),
             under=attack,
         ),
         Term("away", away, own.away_weight, away_row, under=attack),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mechrefusal.attacks import GCGSettings
-from mechrefusal.attacks.settings import require_at_least
+from mechrefusal.attacks.settings import require_at_least, require_share
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training.arm import Arm
 
@@ -30,8 +30,7 @@ class R2D2Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, cases_per_step=1, away_weight=0, toward_weight=0, reset_every=0)
-        if not 0 <= self.reset_fraction <= 1:
-            raise MechrefusalError(f"r2d2 reset_fraction is {self.reset_fraction}: give a share between 0 and 1")
+        require_share(self, "reset_fraction")
         if self.away_floor > 0:
             raise MechrefusalError(f"r2d2 away_floor is {self.away_floor}: give a log-probability, at most 0")
 

@@ -1,6 +1,7 @@
 """ReFAT, refusal feature adversarial training (Yu et al., 2409.20089): refusing without the refusal direction."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mechrefusal.attacks.settings import require_at_least, require_share
@@ -40,7 +41,7 @@ def _trainer(setup: "TrainerSetup"):
     from mechrefusal.training.measured import Measured
     from mechrefusal.training.under import Under
 
-    own, refusal = setup.arm_settings, setup.settings.refusal
+    own = setup.arm_settings
     layers = last_layers(setup.model, own.depth)
     means = ClassMeans.of_sides(setup, layers, own.n_prompts)
 
@@ -49,7 +50,7 @@ def _trainer(setup: "TrainerSetup"):
 
     measured = Measured("refusal feature", means.directions, own.every)
     under = Under("refusal feature", ablated, measured, own.probability)
-    term = Term("refuse", cross_entropy, own.weight, lambda words, case: toward_row(words, case, refusal), under=under)
+    term = Term("refuse", cross_entropy, own.weight, partial(toward_row, refusal=setup.settings.refusal), under=under)
     return setup.trainer([term], cases_per_step=own.cases_per_step)
 
 
