@@ -4,6 +4,7 @@ The hooked transformer is TransformerLens 4's `TransformerBridge` in compatibili
 (norms folded, weights centred) and hook names. `load_hooked` is the one place that builds it.
 """
 
+import gc
 from pathlib import Path
 
 import torch
@@ -144,6 +145,7 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     device = device or default_device()
+    gc.collect()  # a hooked transformer refers to itself: one that is no longer used is in memory until then
     require_memory(checkpoint, hooked=True, device=device)
     reference, tokenizer = load_causal_lm(checkpoint, device=device, chat=chat)
     if (why := why_not_continued(type(reference), reference.config)) is not None:

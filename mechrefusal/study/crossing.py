@@ -1,8 +1,8 @@
 """Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,8 @@ from mechrefusal import tables
 from mechrefusal.causal.cross_patching import both_directions
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.models import Checkpoint, load_hooked
+from mechrefusal.memory import free_memory, given_back
+from mechrefusal.models import Checkpoint, bytes_to_hook, load_hooked
 from mechrefusal.progress import say
 from mechrefusal.study.across import Pairs
 from mechrefusal.study.caching import Made
@@ -20,6 +21,8 @@ from mechrefusal.study.selection import StudyPrompts
 
 STAGE = "cross patching"
 """Its units are a pair of checkpoints each."""
+KEPT = 2
+"""Hooked transformers that stay in memory between pairs, where there is room for one more while it is loaded."""
 
 
 def crossing(
@@ -36,14 +39,23 @@ def crossing(
     settings, parts = run.recipe.causal, []
     chosen = prompts.validation.take(settings.n_crossed)
     sets = {"harmful": chosen.harmful.texts, "harmless": chosen.harmless.texts}
+    load = _loader([checkpoint for pair in pairs.ends() for checkpoint in pair])
     for first, second in pairs.ends():
         metric = RefusalMetric.from_json(tables.read("openings", run.measurements(second))["token_ids"].iloc[0])
         layers = range(0, n_layers[first.id], settings.layer_step)
         crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
         inputs = {"version": version, "prompts": sets, **crossed.inputs}
-        make = partial(_made, run, crossed, sets)
+        make = partial(_made, run, crossed, sets, load)
         parts.append(run.cached(STAGE, crossed.name, inputs, make).table("cross_patching"))
+    del load
+    given_back()
     return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
+
+
+def _loader(checkpoints: list[Checkpoint]) -> Callable[[Checkpoint], Any]:
+    """What loads a hooked transformer: anew each time, or once for several pairs where memory allows to keep some."""
+    needed = (KEPT + 1) * max(map(bytes_to_hook, checkpoints), default=0)
+    return lru_cache(maxsize=KEPT)(load_hooked) if needed < free_memory() else load_hooked
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,13 @@ class _Crossing:
             "apart": self.apart,
         }
 
-    def rows(self, texts: list[str]) -> pd.DataFrame:
+    def rows(self, texts: list[str], load: Callable[[Checkpoint], Any]) -> pd.DataFrame:
         """Rows of table `cross_patching`, less the set of prompts, both ways."""
         by_id = {self.first.id: self.first, self.second.id: self.second}
         try:
             if self.apart:
                 raise MechrefusalError(f"not compared: {self.apart}")
-            loaders = {name: partial(load_hooked, checkpoint) for name, checkpoint in by_id.items()}
+            loaders = {name: partial(load, checkpoint) for name, checkpoint in by_id.items()}
             rows = both_directions(loaders, texts, self.metric, layers=self.layers, draws=self.n_rotations).table
         except MechrefusalError as error:
             nothing = dict.fromkeys(tables.columns("cross_patching")) | {"layer": -1, "head": -1, "n": 0}
@@ -91,10 +103,10 @@ class _Crossing:
         return rows.drop(columns=["source", "target"])
 
 
-def _made(run: Run, crossed: _Crossing, sets: Mapping[str, list[str]]) -> Made:
+def _made(run: Run, crossed: _Crossing, sets: Mapping[str, list[str]], load: Callable[[Checkpoint], Any]) -> Made:
     """The rows of one pair on either set of prompts."""
     say(f"patching between {crossed.name}")
     with run.timed(f"patch between {crossed.name}"):
-        parts = [crossed.rows(texts).assign(set=name) for name, texts in sets.items()]
+        parts = [crossed.rows(texts, load).assign(set=name) for name, texts in sets.items()]
     table = tables.frame("cross_patching", pd.concat(parts, ignore_index=True))
     return Made({run.measurements() / "pairs" / crossed.name / "cross_patching.parquet": table})

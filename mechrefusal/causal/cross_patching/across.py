@@ -1,6 +1,5 @@
 """Activations of one checkpoint put into another: one at a time, layers together, in both directions."""
 
-import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -275,12 +274,7 @@ def _require_count(name: str, value: int) -> None:
 
 
 def _with(checkpoint, work: Callable[[Any], Any]) -> Any:
-    """`work` done with a hooked transformer, which is loaded and released where a function loads it."""
+    """`work` done with a hooked transformer, which a function may load."""
     if hasattr(checkpoint, "hook_dict"):
         return work(checkpoint)
-    model = checkpoint()
-    try:
-        return work(model)
-    finally:
-        del model
-        gc.collect()  # a hooked transformer refers to itself
+    return work(checkpoint())
