@@ -1,6 +1,6 @@
 """What suites say of a checkpoint: rates of every label by side, group and category, each with n and an interval."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,34 +68,43 @@ def rates(verdicts: pd.DataFrame, corrections: Corrections | None = None) -> pd.
     rows: list[dict] = []
     for keys, answers in verdicts.groupby(list(KEYS), sort=False, dropna=False):
         known = dict(zip(KEYS, keys, strict=True))
-        values = by_metric(answers, side=str(known["side"]), kind=str(known["kind"]))
+        columns_of = by_metric(answers, side=str(known["side"]), kind=str(known["kind"]))
+        values = {str(metric): column.to_numpy(float) for metric, column in columns_of.items()}
         correction = errors.get(str(known["judge"])) if known["kind"] == REFUSAL else None
         is_plain = known["attack"] == known["intervention"] == NONE
         for by, of, chosen in _parts(answers):
-            part = values[chosen]
+            part = {metric: column[chosen] for metric, column in values.items()}
             for metric in part:
-                estimated = estimate(part, str(metric), correction, plain=is_plain)
+                estimated = estimate(part, metric, correction, plain=is_plain)
                 rows.append({**known, "by": by, "of": of, "metric": metric, **estimated})
     return pd.DataFrame(rows, columns=columns)
 
 
 def estimate(
-    outcomes: pd.DataFrame, metric: str, correction: correcting.Correction | None, *, plain: bool
+    outcomes: Mapping[str, np.ndarray] | pd.DataFrame,
+    metric: str,
+    correction: correcting.Correction | None,
+    *,
+    plain: bool,
 ) -> dict[str, Any]:
     """Value, low, high, n, nulls and `correcting.CORRECTED` of one metric.
 
     Args:
-        outcomes: as from `by_metric`; a column of one's own may be added.
+        outcomes: columns as from `by_metric`; one of one's own may be added.
         correction: what is known of the judge's error.
         plain: see `correcting.corrected`.
     """
-    judged_rows = outcomes[metric].notna()
-    known = outcomes.loc[judged_rows, metric]
-    interval = intervals.mean(known.to_numpy()) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
+    values = np.asarray(outcomes[metric], float)
+    judged = ~np.isnan(values)
+    known = values[judged]
+    interval = intervals.mean(known) if metric == SCORE else intervals.rate(int(known.sum()), len(known))
     counted = _COUNTED.get(metric) if correction is not None else None
-    judged = outcomes.loc[judged_rows, ["any_refusal", DEGENERATE]].astype(bool).to_numpy() if counted else ()
-    corrected = correcting.corrected(counted, map(tuple, judged), correction, plain=plain)
-    return {**vars(interval), "nulls": int((~judged_rows).sum()), **corrected}
+    labels: Iterable[tuple[bool, bool]] = ()
+    if counted:
+        refused, degenerate = (np.asarray(outcomes[name], float)[judged] != 0 for name in ("any_refusal", DEGENERATE))
+        labels = zip(refused.tolist(), degenerate.tolist(), strict=True)
+    corrected = correcting.corrected(counted, labels, correction, plain=plain)
+    return {**vars(interval), "nulls": int((~judged).sum()), **corrected}
 
 
 def corrections_of(verdicts: pd.DataFrame, labels: pd.DataFrame | None = None) -> Corrections:

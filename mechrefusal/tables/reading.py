@@ -48,7 +48,10 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
         raise MechrefusalError(
             f"table '{name}' does not fit its schema: missing columns {missing}, extra columns {extra}"
         )
-    typed = {column.name: _typed(name, column, untyped[column.name]) for column in table_of(name).columns}
+    given = {column: untyped[column] for column in wanted}
+    typed = {column.name: _typed(name, column, given[column.name]) for column in table_of(name).columns}
+    if list(untyped) == list(typed) and all(typed[column] is given[column] for column in typed):
+        return untyped
     return pd.DataFrame(typed, index=untyped.index)
 
 
@@ -78,8 +81,11 @@ def read(name: str, folder: Path) -> pd.DataFrame:
 
 def _typed(table: str, column: Column, values: pd.Series) -> pd.Series:
     """The values as the column's dtype."""
-    missing, kind = values.isna(), column.kind.removesuffix("?")
-    if values.dtype == column.dtype and not column.allowed and not (column.kind == "str" and missing.any()):
+    kind, is_typed = column.kind.removesuffix("?"), values.dtype == column.dtype
+    if is_typed and column.kind != "str" and not column.allowed:
+        return values
+    missing = values.isna()
+    if is_typed and not (column.kind == "str" and missing.any()) and _fits(column, values[~missing]).all():
         return values
     if missing.any() and column.kind in ("int", "bool"):
         row = values.index[missing][0]
