@@ -1,6 +1,7 @@
 """Tables as pandas frames of exactly their schema, written to parquet and read from it."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
     """
     wanted = columns(name)
     rows = rows if isinstance(rows, pd.DataFrame) else list(rows)
-    untyped = pd.DataFrame(rows, columns=None if len(rows) else list(wanted))
+    if not len(rows):
+        return _empty(name).copy()
+    untyped = pd.DataFrame(rows)
     missing, extra = [c for c in wanted if c not in untyped], [c for c in untyped if c not in wanted]
     if missing or extra:
         raise MechrefusalError(
@@ -77,6 +80,11 @@ def read(name: str, folder: Path) -> pd.DataFrame:
             return frame(name, file.read(use_threads=False).to_pandas(use_threads=False))
     except Exception as error:
         raise MechrefusalError(f"{path} cannot be read ({error}); delete it, and make it again") from error
+
+
+@cache  # a run has few of the tables, and a report asks for all of them
+def _empty(name: str) -> pd.DataFrame:
+    return pd.DataFrame({column.name: pd.Series(dtype=column.dtype) for column in table_of(name).columns})
 
 
 def _typed(table: str, column: Column, values: pd.Series) -> pd.Series:

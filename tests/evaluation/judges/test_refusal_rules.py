@@ -86,7 +86,8 @@ def test_ten_thousand_completions_take_seconds():
     start = time.perf_counter()
     first = JUDGE.judge(prompts, completions)
     assert time.perf_counter() - start < 30  # about 3 on a laptop
-    assert first.equals(JUDGE.judge(prompts, completions))
+    n = len(CASES)
+    assert first[:n].equals(JUDGE.judge(prompts[-n:], completions[-n:])), "what was judged before changes nothing"
 
 
 @pytest.mark.parametrize(
