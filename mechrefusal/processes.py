@@ -5,6 +5,7 @@ end sooner than one process of two threads does one thing after the other.
 """
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -170,6 +171,7 @@ def _work(job: Job, pipe: Any, share: Any, loading: str) -> None:
     import torch
     from filelock import FileLock
 
+    gc.freeze()  # what is imported stays: collections after each stage need not look through it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     progress.be_silent()

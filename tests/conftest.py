@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import forked
@@ -50,8 +51,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
-def pytest_collection_finish() -> None:
+LAZY = ("transformer_lens.model_bridge", "mechrefusal.training.fine_tuning", "mechrefusal.report.writing")
+"""What the package imports on first use."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays: garbage collections need not look through a million objects each time."""
+    if session.items and not session.config.option.collectonly:
+        for name in LAZY:
+            import_module(name)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
