@@ -37,23 +37,27 @@ calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simu
 	$(BIN)/python -m calibration.ground_truth
 
 docs: $(RUNS)  ## the documentation as a site that loads nothing from a network: python -m http.server -d site
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 notebooks: $(READY) browser  ## run the notebooks on the demo's checkpoints, and keep what they show
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pictures]'
+	$(INSTALL) '.[pictures]'
 	$(BIN)/python scripts/clean_notebooks.py --execute
 
-# What runs, and on top of it what tests: the demo does not wait for the latter.
-$(RUNS): pyproject.toml constraints.txt
+# What runs; with what tests, which is installed in one go where nothing is yet. The demo does not wait for the latter.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("mechrefusal needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+
+$(RUNS): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-$(READY): $(RUNS)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	touch $(RUNS) $@
 
 # The report is tested in a real browser where there is one; as root on Debian it is installed.
 .PHONY: browser

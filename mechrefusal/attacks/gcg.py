@@ -121,8 +121,8 @@ def start_all(
     tokenizer: PreTrainedTokenizerBase, behaviours: prompts.PromptSet, settings: GCGSettings, *, source: str
 ) -> list[AttackCase]:
     """`start` for every behaviour of a set (with `PromptSet.with_targets`, where one has no target)."""
-    table = behaviours.with_targets().table
+    asked = behaviours.with_targets()
     return [
         start(tokenizer, id=id, behaviour=text, target=target, settings=settings, source=source)
-        for id, text, target in zip(table["id"], table["text"], table["target"], strict=True)
+        for id, text, target in zip(asked.ids, asked.texts, asked.targets, strict=True)
     ]

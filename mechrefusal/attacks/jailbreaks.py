@@ -86,10 +86,10 @@ def apply(
     if repeated := [name for name in names if names.count(name) > 1]:
         raise MechrefusalError(f"two jailbreak templates are called '{repeated[0]}': names must be unique")
     started = time.perf_counter()
-    table = behaviours.with_targets().table
+    asked = behaviours.with_targets()
     attempts = [
         (f"{id}/{template.name}", behaviour, target, template.fill(behaviour))
-        for id, behaviour, target in zip(table["id"], table["text"], table["target"], strict=True)
+        for id, behaviour, target in zip(asked.ids, asked.texts, asked.targets, strict=True)
         for template in chosen
     ]
     contexts = [

@@ -162,8 +162,7 @@ def _kept(path: Path | str, made_with: dict, behaviours: PromptSet) -> list[Atta
             f"'{path}' holds attack cases that were made with another {', '.join(differing)}: give another file, or "
             "delete this one"
         )
-    table_of = behaviours.table
-    asked_of = dict(zip(table_of["id"], zip(table_of["text"], table_of["target"], strict=True), strict=True))
+    asked_of = dict(zip(behaviours.ids, zip(behaviours.texts, behaviours.targets, strict=True), strict=True))
     cases = from_arrow(table, path, source=made_with["source"])
     foreign = [case for case in cases if asked_of.get(_behaviour_id(case)) != (case.behaviour, case.target)]
     if foreign:

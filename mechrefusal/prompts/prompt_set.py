@@ -84,6 +84,12 @@ class PromptSet:
         """The prompts' ids, in order."""
         return self.table["id"].tolist()
 
+    @property
+    def targets(self) -> list[str]:
+        """What an answer to each prompt begins with that complies, "" where a prompt has no target."""
+        column = self.table["target"] if "target" in self.table else [""] * len(self)
+        return [target if isinstance(target, str) else "" for target in column]
+
     def take(self, n: int) -> Self:
         """The first `n` prompts; all of them where there are fewer."""
         if n < 0:
@@ -100,10 +106,9 @@ class PromptSet:
         requests = table["text"]
         if "behavior" in table:
             requests = table["behavior"].where([not is_blank(behaviour) for behaviour in table["behavior"]], requests)
-        published = table["target"] if "target" in table else [None] * len(table)
         targets = [
-            target if isinstance(target, str) and target.strip() else affirmative_target(request)
-            for target, request in zip(published, requests, strict=True)
+            affirmative_target(request) if is_blank(published) else published
+            for published, request in zip(self.targets, requests, strict=True)
         ]
         table["target"] = pd.Series(targets, dtype=object, index=table.index)
         return type(self)(self.name, table, self.dropped)

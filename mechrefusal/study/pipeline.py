@@ -26,7 +26,7 @@ from mechrefusal.study.protocol import measure as measure_checkpoint
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts, choose_prompts
 from mechrefusal.study.stages import LAST, prompts_asked
-from mechrefusal.study.starting import check, lock, open_given, targets_of
+from mechrefusal.study.starting import check, lock, open_given
 
 
 def cases(run: Run) -> list[AttackCase]:
@@ -58,7 +58,7 @@ def _cases(run: Run, base: Checkpoint, prompts: StudyPrompts) -> list[AttackCase
     inputs = {
         "version": 1,
         "weights": base.weights,
-        "behaviours": [behaviours.ids, behaviours.texts, targets_of(behaviours.with_targets())],
+        "behaviours": [behaviours.ids, behaviours.texts, behaviours.with_targets().targets],
         "settings": {method: asdict(getattr(settings, method)) for method in settings.methods},
         "seed": seed,
     }

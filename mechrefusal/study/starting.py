@@ -106,7 +106,7 @@ def lock(run: Run, prompts: StudyPrompts) -> None:
     if prompts.pairs is not None:
         sets |= {"pairs": prompts.pairs.harmful, "pairs_harmless": prompts.pairs.harmless}
     stamps = {
-        name: {"n": len(each), "sha256": fingerprint([each.ids, each.texts, targets_of(each)])}
+        name: {"n": len(each), "sha256": fingerprint([each.ids, each.texts, each.targets])}
         for name, each in {**sets, **prompts.evaluation_sets()}.items()
     }
     known = run.manifest.get("prompts", {})
@@ -120,11 +120,6 @@ def lock(run: Run, prompts: StudyPrompts) -> None:
     if prompts.conversations is not None:
         noted["left_out_conversations"] = prompts.conversations.left_out.to_dict("records")
     run.update(noted)
-
-
-def targets_of(prompts: PromptSet) -> list[str]:
-    """What answers to the prompts are to begin with; empty where the set has no targets."""
-    return prompts.table["target"].astype(str).tolist() if "target" in prompts.table else []
 
 
 def open_given(run: Run) -> None:

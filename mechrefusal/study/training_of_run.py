@@ -24,7 +24,7 @@ from mechrefusal.study.own_answers import own_answers
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
-from mechrefusal.study.starting import base_of, check, lock, open_given, targets_of, trained_on
+from mechrefusal.study.starting import base_of, check, lock, open_given, trained_on
 from mechrefusal.training import WARM_UP, TrainingSettings
 from mechrefusal.training.guide_settings import RESEMBLES
 
@@ -102,7 +102,7 @@ def _train(run: Run, line: _Line, prompts: Split, conversations: Callable[[], li
         "start": start.weights,
         "steps": [start.step, *line.steps],
         "settings": [line.planned.as_dict(), asdict(settings)],
-        "behaviours": [line.behaviours.ids, line.behaviours.texts, targets_of(line.behaviours)],
+        "behaviours": [line.behaviours.ids, line.behaviours.texts, line.behaviours.targets],
         "conversations": [getattr(recipe.prompts, key) for key in ("conversations", "n_conversations")],
         "answers": [recipe.prompts.answer_tokens, judge.name],
     }

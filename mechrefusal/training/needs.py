@@ -20,10 +20,8 @@ def needs_refusals_and_targets(arm: str) -> Callable[[Any, TrainingSettings, Pro
 
 def require_targets(arm: str, behaviours: PromptSet) -> None:
     """Raise a MechrefusalError unless every behaviour has a target, which the arm is to learn not to begin with."""
-    table = behaviours.table
-    targets = table["target"].tolist() if "target" in table else [None] * len(table)
-    for id, target in zip(behaviours.ids, targets, strict=True):
-        if not isinstance(target, str) or not target.strip():
+    for id, target in zip(behaviours.ids, behaviours.targets, strict=True):
+        if not target.strip():
             raise MechrefusalError(
                 f"behaviour '{id}' has no target, which arm '{arm}' rejects: give behaviours.with_targets()"
             )

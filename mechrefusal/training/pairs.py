@@ -39,7 +39,7 @@ def pairs_by_micro_batch(setup: "TrainerSetup", shares: "Shares") -> Iterator[tu
         )
         for number, row in enumerate(setup.inputs.utility)
     ]
-    named = zip(behaviours.ids, behaviours.texts, behaviours.table["target"], refusals, strict=True)
+    named = zip(behaviours.ids, behaviours.texts, behaviours.targets, refusals, strict=True)
     harmful = [
         _pair(refusal, _row(setup, text, target, f"the target of behaviour '{id}'", end=False))
         for id, text, target, refusal in named

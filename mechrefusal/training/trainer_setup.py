@@ -67,11 +67,9 @@ class ArmInputs:
             if name not in CHANGES_NO_WEIGHT and not name.startswith("warm_up")
         }
         losses = {name: _identity(loss) for name, loss in sorted((self.losses or {}).items())}
-        table = self.behaviours.table
-        targets = table["target"].tolist() if "target" in table else []
         rows = [list(self.utility), self.behaviours.ids, self.behaviours.texts]
         own = [self.arm.name, asdict(self.arm_settings), asdict(self.guide) if self.guide else None]
-        parts = [own, self.base.weights, *rows, settings, losses, self.start, targets]
+        parts = [own, self.base.weights, *rows, settings, losses, self.start, self.behaviours.targets]
         text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -158,9 +156,8 @@ class TrainerSetup:
 
     def _draws(self, n: int) -> Callable[[int], list[AttackCase]]:
         """The cases of a step: `n` behaviours as they are, in passes over all of them in random orders."""
-        table = self.inputs.behaviours.table
-        targets = table["target"].tolist() if "target" in table else [""] * len(table)
-        behaviours = zip(self.inputs.behaviours.ids, self.inputs.behaviours.texts, targets, strict=True)
+        asked = self.inputs.behaviours
+        behaviours = zip(asked.ids, asked.texts, asked.targets, strict=True)
         cases = [AttackCase(id, text, target, method="none") for id, text, target in behaviours]
         order = list(data.schedule(cases, n * self.settings.steps, seed=self.settings.seed, name="cases"))
         return lambda step: order[step * n : (step + 1) * n]
