@@ -122,9 +122,13 @@ class TermPasses:
             chosen = each.term.under.chosen(len(each), each.term.name, seed=seed, step=step, part=part)
             under.setdefault(each.term.under.name, []).append(each.taken(chosen))
             plain.append(each.taken([not one for one in chosen]))
-        values = self._values(plain, call, None)
-        for name, group in under.items():
-            values += self._values(group, call, self.unders[name])
+        passes = [(plain, None), *((group, self.unders[name]) for name, group in under.items())]
+        passes = [(group, how) for group, how in passes if any(map(len, group))]
+        values: list[Values] = []
+        for number, (group, how) in enumerate(passes):
+            # Data parallelism waits for the other processes in each call of its wrapper, and each of them draws which
+            # of its rows are run under an intervention: it is called once. Gradients of all passes meet in the weights.
+            values += self._values(group, self._trainer.model if number else call, how)
         return values
 
     def _values(self, rows: Sequence[Rows], call: Callable[..., Any], under: Under | None) -> list[Values]:

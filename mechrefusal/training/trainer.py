@@ -188,8 +188,7 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             if self.tree:  # nothing to learn here; other processes may wait for the gradients of this one
                 total = total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
             return total
-        step, part = self.state.global_step, self._micro_batch * self.accelerator.num_processes
-        part += self.accelerator.process_index
+        step, part = self.state.global_step, self._part - 1  # `case_rows` has counted this one
         for values in self.passes.run(parts, model, seed=self.args.seed, step=step, part=part):
             terms = (values.rows.term, *values.rows.also)
             sums = sum(self._term(term, values) for term in terms)
@@ -258,15 +257,19 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         self.drawn = list(self.draw_cases(self.state.global_step)) if self.draw_cases else []
         self.passes.measure(self.state.global_step)
 
+    @property
+    def _part(self) -> int:
+        """Which micro-batch of all processes comes next, counted as one process with all of them would."""
+        return self.accelerator.process_index * self.current_gradient_accumulation_steps + self._micro_batch
+
     def case_rows(self) -> list[rows.Rows]:
         """Rows of the cases that fall to this micro-batch, for every term over cases.
 
         Summed over micro-batches and averaged over processes (as the gradients are), each term is the mean over all
         tokens of all cases drawn in the step.
         """
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        micro_batches = self.current_gradient_accumulation_steps
-        mine = range(rank * micro_batches + self._micro_batch, len(self.drawn), world * micro_batches)
+        n_parts = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        mine = range(self._part, len(self.drawn), n_parts)
         self._micro_batch += 1
         by_term = []
         for term in self.terms:
