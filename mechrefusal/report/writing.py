@@ -12,6 +12,7 @@ from markupsafe import Markup
 from mechrefusal.files import whole_file
 from mechrefusal.progress import track
 from mechrefusal.report import embedding, graph
+from mechrefusal.report.arms_page import ArmsPage
 from mechrefusal.report.checkpoint_page import CheckpointPage
 from mechrefusal.report.compare_page import ComparePage
 from mechrefusal.report.evaluation_page import EvaluationPage
@@ -27,8 +28,8 @@ SINGLE = "report.html"
 SCRIPT = "assets/report.js"
 """The one script of a page; it loads the libraries when they are first needed."""
 LINKS = (
-    ("index", "Overview"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"), ("training", "Training"),
-    ("evaluation", "Evaluation"), ("methods", "Methods"),
+    ("index", "Overview"), ("arms", "Arms"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"),
+    ("training", "Training"), ("evaluation", "Evaluation"), ("methods", "Methods"),
 )  # fmt: skip
 _CSV = re.compile(r'href="(tables/[^"]+)"')
 
@@ -43,8 +44,9 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
 
     Returns:
         Path of `<run_folder>/report/index.html`, or of `report.html` there. Beside the index stand a page for each
-        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there was
-        one, the evaluation; `assets/` (libraries), `data/` (what several pages use) and `tables/` (what figures show).
+        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there are
+        several arms, the arms, and where there was one, the evaluation; `assets/` (libraries), `data/` (what several
+        pages use) and `tables/` (what figures show).
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
@@ -86,6 +88,8 @@ def pages_of(run: MeasuredRun, *, show_completions: bool = False) -> Iterator[Pa
     yield IndexPage(run)
     for checkpoint in run.checkpoints:
         yield CheckpointPage(run, checkpoint, show_completions=show_completions)
+    if run.has_several_arms:
+        yield ArmsPage(run)
     yield from (ComparePage(run), MapsPage(run), PromptsPage(run, show_completions=show_completions), TrainingPage(run))
     if run.evaluated:
         yield EvaluationPage(run, show_completions=show_completions)
@@ -114,7 +118,8 @@ def _circuits(run: MeasuredRun) -> dict[str, Any]:
 
 def _document(run: MeasuredRun, page: str, content: Markup, **given: Any) -> str:
     shown = {"scripts": (), "stored": {}, "data": {}, "inline": None, "style": None, **given}
-    links = [(name, words) for name, words in LINKS if name != "evaluation" or run.evaluated]
+    is_there = {"evaluation": run.evaluated, "arms": run.has_several_arms}
+    links = [(name, words) for name, words in LINKS if is_there.get(name, True)]
     template = embedding.environment().get_template("base.html")
     return template.render(run=run, page_id=page, content=content, links=links, **shown)
 

@@ -88,6 +88,9 @@ ACROSS_CHECKPOINTS = (
     Stage("cross patching", comparison.cross_patching, gives=("cross_patching",), asks=("validation",),
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
+    Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
+          after=("directions", "carriers", "transfer", "effective rank", LAST),
+          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible")),
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         *_read("behaviour", "geometry", "cause", per_checkpoint=True),
-        *_read("training", "movement", "evaluation", per_checkpoint=False),
+        *_read("training", "movement", "methods", "evaluation", per_checkpoint=False),
     )
 }
 PER_CHECKPOINT = tuple(name for name, table in TABLES.items() if table.per_checkpoint)
