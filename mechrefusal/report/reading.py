@@ -92,6 +92,13 @@ class MeasuredRun:
         methods = self.across["methods"]
         return methods.loc[~methods["arm"].isin(SHARED), "arm"].nunique() > 1
 
+    @property
+    def has_durability(self) -> bool:
+        """Whether it was measured what it takes to remove refusal: the report then has a page about it."""
+        names = set(tables.DURABILITY)
+        across = any(len(self.across[name]) for name in names.intersection(tables.ACROSS))
+        return across or any(len(c.tables[name]) for c in self.checkpoints for name in names & c.tables.keys())
+
     def benchmarks(self, name: str) -> pd.DataFrame:
         """Rows of `verdicts` or `rates` that are of benchmarks; what the study asks itself the checkpoints have."""
         return table_rows.of_benchmarks(self.across[name])

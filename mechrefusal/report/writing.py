@@ -15,6 +15,7 @@ from mechrefusal.report import embedding, graph
 from mechrefusal.report.arms_page import ArmsPage
 from mechrefusal.report.checkpoint_page import CheckpointPage
 from mechrefusal.report.compare_page import ComparePage
+from mechrefusal.report.durability_page import DurabilityPage
 from mechrefusal.report.evaluation_page import EvaluationPage
 from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.maps_page import MapsPage, heads_data
@@ -29,7 +30,7 @@ SCRIPT = "assets/report.js"
 """The one script of a page; it loads the libraries when they are first needed."""
 LINKS = (
     ("index", "Overview"), ("arms", "Arms"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"),
-    ("training", "Training"), ("evaluation", "Evaluation"), ("methods", "Methods"),
+    ("training", "Training"), ("durability", "Durability"), ("evaluation", "Evaluation"), ("methods", "Methods"),
 )  # fmt: skip
 _CSV = re.compile(r'href="(tables/[^"]+)"')
 
@@ -44,9 +45,9 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
 
     Returns:
         Path of `<run_folder>/report/index.html`, or of `report.html` there. Beside the index stand a page for each
-        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there are
-        several arms, the arms, and where there was one, the evaluation; `assets/` (libraries), `data/` (what several
-        pages use) and `tables/` (what figures show).
+        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there
+        are several, the arms, and where they were measured, durability and the evaluation; `assets/` (libraries),
+        `data/` (what several pages use) and `tables/` (what figures show).
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
@@ -91,6 +92,8 @@ def pages_of(run: MeasuredRun, *, show_completions: bool = False) -> Iterator[Pa
     if run.has_several_arms:
         yield ArmsPage(run)
     yield from (ComparePage(run), MapsPage(run), PromptsPage(run, show_completions=show_completions), TrainingPage(run))
+    if run.has_durability:
+        yield DurabilityPage(run, show_completions=show_completions)
     if run.evaluated:
         yield EvaluationPage(run, show_completions=show_completions)
 
@@ -118,7 +121,7 @@ def _circuits(run: MeasuredRun) -> dict[str, Any]:
 
 def _document(run: MeasuredRun, page: str, content: Markup, **given: Any) -> str:
     shown = {"scripts": (), "stored": {}, "data": {}, "inline": None, "style": None, **given}
-    is_there = {"evaluation": run.evaluated, "arms": run.has_several_arms}
+    is_there = {"arms": run.has_several_arms, "durability": run.has_durability, "evaluation": run.evaluated}
     links = [(name, words) for name, words in LINKS if is_there.get(name, True)]
     template = embedding.environment().get_template("base.html")
     return template.render(run=run, page_id=page, content=content, links=links, **shown)
