@@ -22,8 +22,8 @@ TWINS = ("guided", "control")
 def frontier_panel(page: Page, rates: pd.DataFrame, title: str, **look: Any) -> Panel:
     """One frontier (`figures.frontier`) with the carriers of the run; arms are joined with their twins with a guide."""
     depth = max((checkpoint.n_layers for checkpoint in page.run.checkpoints), default=0) or None
-    twins = _twins(page.run.across["method_differences"])
-    look = {"n_layers": depth, "twins": twins, "title": wording.for_plotly(title), **look}
+    joined = twins(page.run.across["method_differences"])
+    look = {"n_layers": depth, "twins": joined, "title": wording.for_plotly(title), **look}
     draw = partial(figures.frontier, rates, page.run.together("carrier"), **look)
     shown = of(rates, suite=look["harmful"]), of(rates, suite=look["harmless"])
     return page.panels.add("frontier", draw, title=title, rows=pd.concat(shown))
@@ -65,7 +65,7 @@ def pressed(attack: str) -> str:
     return "No attack" if attack == "none" else wording.shortened(attack, 40)
 
 
-def _twins(differences: pd.DataFrame) -> list[tuple[str, str]]:
+def twins(differences: pd.DataFrame) -> list[tuple[str, str]]:
     """(arm, the same with a guide), controls included."""
     pairs = differences[differences["relation"].isin(TWINS)]
     return list(dict.fromkeys(pairs[["arm_a", "arm_b"]].itertuples(index=False, name=None)))

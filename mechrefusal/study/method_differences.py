@@ -99,7 +99,7 @@ def _rate(measured: Methods, pair: _Pair, rate: Rate, attack: str, behaviours: M
     ids = [name for name in first.index if name in second.index]
     groups = [behaviours.get(name) for name in ids] if behaviours else None
     change = paired_difference(first[ids], second[ids], ids, groups)
-    reason = "" if change.n else "neither was asked such prompts" if not len(ids) else "the judge gave nothing"
+    reason = "" if change.n else "not both were asked such prompts" if not len(ids) else "the judge gave nothing"
     return {
         "judge": ", ".join(judges[0]),
         **{name: getattr(change, name) for name in ("mean_a", "mean_b", "difference", "low", "high", "n")},

@@ -10,6 +10,7 @@ from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distanc
 from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import geometry_tables, movement_tables
+from synthetic_methods import methods_tables
 from synthetic_training import training_tables
 
 from mechrefusal import tables
@@ -47,7 +48,7 @@ def write_run(
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
-    across |= {"checkpoints": _models(ids)}
+    across |= {"checkpoints": _models(ids)} | methods_tables(rng, ids, {})
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
     for name, answered in behaviour.items():
         across[name] = pd.concat([*answered, *([across[name]] if name in across else [])], ignore_index=True)
