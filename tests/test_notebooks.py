@@ -118,8 +118,9 @@ def test_your_own_model_and_prompts(run, a_run, tmp_path):
 def test_comparing_arms_and_checkpoints(run, a_run):
     parameters = f"{str(a_run)!r}, 'sft-step-00012', 'r2d2-step-00012', 3"
     shown = run("08_comparing_arms_and_checkpoints.ipynb", f"folder, first, second, n = {parameters}")
-    assert _n_figures(shown) == 4
+    assert _n_figures(shown) == 5
     assert any("target_score" in outputs for outputs in shown)
+    assert any("given_least" in outputs for outputs in shown)
 
 
 def test_what_is_committed_is_clean(nbformat):

@@ -10,9 +10,9 @@ from mechrefusal.durability.settings import DurabilitySettings
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
-    pass
+    from mechrefusal.durability.lockstep import Lockstep, patch_in_lockstep
 
-__all__ = ["DurabilitySettings"]
+__all__ = ["DurabilitySettings", "Lockstep", "patch_in_lockstep"]
 
 # A recipe knows the settings, and must not wait for the measures.
-__getattr__ = on_first_use(__name__, {})
+__getattr__ = on_first_use(__name__, {"Lockstep": "lockstep", "patch_in_lockstep": "lockstep"})

@@ -86,13 +86,20 @@ class LockstepSettings:
     """Patching from another checkpoint at one layer, of the prompt and of every generated token.
 
     Attributes:
-        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+        n_prompts: harmful, and as many harmless evaluation prompts; 0 leaves the measure out.
+        layer_step: patch at the output of every n-th layer, and of the last.
+        n_rotations: random rotations of every change, on harmful prompts, as its control.
+        max_new_tokens: longest answer that is judged.
     """
 
     n_prompts: int = 0
+    layer_step: int = 1
+    n_rotations: int = 2
+    max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        _at_least(0, "lockstep", n_prompts=self.n_prompts)
+        _at_least(0, "lockstep", n_prompts=self.n_prompts, n_rotations=self.n_rotations)
+        _at_least(1, "lockstep", layer_step=self.layer_step, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass(frozen=True)
