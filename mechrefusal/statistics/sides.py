@@ -88,7 +88,7 @@ def _depths(
     gap = r_there - r_here
     has_side = gap * sign > 0
     share = (rates - r_here[:, None]) / np.where(has_side, gap, nan)[:, None]
-    across = np.nan_to_num(share, nan=0.0) >= 0.5
+    across = np.nan_to_num(share, nan=0.0) >= 0.5 - 1e-9  # half is half, however it was rounded
     stays = np.logical_and.accumulate(across[:, ::-1], axis=1)[:, ::-1]
     places = np.append(np.asarray(layers, float), float(beyond))
     first = np.where(stays.any(1), stays.argmax(1), len(layers))
