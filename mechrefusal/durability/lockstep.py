@@ -144,9 +144,10 @@ def patch_in_lockstep(
     steps = sorted({*range(0, n_layers, settings.layer_step), n_layers - 1})
     chosen = sorted(wanted_layers(target, steps if layers is None else layers, "patch in lockstep"))
     cells = [_Cell(layer, draw) for layer in chosen for draw in range(OWN, settings.n_rotations)]
-    most = {"max_new_tokens": settings.max_new_tokens}
-    own = [complete(model, texts, description=f"{name} as it is", **most).texts for name, model in
-           (("source", source), ("target", target))]  # fmt: skip
+    own = [
+        complete(model, texts, max_new_tokens=settings.max_new_tokens, description=f"{name} as it is").texts
+        for name, model in (("source", source), ("target", target))
+    ]
     said = _answers(_Place.of(source), _Place.of(target), target.tokenizer, ids, cells, settings)
     labels = judge.judge(texts * len(cells), [said[cell, row] for cell in cells for row in range(len(texts))])["label"]
     answers = pd.DataFrame(

@@ -16,7 +16,7 @@ from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
-from mechrefusal.study import answer_stages, causal_stages, comparison, geometry_stages
+from mechrefusal.study import answer_stages, causal_stages, comparison, durability_stages, geometry_stages
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.carrier_choice import choose_carrier
 from mechrefusal.study.measurement import Measurement
@@ -94,6 +94,8 @@ ACROSS_CHECKPOINTS = (
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
     # Durability: (c) spectrum of the update
     # (f) lockstep patching
+    Stage("lockstep patching", durability_stages.lockstep, gives=("lockstep", "lockstep_depth"), asks=_EVALUATED,
+          settings=("durability.lockstep", "measuring.judge")),
     Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
           after=("directions", "carriers", "transfer", "effective rank", LAST),
           settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible")),
