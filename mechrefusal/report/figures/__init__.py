@@ -29,6 +29,7 @@ from mechrefusal.report.figures.frontier_points import frontier
 from mechrefusal.report.figures.heads import attribution_patching, head_lines, shared_heads
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
+from mechrefusal.report.figures.lockstep import lockstep
 from mechrefusal.report.figures.methods import carrier_angles, method_differences
 from mechrefusal.report.figures.movement import drift, drift_by_layer, transfer
 from mechrefusal.report.figures.saving import save
@@ -52,11 +53,11 @@ __all__ = [
     "circuit", "cross_patching", "cross_patching_layers", "depth_story", "describe", "doses", "drift",
     "drift_by_layer", "durations", "effective_rank", "estimates", "estimates_by_layer", "estimates_over_steps",
     "faithfulness", "frontier", "head_lines", "head_set", "interventions", "knockout", "knockout_cost",
-    "knockout_mlps", "layer_by_head", "layer_by_position", "linear_probes", "logged", "logit_lens", "loss_term",
-    "losses", "maps", "method_differences", "mlps", "pool_age", "probes", "rates", "save", "scores", "shared_heads",
-    "smallest_k", "step_costs", "step_time", "stress_curves", "stress_matrix", "stress_shares", "subspaces",
-    "suite_categories", "suite_differences", "token_segments", "top_components", "trajectory", "transfer",
-    "zero_distances",
+    "knockout_mlps", "layer_by_head", "layer_by_position", "linear_probes", "lockstep", "logged", "logit_lens",
+    "loss_term", "losses", "maps", "method_differences", "mlps", "pool_age", "probes", "rates", "save", "scores",
+    "shared_heads", "smallest_k", "step_costs", "step_time", "stress_curves", "stress_matrix", "stress_shares",
+    "subspaces", "suite_categories", "suite_differences", "token_segments", "top_components", "trajectory",
+    "transfer", "zero_distances",
 ]  # fmt: skip
 
 
