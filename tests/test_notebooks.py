@@ -121,6 +121,7 @@ def test_comparing_arms_and_checkpoints(run, a_run):
     assert _n_figures(shown) == 5
     assert any("target_score" in outputs for outputs in shown)
     assert any("given_least" in outputs for outputs in shown)
+    assert any("control_degenerate" in outputs for outputs in shown)
 
 
 def test_what_is_committed_is_clean(nbformat):

@@ -102,10 +102,12 @@ def test_angles_are_a_matrix_with_a_dot_beyond_the_noise(guided_run):
     cells = np.array(heat.z, float)
     assert cells[0, 1] == cells[1, 0] == row["value"]
     assert np.isnan(cells[0, 0])
-    dots = [trace for trace in figure.data if trace.type == "scatter"]
-    assert bool(dots) == (row["high"] < row["floor"])
-    closer = ends.assign(floor=0.0)
-    assert not [trace for trace in figures.carrier_angles(closer).data if trace.type == "scatter"]
+    assert row["high"] < row["floor"]
+    assert heat.text[0][1] == f"{row['value']:.2f} ●"
+    assert "beyond the noise" in figure.layout.title.subtitle.text
+    closer = figures.carrier_angles(ends.assign(floor=0.0))
+    assert closer.data[0].text[0][1] == f"{row['value']:.2f}"
+    assert "beyond the noise" not in closer.layout.title.subtitle.text
     angles = figures.carrier_angles(ends, measure="principal_angle_mean")
     assert angles.layout.coloraxis.cmax == 90
 

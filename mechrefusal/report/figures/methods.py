@@ -69,13 +69,14 @@ def carrier_angles(table: pd.DataFrame, *, measure: str = "carrier_cosine") -> g
     both = pd.concat([rows, rows.rename(columns=ends)], ignore_index=True)
     down, across = axes.checkpoints(both, "_a"), axes.checkpoints(both, "_b")
     canvas, angle = Canvas("carrier_angles"), "angle" in measure
-    canvas.matrix(both, "value", down, across, written="{value:2}")
     apart = both["low"] > both["floor"] if angle else both["high"] < both["floor"]
-    canvas.marks(list(apart), down, across, "beyond the noise of the prompts", size=6)
+    marked = both.assign(mark=[" ●" if far else "" for far in apart])
+    canvas.matrix(marked, "value", down, across, written="{value:1}{mark}" if angle else "{value:2}{mark}")
     unit = "degrees" if angle else "cosine"
     canvas.colours(unit, limit=None if angle else 1.0, most=90 if angle else None)
     height = max(300, map_height(2 * len(down.order)) + 190)
-    return canvas.finish(measure=word("measure", measure), unit=unit, height=height)
+    noise = "● beyond the noise of the prompts" if apart.any() else ""
+    return canvas.finish(noise, measure=word("measure", measure), unit=unit, height=height)
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
