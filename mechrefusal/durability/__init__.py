@@ -10,9 +10,9 @@ from mechrefusal.durability.settings import DurabilitySettings
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
-    pass
+    from mechrefusal.durability.removal import Removal, cost_of_removal
 
-__all__ = ["DurabilitySettings"]
+__all__ = ["DurabilitySettings", "Removal", "cost_of_removal"]
 
 # A recipe knows the settings, and must not wait for the measures.
-__getattr__ = on_first_use(__name__, {})
+__getattr__ = on_first_use(__name__, {"Removal": "removal", "cost_of_removal": "removal"})
