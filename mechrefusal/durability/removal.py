@@ -195,7 +195,7 @@ def _front(outcomes: Sequence[_Outcome]) -> list[int]:
 def _fewest(outcomes: Sequence[_Outcome], level: float) -> int:
     """The trial with the fewest refusals at a KL of `level` at most, of several that with the least KL."""
     within = [n for n in _front(outcomes) if outcomes[n].mean_kl <= level]
-    return within[-1]  # no ablation has a KL of 0; along the front refusals fall
+    return within[-1]  # along the front refusals fall, and no ablation, or what is no worse, has a KL of 0
 
 
 def _row(n: int, trial: Trial, outcome: _Outcome) -> dict[str, Any]:

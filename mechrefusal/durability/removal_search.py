@@ -104,16 +104,16 @@ class Search:
         self._n_steps += 1
         changed = self._random.random(len(start)) < SHARE
         changed[self._random.integers(len(start))] = True
-        moved = np.abs(start + np.where(changed, self._random.normal(0, STEP, len(start)), 0.0))
-        return 1 - np.abs(1 - moved % 2)
+        moved = np.abs(start + self._random.normal(0, STEP, len(start)))
+        return np.where(changed, 1 - np.abs(1 - moved % 2), start)
 
 
 def unbeaten(refusals: Float[np.ndarray, " trial"], kl: Float[np.ndarray, " trial"]) -> Bool[np.ndarray, " trial"]:
     """Pareto front: trials with no other that has as few refusals and as little KL, and less of one of them.
 
-    Of trials that are the same in both the first counts. A value that is NaN is beaten.
+    Of trials that are the same in both the first counts. A KL below 0 is rounding and counts as 0; NaN is beaten.
     """
-    refusals, kl = np.asarray(refusals, float), np.asarray(kl, float)
+    refusals, kl = np.asarray(refusals, float), np.maximum(kl, 0.0)
     front = np.zeros(len(kl), bool)
     fewest = np.inf
     for trial in np.lexsort((np.arange(len(kl)), refusals, kl)):

@@ -61,13 +61,29 @@ class UpdateSpectrumSettings:
     """How many directions of the weights training moved, and which of them carry refusal.
 
     Attributes:
-        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+        n_prompts: harmful, and as many harmless held-out prompts; 0 leaves the measure out.
+        ranks: singular directions of every matrix's update that are kept, or left out.
+        scales: of the whole update; the trained model, 1, is asked in any case.
+        n_random: draws of as many random singular directions, as their control.
+        max_new_tokens: longest answer that is judged.
+        seed: of the draws.
     """
 
     n_prompts: int = 0
+    ranks: tuple[int, ...] = (1, 4, 16)
+    scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+    n_random: int = 2
+    max_new_tokens: int = 16
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(0, "update_spectrum", n_prompts=self.n_prompts)
+        measure = "update_spectrum"
+        _at_least(0, measure, n_prompts=self.n_prompts, n_random=self.n_random, seed=self.seed)
+        _at_least(1, measure, max_new_tokens=self.max_new_tokens)
+        if any(rank < 1 for rank in self.ranks) or len(set(self.ranks)) < len(self.ranks):
+            raise MechrefusalError(f"durability {measure}.ranks are {list(self.ranks)}: give each once, 1 or more")
+        if not all(map(isfinite, self.scales)) or len(set(self.scales)) < len(self.scales):
+            raise MechrefusalError(f"durability {measure}.scales are {list(self.scales)}: give each once, finite")
 
 
 @dataclass(frozen=True)
