@@ -132,7 +132,7 @@ def cost_of_removal(
     return Removal(
         _observations({name: asked.sizes for name, asked in on.items()}, seen),
         pd.DataFrame([_row(n, trial, outcomes[n]) for n, trial in enumerate(trials)]).assign(
-            unbeaten=np.isin(np.arange(len(trials)), _front(outcomes)), reason=""
+            unbeaten=np.isin(np.arange(len(trials)), _front(outcomes))
         ),
         pd.DataFrame(
             [

@@ -16,7 +16,7 @@ from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
-from mechrefusal.study import answer_stages, causal_stages, comparison, geometry_stages
+from mechrefusal.study import answer_stages, causal_stages, comparison, durability_stages, geometry_stages
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.carrier_choice import choose_carrier
 from mechrefusal.study.measurement import Measurement
@@ -71,6 +71,9 @@ AT_A_CHECKPOINT = (
           after=("refusal metric",), asks=("pairs", "direction", "validation"), optional=True,
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
     # Durability: (a) cost of removal
+    Stage("cost of removal", durability_stages.removal, gives=("removal", "removal_trials", "removal_prompts"),
+          after=_AT_REFERENCE, asks=("validation", *_EVALUATED), optional=True,
+          settings=("durability.removal", "measuring.judge")),
     # (b) harmful fine-tuning
     # (d) answers by their length
     # (e) prefilled openings
@@ -93,6 +96,9 @@ ACROSS_CHECKPOINTS = (
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
     # Durability: (c) spectrum of the update
+    Stage("spectrum of the update", durability_stages.update_spectrum, asks=_EVALUATED,
+          gives=("update_spectrum", "update_refusals", "update_prompts"),
+          settings=("durability.update_spectrum", "measuring.judge")),
     # (f) lockstep patching
 )  # fmt: skip
 
