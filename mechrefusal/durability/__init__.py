@@ -6,22 +6,28 @@ default, and gives a result that keeps every value by prompt. Weights are change
 
 from typing import TYPE_CHECKING
 
-from mechrefusal.durability.settings import DurabilitySettings
+from mechrefusal.durability.settings import DurabilitySettings, RemovalSettings, UpdateSpectrumSettings
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
     from mechrefusal.durability.removal import Removal, cost_of_removal
     from mechrefusal.durability.update_spectrum import UpdateSpectrum, spectrum_of_update
 
-__all__ = ["DurabilitySettings", "Removal", "UpdateSpectrum", "cost_of_removal", "spectrum_of_update"]
+__all__ = [
+    "DurabilitySettings",
+    "Removal",
+    "RemovalSettings",
+    "UpdateSpectrum",
+    "UpdateSpectrumSettings",
+    "cost_of_removal",
+    "spectrum_of_update",
+]
 
 # A recipe knows the settings, and must not wait for the measures.
-__getattr__ = on_first_use(
-    __name__,
-    {
-        "Removal": "removal",
-        "cost_of_removal": "removal",
-        "UpdateSpectrum": "update_spectrum",
-        "spectrum_of_update": "update_spectrum",
-    },
-)
+_HOMES = {
+    "Removal": "removal",
+    "cost_of_removal": "removal",
+    "UpdateSpectrum": "update_spectrum",
+    "spectrum_of_update": "update_spectrum",
+}
+__getattr__ = on_first_use(__name__, _HOMES)
