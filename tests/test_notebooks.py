@@ -124,6 +124,13 @@ def test_comparing_arms_and_checkpoints(run, a_run):
     assert any("control_degenerate" in outputs for outputs in shown)
 
 
+@pytest.mark.slow
+def test_how_deep_refusal_goes(run, a_run):
+    shown = run("09_how_deep_refusal_goes.ipynb", f"folder, name, n = {str(a_run)!r}, 'sft-step-00012', 1")
+    assert _n_figures(shown) == 3
+    assert all(any(column in outputs for outputs in shown) for column in ("random_refused", "change"))
+
+
 def test_what_is_committed_is_clean(nbformat):
     spec = importlib.util.spec_from_file_location("clean_notebooks", ROOT / "scripts" / "clean_notebooks.py")
     cleaning = importlib.util.module_from_spec(spec)
@@ -131,7 +138,7 @@ def test_what_is_committed_is_clean(nbformat):
     found = {
         path.name: list(cleaning.troubles(nbformat.read(path, as_version=4))) for path in NOTEBOOKS.glob("*.ipynb")
     }
-    assert len(found) == 8
+    assert len(found) == 9
     assert not any(found.values()), found
 
 

@@ -62,11 +62,26 @@ def grid(methods: pd.DataFrame, *, short: bool = False) -> Grid:
     rates = [(name, words) for name, words in RATES if not short or name in _SHORT]
     heads = {"arm": "arm", "gate": "gate"} | dict(rates) | {"layer": "carrier", "rank": "rank"}
     heads |= {"given": "its carrier elsewhere", "taken": "theirs here"}
+    removal = not short and rows["removal_refused"].notna().any()
+    heads |= {"removal_refused": "left by removal"} if removal else {}
     if attack:
         heads["attack_success"] += f": {wording.shortened(attack, 20)}"
     known = grids.meanings("methods")
     cells = [_row(row, [name for name, _ in rates]) for row in rows.to_dict("records")]
+    for line, row in zip(cells, rows.to_dict("records"), strict=True) if removal else ():
+        line.append(_removal(row))
     return Grid([Head(words, known[name]) for name, words in heads.items()], cells)
+
+
+def _removal(row: dict[Any, Any]) -> Cell:
+    """What an ablation leaves of refusal, beside no ablation and random directions."""
+    if wording.is_missing(row["removal_refused"]):
+        return Cell(wording.MISSING)
+    beside = wording.rate_interval(row["removal_low"], row["removal_high"])
+    beside += f"; KL ≤ {wording.number(row['removal_kl'])}; untouched {wording.rate(row['removal_untouched'])}"
+    random = row["removal_random"]
+    beside += "" if wording.is_missing(random) else f"; random {wording.rate(random)}"
+    return Cell(f"{wording.rate(row['removal_refused'])} n={wording.whole(row['removal_n'])}", beside)
 
 
 def guides(differences: pd.DataFrame) -> Grid:

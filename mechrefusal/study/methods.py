@@ -24,6 +24,10 @@ RANK = {"rows": "layers", "scaling": "unit", "weight": "sigma_squared"}
 """The variant of table `effective_rank` that arms are compared by: it needs no admissible candidate."""
 
 
+REMOVAL_KL = 0.1
+"""The largest cost of an ablation, nats, that removal is compared at: what a carrier may cost as published."""
+
+
 @dataclass(frozen=True)
 class Rate:
     """A rate of the answers to one of the study's own suites, by its name in the tables."""
@@ -64,7 +68,7 @@ class Methods:
     Fields:
         arms: as the recipe plans them.
         attacks: methods of its attacks.
-        each: tables `verdicts`, `gate` and `carrier` of every checkpoint, by name and then by its id.
+        each: tables `verdicts`, `gate`, `carrier` and `removal` of every checkpoint, by name and then by its id.
         ranks, transfers: tables `effective_rank` and `transfer`.
         n_layers: of each checkpoint's model, by id.
     """
@@ -124,6 +128,7 @@ def _row(measured: Methods, checkpoint: Checkpoint) -> dict[str, Any]:
     others = [c for c in measured.lasts.values() if c.arm not in (*SHARED, checkpoint.arm)]
     row |= _shares("given", [_share(measured, checkpoint, other) for other in others])
     row |= _shares("taken", [_share(measured, other, checkpoint) for other in others])
+    row |= _removal(measured.each["removal"][identity])
     return row | {"reason": "; ".join(filter(None, without))}
 
 
@@ -155,6 +160,19 @@ def _rank(ranks: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, float]:
         rows = rows[rows[name] == value]
     found = {"value": nan, "low": nan, "high": nan} if rows.empty else rows.iloc[0]
     return {"rank": found["value"], "rank_low": found["low"], "rank_high": found["high"]}
+
+
+def _removal(table: pd.DataFrame) -> dict[str, float]:
+    """What is left of refusal under the best ablation within `REMOVAL_KL`."""
+    columns = {
+        "removal_kl": "level", "removal_refused": "refused", "removal_low": "low", "removal_high": "high",
+        "removal_untouched": "untouched", "removal_random": "random_refused",
+    }  # fmt: skip
+    within = table[(table["level"] <= REMOVAL_KL) & table["refused"].notna()].sort_values("level")
+    if within.empty:
+        return dict.fromkeys(columns, nan) | {"removal_n": 0}
+    row = within.iloc[-1]
+    return {name: float(row[column]) for name, column in columns.items()} | {"removal_n": int(row["n"])}
 
 
 def _share(measured: Methods, source: Checkpoint, target: Checkpoint) -> float:

@@ -71,6 +71,9 @@ AT_A_CHECKPOINT = (
           after=("refusal metric",), asks=("pairs", "direction", "validation"), optional=True,
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
     # Durability: (a) cost of removal
+    Stage("cost of removal", durability_stages.removal, gives=("removal", "removal_trials", "removal_prompts"),
+          after=_AT_REFERENCE, asks=("validation", *_EVALUATED), optional=True,
+          settings=("durability.removal", "measuring.judge")),
     # (b) harmful fine-tuning
     # (d) answers by their length
     # (e) prefilled openings
@@ -93,11 +96,14 @@ ACROSS_CHECKPOINTS = (
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
     # Durability: (c) spectrum of the update
+    Stage("spectrum of the update", durability_stages.update_spectrum, asks=_EVALUATED,
+          gives=("update_spectrum", "update_refusals", "update_prompts"),
+          settings=("durability.update_spectrum", "measuring.judge")),
     # (f) lockstep patching
-    Stage("lockstep patching", durability_stages.lockstep, gives=("lockstep", "lockstep_depth"), asks=_EVALUATED,
-          settings=("durability.lockstep", "measuring.judge")),
+    Stage("lockstep patching", durability_stages.lockstep, gives=("lockstep", "lockstep_depth", "lockstep_prompts"),
+          asks=_EVALUATED, settings=("durability.lockstep", "measuring.judge")),
     Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
-          after=("directions", "carriers", "transfer", "effective rank", LAST),
+          after=("directions", "carriers", "cost of removal", "transfer", "effective rank", LAST),
           settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible")),
 )  # fmt: skip
 

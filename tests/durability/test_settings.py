@@ -11,12 +11,16 @@ from mechrefusal.study.loader import recipe_from_dict
 MEASURES = [field.name for field in dataclasses.fields(DurabilitySettings)]
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_every_measure_is_off_until_a_recipe_asks_for_it(measure):
-    assert getattr(DurabilitySettings(), measure).n_prompts == 0
-    asked = recipe_from_dict({"durability": {measure: {"n_prompts": 3}}}).durability
-    assert [getattr(asked, name).n_prompts for name in MEASURES] == [3 * (name == measure) for name in MEASURES]
-    with pytest.raises(MechrefusalError, match=f"durability {measure}.n_prompts is -1: give 0 or more"):
-        recipe_from_dict({"durability": {measure: {"n_prompts": -1}}})
-    with pytest.raises(MechrefusalError, match="n_promts"):
-        recipe_from_dict({"durability": {measure: {"n_promts": 1}}})
+def test_every_measure_is_off_until_a_recipe_asks_for_it():
+    assert [getattr(DurabilitySettings(), name).n_prompts for name in MEASURES] == [0] * len(MEASURES)
+    told = {name: {"n_prompts": place} for place, name in enumerate(MEASURES)}
+    asked = recipe_from_dict({"durability": told}).durability
+    assert [getattr(asked, name).n_prompts for name in MEASURES] == list(range(len(MEASURES)))
+
+
+def test_what_a_recipe_cannot_say_is_named():
+    with pytest.raises(MechrefusalError, match=r"did you mean 'durability\.removal\.n_prompts'"):
+        recipe_from_dict({"durability": {"removal": {"n_promts": 1}}})
+    for name in MEASURES:
+        with pytest.raises(MechrefusalError, match=f"durability {name}.n_prompts is -1: give 0 or more"):
+            type(getattr(DurabilitySettings(), name))(n_prompts=-1)

@@ -36,6 +36,9 @@ def _row(rng: np.random.Generator, arm: str, step: int, guided: dict[str, str], 
     row |= {"depth": float("nan") if layer is None else layer / LAYERS, "rank": 4.4, "rank_low": 4.2, "rank_high": 4.8}
     for name in ("given", "taken"):
         row |= {name: 0.84, f"{name}_least": 0.5, f"{name}_most": 0.97, f"{name}_n": 2}
+    numbers = (0.1, 0.3, 0.2, 0.42, 24, 0.9, 0.8) if layer else (float("nan"),) * 4 + (0,) + (float("nan"),) * 2
+    names = ("kl", "refused", "low", "high", "n", "untouched", "random")
+    row |= {f"removal_{name}": number for name, number in zip(names, numbers, strict=True)}
     return row | {"reason": f"no admissible carrier {HOSTILE[1]}" if arm == "base" else ""}
 
 

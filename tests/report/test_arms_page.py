@@ -54,6 +54,9 @@ def test_one_row_an_arm_at_its_end_and_where_it_starts(guided_run):
     assert cells["attack succeeds: gcg"].text == f"{wording.rate(row['attack_success'])} n=12"
     assert (cells["carrier"].text, cells["carrier"].detail) == ("layer 12 of 30", "11–14")
     assert (cells["its carrier elsewhere"].text, cells["theirs here"].detail) == ("0.84", "0.50–0.97; 2 arms")
+    assert cells["left by removal"].text == "0.30 n=24"
+    assert cells["left by removal"].detail == "0.20–0.42; KL ≤ 0.10; untouched 0.90; random 0.80"
+    assert "left by removal" not in [head.words for head in arm_findings.grid(methods, short=True).heads]
     assert "no admissible carrier" in dict(zip(heads, grid.rows[0], strict=True))["carrier"].text
 
 

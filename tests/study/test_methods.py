@@ -73,6 +73,14 @@ def carrier(point):
     return pd.DataFrame([filled("carrier", **place, layer_low=layer, layer_high=layer, reason=reason)])
 
 
+def removal(point):
+    """At the levels .03 and .1 two ablations, and a third beyond what arms are compared at."""
+    left = {0.03: 12, 0.1: REFUSED[point.arm] - 8, 0.3: 0}
+    known = {"n": 20, "untouched": REFUSED[point.arm] / 20, "random_refused": 0.7}
+    rows = [filled("removal", level=level, refused=n / 20, low=n / 40, high=0.9, **known) for level, n in left.items()]
+    return pd.DataFrame(rows if point.arm != "base" else [filled("removal", reason="no candidate")])
+
+
 def transfers(lost=("held",)):
     """The carriers of `lost` do half of what the target's own does elsewhere, the others do all of it."""
     rows = []
@@ -126,6 +134,7 @@ def measured():
         "verdicts": {c.id: answers(c) for c in POINTS},
         "gate": {c.id: pd.DataFrame({"passed": [True, c.arm != "base"]}) for c in POINTS},
         "carrier": {c.id: carrier(c) for c in POINTS},
+        "removal": {c.id: removal(c) for c in POINTS},
     }
     arms = [planned_arm(name, values, training) for name, values in planned.items()]
     return Methods(POINTS, arms, ("templates",), each, ranks, transfers(), {c.id: LAYERS for c in POINTS})
@@ -155,6 +164,9 @@ def test_a_row_holds_what_the_tables_of_its_checkpoint_say(measured):
     assert (row["answered"], row["overrefused"], row["useful"]) == (9 / 10, 1 / 8, 4 / 5)
     assert (row["attack"], row["attack_success"], row["attack_success_n"]) == ("templates", 2 / 6, 6)
     assert (row["layer"], row["depth"], row["rank"], row["gate"]) == (6, 0.6, 3.5, True)
+    removal_columns = [f"removal_{name}" for name in ("kl", "refused", "low", "high", "n", "untouched", "random")]
+    assert list(row[removal_columns]) == [0.1, 10 / 20, 10 / 40, 0.9, 20, 18 / 20, 0.7]
+    assert list(table.iloc[0][removal_columns].isna()) == [True] * 4 + [False] + [True] * 2
     base = table.iloc[0]
     assert pd.isna(base["layer"])
     assert base["reason"] == "no admissible candidate"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal import models, study, tables
+from mechrefusal.durability import RemovalSettings
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
 from mechrefusal.study import measurement, protocol
@@ -80,12 +81,13 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
         ("causal.n_finalists", 5, {"patching"}),
         ("geometry.n_coupled", 3, {"harmfulness and refusal"}),
         ("measuring.n_attributed", 2, {"attribution"}),
+        ("durability.removal", RemovalSettings(n_prompts=5), {"cost of removal"}),
         ("measuring.n_intervened", 2, {"interventions", "rates"}),
         ("measuring.max_new_tokens", 12, set(BY_NAME)),
         ("measuring.fewest_kept", 3, set(BY_NAME) - {"answers", "refusal metric", "knock-out", "circuit"}),
         ("geometry.n_bootstrap", 60, {
             "carriers", "subspaces", "over-refusal overlap", "harmfulness and refusal", "dose-response",
-            "interventions", "attribution", "patching", "rates",
+            "interventions", "attribution", "patching", "cost of removal", "rates",
         }),
         ("training.learning_rate", 0.001, set()),
         ("attack.n_cases", 7, set()),
