@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from calibration import depth, intervals, maps
+from calibration import depth, intervals, maps, sides
 from calibration.written import written
 from mechrefusal.progress import track
 
@@ -29,6 +29,7 @@ def pages(*, quick: bool) -> Iterator[tuple[str, str, Callable[[], pd.DataFrame]
         str(depth.__doc__),
         lambda: depth.table(runs=10 if quick else 200, numbers=(32,) if quick else depth.NUMBERS),
     )
+    yield "sides", str(sides.__doc__), lambda: sides.table(runs=20 if quick else 500)
     for module, of in (
         (intervals, ("means", "ratios", "paired_rates", "corrected_rates")),
         (maps, ("table", "controls")),

@@ -118,8 +118,17 @@ def test_your_own_model_and_prompts(run, a_run, tmp_path):
 def test_comparing_arms_and_checkpoints(run, a_run):
     parameters = f"{str(a_run)!r}, 'sft-step-00012', 'r2d2-step-00012', 3"
     shown = run("08_comparing_arms_and_checkpoints.ipynb", f"folder, first, second, n = {parameters}")
-    assert _n_figures(shown) == 4
+    assert _n_figures(shown) == 5
     assert any("target_score" in outputs for outputs in shown)
+    assert any("given_least" in outputs for outputs in shown)
+    assert any("control_degenerate" in outputs for outputs in shown)
+
+
+@pytest.mark.slow
+def test_how_deep_refusal_goes(run, a_run):
+    shown = run("09_how_deep_refusal_goes.ipynb", f"folder, name, n = {str(a_run)!r}, 'sft-step-00012', 1")
+    assert _n_figures(shown) == 3
+    assert all(any(column in outputs for outputs in shown) for column in ("random_refused", "change"))
 
 
 def test_what_is_committed_is_clean(nbformat):
@@ -129,7 +138,7 @@ def test_what_is_committed_is_clean(nbformat):
     found = {
         path.name: list(cleaning.troubles(nbformat.read(path, as_version=4))) for path in NOTEBOOKS.glob("*.ipynb")
     }
-    assert len(found) == 8
+    assert len(found) == 9
     assert not any(found.values()), found
 
 

@@ -1,7 +1,7 @@
 """The one engine: how models are run, plainly or under edits of what they hold, and what is read of it."""
 
 from mechrefusal.forward.choosing import runner_of
-from mechrefusal.forward.decoding import Continuation, continuations, end_tokens, generate
+from mechrefusal.forward.decoding import Continuation, ModelDecoder, continuations, decoded, end_tokens, generate
 from mechrefusal.forward.metric_reader import Metric, MetricReader
 from mechrefusal.forward.patches import MEMORY, PairRun, Patch
 from mechrefusal.forward.refusal_metric import ForcedOpenings, RefusalMetric, rd_score, rd_tokens
@@ -19,7 +19,7 @@ from mechrefusal.forward.runner import (
 from mechrefusal.forward.scoring import logits_after, opening_log_probabilities, refusal_scores, refusal_scores_and
 from mechrefusal.forward.sites import Activations, Edit, Place, Site, bridge_hooks, flat, hook_name
 from mechrefusal.forward.token_classes import TokenClasses, TokenLayout
-from mechrefusal.forward.unhooked import unhooked_model
+from mechrefusal.forward.unhooked import stream_of, unhooked_model
 
 __all__ = [
     "MEMORY",
@@ -31,6 +31,7 @@ __all__ = [
     "ForcedOpenings",
     "Metric",
     "MetricReader",
+    "ModelDecoder",
     "Number",
     "Output",
     "PairRun",
@@ -46,6 +47,7 @@ __all__ = [
     "bridge_hooks",
     "by_continuation",
     "continuations",
+    "decoded",
     "end_tokens",
     "flat",
     "generate",
@@ -58,5 +60,6 @@ __all__ = [
     "refusal_scores_and",
     "require_context",
     "runner_of",
+    "stream_of",
     "unhooked_model",
 ]

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from mechrefusal.models.batches import TokenBatch, continue_from, expanded, head_cache
 from mechrefusal.prompts import ThoughtMarks, end_of_turn_tokens
@@ -17,7 +20,43 @@ class Continuation:
     ended: bool
 
 
-@torch.no_grad()
+class Decoder(Protocol):
+    """What says the next token of every row: one model, or several that are run together."""
+
+    def start(self, batch: TokenBatch) -> Float[Tensor, "row vocab"]:
+        """Logits of the first token after every prompt."""
+        ...
+
+    def step(self, tokens: Int[Tensor, " row"], open_rows: Int[Tensor, " row"] | None) -> Float[Tensor, "row vocab"]:
+        """Logits after one more token of every row that is still open; `open_rows`: which these are, None for all."""
+        ...
+
+
+class ModelDecoder:
+    """One model with its cache of keys and values, a hooked transformer or a Hugging Face model alike."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.cache: Any = None
+        self.mask = torch.empty(0)
+
+    def start(self, batch: TokenBatch) -> Float[Tensor, "row vocab"]:
+        """See `Decoder`; the common head is run once."""
+        self.mask = batch.full_mask()
+        head = expanded(head_cache(self.model, batch), len(batch))
+        logits, self.cache = continue_from(self.model, batch.rest, self.mask, head, keep=1)
+        return logits[:, -1]
+
+    def step(self, tokens: Int[Tensor, " row"], open_rows: Int[Tensor, " row"] | None) -> Float[Tensor, "row vocab"]:
+        """See `Decoder`."""
+        if open_rows is not None:
+            self.mask = self.mask[open_rows]
+            self.cache.batch_select_indices(open_rows)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        logits, self.cache = continue_from(self.model, tokens[:, None], self.mask, self.cache, keep=1)
+        return logits[:, -1]
+
+
 def continuations(
     model,
     batch: TokenBatch,
@@ -36,12 +75,25 @@ def continuations(
         thoughts: marks of thoughts, with the number of tokens that one may take (marks included); a thought that is
             longer is cut off, with no answer after it. None, or a number of 0: a thought takes the answer's tokens.
     """
+    decoder = ModelDecoder(model)
+    return decoded(decoder, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts, on_step=on_step)
+
+
+@torch.no_grad()
+def decoded(
+    decoder: Decoder,
+    batch: TokenBatch,
+    *,
+    max_new_tokens: int,
+    end: set[int],
+    thoughts: ThoughtMarks | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[Continuation]:
+    """`continuations` by what a decoder says."""
     spent = [_Spent(max_new_tokens, thoughts) for _ in range(len(batch))]
-    rows = torch.arange(len(batch))
-    mask = batch.full_mask()
-    logits, cache = continue_from(model, batch.rest, mask, expanded(head_cache(model, batch), len(batch)), keep=1)
+    rows, logits = torch.arange(len(batch)), decoder.start(batch)
     while True:
-        chosen = logits[:, -1].argmax(-1)
+        chosen, open_rows = logits.argmax(-1), None
         goes_on = [spent[row].take(token, end) for row, token in zip(rows.tolist(), chosen.tolist(), strict=True)]
         is_open = torch.tensor(goes_on)
         if on_step is not None:
@@ -50,10 +102,8 @@ def continuations(
             return [Continuation(tuple(each.tokens), each.ended) for each in spent]
         if not is_open.all():
             open_rows = is_open.nonzero()[:, 0].to(chosen.device)
-            rows, chosen, mask = rows[is_open], chosen[open_rows], mask[open_rows]
-            cache.batch_select_indices(open_rows)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = continue_from(model, chosen[:, None], mask, cache, keep=1)
+            rows, chosen = rows[is_open], chosen[open_rows]
+        logits = decoder.step(chosen, open_rows)
 
 
 def generate(

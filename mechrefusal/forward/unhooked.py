@@ -59,6 +59,14 @@ def unhooked_model(model):
     return model if modules is None else modules.model
 
 
+def stream_of(model) -> StreamModules | None:
+    """The unhooked model of a hooked transformer as a place for edits; None where there is none that can stand for it.
+
+    Its edits are those of `forward.bridge_hooks` at the hooked transformer itself.
+    """
+    return unhooked(model)[0]
+
+
 def agree(seen: Tensor, expected: Tensor) -> bool:
     """Whether log-probabilities over the vocabulary (last axis) agree within `TOLERANCE`; never where some are not
     finite."""

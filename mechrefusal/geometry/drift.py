@@ -70,8 +70,14 @@ def effective_rank(rows: np.ndarray, *, scaling: Scaling, weight: Weight) -> flo
         rows = _unit_rows(rows)
     if rows.size == 0 or not np.any(rows):
         return float("nan")
-    values = np.linalg.svd(rows, compute_uv=False)
+    return rank_of_values(np.linalg.svd(rows, compute_uv=False), weight)
+
+
+def rank_of_values(values: np.ndarray, weight: Weight) -> float:
+    """`effective_rank` of a matrix with these singular values; NaN where all are zero."""
     mass = values if weight == "sigma" else values**2
+    if not mass.sum() > 0:
+        return float("nan")
     share = mass / mass.sum()
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrefusal.report import evaluation_findings, figures, wording
+from mechrefusal.report import evaluation_findings, figures, headline, wording
 from mechrefusal.report.figures.frontier_points import SUCCESS
 from mechrefusal.report.figures.suites import of, texts
 from mechrefusal.report.panels import Panel
@@ -14,16 +14,30 @@ from mechrefusal.report.sections import Page
 
 MOST_GROUPS = 24
 _AGAINST = {"refusal": "over-refusal", "answered": "utility"}
+_COSTS = (("overrefusal", "refusal", "over-refusal"), ("utility", "answered", "utility"))
+TWINS = ("guided", "control")
+"""Relations of table `method_differences` between an arm and its twin with a guide."""
 
 
 def frontier_panel(page: Page, rates: pd.DataFrame, title: str, **look: Any) -> Panel:
-    """One frontier (`figures.frontier`) with the carriers of the run."""
+    """One frontier (`figures.frontier`) with the carriers of the run; arms are joined with their twins with a guide."""
     depth = max((checkpoint.n_layers for checkpoint in page.run.checkpoints), default=0) or None
-    draw = partial(
-        figures.frontier, rates, page.run.together("carrier"), n_layers=depth, title=wording.for_plotly(title), **look
-    )
+    joined = twins(page.run.across["method_differences"])
+    look = {"n_layers": depth, "twins": joined, "title": wording.for_plotly(title), **look}
+    draw = partial(figures.frontier, rates, page.run.together("carrier"), **look)
     shown = of(rates, suite=look["harmful"]), of(rates, suite=look["harmless"])
     return page.panels.add("frontier", draw, title=title, rows=pd.concat(shown))
+
+
+def own_frontiers(page: Page, lines: list[headline.Headline]) -> list[Panel]:
+    """Attack success of every attack against over-refusal and utility, on the study's own suites."""
+    rates = of(page.run.together("rates"), by="all", intervention="none")
+    attacks = headline.attack_columns(lines) if len(of(rates, metric=SUCCESS)) else []
+    panels = []
+    for (name, attack), (harmless, against, words) in [(key, cost) for key in attacks for cost in _COSTS]:
+        look = {"harmful": name, "harmless": harmless, "against": against, "attack": attack}
+        panels.append(frontier_panel(page, rates, f"{pressed(attack)}: success against {words}", **look))
+    return panels
 
 
 def suite_frontiers(page: Page, rates: pd.DataFrame) -> list[tuple[str, list[Panel]]]:
@@ -49,6 +63,12 @@ def suite_frontiers(page: Page, rates: pd.DataFrame) -> list[tuple[str, list[Pan
 def pressed(attack: str) -> str:
     """The attack that harmful prompts are asked under, in words."""
     return "No attack" if attack == "none" else wording.shortened(attack, 40)
+
+
+def twins(differences: pd.DataFrame) -> list[tuple[str, str]]:
+    """(arm, the same with a guide), controls included."""
+    pairs = differences[differences["relation"].isin(TWINS)]
+    return list(dict.fromkeys(pairs[["arm_a", "arm_b"]].itertuples(index=False, name=None)))
 
 
 def _against(page: Page, rates: pd.DataFrame, look: dict[str, Any], suite: str) -> Panel:

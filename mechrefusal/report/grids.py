@@ -88,9 +88,9 @@ def grid(table: pd.DataFrame, columns: Mapping[str, str], *, name: str = "", mos
         most: rows that are shown at most.
     """
     specs = [match for spec in columns if (match := _SPEC.fullmatch(spec))]
-    meanings = _meanings(name)
+    known = meanings(name)
     heads = [
-        Head(words, meanings.get(spec["names"].split("+")[0], ""), _is_number(table, spec))
+        Head(words, known.get(spec["names"].split("+")[0], ""), _is_number(table, spec))
         for spec, words in zip(specs, columns.values(), strict=True)
     ]
     rows = [[_cell(row, spec, head) for spec, head in zip(specs, heads, strict=True)] for row in _records(table, most)]
@@ -163,7 +163,8 @@ def _records(table: pd.DataFrame, most: int) -> list[dict[str, Any]]:
 
 
 @cache
-def _meanings(name: str) -> dict[str, str]:
+def meanings(name: str) -> dict[str, str]:
+    """What the columns of a table mean, by their names; nothing where the schema has no such table."""
     if name not in tables.TABLES:
         return {}
     described = tables.describe(name)

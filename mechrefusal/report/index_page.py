@@ -17,16 +17,14 @@ from mechrefusal.report import (
 )
 from mechrefusal.report.figures import catalogue
 from mechrefusal.report.figures.cross_patches import PAIR, head_sites, of_set
-from mechrefusal.report.figures.frontier_points import SUCCESS
 from mechrefusal.report.figures.suites import of
-from mechrefusal.report.frontiers import frontier_panel, pressed
+from mechrefusal.report.frontiers import own_frontiers
 from mechrefusal.report.order import arm_order
 from mechrefusal.report.panels import Panel
 from mechrefusal.report.reading import MeasuredRun
 from mechrefusal.report.sections import Page
 
 SETS = ("harmful", "harmless")
-_COSTS = (("overrefusal", "refusal", "over-refusal"), ("utility", "answered", "utility"))
 _STORY = "Where refusal sits, and how often the model refuses"
 
 
@@ -64,13 +62,7 @@ class IndexPage(Page):
     @cached_property
     def frontiers(self) -> list[Panel]:
         """Attack success of every attack against over-refusal and utility, on the study's own suites."""
-        rates = of(self.table("rates"), by="all", intervention="none")
-        attacks = headline.attack_columns(self.lines) if len(of(rates, metric=SUCCESS)) else []
-        panels = []
-        for (name, attack), (harmless, against, words) in [(key, cost) for key in attacks for cost in _COSTS]:
-            look = {"harmful": name, "harmless": harmless, "against": against, "attack": attack}
-            panels.append(frontier_panel(self, rates, f"{pressed(attack)}: success against {words}", **look))
-        return panels
+        return own_frontiers(self, self.lines)
 
     @cached_property
     def relocations(self) -> list[dict[str, Any]]:

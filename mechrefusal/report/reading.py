@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report.order import BASE, WARM_UP, checkpoint_order
+from mechrefusal.report.order import BASE, SHARED, WARM_UP, checkpoint_order
 from mechrefusal.study import table_rows
 
 _CHECKPOINT_FOLDER = re.compile(r"(?P<arm>.+)-step-(?P<step>\d+)")
@@ -85,6 +85,19 @@ class MeasuredRun:
     def evaluated(self) -> bool:
         """Whether any benchmark was answered, or attacked anew: the report then has a page about them."""
         return any(len(self.benchmarks(name)) for name in BEHAVIOUR) or any(len(self.across[n]) for n in EVALUATION)
+
+    @property
+    def has_several_arms(self) -> bool:
+        """Whether there are two arms or more that were compared: the report then has a page about them."""
+        methods = self.across["methods"]
+        return methods.loc[~methods["arm"].isin(SHARED), "arm"].nunique() > 1
+
+    @property
+    def has_durability(self) -> bool:
+        """Whether it was measured what it takes to remove refusal: the report then has a page about it."""
+        names = set(tables.DURABILITY)
+        across = any(len(self.across[name]) for name in names.intersection(tables.ACROSS))
+        return across or any(len(c.tables[name]) for c in self.checkpoints for name in names & c.tables.keys())
 
     def benchmarks(self, name: str) -> pd.DataFrame:
         """Rows of `verdicts` or `rates` that are of benchmarks; what the study asks itself the checkpoints have."""

@@ -12,7 +12,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mechrefusal.report import evaluation_findings, gate, grids, headline, language, story, stress_findings, wording
+from mechrefusal.report import (
+    arm_findings,
+    evaluation_findings,
+    gate,
+    grids,
+    headline,
+    language,
+    story,
+    stress_findings,
+    wording,
+)
 from mechrefusal.report.grids import Cell, Grid
 from mechrefusal.report.headline import Headline
 from mechrefusal.report.reading import MeasuredRun, read_run
@@ -28,7 +38,8 @@ def summary(run_folder: Path | str) -> Group:
 
     Returns:
         `rich` tables: the gate, by how much it is missed; refusal and attack success rates with n and 95% intervals;
-        the carrier (or why there is none) with its scores and the top heads; one table a judge, suite and side, where
+        the carrier (or why there is none) with its scores and the top heads; the arms side by side, where there are
+        several, and what guides change; one table a judge, suite and side, where
         there was an evaluation; wall times. Cells are plain text: nothing in a token is read as markup.
 
     Raises:
@@ -47,6 +58,7 @@ def summary_of(run: MeasuredRun) -> Group:
         gates(run),
         behaviour(lines),
         carriers(lines),
+        *(grid_table(*one) for one in arm_findings.in_short(run)),
         *suites(run.benchmarks("rates"), interventions=False),
         *times(run),
     ]

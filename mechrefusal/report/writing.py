@@ -12,8 +12,10 @@ from markupsafe import Markup
 from mechrefusal.files import whole_file
 from mechrefusal.progress import track
 from mechrefusal.report import embedding, graph
+from mechrefusal.report.arms_page import ArmsPage
 from mechrefusal.report.checkpoint_page import CheckpointPage
 from mechrefusal.report.compare_page import ComparePage
+from mechrefusal.report.durability_page import DurabilityPage
 from mechrefusal.report.evaluation_page import EvaluationPage
 from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.maps_page import MapsPage, heads_data
@@ -27,8 +29,8 @@ SINGLE = "report.html"
 SCRIPT = "assets/report.js"
 """The one script of a page; it loads the libraries when they are first needed."""
 LINKS = (
-    ("index", "Overview"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"), ("training", "Training"),
-    ("evaluation", "Evaluation"), ("methods", "Methods"),
+    ("index", "Overview"), ("arms", "Arms"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"),
+    ("training", "Training"), ("durability", "Durability"), ("evaluation", "Evaluation"), ("methods", "Methods"),
 )  # fmt: skip
 _CSV = re.compile(r'href="(tables/[^"]+)"')
 
@@ -43,8 +45,9 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
 
     Returns:
         Path of `<run_folder>/report/index.html`, or of `report.html` there. Beside the index stand a page for each
-        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there was
-        one, the evaluation; `assets/` (libraries), `data/` (what several pages use) and `tables/` (what figures show).
+        checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there
+        are several, the arms, and where they were measured, durability and the evaluation; `assets/` (libraries),
+        `data/` (what several pages use) and `tables/` (what figures show).
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
@@ -86,7 +89,11 @@ def pages_of(run: MeasuredRun, *, show_completions: bool = False) -> Iterator[Pa
     yield IndexPage(run)
     for checkpoint in run.checkpoints:
         yield CheckpointPage(run, checkpoint, show_completions=show_completions)
+    if run.has_several_arms:
+        yield ArmsPage(run)
     yield from (ComparePage(run), MapsPage(run), PromptsPage(run, show_completions=show_completions), TrainingPage(run))
+    if run.has_durability:
+        yield DurabilityPage(run, show_completions=show_completions)
     if run.evaluated:
         yield EvaluationPage(run, show_completions=show_completions)
 
@@ -114,7 +121,8 @@ def _circuits(run: MeasuredRun) -> dict[str, Any]:
 
 def _document(run: MeasuredRun, page: str, content: Markup, **given: Any) -> str:
     shown = {"scripts": (), "stored": {}, "data": {}, "inline": None, "style": None, **given}
-    links = [(name, words) for name, words in LINKS if name != "evaluation" or run.evaluated]
+    is_there = {"arms": run.has_several_arms, "durability": run.has_durability, "evaluation": run.evaluated}
+    links = [(name, words) for name, words in LINKS if is_there.get(name, True)]
     template = embedding.environment().get_template("base.html")
     return template.render(run=run, page_id=page, content=content, links=links, **shown)
 

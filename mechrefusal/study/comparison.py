@@ -7,12 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from mechrefusal import tables
+from mechrefusal.attacks import read_cases
 from mechrefusal.geometry import Directions
 from mechrefusal.models import Checkpoint
 from mechrefusal.study import across, kinds, planning, relocation
 from mechrefusal.study.caching import Inputs
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.depths import profiles
+from mechrefusal.study.method_differences import method_differences
+from mechrefusal.study.methods import Methods, methods
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.stages import Results, Rows
@@ -106,3 +109,20 @@ def cross_patching(subject: Comparison) -> Results:
     if (run := subject.run).recipe.causal.n_crossed:
         version = subject.inputs["version"]
         yield "cross_patching", crossing(run, subject.pairs, subject.prompts, subject.n_layers, version=version)
+
+
+def compare_methods(subject: Comparison) -> Results:
+    """What each method gave and where it puts refusal, tables `methods` and `method_differences`."""
+    run, attack = subject.run, subject.run.recipe.attack
+    attacks = attack.methods if attack.n_cases else ()
+    each = {name: subject.each(name) for name in ("verdicts", "gate", "carrier", "removal")}
+    ranks, transferred = (tables.read(name, run.measurements()) for name in ("effective_rank", "transfer"))
+    measured = Methods(
+        subject.checkpoints, run.recipe.planned_arms, attacks, each, ranks, transferred, subject.n_layers
+    )
+    yield "methods", methods(measured)
+    paths = [run.folder / "cases" / f"{name}-base.parquet" for name in attacks]
+    behaviours = {case.id: case.behaviour for path in paths for case in read_cases(path, source=None)}
+    scores = profiles(run, subject.checkpoints, subject.prompts.validation)
+    admissible = run.recipe.measuring.admissible
+    yield "method_differences", method_differences(measured, subject.pairs, scores, behaviours, admissible)

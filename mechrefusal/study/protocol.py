@@ -16,7 +16,7 @@ from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
-from mechrefusal.study import answer_stages, causal_stages, comparison, geometry_stages
+from mechrefusal.study import answer_stages, causal_stages, comparison, durability_stages, geometry_stages
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.carrier_choice import choose_carrier
 from mechrefusal.study.measurement import Measurement
@@ -70,6 +70,13 @@ AT_A_CHECKPOINT = (
     Stage("circuit", causal_stages.circuit, gives=("circuit_nodes", "circuit_edges", "faithfulness"),
           after=("refusal metric",), asks=("pairs", "direction", "validation"), optional=True,
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
+    # Durability: (a) cost of removal
+    Stage("cost of removal", durability_stages.removal, gives=("removal", "removal_trials", "removal_prompts"),
+          after=_AT_REFERENCE, asks=("validation", *_EVALUATED), optional=True,
+          settings=("durability.removal", "measuring.judge")),
+    # (b) harmful fine-tuning
+    # (d) answers by their length
+    # (e) prefilled openings
     Stage(LAST, answer_stages.rates, gives=("verdicts", "gate"), after=("answers", "interventions"),
           settings=("measuring.judge",), opens=False),
 )  # fmt: skip
@@ -88,6 +95,16 @@ ACROSS_CHECKPOINTS = (
     Stage("cross patching", comparison.cross_patching, gives=("cross_patching",), asks=("validation",),
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
+    # Durability: (c) spectrum of the update
+    Stage("spectrum of the update", durability_stages.update_spectrum, asks=_EVALUATED,
+          gives=("update_spectrum", "update_refusals", "update_prompts"),
+          settings=("durability.update_spectrum", "measuring.judge")),
+    # (f) lockstep patching
+    Stage("lockstep patching", durability_stages.lockstep, gives=("lockstep", "lockstep_depth", "lockstep_prompts"),
+          asks=_EVALUATED, settings=("durability.lockstep", "measuring.judge")),
+    Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
+          after=("directions", "carriers", "cost of removal", "transfer", "effective rank", LAST),
+          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible")),
 )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ import pandas as pd
 from synthetic_behaviour import HOSTILE, gate, rates, verdicts
 from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distance
 from synthetic_causal import HEADS, causal_tables, cross_patching
+from synthetic_durability import removal_tables, update_tables
 from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import geometry_tables, movement_tables
+from synthetic_methods import methods_tables
 from synthetic_training import training_tables
 
 from mechrefusal import tables
@@ -47,7 +49,8 @@ def write_run(
     across = movement_tables(rng, ids, arms, max(anchors))
     across |= training_tables(arms, anchors, hostile=HOSTILE, warm_up=warm_up)
     across |= evaluation_tables(ids, hostile=HOSTILE) if evaluated else {}
-    across |= {"checkpoints": _models(ids)}
+    across |= update_tables(np.random.default_rng(seed), ids) | {"checkpoints": _models(ids)}
+    across |= methods_tables(rng, ids, {})
     across |= {"stages": _stages(), "cross_patching": cross_patching(rng, ids[len(shared) - 1 :])}
     for name, answered in behaviour.items():
         across[name] = pd.concat([*answered, *([across[name]] if name in across else [])], ignore_index=True)
@@ -133,6 +136,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         "patching": _patching(rng),
         "patching_pairs": [_of_pair(number) for number in range(3)],
         **causal_tables(np.random.default_rng([step, len(arm)]), strength, carries=carries),
+        **removal_tables(np.random.default_rng([step, len(arm), 1]), strength, carries=carries),
         **_circuits(rng),
         "timings": [
             {"stage": s, "seconds": float(rng.uniform(1, 300)), "note": ""}

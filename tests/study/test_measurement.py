@@ -195,3 +195,25 @@ def test_it_is_said_what_ran_the_model(measured):
     _, _, found = measured
     opening = found.tables["openings"].iloc[0]
     assert (opening["runner"], opening["runner_because"]) == ("token trees", "")
+
+
+def test_the_cost_of_removal_is_kept_prompt_by_prompt(measured):
+    _, recipe, found = measured
+    settings, chosen = recipe.durability.removal, study.choose_prompts(recipe)
+    trials, rows, values = (found.tables[name] for name in ("removal_trials", "removal", "removal_prompts"))
+    assert len(trials) == settings.n_trials + 2
+    assert rows["level"].tolist() == list(settings.kl_levels)
+    assert set(rows["along"]) == {f"difference in means (position {found.chosen.position}, layer {found.chosen.layer})"}
+    of_search = values[values["set"] == "search"]
+    harmful, harmless = (getattr(chosen.validation, side).ids[: settings.n_prompts] for side in ("harmful", "harmless"))
+    for trial in trials.itertuples():
+        own = of_search[of_search["trial"] == trial.trial].set_index("measure")
+        assert own.loc["refused", "prompt_id"].tolist() == harmful
+        assert own.loc["kl", "prompt_id"].tolist() == harmless
+        assert own.loc["refused", "value"].mean() == trial.refused
+        assert own.loc["kl", "value"].mean() == pytest.approx(trial.kl, rel=1e-12)
+    held_out = values[(values["set"] == "held-out") & (values["draw"] == -1)]
+    assert set(held_out["trial"]) == {0, *rows["trial"]}
+    assert set(held_out["prompt_id"]) == {
+        *chosen.harmful.ids[: settings.n_prompts], *chosen.harmless.ids[: settings.n_prompts]
+    }  # fmt: skip

@@ -39,7 +39,11 @@ def _tables(run, name):
     return table.drop(columns=[c for c in table if c.startswith("seconds") or c == "peak_mib"])
 
 
-MAY_BE_EMPTY = {"carriers", "candidate_scores", "half_scores", "doses", "circuit_edges", "faithfulness"}
+MAY_BE_EMPTY = {
+    "carriers", "candidate_scores", "half_scores", "doses", "circuit_edges", "faithfulness", "removal_trials",
+    "removal_prompts",
+}  # fmt: skip
+"""Others then say why: `carrier`, `utility_coupling`, `circuit_nodes`, `removal`."""
 
 
 def test_every_table_is_there_for_every_checkpoint(finished):
@@ -51,11 +55,8 @@ def test_every_table_is_there_for_every_checkpoint(finished):
     for point in points:
         for name in tables.PER_CHECKPOINT:
             table = tables.read(name, finished.measurements(point))
-            if (
-                name in {"carriers", "candidate_scores", "half_scores", "doses", "circuit_edges", "faithfulness"}
-                and table.empty
-            ):
-                continue  # the tables `carrier`, `utility_coupling` and `circuit_nodes` then say why
+            if name in MAY_BE_EMPTY and table.empty:
+                continue
             assert set(table["weights"]) == {point.weights}, (point.id, name)
     assert set(tables.ACROSS) >= OF_EVALUATIONS
     for name in tables.ACROSS:

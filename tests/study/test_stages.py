@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal import models, study, tables
+from mechrefusal.durability import RemovalSettings
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
 from mechrefusal.study import measurement, protocol
@@ -69,6 +70,7 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
     }  # admissible
     assert "measuring.admissible" in known
     assert {*leaves({name: recipe[name] for name in ("measuring", "geometry", "causal")})} <= known
+    assert {f"durability.{name}" for name in recipe["durability"] if recipe["durability"][name]["n_prompts"]} <= known
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,13 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
         ("causal.n_finalists", 5, {"patching"}),
         ("geometry.n_coupled", 3, {"harmfulness and refusal"}),
         ("measuring.n_attributed", 2, {"attribution"}),
+        ("durability.removal", RemovalSettings(n_prompts=5), {"cost of removal"}),
         ("measuring.n_intervened", 2, {"interventions", "rates"}),
         ("measuring.max_new_tokens", 12, set(BY_NAME)),
         ("measuring.fewest_kept", 3, set(BY_NAME) - {"answers", "refusal metric", "knock-out", "circuit"}),
         ("geometry.n_bootstrap", 60, {
             "carriers", "subspaces", "over-refusal overlap", "harmfulness and refusal", "dose-response",
-            "interventions", "attribution", "patching", "rates",
+            "interventions", "attribution", "patching", "cost of removal", "rates",
         }),
         ("training.learning_rate", 0.001, set()),
         ("attack.n_cases", 7, set()),
@@ -126,7 +129,7 @@ class Reads:
 
     def __getattr__(self, name):
         found, full = getattr(self._of, name), f"{self._prefix}{name}"
-        if name in ("measuring", "geometry", "causal", "training"):
+        if name in ("measuring", "geometry", "causal", "durability", "training"):
             return Reads(found, self._noted, f"{full}.")
         if name == "refusal_judge":
             return found

@@ -27,7 +27,15 @@ requests from one that makes the model refuse whatever it is asked.
 """
 
 from mechrefusal.causal.cross_patching.across import HEAD_SITES, both_directions, cumulative, patch_across
-from mechrefusal.causal.cross_patching.activations import DEFAULT_SITES, SITES, SourceActivations, keep_activations
+from mechrefusal.causal.cross_patching.activations import (
+    DEFAULT_SITES,
+    SITES,
+    SourceActivations,
+    architecture,
+    keep_activations,
+    require_same,
+)
+from mechrefusal.causal.cross_patching.passes import rotation
 from mechrefusal.causal.cross_patching.results import BothDirections, CrossPatching
 
 __all__ = [
@@ -37,8 +45,11 @@ __all__ = [
     "BothDirections",
     "CrossPatching",
     "SourceActivations",
+    "architecture",
     "both_directions",
     "cumulative",
     "keep_activations",
     "patch_across",
+    "require_same",
+    "rotation",
 ]

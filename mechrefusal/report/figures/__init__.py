@@ -24,11 +24,20 @@ from mechrefusal.report.figures.circuits import circuit
 from mechrefusal.report.figures.costs import step_costs, step_time
 from mechrefusal.report.figures.cross_patches import cross_patching, cross_patching_layers
 from mechrefusal.report.figures.directions import effective_rank, smallest_k, subspaces, zero_distances
+from mechrefusal.report.figures.durability import (
+    removal,
+    removal_curves,
+    update_directions,
+    update_ranks,
+    update_scales,
+)
 from mechrefusal.report.figures.forest import estimates, estimates_by_layer, estimates_over_steps
 from mechrefusal.report.figures.frontier_points import frontier
 from mechrefusal.report.figures.heads import attribution_patching, head_lines, shared_heads
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
+from mechrefusal.report.figures.lockstep_patching import lockstep
+from mechrefusal.report.figures.methods import carrier_angles, method_differences
 from mechrefusal.report.figures.movement import drift, drift_by_layer, transfer
 from mechrefusal.report.figures.saving import save
 from mechrefusal.report.figures.slider import maps
@@ -47,14 +56,16 @@ from mechrefusal.report.figures.training import (
 
 __all__ = [
     "CARRIER_SCORES", "answer_losses", "attack_exchange", "attack_loss", "attribution_difference",
-    "attribution_patching", "carrier_layers", "carrier_wins", "carriers", "cases_refreshed", "circuit",
-    "cross_patching", "cross_patching_layers", "depth_story", "describe", "doses", "drift", "drift_by_layer",
-    "durations", "effective_rank", "estimates", "estimates_by_layer", "estimates_over_steps", "faithfulness",
-    "frontier", "head_lines", "head_set", "interventions", "knockout", "knockout_cost", "knockout_mlps",
-    "layer_by_head", "layer_by_position", "linear_probes", "logged", "logit_lens", "loss_term", "losses", "maps",
-    "mlps", "pool_age", "probes", "rates", "save", "scores", "shared_heads", "smallest_k", "step_costs", "step_time",
-    "stress_curves", "stress_matrix", "stress_shares", "subspaces", "suite_categories", "suite_differences",
-    "token_segments", "top_components", "trajectory", "transfer", "zero_distances",
+    "attribution_patching", "carrier_angles", "carrier_layers", "carrier_wins", "carriers", "cases_refreshed",
+    "circuit", "cross_patching", "cross_patching_layers", "depth_story", "describe", "doses", "drift",
+    "drift_by_layer", "durations", "effective_rank", "estimates", "estimates_by_layer", "estimates_over_steps",
+    "faithfulness", "frontier", "head_lines", "head_set", "interventions", "knockout", "knockout_cost",
+    "knockout_mlps", "layer_by_head", "layer_by_position", "linear_probes", "lockstep", "logged", "logit_lens",
+    "loss_term", "losses", "maps", "method_differences", "mlps", "pool_age", "probes", "rates", "removal",
+    "removal_curves", "save", "scores", "shared_heads", "smallest_k", "step_costs", "step_time", "stress_curves",
+    "stress_matrix", "stress_shares", "subspaces", "suite_categories", "suite_differences", "token_segments",
+    "top_components", "trajectory", "transfer", "update_directions", "update_ranks", "update_scales",
+    "zero_distances",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Robustness against what it costs: attack success against over-refusal or utility, with where refusal lives."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -36,6 +37,7 @@ def frontier(
     success_judge: str | None = None,
     stress: pd.DataFrame | None = None,
     n_layers: int | None = None,
+    twins: Sequence[tuple[str, str]] = (),
     title: str | None = None,
 ) -> go.Figure:
     """Attack success (y) against a cost on harmless prompts (x): all anchors and arms, with 95% intervals both ways.
@@ -54,6 +56,7 @@ def frontier(
         judge: the judge of refusal; by default the first by name.
         success_judge: of attack success; by default `judge` where it has that rate.
         stress: table `stress`: y is then its success at the last step of method `attack`, by checkpoint.
+        twins: pairs of arms, whose last checkpoints are joined by a dotted line: an arm, and the same with a guide.
         n_layers: of the model; colours then span its depth instead of the layers that were found.
 
     Raises:
@@ -85,6 +88,7 @@ def frontier(
         canvas.figure.data[-1].update(legendgroup=arm, showlegend=False)
         if arm != BASE:
             _add_points(canvas, points[points["arm"] == arm], symbol, colour, arm, "bottom" if place % 2 else "top")
+    _add_twins(canvas, points, twins)
     base = points[points["arm"] == BASE]
     _add_points(canvas, base, _STAR, style.NEUTRAL, BASE, "top")
     _add_legend(canvas, points, names)
@@ -177,6 +181,15 @@ def _add_points(canvas: Canvas, points: pd.DataFrame, symbol: str, colour: str, 
             cliponaxis=False,
         )
         canvas.add(trace)
+
+
+def _add_twins(canvas: Canvas, points: pd.DataFrame, twins: Sequence[tuple[str, str]]) -> None:
+    """Dotted lines from the last checkpoint of an arm to that of its twin."""
+    last = points.sort_values("step").drop_duplicates("arm", keep="last").set_index("arm")
+    for pair in (list(pair) for pair in twins if set(pair) <= set(last.index)):
+        look: Look = {"mode": "lines", "colour": style.NEUTRAL, "width": 1.4, "dash": "dot"}
+        name = "arm and its twin with a guide"
+        canvas.line(last.loc[pair], "value_x", "value_y", name, interval="none", hover=[], **look)
 
 
 def _add_legend(canvas: Canvas, points: pd.DataFrame, names: list[str]) -> None:
