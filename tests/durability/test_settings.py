@@ -19,7 +19,7 @@ def test_every_measure_is_off_until_a_recipe_asks_for_it():
 
 
 def test_what_a_recipe_cannot_say_is_named():
-    with pytest.raises(MechrefusalError, match="did you mean 'durability.removal.n_prompts'"):
+    with pytest.raises(MechrefusalError, match=r"did you mean 'durability\.removal\.n_prompts'"):
         recipe_from_dict({"durability": {"removal": {"n_promts": 1}}})
     for name in MEASURES:
         with pytest.raises(MechrefusalError, match=f"durability {name}.n_prompts is -1: give 0 or more"):
