@@ -73,10 +73,10 @@ class WeightUpdate:
     """The weights of a model before and after training, and the singular directions of what was added.
 
     Weights that are shared (tied embeddings) count once. What is no matrix (norms, biases) has no singular directions
-    and is a part of what remains without some of them. Two copies of the weights are held beside the model's own.
+    and is a part of what remains without some of them.
 
     Fields:
-        start, trained: every parameter by its name.
+        start, trained: every parameter by its name: the start model's own, and a copy of the trained one's.
         spectra: of all matrices.
         squared_norm: squared Frobenius norm of what was added, over all parameters.
     """
@@ -130,8 +130,9 @@ class WeightUpdate:
                     index = torch.as_tensor(columns, device=s.device)
                     directions[name, place, draw] = _Directions(u[:, index] * s[index], v[index])
             on_matrix()
-        kept = [{name: weights.detach().clone() for name, weights in each.items()} for each in (before, after)]
-        return cls(kept[0], kept[1], tuple(spectra), squared, directions)
+        started = {name: weights.detach() for name, weights in before.items()}
+        ended = {name: weights.detach().clone() for name, weights in after.items()}
+        return cls(started, ended, tuple(spectra), squared, directions)
 
     def scaled(self, scale: float) -> Iterator[tuple[str, Tensor]]:
         """All weights with `scale` times the update: 0 is the start, 1 the trained model, each exactly."""
