@@ -15,7 +15,7 @@ SUBPAGES = {
 """Modules that a room shows beside its own names."""
 ROOMS = (
     "prompts", "models", "forward", "attacks", "training", "causal", "geometry", "attribution", "evaluation",
-    "statistics", "tables", "study", "report", "playground",
+    "durability", "statistics", "tables", "study", "report", "playground",
 )  # fmt: skip
 
 

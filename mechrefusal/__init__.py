@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         attacks,
         attribution,
         causal,
+        durability,
         evaluation,
         forward,
         geometry,
@@ -36,12 +37,12 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _ROOMS = (
-    "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models", "playground", "prompts",
-    "report", "statistics", "study", "tables", "training",
+    "attacks", "attribution", "causal", "durability", "evaluation", "forward", "geometry", "models", "playground",
+    "prompts", "report", "statistics", "study", "tables", "training",
 )  # fmt: skip
 
-__all__ = ["MechrefusalError", "attacks", "attribution", "causal", "evaluation", "forward", "geometry", "models",
-           "playground", "prompts", "report", "statistics", "study", "tables", "training"]  # fmt: skip
+__all__ = ["MechrefusalError", "attacks", "attribution", "causal", "durability", "evaluation", "forward", "geometry",
+           "models", "playground", "prompts", "report", "statistics", "study", "tables", "training"]  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ SKIPPED = ("mechrefusal.__main__",)
 
 
 def test_the_rooms_are_listed():
-    rooms = {"attacks", "causal", "evaluation", "forward", "geometry", "models", "report", "study"}
+    rooms = {"attacks", "causal", "durability", "evaluation", "forward", "geometry", "models", "report", "study"}
     assert rooms <= set(dir(mechrefusal))
     assert isinstance(mechrefusal.forward, types.ModuleType)
 

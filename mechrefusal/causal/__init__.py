@@ -23,6 +23,7 @@ from mechrefusal.causal.operations import (
 from mechrefusal.causal.passes import AnswerPasses, Passes
 from mechrefusal.causal.patch_operation import Patch
 from mechrefusal.causal.reference import Reference
+from mechrefusal.causal.weighted_ablation import WeightedAblation
 from mechrefusal.forward.direction import Carrier, Direction
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Passes",
     "Patch",
     "Reference",
+    "WeightedAblation",
     "ablate",
     "add",
     "attribute_edges",

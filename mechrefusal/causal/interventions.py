@@ -20,6 +20,7 @@ from torch import Tensor
 from mechrefusal.causal.operations import Ablation, Addition, Chain, Clamp, Intervention, taken_out
 from mechrefusal.causal.patch_operation import Patch
 from mechrefusal.causal.reference import Reference
+from mechrefusal.causal.weighted_ablation import WeightedAblation
 from mechrefusal.forward.direction import Along, direction_of
 from mechrefusal.forward.hugging_face import HuggingFaceModel
 from mechrefusal.forward.positions import Pass, Positions
@@ -142,6 +143,6 @@ def _chain(intervention: Intervention | Sequence[Intervention]) -> Chain:
     return Chain((intervention,) if isinstance(intervention, Intervention) else tuple(intervention))
 
 
-def _knows_tokens(intervention: Ablation | Addition | Clamp | Patch) -> bool:
+def _knows_tokens(intervention: Ablation | Addition | Clamp | Patch | WeightedAblation) -> bool:
     to_reference = isinstance(intervention, Ablation) and intervention.reference is not None
     return to_reference or isinstance(intervention, Patch) or intervention.positions is not None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechrefusal.causal.patch_operation import Passing, Patch, require_one_site
 from mechrefusal.causal.reference import ZERO, Reference, require_reference
+from mechrefusal.causal.weighted_ablation import WeightedAblation
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Along, Carrier, Direction, direction_of, require_weights
 from mechrefusal.forward.positions import Positions, at_positions, check_positions, required
@@ -185,7 +186,7 @@ class Chain:
         return [each.positions for each in self.flat if each.positions is not None]
 
     @property
-    def flat(self) -> "list[Ablation | Addition | Clamp | Patch]":
+    def flat(self) -> "list[Ablation | Addition | Clamp | Patch | WeightedAblation]":
         """The single interventions, in order."""
         return [part for each in self.interventions for part in (each.flat if isinstance(each, Chain) else [each])]
 
@@ -201,7 +202,7 @@ class Chain:
         return [edit for each in self.interventions for edit in each.edits(model, passing)]
 
 
-Intervention = Ablation | Addition | Clamp | Patch | Chain
+Intervention = Ablation | Addition | Clamp | Patch | WeightedAblation | Chain
 
 
 def _require_finite(what: str, value: float) -> None:

@@ -86,6 +86,13 @@ class MeasuredRun:
         """Whether any benchmark was answered, or attacked anew: the report then has a page about them."""
         return any(len(self.benchmarks(name)) for name in BEHAVIOUR) or any(len(self.across[n]) for n in EVALUATION)
 
+    @property
+    def has_durability(self) -> bool:
+        """Whether it was measured what it takes to remove refusal: the report then has a page about it."""
+        names = set(tables.DURABILITY)
+        across = any(len(self.across[name]) for name in names.intersection(tables.ACROSS))
+        return across or any(len(c.tables[name]) for c in self.checkpoints for name in names & c.tables.keys())
+
     def benchmarks(self, name: str) -> pd.DataFrame:
         """Rows of `verdicts` or `rates` that are of benchmarks; what the study asks itself the checkpoints have."""
         return table_rows.of_benchmarks(self.across[name])

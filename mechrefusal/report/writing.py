@@ -14,6 +14,7 @@ from mechrefusal.progress import track
 from mechrefusal.report import embedding, graph
 from mechrefusal.report.checkpoint_page import CheckpointPage
 from mechrefusal.report.compare_page import ComparePage
+from mechrefusal.report.durability_page import DurabilityPage
 from mechrefusal.report.evaluation_page import EvaluationPage
 from mechrefusal.report.index_page import IndexPage
 from mechrefusal.report.maps_page import MapsPage, heads_data
@@ -28,7 +29,7 @@ SCRIPT = "assets/report.js"
 """The one script of a page; it loads the libraries when they are first needed."""
 LINKS = (
     ("index", "Overview"), ("compare", "Compare"), ("maps", "Maps"), ("prompts", "Prompts"), ("training", "Training"),
-    ("evaluation", "Evaluation"), ("methods", "Methods"),
+    ("durability", "Durability"), ("evaluation", "Evaluation"), ("methods", "Methods"),
 )  # fmt: skip
 _CSV = re.compile(r'href="(tables/[^"]+)"')
 
@@ -44,7 +45,8 @@ def write(run_folder: Path | str, *, show_completions: bool = False, single_file
     Returns:
         Path of `<run_folder>/report/index.html`, or of `report.html` there. Beside the index stand a page for each
         checkpoint, `<checkpoint id>.html`, pages to compare, for maps, prompts, methods, training and, where there was
-        one, the evaluation; `assets/` (libraries), `data/` (what several pages use) and `tables/` (what figures show).
+        one, durability and the evaluation; `assets/` (libraries), `data/` (what several pages use) and `tables/` (what
+        figures show).
 
     Raises:
         MechrefusalError: the run was not measured, or a table cannot be read.
@@ -87,6 +89,8 @@ def pages_of(run: MeasuredRun, *, show_completions: bool = False) -> Iterator[Pa
     for checkpoint in run.checkpoints:
         yield CheckpointPage(run, checkpoint, show_completions=show_completions)
     yield from (ComparePage(run), MapsPage(run), PromptsPage(run, show_completions=show_completions), TrainingPage(run))
+    if run.has_durability:
+        yield DurabilityPage(run, show_completions=show_completions)
     if run.evaluated:
         yield EvaluationPage(run, show_completions=show_completions)
 
@@ -114,7 +118,8 @@ def _circuits(run: MeasuredRun) -> dict[str, Any]:
 
 def _document(run: MeasuredRun, page: str, content: Markup, **given: Any) -> str:
     shown = {"scripts": (), "stored": {}, "data": {}, "inline": None, "style": None, **given}
-    links = [(name, words) for name, words in LINKS if name != "evaluation" or run.evaluated]
+    absent = {name for name, there in (("durability", run.has_durability), ("evaluation", run.evaluated)) if not there}
+    links = [(name, words) for name, words in LINKS if name not in absent]
     template = embedding.environment().get_template("base.html")
     return template.render(run=run, page_id=page, content=content, links=links, **shown)
 

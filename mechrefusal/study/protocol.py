@@ -70,6 +70,10 @@ AT_A_CHECKPOINT = (
     Stage("circuit", causal_stages.circuit, gives=("circuit_nodes", "circuit_edges", "faithfulness"),
           after=("refusal metric",), asks=("pairs", "direction", "validation"), optional=True,
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
+    # Durability: (a) cost of removal
+    # (b) harmful fine-tuning
+    # (d) answers by their length
+    # (e) prefilled openings
     Stage(LAST, answer_stages.rates, gives=("verdicts", "gate"), after=("answers", "interventions"),
           settings=("measuring.judge",), opens=False),
 )  # fmt: skip
@@ -88,6 +92,8 @@ ACROSS_CHECKPOINTS = (
     Stage("cross patching", comparison.cross_patching, gives=("cross_patching",), asks=("validation",),
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
+    # Durability: (c) spectrum of the update
+    # (f) lockstep patching
 )  # fmt: skip
 
 

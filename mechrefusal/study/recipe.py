@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.causal.settings import CausalSettings
+from mechrefusal.durability.settings import DurabilitySettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
@@ -42,6 +43,7 @@ class Recipe:
         measuring: how every checkpoint is measured.
         geometry: how far its geometry is taken.
         causal: how far cause by layer and head is taken.
+        durability: what it takes to remove refusal; nothing of it unless it is asked for.
         evaluation: benchmarks that every checkpoint is evaluated on.
         chat_template_kwargs: what the chat template gets beside the messages wherever the model is asked: in training,
             attacks and measurements alike. `{enable_thinking: false}` turns the thinking of Qwen3-like models off.
@@ -59,6 +61,7 @@ class Recipe:
     measuring: MeasuringSettings = field(default_factory=MeasuringSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     causal: CausalSettings = field(default_factory=CausalSettings)
+    durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_thought_tokens: int = MAX_THOUGHT_TOKENS

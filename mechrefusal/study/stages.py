@@ -1,7 +1,7 @@
 """A stage of the protocol as a value: what it does, what it gives, and all that its result hangs on."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -11,7 +11,6 @@ import pandas as pd
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts import PromptSet
-from mechrefusal.statistics.choosing import Admissible
 from mechrefusal.study.caching import Content, Inputs, Made, fingerprint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
@@ -54,7 +53,7 @@ class Stage:
         gives: the tables. One that is missing at the end is none of this result, and is removed.
         after: stages that it reads from disk. It is made again whenever they are made from other inputs.
         asks: prompts, of `PROMPTS` or `CASES`.
-        settings: of the recipe, as "causal.n_nodes".
+        settings: of the recipe, as "causal.n_nodes", or a group of them, as "durability.removal".
         optional: where it cannot be taken, the reason is kept in `timings`, and the run goes on.
         opens: whether it needs the model.
         version: counted up where the same inputs would give other numbers.
@@ -108,14 +107,17 @@ def inputs(
             "version": stage.version,
             "of": of,
             "settings": {
-                name: judge if name == "measuring.judge" else asdict(value) if isinstance(value, Admissible) else value
-                for name, value in settings.items()
+                name: judge if name == "measuring.judge" else _plain(value) for name, value in settings.items()
             },
             "prompts": {name: stamps_of_prompts[name] for name in stage.asks},
             "after": {name: stamps[name] for name in stage.after},
         }
         stamps[stage.name] = fingerprint(by_name[stage.name])
     return by_name
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def prompts_asked(prompts: StudyPrompts, cases: Sequence[AttackCase]) -> dict[str, str]:

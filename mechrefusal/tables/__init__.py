@@ -9,6 +9,17 @@ In a notebook:
 """
 
 from mechrefusal.tables.reading import describe, frame, read, write
-from mechrefusal.tables.schema import ACROSS, CHECKPOINT, PER_CHECKPOINT, TABLES, columns
+from mechrefusal.tables.schema import ACROSS, CHECKPOINT, DURABILITY, PER_CHECKPOINT, TABLES, columns
 
-__all__ = ["ACROSS", "CHECKPOINT", "PER_CHECKPOINT", "TABLES", "columns", "describe", "frame", "read", "write"]
+__all__ = [
+    "ACROSS",
+    "CHECKPOINT",
+    "DURABILITY",
+    "PER_CHECKPOINT",
+    "TABLES",
+    "columns",
+    "describe",
+    "frame",
+    "read",
+    "write",
+]

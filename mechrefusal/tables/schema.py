@@ -61,21 +61,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: what a row is, and its columns in order."""
+    """A table: what a row is, its columns in order, and the file of `columns` that describes it."""
 
     name: str
     rows: str
     columns: tuple[Column, ...]
     per_checkpoint: bool
+    file: str
 
 
 def _read(*names: str, per_checkpoint: bool) -> Iterator[Table]:
     folder = files("mechrefusal.tables") / "columns"
     for name in names:
-        for table, description in yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")).items():
+        described = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+        for table, description in described.items():
             entries = (CHECKPOINT if per_checkpoint else {}) | description["columns"]
             columns = [column for names, entry in entries.items() for column in _columns(table, names, entry)]
-            yield Table(table, description["rows"], tuple(columns), per_checkpoint)
+            yield Table(table, description["rows"], tuple(columns), per_checkpoint, name)
 
 
 def _columns(table: str, names: str, entry: str) -> Iterator[Column]:
@@ -92,14 +94,18 @@ def _columns(table: str, names: str, entry: str) -> Iterator[Column]:
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
-        *_read("behaviour", "geometry", "cause", per_checkpoint=True),
-        *_read("training", "movement", "evaluation", per_checkpoint=False),
+        *_read("behaviour", "geometry", "cause", "durability", per_checkpoint=True),
+        *_read("training", "movement", "durability_pairs", "evaluation", per_checkpoint=False),
     )
 }
 PER_CHECKPOINT = tuple(name for name, table in TABLES.items() if table.per_checkpoint)
 """Names of the tables that every measured checkpoint has."""
 ACROSS = tuple(name for name, table in TABLES.items() if not table.per_checkpoint)
 """Names of the tables that a run has one of."""
+
+
+DURABILITY = tuple(name for name, table in TABLES.items() if table.file.startswith("durability"))
+"""Names of the tables on what it takes to remove refusal."""
 
 
 def table_of(name: str) -> Table:

@@ -69,6 +69,7 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
     }  # admissible
     assert "measuring.admissible" in known
     assert {*leaves({name: recipe[name] for name in ("measuring", "geometry", "causal")})} <= known
+    assert {f"durability.{name}" for name in recipe["durability"] if recipe["durability"][name]["n_prompts"]} <= known
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ class Reads:
 
     def __getattr__(self, name):
         found, full = getattr(self._of, name), f"{self._prefix}{name}"
-        if name in ("measuring", "geometry", "causal", "training"):
+        if name in ("measuring", "geometry", "causal", "durability", "training"):
             return Reads(found, self._noted, f"{full}.")
         if name == "refusal_judge":
             return found

@@ -1,0 +1,133 @@
+"""Which of the measures of durability are taken, and how far: one small dataclass a measure, each off by default."""
+
+from dataclasses import dataclass, field
+from math import isfinite
+
+from mechrefusal.errors import MechrefusalError
+
+
+def _at_least(least: int, measure: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < least:
+            raise MechrefusalError(f"durability {measure}.{name} is {value}: give {least} or more")
+
+
+@dataclass(frozen=True)
+class RemovalSettings:
+    """What removal of refusal costs: a search over ablation weights by layer.
+
+    Attributes:
+        n_prompts: harmful, and as many harmless prompts, of the validation prompts that the search goes by and of the
+            held-out ones that confirm it; 0 leaves the measure out.
+        n_trials: weights that are tried, beside none and 1 everywhere.
+        kl_levels: KL on harmless prompts, nats, at each of which the fewest refusals are confirmed.
+        n_random: random directions with the same weights, as their control.
+        max_new_tokens: longest answer that is judged.
+        seed: of the search and of the random directions.
+    """
+
+    n_prompts: int = 0
+    n_trials: int = 32
+    kl_levels: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    n_random: int = 3
+    max_new_tokens: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "removal", n_prompts=self.n_prompts, n_random=self.n_random, seed=self.seed)
+        _at_least(1, "removal", n_trials=self.n_trials, max_new_tokens=self.max_new_tokens)
+        if not self.kl_levels or not all(isfinite(level) and level >= 0 for level in self.kl_levels):
+            raise MechrefusalError(
+                f"durability removal.kl_levels are {list(self.kl_levels)}: give one at least, finite and not below 0"
+            )
+
+
+@dataclass(frozen=True)
+class HarmfulFineTuningSettings:
+    """Refusals after a few harmful examples.
+
+    Attributes:
+        n_prompts: harmful prompts that are asked; 0 leaves the measure out.
+    """
+
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "harmful_fine_tuning", n_prompts=self.n_prompts)
+
+
+@dataclass(frozen=True)
+class UpdateSpectrumSettings:
+    """How many directions of the weights training moved, and which of them carry refusal.
+
+    Attributes:
+        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+    """
+
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "update_spectrum", n_prompts=self.n_prompts)
+
+
+@dataclass(frozen=True)
+class AnswerLengthSettings:
+    """Refusal by length of the answer.
+
+    Attributes:
+        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+    """
+
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "answer_length", n_prompts=self.n_prompts)
+
+
+@dataclass(frozen=True)
+class PrefilledSettings:
+    """Refusal after answers whose first tokens are given.
+
+    Attributes:
+        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+    """
+
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "prefilled", n_prompts=self.n_prompts)
+
+
+@dataclass(frozen=True)
+class LockstepSettings:
+    """Patching from another checkpoint at one layer, of the prompt and of every generated token.
+
+    Attributes:
+        n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+    """
+
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "lockstep", n_prompts=self.n_prompts)
+
+
+@dataclass(frozen=True)
+class DurabilitySettings:
+    """How far the durability of refusal is measured. Every measure with 0 prompts is left out.
+
+    Attributes:
+        removal: the cost of removal.
+        harmful_fine_tuning: refusals after harmful examples.
+        update_spectrum: the spectrum of the update.
+        answer_length: refusals by length of the answer.
+        prefilled: refusals after prefilled openings.
+        lockstep: patching while generating.
+    """
+
+    removal: RemovalSettings = field(default_factory=RemovalSettings)
+    harmful_fine_tuning: HarmfulFineTuningSettings = field(default_factory=HarmfulFineTuningSettings)
+    update_spectrum: UpdateSpectrumSettings = field(default_factory=UpdateSpectrumSettings)
+    answer_length: AnswerLengthSettings = field(default_factory=AnswerLengthSettings)
+    prefilled: PrefilledSettings = field(default_factory=PrefilledSettings)
+    lockstep: LockstepSettings = field(default_factory=LockstepSettings)

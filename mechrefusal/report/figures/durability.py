@@ -1,0 +1,1 @@
+"""What it takes to remove refusal: figures of the tables of `durability.yaml` and `durability_pairs.yaml`."""
