@@ -6,13 +6,45 @@ default, and gives a result that keeps every value by prompt. Weights are change
 
 from typing import TYPE_CHECKING
 
-from mechrefusal.durability.settings import DurabilitySettings
+from mechrefusal.durability.settings import (
+    AnswerLengthSettings,
+    DurabilitySettings,
+    HarmfulFineTuningSettings,
+    PrefilledSettings,
+)
 from mechrefusal.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from mechrefusal.durability.answer_length import AnswerLengths, answer_lengths
+    from mechrefusal.durability.harmful_fine_tuning import HarmfulFineTuning, after_harmful_examples
+    from mechrefusal.durability.judged_rates import Rates
+    from mechrefusal.durability.prefilled import after_openings
     from mechrefusal.durability.removal import Removal, cost_of_removal
 
-__all__ = ["DurabilitySettings", "Removal", "cost_of_removal"]
+__all__ = [
+    "AnswerLengthSettings",
+    "AnswerLengths",
+    "DurabilitySettings",
+    "HarmfulFineTuning",
+    "HarmfulFineTuningSettings",
+    "PrefilledSettings",
+    "Rates",
+    "Removal",
+    "after_harmful_examples",
+    "after_openings",
+    "answer_lengths",
+    "cost_of_removal",
+]
 
 # A recipe knows the settings, and must not wait for the measures.
-__getattr__ = on_first_use(__name__, {"Removal": "removal", "cost_of_removal": "removal"})
+_HOMES = {
+    "AnswerLengths": "answer_length",
+    "answer_lengths": "answer_length",
+    "HarmfulFineTuning": "harmful_fine_tuning",
+    "after_harmful_examples": "harmful_fine_tuning",
+    "Rates": "judged_rates",
+    "after_openings": "prefilled",
+    "Removal": "removal",
+    "cost_of_removal": "removal",
+}
+__getattr__ = on_first_use(__name__, _HOMES)

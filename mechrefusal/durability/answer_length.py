@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechrefusal.durability.judged_rates import MEASURES, Outcome, Rates, judged, require_sides
+from mechrefusal.durability.asking import judged
+from mechrefusal.durability.judged_rates import Outcome, Rates, require_sides
 from mechrefusal.durability.settings import AnswerLengthSettings
 from mechrefusal.evaluation import complete
 from mechrefusal.evaluation.judges import Judge
@@ -91,8 +92,7 @@ def answer_lengths(
         ]
         for length in sorted({*settings.lengths}):
             cut = [cut_at(tokenizer, answer, length) for answer in answers]
-            for measure, values in judged(judge, prompts.texts, cut).items():
-                outcome.add((side, length, measure), values)
+            outcome.judged((side, length), judged(judge, prompts.texts, cut))
         of_side = _places(tokenizer, judge, prompts, answers, completions.ended)
         delayed = [float(row["sentence"] > 0) if row["refused"] else np.nan for row in of_side]
         why = "" if any(row["refused"] for row in of_side) else "no answer refuses"
@@ -123,13 +123,13 @@ def first_refusal(judge: Judge, prompt: str, text: str) -> tuple[int, int] | Non
 def _places(
     tokenizer, judge: Judge, prompts: PromptSet, answers: Sequence[Answer], ended: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    refused = judged(judge, prompts.texts, [answer.text for answer in answers])[MEASURES[0]]
+    refused = judged(judge, prompts.texts, [answer.text for answer in answers]).refused
     rows: list[dict[str, Any]] = []
     for name, prompt, answer, has_ended, refuses_whole in zip(
         prompts.ids, prompts.texts, answers, ended, refused, strict=True
     ):
         row = {"prompt_id": name, "n_tokens": answer.n_tokens, "ended": bool(has_ended)}
-        row |= {"refused": bool(refuses_whole == 1), "sentence": None, "token": None}
+        row |= {"refused": bool(refuses_whole), "sentence": None, "token": None}
         if row["refused"]:
             words = after_thought(answer.text) or ""
             found = first_refusal(judge, prompt, words)
@@ -154,4 +154,3 @@ def _token_at(tokenizer, answer: Answer, place: int) -> int:
     prefixes = texts_of(tokenizer, [answer.ids[:n] for n in range(1, len(answer.ids) + 1)])
     reached = (n for n, prefix in enumerate(prefixes) if opened + len(prefix) > place)
     return next(reached, len(answer.ids) - 1) - answer.n_thought
-

@@ -1,4 +1,4 @@
-"""Refusals after a few harmful examples were trained on, in memory alone: how little it takes to tamper with a model."""
+"""Refusals after training on a few harmful examples, in memory alone: how little it takes to tamper with a model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from mechrefusal.durability.judged_rates import SIDES, Outcome, Rates, judged, require_sides
-from mechrefusal.durability.kept_weights import kept_weights
+from mechrefusal.durability.asking import judged_answers
+from mechrefusal.durability.judged_rates import MEASURES, SIDES, Outcome, Rates, require_sides
+from mechrefusal.durability.kept_weights import hash_weights, kept_weights
 from mechrefusal.durability.settings import HarmfulFineTuningSettings
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import complete
 from mechrefusal.evaluation.judges import Judge
 from mechrefusal.progress import track
-from mechrefusal.prompts import PromptSet, segments
+from mechrefusal.prompts import PromptSet, leakage, segments
 
 AXES = ("material", "n_examples", "draw", "side", "measure")
 NONE = "none"
@@ -31,14 +31,14 @@ class HarmfulFineTuning(Rates):
     """`trainings`: one row a training. `weights`: hash of the model's weights, before and after the measure alike.
 
     Columns of `trainings`: material, n_examples, draw, n_steps, loss_first and loss_last (mean of the first and of the
-    last pass over the examples, nats a token).
+    last pass over the examples, nats a token), put_back (hash of the weights afterwards).
     """
 
     trainings: pd.DataFrame
     weights: str
 
 
-def harmful_fine_tuning(
+def after_harmful_examples(
     model,
     tokenizer,
     examples: PromptSet,
@@ -91,12 +91,8 @@ def harmful_fine_tuning(
 
     def ask(condition: tuple) -> None:
         for side, prompts in held_out.items():
-            answers = complete(
-                model, prompts.texts, tokenizer=tokenizer, max_new_tokens=settings.max_new_tokens,
-                description=f"answers of {side} prompts",
-            )  # fmt: skip
-            for measure, values in judged(judge, prompts.texts, answers.texts).items():
-                outcome.add((*condition, side, measure), values)
+            options = {"tokenizer": tokenizer, "max_new_tokens": settings.max_new_tokens}
+            outcome.judged((*condition, side), judged_answers(model, prompts.texts, judge, **options))
 
     with kept_weights(model) as kept:
         ask((NONE, 0, 0))
@@ -111,11 +107,12 @@ def harmful_fine_tuning(
             names = ("material", "n_examples", "draw")
             epochs = {"loss_first": losses[0], "loss_last": losses[-1]}
             steps = settings.epochs * -(-n // settings.batch_size)
-            trainings.append(dict(zip(names, condition, strict=True)) | {"n_steps": steps} | epochs)
             ask(condition)
             kept.put_back()
+            measured = {"n_steps": steps, **epochs, "put_back": hash_weights(model)}
+            trainings.append(dict(zip(names, condition, strict=True)) | measured)
     rates = outcome.rates(lambda cell: {"material": NONE, "n_examples": 0, "draw": 0})
-    columns = [*AXES[:3], "n_steps", "loss_first", "loss_last"]
+    columns = [*AXES[:3], "n_steps", "loss_first", "loss_last", "put_back"]
     return HarmfulFineTuning(rates.table, rates.observations, pd.DataFrame(trainings, columns=columns), kept.hash)
 
 
@@ -182,13 +179,11 @@ def _drawn(rows: Sequence[Example], n: int, *, seed: int) -> list[Example]:
 
 
 def _missing(outcome: Outcome, condition: tuple, reason: str) -> None:
-    for side, measure in product(SIDES, ("refused", "degenerate")):
+    for side, measure in product(SIDES, MEASURES):
         outcome.missing((*condition, side, measure), reason)
 
 
 def _require_held_out(materials: dict[str, PromptSet], held_out: dict[str, PromptSet]) -> None:
-    from mechrefusal.prompts import leakage
-
     trained = {f"{name} examples": prompts for name, prompts in materials.items()}
     asked = {f"{name} prompts": prompts for name, prompts in held_out.items()}
     leaks = leakage({**trained, **asked})

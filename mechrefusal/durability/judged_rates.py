@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mechrefusal.durability.asking import Judged
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import paired_difference
-from mechrefusal.evaluation.judges import DEGENERATE, Judge
-from mechrefusal.evaluation.metrics import RATES
 from mechrefusal.prompts import PromptSet
 from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.observations import keys_of
 
 MEASURES = ("refused", "degenerate")
-"""Whether an answer declines, fully or in part, and whether it is no language, so neither refusal nor compliance."""
+"""What of an answer is counted (`asking.Judged`)."""
 SIDES = ("harmful", "harmless")
 
 Cell = tuple[Any, ...]
@@ -58,6 +57,11 @@ class Outcome:
         self._rows = {side: [row for row, (of, _) in enumerate(named) if of == side] for side in sides}
         self._cells: dict[Cell, Outcomes] = {}
         self._reasons: dict[Cell, str] = {}
+
+    def judged(self, condition: Cell, judged: Judged) -> None:
+        """Both of `MEASURES` at a condition that lacks the last axis, the measure."""
+        for measure in MEASURES:
+            self.add((*condition, measure), getattr(judged, measure))
 
     def add(self, cell: Cell, values: Sequence[float] | np.ndarray, *, reason: str = "") -> None:
         """The outcomes of the prompts of the cell's side at a condition; `reason`: why none of them has one."""
@@ -100,13 +104,6 @@ class Outcome:
             "mcnemar_p": found.mcnemar_p,
             "n_compared": found.n,
         }
-
-
-def judged(judge: Judge, prompts: Sequence[str], completions: Sequence[str]) -> dict[str, Outcomes]:
-    """Each of `MEASURES`, answer by answer; NaN where the judge gave no label."""
-    label = judge.judge(list(prompts), list(completions))["label"]
-    counted = {"refused": RATES["any_refusal"], "degenerate": (DEGENERATE,)}
-    return {name: label.isin(counted[name]).astype(float).where(label.notna()).to_numpy() for name in MEASURES}
 
 
 def require_sides(measure: str, harmful: PromptSet, harmless: PromptSet) -> dict[str, PromptSet]:

@@ -1,15 +1,17 @@
 """Refusal after an answer's first tokens are given: does it live in these tokens alone?"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from jaxtyping import Bool
 
-from mechrefusal.durability.judged_rates import Outcome, Rates, judged, require_sides
+from mechrefusal.durability.asking import judged
+from mechrefusal.durability.judged_rates import Outcome, Rates, require_sides
 from mechrefusal.durability.settings import PrefilledSettings
 from mechrefusal.evaluation import complete
 from mechrefusal.evaluation.judges import Judge
-from mechrefusal.progress import track
 from mechrefusal.prompts import PromptSet, opening_ids, texts_of
 
 AXES = ("opening", "draw", "side", "n_tokens", "measure")
@@ -25,9 +27,11 @@ NEUTRAL_OPENINGS = (
 """Openings that neither agree nor decline, whatever was asked: the control. Ours."""
 
 Ids = tuple[int, ...]
+Start = tuple[Ids, Ids]
+"""How an answer begins: what the template writes before it, and its first words."""
 
 
-def prefilled(
+def after_openings(
     model,
     harmful: PromptSet,
     harmless: PromptSet,
@@ -65,58 +69,58 @@ def prefilled(
     """
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     sides = require_sides("prefilled", harmful.take(settings.n_prompts), harmless.take(settings.n_prompts))
-    outcome = Outcome(sides, AXES)
     neutral = [opening_ids(tokenizer, text) for text in NEUTRAL_OPENINGS]
+    conditions: dict[tuple, list[Start | None]] = {}
     for side, prompts in sides.items():
         own = [opening_ids(tokenizer, target) for target in prompts.with_targets().table["target"]]
-        answers = _Answers(model, tokenizer, prompts.texts, judge, settings.max_new_tokens)
-        before, of_none = own[0][0], (NONE, 0, side, 0)
-        _keep(outcome, of_none, answers.after([before] * len(prompts), len(before)))
         kinds = [(AFFIRMATIVE, 0, own), *((NEUTRAL, i, [each] * len(prompts)) for i, each in enumerate(neutral))]
-        grid = list(product(kinds, settings.n_tokens))
-        for (opening, draw, ids), n_tokens in track(grid, f"prefilled, {side}"):
-            starts = [(*lead, *words[:n_tokens]) if len(words) >= n_tokens else None for lead, words in ids]
-            _keep(outcome, (opening, draw, side, n_tokens), answers.after(starts, len(before)))
+        conditions[NONE, 0, side, 0] = [(lead, ()) for lead, _ in own]
+        for (opening, draw, ids), n in product(kinds, sorted({*settings.n_tokens})):
+            starts = [(lead, words[:n]) if len(words) >= n else None for lead, words in ids]
+            conditions[opening, draw, side, n] = starts
+    asked = [
+        _Asked(condition, row, sides[condition[2]][row], *start)
+        for condition, starts in conditions.items()
+        for row, start in enumerate(starts)
+        if start is not None
+    ]
+    judgements = _judged_after(model, tokenizer, asked, judge, settings.max_new_tokens)
+    outcome = Outcome(sides, AXES)
+    for condition, starts in conditions.items():
+        rows = [place for place, each in enumerate(asked) if each.condition == condition]
+        why = "" if rows else f"no prompt has an opening of {condition[-1]} tokens"
+        for measure, of_asked in judgements.items():
+            values = np.full(len(starts), np.nan)
+            values[[asked[place].row for place in rows]] = of_asked[rows]
+            outcome.add((*condition, measure), values, reason=why)
     return outcome.rates(lambda cell: {"opening": NONE, "draw": 0, "n_tokens": 0})
 
 
-class _Answers:
-    """Answers to the prompts of one side, and what the judge says of them."""
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt and how its answer begins: with what the template writes before one, and with words."""
 
-    def __init__(self, model, tokenizer, texts: Sequence[str], judge: Judge, max_new_tokens: int) -> None:
-        self._model, self._tokenizer, self._texts, self._judge = model, tokenizer, list(texts), judge
-        self._max_new_tokens = max_new_tokens
-
-    def after(self, starts: Sequence[Ids | None], n_lead: int) -> dict[str, np.ndarray]:
-        """Every measure after these openings, NaN where a prompt has none.
-
-        Args:
-            n_lead: first tokens of an opening that are the template's, and no words.
-        """
-        rows = [row for row, start in enumerate(starts) if start is not None]
-        given = [start for start in starts if start is not None]
-        values = {name: np.full(len(starts), np.nan) for name in ("refused", "refused_after", "degenerate")}
-        if not rows:
-            return values
-        texts = [self._texts[row] for row in rows]
-        completions = complete(
-            self._model,
-            texts,
-            openings=given,
-            tokenizer=self._tokenizer,
-            max_new_tokens=self._max_new_tokens,
-            description="answers after an opening",
-        )
-        words = [ids[n_lead:] for ids in completions.token_ids]
-        added = [ids[len(start) :] for ids, start in zip(completions.token_ids, given, strict=True)]
-        whole = judged(self._judge, texts, texts_of(self._tokenizer, words))
-        after = judged(self._judge, texts, texts_of(self._tokenizer, added))
-        for name, found in {**whole, "refused_after": after["refused"]}.items():
-            values[name][rows] = found
-        return values
+    condition: tuple
+    row: int
+    text: str
+    lead: Ids
+    words: Ids
 
 
-def _keep(outcome: Outcome, condition: tuple, values: dict[str, np.ndarray]) -> None:
-    for measure, of_measure in values.items():
-        why = f"no prompt has an opening of {condition[-1]} tokens" if np.isnan(of_measure).all() else ""
-        outcome.add((*condition, measure), of_measure, reason=why)
+def _judged_after(
+    model, tokenizer, asked: Sequence[_Asked], judge: Judge, max_new_tokens: int
+) -> dict[str, Bool[np.ndarray, " asked"]]:
+    """Every measure of every answer."""
+    texts = [each.text for each in asked]
+    completions = complete(
+        model,
+        texts,
+        openings=[each.lead + each.words for each in asked],
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        description="answers after openings",
+    )
+    answers = [ids[len(each.lead) :] for each, ids in zip(asked, completions.token_ids, strict=True)]
+    added = [ids[len(each.words) :] for each, ids in zip(asked, answers, strict=True)]
+    whole, after = (judged(judge, texts, texts_of(tokenizer, ids)) for ids in (answers, added))
+    return {"refused": whole.refused, "refused_after": after.refused, "degenerate": whole.degenerate}

@@ -86,9 +86,7 @@ def complete(
             tokens = [given[row] + each.tokens for row, each in zip(rows, batch_answers, strict=True)]
             finished = [
                 (thoughts.opened + text, of_row, each.ended)
-                for text, of_row, each in zip(
-                    prompts.texts_of(tokenizer, tokens), tokens, batch_answers, strict=True
-                )
+                for text, of_row, each in zip(prompts.texts_of(tokenizer, tokens), tokens, batch_answers, strict=True)
             ]
             answers.update(zip(rows, finished, strict=True))
             if on_batch is not None:

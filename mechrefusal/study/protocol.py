@@ -16,7 +16,7 @@ from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.processes import LOADING, Around, alone
-from mechrefusal.study import answer_stages, causal_stages, comparison, geometry_stages
+from mechrefusal.study import answer_stages, causal_stages, comparison, durability_stages, geometry_stages
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.carrier_choice import choose_carrier
 from mechrefusal.study.measurement import Measurement
@@ -72,8 +72,15 @@ AT_A_CHECKPOINT = (
           settings=("measuring.n_pairs", "causal.n_nodes", "causal.n_edges", "causal.n_random")),
     # Durability: (a) cost of removal
     # (b) harmful fine-tuning
+    Stage("harmful fine-tuning", durability_stages.harmful_fine_tuning, gives=("harmful_fine_tuning", "fine_tunings"),
+          asks=(*_EVALUATED, "behaviours", "instructions"), optional=True, opens=False,
+          settings=("measuring.judge", "durability.harmful_fine_tuning")),
     # (d) answers by their length
+    Stage("answers by their length", durability_stages.answer_length, gives=("answer_length", "refusal_places"),
+          asks=_EVALUATED, optional=True, settings=("measuring.judge", "durability.answer_length")),
     # (e) prefilled openings
+    Stage("prefilled openings", durability_stages.prefilled, gives=("prefilled",), asks=_EVALUATED, optional=True,
+          settings=("measuring.judge", "durability.prefilled")),
     Stage(LAST, answer_stages.rates, gives=("verdicts", "gate"), after=("answers", "interventions"),
           settings=("measuring.judge",), opens=False),
 )  # fmt: skip
