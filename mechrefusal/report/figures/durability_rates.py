@@ -1,6 +1,6 @@
 """What is left of refusal after a few examples, in long answers, and after an opening that is given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 from mechrefusal.report import wording
 from mechrefusal.report.figures import axes, style
 from mechrefusal.report.figures.canvas import Canvas
-from mechrefusal.report.figures.catalogue import entry
 
-Panels = Mapping[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]
-"""Which rows each panel of the catalogue shows."""
+Panels = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Which rows each panel of the catalogue shows: by columns, the values that they may have."""
 
 LIMITS = (-0.03, 1.03)
+_LAYOUT: style.Look = {"columns": 2, "panel_height": 230}
 
 
 def harmful_fine_tuning(table: pd.DataFrame) -> go.Figure:
@@ -25,11 +25,9 @@ def harmful_fine_tuning(table: pd.DataFrame) -> go.Figure:
         table: table `harmful_fine_tuning`.
     """
     rows = table[(table["measure"] == "refused") & (table["side"] == "harmful")]
-    panels: Panels = {
-        material: lambda rows, material=material: rows["material"].isin(["none", material])
-        for material in ("harmful", "harmless")
-    }
-    return _curves("harmful_fine_tuning", rows, "n_examples", panels, "what is left of refusal after examples")
+    panels = {material: {"material": ("none", material)} for material in ("harmful", "harmless")}
+    shown = _shown(style.drawable(rows, "value", "what is left of refusal after examples"), panels)
+    return _curves(Canvas("harmful_fine_tuning", list(shown), **_LAYOUT), shown, "n_examples")
 
 
 def answer_length(table: pd.DataFrame) -> go.Figure:
@@ -39,8 +37,9 @@ def answer_length(table: pd.DataFrame) -> go.Figure:
         table: table `answer_length`.
     """
     rows = table[table["measure"] == "refused"]
-    panels: Panels = {side: lambda rows, side=side: rows["side"] == side for side in ("harmful", "harmless")}
-    return _curves("answer_length", rows, "n_tokens", panels, "refusals by length of the answer")
+    panels = {side: {"side": (side,)} for side in ("harmful", "harmless")}
+    shown = _shown(style.drawable(rows, "value", "refusals by length of the answer"), panels)
+    return _curves(Canvas("answer_length", list(shown), **_LAYOUT), shown, "n_tokens")
 
 
 def refusal_places(table: pd.DataFrame) -> go.Figure:
@@ -74,22 +73,26 @@ def prefilled(table: pd.DataFrame) -> go.Figure:
     """
     rows = table[table["measure"] == "refused"]
     kinds = (("affirmative", "harmful"), ("neutral", "harmful"), ("affirmative", "harmless"), ("neutral", "harmless"))
-    panels: Panels = {
-        f"{opening}_{side}": lambda rows, opening=opening, side=side: (
-            rows["opening"].isin(["none", opening]) & (rows["side"] == side)
-        )
-        for opening, side in kinds
-    }
-    return _curves("prefilled", rows, "n_tokens", panels, "refusals after openings")
+    panels = {f"{opening}_{side}": {"opening": ("none", opening), "side": (side,)} for opening, side in kinds}
+    shown = _shown(style.drawable(rows, "value", "refusals after openings"), panels)
+    return _curves(Canvas("prefilled", list(shown), **_LAYOUT), shown, "n_tokens")
 
 
-def _curves(name: str, rows: pd.DataFrame, x: str, panels: Panels, what: str) -> go.Figure:
+def _shown(rows: pd.DataFrame, panels: Panels) -> dict[str, pd.DataFrame]:
+    """The rows of each panel that has any rate."""
+    shown = {}
+    for panel, columns in panels.items():
+        chosen = [rows[name].isin(list(values)) for name, values in columns.items()]
+        of_panel = rows[pd.concat(chosen, axis=1).all(axis=1)]
+        if of_panel["value"].notna().any():
+            shown[panel] = of_panel
+    return shown
+
+
+def _curves(canvas: Canvas, shown: dict[str, pd.DataFrame], x: str) -> go.Figure:
     """A line a checkpoint over evenly spaced values of a column, in each of the panels."""
-    rows = style.drawable(rows, "value", what)
+    rows = pd.concat(shown.values())
     keys, ticks = axes.checkpoints(rows).order, sorted({int(value) for value in rows[x]})
-    shown = {panel: rows[chosen(rows)] for panel, chosen in panels.items()}
-    shown = {panel: of_panel for panel, of_panel in shown.items() if of_panel["value"].notna().any()}
-    canvas = Canvas(name, list(shown), columns=2, panel_height=230)
     for panel, of_panel in enumerate(shown.values()):
         for key in keys:
             of_key = of_panel[(of_panel["arm"] == key[0]) & (of_panel["step"] == key[1])]
@@ -97,7 +100,8 @@ def _curves(name: str, rows: pd.DataFrame, x: str, panels: Panels, what: str) ->
             points = points.assign(at=[ticks.index(value) for value in points[x]])
             look = style.checkpoint_style(key, keys) | {"size": 7, "panel": panel}
             canvas.line(points, "at", "value", axes.checkpoint_label(key), **look)
-        canvas.x(panel, title=entry(name).x, tickvals=list(range(len(ticks))), ticktext=[str(tick) for tick in ticks])
+        title = canvas.entry.x
+        canvas.x(panel, title=title, tickvals=list(range(len(ticks))), ticktext=[str(tick) for tick in ticks])
     canvas.y(range=list(LIMITS))
     return canvas.finish(wording.counts(rows.loc[rows["value"].notna(), "n"], "prompts"))
 
