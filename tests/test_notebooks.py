@@ -120,6 +120,7 @@ def test_comparing_arms_and_checkpoints(run, a_run):
     shown = run("08_comparing_arms_and_checkpoints.ipynb", f"folder, first, second, n = {parameters}")
     assert _n_figures(shown) == 4
     assert any("target_score" in outputs for outputs in shown)
+    assert any("loss_last" in outputs and "n_compared" in outputs for outputs in shown)
 
 
 def test_what_is_committed_is_clean(nbformat):
