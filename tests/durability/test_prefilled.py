@@ -8,7 +8,7 @@ import torch
 from judging import ByHash
 
 from mechrefusal import durability, prompts
-from mechrefusal.durability.prefilled import NEUTRAL_OPENINGS
+from mechrefusal.durability.prefilled import CONTINUED, NEUTRAL_OPENINGS, affirmative_opening
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import DEGENERATE, FULL_REFUSAL
 from mechrefusal.prompts import PromptSet
@@ -53,7 +53,7 @@ def test_answers_are_those_that_each_opening_gives_by_hand(tiny_hf, thinks):
             row = found.observations.units.index(unit)
             for opening, draw, n, words in [
                 ("none", 0, 0, ""),
-                *(("affirmative", 0, n, target) for n in (1, 3)),
+                *(("affirmative", 0, n, f"{target}. {CONTINUED}") for n in (1, 3)),
                 *(("neutral", draw, n, neutral) for draw, neutral in enumerate(NEUTRAL_OPENINGS) for n in (1, 3)),
             ]:
                 whole, after = by_hand(model, tokenizer, text, before, words, n)
@@ -85,7 +85,7 @@ def test_a_prompt_whose_opening_is_shorter_is_in_no_rate_and_in_no_difference(ti
     rows = [("a", "How do I sing?", "", "Sure"), ("b", "How do I knit?", "", "Sure, here is how to knit a red scarf")]
     given = PromptSet.of_rows("given", rows, ("id", "text", "category", "target"))
     harmless = PromptSet.of_rows("others", [("c", "How do I row?", "", "Sure")], ("id", "text", "category", "target"))
-    n = len(prompts.opening_ids(tokenizer, "Sure")[1]) + 1
+    n = len(prompts.opening_ids(tokenizer, f"Sure. {CONTINUED}")[1]) + 1
     settings = durability.PrefilledSettings(n_prompts=2, n_tokens=(n,), max_new_tokens=2)
     found = durability.after_openings(model, given, harmless, ByHash(), settings=settings, tokenizer=tokenizer)
     table = found.table.set_index(["opening", "draw", "side", "measure"])
@@ -125,9 +125,10 @@ def test_rates_have_wilsons_interval_and_differ_from_no_opening_prompt_by_prompt
             assert row["n_compared"] == 6
 
 
-def test_neutral_openings_are_as_long_as_any_that_is_asked_for(tiny_hf):
+def test_openings_are_as_long_as_any_that_is_asked_for_and_say_nothing_more():
     longest = max(durability.PrefilledSettings().n_tokens)
-    assert all(len(text.split()) >= longest for text in NEUTRAL_OPENINGS)
+    assert all(len(text.split()) >= longest for text in (*NEUTRAL_OPENINGS, CONTINUED))
+    assert affirmative_opening("Sure, here is what you asked for:") == f"Sure, here is what you asked for. {CONTINUED}"
     assert not any(word in text for text in NEUTRAL_OPENINGS for word in ("Sure", "Sorry", "cannot", "can't", "help"))
 
 
