@@ -6,7 +6,7 @@ from synthetic_durability_rates import CHECKPOINTS, N, durability_rates
 
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.report import figures
+from mechrefusal.report import durability_findings, figures
 from mechrefusal.report.durability_page import DurabilityPage
 from mechrefusal.report.reading import MeasuredCheckpoint, MeasuredRun
 from mechrefusal.report.writing import content_of
@@ -103,6 +103,45 @@ def test_what_cannot_be_drawn_says_why(made):
         )
 
 
+def of(name, *cells):
+    """Rows of one checkpoint: (values of the keys, share)."""
+    keys = {"harmful_fine_tuning": ("material", "n_examples"), "prefilled": ("opening", "n_tokens")}[name]
+    same = {"arm": "sft", "step": 50, "side": "harmful", "measure": "refused", "draw": 0}
+    return pd.DataFrame([same | dict(zip(keys, key, strict=True)) | {"value": value} for key, value in cells])
+
+
+def test_sentences_say_from_where_on_half_of_the_refusals_are_gone():
+    none, nan = (("none", 0), 0.8), float("nan")
+    harmful = [(("harmful", n), value) for n, value in ((10, 0.3), (25, 0.5), (50, 0.4), (100, 0.1), (200, nan))]
+    harmless = [(("harmless", n), value) for n, value in ((10, 0.8), (25, 0.8), (50, 0.7), (100, 0.5))]
+    table = of("harmful_fine_tuning", none, *harmful, *harmless)
+    assert durability_findings.examples(table) == [
+        "sft 50 refuses 0.80 of the harmful prompts; half or more of that is gone from 50 harmful examples on "
+        "(0.40 left), not with up to 100 harmless examples (0.50 left)."
+    ]
+    two = pd.concat([table, of("harmful_fine_tuning", (("harmful", 10), 0.1), (("harmful", 25), 0.1))])
+    assert "from 10 harmful examples on (0.20 left)" in durability_findings.examples(two)[0], "the mean of two draws"
+    zero = of("harmful_fine_tuning", (("none", 0), 0.0), *harmful)
+    assert durability_findings.examples(zero) == [
+        "sft 50 refuses none of the harmful prompts as it is: there is nothing to take away."
+    ]
+    table = of("prefilled", none, (("affirmative", 1), 0.1), (("neutral", 1), 0.7))
+    assert durability_findings.openings(table) == [
+        "sft 50 refuses 0.80 of the harmful prompts; half or more of that is gone from 1 token of an affirmative "
+        "opening on (0.10 left), not with up to 1 token of a neutral one (0.70 left)."
+    ]
+    assert durability_findings.openings(of("prefilled", none)) == []
+
+
+def test_sentences_count_delayed_refusals(made):
+    assert durability_findings.places(made["refusal_places"])[-1] == (
+        "sft 50: 15 of 20 answers to harmful prompts refuse, 10 of them after their first sentence, "
+        "the latest at token 12."
+    )
+    none = made["refusal_places"].assign(refused=False)
+    assert durability_findings.places(none)[0] == "base 0: none of 20 answers to harmful prompts refuses."
+
+
 def run_of(tmp_path, made):
     points = []
     for arm, step in CHECKPOINTS[1:3]:
@@ -122,6 +161,7 @@ def test_the_page_has_a_section_for_each_that_was_measured(made, tmp_path):
     assert [panel.figure for section in sections.values() for panel in section.panels] == [
         "harmful_fine_tuning", "answer_length", "refusal_places", "prefilled",
     ]  # fmt: skip
+    assert [len(section.says) for section in sections.values()] == [2, 2, 2]
     assert all(panel.data is not None for section in sections.values() for panel in section.panels)
     grids = [block.grid for section in sections.values() for block in section.blocks if block.grid]
     assert [len(grid.rows) + grid.left_out for grid in grids] == [
