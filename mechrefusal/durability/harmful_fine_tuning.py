@@ -69,17 +69,17 @@ def after_harmful_examples(
     Measures: refused, degenerate (no language: what is left of a model that training has broken is not compliance).
 
     Args:
-        model: a Hugging Face model in float32 or bfloat16. A hooked transformer's weights are folded, so that training
-            them is another training.
+        model: a Hugging Face model, in float32: half precision rounds such small steps away. A hooked transformer's
+            weights are folded, so that training them is another training.
         examples, harmless_examples: what is trained on; none of them may be asked.
         harmful, harmless: held out; the first `settings.n_prompts` of each are asked.
 
     Returns:
-        Rates with the axes material, n_examples, draw, side and measure, each compared with the model as it was.
+        Rates with the axes material, n_examples, draw, side and measure, each compared with the model as it was. Where
+        there are too few examples, or a training diverged, the reason says so.
 
     Raises:
-        MechrefusalError: a hooked transformer, no prompt on a side, a held-out prompt among the examples, or a training
-            that diverged.
+        MechrefusalError: a hooked transformer, no prompt on a side, or a held-out prompt among the examples.
     """
     if hasattr(model, "hook_dict"):
         raise MechrefusalError("harmful fine-tuning trains plain weights: give the model of models.load_causal_lm")
@@ -90,20 +90,26 @@ def after_harmful_examples(
     rows = {name: list(_rows(tokenizer, given)) for name, given in materials.items()}
 
     def ask(condition: tuple) -> None:
+        model.eval()
         for side, prompts in held_out.items():
             options = {"tokenizer": tokenizer, "max_new_tokens": settings.max_new_tokens}
             outcome.judged((*condition, side), judged_answers(model, prompts.texts, judge, **options))
 
     with kept_weights(model) as kept:
         ask((NONE, 0, 0))
-        plan = list(product(settings.n_examples, range(settings.n_draws), materials))
+        plan = list(product(sorted({*settings.n_examples}), range(settings.n_draws), materials))
         for n, draw, material in track(plan, "harmful fine-tuning"):
             condition = (material, n, draw)
             if len(rows[material]) < n:
                 _missing(outcome, condition, f"there are {len(rows[material])} {material} examples")
                 continue
             chosen = _drawn(rows[material], n, seed=settings.seed + draw)
-            losses = train(model, chosen, settings, pad=tokenizer.pad_token_id, seed=settings.seed + draw)
+            try:
+                losses = train(model, chosen, settings, pad=tokenizer.pad_token_id, seed=settings.seed + draw)
+            except MechrefusalError as error:
+                kept.put_back()
+                _missing(outcome, condition, str(error))
+                continue
             names = ("material", "n_examples", "draw")
             epochs = {"loss_first": losses[0], "loss_last": losses[-1]}
             steps = settings.epochs * -(-n // settings.batch_size)
@@ -127,7 +133,7 @@ def train(
     Raises:
         MechrefusalError: a loss that is not finite.
     """
-    model.requires_grad_(True)
+    model.eval().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     losses = []

@@ -155,12 +155,20 @@ def test_weights_are_back_where_something_fails(tiny_hf, fresh, builtin):
             fresh, tiny_hf[1], pool.harmful, pool.harmless, asked.harmful, asked.harmless, Fails(), settings=SETTINGS
         )
     assert hash_weights(fresh) == before
-    diverging = durability.HarmfulFineTuningSettings(1, (2,), epochs=3, learning_rate=1e30, max_new_tokens=1)
-    with pytest.raises(MechrefusalError, match="give a smaller learning_rate than 1e\\+30"):
-        durability.after_harmful_examples(
-            fresh, tiny_hf[1], pool.harmful, pool.harmless, asked.harmful, asked.harmless, ByHash(), settings=diverging
-        )
-    assert hash_weights(fresh) == before
+
+
+def test_a_training_that_diverges_is_a_row_that_says_so(tiny_hf, fresh, builtin):
+    asked, pool, before = builtin.evaluation, builtin.pool, hash_weights(fresh)
+    settings = durability.HarmfulFineTuningSettings(1, (2,), epochs=3, learning_rate=1e30, max_new_tokens=1)
+    found = durability.after_harmful_examples(
+        fresh, tiny_hf[1], pool.harmful, pool.harmless, asked.harmful, asked.harmless, ByHash(), settings=settings
+    )
+    rows = found.table[found.table["material"] != "none"]
+    assert rows["reason"].str.contains("epoch [12]: give a smaller learning_rate than 1e\\+30", regex=True).all()
+    assert rows["value"].isna().all()
+    assert len(found.trainings) == 0
+    assert found.table.loc[found.table["material"] == "none", "n"].eq(1).all()
+    assert hash_weights(fresh) == before == found.weights
 
 
 def test_the_hash_sees_a_single_bit_and_a_copy_that_is_damaged_is_refused(fresh):
