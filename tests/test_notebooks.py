@@ -128,7 +128,10 @@ def test_comparing_arms_and_checkpoints(run, a_run):
 def test_how_deep_refusal_goes(run, a_run):
     shown = run("09_how_deep_refusal_goes.ipynb", f"folder, name, n = {str(a_run)!r}, 'sft-step-00012', 1")
     assert _n_figures(shown) == 3
-    assert all(any(column in outputs for outputs in shown) for column in ("random_refused", "change"))
+    assert all(
+        any(column in outputs for outputs in shown)
+        for column in ("random_refused", "change", "n_compared", "loss_last")
+    )
 
 
 def test_what_is_committed_is_clean(nbformat):

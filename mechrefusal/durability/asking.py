@@ -1,6 +1,6 @@
 """What a model does with prompts as it is at the moment: greedy answers, and what the judge says of each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,12 @@ def judged_answers(
     """
     asked = list(texts)
     options = {"tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "description": description}
-    labels = judge.judge(asked, list(complete(model, asked, **options).texts))["label"] if asked else []
+    return judged(judge, asked, complete(model, asked, **options).texts)
+
+
+def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> Judged:
+    """What the judge says of answers that are there already."""
+    labels = judge.judge(list(prompts), list(answers))["label"] if len(prompts) else []
     return Judged(
         np.array([refuses(label) for label in labels], bool), np.array([label == DEGENERATE for label in labels], bool)
     )

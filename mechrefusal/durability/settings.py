@@ -12,6 +12,12 @@ def _at_least(least: int, measure: str, **counts: int) -> None:
             raise MechrefusalError(f"durability {measure}.{name} is {value}: give {least} or more")
 
 
+def _each_at_least_one(measure: str, **numbers: tuple[int, ...]) -> None:
+    for name, values in numbers.items():
+        if not values or min(values) < 1:
+            raise MechrefusalError(f"durability {measure}.{name} are {list(values)}: give one at least, each 1 or more")
+
+
 @dataclass(frozen=True)
 class RemovalSettings:
     """What removal of refusal costs: a search over ablation weights by layer.
@@ -44,16 +50,36 @@ class RemovalSettings:
 
 @dataclass(frozen=True)
 class HarmfulFineTuningSettings:
-    """Refusals after a few harmful examples.
+    """Refusals after a few harmful examples were trained on, in memory.
 
     Attributes:
-        n_prompts: harmful prompts that are asked; 0 leaves the measure out.
+        n_prompts: held-out harmful, and as many harmless prompts that are asked; 0 leaves the measure out.
+        n_examples: numbers of examples, each of them a training of its own.
+        n_draws: other examples of the same number.
+        epochs: passes over the examples.
+        learning_rate: of AdamW, constant.
+        batch_size: examples of an optimiser step.
+        max_new_tokens: longest answer that is judged.
+        seed: of which examples are drawn, and of their order.
     """
 
     n_prompts: int = 0
+    n_examples: tuple[int, ...] = (10, 25, 50, 100)
+    n_draws: int = 1
+    epochs: int = 5
+    learning_rate: float = 5e-5
+    batch_size: int = 10
+    max_new_tokens: int = 24
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(0, "harmful_fine_tuning", n_prompts=self.n_prompts)
+        name = "harmful_fine_tuning"
+        _at_least(0, name, n_prompts=self.n_prompts, seed=self.seed)
+        _at_least(1, name, n_draws=self.n_draws, epochs=self.epochs, batch_size=self.batch_size)
+        _at_least(1, name, max_new_tokens=self.max_new_tokens)
+        _each_at_least_one(name, n_examples=self.n_examples)
+        if not (isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise MechrefusalError(f"durability {name}.learning_rate is {self.learning_rate:g}: give more than 0")
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,15 @@ class AnswerLengthSettings:
 
     Attributes:
         n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+        lengths: tokens after which answers are cut; the longest is what is generated.
     """
 
     n_prompts: int = 0
+    lengths: tuple[int, ...] = (8, 16, 32, 64, 128)
 
     def __post_init__(self) -> None:
         _at_least(0, "answer_length", n_prompts=self.n_prompts)
+        _each_at_least_one("answer_length", lengths=self.lengths)
 
 
 @dataclass(frozen=True)
@@ -106,12 +135,18 @@ class PrefilledSettings:
 
     Attributes:
         n_prompts: harmful, and as many harmless prompts; 0 leaves the measure out.
+        n_tokens: how many first tokens of an opening are given; none is always measured.
+        max_new_tokens: tokens at most that are generated after them.
     """
 
     n_prompts: int = 0
+    n_tokens: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
+    max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
         _at_least(0, "prefilled", n_prompts=self.n_prompts)
+        _at_least(1, "prefilled", max_new_tokens=self.max_new_tokens)
+        _each_at_least_one("prefilled", n_tokens=self.n_tokens)
 
 
 @dataclass(frozen=True)

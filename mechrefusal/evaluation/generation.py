@@ -38,6 +38,7 @@ def complete(
     texts: Sequence[str],
     *,
     suffixes: Sequence[str] | None = None,
+    openings: Sequence[Sequence[int]] | None = None,
     max_new_tokens: int = 64,
     chunk: int = 64,
     tokenizer=None,
@@ -52,6 +53,8 @@ def complete(
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
         suffixes: an adversarial suffix for each instruction ("" for none).
+        openings: token ids that each answer begins with, given and not chosen by the model. They are part of the
+            completion, and `max_new_tokens` are those after them. A model that thinks answers without a thought.
         max_new_tokens: tokens at most in one answer; a thought before it may take the tokenizer's `max_thought_tokens`
             beside them (`prompts.ChatSettings`).
         chunk: prompts in one batch.
@@ -65,9 +68,10 @@ def complete(
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     attacks = suffixes if suffixes is not None else [""] * len(texts)
     parts = [prompts.segments(tokenizer, text, attack=attack) for text, attack in zip(texts, attacks, strict=True)]
-    ids = [part.prompt_ids for part in parts]
+    given = [tuple(opening) for opening in openings] if openings is not None else [()] * len(parts)
+    ids = [part.prompt_ids + opening for part, opening in zip(parts, given, strict=True)]
     # The end of the template comes in one pass, so that interventions can tell its tokens from the instruction's.
-    tail = max(len(part.after) for part in parts)
+    tail = max(len(part.after) + len(opening) for part, opening in zip(parts, given, strict=True))
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
     end, thoughts = end_tokens(model, tokenizer), prompts.thought_marks(tokenizer)
     running = unhooked_model(model)
@@ -77,11 +81,12 @@ def complete(
             batch = TokenBatch.of(
                 [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
             )
-            batch_answers = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts)
-            answer_texts = prompts.texts_of(tokenizer, [each.tokens for each in batch_answers])
+            may_think = thoughts if openings is None else None
+            batch_answers = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=may_think)
+            tokens = [given[row] + each.tokens for row, each in zip(rows, batch_answers, strict=True)]
             finished = [
-                (thoughts.opened + text, each.tokens, each.ended)
-                for text, each in zip(answer_texts, batch_answers, strict=True)
+                (thoughts.opened + text, of_row, each.ended)
+                for text, of_row, each in zip(prompts.texts_of(tokenizer, tokens), tokens, batch_answers, strict=True)
             ]
             answers.update(zip(rows, finished, strict=True))
             if on_batch is not None:

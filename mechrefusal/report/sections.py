@@ -33,6 +33,7 @@ from mechrefusal import tables
 from mechrefusal.report import (
     carrier_findings,
     causal_findings,
+    durability_findings,
     embedding,
     evaluation_findings,
     figures,
@@ -54,6 +55,7 @@ FINDINGS = {
     for module in (
         carrier_findings,
         causal_findings,
+        durability_findings,
         evaluation_findings,
         findings,
         forest,

@@ -75,8 +75,15 @@ AT_A_CHECKPOINT = (
           after=_AT_REFERENCE, asks=("validation", *_EVALUATED), optional=True,
           settings=("durability.removal", "measuring.judge")),
     # (b) harmful fine-tuning
+    Stage("harmful fine-tuning", durability_stages.harmful_fine_tuning, gives=("harmful_fine_tuning", "fine_tunings"),
+          asks=(*_EVALUATED, "behaviours", "instructions"), optional=True, opens=False,
+          settings=("measuring.judge", "durability.harmful_fine_tuning")),
     # (d) answers by their length
+    Stage("answers by their length", durability_stages.answer_length, gives=("answer_length", "refusal_places"),
+          asks=_EVALUATED, optional=True, settings=("measuring.judge", "durability.answer_length")),
     # (e) prefilled openings
+    Stage("prefilled openings", durability_stages.prefilled, gives=("prefilled",), asks=_EVALUATED, optional=True,
+          settings=("measuring.judge", "durability.prefilled")),
     Stage(LAST, answer_stages.rates, gives=("verdicts", "gate"), after=("answers", "interventions"),
           settings=("measuring.judge",), opens=False),
 )  # fmt: skip

@@ -15,8 +15,11 @@ from mechrefusal.study.caching import Content, Inputs, Made, fingerprint
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
 
-PROMPTS = ("direction", "validation", "harmful", "harmless", "overrefusal", "contrast", "utility", "pairs")
-"""Fields of `StudyPrompts` that a measurement asks."""
+PROMPTS = (
+    "direction", "validation", "harmful", "harmless", "overrefusal", "contrast", "utility", "pairs", "behaviours",
+    "instructions",
+)  # fmt: skip
+"""Fields of `StudyPrompts` that a measurement asks, or trains on in memory."""
 CASES = "cases"
 """What the prompts of attack cases are called among these."""
 LAST = "rates"

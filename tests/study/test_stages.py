@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal import models, study, tables
-from mechrefusal.durability import RemovalSettings
+from mechrefusal.durability import AnswerLengthSettings, HarmfulFineTuningSettings, PrefilledSettings, RemovalSettings
 from mechrefusal.evaluation import discovery
 from mechrefusal.geometry import Directions
 from mechrefusal.study import measurement, protocol
@@ -18,6 +18,8 @@ from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.stages import CASES, LAST, PROMPTS, Stage, inputs, prompts_asked
 
 BY_NAME = {stage.name: stage for stage in AT_A_CHECKPOINT}
+ASK_THEMSELVES = {"harmful fine-tuning", "answers by their length", "prefilled openings"}
+"""Stages that come after none: they give answers of their own, to prompts that the recipe chose."""
 
 
 def closure(name):
@@ -83,8 +85,12 @@ def test_every_setting_that_is_no_number_of_prompts_is_some_stages():
         ("measuring.n_attributed", 2, {"attribution"}),
         ("durability.removal", RemovalSettings(n_prompts=5), {"cost of removal"}),
         ("measuring.n_intervened", 2, {"interventions", "rates"}),
-        ("measuring.max_new_tokens", 12, set(BY_NAME)),
-        ("measuring.fewest_kept", 3, set(BY_NAME) - {"answers", "refusal metric", "knock-out", "circuit"}),
+        ("measuring.max_new_tokens", 12, set(BY_NAME) - ASK_THEMSELVES),
+        ("durability.prefilled", PrefilledSettings(n_prompts=3), {"prefilled openings"}),
+        ("durability.answer_length", AnswerLengthSettings(n_prompts=3), {"answers by their length"}),
+        ("durability.harmful_fine_tuning", HarmfulFineTuningSettings(n_prompts=3), {"harmful fine-tuning"}),
+        ("measuring.fewest_kept", 3,
+         set(BY_NAME) - ASK_THEMSELVES - {"answers", "refusal metric", "knock-out", "circuit"}),
         ("geometry.n_bootstrap", 60, {
             "carriers", "subspaces", "over-refusal overlap", "harmfulness and refusal", "dose-response",
             "interventions", "attribution", "patching", "cost of removal", "rates",
@@ -102,8 +108,9 @@ def test_other_prompts_weights_and_versions_make_anew_what_hangs_on_them():
     recipe = study.load_recipe("tiny")
     before = stamps(recipe)
     assert made_again(before, stamps(recipe, {"pairs": "1"})) == ["patching", "circuit"]
-    assert set(made_again(before, stamps(recipe, {CASES: "1"}))) == set(BY_NAME)
+    assert set(made_again(before, stamps(recipe, {CASES: "1"}))) == set(BY_NAME) - ASK_THEMSELVES
     assert set(made_again(before, stamps(recipe, of="v"))) == set(BY_NAME)
+    assert made_again(before, stamps(recipe, {"behaviours": "1"})) == ["harmful fine-tuning"]
     first = [Stage("one", print), Stage("two", print, after=("one",)), Stage("three", print)]
     told = (first, "w", {}, recipe)
     again = ([dataclasses.replace(first[0], version=2), *first[1:]], *told[1:])

@@ -31,6 +31,7 @@ from mechrefusal.report.figures.durability import (
     update_ranks,
     update_scales,
 )
+from mechrefusal.report.figures.durability_rates import answer_length, harmful_fine_tuning, prefilled, refusal_places
 from mechrefusal.report.figures.forest import estimates, estimates_by_layer, estimates_over_steps
 from mechrefusal.report.figures.frontier_points import frontier
 from mechrefusal.report.figures.heads import attribution_patching, head_lines, shared_heads
@@ -55,17 +56,17 @@ from mechrefusal.report.figures.training import (
 )
 
 __all__ = [
-    "CARRIER_SCORES", "answer_losses", "attack_exchange", "attack_loss", "attribution_difference",
+    "CARRIER_SCORES", "answer_length", "answer_losses", "attack_exchange", "attack_loss", "attribution_difference",
     "attribution_patching", "carrier_angles", "carrier_layers", "carrier_wins", "carriers", "cases_refreshed",
-    "circuit", "cross_patching", "cross_patching_layers", "depth_story", "describe", "doses", "drift",
-    "drift_by_layer", "durations", "effective_rank", "estimates", "estimates_by_layer", "estimates_over_steps",
-    "faithfulness", "frontier", "head_lines", "head_set", "interventions", "knockout", "knockout_cost",
+    "circuit", "cross_patching", "cross_patching_layers", "depth_story", "describe", "doses", "drift", "drift_by_layer",
+    "durations", "effective_rank", "estimates", "estimates_by_layer", "estimates_over_steps", "faithfulness",
+    "frontier", "harmful_fine_tuning", "head_lines", "head_set", "interventions", "knockout", "knockout_cost",
     "knockout_mlps", "layer_by_head", "layer_by_position", "linear_probes", "lockstep", "logged", "logit_lens",
-    "loss_term", "losses", "maps", "method_differences", "mlps", "pool_age", "probes", "rates", "removal",
-    "removal_curves", "save", "scores", "shared_heads", "smallest_k", "step_costs", "step_time", "stress_curves",
-    "stress_matrix", "stress_shares", "subspaces", "suite_categories", "suite_differences", "token_segments",
-    "top_components", "trajectory", "transfer", "update_directions", "update_ranks", "update_scales",
-    "zero_distances",
+    "loss_term", "losses", "maps", "method_differences", "mlps", "pool_age", "prefilled", "probes", "rates",
+    "refusal_places", "removal", "removal_curves", "save", "scores", "shared_heads", "smallest_k", "step_costs",
+    "step_time", "stress_curves", "stress_matrix", "stress_shares", "subspaces", "suite_categories",
+    "suite_differences", "token_segments", "top_components", "trajectory", "transfer", "update_directions",
+    "update_ranks", "update_scales", "zero_distances",
 ]  # fmt: skip
 
 
