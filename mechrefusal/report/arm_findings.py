@@ -91,7 +91,10 @@ def guides(differences: pd.DataFrame) -> Grid:
     shown = rows.assign(
         pair=[f"{wording.shortened(row.arm_a, 24)} → {wording.shortened(row.arm_b, 24)}" for row in rows.itertuples()],
         kind=[word("relation", name) for name in rows["relation"]],
-        what=[word("method_measure", name) for name in rows["measure"]],
+        what=[
+            word("method_measure", row.measure) + ("" if row.attack == "none" else f": {wording.plain(row.attack)}")
+            for row in rows.itertuples()
+        ],
     )
     columns = {
         "pair:text": "from → to", "kind:text": "kind", "what:text": "measure", "mean_a:number": "from",

@@ -71,9 +71,8 @@ def test_what_guides_change_names_the_control(guided_run):
     grid = arm_findings.guides(guided_run.across["method_differences"])
     assert len(grid.rows) == 12
     assert {row[0].text for row in grid.rows} == {"sft → sft_held", "sft → sft_random"}
-    assert {row[1].text for row in grid.rows if "random" in row[0].text} == {
-        "the same with a guide by random directions (control)"
-    }
+    assert {row[1].text for row in grid.rows if "random" in row[0].text} == {"with a random guide (control)"}
+    assert {row[2].text for row in grid.rows} >= {"Attack succeeds: gcg", "Depth of the carrier"}
     [short, guides] = arm_findings.in_short(guided_run)
     assert [len(short[2].rows), len(guides[2].rows)] == [5, 12]
 

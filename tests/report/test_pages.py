@@ -25,7 +25,9 @@ from mechrefusal.report.reading import read_run
 pytestmark = pytest.mark.slow
 
 TRAINED = "r2d2-step-00050"
-PAGES = ("index", "compare", "maps", "prompts", "training", "evaluation", "methods", "base-step-00000", TRAINED)
+PAGES = (
+    "index", "compare", "maps", "prompts", "training", "evaluation", "methods", "durability", "base-step-00000", TRAINED,
+)  # fmt: skip
 LINK = re.compile(r"#[\w=&.-]+|[\w-]+\.html(#[\w-]+)?|tables/[\w.-]+\.csv")
 
 
