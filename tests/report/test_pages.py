@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 TRAINED = "r2d2-step-00050"
 PAGES = (
-    "index", "compare", "maps", "prompts", "training", "evaluation", "methods", "durability", "base-step-00000", TRAINED,
+    "index", "compare", "maps", "prompts", "training", "evaluation", "methods", "durability", "base-step-00000",
+    TRAINED,
 )  # fmt: skip
 LINK = re.compile(r"#[\w=&.-]+|[\w-]+\.html(#[\w-]+)?|tables/[\w.-]+\.csv")
 
