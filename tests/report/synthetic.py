@@ -9,6 +9,7 @@ from synthetic_behaviour import HOSTILE, gate, rates, verdicts
 from synthetic_carriers import LAYERS, POSITIONS, candidate_tables, zero_distance
 from synthetic_causal import HEADS, causal_tables, cross_patching
 from synthetic_durability import removal_tables, update_tables
+from synthetic_durability_rates import durability_rates
 from synthetic_evaluation import evaluation_tables
 from synthetic_geometry import geometry_tables, movement_tables
 from synthetic_methods import methods_tables
@@ -137,6 +138,7 @@ def _checkpoint(rng: np.random.Generator, arm: str, step: int) -> dict[str, list
         "patching_pairs": [_of_pair(number) for number in range(3)],
         **causal_tables(np.random.default_rng([step, len(arm)]), strength, carries=carries),
         **removal_tables(np.random.default_rng([step, len(arm), 1]), strength, carries=carries),
+        **durability_rates([(arm, step)], hostile=HOSTILE[0]),
         **_circuits(rng),
         "timings": [
             {"stage": s, "seconds": float(rng.uniform(1, 300)), "note": ""}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mechrefusal import evaluation, report, study, tables
+from mechrefusal.durability import DurabilitySettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Checkpoint, tiny
 from mechrefusal.study import checkpoints, kinds, outside
@@ -26,6 +27,7 @@ def small(**changes) -> Recipe:
         attack=dataclasses.replace(own.attack, methods=("templates",)),
         geometry=dataclasses.replace(own.geometry, largest_subspace=0, n_dosed=0, n_bootstrap=20),
         causal=dataclasses.replace(own.causal, n_nodes=0, n_knocked_out=0, n_finalists=0, sites=False, n_rotations=3),
+        durability=DurabilitySettings(),
         **changes,
     )
 
