@@ -65,6 +65,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_this_file_is_collected() -> None:
+    """Collections, which each loading of a model asks for, look through what this file makes, and not all before it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache of converted models, so that no test reads or fills the user's."""

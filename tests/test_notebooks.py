@@ -9,6 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+SETTLED = """\
+import gc, mechrefusal.study.pipeline, mechrefusal.training.fine_tuning
+gc.collect()
+gc.freeze()
+del gc, mechrefusal
+"""
+"""Before each notebook: collections, which each loading of a model asks for, need not look through what is imported."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def run(nbformat):
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
         cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
         cell.source = parameters
-        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n{SETTLED}"))
         client.nb = notebook
         client.execute(cwd=str(NOTEBOOKS), cleanup_kc=False)
         return [json.dumps(cell.outputs) for cell in notebook.cells[1:] if cell.cell_type == "code"]

@@ -214,6 +214,8 @@ def test_killed_in_every_stage_of_a_checkpoint_it_ends_in_the_same_tables(finish
         shutil.rmtree(folder)
     run.update({"finished": {f"{stage.name} of {checkpoint.id}": None for stage in AT_A_CHECKPOINT}})
     taken, make, update = [], Stage.make, study.Run.update
+    model = models.load_hooked(checkpoint)
+    monkeypatch.setattr(protocol, "load_hooked", lambda _: model)  # once for all, which takes most of the time
     for number, stage in enumerate(AT_A_CHECKPOINT):
 
         def killed(self, subject, inputs, last=stage.name):
