@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
 
-test: $(READY) browser lint  ## everything, on two cores in 12 to 18 minutes, with the installation
+test: $(READY) browser lint  ## everything, on two cores in about 13 minutes, with the installation
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY) lint  ## fast: style, types, import contract, unit tests

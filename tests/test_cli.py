@@ -363,6 +363,8 @@ def test_the_recipe_tiny_from_the_command_line(tmp_path, capsys):
     options = ["--arms", "[sft]", "--training.steps", "3", "--training.anchors", "[0,3]", "--causal.n_crossed", "0"]
     options += ["--causal.sites", "false", "--causal.n_nodes", "0", "--causal.n_knocked_out", "0"]
     options += ["--geometry.n_coupled", "0", "--geometry.largest_subspace", "0"]
+    for measure in ("removal", "harmful_fine_tuning", "update_spectrum", "answer_length", "lockstep"):
+        options += [f"--durability.{measure}.n_prompts", "0"]
     assert main(["train", "--recipe", "tiny", *options, "--out", str(folder)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == ["base-step-00000", "sft-step-00003"]

@@ -46,7 +46,11 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     assert [point.id for point in points] == ["base-step-00000", "warm-up-step-00001", "r2d2-step-00002"]
     assert len({point.weights for point in points}) == 3
     measure = pipeline.measure_checkpoint
-    few = dataclasses.replace(recipe, causal=dataclasses.replace(demo.causal, layer_step=15))
+    few = dataclasses.replace(
+        recipe,
+        causal=dataclasses.replace(demo.causal, layer_step=15),
+        measuring=dataclasses.replace(recipe.measuring, layer_step=30),
+    )
 
     def measured(run, checkpoint, asked, cases, **around):
         """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
