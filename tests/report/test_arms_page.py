@@ -135,3 +135,24 @@ def test_the_page_shows_all_of_it(page):
     assert HOSTILE[1] in shown.text
     assert not [attributes for attributes, _ in shown.scripts if "data-plot-json" not in attributes]
     assert not [panel.reason for panel in page.panels.drawn if panel.reason]
+
+
+@pytest.mark.slow
+def test_it_links_to_the_page_of_durability_where_that_is(guided_run):
+    bare = dataclasses.replace(
+        guided_run,
+        across={
+            name: table.iloc[:0] if name in tables.DURABILITY else table for name, table in guided_run.across.items()
+        },
+        checkpoints=tuple(
+            dataclasses.replace(
+                each,
+                tables={name: t.iloc[:0] if name in tables.DURABILITY else t for name, t in each.tables.items()},
+            )
+            for each in guided_run.checkpoints
+        ),
+    )
+    for shown, there in ((guided_run, True), (bare, False)):
+        found = content(ArmsPage(shown))
+        links = [attributes.get("href") for _, attributes in found.elements]
+        assert ("durability.html" in links, "Left by removal" in found.words) == (there, there)
