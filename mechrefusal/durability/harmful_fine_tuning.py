@@ -173,8 +173,8 @@ def _loss(model, batch: Sequence[Example], pad: int) -> torch.Tensor:
 
 
 def _rows(tokenizer, prompts: PromptSet) -> Iterator[Example]:
-    table = prompts.with_targets().table
-    for text, target in zip(table["text"], table["target"], strict=True):
+    asked = prompts.with_targets()
+    for text, target in zip(asked.texts, asked.targets, strict=True):
         parts = segments(tokenizer, text, target=target, end_of_turn=False)
         yield parts.prompt_ids, parts.target
 

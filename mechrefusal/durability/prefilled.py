@@ -76,7 +76,7 @@ def after_openings(
     neutral = [opening_ids(tokenizer, text) for text in NEUTRAL_OPENINGS]
     conditions: dict[tuple, list[Start | None]] = {}
     for side, prompts in sides.items():
-        targets = prompts.with_targets().table["target"]
+        targets = prompts.with_targets().targets
         own = [opening_ids(tokenizer, affirmative_opening(target)) for target in targets]
         kinds = [(AFFIRMATIVE, 0, own), *((NEUTRAL, i, [each] * len(prompts)) for i, each in enumerate(neutral))]
         conditions[NONE, 0, side, 0] = [(lead, ()) for lead, _ in own]

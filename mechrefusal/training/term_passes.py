@@ -133,8 +133,6 @@ class TermPasses:
 
     def _values(self, rows: Sequence[Rows], call: Callable[..., Any], under: Under | None) -> list[Values]:
         rows = [each for each in rows if len(each)]
-        if not rows:
-            return []
         branches = [branch for each in rows for branch in _to_run(each)]
         reads = _places(rows)
         frozen = self._of_frozen(rows)  # before the pass whose graph is kept: adapters are turned off and on again
