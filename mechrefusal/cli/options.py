@@ -78,6 +78,11 @@ PROCESSES = option(
 )
 CHAT = (
     option(
+        "--chat_template",
+        str | None,
+        "in place of the model's own: a Jinja file, or a packaged one (zephyr, plain)",
+    ),
+    option(
         "--chat_template_kwargs",
         dict[str, Any] | None,
         "what the chat template gets beside the messages, such as '{\"enable_thinking\": false}'",
@@ -94,7 +99,11 @@ def chat_of(options: Any) -> Any:
     """How the model is asked; None where the options say nothing."""
     from mechrefusal.prompts import ChatSettings
 
-    settings = {"template_kwargs": options.chat_template_kwargs, "max_thought_tokens": options.max_thought_tokens}
+    settings = {
+        "template": options.chat_template,
+        "template_kwargs": options.chat_template_kwargs,
+        "max_thought_tokens": options.max_thought_tokens,
+    }
     stated = {name: value for name, value in settings.items() if value is not None}
     return ChatSettings.of(**stated) if stated else None
 

@@ -21,6 +21,7 @@ from mechrefusal.models.library_output import quiet
 from mechrefusal.models.one_number import require_same_in_batch
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
+from mechrefusal.prompts import ChatSettings
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of log-probabilities (nats, float32) allowed between the two models."""
@@ -88,7 +89,11 @@ def require_loadable(folder: Path | str) -> None:
 
 
 def load_tokenizer(
-    source: Checkpoint | Path | str, *, chat: bool = True, base: Path | str | None = None
+    source: Checkpoint | Path | str,
+    *,
+    chat: bool = True,
+    base: Path | str | None = None,
+    told: ChatSettings | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder, padding on the left, with a pad token (the end token if it has none).
 
@@ -96,6 +101,7 @@ def load_tokenizer(
 
     Args:
         base: the base model of an adapter, where it isn't the one that the adapter names.
+        told: how a folder is asked that is no checkpoint yet.
 
     Raises:
         MechrefusalError: no tokenizer, none with a chat template (with `chat`), or one with tokens that have no row in
@@ -107,9 +113,12 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise MechrefusalError(f"'{folder}' has no tokenizer that can be loaded ({first_line(error)})") from error
+    if chat and (told := told or (source.chat if isinstance(source, Checkpoint) else None)) is not None:
+        told.apply(tokenizer)
     if chat and not tokenizer.chat_template:
         raise MechrefusalError(
-            f"the tokenizer in '{folder}' has no chat template; use a chat model, or put a chat_template.jinja there"
+            f"the tokenizer in '{folder}' has no chat template; use a chat model, give one by "
+            "chat_template, or put a chat_template.jinja there"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -118,8 +127,6 @@ def load_tokenizer(
     if (rows := embedding_rows(files)) is not None:
         require_rows(tokenizer, rows, folder=folder)
     tokenizer.padding_side = "left"
-    if isinstance(source, Checkpoint) and chat:
-        source.chat.apply(tokenizer)
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 """What is asked: own prompts, benchmark readers, splits and leakage audit, chat templates as named token segments."""
 
 from mechrefusal.prompts.builtin_sets import Builtin, builtin
-from mechrefusal.prompts.chat_settings import ChatSettings
+from mechrefusal.prompts.chat_settings import ChatSettings, packaged_chat_templates
 from mechrefusal.prompts.leak_audit import Audit, audit, leakage, leaks
 from mechrefusal.prompts.lengths import require_room
 from mechrefusal.prompts.pairs import Pair, PairSet
@@ -44,6 +44,7 @@ __all__ = [
     "leaks",
     "normalised",
     "opening_ids",
+    "packaged_chat_templates",
     "prompt_ids",
     "read",
     "read_pairs",

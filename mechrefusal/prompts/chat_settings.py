@@ -1,13 +1,15 @@
-"""What a model's chat template is told beside the messages, such as whether to think, and how long it may think."""
+"""How a model is asked: by which chat template, what that is told beside the messages, and how long it may think."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from jinja2 import Environment, TemplateError, meta
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
@@ -28,22 +30,32 @@ class ChatSettings:
     Attributes:
         template_kwargs: JSON object of what the chat template gets beside the messages, sorted by name.
         max_thought_tokens: tokens that a thought may take beside those of the answer; 0: it takes the answer's.
+        template: text of the chat template in place of the model's own, which a base model has none of; empty: its own.
     """
 
     template_kwargs: str = "{}"
     max_thought_tokens: int = MAX_THOUGHT_TOKENS
+    template: str = ""
 
     def __post_init__(self) -> None:
         if self.max_thought_tokens < 0:
             raise MechrefusalError(f"max_thought_tokens is {self.max_thought_tokens}: give 0 or more")
 
     @classmethod
-    def of(cls, template_kwargs: Mapping[str, Any] | None = None, max_thought_tokens: int = MAX_THOUGHT_TOKENS) -> Self:
+    def of(
+        cls,
+        template_kwargs: Mapping[str, Any] | None = None,
+        max_thought_tokens: int = MAX_THOUGHT_TOKENS,
+        template: str | Path = "",
+    ) -> Self:
         """Settings from plain values.
 
+        Args:
+            template: file of a chat template (Jinja), or the name of a packaged one (`packaged_chat_templates`).
+
         Raises:
-            MechrefusalError: a name that is none or that the template gets anyhow, a value that JSON does not know, or
-                a negative number of tokens.
+            MechrefusalError: a name that is none or that the template gets anyhow, a value that JSON does not know, a
+                negative number of tokens, or a template that is not there or cannot be read.
         """
         values = dict(template_kwargs or {})
         for name in values:
@@ -53,13 +65,14 @@ class ChatSettings:
             text = json.dumps(values, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise MechrefusalError(f"chat_template_kwargs are no plain values ({error}): {values!r:.120}") from error
-        return cls(text, max_thought_tokens)
+        return cls(text, max_thought_tokens, _template_of(template) if str(template) else "")
 
     def hashed(self, weights: str) -> str:
         """The hash of a model that is asked so: its own where nothing but the default is said."""
         if self == ChatSettings():
             return weights
-        hashed_text = json.dumps([weights, self.template_kwargs, self.max_thought_tokens])
+        told = [weights, self.template_kwargs, self.max_thought_tokens, *([self.template] if self.template else [])]
+        hashed_text = json.dumps(told)
         return hashlib.sha256(hashed_text.encode()).hexdigest()[:16]
 
     def apply(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -72,6 +85,8 @@ class ChatSettings:
         """
         tokenizer.max_thought_tokens = self.max_thought_tokens
         values = json.loads(self.template_kwargs)
+        if self.template:
+            tokenizer.chat_template = self.template
         template = tokenizer.chat_template
         if not values:
             return
@@ -86,6 +101,30 @@ class ChatSettings:
             }
         else:
             tokenizer.chat_template = _with_variables(template, values, tokenizer)
+
+
+def packaged_chat_templates() -> list[str]:
+    """Names of the chat templates that come with the package."""
+    folder = files("mechrefusal.prompts") / "chat_templates"
+    return sorted(path.name.removesuffix(".jinja") for path in folder.iterdir() if path.name.endswith(".jinja"))
+
+
+def _template_of(source: str | Path) -> str:
+    packaged, path = files("mechrefusal.prompts") / "chat_templates" / f"{source}.jinja", Path(source).expanduser()
+    if not path.is_file() and not packaged.is_file():
+        raise MechrefusalError(
+            f"chat_template '{source}' is no file: give a Jinja file, or one of {', '.join(packaged_chat_templates())}"
+        )
+    try:
+        text = (path if path.is_file() else packaged).read_text(encoding="utf-8")
+        known = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MechrefusalError(f"chat_template '{source}' cannot be read ({error}): give a text file") from error
+    except TemplateSyntaxError as error:
+        raise MechrefusalError(f"chat_template '{source}' is no Jinja, line {error.lineno}: {error.message}") from error
+    if "messages" not in known:
+        raise MechrefusalError(f"chat_template '{source}' does not write 'messages': it would ask nothing")
+    return text
 
 
 def max_thought_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -106,9 +106,9 @@ def require_no_settings(run: Run, chat: ChatSettings | None) -> None:
     """Raise MechrefusalError where a run's checkpoints are to be asked otherwise than its recipe says."""
     if chat is not None and chat != run.recipe.chat:
         raise MechrefusalError(
-            f"checkpoints of '{run.folder}' are asked as its recipe says, with chat_template_kwargs "
-            f"{run.recipe.chat.template_kwargs} and max_thought_tokens {run.recipe.chat.max_thought_tokens}: "
-            "leave both out"
+            f"checkpoints of '{run.folder}' are asked as its recipe says, with chat_template "
+            f"'{run.recipe.chat_template}', chat_template_kwargs {run.recipe.chat.template_kwargs} and "
+            f"max_thought_tokens {run.recipe.chat.max_thought_tokens}: leave them out"
         )
 
 

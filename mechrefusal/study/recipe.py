@@ -45,6 +45,8 @@ class Recipe:
         causal: how far cause by layer and head is taken.
         durability: what it takes to remove refusal; nothing of it unless it is asked for.
         evaluation: benchmarks that every checkpoint is evaluated on.
+        chat_template: in place of the model's own, which a base model has none of: a file (Jinja), or the name of a
+            packaged one (zephyr, plain). What it writes at the end of an answer is the tokenizer's end token.
         chat_template_kwargs: what the chat template gets beside the messages wherever the model is asked: in training,
             attacks and measurements alike. `{enable_thinking: false}` turns the thinking of Qwen3-like models off.
         max_thought_tokens: tokens that a thought ("<think> ... </think>") may take beside the answer's; 0: it takes
@@ -63,6 +65,7 @@ class Recipe:
     causal: CausalSettings = field(default_factory=CausalSettings)
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    chat_template: str = ""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_thought_tokens: int = MAX_THOUGHT_TOKENS
 
@@ -99,7 +102,7 @@ class Recipe:
     @property
     def chat(self) -> ChatSettings:
         """How the model is asked."""
-        return ChatSettings.of(self.chat_template_kwargs, self.max_thought_tokens)
+        return ChatSettings.of(self.chat_template_kwargs, self.max_thought_tokens, self.chat_template)
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe with existing files and folders named in full, so that it holds from any folder."""
@@ -117,6 +120,7 @@ class Recipe:
         return replace(
             self,
             model=_absolute(self.model),
+            chat_template=_absolute(self.chat_template),
             checkpoints={arm: tuple(map(_absolute, sources)) for arm, sources in self.checkpoints.items()},
             prompts=replace(self.prompts, conversations=conversations, **prompts),
             measuring=replace(self.measuring, judge=_absolute_spec(self.measuring.judge)),

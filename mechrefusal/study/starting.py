@@ -57,8 +57,7 @@ def check(recipe: Recipe) -> StudyPrompts:
 
 def _asking(recipe: Recipe, folder: Path):
     """The tokenizer of a folder as the recipe has it ask; a model whose answers have no end is refused here."""
-    tokenizer = load_tokenizer(folder)
-    recipe.chat.apply(tokenizer)
+    tokenizer = load_tokenizer(folder, told=recipe.chat)
     end_of_turn_tokens(tokenizer)
     return tokenizer
 
