@@ -9,7 +9,7 @@ VIEWER := mechrefusal/report/viewer
 # Every process imports two thousand files. Without bytecode on disk each compiles them anew, which takes it seven seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check lint bench calibrate docs notebooks clean
+.PHONY: demo test check lint bench gpu-check calibrate docs notebooks clean
 
 demo: $(RUNS)  ## install, get the default model, train both arms, measure every checkpoint, write the report
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
@@ -33,6 +33,17 @@ lint: $(READY)
 bench: $(READY)  ## every benchmark, quickly
 	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0  # a peer, which asks for an older transformers than it needs
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+
+# On a machine with a GPU and no network: WHEELS is a folder with the wheels of all that the package needs; without it, what
+# $(PYTHON) has installed is used.
+gpu-check:  ## parity, attacks, training and speeds on a GPU, bfloat16 beside float32: one table, at most five minutes
+ifdef WHEELS
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-index --find-links "$(WHEELS)" --editable .
+	$(BIN)/python scripts/gpu_check.py
+else
+	$(PYTHON) scripts/gpu_check.py
+endif
 
 calibrate: $(READY)  ## how right the intervals, verdicts and marks are, by simulation: docs/calibration.md
 	$(BIN)/python -m calibration --out docs/calibration.md

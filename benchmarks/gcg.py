@@ -68,9 +68,10 @@ def plain_loss(model, tokenizer, case: AttackCase) -> float:
     """Cross-entropy of the target through one pass over the whole text, without a cache, in the model's precision."""
     parts = prompts.segments(tokenizer, case.behaviour, attack=case.suffix, target=case.target, end_of_turn=False)
     where = parts.slice("target")
+    row = torch.tensor([parts.ids], device=next(model.parameters()).device)
     with torch.no_grad():
-        logits = model(torch.tensor([parts.ids])).logits[0, where.start - 1 : where.stop - 1].float()
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(parts.target)))
+        logits = model(row).logits[0, where.start - 1 : where.stop - 1].float()
+    return float(torch.nn.functional.cross_entropy(logits, row[0, where]))
 
 
 def peer_config(settings: GCGSettings, *, initial: str, seed: int = 0, draft=None, cache=False) -> nanogcg.GCGConfig:

@@ -118,7 +118,7 @@ def main() -> None:
     first = [prompts.opening_ids(model.tokenizer, word)[1][0] for word in ("Sorry", "The")]
     metric = forward.RefusalMetric((), (first[0],), (first[1],))
     source, target = (
-        torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids])
+        torch.tensor([prompts.segments(model.tokenizer, text).prompt_ids], device=model.cfg.device)
         for text in (pairs[0].harmful, pairs[0].harmless)
     )
     n_tokens, n_shared = target.shape[1], int((source != target)[0].nonzero()[0])
@@ -141,7 +141,7 @@ def main() -> None:
         ours = time.perf_counter() - started
         index = pd.DataFrame(cells, columns=columns)
         started = time.perf_counter()
-        theirs = patched_by_peer(model, target, cache, metric, site, index) - base
+        theirs = (patched_by_peer(model, target, cache, metric, site, index) - base).cpu()
         seconds = time.perf_counter() - started
         # What our table does not list is zero: positions that the two prompts share.
         place = table["head"] if name == "heads" else table["position"] + n_tokens
@@ -162,7 +162,7 @@ def main() -> None:
         table = patch(model, pairs, metric, layers=[n_layers // 2]).table
         table = table.iloc[:: max(1, len(table) // 8)]
         cells = cells_of(table, n_tokens, name)
-        theirs = patched_by_peer(model, target, cache, metric, name, cells) - base
+        theirs = (patched_by_peer(model, target, cache, metric, name, cells) - base).cpu()
         others[name] = float((torch.tensor(table["raw"].to_numpy()) - theirs).abs().max())
         print(json.dumps({name: others[name]}), flush=True)
 

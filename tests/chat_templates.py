@@ -30,6 +30,17 @@ MISTRAL = (
     "{{ bos_token }}{% for one in messages %}{% if one.role == 'user' %}{{ '[INST] ' + one.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + one.content + eos_token }}{% endif %}{% endfor %}"
 )
+LLAMA3 = (
+    "{{ bos_token }}{% for one in messages %}{{ '<|start_header_id|>' + one.role + '<|end_header_id|>\n\n' }}"
+    "{{ one.content | trim }}{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for one in messages %}"
+    "{{ '<start_of_turn>' + ('model' if one.role == 'assistant' else one.role) + '\n' }}"
+    "{{ one.content | trim }}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 # As GLM-4's: nothing ends an answer but the mark of the user's next turn.
 GLM = (
     "{% for one in messages %}{{ ('<|im_start|>' if one.role == 'user' else '<start_of_turn>') + '\n' + one.content }}"

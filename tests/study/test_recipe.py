@@ -72,7 +72,7 @@ def test_screening_is_chosen_by_name():
 def test_unknown_recipe_and_unreadable_yaml(tmp_path):
     with pytest.raises(
         MechrefusalError,
-        match="unknown recipe 'nope': give a YAML file or one of demo, full, gemma-3-4b, llama-3.1-8b, measure",
+        match="unknown recipe 'nope': give a YAML file or one of demo, full, gemma-3-4b",
     ):
         recipe_path("nope")
     broken = tmp_path / "broken.yaml"
