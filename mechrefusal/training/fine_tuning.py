@@ -95,7 +95,6 @@ def train(
     trainer = _trainer(inputs, out, log, probes)
     if settings.tree is None and not trainer.tree and (reason := trainer.tree_trouble()):
         progress.console.print(f"{name}: rows are run by TRL's own loss, {reason}", soft_wrap=True)
-    probes.trainer = trainer
     if trainer.is_world_process_zero() and checkpoint is None:
         resuming.note_unfinished(out, fingerprint)
     # The bar is drawn on stderr, so only stdout is silenced from here on.
@@ -126,7 +125,8 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
         if inputs.guide is not None:
             require_guidable(inputs.guide, settings)
             freeze(model, inputs.guide.freeze)
-        anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, generation_config=config)
+        how: dict[str, Any] = {"generation_config": config, "max_shard_size": settings.max_shard_size}
+        anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, **how)
         callbacks = [log, anchors, probes, States(settings.anchors, settings.save_every)]
         try:
             trainer = inputs.arm.trainer(TrainerSetup(inputs, model, tokenizer, state, callbacks))
@@ -134,6 +134,7 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
             if settings.lora is None or isinstance(error, MechrefusalError):
                 raise
             raise MechrefusalError(f"lora cannot be set up: {' '.join(str(error).split())[:300]}") from error
+        anchors.trainer = probes.trainer = trainer
     if settings.tree is None:
         trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)

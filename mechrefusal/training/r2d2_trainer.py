@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mechrefusal.training.arms.r2d2 import R2D2Settings
 from mechrefusal.training.data import away_row, toward_row
 from mechrefusal.training.losses import Term, TokenLoss, away_term, cross_entropy
 from mechrefusal.training.pool import CasePool
+from mechrefusal.training.sharding import whole_weights
 from mechrefusal.training.trainer import ArmTrainer
 
 POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
@@ -120,11 +122,6 @@ class R2D2Trainer(ArmTrainer):
             )
         if self._wants_tree is None:
             self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
-        if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise MechrefusalError(
-                "R2D2Trainer cannot run GCG on weights that FSDP or DeepSpeed has sharded: use one process, or plain "
-                "data parallelism (accelerate launch --multi_gpu)"
-            )
 
     def own_terms(self) -> list[Term]:
         """utility + away_weight · away + toward_weight · toward."""
@@ -143,9 +140,10 @@ class R2D2Trainer(ArmTrainer):
         return any(term.needs_cases and term.weight for term in self.terms)
 
     def begin_step(self) -> None:
-        """Attack, then what every arm does."""
-        super().begin_step()
-        self.refresh()
+        """What every arm does, then attack; the weights are gathered once for both."""
+        with whole_weights(self) if self.attacks else nullcontext():
+            super().begin_step()
+            self.refresh()
 
     def refresh(self) -> None:
         """Begin an optimiser step: reset a share of the pool where it is due, draw cases and attack them anew."""

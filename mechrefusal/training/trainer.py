@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.tree import Branch
 from mechrefusal.forward.tree_attention import attending
-from mechrefusal.forward.tree_forward import TreeForward, shares
+from mechrefusal.forward.tree_forward import shares
 from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
 from mechrefusal.training.arm_training import ArmTraining
@@ -30,7 +28,6 @@ from mechrefusal.training.frozen_copy import FrozenCopy, frozen_copy
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
 from mechrefusal.training.term_passes import TermPasses, Values
 
-NOTHING = Branch((0,), (0,))
 MEASURED = "measured.safetensors"
 """File in a training checkpoint: what interventions have measured on the weights."""
 
@@ -128,8 +125,6 @@ class ArmTrainer(ArmTraining, SFTTrainer):
     def rows_trouble(self) -> str:
         """Why the loss must be TRL's own; empty where it need not be."""
         args = self.args
-        if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return "the weights are sharded"
         if args.loss_type != "nll" or args.label_smoothing_factor or self.compute_loss_func is not None:
             return "loss_type, label_smoothing_factor or compute_loss_func ask for another loss"
         if self.aux_loss_enabled or args.padding_free or getattr(args, "packing", False):
@@ -184,12 +179,12 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
             require_finite_loss(utility.name, total, step=self.state.global_step + 1)
             total = utility.weight * total
-        if not any(map(len, parts)):
-            if self.tree:  # nothing to learn here; other processes may wait for the gradients of this one
-                total = total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
+        if not self.tree and not (parts if self.passes.in_lockstep else any(map(len, parts))):
             return total
         step, part = self.state.global_step, self._part - 1  # `case_rows` has counted this one
-        for values in self.passes.run(parts, model, seed=self.args.seed, step=step, part=part):
+        found, held = self.passes.run(parts, model, seed=self.args.seed, step=step, part=part)
+        total = total + held
+        for values in found:
             terms = (values.rows.term, *values.rows.also)
             sums = sum(self._term(term, values) for term in terms)
             total = total + sums * values.rows.scale / values.rows.n_tokens
