@@ -8,6 +8,7 @@ So they are gathered once and put away again: `whole_weights`. While a step is m
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -22,8 +23,8 @@ from mechrefusal.errors import MechrefusalError
 _WHOLE: "WeakSet[nn.Module]" = WeakSet()
 """Models whose weights are gathered now."""
 
-FSDP_FOLDER = "pytorch_model_fsdp"
-"""How transformers and accelerate begin the name of sharded weights in a training checkpoint."""
+FSDP, ZERO = "pytorch_model_fsdp", "zero_to_fp32.py"
+"""What stands in a training checkpoint of FSDP (the name begins so), and in one of DeepSpeed."""
 
 
 def shard_on_cpu() -> None:
@@ -53,13 +54,19 @@ def zero_stage(accelerator: Any) -> int:
 
 
 def require_usable(trainer: Any) -> None:
-    """Raise a MechrefusalError for a way of sharding that no arm can be trained with, before anything is sharded."""
+    """Raise a MechrefusalError for a launch that no arm can be trained under, before anything is sharded."""
+    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "no"
+    if (launched := trainer.accelerator.mixed_precision) != precision:
+        raise MechrefusalError(
+            f"accelerate was launched with mixed_precision {launched}, and training bf16 is {trainer.args.bf16}: leave "
+            "mixed_precision out of the accelerate config, the recipe says it"
+        )
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         if plugin.fsdp_version != 2:
             raise MechrefusalError(
                 "the weights are to be sharded by FSDP 1, in which attacks cannot reach a layer's weights: set "
-                "fsdp_version: 2 in the accelerate config (mechrefusal accelerate-config fsdp2)"
+                "fsdp_version: 2 in the accelerate config, as `mechrefusal accelerate fsdp2` has it"
             )
         if plugin.cpu_ram_efficient_loading:
             raise MechrefusalError(
@@ -105,7 +112,7 @@ def whole_weights(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def _whole_fsdp2(model: Any) -> Iterator[None]:
-    units = [unit for unit in model.modules() if isinstance(unit, _fsdp_module())]
+    units: list[Any] = [unit for unit in model.modules() if isinstance(unit, _fsdp_module())]
     if not units:  # not sharded yet
         yield
         return
@@ -162,6 +169,19 @@ def gathered(trainer: Any) -> Mapping[str, Tensor] | None:
         if name in weights:
             weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
+
+
+def require_same_setting(trainer: Any, checkpoint: Path) -> None:
+    """Raise a MechrefusalError for a training checkpoint whose weights another launch has shared out otherwise."""
+    names = [path.name for path in checkpoint.iterdir()]
+    was = "fsdp" if any(n.startswith(FSDP) for n in names) else "deepspeed" if ZERO in names else "none"
+    now = "fsdp" if trainer.is_fsdp_enabled else "deepspeed" if trainer.is_deepspeed_enabled else "none"
+    if was != now:
+        said = {"fsdp": "under FSDP", "deepspeed": "under DeepSpeed", "none": "with whole weights in each process"}
+        raise MechrefusalError(
+            f"'{checkpoint}' is of a training {said[was]}, and this launch trains {said[now]}: go on as it was begun, "
+            "or delete the folder"
+        )
 
 
 def own_part(tensor: Tensor) -> Tensor:

@@ -155,8 +155,8 @@ class TermPasses:
         frozen = self._of_frozen(rows)  # before the pass whose graph is kept: adapters are turned off and on again
         forward = TreeForward(self._trainer.model, call=call)
         if not rows:
-            output = forward.run([NOTHING])
-        elif under is None:
+            return [], forward.run([NOTHING]).logits
+        if under is None:
             output = forward.run(branches, reads=reads)
         else:
             n_prompt = [branch.keep[0] + 1 for each in rows for branch in each.branches]

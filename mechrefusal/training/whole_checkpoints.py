@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from mechrefusal.files import whole_folder
 from mechrefusal.training.finite import require_finite_weights
+from mechrefusal.training.sharding import require_same_setting
 
 
 class WholeCheckpoints(Trainer):
@@ -57,6 +58,11 @@ class WholeCheckpoints(Trainer):
         if main:
             self._rotate(Path(kept), final)
         self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Transformers' part, of a checkpoint that this launch can read."""
+        require_same_setting(self, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _rotate(self, folder: Path, newest: Path) -> None:
         kept = {newest, Path(self.state.best_model_checkpoint or newest)}

@@ -2,9 +2,9 @@
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import killed
@@ -12,26 +12,50 @@ import killed
 from mechrefusal import training
 
 
-def settings(accumulation: int) -> training.TrainingSettings:
+@dataclass(frozen=True)
+class Wanted:
+    """An arm to train: its micro-batches of a step; with adapters; killed before the backward pass of this step."""
+
+    arm: str
+    accumulation: int = 1
+    lora: bool = False
+    killed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm}-{self.accumulation}{'-lora' * self.lora}{'-killed' * bool(self.killed)}"
+
+
+def settings(accumulation: int, *, lora: bool = False) -> training.TrainingSettings:
     """Those of `killed.py`, with small steps: Adam blows rounding up."""
     return replace(
-        killed.SETTINGS,
+        killed.settings(lora=False),
         gradient_accumulation=accumulation,
         steps=3,
         anchors=(0, 1, 3),
         learning_rate=1e-4,
         harmful_per_step=4,
+        lora=training.LoraSettings(rank=2) if lora else None,
+        max_shard_size="100KB",
     )
 
 
-def train(rank: int, port: int, model: Path, out: Path, wanted: Sequence[tuple[str, int]]) -> None:
-    """Train arms, by name and micro-batches of a step, as process `rank` of two; what it says is in `out`."""
+def train(rank: int, port: int, model: Path, out: Path, wanted: Sequence[Wanted], launched: Mapping[str, str]) -> None:
+    """Train arms as process `rank` of two; what it says is in `out`.
+
+    Args:
+        launched: what `accelerate launch` says in the environment beside `torchrun`.
+    """
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    with (out / f"said-{rank}.txt").open("w") as said, redirect_stderr(said), redirect_stdout(said):
+    os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"} | dict(launched)
+    with (out / f"said-{rank}.txt").open("a") as said, redirect_stderr(said), redirect_stdout(said):
         try:
-            for arm, accumulation in wanted:
-                killed.train(arm, model, out=out / f"{arm}-{accumulation}", settings=settings(accumulation))
+            for each in wanted:
+                if each.killed:
+                    killed.kill_at("backward", each.killed, each.arm)
+                how = settings(each.accumulation, lora=each.lora)
+                killed.train(each.arm, model, out=out / each.name, settings=how)
         except BaseException:
             traceback.print_exc(file=said)
             raise
