@@ -19,6 +19,7 @@ from mechrefusal.models.frozen import frozen
 from mechrefusal.training import data, rewards
 from mechrefusal.training.arms.rlhf import RLHFSettings
 from mechrefusal.training.own_loss import OwnLoss
+from mechrefusal.training.sharding import whole_weights
 from mechrefusal.training.trainer_config import share
 from mechrefusal.training.trainer_setup import TrainerSetup
 
@@ -55,8 +56,8 @@ class RLHFTrainer(OwnLoss, GRPOTrainer):
         return [list(ids) for ids in prompts.prompt_ids(self.processing_class, texts)], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, without dropout."""
-        with frozen(self.model):
+        """TRL's, without dropout; each process samples for itself."""
+        with whole_weights(self), frozen(self.model):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(
