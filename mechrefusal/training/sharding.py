@@ -56,7 +56,8 @@ def zero_stage(accelerator: Any) -> int:
 def require_usable(trainer: Any) -> None:
     """Raise a MechrefusalError for a launch that no arm can be trained under, before anything is sharded."""
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "no"
-    if (launched := trainer.accelerator.mixed_precision) != precision:
+    # DeepSpeed is told by the trainer, and accelerate then says "no".
+    if (launched := trainer.accelerator.mixed_precision) != precision and not trainer.is_deepspeed_enabled:
         raise MechrefusalError(
             f"accelerate was launched with mixed_precision {launched}, and training bf16 is {trainer.args.bf16}: leave "
             "mixed_precision out of the accelerate config, the recipe says it"
@@ -116,10 +117,10 @@ def _whole_fsdp2(model: Any) -> Iterator[None]:
     if not units:  # not sharded yet
         yield
         return
+    # The first unit that runs becomes the root, and inside a module may be called by itself.
+    model._get_fsdp_state()._lazy_init()
     frees = {unit: _frees_after_forward(unit) for unit in units}
     try:
-        # The first unit that runs becomes the root, and inside a module may be called by itself.
-        model._get_fsdp_state()._lazy_init()
         model.set_reshard_after_forward(False)
         model.set_reshard_after_backward(False)
         for unit in units:

@@ -78,6 +78,8 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         self._micro_batch = 0
         self._require_usable_terms()
         self.passes = TermPasses(self, frozen)
+        if self.passes.in_lockstep:
+            shares(self.model)  # which is tried out on the model, while its weights are whole
         self.model.register_forward_hook(self._count_utility)
 
     def own_terms(self) -> list[Term]:

@@ -121,7 +121,7 @@ def test_two_processes_equal_one(tiny, in_two, in_one, how, wanted):
 def test_two_killed_processes_go_on_to_the_same_weights(tiny, in_two, how):
     out = in_two(how)
     assert (out / KILLED.name / "unfinished" / "checkpoint-1").is_dir()
-    resumed = Wanted(f"{KILLED.arm}")
+    resumed = Wanted(KILLED.arm)
     (out / "resumed").mkdir()
     (out / KILLED.name).rename(out / "resumed" / resumed.name)
     assert launched(tiny, out / "resumed", how, [resumed]) == [0, 0], (out / "resumed/said-0.txt").read_text()[-3000:]
@@ -129,7 +129,9 @@ def test_two_killed_processes_go_on_to_the_same_weights(tiny, in_two, how):
         found, expected = (weights(folder / resumed.name, step) for folder in (out / "resumed", out))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     pools = [training.CasePool.load(f / resumed.name / "pool.parquet", source=None) for f in (out / "resumed", out)]
-    assert pools[0].cases == pools[1].cases
+    assert [case.suffix_ids for case in pools[0].cases] == [case.suffix_ids for case in pools[1].cases]
+    assert [case.history for case in pools[0].cases] == [case.history for case in pools[1].cases]
+    assert torch.equal(*(pool.generator.get_state() for pool in pools))
 
 
 def test_sharded_anchors_are_ordinary_checkpoints(tiny, in_two):
