@@ -27,6 +27,7 @@ from mechrefusal.training.guides import freeze, require_guidable
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.sharding import require_same_setting
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
@@ -95,7 +96,9 @@ def train(
     trainer = _trainer(inputs, out, log, probes)
     if settings.tree is None and not trainer.tree and (reason := trainer.tree_trouble()):
         progress.console.print(f"{name}: rows are run by TRL's own loss, {reason}", soft_wrap=True)
-    if trainer.is_world_process_zero() and checkpoint is None:
+    if checkpoint is not None:
+        require_same_setting(trainer, Path(checkpoint))
+    elif trainer.is_world_process_zero():
         resuming.note_unfinished(out, fingerprint)
     # The bar is drawn on stderr, so only stdout is silenced from here on.
     with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 from accelerate.utils import gather_object
-from torch import nn
 from transformers import TrainingArguments
 from trl import SFTConfig
 
@@ -210,10 +209,9 @@ class R2D2Trainer(ArmTrainer):
         with whole_file(folder / REFRESHES) as draft:
             pd.DataFrame(self.refreshes).to_parquet(draft, index=False)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Transformers' part, then the pool."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+    def load_state(self, folder: Path) -> None:
+        """The pool, and the record of its refreshes."""
+        super().load_state(folder)
         saved = CasePool.load(folder / POOL, source=None)
         if [case.id for case in saved.cases] != [case.id for case in self.pool.cases]:
             raise MechrefusalError(

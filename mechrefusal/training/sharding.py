@@ -163,7 +163,7 @@ def gathered(trainer: Any) -> Mapping[str, Tensor] | None:
     """
     if not is_sharded(trainer):
         return None
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     # What is tied is gathered twice, and would be written twice.
     first: dict[int, str] = {}
     for name, weight in trainer.model.named_parameters(remove_duplicate=False):

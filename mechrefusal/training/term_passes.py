@@ -20,7 +20,7 @@ from mechrefusal.training.frozen_copy import FrozenCopy
 from mechrefusal.training.losses import Hidden, Term
 from mechrefusal.training.measured import Measured, State
 from mechrefusal.training.rows import Rows
-from mechrefusal.training.sharding import is_sharded, whole_weights
+from mechrefusal.training.sharding import is_sharded, whole_weights, zero_stage
 from mechrefusal.training.under import Under
 
 SEPARATOR = "/"
@@ -53,7 +53,7 @@ class TermPasses:
 
     Raises:
         MechrefusalError: a term that reads activations or runs under an intervention where it cannot: layers that the
-            model lacks, gradient checkpointing, two interventions of one name.
+            model lacks, gradient checkpointing, DeepSpeed ZeRO-3, two interventions of one name.
     """
 
     def __init__(self, trainer: Any, frozen: FrozenCopy | None) -> None:
@@ -70,6 +70,11 @@ class TermPasses:
             raise MechrefusalError(
                 f"loss term '{name}' reads or changes activations, which gradient_checkpointing would compute again "
                 "without: turn one of them off"
+            )
+        if zero_stage(trainer.accelerator) == 3:
+            raise MechrefusalError(
+                f"loss term '{name}' reads or changes activations, which has been tried on weights that FSDP2 shares out, "
+                "and not on DeepSpeed ZeRO-3's: launch with the config of `mechrefusal accelerate fsdp2`"
             )
         n_layers = HuggingFaceModel.of(trainer.model).cfg.n_layers
         for term in terms:

@@ -277,12 +277,13 @@ class ArmTrainer(ArmTraining, SFTTrainer):
 
     def save_state(self, folder: Path) -> None:
         """What interventions have measured."""
+        super().save_state(folder)
         self.passes.save(folder / MEASURED)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Transformers' part, then what interventions had measured."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.passes.load(Path(resume_from_checkpoint) / MEASURED)
+    def load_state(self, folder: Path) -> None:
+        """What interventions had measured."""
+        super().load_state(folder)
+        self.passes.load(folder / MEASURED)
 
     def _logged_terms(self) -> list[str]:
         """The same on every process, whatever rows it had."""

@@ -14,7 +14,6 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from mechrefusal.files import whole_folder
 from mechrefusal.training.finite import require_finite_weights
-from mechrefusal.training.sharding import require_same_setting
 
 
 class WholeCheckpoints(Trainer):
@@ -25,6 +24,9 @@ class WholeCheckpoints(Trainer):
 
     def save_state(self, folder: Path) -> None:
         """Add what this trainer needs to the checkpoint in `folder`, before it is whole. One process calls it."""
+
+    def load_state(self, folder: Path) -> None:
+        """Take up what `save_state` left in `folder`. Every process calls it, before its first step."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Transformers' checkpoint; older ones go when it is there."""
@@ -59,10 +61,10 @@ class WholeCheckpoints(Trainer):
             self._rotate(Path(kept), final)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Transformers' part, of a checkpoint that this launch can read."""
-        require_same_setting(self, Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        """Transformers' part, which is last of what goes on in every launch, then this trainer's own."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.load_state(Path(checkpoint))
 
     def _rotate(self, folder: Path, newest: Path) -> None:
         kept = {newest, Path(self.state.best_model_checkpoint or newest)}

@@ -38,7 +38,14 @@ OTHERS = [
 ]
 WANTED = {
     "ddp": [R2D2, Wanted("r2d2", accumulation=2), SFT, *OTHERS],
-    "fsdp2": [R2D2, Wanted("r2d2", accumulation=2), Wanted("sft", lora=True), *OTHERS],
+    "fsdp2": [
+        R2D2,
+        Wanted("r2d2", accumulation=2),
+        SFT,
+        Wanted("sft", lora=True),
+        Wanted("circuit_breakers", lora=True),  # reads the model as it was, which is the sharded one without adapters
+        *OTHERS,
+    ],
 }
 KILLED = Wanted("r2d2", killed=3)
 
