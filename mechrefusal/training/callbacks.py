@@ -17,7 +17,7 @@ from mechrefusal.models.frozen import frozen
 from mechrefusal.training.anchors import MAX_SHARD, anchor_folder, require_anchors, save_anchor
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_weights
-from mechrefusal.training.sharding import gathered, whole_weights
+from mechrefusal.training.sharding import gathered, loading_whole, whole_weights
 from mechrefusal.training.trainer import REFUSAL
 
 
@@ -122,7 +122,8 @@ class Anchors(TrainerCallback):
             return
         weights = self._weights()
         if state.is_world_process_zero:
-            require_anchors(kwargs["model"], self.tokenizer, self.out, n_anchors=left, weights=weights, **self._how)
+            with loading_whole():
+                require_anchors(kwargs["model"], self.tokenizer, self.out, n_anchors=left, weights=weights, **self._how)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.integrations import deepspeed as transformers_deepspeed
 
 from mechrefusal.errors import MechrefusalError
 
@@ -170,6 +171,17 @@ def gathered(trainer: Any) -> Mapping[str, Tensor] | None:
         if name in weights:
             weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
+
+
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Models are loaded whole while open: transformers would share them out as DeepSpeed does the one that trains."""
+    told = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    try:
+        transformers_deepspeed.unset_hf_deepspeed_config()
+        yield
+    finally:
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = told
 
 
 def require_same_setting(trainer: Any, checkpoint: Path) -> None:

@@ -73,8 +73,8 @@ class TermPasses:
             )
         if zero_stage(trainer.accelerator) == 3:
             raise MechrefusalError(
-                f"loss term '{name}' reads or changes activations, which has been tried on weights that FSDP2 shares out, "
-                "and not on DeepSpeed ZeRO-3's: launch with the config of `mechrefusal accelerate fsdp2`"
+                f"loss term '{name}' reads or changes activations of weights that DeepSpeed ZeRO-3 has shared out: "
+                "launch with the config of `mechrefusal accelerate fsdp2`, or train data parallel"
             )
         n_layers = HuggingFaceModel.of(trainer.model).cfg.n_layers
         for term in terms:

@@ -89,7 +89,7 @@ def test_a_config_that_is_not_there_is_named():
 
 
 def test_what_is_worked_around_upstream_is_still_as_it_was():
-    """Fails where accelerate shards on CPUs itself, so that `shard_on_cpu` can go, and where torch renames its parts."""
+    """Fails where accelerate shards on CPUs itself, so that `shard_on_cpu` can go; where torch renames its parts."""
     source = inspect.getsource(AcceleratorState.__init__)
     branch = source[source.index("elif self.distributed_type in [") : source.index("]:", source.index("elif self.dis"))]
     assert "DistributedType.MULTI_XPU" in branch
