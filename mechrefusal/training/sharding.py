@@ -43,6 +43,14 @@ def _fsdp_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def loading_device() -> str | None:
+    """Where a model is loaded to that several processes train: the host, from which each takes what it holds.
+
+    None in a single process, where it is loaded to where it is trained. Processes have no device of their own yet.
+    """
+    return "cpu" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+
+
 def is_sharded(trainer: Any) -> bool:
     """Whether no process has all weights while a step is made."""
     return bool(trainer.is_fsdp_enabled) or zero_stage(trainer.accelerator) == 3

@@ -66,7 +66,8 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         reads_frozen = any(isinstance(term, Term) and term.reads_frozen for term in changed)
         copied = frozen_copy(kwargs["model"]) if reads_frozen and not kwargs.get("peft_config") else None
         super().__init__(*args, **kwargs)
-        frozen = FrozenCopy(copied if copied is not None else self.model) if reads_frozen else None
+        copied = copied.to(self.accelerator.device) if copied is not None else self.model
+        frozen = FrozenCopy(copied) if reads_frozen else None
         without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
         self.draw_cases = draw
         own = with_changes(self.own_terms(), {term.name: term for term in terms})

@@ -83,6 +83,29 @@ def test_accelerate_reads_the_configs(name, n, monkeypatch):
         assert said["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
 
 
+def test_models_are_loaded_whole_whatever_deepspeed_was_told():
+    from transformers.integrations import deepspeed
+
+    class Told:
+        config = ("stage 3",)
+
+    told = Told()
+    deepspeed.set_hf_deepspeed_config(told)
+    try:
+        with sharding.loading_whole():
+            assert deepspeed.deepspeed_config() is None
+        assert deepspeed._hf_deepspeed_config_weak_ref() is told
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+
+
+def test_several_processes_load_to_the_host(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert sharding.loading_device() is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharding.loading_device() == "cpu"
+
+
 def test_a_config_that_is_not_there_is_named():
     with pytest.raises(MechrefusalError, match="no accelerate config 'fsdp': did you mean 'fsdp2'"):
         accelerate_config("fsdp")
