@@ -84,8 +84,9 @@ class R2D2Trainer(ArmTrainer):
     """SFTTrainer that also trains away from attacked targets and toward refusals, on cases attacked as it goes.
 
     At the start of each optimiser step the trainer draws cases of `pool` and updates each with GCG against the weights
-    of that moment; the processes share them out and exchange the results. With both weights 0, and no other term over
-    cases, it is SFTTrainer: nothing is drawn, and the losses are the same to the last bit.
+    of that moment; the processes share them out and exchange the results. Sharded weights are gathered for it. With
+    both weights 0, and no other term over cases, it is SFTTrainer: nothing is drawn, and the losses are the same to the
+    last bit.
 
     Its checkpoints hold the pool, so that a training that goes on from one ends as one that never stopped.
 
