@@ -11,20 +11,29 @@ import killed
 
 from mechrefusal import training
 
+GUIDE = training.GuideSettings(hold_weight=1.0, shift_weight=1.0, redundant_weight=1.0, every=2, n_prompts=3)
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """An arm to train: its micro-batches of a step; with adapters; killed before the backward pass of this step."""
+    """An arm to train: its micro-batches of a step; with adapters; guided; killed in the backward pass of this step."""
 
     arm: str
     accumulation: int = 1
     lora: bool = False
+    guided: bool = False
     killed: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.arm}-{self.accumulation}{'-lora' * self.lora}{'-killed' * bool(self.killed)}"
+        marks = {"lora": self.lora, "guided": self.guided, "killed": self.killed}
+        return "-".join([self.arm, str(self.accumulation), *(mark for mark, is_so in marks.items() if is_so)])
+
+    def train(self, model: Path, out: Path, *, parts: int = 1):
+        """Train it, in `parts` times as many micro-batches."""
+        how = settings(self.accumulation * parts, lora=self.lora)
+        return killed.train(self.arm, model, out=out / self.name, settings=how, guide=GUIDE if self.guided else None)
 
 
 def settings(accumulation: int, *, lora: bool = False) -> training.TrainingSettings:
@@ -56,8 +65,7 @@ def train(rank: int, port: int, model: Path, out: Path, wanted: Sequence[Wanted]
             for each in wanted:
                 if each.killed:
                     killed.kill_at("backward", each.killed, each.arm)
-                how = settings(each.accumulation, lora=each.lora)
-                killed.train(each.arm, model, out=out / each.name, settings=how)
+                each.train(model, out)
         except BaseException:
             traceback.print_exc(file=said)
             raise

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import distributed
 import forked
-import killed
 import pandas as pd
 import pytest
 import torch
@@ -51,6 +50,7 @@ WANTED = {
         Wanted("r2d2", accumulation=2),
         SFT,
         Wanted("sft", lora=True),
+        Wanted("sft", guided=True),
         Wanted("circuit_breakers", lora=True),  # reads the model as it was, which is the sharded one without adapters
         *OTHERS,
     ],
@@ -96,9 +96,8 @@ def in_one(tiny, tmp_path_factory):
 
     def of(wanted: Wanted) -> tuple[Path, pd.DataFrame]:
         # KTO estimates its point of reference over the rows that all processes run at the same time.
-        parts = wanted.accumulation * (1 if wanted.arm == "kto" else 2)
-        settings = distributed.settings(parts, lora=wanted.lora)
-        return out / wanted.name, killed.train(wanted.arm, tiny, out=out / wanted.name, settings=settings)
+        log = wanted.train(tiny, out, parts=1 if wanted.arm == "kto" else 2)
+        return out / wanted.name, log
 
     return of
 
