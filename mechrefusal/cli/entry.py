@@ -21,8 +21,8 @@ DESCRIPTION = "Locate a chat model's refusal by layer and head, and follow it th
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        single_models.FETCH, studies.TRAIN, single_models.ATTACK, studies.MEASURE, single_models.ABLATE,
-        single_models.EVALUATE, results.LABELS, results.POWER, studies.REPORT, studies.RUN,
+        single_models.FETCH, studies.TRAIN, studies.ACCELERATE, single_models.ATTACK, studies.MEASURE,
+        single_models.ABLATE, single_models.EVALUATE, results.LABELS, results.POWER, studies.REPORT, studies.RUN,
     )
 }  # fmt: skip
 

@@ -31,6 +31,13 @@ def train(options: Any) -> None:
             print(f"{checkpoint.id}  {checkpoint.weights}  {checkpoint.path}")
 
 
+def accelerate(options: Any) -> None:
+    """Print where the config of accelerate for a way of training on several GPUs lies."""
+    from mechrefusal.training.launches import accelerate_config
+
+    print(accelerate_config(options.launch))
+
+
 def measure(options: Any) -> None:
     """Measure every checkpoint of a run, or models as a run of their own, and print the summary."""
     from mechrefusal import report as pages
@@ -133,6 +140,11 @@ def _add_out_or_recipe(parser: Parser, words: Sequence[str]) -> None:
 
 
 TRAIN = Command(train, "train the arms of a recipe and keep their anchors", add_late=add_recipe)
+ACCELERATE = Command(
+    accelerate,
+    "print the path of a config for `accelerate launch --config_file`: training on several GPUs",
+    (option("launch", str, "ddp: every GPU has the whole model; fsdp2, zero3: GPUs share it out"),),
+)
 MEASURE = Command(
     measure,
     "measure every checkpoint of a run; or any models, as a run of their own with its report",

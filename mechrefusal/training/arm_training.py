@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from mechrefusal.attacks import AttackCase
 from mechrefusal.training.clock import Clock, StepTimes, peak_mib
 from mechrefusal.training.finite import FiniteGradients
+from mechrefusal.training.sharding import require_usable, shard_on_cpu
 from mechrefusal.training.term_means import TermMeans
 from mechrefusal.training.whole_checkpoints import WholeCheckpoints
 
@@ -21,10 +22,16 @@ class ArmTraining(WholeCheckpoints):
     def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **kwargs: Any) -> None:
         own = [_StepBegin(self), StepTimes(self), FiniteGradients()]
         super().__init__(*args, callbacks=[*(callbacks or []), *own], **kwargs)
+        require_usable(self)
         self.clock = Clock(self.accelerator.device)
         self.term_means = TermMeans()
         self.refreshes: list[dict[str, Any]] = []
         self._logged_at = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Transformers' own, on a CPU too."""
+        shard_on_cpu()
+        super().create_accelerator_and_postprocess()
 
     def begin_step(self) -> None:
         """What an arm does at the start of each optimiser step, before its first micro-batch."""

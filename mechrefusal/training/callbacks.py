@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from mechrefusal import progress, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
-from mechrefusal.training.anchors import anchor_folder, require_anchors, save_anchor
+from mechrefusal.training.anchors import MAX_SHARD, anchor_folder, require_anchors, save_anchor
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_weights
+from mechrefusal.training.sharding import gathered, loading_whole, whole_weights
 from mechrefusal.training.trainer import REFUSAL
 
 
@@ -96,6 +98,7 @@ class Anchors(TrainerCallback):
     """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written).
 
     `start`: steps that the base has behind it; folders are named by the sum. `generation_config`: the base's file.
+    `trainer` is set before it trains.
     """
 
     def __init__(
@@ -106,28 +109,35 @@ class Anchors(TrainerCallback):
         start: int = 0,
         *,
         generation_config: Path | None = None,
+        max_shard_size: str = MAX_SHARD,
     ) -> None:
         self.out, self.steps, self.tokenizer, self.start = Path(out), frozenset(steps), tokenizer, start
-        self.generation_config = generation_config
+        self._how: dict[str, Any] = {"generation_config": generation_config, "max_shard_size": max_shard_size}
+        self.trainer: ArmTraining | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Find out, before any step, whether an anchor can be kept."""
         left = sum(step > state.global_step for step in self.steps)
-        if left and state.is_world_process_zero:
-            require_anchors(
-                kwargs["model"],
-                self.tokenizer,
-                self.out,
-                n_anchors=left,
-                generation_config=self.generation_config,
-            )
+        if not left:
+            return
+        weights = self._weights()
+        if state.is_world_process_zero:
+            with loading_whole():
+                require_anchors(kwargs["model"], self.tokenizer, self.out, n_anchors=left, weights=weights, **self._how)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Save where the step that just ended is an anchor. One process writes."""
-        if state.global_step in self.steps and state.is_world_process_zero:
-            require_finite_weights(kwargs["model"], state.global_step)
+        if state.global_step not in self.steps:
+            return
+        require_finite_weights(kwargs["model"], state.global_step)
+        weights = self._weights()
+        if state.is_world_process_zero:
             folder = anchor_folder(self.out, self.start + state.global_step)
-            save_anchor(kwargs["model"], self.tokenizer, folder, generation_config=self.generation_config)
+            save_anchor(kwargs["model"], self.tokenizer, folder, weights=weights, **self._how)
+
+    def _weights(self) -> Mapping[str, Tensor] | None:
+        """Weights that processes share out, for the one that writes."""
+        return None if self.trainer is None else gathered(self.trainer)
 
 
 class States(TrainerCallback):
@@ -162,11 +172,14 @@ class Probes(TrainerCallback):
             self._look(state)
 
     def _look(self, state: TrainerState) -> None:
-        if self.probe is None or self.trainer is None or not state.is_world_process_zero:
+        if self.probe is None or self.trainer is None:
             return
         model, step = self.trainer.model, self.start + state.global_step
-        with frozen(model):
-            rows = self.probe(model, self.trainer.processing_class, self.trainer.cases, step=step)
+        with whole_weights(self.trainer):
+            if not state.is_world_process_zero:
+                return
+            with frozen(model):
+                rows = self.probe(model, self.trainer.processing_class, self.trainer.cases, step=step)
         table = pd.DataFrame([{"arm": self.arm, "step": step, **row} for row in rows])
         path = self.folder / "probes.parquet"
         if path.is_file() and state.global_step:

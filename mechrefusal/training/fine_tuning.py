@@ -27,6 +27,7 @@ from mechrefusal.training.guides import freeze, require_guidable
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.settings import TrainingSettings
+from mechrefusal.training.sharding import loading_device, loading_whole, require_same_setting
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
@@ -95,8 +96,9 @@ def train(
     trainer = _trainer(inputs, out, log, probes)
     if settings.tree is None and not trainer.tree and (reason := trainer.tree_trouble()):
         progress.console.print(f"{name}: rows are run by TRL's own loss, {reason}", soft_wrap=True)
-    probes.trainer = trainer
-    if trainer.is_world_process_zero() and checkpoint is None:
+    if checkpoint is not None:
+        require_same_setting(trainer, Path(checkpoint))
+    elif trainer.is_world_process_zero():
         resuming.note_unfinished(out, fingerprint)
     # The bar is drawn on stderr, so only stdout is silenced from here on.
     with progress.bar(f"train {name}", settings.steps) as bar, quiet(stderr=False):
@@ -122,11 +124,13 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
     base, settings, state = inputs.base, inputs.settings, out / resuming.STATE
     config = next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
     with resuming.empty_folder_removed(state), quiet():
-        model, tokenizer = load_causal_lm(base)
+        with loading_whole():
+            model, tokenizer = load_causal_lm(base, device=loading_device())
         if inputs.guide is not None:
             require_guidable(inputs.guide, settings)
             freeze(model, inputs.guide.freeze)
-        anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, generation_config=config)
+        how: dict[str, Any] = {"generation_config": config, "max_shard_size": settings.max_shard_size}
+        anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, **how)
         callbacks = [log, anchors, probes, States(settings.anchors, settings.save_every)]
         try:
             trainer = inputs.arm.trainer(TrainerSetup(inputs, model, tokenizer, state, callbacks))
@@ -134,6 +138,7 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
             if settings.lora is None or isinstance(error, MechrefusalError):
                 raise
             raise MechrefusalError(f"lora cannot be set up: {' '.join(str(error).split())[:300]}") from error
+        anchors.trainer = probes.trainer = trainer
     if settings.tree is None:
         trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.training.sharding import own_part
 
 REMEDY = "the training diverged; lower learning_rate, or train in float32"
 
@@ -19,7 +20,10 @@ def require_finite_loss(name: str, loss: Tensor, *, step: int) -> None:
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:
-    """Raise a MechrefusalError for weights that are not finite: they are not to take the place of good ones on disk."""
+    """Raise a MechrefusalError for weights that are not finite: they are not to take the place of good ones on disk.
+
+    Of sharded weights each process looks at its own part: one that raises ends all of them.
+    """
     if not _are_finite([weight.detach() for weight in model.parameters()]):
         raise MechrefusalError(f"the weights are not finite after step {step}: {REMEDY}")
 
@@ -37,4 +41,5 @@ class FiniteGradients(TrainerCallback):
 
 
 def _are_finite(tensors: list[Tensor]) -> bool:
-    return bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors))).all())
+    own = [part for tensor in tensors if (part := own_part(tensor)).numel()]
+    return not own or bool(torch.isfinite(torch.stack(torch._foreach_norm(own))).all())

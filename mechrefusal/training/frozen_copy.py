@@ -24,10 +24,15 @@ class FrozenCopy:
     def __init__(self, model: Any) -> None:
         self._model = model
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is the model under training, without its adapters."""
+        return isinstance(self._model, PeftModel)
+
     @contextmanager
     def opened(self) -> Iterator[Any]:
         """The model as it was, while open."""
-        if isinstance(self._model, PeftModel):
+        if self.is_trained:
             with self._model.disable_adapter(), frozen(self._model):
                 yield self._model
         else:

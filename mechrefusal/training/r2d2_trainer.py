@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 from accelerate.utils import gather_object
-from torch import nn
 from transformers import TrainingArguments
 from trl import SFTConfig
 
@@ -20,6 +20,7 @@ from mechrefusal.training.arms.r2d2 import R2D2Settings
 from mechrefusal.training.data import away_row, toward_row
 from mechrefusal.training.losses import Term, TokenLoss, away_term, cross_entropy
 from mechrefusal.training.pool import CasePool
+from mechrefusal.training.sharding import whole_weights
 from mechrefusal.training.trainer import ArmTrainer
 
 POOL, REFRESHES = "pool.parquet", "refreshes.parquet"
@@ -83,8 +84,9 @@ class R2D2Trainer(ArmTrainer):
     """SFTTrainer that also trains away from attacked targets and toward refusals, on cases attacked as it goes.
 
     At the start of each optimiser step the trainer draws cases of `pool` and updates each with GCG against the weights
-    of that moment; the processes share them out and exchange the results. With both weights 0, and no other term over
-    cases, it is SFTTrainer: nothing is drawn, and the losses are the same to the last bit.
+    of that moment; the processes share them out and exchange the results. Sharded weights are gathered for it. With
+    both weights 0, and no other term over cases, it is SFTTrainer: nothing is drawn, and the losses are the same to the
+    last bit.
 
     Its checkpoints hold the pool, so that a training that goes on from one ends as one that never stopped.
 
@@ -120,11 +122,6 @@ class R2D2Trainer(ArmTrainer):
             )
         if self._wants_tree is None:
             self._wants_tree = self.args.tree if self.args.tree is not None or self.attacks else False
-        if self.attacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise MechrefusalError(
-                "R2D2Trainer cannot run GCG on weights that FSDP or DeepSpeed has sharded: use one process, or plain "
-                "data parallelism (accelerate launch --multi_gpu)"
-            )
 
     def own_terms(self) -> list[Term]:
         """utility + away_weight · away + toward_weight · toward."""
@@ -143,9 +140,10 @@ class R2D2Trainer(ArmTrainer):
         return any(term.needs_cases and term.weight for term in self.terms)
 
     def begin_step(self) -> None:
-        """Attack, then what every arm does."""
-        super().begin_step()
-        self.refresh()
+        """What every arm does, then attack; the weights are gathered once for both."""
+        with whole_weights(self) if self.attacks else nullcontext():
+            super().begin_step()
+            self.refresh()
 
     def refresh(self) -> None:
         """Begin an optimiser step: reset a share of the pool where it is due, draw cases and attack them anew."""
@@ -212,10 +210,9 @@ class R2D2Trainer(ArmTrainer):
         with whole_file(folder / REFRESHES) as draft:
             pd.DataFrame(self.refreshes).to_parquet(draft, index=False)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Transformers' part, then the pool."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+    def load_state(self, folder: Path) -> None:
+        """The pool, and the record of its refreshes."""
+        super().load_state(folder)
         saved = CasePool.load(folder / POOL, source=None)
         if [case.id for case in saved.cases] != [case.id for case in self.pool.cases]:
             raise MechrefusalError(

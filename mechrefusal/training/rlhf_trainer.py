@@ -19,6 +19,7 @@ from mechrefusal.models.frozen import frozen
 from mechrefusal.training import data, rewards
 from mechrefusal.training.arms.rlhf import RLHFSettings
 from mechrefusal.training.own_loss import OwnLoss
+from mechrefusal.training.sharding import whole_weights, zero_stage
 from mechrefusal.training.trainer_config import share
 from mechrefusal.training.trainer_setup import TrainerSetup
 
@@ -35,6 +36,11 @@ class RLHFTrainer(OwnLoss, GRPOTrainer):
 
     def __init__(self, *args: Any, beta: float = 0.0, reference: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if zero_stage(self.accelerator) == 3:
+            raise MechrefusalError(
+                "arm 'rlhf' would sample from weights that DeepSpeed ZeRO-3 has shared out: launch with the config of "
+                "`mechrefusal accelerate fsdp2`, or train data parallel"
+            )
         # TRL would read the reference from the folder that the model's config names.
         self.beta = self.args.beta = beta
         if reference is not None:
@@ -55,8 +61,8 @@ class RLHFTrainer(OwnLoss, GRPOTrainer):
         return [list(ids) for ids in prompts.prompt_ids(self.processing_class, texts)], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, without dropout."""
-        with frozen(self.model):
+        """TRL's, without dropout; each process samples for itself."""
+        with whole_weights(self), frozen(self.model):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(

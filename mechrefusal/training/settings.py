@@ -1,5 +1,6 @@
 """What a training run is told: plain values, checked when they are made."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from mechrefusal.errors import MechrefusalError
 WARM_UP = "warm-up"
 """What tables and folders call the steps that all arms share."""
 SCHEDULES = ("cosine", "linear", "constant")
+SIZE = re.compile(r"[1-9]\d*(GB|MB|KB|GiB|MiB|KiB)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class TrainingSettings:
     behaviours, whose end is an anchor of its own, from which every arm goes on with a new optimiser and its own
     schedule of `learning_rate`. `warm_up_learning_rate`, `warm_up_utility_per_step` and `warm_up_harmful_per_step` are
     those of the warm-up; null: as in the arms.
+
+    Weights of an anchor that take more than `max_shard_size` are written to several safetensors files.
     """
 
     steps: int = 500
@@ -77,6 +81,7 @@ class TrainingSettings:
     warm_up_utility_per_step: int | None = None
     warm_up_harmful_per_step: int | None = None
     lora: LoraSettings | None = None
+    max_shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -105,6 +110,10 @@ class TrainingSettings:
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise MechrefusalError(f"training {name} is {value}: give at least {least}")
         self._check_warm_up()
+        if not SIZE.fullmatch(self.max_shard_size):
+            raise MechrefusalError(
+                f"training max_shard_size is '{self.max_shard_size}': give a number with its unit, such as 5GB or 500MB"
+            )
         if self.lr_scheduler not in SCHEDULES:
             raise MechrefusalError(
                 f"training lr_scheduler is '{self.lr_scheduler}': give one of {', '.join(SCHEDULES)}"

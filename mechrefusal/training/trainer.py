@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from mechrefusal.attacks import AttackCase
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward.tree import Branch
 from mechrefusal.forward.tree_attention import attending
-from mechrefusal.forward.tree_forward import TreeForward, shares
+from mechrefusal.forward.tree_forward import shares
 from mechrefusal.models.caches import without_router_logits
 from mechrefusal.training import rows
 from mechrefusal.training.arm_training import ArmTraining
@@ -30,7 +28,6 @@ from mechrefusal.training.frozen_copy import FrozenCopy, frozen_copy
 from mechrefusal.training.losses import UTILITY, Term, TokenLoss, cross_entropy, with_changes
 from mechrefusal.training.term_passes import TermPasses, Values
 
-NOTHING = Branch((0,), (0,))
 MEASURED = "measured.safetensors"
 """File in a training checkpoint: what interventions have measured on the weights."""
 
@@ -69,7 +66,8 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         reads_frozen = any(isinstance(term, Term) and term.reads_frozen for term in changed)
         copied = frozen_copy(kwargs["model"]) if reads_frozen and not kwargs.get("peft_config") else None
         super().__init__(*args, **kwargs)
-        frozen = FrozenCopy(copied if copied is not None else self.model) if reads_frozen else None
+        copied = copied.to(self.accelerator.device) if copied is not None else self.model
+        frozen = FrozenCopy(copied) if reads_frozen else None
         without_router_logits(self.model.config)  # TRL asks for them itself, in its own pass
         self.draw_cases = draw
         own = with_changes(self.own_terms(), {term.name: term for term in terms})
@@ -81,6 +79,8 @@ class ArmTrainer(ArmTraining, SFTTrainer):
         self._micro_batch = 0
         self._require_usable_terms()
         self.passes = TermPasses(self, frozen)
+        if self.passes.in_lockstep:
+            shares(self.model)  # which is tried out on the model, while its weights are whole
         self.model.register_forward_hook(self._count_utility)
 
     def own_terms(self) -> list[Term]:
@@ -128,8 +128,6 @@ class ArmTrainer(ArmTraining, SFTTrainer):
     def rows_trouble(self) -> str:
         """Why the loss must be TRL's own; empty where it need not be."""
         args = self.args
-        if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return "the weights are sharded"
         if args.loss_type != "nll" or args.label_smoothing_factor or self.compute_loss_func is not None:
             return "loss_type, label_smoothing_factor or compute_loss_func ask for another loss"
         if self.aux_loss_enabled or args.padding_free or getattr(args, "packing", False):
@@ -184,12 +182,12 @@ class ArmTrainer(ArmTraining, SFTTrainer):
             total = super().compute_loss(model, inputs, num_items_in_batch=num_items)
             require_finite_loss(utility.name, total, step=self.state.global_step + 1)
             total = utility.weight * total
-        if not any(map(len, parts)):
-            if self.tree:  # nothing to learn here; other processes may wait for the gradients of this one
-                total = total + 0.0 * TreeForward(self.model, call=model).run([NOTHING]).logits.sum()
+        if not self.tree and not (parts if self.passes.in_lockstep else any(map(len, parts))):
             return total
         step, part = self.state.global_step, self._part - 1  # `case_rows` has counted this one
-        for values in self.passes.run(parts, model, seed=self.args.seed, step=step, part=part):
+        found, held = self.passes.run(parts, model, seed=self.args.seed, step=step, part=part)
+        total = total + held
+        for values in found:
             terms = (values.rows.term, *values.rows.also)
             sums = sum(self._term(term, values) for term in terms)
             total = total + sums * values.rows.scale / values.rows.n_tokens
@@ -280,12 +278,13 @@ class ArmTrainer(ArmTraining, SFTTrainer):
 
     def save_state(self, folder: Path) -> None:
         """What interventions have measured."""
+        super().save_state(folder)
         self.passes.save(folder / MEASURED)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Transformers' part, then what interventions had measured."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.passes.load(Path(resume_from_checkpoint) / MEASURED)
+    def load_state(self, folder: Path) -> None:
+        """What interventions had measured."""
+        super().load_state(folder)
+        self.passes.load(folder / MEASURED)
 
     def _logged_terms(self) -> list[str]:
         """The same on every process, whatever rows it had."""

@@ -29,7 +29,7 @@ from mechrefusal.training.trainer_config import OF_SFT, Shares, config_arguments
 
 C = TypeVar("C", bound=TrainingArguments)
 
-CHANGES_NO_WEIGHT = ("save_every", "n_probe", "probe_tokens")
+CHANGES_NO_WEIGHT = ("save_every", "n_probe", "probe_tokens", "max_shard_size")
 
 
 @dataclass(frozen=True)

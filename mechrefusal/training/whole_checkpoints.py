@@ -25,6 +25,9 @@ class WholeCheckpoints(Trainer):
     def save_state(self, folder: Path) -> None:
         """Add what this trainer needs to the checkpoint in `folder`, before it is whole. One process calls it."""
 
+    def load_state(self, folder: Path) -> None:
+        """Take up what `save_state` left in `folder`. Every process calls it, before its first step."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Transformers' checkpoint; older ones go when it is there."""
         kept = self.args.output_dir
@@ -57,6 +60,11 @@ class WholeCheckpoints(Trainer):
         if main:
             self._rotate(Path(kept), final)
         self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        """Transformers' part, which is last of what goes on in every launch, then this trainer's own."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.load_state(Path(checkpoint))
 
     def _rotate(self, folder: Path, newest: Path) -> None:
         kept = {newest, Path(self.state.best_model_checkpoint or newest)}

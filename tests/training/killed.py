@@ -35,7 +35,8 @@ OF_ARM = {
     ),
     # Measured before steps 0, 2 and 4: what goes on from the checkpoint of step 3 must know what was measured.
     "refat": ReFATSettings(cases_per_step=2, every=2, n_prompts=3),
-    "circuit_breakers": CircuitBreakersSettings(cases_per_step=2),
+    # Without utility the first gradient is zero but for rounding, of which Adam makes whole steps.
+    "circuit_breakers": CircuitBreakersSettings(cases_per_step=2, utility_weight=1.0),
     "lat": LATSettings(cases_per_step=2, inner_steps=2),
     "rlhf": RLHFSettings(n_generations=2, completion_tokens=5, reward="killed:by_tokens"),
 }

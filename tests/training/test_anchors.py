@@ -93,8 +93,8 @@ def test_what_fails_when_an_anchor_is_written_fails_before_a_step(base, tmp_path
 def test_what_could_not_be_opened_again_fails_before_a_step(base, tmp_path, monkeypatch, no_step):
     write = anchors._write
 
-    def without_a_tensor(model, tokenizer, folder, generation_config):
-        write(model, tokenizer, folder, generation_config)
+    def without_a_tensor(model, tokenizer, folder, *how):
+        write(model, tokenizer, folder, *how)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
 

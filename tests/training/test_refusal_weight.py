@@ -82,7 +82,7 @@ def test_weights_differ(tiny, inputs):
 
 
 def test_it_needs_the_token_tree(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr("mechrefusal.training.trainer.ArmTrainer.rows_trouble", lambda self: "the weights are sharded")
+    monkeypatch.setattr("mechrefusal.training.trainer.ArmTrainer.rows_trouble", lambda self: "packing is on")
     settings, own = replace(SETTINGS, tree=False), training.SFTSettings(refusal_weight=1.0)
-    with pytest.raises(MechrefusalError, match="rows cannot be run as a token tree: the weights are sharded"):
+    with pytest.raises(MechrefusalError, match="rows cannot be run as a token tree: packing is on"):
         training.train("sft", **inputs, out=tmp_path, settings=settings, arm_settings=own)
