@@ -119,7 +119,7 @@ class Run:
         """
         if (unit := self.kept(name, key, inputs)) is not None:
             return unit
-        self._clear(name, key, fingerprint(inputs))
+        self.clear(name, key, fingerprint(inputs))
         started = time.perf_counter()
         made = make()
         seconds = time.perf_counter() - started
@@ -130,7 +130,7 @@ class Run:
             "seconds": round(seconds, 4),
             "note": made.note,
         }
-        self.update({"finished": {_unit(name, key): entry}})
+        self.update({"finished": {Run.unit(name, key): entry}})
         return Unit(self.folder, **entry)
 
     def kept(self, name: str, key: str, inputs: Inputs) -> Unit | None:
@@ -140,17 +140,26 @@ class Run:
 
     def finished(self, name: str, key: str = "") -> Unit | None:
         """The unit as the manifest has it, whatever it was made from; None where it is not finished."""
-        entry = self.manifest.get("finished", {}).get(_unit(name, key))
+        entry = self.entries().get(Run.unit(name, key))
         return Unit(self.folder, **entry) if entry else None
 
-    def _clear(self, name: str, key: str, stamp: str) -> None:
+    def entries(self) -> dict[str, Any]:
+        """What the manifest has of finished units, by `unit`; None of those that are to be made again."""
+        return self.manifest.get("finished", {})
+
+    @staticmethod
+    def unit(name: str, key: str) -> str:
+        """What a unit is called in the manifest."""
+        return f"{name} of {key}" if key else name
+
+    def clear(self, name: str, key: str, stamp: str) -> None:
         """Remove what a unit left that is to be made again: the files of other inputs, or those that are damaged."""
         if (unit := self.finished(name, key)) is None:
             return
         for path, sha in unit.files.items():
             if sha and (unit.stamp != stamp or not unit.holds(path)):
                 (self.folder / path).unlink(missing_ok=True)
-        self.update({"finished": {_unit(name, key): None}})
+        self.update({"finished": {Run.unit(name, key): None}})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -163,8 +172,9 @@ class Run:
         """Say how long a stage took, and record it in the manifest and in the table `stages`."""
         say(f"{stage}: {seconds:.0f} s")
         self.update({"stages": {stage: round(seconds, 2)}})
-        rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
-        tables.write(tables.frame("stages", rows), "stages", self.measurements())
+        with one_at_a_time(self.measurements() / "stages.parquet"):
+            rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
+            tables.write(tables.frame("stages", rows), "stages", self.measurements())
 
     def record(self, *checkpoints: Checkpoint, source: str = "") -> None:
         """Note checkpoints in the manifest.
@@ -265,10 +275,6 @@ class Run:
 def open(folder: Path | str) -> Run:
     """Open an existing run: `mr.study.open("checkpoints/demo")`."""
     return Run.open(folder)
-
-
-def _unit(name: str, key: str) -> str:
-    return f"{name} of {key}" if key else name
 
 
 def _require_no_secret(recipe: dict[str, Any]) -> None:

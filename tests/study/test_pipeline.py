@@ -114,7 +114,7 @@ def test_directions_of_another_checkpoint_are_refused(finished):
 
 
 def test_measuring_again_does_nothing(finished, monkeypatch):
-    monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("mechrefusal.study.units.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("mechrefusal.training.train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("mechrefusal.study.evaluation_tables.keep", lambda *_: pytest.fail("verdicts taken again"))
     hashed, file_hash = [], caching.file_hash
@@ -152,7 +152,7 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
         process.join()
     alone = measured()
     assert 0 < len(alone) < len(again) - 1, "too little is left for two processes"
-    study.measure(run, processes=2)
+    study.measure(run, workers=2)
     # Two processes share the threads: where there are several, each process sums in another order, and tables hold
     # quotients of sums.
     _same_tables(run, finished, within=COMPOUND if torch.get_num_threads() > 1 else 0.0)
