@@ -149,12 +149,12 @@ def test_what_measure_is_told_of_models(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "measure", note)
     out = ["--out", str(tmp_path / "run")]
-    assert main(["measure", "a", "b", "--quick", "--measuring.n_direction", "9", "--processes", "2", *out]) == 130
+    assert main(["measure", "a", "b", "--quick", "--measuring.n_direction", "9", "--workers", "2", *out]) == 130
     assert told["models"] == ["a", "b"]
     quick = study.load_recipe("quick")
     assert told["recipe"].measuring.n_direction == 9
     assert told["recipe"].geometry == quick.geometry
-    assert (told["out"], told["base"], told["processes"]) == (str(tmp_path / "run"), "", 2)
+    assert (told["out"], told["base"], told["workers"].n) == (str(tmp_path / "run"), "", 2)
     assert main(["measure", "a", "--arm", "mine=b,c", "--base", "d", *out]) == 130
     assert (told["models"], told["base"]) == ({"a": ["a"], "mine": ["b", "c"]}, "d")
     assert told["recipe"].geometry == study.load_recipe("measure").geometry
@@ -635,7 +635,7 @@ def test_the_report_of_a_run_is_written_before_anything_is_printed(tmp_path, mon
         monkeypatch.setattr(study, name, lambda *_, name=name, **__: done.append(name), raising=False)
     monkeypatch.setattr(report, "write", lambda folder, **_: done.append("report") or folder / "report" / "index.html")
     monkeypatch.setattr(printing, "summarise", lambda folder: done.append("summary"))
-    assert main(["run", "--recipe", "tiny", "--processes", "1", "--out", str(tmp_path / "run")]) == 0
+    assert main(["run", "--recipe", "tiny", "--workers", "1", "--out", str(tmp_path / "run")]) == 0
     assert done == ["train", "measure", "evaluate_run", "report", "summary"]
 
 

@@ -13,8 +13,8 @@ from mechrefusal.errors import MechrefusalError
 class Toy:
     """Units of files. What `does` says of a unit happens in its stage `second`, until the file `<unit>.calm` is there.
 
-    `does`: "die", "kill": the process is killed, once or each time; "raise", "refuse", "full": it fails, as a bug, as bad input, for want of
-    disk; "stumble": it fails, once; "hang": it waits.
+    `does`: "die", "kill": the process is killed, once or each time; "raise", "refuse", "full": it fails, as a bug, as
+    bad input, for want of disk; "stumble": it fails, once; "hang": it waits.
     """
 
     folder: Path

@@ -8,10 +8,12 @@ every cluster has, and why one ended `scontrol`: `sacct` is not everywhere.
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mechrefusal.errors import MechrefusalError
@@ -26,6 +28,8 @@ ASK_EVERY = 5.0
 """Seconds between two questions to the controller."""
 DEFAULTS = {"name": "mechrefusal", "timeout_min": 240}
 """submitit's own time is five minutes."""
+PYTHON = "python"
+"""What starts Python in a job; for a container."""
 OVER = ("COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
         "OUT_OF_MEMORY", "REVOKED")  # fmt: skip
 """States of jobs that do not run any more, nor again."""
@@ -42,19 +46,25 @@ def require(options: Mapping[str, Any]) -> None:
         raise MechrefusalError(
             f"there is no '{missing[0]}' here: give --executor slurm where SLURM's commands are, on a login node"
         )
-    known = {*submitit.AutoExecutor._typed_parameters(), *submitit.SlurmExecutor._valid_parameters()}
+    known = {PYTHON, *submitit.AutoExecutor._typed_parameters(), *submitit.SlurmExecutor._valid_parameters()}
     if unknown := [name for name in options if name.removeprefix("slurm_") not in known]:
         raise MechrefusalError(f"slurm option '{unknown[0]}' is unknown: expected {', '.join(sorted(known))}")
+    with tempfile.TemporaryDirectory() as folder:
+        _executor(Path(folder), options)
 
 
-def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+def _executor(folder: Path, options: Mapping[str, Any]) -> Any:
     import submitit
 
     shared = submitit.AutoExecutor._typed_parameters()
-    return {
-        name if name in shared or name.startswith("slurm_") else f"slurm_{name}": value
-        for name, value in {**DEFAULTS, **options}.items()
-    }
+    plain = {**DEFAULTS, **{name.removeprefix("slurm_"): value for name, value in options.items()}}
+    made = {"slurm_python": plain.pop(PYTHON)} if PYTHON in plain else {}
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1000, **made)
+    try:
+        executor.update_parameters(**{n if n in shared else f"slurm_{n}": value for n, value in plain.items()})
+    except Exception as error:
+        raise MechrefusalError(f"slurm options are not what submitit takes: {' '.join(str(error).split())}") from error
+    return executor
 
 
 @dataclass
@@ -67,9 +77,9 @@ class Job:
 
     def __call__(self) -> None:
         """Take units until there is none to be had."""
-        import torch
-
         if "OMP_NUM_THREADS" not in os.environ and (given := os.environ.get("SLURM_CPUS_PER_TASK")):
+            import torch
+
             torch.set_num_threads(int(given))
         take_all(Board(self.work, retries=self.retries, before=self.before), _around)
 
@@ -90,15 +100,12 @@ class Slurm(Executor):
     """`n` jobs of the queue. They are cancelled when the command is stopped, and go on where it is killed."""
 
     def __init__(self, board: Board, n: int, options: Mapping[str, Any]) -> None:
-        import submitit
-
         require(options)
         self.board, self.n, self.folder = board, n, (board.work.folder / FOLDER / "slurm").absolute()
         self._jobs: dict[str, Any] = {}
         self._states: dict[str, str] = {}
         self._asked = 0.0
-        self._executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=1000)
-        self._executor.update_parameters(**_named(options))
+        self._executor = _executor(self.folder, options)
 
     def start(self, n: int) -> None:
         """Submit an array of jobs."""

@@ -115,7 +115,7 @@ def test_a_suites_file_holds_from_any_folder(tmp_path, monkeypatch):
 
 def test_run_on_the_command_line_evaluates_and_shows_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "train", lambda run: None, raising=False)
-    monkeypatch.setattr(study, "measure", lambda run, *, processes: None, raising=False)
+    monkeypatch.setattr(study, "measure", lambda run, *, workers: None, raising=False)
     out, options = tmp_path / "run", ["--evaluation.suites", "[builtin-xstest]", "--evaluation.n", "2"]
     run = study.Run.create(out, recipe(EvaluationSettings(suites=("builtin-xstest",), n=2, max_new_tokens=4)))
     run.record(models.Checkpoint.open(models.tiny.make(tmp_path / "base", seed=1)))
