@@ -1,16 +1,13 @@
 """A run: the folder of one study. It says what was asked (recipe.yaml) and what exists (manifest.json)."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from mechrefusal import tables
@@ -22,10 +19,9 @@ from mechrefusal.progress import say
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Made, Unit, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
+from mechrefusal.study.made_with import machine, versions
 from mechrefusal.study.recipe import Recipe, differences, leaves
 from mechrefusal.training import WARM_UP
-
-REPORTED_PACKAGES = ("mechrefusal", "torch", "transformers", "trl", "transformer-lens", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -44,20 +40,26 @@ class Run:
                 a password or a key, which would stand in the run's files.
         """
         folder, recipe = Path(folder).expanduser(), recipe.with_absolute_paths()
-        if (folder / "recipe.yaml").is_file():
-            run = cls.open(folder)
-            if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
-                raise MechrefusalError(
-                    f"'{folder}' holds a run of another recipe (they differ in {', '.join(changed[:6])}"
-                    f"{' and more' if len(changed) > 6 else ''}); give another folder with --out, or delete this one"
-                )
-            return run
+        if not (folder / "recipe.yaml").is_file():
+            _require_no_secret(recipe.as_dict())
+            with one_at_a_time(folder):  # the same command may be given on several machines
+                if not (folder / "recipe.yaml").is_file():
+                    return cls._begin(folder, recipe)
+        run = cls.open(folder)
+        if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
+            raise MechrefusalError(
+                f"'{folder}' holds a run of another recipe (they differ in {', '.join(changed[:6])}"
+                f"{' and more' if len(changed) > 6 else ''}); give another folder with --out, or delete this one"
+            )
+        return run
+
+    @classmethod
+    def _begin(cls, folder: Path, recipe: Recipe) -> "Run":
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MechrefusalError(f"'{folder}' exists and is not a run; give another folder with --out")
-        _require_no_secret(recipe.as_dict())
         run = cls(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        run.update({"versions": _versions(), "machine": _machine(), "seed": recipe.training.seed})
+        run.update({"versions": versions(), "machine": machine(), "seed": recipe.training.seed})
         with whole_file(folder / "recipe.yaml") as draft:
             draft.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
         return run
@@ -285,22 +287,3 @@ def _require_no_secret(recipe: dict[str, Any]) -> None:
                     f"recipe key '{key}' holds an address with a user, a password or a key, which would stand in the "
                     "run's files: give a name or a path without it"
                 )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "torch_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

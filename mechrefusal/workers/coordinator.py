@@ -76,7 +76,7 @@ def _watched(
     told: set[str] = set(board.look().finished)
     watch, begun_at, in_vain = Watch(), None, 0
     with progress.units(board.work.name, sum(todo.values())) as view:
-        executor.tell = lambda: _show(view, board.look(), todo, executor)  # type: ignore[method-assign]
+        executor.tell = lambda: _show(view, board.look(), todo, executor)
         while True:
             n_alive, look = executor.alive(), board.look()
             for unit in [unit for unit in look.finished if unit not in told]:

@@ -3,9 +3,9 @@
 On a CPU the operations of a small model are too short for two threads to share well: two processes of one thread each
 end sooner than one process of two threads does one thing after the other.
 
-They are forked from a process that has imported everything, which takes 0.1 s; submitit's local executor would start
-two interpreters a worker, each of which imports for 6 s of a core, and its jobs know neither each other's threads
-nor that one model is loaded at a time. So it starts jobs in queues, and these are started here.
+They are forked from a process that has imported everything, which takes 0.1 s. submitit's local executor starts an
+interpreter for each worker, which imports for 6 s of a core, and its jobs share no threads that fall free and no lock
+for loading. So jobs in queues are submitit's, and these processes are started here.
 """
 
 import gc
@@ -120,7 +120,7 @@ class Local(Executor):
 
     def wait(self) -> None:
         """Until a process has ended, but not for long."""
-        connections.wait([process.sentinel for process in self._running.values()], timeout=0.2)
+        connections.wait([process.sentinel for process in self._running.values()], timeout=0.5)
 
     def stop(self) -> None:
         """End the processes."""
