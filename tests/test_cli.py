@@ -162,6 +162,26 @@ def test_what_measure_is_told_of_models(tiny, tmp_path, monkeypatch):
     assert told["recipe"].measuring == study.load_recipe("tiny").measuring
 
 
+@pytest.mark.parametrize("command", ["measure", "evaluate"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--executor", "pbs"], "pbs"),
+        (["--workers", "-1"], "workers"),
+        (["--slurm", '{"partition": "gpu"}'], "slurm options are given, but the executor is 'local'"),
+    ],
+)
+def test_workers_that_mean_nothing_are_refused_by_name(command, words, said, tmp_path, capsys):
+    from mechrefusal import study
+
+    run = study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    before = sorted(run.folder.rglob("*"))
+    suite = ["--suite", "builtin"] if command == "evaluate" else []
+    assert main([command, str(run.folder), *suite, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(run.folder.rglob("*")) == before
+
+
 def test_a_run_of_another_recipe_is_refused(tmp_path, capsys):
     from mechrefusal import study
 

@@ -82,6 +82,9 @@ def measure(run: Run, *, workers: Workers | int = 1) -> None:
     by_id = {checkpoint.id: checkpoint for checkpoint in checkpoints}
     noting = lambda unit: _note_measured(run, by_id[unit], checkpoints)  # noqa: E731
     run_units(work, workers, bytes_each=bytes_each, on_finished=noting)
+    for checkpoint in checkpoints:
+        if f"measure {checkpoint.id}" not in run.manifest.get("stages", {}):  # finished by a job, and nobody watched
+            _note_measured(run, checkpoint, checkpoints)
     _take_verdicts(run, checkpoints)
     across = inputs_across(run, checkpoints, stamps, needed)
     between = Between.of(run, prompts, checkpoints, across)
