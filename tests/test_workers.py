@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 from toy_work import Toy
 
-from mechrefusal import leases, workers
+from mechrefusal import leases, progress, workers
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.leases import Lease, Owner, Watch
 from mechrefusal.workers import Workers, local
@@ -124,6 +125,26 @@ def test_slurm_is_missed_before_anything_begins(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     with pytest.raises(MechrefusalError, match="there is no 'sbatch' here"):
         Workers("slurm").require()
+
+
+def test_the_view_shows_stages_and_who_is_at_what(tmp_path, monkeypatch):
+    seen, units = [], progress.units
+
+    @contextmanager
+    def noting(description, total):
+        with units(description, total) as view:
+            show = view.show
+            view.show = lambda *given: (seen.append(given), show(*given))
+            yield view
+
+    monkeypatch.setattr(progress, "units", noting)
+    work = Toy(tmp_path, ("a", "b"))
+    workers.run(work, Workers())
+    assert [finished for _, finished, _ in seen] == sorted(finished for _, finished, _ in seen)
+    assert seen[0] == ("2 to be taken", 0, {})
+    assert seen[-1] == ("", 6, {})
+    lines = [line for _, _, lines in seen for line in lines.values()]
+    assert (f"a · second · {platform.node()}", 1, 3) in lines
 
 
 # Leases.
@@ -348,7 +369,6 @@ def test_how_many(monkeypatch, n_units, threads, free, each, expected):
 def test_gpus_are_dealt_and_not_shared(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(local, "free_memory", lambda: 2**40)
     monkeypatch.delenv(local.VISIBLE, raising=False)
     assert local.how_many(8, bytes_each=1) == 4
     assert local._dealt(4) == ["0", "1", "2", "3"]

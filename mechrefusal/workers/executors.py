@@ -14,7 +14,7 @@ class Executor:
 
     n = 1
     tell: Callable[[], None] = staticmethod(lambda: None)
-    """Called after each stage, where this process is the worker."""
+    """Called as each stage begins, where this process is the worker."""
 
     def start(self, n: int) -> None:
         """Start so many more."""
@@ -60,5 +60,5 @@ class Here(Executor):
 
     @contextmanager
     def _around(self, stage: str) -> Iterator[None]:
-        yield
         self.tell()
+        yield

@@ -60,14 +60,14 @@ def _context() -> Any:
 def how_many(n_units: int, *, bytes_each: int) -> int:
     """Workers that are likely to be faster than fewer, for units that each take `bytes_each` of memory.
 
-    One a GPU, where there are some; else one a thread. No more than units, nor than fit into half of the memory that is
-    free now.
+    One a GPU, where there are some; else one a thread, as many as fit into half of the memory that is free now.
     """
     import torch
 
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if torch.cuda.is_available():
+        return max(1, min(n_units, torch.cuda.device_count()))
     fitting = int(free_memory() / 2 / (bytes_each + BESIDE))
-    return max(1, min(n_units, devices or torch.get_num_threads(), fitting))
+    return max(1, min(n_units, torch.get_num_threads(), fitting))
 
 
 class Local(Executor):
