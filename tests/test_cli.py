@@ -723,12 +723,12 @@ def test_a_pipe_of_something_else_that_breaks_is_not_silent(tiny, monkeypatch, o
 @pytest.fixture
 def no_model(monkeypatch):
     """Any model that is loaded is an error from here on."""
-    from mechrefusal.study import ablating, evaluating
+    from mechrefusal.study import ablating, suite_answers
 
     def fail(*_args, **_named):
         raise AssertionError("loaded")
 
-    for module in (ablating, evaluating, models):
+    for module in (ablating, suite_answers, models):
         monkeypatch.setattr(module, "load_causal_lm", fail)
 
 

@@ -1,5 +1,6 @@
 """A worker: takes one unit after another until there is none to be had."""
 
+from mechrefusal.memory import given_back
 from mechrefusal.workers.board import Board, LeaseLostError
 from mechrefusal.workers.work import Around
 
@@ -35,6 +36,6 @@ def take_one(board: Board, around: Around, *, raising: bool = False) -> bool:
 
 
 def take_all(board: Board, around: Around) -> None:
-    """Take units until there is none to be had."""
+    """Take units until there is none to be had. What one left in memory is given back before the next."""
     while take_one(board, around):
-        pass
+        given_back()
