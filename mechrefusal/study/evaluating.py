@@ -122,7 +122,8 @@ def evaluate(
         ]
         for line in skipped:
             say(f"left out: {line}")
-        say(f"evaluating {len(chosen)} checkpoint{'s' if len(chosen) > 1 else ''} on {len(suites)} suites")
+        n, of = len(chosen), len(suites)
+        say(f"evaluating {n} checkpoint{'s' * (n > 1)} on {of} suite{'s' * (of > 1)}")
         for work in (asking, asking.of_losses()):
             run_units(work, workers, bytes_each=max(map(bytes_to_hook, chosen)))
         verdicts_anew = judged(asking.completions(), judges)

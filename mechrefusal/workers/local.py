@@ -83,6 +83,8 @@ class Local(Executor):
         handle, self._loading = tempfile.mkstemp(prefix="mechrefusal-", suffix=".lock")
         os.close(handle)
         self._devices = _dealt(n)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # this process may have trained
         self._running: dict[int, Any] = {}
         self._ended: dict[int, str] = {}
 
