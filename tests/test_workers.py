@@ -22,6 +22,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.leases import Lease, Owner, Watch
 from mechrefusal.workers import Workers, local
 from mechrefusal.workers.board import Board, LeaseLostError
+from mechrefusal.workers.worker import take_one
 
 HERE = [Workers(), Workers("debug")]
 UNITS = ("a", "b", "c", "d")
@@ -244,6 +245,32 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_unit(tmp_path):
     assert again.attempt.number == 2
     with pytest.raises(LeaseLostError), around("second"):
         pass
+
+
+def test_a_command_that_ends_takes_no_folder_from_another(tmp_path):
+    work = Toy(tmp_path, ("a",))
+    board, other = Board(work, retries=0), Board(work, retries=0)
+    other.close()
+    assert not board.folder.exists()
+    assert board.claim().unit == "a"
+
+
+def test_a_job_whose_time_is_over_counts_where_nothing_was_finished(tmp_path, monkeypatch):
+    """submitit ends the process by SystemExit, and has the job queued again."""
+    work = Toy(tmp_path, ("a",))
+    board = Board(work, retries=0)
+
+    def over(self, unit):
+        raise SystemExit(-1)
+
+    monkeypatch.setattr(Toy, "_meet", over)
+    with pytest.raises(SystemExit):
+        take_one(board, workers.alone)
+    assert board.look().free == ("a",)
+    with pytest.raises(SystemExit):
+        take_one(board, workers.alone)
+    [failure] = board.look().given_up
+    assert "time was over before a stage was finished" in str(failure)
 
 
 def test_two_commands_on_one_folder_share_the_units(tmp_path):

@@ -171,6 +171,7 @@ class Board:
         for unit in look.free:
             number = look.last[unit].number + 1 if unit in look.last else 1
             attempt = Attempt(unit, number, self.folder / f"{unit}.{number}.lease")
+            self.folder.mkdir(parents=True, exist_ok=True)  # another command may have tidied up
             if (lease := Lease.take(attempt.lease)) is None:
                 continue
             attempt.notes.unlink(missing_ok=True)
