@@ -4,13 +4,19 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.leases import Lease, Watch, is_alive, machine
 
 DRAFT = ".mechrefusal-draft-"
+LOCK, LEASE = "lock", "lease"
+"""Drafts that say that something is being made."""
+ABANDONED = 24 * 3600
+"""Seconds after which a draft of another machine, of whose processes nothing is known here, counts as left behind."""
 
 
 def checkpoint_id(arm: str, step: int) -> str:
@@ -60,10 +66,12 @@ def _try_to_write(path: Path) -> None:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove the drafts that killed processes left anywhere below `folder`; those of living processes stay."""
+    """Remove the drafts that killed processes left anywhere below `folder`; those of living processes stay.
+
+    Those of other machines stay for a day, and locks that are held.
+    """
     for draft in sorted(Path(folder).rglob(f"{DRAFT}*")):
-        owner = draft.name.removeprefix(DRAFT).split("-")[0]
-        if owner.isdigit() and _is_alive(int(owner)):
+        if not _is_left_behind(draft):
             continue
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
@@ -71,18 +79,32 @@ def sweep(folder: Path | str) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+def _is_left_behind(draft: Path) -> bool:
+    owner = draft.name.removeprefix(DRAFT).split("-")[0]
+    process, _, of_machine = owner.partition("x")
+    if owner == LEASE:
+        return Watch().is_abandoned(draft)
+    if owner == LOCK:
+        return _is_free(draft)
+    if of_machine not in ("", machine()):
+        with suppress(OSError):
+            return time.time() - draft.stat().st_mtime > ABANDONED
         return False
-    except OSError:
-        return True  # somebody else's
-    return True
+    return not (process.isdigit() and is_alive(int(process)))
+
+
+def _is_free(lock: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except (Timeout, OSError, NotImplementedError):
+        return False
 
 
 def _draft_prefix(path: Path) -> str:
-    return f"{DRAFT}{os.getpid()}-{path.name}."
+    return f"{DRAFT}{os.getpid()}x{machine()}-{path.name}."
 
 
 @contextmanager
@@ -149,15 +171,30 @@ def _take_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def one_at_a_time(path: Path | str) -> Iterator[None]:
-    """Wait until no other process is making `path`, and keep others waiting until the block ends."""
+    """Wait until no other process is making `path`, and keep others waiting until the block ends.
+
+    Processes of a machine wait for a lock of the file system, those of several for a lease beside it (see `leases`):
+    not every file system that machines share has locks that hold for all of them.
+    """
     from filelock import FileLock
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f"{DRAFT}lock-{path.name}")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()  # while it is held: whoever waits for it looks whether it is still there
+    lock, taken = (path.with_name(f"{DRAFT}{kind}-{path.name}") for kind in (LOCK, LEASE))
+    with ExitStack() as held:
+        with suppress(NotImplementedError):  # a file system without locks
+            held.enter_context(FileLock(lock))
+            held.callback(_remove, lock)  # while it is held: whoever waits for it looks whether it is still there
+        watch = Watch()
+        while (lease := Lease.take(taken)) is None:
+            if watch.is_abandoned(taken):
+                watch.remove(taken)
+            else:
+                time.sleep(0.02)
+        held.callback(lease.release)
+        yield
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()

@@ -2,12 +2,20 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 Item = TypeVar("Item")
@@ -37,10 +45,8 @@ def be_silent() -> None:
     IS_FIRST_PROCESS, console.quiet = False, True
 
 
-@contextmanager
-def bar(description: str, total: int) -> Iterator["Bar"]:
-    """A progress bar over `total` units of work; call `advance()` on what it yields."""
-    with Progress(
+def _display() -> Progress:
+    return Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         BarColumn(bar_width=10),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -49,8 +55,41 @@ def bar(description: str, total: int) -> Iterator["Bar"]:
         console=console,
         expand=True,
         disable=not (console.is_terminal and IS_FIRST_PROCESS),
-    ) as progress:
+    )
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator["Bar"]:
+    """A progress bar over `total` units of work; call `advance()` on what it yields."""
+    with _display() as progress:
         yield Bar(progress, progress.add_task(description, total=total))
+
+
+@contextmanager
+def units(description: str, total: int) -> Iterator["Units"]:
+    """Progress of units that others take: a bar of all `total` stages, and a line for each unit that is under way."""
+    with _display() as progress:
+        yield Units(progress, progress.add_task(description, total=total), description)
+
+
+class Units:
+    """Handle on the display of units that are under way."""
+
+    def __init__(self, progress: Progress, whole: TaskID, description: str) -> None:
+        self._progress, self._whole, self._description = progress, whole, description
+        self._lines: dict[str, TaskID] = {}
+
+    def show(self, rest: str, finished: int, lines: Mapping[str, tuple[str, int, int]]) -> None:
+        """Show so many finished stages, and lines by unit: text, finished stages, all stages."""
+        self._progress.update(
+            self._whole, completed=finished, description=f"{self._description} ({rest})" if rest else self._description
+        )
+        for unit in [unit for unit in self._lines if unit not in lines]:
+            self._progress.remove_task(self._lines.pop(unit))
+        for unit, (text, done, total) in lines.items():
+            if unit not in self._lines:
+                self._lines[unit] = self._progress.add_task(text, total=total)
+            self._progress.update(self._lines[unit], description=text, completed=done)
 
 
 class Bar:

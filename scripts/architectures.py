@@ -124,7 +124,7 @@ def run(name: str) -> dict[str, str]:
             with quiet():
                 made = study.Run.create(out, recipe)
                 study.train(made)
-                study.measure(made, processes=1)
+                study.measure(made)
             found = "yes"
         except MechrefusalError as error:
             found = f"no: {_line(error)}"

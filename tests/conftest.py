@@ -10,7 +10,7 @@ import forked
 import pytest
 from architectures import Family, build
 
-from mechrefusal import processes
+from mechrefusal.workers import local
 
 # Before torch is imported: on tiny models its threads cost far more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +23,7 @@ FORKING = (
     "test_pipeline.py",
     "test_caching.py",
     "test_directions.py",
-    "test_processes.py",
+    "test_workers.py",
     "test_killed_training.py",
     "test_several_processes.py",
 )
@@ -78,7 +78,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MECHREFUSAL_CACHE", str(folder))
-        patch.setattr(processes, "IMPORTED", forked.IMPORTED)  # one process to fork from, for all tests
+        patch.setattr(local, "IMPORTED", forked.IMPORTED)  # one process to fork from, for all tests
         yield folder
 
 

@@ -149,17 +149,37 @@ def test_what_measure_is_told_of_models(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "measure", note)
     out = ["--out", str(tmp_path / "run")]
-    assert main(["measure", "a", "b", "--quick", "--measuring.n_direction", "9", "--processes", "2", *out]) == 130
+    assert main(["measure", "a", "b", "--quick", "--measuring.n_direction", "9", "--workers", "2", *out]) == 130
     assert told["models"] == ["a", "b"]
     quick = study.load_recipe("quick")
     assert told["recipe"].measuring.n_direction == 9
     assert told["recipe"].geometry == quick.geometry
-    assert (told["out"], told["base"], told["processes"]) == (str(tmp_path / "run"), "", 2)
+    assert (told["out"], told["base"], told["workers"].n) == (str(tmp_path / "run"), "", 2)
     assert main(["measure", "a", "--arm", "mine=b,c", "--base", "d", *out]) == 130
     assert (told["models"], told["base"]) == ({"a": ["a"], "mine": ["b", "c"]}, "d")
     assert told["recipe"].geometry == study.load_recipe("measure").geometry
     assert main(["measure", "--recipe", "tiny", *out, "a"]) == 130
     assert told["recipe"].measuring == study.load_recipe("tiny").measuring
+
+
+@pytest.mark.parametrize("command", ["measure", "evaluate"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--executor", "pbs"], "pbs"),
+        (["--workers", "-1"], "workers"),
+        (["--slurm", '{"partition": "gpu"}'], "slurm options are given, but the executor is 'local'"),
+    ],
+)
+def test_workers_that_mean_nothing_are_refused_by_name(command, words, said, tmp_path, capsys):
+    from mechrefusal import study
+
+    run = study.Run.create(tmp_path / "run", study.load_recipe("tiny"))
+    before = sorted(run.folder.rglob("*"))
+    suite = ["--suite", "builtin"] if command == "evaluate" else []
+    assert main([command, str(run.folder), *suite, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(run.folder.rglob("*")) == before
 
 
 def test_a_run_of_another_recipe_is_refused(tmp_path, capsys):
@@ -635,7 +655,7 @@ def test_the_report_of_a_run_is_written_before_anything_is_printed(tmp_path, mon
         monkeypatch.setattr(study, name, lambda *_, name=name, **__: done.append(name), raising=False)
     monkeypatch.setattr(report, "write", lambda folder, **_: done.append("report") or folder / "report" / "index.html")
     monkeypatch.setattr(printing, "summarise", lambda folder: done.append("summary"))
-    assert main(["run", "--recipe", "tiny", "--processes", "1", "--out", str(tmp_path / "run")]) == 0
+    assert main(["run", "--recipe", "tiny", "--workers", "1", "--out", str(tmp_path / "run")]) == 0
     assert done == ["train", "measure", "evaluate_run", "report", "summary"]
 
 
@@ -703,12 +723,12 @@ def test_a_pipe_of_something_else_that_breaks_is_not_silent(tiny, monkeypatch, o
 @pytest.fixture
 def no_model(monkeypatch):
     """Any model that is loaded is an error from here on."""
-    from mechrefusal.study import ablating, evaluating
+    from mechrefusal.study import ablating, suite_answers
 
     def fail(*_args, **_named):
         raise AssertionError("loaded")
 
-    for module in (ablating, evaluating, models):
+    for module in (ablating, suite_answers, models):
         monkeypatch.setattr(module, "load_causal_lm", fail)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mechrefusal import report, study, tables
-from mechrefusal.study import pipeline
+from mechrefusal.study import units
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     points = study.train(run)
     assert [point.id for point in points] == ["base-step-00000", "warm-up-step-00001", "r2d2-step-00002"]
     assert len({point.weights for point in points}) == 3
-    measure = pipeline.measure_checkpoint
+    measure = units.measure_checkpoint
     few = dataclasses.replace(
         recipe,
         causal=dataclasses.replace(demo.causal, layer_step=15),
@@ -57,7 +57,7 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
         wanted = run.recipe if checkpoint.id == points[2].id else few
         measure(dataclasses.replace(run, recipe=wanted), checkpoint, asked, cases, **around)
 
-    monkeypatch.setattr(pipeline, "measure_checkpoint", measured)
+    monkeypatch.setattr(units, "measure_checkpoint", measured)
     study.measure(run)
     # SmolLM2 answers nearly everything before training: no carrier is a result, with its reason.
     base = tables.read("carrier", run.measurements(points[0])).iloc[0]

@@ -7,6 +7,8 @@ from typing import Any
 import jsonargparse
 from jsonargparse.typing import NonNegativeInt
 
+from mechrefusal.workers.settings import EXECUTORS, LOCAL, Workers
+
 Parser = jsonargparse.ArgumentParser
 
 
@@ -69,12 +71,28 @@ class Command:
 SHOW_COMPLETIONS = flag(
     "--show_completions", "show answers to harmful prompts in full in the report (they are shortened otherwise)"
 )
-PROCESSES = option(
-    "--processes",
-    NonNegativeInt,
-    "checkpoints measured at once, each in a process of its own with its share of the threads; 0: as many as a CPU has "
-    "threads and memory for",
-    default=0,
+WORKERS = (
+    option(
+        "--executor",
+        str,
+        "where workers run: local (processes of this machine), slurm (jobs of an array), debug (this process, which "
+        "stops at the first error)",
+        choices=EXECUTORS,
+        default=LOCAL,
+    ),
+    option(
+        "--workers",
+        NonNegativeInt,
+        "workers at once, each of which takes checkpoints until none is left; 0: locally one a GPU, or as many as a "
+        "CPU has threads and memory for; in a queue one a checkpoint",
+        default=0,
+    ),
+    option(
+        "--slurm",
+        dict[str, Any] | None,
+        'what a job asks for, such as \'{"partition": "gpu", "gpus_per_node": 1, "mem_gb": 64, "timeout_min": 240}\'',
+    ),
+    option("--retries", NonNegativeInt, "how often what failed, or lost its worker, is tried again", default=2),
 )
 CHAT = (
     option(
@@ -121,7 +139,16 @@ def add_recipe(parser: Parser, words: Sequence[str]) -> None:
     parser.add_class_arguments(Recipe)
 
 
-NO_KEYS = ("recipe", "out", "show_completions", "processes", "models", "base", "arm", "quick")
+def workers_of(options: Any) -> Workers:
+    """Who does the work; what is wrong with it is said before anything begins."""
+    workers = Workers(options.executor, options.workers, options.slurm or {}, options.retries)
+    workers.require()
+    return workers
+
+
+NO_KEYS = (
+    "recipe", "out", "show_completions", "models", "base", "arm", "quick", "executor", "workers", "slurm", "retries",
+)  # fmt: skip
 """Options of commands that are no keys of a recipe."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.cli import printing
-from mechrefusal.cli.options import CHAT, Command, Parser, chat_of, flag, option, several
+from mechrefusal.cli.options import CHAT, WORKERS, Command, Parser, chat_of, flag, option, several, workers_of
 from mechrefusal.files import require_writable
 
 
@@ -74,6 +74,7 @@ def evaluate(options: Any) -> None:
         "out": options.out or None,
         "seed": options.seed,
         "chat": chat_of(options),
+        "workers": workers_of(options),
     }
     evaluated = study.evaluate(options.source, suites, intervene=options.intervene, strict=options.strict, **shared)
     stressed = None
@@ -198,5 +199,6 @@ EVALUATE = Command(
         option("--out", str, "folder of answers and tables (default: the run's)", default=""),
         flag("--strict", "refuse to evaluate on prompts that the run has used"),
         option("--seed", int, "of the random direction", default=0),
+        *WORKERS,
     ),
 )

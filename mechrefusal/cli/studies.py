@@ -1,13 +1,14 @@
 """Commands of whole studies: train, measure, report, and run for all of it."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mechrefusal.cli import printing
 from mechrefusal.cli.options import (
-    PROCESSES,
     SHOW_COMPLETIONS,
+    WORKERS,
     Command,
     Parser,
     add_recipe,
@@ -15,9 +16,10 @@ from mechrefusal.cli.options import (
     option,
     recipe_of,
     several,
+    workers_of,
 )
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.files import require_writable
+from mechrefusal.files import one_at_a_time, require_writable
 
 
 def train(options: Any) -> None:
@@ -46,7 +48,7 @@ def measure(options: Any) -> None:
     if not options.out:
         _refuse_options_of_models(options)
         run = study.open(options.models[0])
-        study.measure(run, processes=options.processes)
+        study.measure(run, workers=workers_of(options))
         printing.summarise(run.folder)
         return
     run = study.measure(
@@ -54,7 +56,7 @@ def measure(options: Any) -> None:
         out=options.out,
         base=options.base,
         recipe=recipe_of(options),
-        processes=options.processes,
+        workers=workers_of(options),
     )
     written = pages.write(run.folder, show_completions=options.show_completions)
     printing.summarise(run.folder)
@@ -74,17 +76,20 @@ def report(options: Any) -> None:
 
 def run(options: Any) -> None:
     """The whole study: train, measure, evaluate on the recipe's suites, summary, report."""
-    from mechrefusal import processes, study, tables
     from mechrefusal import report as pages
+    from mechrefusal import study, tables, workers
+    from mechrefusal.progress import IS_FIRST_PROCESS
     from mechrefusal.study import table_rows
     from mechrefusal.study.outside import start
 
+    who = workers_of(options)
     started = start(recipe_of(options), options.out)
-    if options.processes != 1:
-        processes.prepare()
-    study.train(started)
-    study.measure(started, processes=options.processes)
-    study.evaluate_run(started)
+    if who.executor == workers.LOCAL and who.n != 1:
+        workers.prepare()
+    with one_at_a_time(started.folder / "training") if IS_FIRST_PROCESS else nullcontext():  # other machines wait
+        study.train(started)
+    study.measure(started, workers=who)
+    study.evaluate_run(started, workers=who)
     written = pages.write(started.folder, show_completions=options.show_completions)
     printing.summarise(started.folder)
     if started.recipe.evaluation.suites:
@@ -160,7 +165,7 @@ MEASURE = Command(
         option("--base", str, "model that drift, crossing and transfers compare with", default=""),
         flag("--quick", "the recipe quick in place of measure: what a report tells first"),
         SHOW_COMPLETIONS,
-        PROCESSES,
+        *WORKERS,
     ),
     add_late=_add_out_or_recipe,
 )
@@ -174,5 +179,5 @@ REPORT = Command(
     ),
 )
 RUN = Command(
-    run, "train, measure, evaluate and report: the whole study", (SHOW_COMPLETIONS, PROCESSES), add_late=add_recipe
+    run, "train, measure, evaluate and report: the whole study", (SHOW_COMPLETIONS, *WORKERS), add_late=add_recipe
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mechrefusal.study.starting import check
     from mechrefusal.study.stress import stressed
     from mechrefusal.study.training_of_run import train
+    from mechrefusal.workers import Workers
 
 __all__ = [
     "Ablated",
@@ -27,6 +28,7 @@ __all__ = [
     "Recipe",
     "Run",
     "StudyPrompts",
+    "Workers",
     "ablated",
     "behaviours",
     "cases",
@@ -64,6 +66,7 @@ __getattr__ = on_first_use(
         "load_recipe": "loader",
         "measure": "outside",
         "recipe_of": "outside",
+        "Workers": "outside",
         "cases": "pipeline",
         "check": "starting",
         "train": "training_of_run",

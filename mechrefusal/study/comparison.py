@@ -23,13 +23,10 @@ from mechrefusal.study.transfers import transfers
 
 
 class Comparison:
-    """What was measured of all checkpoints. Stages are functions of it; `inputs`: of the stage that is being taken.
+    """What was measured of all checkpoints. Stages are functions of it; `inputs`: of the stage that is being taken."""
 
-    `at_once`: processes for stages that open models.
-    """
-
-    def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, *, at_once: int = 1) -> None:
-        self.run, self.checkpoints, self.prompts, self.at_once = run, list(checkpoints), prompts, at_once
+    def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts) -> None:
+        self.run, self.checkpoints, self.prompts = run, list(checkpoints), prompts
         self.inputs: Inputs = {}
 
     def path(self, name: str) -> Path:
@@ -82,8 +79,8 @@ def stacked_tables(subject: Comparison) -> Results:
 def transfer(subject: Comparison) -> Results:
     """Each checkpoint's direction at every checkpoint, table `transfer`."""
     if subject.run.recipe.geometry.n_transferred:
-        options = {"at_once": subject.at_once, "version": subject.inputs["version"]}
-        yield "transfer", transfers(subject.run, subject.checkpoints, subject.prompts, **options)
+        version = subject.inputs["version"]
+        yield "transfer", transfers(subject.run, subject.checkpoints, subject.prompts, version=version)
 
 
 def relocate(subject: Comparison) -> Results:

@@ -12,34 +12,31 @@ It measures: nothing here changes or writes weights.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
-import torch
 
 from mechrefusal import causal, prompts, tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.evaluation import Judge, answered, judged
-from mechrefusal.evaluation.answering import answers
+from mechrefusal.evaluation import Judge, judged
 from mechrefusal.evaluation.metrics import NONE
-from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
-from mechrefusal.files import require_writable
-from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
+from mechrefusal.files import one_at_a_time, require_writable
+from mechrefusal.models import Checkpoint, bytes_to_hook
 from mechrefusal.progress import say
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import evaluation_tables, labelling
-from mechrefusal.study.caching import fingerprint
-from mechrefusal.study.checkpoints import Source, checkpoints_of, refusal_judge, require_room
+from mechrefusal.study.checkpoints import Source, checkpoints_of, refusal_judge
 from mechrefusal.study.interventions import NamedIntervention
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import choose_prompts
+from mechrefusal.study.suite_answers import FOLDER, Asking
 from mechrefusal.study.table_rows import SIDES
-
-FOLDER = "evaluations"
+from mechrefusal.workers import Workers
+from mechrefusal.workers import run as run_units
+from mechrefusal.workers.settings import SLURM
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,7 @@ def evaluate(
     strict: bool = False,
     seed: int = 0,
     chat: ChatSettings | None = None,
+    workers: Workers | int = 1,
 ) -> Evaluated:
     """Answer every suite at every checkpoint, judge the answers, and compare the checkpoints.
 
@@ -88,6 +86,7 @@ def evaluate(
         out: folder; by default that of the run. Without a run and without it nothing is kept.
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
         chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
+        workers: who answers, a checkpoint at a time, as in `pipeline.measure`. This process judges.
 
     Raises:
         MechrefusalError: no suite, a name of a suite or judge twice, a suite with the name of one that measurements
@@ -98,6 +97,8 @@ def evaluate(
     require_distinct(list(suites))
     if taken := [suite.name for suite in suites if suite.name in SIDES]:
         raise MechrefusalError(f"suite '{taken[0]}' has the name of one that measurements ask: give it another name")
+    workers = Workers.of(workers)
+    workers.require()
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
     run, chosen = checkpoints_of(source, checkpoints, chat)
@@ -108,15 +109,29 @@ def evaluate(
     folder = Path(out).expanduser() if out is not None else run.folder if run is not None else None
     if folder is not None:
         require_writable(folder / FOLDER, folder / "measurements", folder=True)
+    elif workers.executor == SLURM:
+        raise MechrefusalError("jobs of a queue need a folder that they all see: give one with out")
     labels = labelling.labels_in(folder) if folder is not None else None
     with TemporaryDirectory() as nowhere:
         root = folder if folder is not None else Path(nowhere)
-        asking = _Asking(run, suites, root / FOLDER, max_new_tokens)
-        completions = asking.ask(chosen, interventions, seed=seed)
+        under, skipped = _under(run, chosen, interventions, seed)
+        asking = Asking(root, chosen, suites, under, max_new_tokens)
+        asking.require_room()
+        skipped += [
+            f"loss of the base's answers at {unit}: its prompts are other tokens" for unit, _ in asking.other_tokens
+        ]
+        for line in skipped:
+            say(f"left out: {line}")
+        n, of = len(chosen), len(suites)
+        say(f"evaluating {n} checkpoint{'s' * (n > 1)} on {of} suite{'s' * (of > 1)}")
+        for work in (asking, asking.of_losses()):
+            run_units(work, workers, bytes_each=max(map(bytes_to_hook, chosen)))
+        verdicts_anew = judged(asking.completions(), judges)
         tables_in = root / "measurements"
-        changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
-        verdicts, rates = evaluation_tables.keep(judged(completions, judges), tables_in, labels)
-        losses = evaluation_tables.relative(asking.losses)
+        with one_at_a_time(tables_in / "verdicts.parquet"):
+            changed = evaluation_tables.changed(tables_in, {point.id: point.weights for point in chosen})
+            verdicts, rates = evaluation_tables.keep(verdicts_anew, tables_in, labels)
+        losses = evaluation_tables.relative(asking.losses_of_base())
         evaluated = Evaluated(
             verdicts=verdicts,
             rates=rates,
@@ -124,7 +139,7 @@ def evaluate(
             losses=evaluation_tables.united("answer_losses", losses, tables_in, changed),
             agreement=evaluation_tables.agreements(verdicts),
             leaks=evaluation_tables.united("leaks", leaks, tables_in),
-            skipped=tuple(asking.skipped),
+            skipped=tuple(skipped),
         )
         tables.write(evaluated.differences, "suite_differences", tables_in)
         tables.write(evaluated.losses, "answer_losses", tables_in)
@@ -133,125 +148,21 @@ def evaluate(
         return evaluated
 
 
-@dataclass(frozen=True)
-class _Replies:
-    """The base model's answers to a suite, as tokens: they mean the same only where the prompts' tokens do."""
-
-    prompts: list[tuple[int, ...]]
-    answers: list[list[int]]
-
-
-@dataclass
-class _Asking:
-    """Suites under way at the checkpoints of a run.
-
-    Fields:
-        run: None for a model of no run.
-        folder: where answers are kept.
-        losses: of the base model's answers, a table a checkpoint and suite.
-        skipped: what was left out, with the reason.
-        base: the base model's answers to each suite, where it was asked.
-    """
-
-    run: Run | None
-    suites: Sequence[Suite]
-    folder: Path
-    max_new_tokens: int
-    losses: list[pd.DataFrame] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    base: dict[str, _Replies] = field(default_factory=dict)
-
-    def ask(
-        self, checkpoints: Sequence[Checkpoint], interventions: Sequence[NamedIntervention], *, seed: int
-    ) -> pd.DataFrame:
-        """Answers of every checkpoint to every suite, without and under the interventions (rows for `judged`)."""
-        for checkpoint in checkpoints:  # all of them before the first is asked
-            tokenizer, what = load_tokenizer(checkpoint), f"the context of {checkpoint.id}"
-            for suite in self.suites:
-                n = self.max_new_tokens
-                require_room(checkpoint.path, tokenizer, suite.prompt_set(), max_new_tokens=n, what=what)
-        frames: list[pd.DataFrame] = []
-        for number, checkpoint in enumerate(checkpoints, start=1):
-            line = f"evaluating {checkpoint.id} ({number} of {len(checkpoints)})"
-            say(line)
-            possible: dict[str, causal.Intervention | None] = {NONE: None}
-            for named in interventions:
-                try:
-                    possible[named.spec] = named.at(self.run, checkpoint, seed=seed)
-                except MechrefusalError as error:
-                    if len(checkpoints) == 1:
-                        raise
-                    self.skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
-            frames += self._answers_of(checkpoint, possible)
-        for line in self.skipped:
-            say(f"left out: {line}")
-        return pd.concat(frames, ignore_index=True)
-
-    def _answers_of(self, checkpoint: Checkpoint, under: dict[str, causal.Intervention | None]) -> list[pd.DataFrame]:
-        """The same of one checkpoint, under these interventions."""
-        model, tokenizer = load_causal_lm(checkpoint)
-        owner = {"arm": checkpoint.arm, "step": checkpoint.step, "weights": checkpoint.weights}
-        frames = []
-        for spec, intervention in under.items():
-            for suite in self.suites:
-                texts, ids = suite.table["prompt"].tolist(), suite.table["prompt_id"].tolist()
-                inputs = [checkpoint.weights, ids, texts, self.max_new_tokens, _numbers_of(intervention)]
-                with causal.intervened(model, intervention):
-                    replies = answers(
-                        model,
-                        texts,
-                        self.folder / checkpoint.id / f"{suite.name}-{fingerprint(spec)}.parquet",
-                        stamp=fingerprint(inputs),
-                        tokenizer=tokenizer,
-                        max_new_tokens=self.max_new_tokens,
-                        description=f"{checkpoint.id}: {suite.name}" + ("" if intervention is None else f", {spec}"),
-                    )
-                columns = (replies[name] for name in ("completion", "token_ids", "ended"))
-                rows = answered(suite.questions(), *columns, intervention=spec, max_new_tokens=self.max_new_tokens)
-                frames.append(rows.assign(**owner))
-                if intervention is None:
-                    prompt_ids = prompts.prompt_ids(tokenizer, texts)
-                    self._take_loss(model, checkpoint, suite, _Replies(prompt_ids, replies["token_ids"].tolist()))
-        return frames
-
-    def _take_loss(self, model, checkpoint: Checkpoint, suite: Suite, replies: _Replies) -> None:
-        """Cross-entropy of the base model's answers to the harmless prompts of a suite, one row a prompt."""
-        if checkpoint.arm == BASE:
-            self.base[suite.name] = replies
-        if (base := self.base.get(suite.name)) is None:
-            return
-        if base.prompts != replies.prompts:
-            self.skipped.append(f"loss of the base's answers at {checkpoint.id}: its prompts are other tokens")
-            return
-        rows = [row for row, side in enumerate(suite.table["side"]) if side == "harmless" and base.answers[row]]
-        if rows:
-            with torch.no_grad():
-                losses = [_loss(model, base.prompts[row], base.answers[row]) for row in rows]
-            place = {"arm": checkpoint.arm, "step": checkpoint.step, "suite": suite.name}
-            ids = suite.table["prompt_id"].iloc[rows].tolist()
-            self.losses.append(pd.DataFrame({**place, "prompt_id": ids, "loss": losses}))
-
-
-def _loss(model, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    ids = torch.tensor([[*prompt, *reply]], device=model.device)
-    logits = model(ids, logits_to_keep=len(reply) + 1, use_cache=False).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :]))
-
-
-def _numbers_of(under: causal.Intervention | None) -> Any:
-    """What an answer hangs on of an intervention."""
-    if under is None:
-        return NONE
-    vectors = torch.as_tensor(getattr(under, "directions", getattr(under, "direction", None)))
-    others = [getattr(under, name, None) for name in ("dose", "layer", "coefficient")]
-    numbers = [type(under).__name__, [f"{value:.6g}" for value in vectors.flatten().tolist()], others]
-    if (reference := getattr(under, "reference", None)) is not None:
-        rows = vectors.double().reshape(-1, vectors.shape[-1])
-        targets = reference.means.double() @ rows.T
-        numbers.append(
-            [reference.first_layer, reference.has_mean, [f"{value:.6g}" for value in targets.flatten().tolist()]]
-        )
-    return numbers
+def _under(
+    run: Run | None, checkpoints: Sequence[Checkpoint], interventions: Sequence[NamedIntervention], seed: int
+) -> tuple[dict[str, dict[str, causal.Intervention | None]], list[str]]:
+    """What each checkpoint answers under, and what is left out, with the reason."""
+    under: dict[str, dict[str, causal.Intervention | None]] = {each.id: {NONE: None} for each in checkpoints}
+    skipped = []
+    for checkpoint in checkpoints:
+        for named in interventions:
+            try:
+                under[checkpoint.id][named.spec] = named.at(run, checkpoint, seed=seed)
+            except MechrefusalError as error:
+                if len(checkpoints) == 1:
+                    raise
+                skipped.append(f"{named.spec} at {checkpoint.id}: {error}")
+    return under, skipped
 
 
 def _leaks(run: Run | None, suites: Sequence[Suite], *, strict: bool) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from mechrefusal.study.interventions import NamedIntervention
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.stress import ATTACKS, STRESS_TABLES, stressed
+from mechrefusal.workers import Workers
 
 TABLES = {
     "evaluate": ("verdicts", "rates", "suite_differences", "answer_losses", "judge_agreement", "leaks"),
@@ -38,11 +39,11 @@ def require_evaluation(recipe: Recipe) -> None:
         raise MechrefusalError(f"evaluation attack '{unknown[0]}' is unknown: expected one of {', '.join(ATTACKS)}")
 
 
-def evaluate_run(run: Run) -> None:
+def evaluate_run(run: Run, *, workers: Workers | int = 1) -> None:
     """Evaluate every checkpoint as the recipe says, once; without suites there is nothing to do.
 
     The tables are kept in `run.measurements()`: `rates`, `suite_differences`, `stress` and the others of
-    `mechrefusal.study.evaluate` and `stressed`.
+    `mechrefusal.study.evaluate` and `stressed`. `workers`: who answers and attacks, as in `pipeline.measure`.
 
     Raises:
         MechrefusalError: what these two raise.
@@ -63,7 +64,12 @@ def evaluate_run(run: Run) -> None:
         "settings": [settings.max_new_tokens, seed],
     }
     carriers = {name: unit.stamp for name in weights if (unit := run.finished("carriers", name))}
-    how: dict[str, Any] = {"judges": judges, "max_new_tokens": settings.max_new_tokens, "seed": seed}
+    how: dict[str, Any] = {
+        "judges": judges,
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": seed,
+        "workers": workers,
+    }
 
     def evaluated() -> None:
         evaluate(run, suites, intervene=settings.intervene, strict=settings.strict, **how)

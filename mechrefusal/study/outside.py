@@ -13,6 +13,7 @@ from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
 from mechrefusal.study.starting import check
+from mechrefusal.workers import Workers
 
 Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]]
 """A folder or name; several, in their order; or by the name of their arm."""
@@ -29,7 +30,7 @@ def measure(
     out: Path | str | None = None,
     base: Path | str = "",
     recipe: Recipe | Path | str = PRESETS[0],
-    processes: int = 1,
+    workers: Workers | int = 1,
 ) -> Run:
     """Measure every checkpoint of a run that has not been; or models, as a run of their own, where they lie.
 
@@ -44,7 +45,7 @@ def measure(
             compared with each other alone.
         recipe: how models are measured, of which `model`, `arms` and `checkpoints` are not taken: a recipe, a YAML
             file, or a packaged one ("quick": a minute or two a checkpoint of the default model).
-        processes: see `pipeline.measure`.
+        workers: see `pipeline.measure`.
 
     Returns:
         The run, with its tables; `mechrefusal.report.write(run.folder)` writes the report.
@@ -57,13 +58,13 @@ def measure(
     if isinstance(source, Run):
         if out is not None or base:
             raise MechrefusalError(f"'{source.folder}' is a run, which has both: give neither out nor base")
-        pipeline.measure(source, processes=processes)
+        pipeline.measure(source, workers=workers)
         return source
     if out is None:
         raise MechrefusalError(f"models are measured in a run of their own ({_names(source)}): give its folder as out")
     run = start(recipe_of(source, base=base, recipe=recipe), out)
-    pipeline.measure(run, processes=processes)
-    evaluate_run(run)
+    pipeline.measure(run, workers=workers)
+    evaluate_run(run, workers=workers)
     return run
 
 

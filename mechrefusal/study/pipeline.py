@@ -1,152 +1,117 @@
 """The measuring of a run: attack cases, every checkpoint, and what sets them side by side."""
 
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 
 from mechrefusal import tables
-from mechrefusal.attacks import AttackCase, cost_table, make_cases, read_cases
-from mechrefusal.errors import MechrefusalError
+from mechrefusal.attacks import AttackCase
 from mechrefusal.evaluation.paired import BASE
-from mechrefusal.files import checkpoint_id, sweep
-from mechrefusal.memory import given_back
-from mechrefusal.models import Checkpoint, bytes_to_hook, load_causal_lm, load_tokenizer
-from mechrefusal.processes import Around, Job, how_many
-from mechrefusal.processes import run as run_jobs
+from mechrefusal.files import checkpoint_id, one_at_a_time, sweep
+from mechrefusal.models import Checkpoint, bytes_to_hook
 from mechrefusal.progress import say
-from mechrefusal.prompts import PromptSet
 from mechrefusal.study import evaluation_tables, kinds, labelling
 from mechrefusal.study.caching import Made, Written, file_hash
-from mechrefusal.study.checkpoints import require_room
-from mechrefusal.study.protocol import Remaining, compare, remaining, timings
-from mechrefusal.study.protocol import measure as measure_checkpoint
+from mechrefusal.study.protocol import inputs_across, inputs_of, timings
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts, choose_prompts
 from mechrefusal.study.stages import LAST, prompts_asked
 from mechrefusal.study.starting import check, lock, open_given
+from mechrefusal.study.units import CASES_STAGE, AttackCases, Between, Measuring, SideBySide
+from mechrefusal.workers import Workers
+from mechrefusal.workers import run as run_units
+from mechrefusal.workers.coordinator import at_once
+from mechrefusal.workers.settings import DEBUG
 
 
 def cases(run: Run) -> list[AttackCase]:
     """Fixed-source attack cases against the base model, or the first checkpoint where there is none; made once."""
     open_given(run)
-    return _cases(run, run.start(), choose_prompts(run.recipe))
+    return _cases(run, choose_prompts(run.recipe), Workers()).read()
 
 
-def _cases(run: Run, base: Checkpoint, prompts: StudyPrompts) -> list[AttackCase]:
-    settings, seed = run.recipe.attack, run.recipe.training.seed
-    if settings.n_cases == 0 or not settings.methods:
-        return []
-    paths = {method: run.folder / "cases" / f"{method}-base.parquet" for method in settings.methods}
-    behaviours = prompts.harmful.take(settings.n_cases)
-
-    def make() -> Made:
-        attacks: list[AttackCase] = []
-        with run.timed("attack cases"):
-            model, tokenizer = load_causal_lm(base)
-            for method, path in paths.items():
-                how = getattr(settings, method)
-                attacks += make_cases(model, tokenizer, behaviours, how, seed=seed, source=base.weights, path=path)
-            _require_room_for_cases(run, attacks, base, "the model's context")
-            del model
-        given_back()
-        costs = tables.frame("cases", cost_table(attacks).assign(source=base.id))
-        return Made({**dict.fromkeys(paths.values(), Written()), run.measurements() / "cases.parquet": costs})
-
-    inputs = {
-        "version": 1,
-        "weights": base.weights,
-        "behaviours": [behaviours.ids, behaviours.texts, behaviours.with_targets().targets],
-        "settings": {method: asdict(getattr(settings, method)) for method in settings.methods},
-        "seed": seed,
-    }
-    run.cached("attack cases", base.id, inputs, make)
-    return [case for path in paths.values() for case in read_cases(path, source=base.weights)]
+def _cases(run: Run, prompts: StudyPrompts, workers: Workers) -> AttackCases:
+    """The attack cases, which are made if they are not there."""
+    work = AttackCases.of(run, run.start(), prompts)
+    work.require_whole()
+    run_units(work, workers, on_finished=lambda unit: _note_time(run, CASES_STAGE, unit, CASES_STAGE))
+    return work
 
 
-def _require_room_for_cases(run: Run, attacks: Sequence[AttackCase], checkpoint: Checkpoint, what: str) -> None:
-    """Cases are made against one checkpoint and asked of all, whose contexts may be smaller."""
-    if texts := list(dict.fromkeys(case.prompt for case in attacks)):
-        prompts, n = PromptSet.from_texts("attack cases", texts), run.recipe.measuring.max_new_tokens
-        require_room(checkpoint.path, load_tokenizer(checkpoint), prompts, max_new_tokens=n, what=what)
-
-
-def measure(run: Run, *, processes: int = 1) -> None:
+def measure(run: Run, *, workers: Workers | int = 1) -> None:
     """Measure every checkpoint that has not been, then compare them.
 
     Args:
-        processes: that measure at once, each a checkpoint; 0: as many as are likely to be faster and fit into memory
-            (see `processes.how_many`). With more than one, a script must guard its start (`if __name__ == "__main__"`),
-            as Python's multiprocessing asks. What is measured does not hang on it but for rounding.
+        workers: who measures: `Workers("slurm", 8, {"gpus_per_node": 1})`, or so many of this machine; 0: as many as
+            are likely to be faster and fit into memory. With more than one on this machine, a script must guard its
+            start (`if __name__ == "__main__"`), as Python's multiprocessing asks. What is measured does not hang on it
+            but for rounding. Whoever gives the same call on another machine that has the folder joins.
+
+    Raises:
+        MechrefusalError: what is wrong with the run, before anything begins; units that failed, when all others are
+            finished (`workers.run`).
     """
-    if processes < 0:
-        raise MechrefusalError(f"processes is {processes}; give how many measure at once, or 0 to have it chosen")
+    workers = Workers.of(workers)
+    workers.require()
     prompts = check(run.recipe)
     labelling.labels_in(run.folder)  # a faulty sheet is named before anything is measured
     sweep(run.folder)
-    lock(run, prompts)
-    if not run.recipe.arms:
-        open_given(run)
-    start, checkpoints = run.start(), run.checkpoints()
+    with one_at_a_time(run.folder / "start"):
+        lock(run, prompts)
+        if not run.recipe.arms:
+            open_given(run)
+    run.start()
+    checkpoints = run.checkpoints()
     sources = {name: entry.get("source", "") for name, entry in run.manifest["checkpoints"].items()}
     if not run.recipe.arms and run.recipe.model:
         sources[checkpoint_id(BASE, 0)] = run.recipe.model
     tables.write(kinds.table(checkpoints, prompts.direction.harmful, sources), "checkpoints", run.measurements())
-    attacks = _cases(run, start, prompts)
+    cases_of_run = _cases(run, prompts, workers)
+    attacks = cases_of_run.read()
     for checkpoint in checkpoints:
-        _require_room_for_cases(run, attacks, checkpoint, f"the context of {checkpoint.id}")
+        cases_of_run.require_room(attacks, checkpoint, f"the context of {checkpoint.id}")
     stamps = prompts_asked(prompts, attacks)
-    work = {checkpoint: remaining(run, checkpoint, stamps) for checkpoint in checkpoints}
-    todo = [checkpoint for checkpoint in checkpoints if work[checkpoint].stages]
-    at_once = _at_once(processes, todo)
-    if at_once == 1:
-        for checkpoint in todo:
-            number = f"({checkpoints.index(checkpoint) + 1} of {len(checkpoints)})"
-            say(f"measuring {checkpoint.id} {number}")
-            measure_checkpoint(run, checkpoint, prompts, attacks, todo=work[checkpoint])
-            _note_measured(run, checkpoint, checkpoints, at_once)
-    else:
-        by_id = {checkpoint.id: checkpoint for checkpoint in todo}
-        jobs = [
-            Job(c.id, _measured_apart, (run.folder, c, left), len(left.stages) + any(s.opens for s in left.stages))
-            for c, left in work.items()
-            if left.stages
-        ]
-        what = f"{len(todo)} of {len(checkpoints)} checkpoints, {at_once} at once"
-        say(f"measuring {what}")
-        with closing(run_jobs(jobs, at_once=at_once, description="measuring")) as ended:
-            for name, _ in ended:
-                _note_measured(run, by_id[name], checkpoints, at_once)
+    needed = {checkpoint.id: inputs_of(run, checkpoint, stamps) for checkpoint in checkpoints}
+    bytes_each = max(map(bytes_to_hook, checkpoints))
+    work = Measuring(run, prompts, needed, checkpoints, attacks)
+    work.require_whole()
+    if n := sum(map(bool, work.left().values())):
+        work = replace(work, at_once=at_once(workers, n, bytes_each=bytes_each))
+        beside = f", {work.at_once} at once" if work.at_once > 1 else ""
+        say(f"measuring {n} of {len(checkpoints)} checkpoints{beside}")
+    by_id = {checkpoint.id: checkpoint for checkpoint in checkpoints}
+    noting = lambda unit: _note_measured(run, by_id[unit], checkpoints)  # noqa: E731
+    run_units(work, workers, bytes_each=bytes_each, on_finished=noting)
+    for checkpoint in checkpoints:
+        if f"measure {checkpoint.id}" not in run.manifest.get("stages", {}):  # finished by a job, and nobody watched
+            _note_measured(run, checkpoint, checkpoints)
     _take_verdicts(run, checkpoints)
-    needed = {checkpoint.id: each.inputs for checkpoint, each in work.items()}
-    compare(run, checkpoints, prompts, stamps, needed, at_once=_at_once(processes, checkpoints))
+    across = inputs_across(run, checkpoints, stamps, needed)
+    between = Between.of(run, prompts, checkpoints, across)
+    between.require_whole()
+    run_units(between, workers, bytes_each=bytes_each)
+    tables_of_all = SideBySide.of(run, prompts, checkpoints, across)
+    tables_of_all.require_whole()
+    run_units(tables_of_all, workers if workers.executor == DEBUG else Workers(retries=0))
 
 
-def _at_once(processes: int, targets: Sequence[Checkpoint]) -> int:
-    """Processes to measure these checkpoints in: what was asked for, or what is likely to be best."""
-    if len(targets) < 2:
-        return 1
-    return min(processes, len(targets)) or how_many(len(targets), bytes_each=max(map(bytes_to_hook, targets)))
-
-
-def _measured_apart(folder: Path, checkpoint: Checkpoint, todo: Remaining, around: Around) -> None:
-    """A checkpoint measured in a process of its own, with the prompts and attack cases that the run has by now."""
-    run = Run.open(folder)
-    prompts = choose_prompts(run.recipe)
-    attacks = _cases(run, run.start(), prompts)
-    measure_checkpoint(run, checkpoint, prompts, attacks, todo=todo, around=around)
-
-
-def _note_measured(run: Run, checkpoint: Checkpoint, checkpoints: list[Checkpoint], at_once: int) -> None:
+def _note_measured(run: Run, checkpoint: Checkpoint, checkpoints: list[Checkpoint]) -> None:
     run.took(f"measure {checkpoint.id}", float(timings(run, checkpoint)["seconds"].sum()))
     _take_verdicts(run, checkpoints)
-    run.update({"at_once": {checkpoint.id: at_once}})
+
+
+def _note_time(run: Run, stage: str, key: str, told: str) -> None:
+    if (unit := run.finished(stage, key)) is not None:
+        run.took(told, unit.seconds)
 
 
 def _take_verdicts(run: Run, checkpoints: list[Checkpoint]) -> None:
     """Take what measured checkpoints answered into the run's tables `verdicts` and `rates`, beside evaluations."""
+    with one_at_a_time(run.measurements() / "verdicts.parquet"):  # others may do the same, and have seen less
+        _take_verdicts_alone(run, checkpoints)
+
+
+def _take_verdicts_alone(run: Run, checkpoints: list[Checkpoint]) -> None:
     measured = {c: unit.stamp for c in checkpoints if (unit := run.finished(LAST, c.id)) is not None}
 
     def make() -> Made:

@@ -15,7 +15,6 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.models import Checkpoint, load_hooked
-from mechrefusal.processes import LOADING, Around, alone
 from mechrefusal.study import answer_stages, causal_stages, comparison, durability_stages, geometry_stages
 from mechrefusal.study.caching import Inputs, fingerprint
 from mechrefusal.study.carrier_choice import choose_carrier
@@ -23,6 +22,7 @@ from mechrefusal.study.measurement import Measurement
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.stages import CASES, LAST, Stage, inputs, prompts_asked
+from mechrefusal.workers import LOADING, Around, alone
 
 _EVALUATED = ("harmful", "harmless")
 _AT_REFERENCE = ("refusal metric", "directions", "carriers")
@@ -89,16 +89,17 @@ AT_A_CHECKPOINT = (
 )  # fmt: skip
 
 ACROSS_CHECKPOINTS = (
-    Stage("drift", comparison.drift, gives=("drift",), after=("directions", "carriers")),
-    Stage("effective rank", comparison.effective_rank, gives=("effective_rank",), after=("directions", "carriers")),
+    Stage("drift", comparison.drift, gives=("drift",), after=("directions", "carriers"), opens=False),
+    Stage("effective rank", comparison.effective_rank, gives=("effective_rank",), opens=False,
+          after=("directions", "carriers")),
     Stage("tables of all checkpoints", comparison.stacked_tables, gives=tuple(tables.PER_CHECKPOINT),
-          after=(*(stage.name for stage in AT_A_CHECKPOINT), "timings")),
+          after=(*(stage.name for stage in AT_A_CHECKPOINT), "timings"), opens=False),
     Stage("transfer", comparison.transfer, gives=("transfer",), after=_AT_REFERENCE, asks=("validation",),
           settings=("geometry.n_transferred", "measuring.reference", "measuring.admissible")),
-    Stage("relocation", comparison.relocate, gives=("relocation",),
+    Stage("relocation", comparison.relocate, gives=("relocation",), opens=False,
           after=("directions", "carriers", "transfer"), asks=("validation",), settings=("measuring.admissible",)),
     Stage("power", comparison.power, gives=("power",), asks=("validation",), settings=("measuring.admissible",),
-          after=("directions", "carriers", "patching", "knock-out", LAST)),
+          after=("directions", "carriers", "patching", "knock-out", LAST), opens=False),
     Stage("cross patching", comparison.cross_patching, gives=("cross_patching",), asks=("validation",),
           after=("refusal metric", "directions"),
           settings=("causal.n_crossed", "causal.n_rotations", "causal.layer_step")),
@@ -111,7 +112,7 @@ ACROSS_CHECKPOINTS = (
           asks=_EVALUATED, settings=("durability.lockstep", "measuring.judge")),
     Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
           after=("directions", "carriers", "cost of removal", "transfer", "effective rank", LAST),
-          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible")),
+          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible"), opens=False),
 )  # fmt: skip
 
 
@@ -182,21 +183,17 @@ def timings(run: Run, checkpoint: Checkpoint) -> pd.DataFrame:
     return tables.frame("timings", pd.DataFrame(rows).assign(**owner))
 
 
-def compare(
+def inputs_across(
     run: Run,
     checkpoints: Sequence[Checkpoint],
-    prompts: StudyPrompts,
     stamps_of_prompts: Mapping[str, str],
     needed: Mapping[str, Mapping[str, Inputs]],
-    *,
-    at_once: int = 1,
-) -> None:
-    """Set the checkpoints, all of which are measured, side by side.
+) -> dict[str, Inputs]:
+    """What the stages over all checkpoints hang on, all of which are measured.
 
     Args:
         stamps_of_prompts: fingerprints of the prompts (`stages.prompts_asked`).
         needed: what the stages of each checkpoint hang on, by its id (`inputs_of`).
-        at_once: processes where models are opened.
     """
     stamps: dict[str, dict[str, Any]] = {"timings": {}}
     for checkpoint in checkpoints:
@@ -210,7 +207,4 @@ def compare(
         "given": list(run.recipe.checkpoints),
         "kinds": tables.read("checkpoints", run.measurements()).astype(str).to_numpy().tolist(),
     }
-    across = inputs(ACROSS_CHECKPOINTS, of, stamps_of_prompts, run.recipe, stamps)
-    subject = comparison.Comparison(run, checkpoints, prompts, at_once=at_once)
-    for stage in ACROSS_CHECKPOINTS:
-        run.cached(stage.name, "", across[stage.name], partial(stage.make, subject, across[stage.name]))
+    return inputs(ACROSS_CHECKPOINTS, of, stamps_of_prompts, run.recipe, stamps)

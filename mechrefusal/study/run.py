@@ -1,16 +1,13 @@
 """A run: the folder of one study. It says what was asked (recipe.yaml) and what exists (manifest.json)."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from mechrefusal import tables
@@ -22,10 +19,9 @@ from mechrefusal.progress import say
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Made, Unit, fingerprint
 from mechrefusal.study.loader import recipe_from_dict
+from mechrefusal.study.made_with import machine, versions
 from mechrefusal.study.recipe import Recipe, differences, leaves
 from mechrefusal.training import WARM_UP
-
-REPORTED_PACKAGES = ("mechrefusal", "torch", "transformers", "trl", "transformer-lens", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -44,20 +40,26 @@ class Run:
                 a password or a key, which would stand in the run's files.
         """
         folder, recipe = Path(folder).expanduser(), recipe.with_absolute_paths()
-        if (folder / "recipe.yaml").is_file():
-            run = cls.open(folder)
-            if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
-                raise MechrefusalError(
-                    f"'{folder}' holds a run of another recipe (they differ in {', '.join(changed[:6])}"
-                    f"{' and more' if len(changed) > 6 else ''}); give another folder with --out, or delete this one"
-                )
-            return run
+        if not (folder / "recipe.yaml").is_file():
+            _require_no_secret(recipe.as_dict())
+            with one_at_a_time(folder):  # the same command may be given on several machines
+                if not (folder / "recipe.yaml").is_file():
+                    return cls._begin(folder, recipe)
+        run = cls.open(folder)
+        if changed := differences(run.recipe.as_dict(), recipe.as_dict()):
+            raise MechrefusalError(
+                f"'{folder}' holds a run of another recipe (they differ in {', '.join(changed[:6])}"
+                f"{' and more' if len(changed) > 6 else ''}); give another folder with --out, or delete this one"
+            )
+        return run
+
+    @classmethod
+    def _begin(cls, folder: Path, recipe: Recipe) -> "Run":
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MechrefusalError(f"'{folder}' exists and is not a run; give another folder with --out")
-        _require_no_secret(recipe.as_dict())
         run = cls(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        run.update({"versions": _versions(), "machine": _machine(), "seed": recipe.training.seed})
+        run.update({"versions": versions(), "machine": machine(), "seed": recipe.training.seed})
         with whole_file(folder / "recipe.yaml") as draft:
             draft.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
         return run
@@ -119,7 +121,7 @@ class Run:
         """
         if (unit := self.kept(name, key, inputs)) is not None:
             return unit
-        self._clear(name, key, fingerprint(inputs))
+        self.clear(name, key, fingerprint(inputs))
         started = time.perf_counter()
         made = make()
         seconds = time.perf_counter() - started
@@ -130,7 +132,7 @@ class Run:
             "seconds": round(seconds, 4),
             "note": made.note,
         }
-        self.update({"finished": {_unit(name, key): entry}})
+        self.update({"finished": {Run.unit(name, key): entry}})
         return Unit(self.folder, **entry)
 
     def kept(self, name: str, key: str, inputs: Inputs) -> Unit | None:
@@ -140,17 +142,26 @@ class Run:
 
     def finished(self, name: str, key: str = "") -> Unit | None:
         """The unit as the manifest has it, whatever it was made from; None where it is not finished."""
-        entry = self.manifest.get("finished", {}).get(_unit(name, key))
+        entry = self.entries().get(Run.unit(name, key))
         return Unit(self.folder, **entry) if entry else None
 
-    def _clear(self, name: str, key: str, stamp: str) -> None:
+    def entries(self) -> dict[str, Any]:
+        """What the manifest has of finished units, by `unit`; None of those that are to be made again."""
+        return self.manifest.get("finished", {})
+
+    @staticmethod
+    def unit(name: str, key: str) -> str:
+        """What a unit is called in the manifest."""
+        return f"{name} of {key}" if key else name
+
+    def clear(self, name: str, key: str, stamp: str) -> None:
         """Remove what a unit left that is to be made again: the files of other inputs, or those that are damaged."""
         if (unit := self.finished(name, key)) is None:
             return
         for path, sha in unit.files.items():
             if sha and (unit.stamp != stamp or not unit.holds(path)):
                 (self.folder / path).unlink(missing_ok=True)
-        self.update({"finished": {_unit(name, key): None}})
+        self.update({"finished": {Run.unit(name, key): None}})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -163,8 +174,9 @@ class Run:
         """Say how long a stage took, and record it in the manifest and in the table `stages`."""
         say(f"{stage}: {seconds:.0f} s")
         self.update({"stages": {stage: round(seconds, 2)}})
-        rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
-        tables.write(tables.frame("stages", rows), "stages", self.measurements())
+        with one_at_a_time(self.measurements() / "stages.parquet"):
+            rows = [{"stage": name, "seconds": seconds} for name, seconds in self.manifest["stages"].items()]
+            tables.write(tables.frame("stages", rows), "stages", self.measurements())
 
     def record(self, *checkpoints: Checkpoint, source: str = "") -> None:
         """Note checkpoints in the manifest.
@@ -267,10 +279,6 @@ def open(folder: Path | str) -> Run:
     return Run.open(folder)
 
 
-def _unit(name: str, key: str) -> str:
-    return f"{name} of {key}" if key else name
-
-
 def _require_no_secret(recipe: dict[str, Any]) -> None:
     for key, value in leaves(recipe).items():
         for text in value if isinstance(value, list) else [value]:
@@ -279,22 +287,3 @@ def _require_no_secret(recipe: dict[str, Any]) -> None:
                     f"recipe key '{key}' holds an address with a user, a password or a key, which would stand in the "
                     "run's files: give a name or a path without it"
                 )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "torch_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

@@ -18,6 +18,7 @@ It measures: nothing here changes or writes weights.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,9 +35,11 @@ from mechrefusal.study import stress_control
 from mechrefusal.study.checkpoints import Source, checkpoints_of, chosen, refusal_judge
 from mechrefusal.study.recipe import AttackSettings
 from mechrefusal.study.run import Run
-from mechrefusal.study.stress_answers import NO_STEP, NONE, Answers, Plan, Search, answered, curve_steps
+from mechrefusal.study.stress_answers import NO_STEP, NONE, Answers, Plan, Search, curve_steps
 from mechrefusal.study.stress_control import Judged, judged
 from mechrefusal.study.stress_twins import Twins, attacked
+from mechrefusal.study.stress_units import answered
+from mechrefusal.workers import Workers
 
 FOLDER = "stress"
 ATTACKS = ("gcg", "autodan")
@@ -84,6 +87,7 @@ def stress(
     seed: int = 0,
     max_new_tokens: int = 128,
     folder: Path | str | None = None,
+    workers: Workers | int = 1,
 ) -> Stressed:
     """Attack every behaviour anew against each checkpoint, and replay what was found at all of them.
 
@@ -113,6 +117,7 @@ def stress(
         seed: of the attacks.
         max_new_tokens: longest answer.
         folder: by default `stress` in that of the run.
+        workers: who attacks and answers, a checkpoint at a time, as in `pipeline.measure`.
 
     Raises:
         MechrefusalError: no behaviour or method, an unknown checkpoint, a name twice, harmless prompts that are no
@@ -128,7 +133,7 @@ def stress(
     names = [judge.name for judge in judges]
     if again := sorted({name for name in names if names.count(name) > 1}):
         raise MechrefusalError(f"judge '{again[0]}' is given twice: their rates could not be told apart")
-    answers = answered(plan, targets)
+    answers = answered(plan, targets, workers)
     on_curve, replayed = _curve_points(plan, targets, answers), _transfer_points(plan, targets, answers)
     shown, requests = pd.concat([on_curve, replayed])[["place", "completion"]], dict(enumerate(plan.requests))
     successes = {judge.name: judged(judge, shown, requests) for judge in judges}
@@ -159,13 +164,15 @@ def stressed(
     out: Path | str | None = None,
     seed: int = 0,
     chat: ChatSettings | None = None,
+    workers: Workers | int = 1,
 ) -> Stressed:
     """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
 
     Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
 
     Args:
-        source, judges, checkpoints, max_new_tokens, out, chat: as in `evaluate`; without a run `out` is needed.
+        source, judges, checkpoints, max_new_tokens, out, chat, workers: as in `evaluate`; without a run, `out` is
+            needed.
         methods: gcg, autodan, with the settings of the run's recipe.
         n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
         steps: of an attack; 0 for those of the recipe.
@@ -187,7 +194,7 @@ def stressed(
         raise MechrefusalError(f"'{source}' belongs to no run: give a folder for cases and answers with out")
     folder = Path(out).expanduser() if out is not None else run.folder  # type: ignore[union-attr]
     require_writable(folder / FOLDER, folder / "measurements", folder=True)
-    where = {"max_new_tokens": max_new_tokens, "seed": seed}
+    where: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "workers": workers}
     tested = stress(run, targets, behaviours, settings, judges, harmless=harmless, folder=folder / FOLDER, **where)
     tested.write(folder / "measurements")
     return tested

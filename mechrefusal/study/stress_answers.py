@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mechrefusal.attacks import AttackCase, AutoDANSettings, GCGSettings, make_cases
+from mechrefusal.attacks import AttackCase, AutoDANSettings, GCGSettings, make_cases, read_cases
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.answering import answers
 from mechrefusal.evaluation.suites import COPYRIGHT
-from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
-from mechrefusal.progress import say
+from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study.caching import fingerprint
 from mechrefusal.study.checkpoints import require_room
@@ -112,24 +111,29 @@ class Plan:
         what, n = f"the context of {checkpoint.id}", self.max_new_tokens
         require_room(checkpoint.path, tokenizer, prompts, max_new_tokens=n, suffix=suffix, what=what)
 
-    def attack(self, models: ModelCache, checkpoint: Checkpoint) -> dict[tuple[str, str], tuple[AttackCase, ...]]:
-        """The cases of every method against one checkpoint; those on disk are not made again."""
+    def path(self, method: str, checkpoint: Checkpoint) -> Path:
+        """The file of the cases of a method against a checkpoint."""
+        return self.folder / f"{method}-{checkpoint.weights}.parquet"
+
+    def attack(self, models: ModelCache, checkpoint: Checkpoint) -> None:
+        """Make the cases of every method against one checkpoint; those on disk are not made again."""
         model, tokenizer = models.of(checkpoint)
-        cases: dict[tuple[str, str], tuple[AttackCase, ...]] = {}
         for method, settings in self.methods.items():
-            path = self.folder / f"{method}-{checkpoint.weights}.parquet"
+            how: dict[str, Any] = {"seed": self.seed, "source": checkpoint.weights}
             try:
-                made = make_cases(
-                    model, tokenizer, self.behaviours, settings, seed=self.seed, source=checkpoint.weights, path=path
-                )
+                make_cases(model, tokenizer, self.behaviours, settings, path=self.path(method, checkpoint), **how)
             except MechrefusalError as error:
                 raise MechrefusalError(f"attack '{method}' on {checkpoint.id}: {error}") from error
-            cases[checkpoint.id, method] = tuple(made)
-        return cases
+
+    def cases(self, checkpoint: Checkpoint) -> dict[str, tuple[AttackCase, ...]]:
+        """The cases of every method against a checkpoint, which are on disk, in the order of the behaviours."""
+        order = {id: place for place, id in enumerate(self.behaviours.ids)}
+        found = {name: read_cases(self.path(name, checkpoint), source=checkpoint.weights) for name in self.methods}
+        return {name: tuple(sorted(cases, key=lambda case: order[case.id])) for name, cases in found.items()}
 
     def answer(
         self,
-        models: ModelCache,
+        models: ModelCache | None,
         target: Checkpoint,
         texts: Sequence[str],
         *,
@@ -140,11 +144,12 @@ class Plan:
         """Answers of the target to the prompts of a source's cases, each prompt once; those on disk are not given anew.
 
         Without a source the prompts are the behaviours themselves. With `of_twins` they are harmless twins, without a
-        suffix or (where the source is the target) with those of its cases.
+        suffix or (where the source is the target) with those of its cases. Without models all of it is on disk.
         """
-        model, tokenizer = models.of(target)
+        model, tokenizer = (None, None) if models is None else models.of(target)
         unique = list(dict.fromkeys(texts))
-        self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
+        if tokenizer is not None:
+            self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         name = "twins" if of_twins else NONE if source is None else source.id
         path = self.folder / "answers" / target.id / ("" if source is None else method) / f"{name}.parquet"
         inputs: list[Any] = [target.weights, unique, self.max_new_tokens]
@@ -161,7 +166,9 @@ class Plan:
         )
         return dict(zip(unique, replies["completion"], strict=True))
 
-    def answer_twins(self, models: ModelCache, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]) -> dict:
+    def answer_twins(
+        self, models: ModelCache | None, target: Checkpoint, cases: Mapping[str, Sequence[AttackCase]]
+    ) -> dict:
         """Answers to the harmless twins, alone (`NONE`) and with the suffix of each method's cases, by (id, method)."""
         with_suffix = {method: self.twins.with_suffixes(attacked) for method, attacked in cases.items()}
         alone = [self.twins.prompts[place] for place in sorted(set().union(*with_suffix.values()))]
@@ -174,40 +181,6 @@ class Plan:
                     models, target, list(texts.values()), source=target, method=method, of_twins=True
                 )
         return replies
-
-
-def answered(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Answers:
-    """Attack each checkpoint and ask it its own cases, by step; then ask all of them the others' final ones."""
-    suffix = max((each.suffix_length for each in plan.methods.values() if isinstance(each, GCGSettings)), default=0)
-    attacked = [plan.behaviours]
-    if plan.twins and suffix:
-        attacked.append(PromptSet.from_texts(plan.twins.name, list(plan.twins.prompts.values())))
-        say(f"{len(plan.twins)} of {len(plan.behaviours)} behaviours have a harmless twin to put the suffix behind")
-    for checkpoint in checkpoints:
-        for each in attacked:
-            plan.require_room(checkpoint, load_tokenizer(checkpoint), each, suffix=suffix)
-    models, collected = ModelCache(), Answers()
-    for number, target in enumerate(checkpoints, start=1):
-        say(f"attacking {target.id} ({number} of {len(checkpoints)})")
-        collected.cases.update(plan.attack(models, target))
-        collected.replies[target.id, NONE, NONE] = plan.answer(models, target, plan.behaviours.texts)
-        for method, settings in plan.methods.items():
-            cases = collected.cases[target.id, method]
-            texts = [case.history_prompts[step] for step in curve_steps(settings.steps) for case in cases]
-            replies = plan.answer(models, target, texts, source=target, method=method)
-            collected.replies[target.id, target.id, method] = replies
-        own_cases = {method: collected.cases[target.id, method] for method in plan.methods}
-        collected.twins.update(plan.answer_twins(models, target, own_cases))
-    for number, target in enumerate(reversed(checkpoints), start=1):  # the last one is loaded still
-        others = [source for source in checkpoints if source is not target]
-        if others:
-            say(f"replaying the others' cases at {target.id} ({number} of {len(checkpoints)})")
-        for source in others:
-            for method in plan.methods:
-                texts = [case.prompt for case in collected.cases[source.id, method]]
-                replies = plan.answer(models, target, texts, source=source, method=method)
-                collected.replies[target.id, source.id, method] = replies
-    return collected
 
 
 def _described(target: Checkpoint, source: Checkpoint | None, method: str, *, of_twins: bool) -> str:

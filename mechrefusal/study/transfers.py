@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,14 +18,13 @@ from mechrefusal.geometry.contrast import dealt, labels
 from mechrefusal.geometry.held_out import Choice, ChosenCandidate
 from mechrefusal.geometry.transfers import transfer
 from mechrefusal.models import Checkpoint, load_hooked
-from mechrefusal.processes import LOADING, Around, Job, alone
-from mechrefusal.processes import run as run_jobs
 from mechrefusal.prompts import Split
 from mechrefusal.study import kinds
 from mechrefusal.study.caching import Inputs, Made, file_hash
 from mechrefusal.study.run import Run
-from mechrefusal.study.selection import StudyPrompts, choose_prompts
+from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.table_rows import best_place
+from mechrefusal.workers import LOADING, Around, alone
 
 STAGE = "transfer"
 """Its units are a target each."""
@@ -53,48 +50,51 @@ class _Source:
         return cls(checkpoint, direction, directions.of_positions([position]).halves[:, 0, layer])
 
 
-def transfers(
-    run: Run, checkpoints: list[Checkpoint], prompts: StudyPrompts, *, at_once: int = 1, version: int = 1
-) -> pd.DataFrame:
+def transfers(run: Run, checkpoints: list[Checkpoint], prompts: StudyPrompts, *, version: int = 1) -> pd.DataFrame:
     """Table `transfer`, target by target, each of which is kept by itself. `version`: of the stage.
 
     Sources are the carriers, or the best candidates where a checkpoint has no carrier (`kind`). All targets are asked
     the same validation prompts, whatever their metric calls refused. These chose the target's own direction, and no
-    other: `decrease_held_out` is what it does to prompts that did not choose it. `at_once`: targets, each in a process
-    of its own. A carrier that means nothing at a target of another kind is a row that says why.
+    other: `decrease_held_out` is what it does to prompts that did not choose it. A carrier that means nothing at a
+    target of another kind is a row that says why.
     """
-    sources = _sources(run, checkpoints)
-    if not sources:
+    inputs = inputs_of_targets(run, checkpoints, prompts, version)
+    if not inputs:
         return tables.frame("transfer", [])
-    inputs = {target.id: _inputs(run, target, sources, prompts, version) for target in checkpoints}
-    todo = [target for target in checkpoints if run.kept(STAGE, target.id, inputs[target.id]) is None]
-    if apart := min(at_once, len(todo)) > 1:
-        owners = [source.checkpoint for source in sources]
-        jobs = [Job(each.id, _to_target_apart, (run.folder, each, owners, inputs[each.id]), 2) for each in todo]
-        with closing(run_jobs(jobs, at_once=at_once, description="transfers")) as ended:
-            for name, _ in ended:
-                _record_time(run, name)
-    parts = []
-    for target in checkpoints:
-        make = partial(_to_target, run, target, sources, prompts)
-        parts.append(run.cached(STAGE, target.id, inputs[target.id], make).table("transfer"))
-        if target in todo and not apart:
-            _record_time(run, target.id)
-    return pd.concat(parts, ignore_index=True)
+    for target, of_target in inputs.items():
+        take_target(run, target, checkpoints, prompts, of_target)
+    return pd.concat([tables.read("transfer", run.measurements(each)) for each in checkpoints], ignore_index=True)
 
 
-def _sources(run: Run, checkpoints: list[Checkpoint]) -> list[_Source]:
+def inputs_of_targets(
+    run: Run, checkpoints: Sequence[Checkpoint], prompts: StudyPrompts, version: int
+) -> dict[str, Inputs]:
+    """What the rows of each target hang on, by its id; nothing where no checkpoint has a direction to carry."""
+    sources = _sources(run, checkpoints)
+    return {target.id: _inputs(run, target, sources, prompts, version) for target in checkpoints if sources}
+
+
+def take_target(
+    run: Run,
+    target: str,
+    checkpoints: list[Checkpoint],
+    prompts: StudyPrompts,
+    inputs: Inputs,
+    around: Around = alone,
+) -> None:
+    """Make the rows of a target, by its id, unless they are there."""
+    if run.kept(STAGE, target, inputs) is not None:
+        return
+    [checkpoint] = [each for each in checkpoints if each.id == target]
+    make = partial(_to_target, run, checkpoint, _sources(run, checkpoints), prompts, around)
+    run.took(f"transfer to {target}", run.cached(STAGE, target, inputs, make).seconds)
+
+
+def _sources(run: Run, checkpoints: Sequence[Checkpoint]) -> list[_Source]:
     return [source for checkpoint in checkpoints if (source := _Source.of(run, checkpoint)) is not None]
 
 
-def _record_time(run: Run, name: str) -> None:
-    if (unit := run.finished(STAGE, name)) is not None:
-        run.took(f"transfer to {name}", unit.seconds)
-
-
-def _to_target(
-    run: Run, target: Checkpoint, sources: list[_Source], prompts: StudyPrompts, around: Around = alone
-) -> Made:
+def _to_target(run: Run, target: Checkpoint, sources: list[_Source], prompts: StudyPrompts, around: Around) -> Made:
     """Rows of table `transfer` of one target."""
     why_apart = kinds.comparison(tables.read("checkpoints", run.measurements()))
     reasons = {source.checkpoint.id: why_apart(source.checkpoint, target) for source in sources}
@@ -140,15 +140,6 @@ def _to_target(
         kind=[source.direction.kind for source in of_rows],
     )
     return Made({run.measurements(target) / "transfer.parquet": tables.frame("transfer", rows)})
-
-
-def _to_target_apart(
-    folder: Path, target: Checkpoint, checkpoints: list[Checkpoint], inputs: Inputs, around: Around
-) -> None:
-    """`_to_target` in a process of its own, with the directions that the run has by now."""
-    run = Run.open(folder)
-    make = partial(_to_target, run, target, _sources(run, checkpoints), choose_prompts(run.recipe), around)
-    run.cached(STAGE, target.id, inputs, make)
 
 
 def _validation(run: Run, prompts: StudyPrompts) -> Split:

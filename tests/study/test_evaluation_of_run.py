@@ -1,12 +1,16 @@
 """The evaluation that a run's recipe asks for."""
 
 import dataclasses
+import shutil
 
+import pandas as pd
 import pytest
 
 from mechrefusal import MechrefusalError, cli, models, study, tables
 from mechrefusal.evaluation import answering
 from mechrefusal.evaluation.settings import EvaluationSettings
+from mechrefusal.study import suite_answers
+from mechrefusal.study.suite_answers import Asking
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +73,22 @@ def test_other_weights_are_evaluated_anew(run, n_answered):
     assert set(tables.read("rates", run.measurements())["step"]) == {0, 3, 6}
 
 
+def test_the_order_in_which_checkpoints_are_evaluated_does_not_matter(run, monkeypatch):
+    """The base last: losses of its answers are taken when all are there, by opening the others once more."""
+    run = study.Run(run.folder, recipe(dataclasses.replace(ASKED, suites=("builtin",), attack=())))
+    other = study.Run(shutil.copytree(run.folder, run.folder.parent / "other"), run.recipe)
+    study.evaluate_run(run)
+    left, opened, load = Asking.left, [], suite_answers.load_causal_lm
+    monkeypatch.setattr(Asking, "left", lambda self: dict(reversed(left(self).items())))
+    monkeypatch.setattr(suite_answers, "load_causal_lm", lambda each: opened.append(each.id) or load(each))
+    study.evaluate_run(other)
+    assert opened == ["sft-step-00003", "base-step-00000", "sft-step-00003"]
+    assert len(tables.read("answer_losses", other.measurements())) == 2
+    for name in ("verdicts", "rates", "suite_differences", "answer_losses"):
+        found, expected = (tables.read(name, each.measurements()) for each in (other, run))
+        pd.testing.assert_frame_equal(found, expected, obj=name)
+
+
 def test_without_suites_nothing_is_done(tmp_path):
     made = study.Run.create(tmp_path / "run", recipe(EvaluationSettings()))
     study.evaluate_run(made)
@@ -115,7 +135,7 @@ def test_a_suites_file_holds_from_any_folder(tmp_path, monkeypatch):
 
 def test_run_on_the_command_line_evaluates_and_shows_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "train", lambda run: None, raising=False)
-    monkeypatch.setattr(study, "measure", lambda run, *, processes: None, raising=False)
+    monkeypatch.setattr(study, "measure", lambda run, *, workers: None, raising=False)
     out, options = tmp_path / "run", ["--evaluation.suites", "[builtin-xstest]", "--evaluation.n", "2"]
     run = study.Run.create(out, recipe(EvaluationSettings(suites=("builtin-xstest",), n=2, max_new_tokens=4)))
     run.record(models.Checkpoint.open(models.tiny.make(tmp_path / "base", seed=1)))

@@ -84,7 +84,7 @@ def test_an_evaluation_names_a_faulty_sheet_before_it_asks_anything(evaluated, m
     from mechrefusal.study import evaluating
 
     (evaluated / "labels.csv").write_text("answer,label\nx,refused\n")
-    monkeypatch.setattr(evaluating._Asking, "ask", lambda *_, **__: pytest.fail("it was asked"))
+    monkeypatch.setattr(evaluating, "run_units", lambda *_, **__: pytest.fail("it was asked"))
     monkeypatch.setattr(evaluating, "checkpoints_of", lambda *_, **__: (None, []))
     with pytest.raises(MechrefusalError, match="hold 'refused'"):
         study.evaluate("any", [read_suite("builtin-utility", n=2)], out=evaluated)

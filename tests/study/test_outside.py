@@ -138,7 +138,7 @@ def test_the_report_names_the_models(measured):
 @pytest.mark.slow
 def test_the_same_call_goes_on_and_changed_weights_are_refused(measured, family, monkeypatch):
     run, folder = measured
-    monkeypatch.setattr(study.pipeline, "measure_checkpoint", None)  # nothing is measured again
+    monkeypatch.setattr(study.units, "measure_checkpoint", None)  # nothing is measured again
     given = {"run": folder / "run", "gpt2": family("gpt2").folder}
     again = study.measure(given, out=folder / "out", base=folder / "base", recipe=small())
     assert again.folder == run.folder

@@ -114,7 +114,7 @@ def test_directions_of_another_checkpoint_are_refused(finished):
 
 
 def test_measuring_again_does_nothing(finished, monkeypatch):
-    monkeypatch.setattr("mechrefusal.study.pipeline.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("mechrefusal.study.units.measure_checkpoint", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("mechrefusal.training.train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("mechrefusal.study.evaluation_tables.keep", lambda *_: pytest.fail("verdicts taken again"))
     hashed, file_hash = [], caching.file_hash
@@ -152,7 +152,7 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
         process.join()
     alone = measured()
     assert 0 < len(alone) < len(again) - 1, "too little is left for two processes"
-    study.measure(run, processes=2)
+    study.measure(run, workers=2)
     # Two processes share the threads: where there are several, each process sums in another order, and tables hold
     # quotients of sums.
     _same_tables(run, finished, within=COMPOUND if torch.get_num_threads() > 1 else 0.0)
@@ -306,9 +306,29 @@ def test_a_full_disk_stops_a_stage_and_leaves_nothing_of_it(finished, tmp_path, 
     _same_tables(run, finished)
 
 
-def test_a_negative_number_of_processes_is_an_error(finished):
-    with pytest.raises(MechrefusalError, match="processes is -1"):
-        study.measure(finished, processes=-1)
+def test_a_checkpoint_that_fails_is_reported_when_the_others_are_finished(finished, tmp_path, monkeypatch):
+    run = study.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    first, second = run.checkpoint("sft", step=6), run.checkpoint("r2d2", step=6)
+    for checkpoint in (first, second):
+        run.update({"finished": {f"{LAST} of {checkpoint.id}": None}})
+    make, tried = Stage.make, []
+
+    def failing(self, subject, inputs):
+        if self.name == LAST and subject.checkpoint.id == first.id:
+            tried.append(first.id)
+            raise ValueError("an odd rate")
+        return make(self, subject, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "make", failing)
+        said = rf"^{first.id} failed in stage '{LAST}': ValueError: an odd rate \(log: .*/{first.id}.3.log\)$"
+        with pytest.raises(RuntimeError, match=said):
+            study.measure(run)
+    assert len(tried) == 3
+    assert run.finished(LAST, second.id) is not None
+    study.measure(run)
+    _same_tables(run, finished)
+    assert not (run.folder / "workers").exists()
 
 
 def test_a_diverged_checkpoint_is_named_before_it_is_measured(finished, tmp_path):

@@ -270,8 +270,8 @@ def test_another_checkpoint_adds_to_what_was_found_at_one(run, found, seen, tmp_
     assert [what for what, _ in asked[2:]] == [
         "sft-step-00003: no attack",
         "sft-step-00003: gcg on sft-step-00003",
-        "sft-step-00003: gcg on base-step-00000",
         "base-step-00000: gcg on sft-step-00003",
+        "sft-step-00003: gcg on base-step-00000",
     ]
     alone = of(of(found.curve, method="gcg"), judge=RefusalJudge.name).reset_index(drop=True)
     pd.testing.assert_frame_equal(both.curve, alone, atol=REORDERED)
@@ -314,7 +314,7 @@ def test_one_model_is_in_memory_at_a_time(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stress_answers, "load_causal_lm", noting)
     stressed(run, tmp_path, methods={"gcg": replace(GCG, steps=1)})
-    assert loads == ["base-step-00000", "sft-step-00003", "base-step-00000"]
+    assert loads == ["base-step-00000", "sft-step-00003"] * 2
     assert [one for one in alive if one() is not None] == []
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pickle
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,8 +131,8 @@ def test_a_half_without_prompts_leaves_the_row(made):
     assert np.isfinite(row["decrease"])
 
 
-def test_targets_at_once_give_the_same_rows(made, monkeypatch):
-    """Two targets as jobs, the second of which ends first, and one of them again where the other was done."""
+def test_targets_in_any_order_give_the_same_rows(made):
+    """Two targets by workers, the second of which ends first, and one of them again where the other was done."""
     other = Checkpoint("sft", 6, made.base.path, "w1")
     dataclasses.replace(made.directions, weights="w1").save(made.run.directions(other))
     for name in ("carrier", "openings"):
@@ -141,24 +140,22 @@ def test_targets_at_once_give_the_same_rows(made, monkeypatch):
     both, asked = [made.base, other], study.choose_prompts(made.run.recipe)
     expected = transfers.transfers(made.run, both, asked)
     assert len(expected) == 4
-    ran = []
-
-    def run_jobs(jobs, *, at_once, description):
-        ran.append(([job.name for job in jobs], at_once))
-        for job in reversed(jobs):
-            work, given = pickle.loads(pickle.dumps((job.work, job.arguments)))
-            yield job.name, pickle.loads(pickle.dumps(work(*given, lambda _: nullcontext())))
+    inputs = transfers.inputs_of_targets(made.run, both, asked, version=1)
 
     def forget(*targets):
         made.run.update({"finished": {f"transfer of {target.id}": None for target in targets}})
 
-    monkeypatch.setattr(transfers, "run_jobs", run_jobs)
+    def take(*targets):
+        for target in targets:
+            given = pickle.loads(pickle.dumps((made.run, target.id, both, asked, inputs[target.id])))
+            transfers.take_target(*given)
+
     forget(made.base, other)
-    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
+    take(other, made.base, other)
+    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked), expected)
     kept = [tables.read("transfer", made.run.measurements(target)) for target in both]
     pd.testing.assert_frame_equal(pd.concat(kept, ignore_index=True), expected)
-    assert ran == [([made.base.id, other.id], 2)]
     forget(other)
-    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked, at_once=2), expected)
-    assert len(ran) == 1  # one alone is done here
+    take(made.base, other)
+    pd.testing.assert_frame_equal(transfers.transfers(made.run, both, asked), expected)
     assert made.loads == [made.base.id, other.id, other.id, made.base.id, other.id]
