@@ -69,7 +69,9 @@ def prepare() -> None:
 def _likely() -> bool:
     import torch
 
-    return torch.get_num_threads() > 1 and not torch.cuda.is_available()
+    from mechrefusal.devices import has_gpu
+
+    return torch.get_num_threads() > 1 and not has_gpu()
 
 
 def _context() -> Any:

@@ -28,7 +28,7 @@ from mechrefusal.evaluation.metrics import NONE
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import require_writable
-from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, Placed, load_causal_lm, load_tokenizer
 from mechrefusal.progress import say
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import evaluation_tables, labelling
@@ -70,6 +70,7 @@ def evaluate(
     strict: bool = False,
     seed: int = 0,
     chat: ChatSettings | None = None,
+    placed: Placed | None = None,
 ) -> Evaluated:
     """Answer every suite at every checkpoint, judge the answers, and compare the checkpoints.
 
@@ -88,6 +89,8 @@ def evaluate(
         out: folder; by default that of the run. Without a run and without it nothing is kept.
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
         chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
+        placed: where models lie and in which numbers, fields of a `models.Placement`; by default
+            as the run's recipe says.
 
     Raises:
         MechrefusalError: no suite, a name of a suite or judge twice, a suite with the name of one that measurements
@@ -100,7 +103,7 @@ def evaluate(
         raise MechrefusalError(f"suite '{taken[0]}' has the name of one that measurements ask: give it another name")
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
-    run, chosen = checkpoints_of(source, checkpoints, chat)
+    run, chosen = checkpoints_of(source, checkpoints, chat, placed)
     interventions = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
     judges = list(judges) or [refusal_judge(run)]
     evaluation_tables.require_judges(judges, suites)
@@ -195,7 +198,7 @@ class _Asking:
         for spec, intervention in under.items():
             for suite in self.suites:
                 texts, ids = suite.table["prompt"].tolist(), suite.table["prompt_id"].tolist()
-                inputs = [checkpoint.weights, ids, texts, self.max_new_tokens, _numbers_of(intervention)]
+                inputs = [checkpoint.computed, ids, texts, self.max_new_tokens, _numbers_of(intervention)]
                 with causal.intervened(model, intervention):
                     replies = answers(
                         model,

@@ -57,7 +57,7 @@ def _cases(run: Run, base: Checkpoint, prompts: StudyPrompts) -> list[AttackCase
 
     inputs = {
         "version": 1,
-        "weights": base.weights,
+        "weights": base.computed,
         "behaviours": [behaviours.ids, behaviours.texts, behaviours.with_targets().targets],
         "settings": {method: asdict(getattr(settings, method)) for method in settings.methods},
         "seed": seed,

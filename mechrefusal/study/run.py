@@ -5,19 +5,20 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import yaml
 
 from mechrefusal import tables
+from mechrefusal.devices import gpu_name
 from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import one_at_a_time, whole_file
-from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.models import Checkpoint, Placed, fetch
 from mechrefusal.progress import say
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Made, Unit, fingerprint
@@ -63,11 +64,15 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Run":
+    def open(cls, folder: Path | str, **placed: Unpack[Placed]) -> "Run":
         """Open an existing run.
 
+        Args:
+            placed: where its models lie here, in place of what its recipe says: fields of a `Placement` but dtype,
+                which its numbers hang on.
+
         Raises:
-            MechrefusalError: no run there, or a recipe that cannot be read.
+            MechrefusalError: no run there, or a recipe that cannot be read; a dtype that is not the recipe's.
         """
         path = Path(folder).expanduser() / "recipe.yaml"
         if not path.is_file():
@@ -78,7 +83,14 @@ class Run:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise MechrefusalError(f"'{path}' is not readable YAML ({str(error).splitlines()[0]})") from error
-        return cls(path.parent, recipe_from_dict(content, where=str(path)))
+        recipe = recipe_from_dict(content, where=str(path))
+        placement = recipe.placement.given(**placed)
+        if placement.dtype != recipe.placement.dtype:
+            raise MechrefusalError(
+                f"run '{path.parent}' is computed in {recipe.placement.dtype}, as its recipe says, not in "
+                f"{placement.dtype}: leave dtype out, or start another run"
+            )
+        return cls(path.parent, replace(recipe, placement=placement))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -251,7 +263,7 @@ class Run:
         source = self.recipe.model if entry["arm"] == BASE else entry.get("source", "")
         if source and not path.is_dir():
             path = fetch(source)  # the run was moved, or the cache was
-        checkpoint = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
+        checkpoint = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], **self.recipe.opened)
         if checkpoint.weights != entry["weights"]:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
@@ -262,9 +274,9 @@ class Run:
         return checkpoint
 
 
-def open(folder: Path | str) -> Run:
-    """Open an existing run: `mr.study.open("checkpoints/demo")`."""
-    return Run.open(folder)
+def open(folder: Path | str, **placed: Unpack[Placed]) -> Run:
+    """Open an existing run: `mr.study.open("checkpoints/demo")`; `placed` as in `Run.open`."""
+    return Run.open(folder, **placed)
 
 
 def _unit(name: str, key: str) -> str:
@@ -296,5 +308,5 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu_name(),
     }
