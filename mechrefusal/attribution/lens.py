@@ -118,8 +118,8 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
     rounding = 6 * 0.43 * half_step(model) * read.max().sqrt().item()
     if not gap <= TOLERANCE + rounding:
         raise MechrefusalError(
-            f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE + rounding:.2g}); this architecture "
-            "does more than norm and unembed, so no lens is given"
+            f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE + rounding:.2g}); this "
+            "architecture does more than norm and unembed, so no lens is given"
         )
     n = len(metric.refusal_tokens)
     assert readout.target_ranks is not None

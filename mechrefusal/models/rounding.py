@@ -55,7 +55,7 @@ class Allowance:
         worst = Found(0.0, 1.0)
         taken = ((difference.square().mean(-1).sqrt(), self.spread), (difference.amax(-1), self.largest))
         for found, limit in taken:
-            limits = torch.as_tensor(limit, device=found.device).expand_as(found)
+            limits = torch.as_tensor(limit, device=found.device).expand_as(found).clamp(min=1e-30)
             at = (found / limits).nan_to_num(torch.inf).argmax()
             each = Found(found.flatten()[at].item(), limits.flatten()[at].item())
             if not each.difference / each.allowed <= worst.difference / worst.allowed:
