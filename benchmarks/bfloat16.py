@@ -13,10 +13,10 @@ import os
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import numpy as np
-import torch
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-from mechrefusal import causal, evaluation, forward, geometry, models, prompts
+from mechrefusal import causal, evaluation, forward, geometry, models, prompts  # noqa: E402
 
 
 def main() -> None:

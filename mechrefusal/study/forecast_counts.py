@@ -15,6 +15,13 @@ CHUNK = 4
 """Prompts of one pass of `geometry.difference_in_means`."""
 SCREENED, INDUCED = 0.55, 0.5
 """Share of a full scoring of a candidate that a screen takes on average; share of the layers that an addition runs."""
+EDITED = 1.5
+"""Passes whose every site is edited, over plain ones."""
+ATTRIBUTED = 15
+"""Passes over the attributed prompts that as much time goes into as attribution takes: most of it is reading the
+weights of all heads in float64."""
+TRIED = 600
+"""Tokens of trying out whether a site can be patched on trees, against hooks; three sites are."""
 ANSWERED_AT_ONCE = 32
 """Prompts that are answered at once."""
 
@@ -67,14 +74,15 @@ class Counting:
         yield "directions", Work(packed(direction, at_once=CHUNK), len(direction))
         yield "carriers", self.carriers(validation)
         if prompts.overrefusal is not None and len(prompts.overrefusal):
-            yield "over-refusal overlap", Work(packed([*self.ids(prompts.overrefusal, prompts.harmless)[:40]]), 40)
+            safe = self.ids(prompts.overrefusal, prompts.harmless)
+            yield "over-refusal overlap", Work(packed(safe, at_once=CHUNK), len(safe))
         n = measuring.n_intervened
         harmful, harmless = self.ids(prompts.harmful.take(n)), self.ids(prompts.harmless.take(n))
-        yield "interventions", self.answered(harmful) * 2 + self.answered(harmless) * 2
+        yield "interventions", (self.answered(harmful) * 2 + self.answered(harmless) * 3) * EDITED
         attributed = self.ids(
             prompts.harmful.take(measuring.n_attributed), prompts.harmless.take(measuring.n_attributed)
         )
-        yield "attribution", Work(3 * packed(attributed), 3 * len(attributed))
+        yield "attribution", Work(ATTRIBUTED * packed(attributed), ATTRIBUTED * len(attributed))
         yield "patching", self.patching()
 
     def answered(self, ids: Sequence[tuple[int, ...]]) -> Work:
@@ -101,7 +109,7 @@ class Counting:
             return Work()
         harmful = self.ids(pairs.harmful)[: measuring.n_pairs]
         harmless = self.ids(pairs.harmless)[: measuring.n_pairs]
-        total = 0.0
+        total = 3.0 * TRIED
         for a, b in zip(harmful, harmless, strict=True):
             shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
             own, layers = len(b) - shared, len(range(0, self.n_layers, max(1, measuring.layer_step)))
@@ -114,6 +122,8 @@ class Counting:
         settings, prompts = self.recipe.training, self.prompts
         behaviours = self.ids(prompts.behaviours)
         mean = sum(map(len, behaviours)) / max(1, len(behaviours))
+        if settings.tree is not False and len(behaviours) > 1:  # what all prompts begin with is run once a step
+            mean -= len(behaviours[0]) + len(behaviours[1]) - packed(behaviours[:2])
         answer = self.recipe.prompts.answer_tokens + 12
         if settings.warm_up:
             rows = (settings.warm_up_utility_per_step or settings.utility_per_step) + (

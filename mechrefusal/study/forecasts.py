@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mechrefusal import devices as machine
 from mechrefusal import tables
@@ -23,8 +23,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import load_config
 from mechrefusal.models.capacity import WHILE_HOOKING, WITH_BIASES
 from mechrefusal.models.library_output import quiet
-from mechrefusal.models.loading import load_tokenizer
 from mechrefusal.models.sources import fetch, is_local, outline_from_hub
+from mechrefusal.models.weights import first_line
 from mechrefusal.study.calibrating import Speed, calibrated, flops_of
 from mechrefusal.study.forecast_counts import Counting, Work
 from mechrefusal.study.loader import load_recipe
@@ -34,7 +34,7 @@ from mechrefusal.study.selection import choose_prompts
 GIB = 2**30
 PROCESS = 0.45 * GIB
 """Memory of a process with its libraries, before it opens a model."""
-LOADED = 24.0
+LOADED = 17.0
 """Numbers that are copied for each parameter while a hooked transformer is made and tried out."""
 STATES = 16
 """Bytes of a parameter in training: float32 weights, gradients, and Adam's two moments."""
@@ -107,7 +107,7 @@ def plan(
     n = devices or max(1, len(machine.gpus()))
     on_host = not devices and machine.is_host(here)
     counting = Counting(
-        recipe, choose_prompts(recipe), load_tokenizer(folder), n_layers=size.n_layers,
+        recipe, choose_prompts(recipe), _tokenizer(folder, recipe), n_layers=size.n_layers,
         n_heads=config.get_text_config().num_attention_heads,
     )  # fmt: skip
     where = str(here) if not devices else f"{devices} devices"
@@ -124,6 +124,16 @@ def _outline(name: str) -> Path:
     if not name:
         raise MechrefusalError("the recipe names no model: say with model whose config is meant")
     return fetch(name) if is_local(name) and not Path(name).expanduser().is_dir() else outline_from_hub(name)
+
+
+def _tokenizer(folder: Path, recipe: Recipe) -> Any:
+    """The tokenizer of a folder that may hold no weights."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise MechrefusalError(f"'{folder}' has no tokenizer that can be loaded ({first_line(error)})") from error
+    recipe.chat.apply(tokenizer)
+    return tokenizer
 
 
 def _rows(

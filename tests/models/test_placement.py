@@ -50,7 +50,7 @@ def measured(model, metric):
         "attributed": attribution.direct.attribute(model, texts, Onto(directions.at(-1, 3).vector, 3)).values,
         "lens": attribution.lens.logit_lens(model, texts, metric).refusal,
         "knocked out": torch.tensor(
-            knock_out(model, texts[:2], split.harmless.texts[:2], metric, layers=[1, 3]).table["effect"].to_numpy()
+            knock_out(model, texts[:2], split.harmless.texts[:2], metric, layers=[1, 3]).table["refusal"].to_numpy()
         ),
     }
 
