@@ -14,7 +14,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -168,19 +168,22 @@ class Playground:
         return ipywidgets.VBox([*controls, seen])
 
 
-def open(source: models.Checkpoint | Run | Path | str, *, checkpoint: str = "", n: int = 16) -> Playground:
+def open(
+    source: models.Checkpoint | Run | Path | str, *, checkpoint: str = "", n: int = 16, **placed: Unpack[models.Placed]
+) -> Playground:
     """Open a checkpoint of a run, or any model, to play with.
 
     Args:
         source: a run or its folder; one of its checkpoints (RUN/sft/step-00070); or a model's folder or name.
         checkpoint: id of the run's checkpoint (`sft-step-00070`); by default its last.
         n: validation prompts of each side, and twice as many for directions, where these are found anew.
+        placed: where it lies and in which numbers: fields of a `models.Placement`.
 
     Raises:
         MechrefusalError: no such model or checkpoint, or one without any candidate that could be scored.
     """
     run, chosen = _chosen(source, checkpoint)
-    model = models.load_hooked(chosen)
+    model = models.load_hooked(chosen, **placed)
     if run is not None and run.directions(chosen).is_file():
         names = ("openings", "carrier", "carriers", "candidate_scores")
         kept = {name: tables.read(name, run.measurements(chosen)) for name in names}

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
+from mechrefusal.devices import free_bytes, is_gpu
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.tree import Branch
 
@@ -34,8 +34,8 @@ class Budget:
         self._logit_bytes = config.vocab_size * (size + 8)  # as they come, in float32, and one intermediate result
         self.at_most = at_most
         device = model.get_input_embeddings().weight.device
-        if device.type == "cuda":
-            self.tokens, self.bytes = 1 << 17, int(SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])
+        if is_gpu(device):
+            self.tokens, self.bytes = 1 << 17, int(SHARE_OF_FREE * free_bytes(device))
         else:
             self.tokens, self.bytes = CPU_TOKENS, CPU_BYTES
 

@@ -18,6 +18,7 @@ from mechrefusal.attribution.readouts import require_tokens
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
+from mechrefusal.models.rounding import half_step
 from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.observations import numbered
 
@@ -109,13 +110,16 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
         readout = logit_readout(model, stream, targets=tokens, return_type="log_probs")
     except (ValueError, NotImplementedError) as error:
         raise MechrefusalError(f"the layers of this model cannot be read by a logit lens: {error}") from error
-    likely = readout.values.double()
+    likely = readout.values.to(written.logits.device).double()
     of_model = written.logits - written.log_total[:, None]
     gap = (likely[-1] - of_model).abs().max().item()
-    if not gap <= TOLERANCE:
+    read = written.normed.square() @ model.W_U[:, tokens].to(written.normed.device).double().square()
+    # What entered the output matrix was rounded, each number by itself (see `direct.rounded`).
+    rounding = 6 * 0.43 * half_step(model) * read.max().sqrt().item()
+    if not gap <= TOLERANCE + rounding:
         raise MechrefusalError(
-            f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE:g}); this architecture "
-            "does more than norm and unembed, so no lens is given"
+            f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE + rounding:.2g}); this "
+            "architecture does more than norm and unembed, so no lens is given"
         )
     n = len(metric.refusal_tokens)
     assert readout.target_ranks is not None

@@ -27,10 +27,10 @@ class HeldNorm:
         On alternating signs every norm divides by their size; on a constant, LayerNorm leaves only its bias.
         """
         module: nn.Module = component.original_component
-        signs = torch.ones(model.cfg.d_model, device=model.cfg.device, dtype=model.W_U.dtype)
+        signs = torch.ones(model.cfg.d_model, device=model.cfg.device, dtype=model.W_E.dtype)
         signs[1::2] = -1
         probes = torch.stack([torch.zeros_like(signs), _LARGE * signs, torch.full_like(signs, _LARGE)])
-        bias, alternating, constant = module(probes[None])[0].double()
+        bias, alternating, constant = module(probes[None])[0].to(signs.device).double()
         gain = (alternating - bias) * signs.double()
         centred = bool((constant - bias).norm() < 0.1 * gain.norm())
         return cls(gain, bias, centred)

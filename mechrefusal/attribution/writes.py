@@ -116,7 +116,8 @@ def _keeping_ends(model, ends: Int[Tensor, " prompt"], into: Activations) -> lis
 
     def keep(place: Place):
         def through(activation: Tensor) -> Tensor:
-            into[place] = flat(model, place[1], activation.detach())[ends].double()
+            taken = flat(model, place[1], activation.detach())[ends.to(activation.device)]
+            into[place] = taken.to(ends.device).double()
             return activation
 
         return through

@@ -19,7 +19,7 @@ from mechrefusal.causal.weighted_ablation import WeightedAblation
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Along, Carrier, Direction, direction_of, require_weights
 from mechrefusal.forward.positions import Positions, at_positions, check_positions, required
-from mechrefusal.forward.sites import Edit, Site
+from mechrefusal.forward.sites import Edit, Site, widened
 from mechrefusal.models import require_direction, require_layers
 
 ABLATED_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
@@ -74,8 +74,9 @@ class Ablation:
             return [(layer, "resid_pre", at_positions(edit, self.positions, passing)) for layer, edit in edits]
 
         def project_out(activation: Tensor) -> Tensor:
-            q = basis.to(activation)
-            return activation - (activation @ q) @ (dose * q.T)
+            x = widened(activation)
+            q = basis.to(x)
+            return (x - (x @ q) @ (dose * q.T)).to(activation.dtype)
 
         edit = at_positions(project_out, self.positions, passing)
         return [
@@ -116,7 +117,12 @@ class Addition:
     def edits(self, model, passing: Passing = None) -> list[Edit]:
         """What is done, site by site."""
         step = self.coefficient * self.direction
-        edit = at_positions(lambda activation: activation + step.to(activation), self.positions, passing)
+
+        def add(activation: Tensor) -> Tensor:
+            x = widened(activation)
+            return (x + step.to(x)).to(activation.dtype)
+
+        edit = at_positions(add, self.positions, passing)
         return [(self.layer, "resid_pre", edit)]
 
 
@@ -161,8 +167,9 @@ class Clamp:
         value = self.value
 
         def set_projection(activation: Tensor) -> Tensor:
-            r = unit.to(activation)
-            return activation + (value - activation @ r)[..., None] * r
+            x = widened(activation)
+            r = unit.to(x)
+            return (x + (value - x @ r)[..., None] * r).to(activation.dtype)
 
         edit = at_positions(set_projection, self.positions, passing)
         layers = range(model.cfg.n_layers) if self.layers is None else sorted(set(self.layers))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import Along, ReferenceName, direction_of
+from mechrefusal.forward.sites import widened
 from mechrefusal.forward.token_classes import Layout, TokenClasses
 from mechrefusal.models import require_layers
 
@@ -107,18 +108,20 @@ class Reference:
         def edit_at(layer: int) -> Callable[[Tensor], Tensor]:
             def hold(activation: Tensor) -> Tensor:
                 kinds = self.classes.of(*layout.places(activation.shape[1])).to(activation.device)
-                q, target = basis.to(activation), targets.to(activation)
-                now, goal = activation @ q, target[layer][kinds]
+                x = widened(activation)
+                q, target = basis.to(x), targets.to(x)
+                now, goal = x @ q, target[layer][kinds]
                 if dose != 1:
                     before = left.get("projection")
                     if layer == self.first_layer or before is None:
                         goal = goal + (1 - dose) * (now - goal)
                     else:
+                        before = before.to(x)
                         step = goal - target[layer - 1][kinds]
                         goal = before + (1 - dose) * (now - before) + dose * step
                 goal = torch.where(has_mean.to(activation.device)[kinds][..., None], goal, now)
                 left["projection"] = goal
-                return activation + (goal - now) @ q.T
+                return (x + (goal - now) @ q.T).to(activation.dtype)
 
             return hold
 

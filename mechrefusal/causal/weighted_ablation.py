@@ -11,7 +11,7 @@ from mechrefusal.causal.patch_operation import Passing
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.direction import require_weights
 from mechrefusal.forward.positions import Positions, at_positions, check_positions
-from mechrefusal.forward.sites import Edit, Site
+from mechrefusal.forward.sites import Edit, Site, widened
 from mechrefusal.models import require_direction
 
 
@@ -55,8 +55,9 @@ class WeightedAblation:
 
         def less(weight: float) -> Callable[[Tensor], Tensor]:
             def edit(written: Tensor) -> Tensor:
-                r = unit.to(written)
-                return written - weight * (written @ r)[..., None] * r
+                x = widened(written)
+                r = unit.to(x)
+                return (x - weight * (x @ r)[..., None] * r).to(written.dtype)
 
             return at_positions(edit, self.positions, passing)
 

@@ -22,7 +22,8 @@ COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         single_models.FETCH, studies.TRAIN, studies.ACCELERATE, single_models.ATTACK, studies.MEASURE,
-        single_models.ABLATE, single_models.EVALUATE, results.LABELS, results.POWER, studies.REPORT, studies.RUN,
+        single_models.ABLATE, single_models.EVALUATE, results.LABELS, results.PLAN, results.POWER, studies.REPORT,
+        studies.RUN,
     )
 }  # fmt: skip
 

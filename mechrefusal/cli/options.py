@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 from jsonargparse.typing import NonNegativeInt
@@ -111,6 +111,25 @@ CHAT = (
         "tokens that a thought (<think> ... </think>) may take beside the answer's (default: 512)",
     ),
 )
+
+
+PLACED = (
+    option("--dtype", Literal["float32", "bfloat16", "auto"] | None, "of weights and activations (default: float32)"),
+    option("--device", str | None, "cpu, cuda, cuda:1 … (default: a GPU where there is one)"),
+    option(
+        "--device_map",
+        Literal["auto", "balanced", "sequential"] | None,
+        "one model over several GPUs: auto (as many as it needs), balanced, or sequential",
+    ),
+    option("--attention", str | None, "how attention is computed: sdpa, eager, flash_attention_2 …"),
+)
+"""Where models lie, in place of what a checkpoint's recipe says."""
+
+
+def placed_of(options: Any) -> Any:
+    """What the options say of where models lie."""
+    stated = {name: getattr(options, name) for name in ("dtype", "device", "device_map", "attention")}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def chat_of(options: Any) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mechrefusal.cli import printing
-from mechrefusal.cli.options import Command, option
+from mechrefusal.cli.options import Command, flag, option
 
 
 def labels(options: Any) -> None:
@@ -35,6 +35,24 @@ def power(options: Any) -> None:
     printing.print_rich(pages.power_table(study.power(options.source, **sizes)))
 
 
+def plan(options: Any) -> None:
+    """What a recipe will take, before anything runs."""
+    import sys
+
+    from mechrefusal import report as pages
+    from mechrefusal import study
+
+    names = ("model", "devices", "device_memory", "flops")
+    table = study.plan(options.recipe, **{name: getattr(options, name) for name in names})
+    if options.json:
+        print(table.to_json(orient="records", indent=2))
+    else:
+        printing.print_rich(pages.plan_table(table))
+    if not table["fits"].all():
+        first = table[~table["fits"]].iloc[0]
+        print(f"warning: {first['stage']} {first['note']}", file=sys.stderr)
+
+
 LABELS = Command(
     labels,
     "a sheet of answers for people to label; with labels: rates corrected by them",
@@ -42,6 +60,18 @@ LABELS = Command(
         option("run", str, "folder of a measured or evaluated run, or that an evaluation was written to"),
         option("--n", int, "answers to label, drawn at random", default=60),
         option("--seed", int, "of the draw", default=0),
+    ),
+)
+PLAN = Command(
+    plan,
+    "what a recipe will take before anything runs: memory by stage, forward tokens, operations and time",
+    (
+        option("recipe", str, "packaged recipe or a YAML file"),
+        option("--model", str, "folder or hub name whose config stands for the recipe's model", default=""),
+        option("--devices", int, "GPUs that it is planned for; 0: this machine", default=0),
+        option("--device_memory", str | None, "of each, such as 80GiB (default: what is free here)"),
+        option("--flops", float | None, "peak operations a second of each (default: timed here, some seconds)"),
+        flag("--json", "as JSON"),
     ),
 )
 POWER = Command(

@@ -5,7 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from mechrefusal.cli import printing
-from mechrefusal.cli.options import CHAT, WORKERS, Command, Parser, chat_of, flag, option, several, workers_of
+from mechrefusal.cli.options import (
+    CHAT,
+    PLACED,
+    WORKERS,
+    Command,
+    Parser,
+    chat_of,
+    flag,
+    option,
+    placed_of,
+    several,
+    workers_of,
+)
 from mechrefusal.files import require_writable
 
 
@@ -18,8 +30,6 @@ def fetch(options: Any) -> None:
 
 def attack(options: Any) -> None:
     """Attack a model, keep the cases and print what they cost."""
-    import torch
-
     from mechrefusal import attacks, models, study
     from mechrefusal import report as pages
 
@@ -27,7 +37,7 @@ def attack(options: Any) -> None:
     require_writable(out, folder=True)
     checkpoint = models.Checkpoint.open(models.fetch(options.source), chat=chat_of(options))
     behaviours = study.behaviours(options.behaviours, n=options.n)
-    model, tokenizer = models.load_causal_lm(checkpoint, dtype=getattr(torch, options.dtype))
+    model, tokenizer = models.load_causal_lm(checkpoint, **placed_of(options))
     path = out / f"{options.method}-{checkpoint.weights}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = getattr(options, options.method)
@@ -51,7 +61,9 @@ def ablate(options: Any) -> None:
     names = ("direction", "add", "dose", "induce", "reference", "layer", "position", "seed", "max_new_tokens")
     judge = measuring_judge(options.judge) if options.judge else None
     settings = {name: getattr(options, name) for name in names}
-    answers = study.ablated(options.checkpoint, prompts, judge=judge, chat=chat_of(options), **settings)
+    answers = study.ablated(
+        options.checkpoint, prompts, judge=judge, chat=chat_of(options), placed=placed_of(options), **settings
+    )
     written = answers.write(options.out) if options.out else None
     printing.print_rich(side_by_side(answers.table, answers.rates, show_completions=options.show_completions))
     if written is not None:
@@ -68,13 +80,14 @@ def evaluate(options: Any) -> None:
 
     suites = [evaluation.read_suite(spec, n=options.n) for spec in options.suite]
     shared = {
-        "judges": [evaluation.judge_of(spec) for spec in options.judge],
+        "judges": [evaluation.judge_of(spec, placed_of(options)) for spec in options.judge],
         "checkpoints": options.checkpoint,
         "max_new_tokens": options.max_new_tokens,
         "out": options.out or None,
         "seed": options.seed,
         "chat": chat_of(options),
         "workers": workers_of(options),
+        "placed": placed_of(options),
     }
     evaluated = study.evaluate(options.source, suites, intervene=options.intervene, strict=options.strict, **shared)
     stressed = None
@@ -100,8 +113,8 @@ def _add_attack(parser: Parser, words: Sequence[str]) -> None:
         option("--out", str, "folder of the cases; unfinished work there is continued", required=True),
         option("--n", int, "behaviours at most; 0 for all", default=0),
         option("--seed", int, "seed of all random draws", default=0),
-        option("--dtype", str, "of the weights", choices=("float32", "bfloat16"), default="float32"),
         *CHAT,
+        *PLACED,
     ):
         parser.add_argument(each.name, **each.settings)
     parser.add_class_arguments(Source, "behaviours", help="the harmful requests; built-in: the split `evaluation`")
@@ -159,6 +172,7 @@ ABLATE = Command(
         option("--seed", int, "of the random direction", default=0),
         option("--max_new_tokens", int, "longest answer", default=64),
         *CHAT,
+        *PLACED,
         flag("--show_completions", "print all answers in full (they are shortened otherwise)"),
     ),
 )
@@ -196,6 +210,7 @@ EVALUATE = Command(
         option("--n", int, "prompts of each side of a suite, evenly spaced; 0 for all", default=0),
         option("--max_new_tokens", int, "longest answer", default=128),
         *CHAT,
+        *PLACED,
         option("--out", str, "folder of answers and tables (default: the run's)", default=""),
         flag("--strict", "refuse to evaluate on prompts that the run has used"),
         option("--seed", int, "of the random direction", default=0),

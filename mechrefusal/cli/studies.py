@@ -7,6 +7,7 @@ from typing import Any
 
 from mechrefusal.cli import printing
 from mechrefusal.cli.options import (
+    PLACED,
     SHOW_COMPLETIONS,
     WORKERS,
     Command,
@@ -14,6 +15,7 @@ from mechrefusal.cli.options import (
     add_recipe,
     flag,
     option,
+    placed_of,
     recipe_of,
     several,
     workers_of,
@@ -47,7 +49,7 @@ def measure(options: Any) -> None:
 
     if not options.out:
         _refuse_options_of_models(options)
-        run = study.open(options.models[0])
+        run = study.open(options.models[0], **placed_of(options))
         study.measure(run, workers=workers_of(options))
         printing.summarise(run.folder)
         return
@@ -142,6 +144,8 @@ def _add_out_or_recipe(parser: Parser, words: Sequence[str]) -> None:
         add_recipe(parser, words)
     else:
         parser.add_argument("--out", type=str, default="", help="folder of the run that models are measured in")
+        for each in PLACED[1:]:
+            parser.add_argument(each.name, **each.settings)
 
 
 TRAIN = Command(train, "train the arms of a recipe and keep their anchors", add_late=add_recipe)

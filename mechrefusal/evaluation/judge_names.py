@@ -1,10 +1,12 @@
 """Judges by what the command line calls them."""
 
 import os
+from typing import Any
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import Judge, PhraseJudge, RefusalJudge
 from mechrefusal.evaluation.judges.chat_address import model_and_url
+from mechrefusal.models import Placed
 
 KEY_VARIABLE = "MECHREFUSAL_JUDGE_KEY"
 """Environment variable with the key of the chat server; unset for a server that wants none."""
@@ -29,12 +31,15 @@ def require_judge(spec: str) -> None:
         model_and_url(source)
 
 
-def judge_of(spec: str) -> Judge:
+def judge_of(spec: str, placed: Placed | None = None) -> Judge:
     """The judge that `spec` names.
 
     `refusal`: the rules, for English. `phrases=FILE`: phrases of refusal of one's own, in any language. `harmbench`,
     `strongreject`, `llamaguard`, each with `=MODEL` for another model than the published one (a folder or a hub name).
     `chat=MODEL@URL`: StrongREJECT's rubric at an OpenAI-compatible server; the URL begins at the last `@http`.
+
+    Args:
+        placed: where a judge that is a model lies (`models.Placement`); its dtype stays the judge's own.
 
     Raises:
         MechrefusalError: an unknown name, a judge without what it needs, a model that cannot be loaded.
@@ -55,7 +60,8 @@ def judge_of(spec: str) -> Judge:
     from mechrefusal.evaluation.judges.llama_guard import LlamaGuard
 
     judge = {"harmbench": HarmBenchClassifier, "strongreject": StrongREJECTClassifier, "llamaguard": LlamaGuard}[name]
-    return judge(source) if source else judge()
+    options: Any = {name: value for name, value in (placed or {}).items() if name != "dtype"}
+    return judge(source, **options) if source else judge(**options)
 
 
 def measuring_judge(spec: str) -> Judge:

@@ -104,7 +104,7 @@ class RowsBatch:
                 logits = self._model(
                     residual, start_at_layer=start, position_ids=position_ids, return_type="logits", use_cache=False
                 )
-        return Output(logits[0].float().split(self._n_kept) if read else (), cache)
+        return Output(logits[0].to(self._rows.device).float().split(self._n_kept) if read else (), cache)
 
     def repeated(self, n: int) -> "RowsBatch":
         """See `Batch.repeated`."""

@@ -160,7 +160,8 @@ def join(
         if stream is not None and not new:
             return stream
         parts = [] if stream is None else [stream[0]]
-        return torch.cat([*parts, *([entering(layer, new)] if new else [])])[None]
+        entered = [entering(layer, new)] if new else []
+        return torch.cat([*parts, *(each.to(parts[0].device) if parts else each for each in entered)])[None]
 
     with ExitStack() as stack:
         stack.enter_context(modules.skipping(range(first)))

@@ -6,15 +6,8 @@ import torch
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from mechrefusal.devices import multiplies_bfloat16
 from mechrefusal.forward.tree_forward import TreeForward
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16 products; without them a screen costs more than it saves."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 def bfloat16_forward(model: PreTrainedModel) -> TreeForward | None:

@@ -65,7 +65,8 @@ class OtherProjections(RowsRunning):
         others = (self.source.queries[layer], self.source.bank.keys[layer], self.source.bank.values[layer])
         for which in _PROJECTED[self.site]:
             parts[which] = parts[which].clone()
-            parts[which][self.changed] = others[which][self.rows.base[self.changed]]
+            changed, base = (each.to(query.device) for each in (self.changed, self.rows.base))
+            parts[which][changed] = others[which][base[changed]]
         return parts[0], parts[1], parts[2]
 
     def attended(self, layer: int, z: Tensor) -> None:
@@ -84,4 +85,6 @@ class OtherHeads(RowsRunning):
 
     def given(self, layer: int) -> Tensor:
         """See `Running`."""
-        return torch.where(self.heads[..., None], self.others[layer], self.base[layer][self.rows.base])
+        base = self.base[layer]
+        heads, rows = (each.to(base.device) for each in (self.heads, self.rows.base))
+        return torch.where(heads[..., None], self.others[layer], base[rows])

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechrefusal.devices import TOKENS_AT_ONCE, at_once
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.patches import MEMORY, PairRun, Patch
 from mechrefusal.forward.sites import Activations, Edit, Place, Site
 from mechrefusal.forward.token_classes import TokenLayout
 from mechrefusal.models.batches import context_tokens, split_by_cost
 
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 1 << 16}
-"""Tokens in one pass: more at once gains nothing."""
 LOGIT_BYTES = 1 << 28
 """Logits of one pass."""
 
@@ -189,7 +188,7 @@ def batches(
     """
     device = torch.device(runner.model.cfg.device)
     limits = [
-        ([prompt.n_tokens for prompt in prompts], TOKENS_AT_ONCE.get(device.type, 1 << 16)),
+        ([prompt.n_tokens for prompt in prompts], at_once(device, TOKENS_AT_ONCE)),
         ([4 * runner.model.cfg.d_vocab * sum(prompt.n_kept) for prompt in prompts], LOGIT_BYTES),
     ]
     if at_most is not None:

@@ -8,6 +8,7 @@ attention, head by head; mlp_post holds the neurons. embed and ln_final belong t
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Site = Literal[
@@ -45,6 +46,11 @@ def bridge_hooks(edits: Sequence[Edit]) -> list[tuple[str, Callable[..., Tensor]
 
 def _as_hook(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return lambda activation, hook: edit(activation)
+
+
+def widened(activation: Tensor) -> Tensor:
+    """An activation of 16 bits in float32, for what is computed on it: projections round too coarsely there."""
+    return activation.float() if activation.dtype.itemsize < torch.float32.itemsize else activation
 
 
 def flat(model, site: Site, activation: Tensor) -> Tensor:

@@ -106,13 +106,16 @@ def _on_output(edit: Callable[[Tensor], Tensor], scale: float) -> Callable[..., 
 @contextmanager
 def skipped(blocks: Sequence[nn.Module], with_tuples: Collection[nn.Module]) -> Iterator[None]:
     """While open, `blocks` return their input, unchanged and unhooked; those `with_tuples` in a tuple."""
+    own = [block.__dict__.get("forward") for block in blocks]  # accelerate's, where a model lies on several devices
     for block in blocks:
         block.__dict__["forward"] = _hand_through_tuple if block in with_tuples else _hand_through
     try:
         yield
     finally:
-        for block in blocks:
+        for block, before in zip(blocks, own, strict=True):
             del block.__dict__["forward"]
+            if before is not None:
+                block.__dict__["forward"] = before
 
 
 def blocks_with_tuples(

@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from mechrefusal.devices import is_host
 from mechrefusal.forward.tree import KeyValues, Tree
 
 ATTENTION = "mechrefusal_tree"
@@ -122,7 +123,7 @@ def _attention(
     for block in tree.blocks:
         parts = ((queries, block.queries), (keys, block.keys), (values, block.keys))
         q, k, v = (rows_at(rows, places).transpose(1, 2) for rows, places in parts)
-        padded.append(_padded(module, before, q, k, v, block.mask(window), kwargs).flatten(0, 1))
+        padded.append(_padded(module, before, q, k, v, block.mask(window).to(queries.device), kwargs).flatten(0, 1))
     z = rows_at(torch.cat(padded), tree.unpad)
     mechrefusal_tree.attended(layer, z)
     return z[None], None
@@ -135,7 +136,7 @@ def rows_at(rows: Float[Tensor, "row *rest"], places: Int[Tensor, "*places"]) ->
     `rows[places]` in whatever order they arrive, so that two trainings of one recipe would part in the last digits. An
     embedding's gradient has a fixed order, and takes a quarter of the time.
     """
-    return functional.embedding(places, rows.flatten(1)).unflatten(-1, rows.shape[1:])
+    return functional.embedding(places.to(rows.device), rows.flatten(1)).unflatten(-1, rows.shape[1:])
 
 
 def _padded(
@@ -147,7 +148,7 @@ def _padded(
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
         return _function(module, "eager")(module, query, key, value, hidden, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.device.type != "cpu":  # elsewhere a mask sends grouped heads to the slow kernel
+    if groups > 1 and not is_host(query.device):  # elsewhere a mask sends grouped heads to the slow kernel
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     z = functional.scaled_dot_product_attention(
         query,

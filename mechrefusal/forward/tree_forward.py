@@ -24,6 +24,7 @@ from mechrefusal.forward.tree import Branch, KeyValues, Tree
 from mechrefusal.forward.tree_attention import Running, attending, reading_a_tree, rows_at
 from mechrefusal.models.batches import contiguous_head
 from mechrefusal.models.frozen import frozen
+from mechrefusal.models.placement import devices_of
 from mechrefusal.progress import tell_once
 
 CHECK_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.05
@@ -128,6 +129,8 @@ class TreeForward:
         tree = running.tree
         inputs = {"input_ids": tree.tokens[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         places, order = tree.kept.unique(return_inverse=True)
+        if len(set(devices_of(self.model).values())) > 1:
+            places = places.cpu()  # the last device takes them from there
         with attending(self.model), contiguous_head(self.model), reading_a_tree():
             logits = self.call(
                 **inputs,

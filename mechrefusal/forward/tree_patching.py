@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrefusal.devices import PATCHED_TOKENS_AT_ONCE, at_once
 from mechrefusal.forward.joined_rows import Rows, RowsRunning, Suffix, branches_of, join
 from mechrefusal.forward.patched_attention import OtherHeads, OtherProjections, Recording, UnpatchedRun
 from mechrefusal.forward.patches import PairRun, Patch, activation_bytes, logit_bytes, n_heads
@@ -28,7 +29,6 @@ from mechrefusal.forward.tree import Tree
 from mechrefusal.forward.tree_forward import TreeForward
 from mechrefusal.models.batches import split_by_cost
 
-PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 16}
 """Tokens in one pass: more at once gains nothing."""
 
 
@@ -116,7 +116,8 @@ class TreePatching:
                 packed_places[list(in_whole)] = torch.tensor(packed)
             packed_places = packed_places.to(self.forward.device)
             streams, writes, queries, z = (
-                [part[packed_places] for part in parts] for parts in (stream, written, running.queries, running.z)
+                [part[packed_places.to(part.device)] for part in parts]
+                for parts in (stream, written, running.queries, running.z)
             )
             runs.append(UnpatchedRun(bank.at(packed_places.tolist()), logits_of_run, streams, writes, queries, z))
         return runs[0], runs[1]
@@ -160,7 +161,7 @@ class TreePatching:
     def _of_kinds(self, kinds: Sequence[tuple[int | None, int | None]], layers: set[int]) -> _Outputs:
         rows = self._rows([self.pair.first if position is None else position for _, position in kinds])
         if self.site == "attn_out" or self.site == "mlp_out":
-            written = [part[rows.base][None] for part in self.source.written]
+            written = [part[rows.base.to(part.device)][None] for part in self.source.written]
             edits: list[Edit] = [(layer, self.site, _puts(written[layer])) for layer in sorted(layers)]
             values = self._block_outputs(RowsRunning(rows, self.target.bank), layers, edits)
         else:
@@ -173,7 +174,7 @@ class TreePatching:
         group = torch.arange(n_query) // (n_query // n_site)
         heads = torch.stack([group == head for head, _ in kinds]).repeat_interleave(lengths, 0)
         if self.site == "z":
-            others = {layer: self.source.z[layer][rows.base] for layer in layers}
+            others = {layer: z[rows.base.to(z.device)] for layer, z in enumerate(self.source.z) if layer in layers}
         else:
             positions = list(dict.fromkeys(position for _, position in kinds))
             starts = [self.pair.first if position is None else position for position in positions]
@@ -186,7 +187,7 @@ class TreePatching:
                     for row in (positions.index(position) for _, position in kinds)
                 ]
             ).to(self.forward.device)
-            others = {layer: z[places] for layer, z in running.z.items()}
+            others = {layer: z[places.to(z.device)] for layer, z in running.z.items()}
         return OtherHeads(rows, self.target.bank, heads.to(self.forward.device), self.target.z, others)
 
     def _block_outputs(self, running: RowsRunning, layers: set[int], edits: list[Edit]) -> dict[int, Tensor]:
@@ -196,7 +197,8 @@ class TreePatching:
         def forced(layer: int, stream: Tensor) -> Tensor:
             if layer - 1 in layers:
                 outputs[layer - 1] = stream[0]
-            return self.target.stream[layer][running.rows.base][None]
+            base = self.target.stream[layer]
+            return base[running.rows.base.to(base.device)][None]
 
         every: list[Edit] = [(layer, "resid_pre", partial(forced, layer)) for layer in range(self.n_layers)]
         every.append((self.n_layers - 1, "resid_post", partial(forced, self.n_layers)))
@@ -215,7 +217,7 @@ class TreePatching:
 
     def _passes(self, patches: list[Patch]) -> Iterator[list[Patch]]:
         a_token, a_key = activation_bytes(self.model)
-        logits, most = logit_bytes(self.model, self.pair.reader), PASS_TOKENS.get(self.forward.device.type, 1 << 16)
+        logits, most = logit_bytes(self.model, self.pair.reader), at_once(self.forward.device, PATCHED_TOKENS_AT_ONCE)
         costs, total = [], len(self.whole)
         for patch in patches:
             n = len(self._suffix(self._start(patch)))
@@ -230,7 +232,8 @@ class TreePatching:
 
         def entering(layer: int, new: range) -> Tensor:
             begin, end = rows.offsets[new.start], rows.offsets[new.stop]
-            stream = self.target.stream[layer][rows.base[begin:end]]
+            base = self.target.stream[layer]
+            stream = base[rows.base[begin:end].to(base.device)]
             to: list[int] = []
             taken: list[int] = []
             for row in new:

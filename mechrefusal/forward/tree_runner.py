@@ -129,7 +129,8 @@ class TreeBatch:
             tree = replace(tree, kept=tree.kept[:0])
         with self._runner.within(layers, entering, edits):
             logits = self._runner.forward.run_tree(Running(tree, self._before))
-        return Output(logits.float().split(self._n_kept) if layers.stop == n_layers else (), cache)
+        logits = logits.to(tree.tokens.device).float()
+        return Output(logits.split(self._n_kept) if layers.stop == n_layers else (), cache)
 
     def repeated(self, n: int) -> "TreeBatch":
         """See `Batch.repeated`."""

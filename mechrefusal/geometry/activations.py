@@ -74,10 +74,10 @@ def _keeper(
     def keep(layer: int) -> Callable[[Tensor], Tensor]:
         def through(activation: Tensor) -> Tensor:
             stream = flat(model, "resid_pre", activation)
-            taken = stream[rows].float()
+            taken = stream[rows.to(stream.device)].float()
             if spans is not None:
                 inside = [places[start:stop] for places, (start, stop) in zip(batch.places, spans, strict=True)]
-                sums = torch.stack([stream[places].float().sum(0) for places in inside])
+                sums = torch.stack([stream[places.to(stream.device)].float().sum(0) for places in inside])
                 taken = torch.cat([taken, sums[:, None]], dim=1)
             into[layer] = taken.cpu()
             return activation

@@ -128,7 +128,7 @@ def random_cone(difference: Along, k: int, seed: int = 0) -> Subspace:
 
 def _activations(harmful: Activations, harmless: Activations) -> tuple[Tensor, Tensor, str]:
     """Both in float64 on the CPU, and why nothing can be taken from them, or an empty string."""
-    x, y = (torch.as_tensor(each, dtype=torch.float64, device="cpu") for each in (harmful, harmless))
+    x, y = (torch.as_tensor(each, dtype=torch.float64).cpu() for each in (harmful, harmless))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise MechrefusalError(
             f"activations of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared; "

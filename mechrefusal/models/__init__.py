@@ -7,6 +7,7 @@ from mechrefusal.models.capacity import bytes_to_hook, bytes_to_load, require_me
 from mechrefusal.models.checkpoint import Checkpoint, hash_checkpoint
 from mechrefusal.models.loading import context_length, load_causal_lm, load_hooked, load_tokenizer
 from mechrefusal.models.model_files import LoadedFiles
+from mechrefusal.models.placement import Placed, Placement
 from mechrefusal.models.residual_stream import is_direction, require_direction, require_layers, wanted_layers
 from mechrefusal.models.sources import cache_folder, fetch, loaded_files
 from mechrefusal.models.weights import load_config
@@ -14,6 +15,8 @@ from mechrefusal.models.weights import load_config
 __all__ = [
     "Checkpoint",
     "LoadedFiles",
+    "Placed",
+    "Placement",
     "TokenBatch",
     "bytes_to_hook",
     "bytes_to_load",

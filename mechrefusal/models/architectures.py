@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
+from mechrefusal.devices import HOST
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.memory import given_back
@@ -107,7 +108,7 @@ def _why_unsupported(config: PretrainedConfig) -> str | None:
             words.save_pretrained(folder)
         del model
         try:
-            hooked = load_hooked(folder, device="cpu")
+            hooked = load_hooked(folder, device=HOST.type)
             require_one_number(hooked)
             require_parts(hooked)
         except MechrefusalError as error:

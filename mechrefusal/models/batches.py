@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from mechrefusal.devices import HOST
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.caches import require_continued
 
@@ -45,7 +46,9 @@ class TokenBatch:
         assert self.mask[:, -1].all(), "a batch holds at least one prompt, padded on the left"
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], *, pad: int, device: str = "cpu", keep: int = 8) -> "TokenBatch":
+    def of(
+        cls, prompts: Sequence[Sequence[int]], *, pad: int, device: torch.device | str = HOST, keep: int = 8
+    ) -> "TokenBatch":
         """Batch `prompts`; at least the last `keep` tokens of each stay out of the common head."""
         if not prompts or not all(len(prompt) > 0 for prompt in prompts):
             raise ValueError("a batch needs at least one prompt, and no prompt may be empty")

@@ -18,6 +18,7 @@ from mechrefusal.models.model_files import (
     LoadedFiles,
     read_json,
 )
+from mechrefusal.models.placement import Placement
 from mechrefusal.models.sources import loaded_files
 from mechrefusal.prompts import ChatSettings
 
@@ -36,7 +37,7 @@ class Checkpoint:
 
     `weights` names the model in tables and files: it changes with the weights, config, generation config, tokenizer,
     chat template or adapter (see `hash_checkpoint`). `step` counts optimiser steps. The untrained model is arm "base",
-    step 0, and is shared by every arm.
+    step 0, and is shared by every arm. `placement`: where and in which numbers it is computed wherever it is opened.
     """
 
     arm: str
@@ -44,21 +45,30 @@ class Checkpoint:
     path: Path
     weights: str
     chat: ChatSettings = field(default_factory=ChatSettings)
+    placement: Placement = field(default_factory=Placement, compare=False)
 
     @classmethod
     def open(
-        cls, path: Path | str, *, arm: str = "base", step: int = 0, chat: ChatSettings | None = None
+        cls,
+        path: Path | str,
+        *,
+        arm: str = "base",
+        step: int = 0,
+        chat: ChatSettings | None = None,
+        placement: Placement | None = None,
     ) -> "Checkpoint":
         """Check that `path` holds a readable model or adapter, and hash it (sha256, first 16 hex digits).
 
         Args:
             chat: how the model is asked wherever it is loaded from this checkpoint; another way, another hash.
+            placement: where it lies then, and in which numbers.
 
         Raises:
             MechrefusalError: what `loaded_files` raises.
         """
         path = Path(path)
-        return cls(arm, step, path, hash_checkpoint(path)).asked(chat or ChatSettings())
+        opened = cls(arm, step, path, hash_checkpoint(path), placement=placement or Placement())
+        return opened.asked(chat or ChatSettings())
 
     def asked(self, chat: ChatSettings) -> "Checkpoint":
         """The same model, asked in another way than by default: tables and answers tell the two apart by the hash.
@@ -76,6 +86,12 @@ class Checkpoint:
     def id(self) -> str:
         """Name of the checkpoint in files and tables, e.g. `sft-step-00050`."""
         return checkpoint_id(self.arm, self.step)
+
+    @property
+    def computed(self) -> str:
+        """What numbers taken of it hang on: the hash of its weights, and in which numbers it is computed."""
+        dtype = self.placement.dtype
+        return self.weights if dtype == Placement().dtype else f"{self.weights} in {dtype}"
 
     @property
     def n_bytes(self) -> int:

@@ -5,7 +5,10 @@ The hooked transformer is TransformerLens 4's `TransformerBridge` in compatibili
 """
 
 import gc
+import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,33 +18,31 @@ from mechrefusal.memory import given_back
 from mechrefusal.models.batches import exact_length
 from mechrefusal.models.bridge_internals import text_only
 from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
-from mechrefusal.models.capacity import require_memory
+from mechrefusal.models.capacity import dtype_of, require_memory, while_hooking
 from mechrefusal.models.checkpoint import Checkpoint, files_of
 from mechrefusal.models.library_output import quiet
+from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.one_number import require_same_in_batch
+from mechrefusal.models.placement import DeviceMap, Placed, Placement, input_device, put, shares_of
+from mechrefusal.models.rounding import Allowance, allowed, is_exact, read_in_float32
 from mechrefusal.models.vocabulary import guard_rows, require_rows
 from mechrefusal.models.weights import embedding_rows, first_line, load_config, load_weights
+from mechrefusal.progress import tell_once
 from mechrefusal.prompts import ChatSettings
 
 PARITY_TOLERANCE = 1e-3
-"""Largest difference of log-probabilities (nats, float32) allowed between the two models."""
-
-
-def default_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+"""Largest difference of log-probabilities (nats, float32) allowed between the two models; in bfloat16: what roundings
+are found to change (`models.rounding`)."""
 
 
 def load_causal_lm(
     source: Checkpoint | Path | str,
     *,
-    dtype: torch.dtype = torch.float32,
-    device: str | None = None,
     chat: bool = True,
-    attn_implementation: str | None = None,
     base: Path | str | None = None,
     merged: bool = True,
     quantised: bool = False,
+    **placed: Unpack[Placed],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a local Hugging Face folder: the model in evaluation mode, and its tokenizer (left padding, pad token set).
 
@@ -49,36 +50,68 @@ def load_causal_lm(
     (`trust_remote_code=False`).
 
     Args:
-        attn_implementation: how attention is computed ("sdpa", "eager", or what is installed). By default what the
-            config says if it is one of the first two, else what transformers chooses.
         base: the base model of an adapter, where it isn't the one that the adapter names.
         merged: False leaves an adapter's layers beside those of the base model.
         quantised: whether quantised weights may be loaded, as a judge's may. They can be neither measured nor trained.
+        placed: where it lies and in which numbers: fields of a `Placement` (dtype, device, device_map, attention,
+            max_memory). By default the checkpoint's own; of a folder: float32, on a GPU where there is one.
 
     Raises:
-        MechrefusalError: what `loaded_files` raises; more memory than is free; weights that are missing, not used, of
-            another shape than the config says, quantised or not finite; an architecture that transformers does not
-            know; an adapter that doesn't fit; tokens without a row in the embedding; or (with `chat`) a tokenizer
-            without chat template.
+        MechrefusalError: what `loaded_files` raises; a device that is not there, or more memory than is free; weights
+            that are missing, not used, of another shape than the config says, quantised or not finite; an architecture
+            that transformers does not know; an adapter that doesn't fit; tokens without a row in the embedding; or
+            (with `chat`) a tokenizer without chat template.
     """
-    folder = source.path if isinstance(source, Checkpoint) else Path(source)
     files = files_of(source, base=base)
     tokenizer = load_tokenizer(source, chat=chat, base=base)
-    device = device or default_device()
-    require_memory(files, hooked=False, device=device, dtype=dtype)
-    with quiet():
-        model = load_weights(
-            files, dtype=dtype, attn_implementation=attn_implementation, merged=merged, quantised=quantised
-        )
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise MechrefusalError(
-                f"weight '{name}' in '{folder}' holds NaN or infinity; the training diverged or the file is damaged: "
-                "use an earlier checkpoint"
-            )
-    without_router_logits(model.config)
-    guard_rows(model, tokenizer, folder=folder)
-    return model.eval().to(device), tokenizer
+    where = _Where.of(_placement(source, placed), files, hooked=False, merged=merged, quantised=quantised)
+    return where.opened(files, source, tokenizer), tokenizer
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where a model goes, which is known before its weights are read."""
+
+    placement: Placement
+    dtype: torch.dtype
+    devices: DeviceMap
+    how: dict[str, Any]
+
+    @classmethod
+    def of(cls, placement: Placement, files: LoadedFiles, *, hooked: bool, **how: Any) -> "_Where":
+        """Raises a MechrefusalError where it would not fit."""
+        dtype, attention = dtype_of(placement, files), {"attention": placement.attention}
+        if placement.device_map is None:
+            devices = {"": placement.first_device()}
+            shares = dict.fromkeys(devices.values(), 1.0)
+        else:
+            with quiet():
+                outline = load_weights(files, dtype=dtype, in_memory=False, **how)
+            taken = while_hooking(files, dtype=dtype) if hooked else 1.0
+            devices = placement.devices(outline, bytes_each=taken)
+            shares = shares_of(outline, devices)
+        require_memory(files, hooked=hooked, shares=shares, dtype=dtype)
+        return cls(placement, dtype, devices, {**how, **attention})
+
+    def opened(self, files: LoadedFiles, source: Checkpoint | Path | str, tokenizer: Any) -> PreTrainedModel:
+        """The model with its weights, in evaluation mode, where it belongs."""
+        folder = source.path if isinstance(source, Checkpoint) else Path(source)
+        with quiet():
+            model = load_weights(files, dtype=self.dtype, **self.how)
+        for name, weight in model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise MechrefusalError(
+                    f"weight '{name}' in '{folder}' holds NaN or infinity; the training diverged or the file is "
+                    "damaged: use an earlier checkpoint"
+                )
+        without_router_logits(model.config)
+        guard_rows(model, tokenizer, folder=folder)
+        return put(model.eval(), self.devices)
+
+
+def _placement(source: Checkpoint | Path | str, placed: Placed) -> Placement:
+    own = source.placement if isinstance(source, Checkpoint) else Placement()
+    return own.given(**placed)
 
 
 def require_loadable(folder: Path | str) -> None:
@@ -135,8 +168,14 @@ def context_length(folder: Path | str) -> int:
     return exact_length(load_config(folder).get_text_config())[0]
 
 
-def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, chat: bool = True):
-    """The hooked transformer of a local checkpoint, in float32.
+def load_hooked(source: Checkpoint | Path | str, *, chat: bool = True, **placed: Unpack[Placed]):
+    """The hooked transformer of a local checkpoint.
+
+    In bfloat16 norms are folded, weights centred and logits computed in float32, and so is what measures read.
+
+    Args:
+        placed: where it lies and in which numbers: fields of a `Placement` (dtype, device, device_map, attention,
+            max_memory). By default the checkpoint's own; of a folder: float32, on a GPU where there is one.
 
     Returns:
         A `transformer_lens.model_bridge.TransformerBridge` in compatibility mode. Its attribute `weights` is the
@@ -151,19 +190,31 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
     from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-    device = device or default_device()
+    files, tokenizer = files_of(checkpoint), load_tokenizer(checkpoint, chat=chat)
     gc.collect()  # a hooked transformer refers to itself: one that is no longer used is in memory until then
-    require_memory(checkpoint, hooked=True, device=device)
-    reference, tokenizer = load_causal_lm(checkpoint, device=device, chat=chat)
+    where = _Where.of(_placement(checkpoint, placed), files, hooked=True)
+    reference = where.opened(files, checkpoint, tokenizer)
     if (why := why_not_continued(type(reference), reference.config)) is not None:
         raise MechrefusalError(refusal(type(reference).__name__, why))
-    token_ids = _parity_tokens(reference.config.get_text_config().vocab_size).to(device)
+    _say_attention(where.placement, reference)
+    if not is_exact(reference):
+        _head_in_float32(reference)
+    token_ids = _parity_tokens(reference.config.get_text_config().vocab_size).to(input_device(reference))
+
+    def log_probabilities() -> torch.Tensor:
+        return reference(token_ids).logits[:, -1].float().log_softmax(-1)
+
     with torch.no_grad():
-        expected = reference(token_ids).logits[:, -1].log_softmax(-1)
+        expected = log_probabilities()
+    allowance = allowed(reference, log_probabilities, Allowance(PARITY_TOLERANCE, PARITY_TOLERANCE))
     try:
         with quiet(), text_only():
             model = TransformerBridge.boot_transformers(
-                str(checkpoint.path), hf_model=reference, tokenizer=tokenizer, device=device, dtype=torch.float32
+                str(checkpoint.path),
+                hf_model=reference,
+                tokenizer=tokenizer,
+                device=str(input_device(reference)),
+                dtype=where.dtype,
             )
             _fold(model, reference)
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
@@ -173,12 +224,11 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
         ) from error
     model.eval()
     with torch.no_grad():
-        hooked = model(token_ids)[:, -1].log_softmax(-1)
-    difference = (hooked - expected).abs().max().item()
-    if not difference <= PARITY_TOLERANCE:
+        hooked = model(token_ids)[:, -1].float().log_softmax(-1)
+    if not (found := allowance.found(hooked, expected)).holds:
         raise MechrefusalError(
-            f"the hooked transformer of '{checkpoint.path}' is {difference:.2g} nats off the Hugging Face model "
-            f"(allowed {PARITY_TOLERANCE:g}); its measurements would be wrong, so none is taken"
+            f"the hooked transformer of '{checkpoint.path}' is {found.difference:.2g} nats off the Hugging Face model "
+            f"(allowed {found.allowed:.2g}); its measurements would be wrong, so none is taken"
         )
     require_same_in_batch(model)
     # A fresh one: the bridge changes padding and special tokens of the one that it is given, and takes its vocabulary
@@ -190,6 +240,26 @@ def load_hooked(source: Checkpoint | Path | str, *, device: str | None = None, c
     del reference
     given_back()
     return model
+
+
+def _say_attention(placement: Placement, model: PreTrainedModel) -> None:
+    """Patterns are hook points, which only eager attention has: a hooked transformer has no other."""
+    if placement.attention not in (None, "eager"):
+        tell_once(
+            model,
+            f"attention '{placement.attention}' is that of plain passes: a hooked transformer computes attention "
+            "eagerly, so that its patterns can be read, and token trees by torch's sdpa",
+            level=logging.INFO,
+        )
+
+
+def _head_in_float32(model: PreTrainedModel) -> None:
+    """The output matrix of a model in 16 bits, in float32 and apart from the embedding."""
+    head = model.get_output_embeddings()
+    for name, weight in list(head.named_parameters(recurse=False)):
+        setattr(head, name, torch.nn.Parameter(weight.detach().float(), requires_grad=False))
+    model.config.get_text_config().tie_word_embeddings = False
+    read_in_float32(head)
 
 
 def _fold(model, reference: PreTrainedModel) -> None:
@@ -204,7 +274,7 @@ def _fold(model, reference: PreTrainedModel) -> None:
     model.enable_compatibility_mode(disable_warnings=True, center_unembed=False, fold_value_biases=has_biases)
     if softcap_enabled(getattr(model.cfg, "output_logits_soft_cap", None)):
         return  # a soft cap is not indifferent to what is added to every logit
-    with torch.no_grad():
+    with torch.no_grad():  # in float32 whatever the dtype (`_head_in_float32`)
         model.unembed.weight.sub_(model.unembed.weight.mean(dim=0, keepdim=True))
         if (bias := model.unembed.bias) is not None:
             bias.sub_(bias.mean())

@@ -13,9 +13,11 @@ from torch import Tensor
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.batches import TokenBatch, continue_from, exact_length, expanded, head_cache
 from mechrefusal.models.caches import refusal
+from mechrefusal.models.rounding import Allowance, Found, allowed
 
 TOLERANCE = 1e-3
-"""Largest difference of log-probabilities (nats, float32) between two ways."""
+"""Largest difference of log-probabilities (nats, float32) between two ways; in 16 bits see `models.rounding`."""
+EXACT = Allowance(TOLERANCE, TOLERANCE)
 LONGEST, N_STEPS = 14, 2
 
 WAYS = {
@@ -33,7 +35,7 @@ def require_one_number(model: Any) -> None:
     Raises:
         MechrefusalError: a way in which its log-probabilities are others, with the difference.
     """
-    _require(model, differences(model))
+    _require(model, _found(model))
 
 
 def require_same_in_batch(model: Any) -> None:
@@ -44,26 +46,37 @@ def require_same_in_batch(model: Any) -> None:
     """
     if (trial := _Trial.of(model, rows=2)) is not None:
         logits, _ = trial.continued(model, trial.prompts, keep=1)
-        _require(model, {"shared head": _apart(logits, trial.alone(model)[:, 0])})
+        allowance = allowed(model, lambda: _likely(trial.alone(model)), EXACT)
+        _require(model, {"shared head": allowance[:, 0].found(_likely(logits), _likely(trial.alone(model)[:, 0]))})
 
 
 def differences(model: Any) -> dict[str, float]:
-    """Largest difference of log-probabilities (nats) from passes of whole rows one at a time, by way (see `WAYS`).
+    """Differences of log-probabilities (nats) from passes of whole rows one at a time that come nearest to what is
+    allowed, by way (see `WAYS`).
 
     Empty where attention reaches too few tokens to tell.
     """
+    return {way: found.difference for way, found in _found(model).items()}
+
+
+def _found(model: Any) -> dict[str, Found]:
     if (trial := _Trial.of(model, rows=3)) is None:
         return {}
-    expected, text = trial.alone(model), trial.texts[0]
+    expected, text = _likely(trial.alone(model)), trial.texts[0]
     longest = len(trial.prompts[0])
-    cut, whole = (_logits(model, torch.tensor([text[:n]], device=trial.device))[0] for n in (longest, len(text)))
-    padded, continued = trial.continued(model, trial.texts, keep=longest)
-    from_head, _ = trial.continued(model, trial.prompts, keep=1)
+
+    def cut() -> Tensor:
+        return _likely(_logits(model, torch.tensor([text[:longest]], device=trial.device))[0])
+
+    whole = _likely(_logits(model, torch.tensor([text], device=trial.device))[0])[:longest]
+    padded, continued = map(_likely, trial.continued(model, trial.texts, keep=longest))
+    from_head = _likely(trial.continued(model, trial.prompts, keep=1)[0])
+    allowance = allowed(model, lambda: _likely(trial.alone(model)), EXACT)
     return {
-        "later tokens": _apart(cut, whole[:longest]),
-        "padding": _apart(padded, expected[:, 0]),
-        "shared head": _apart(from_head, expected[:, 0]),
-        "continuing": _apart(continued, expected[:, 1:]),
+        "later tokens": allowed(model, cut, EXACT).found(cut(), whole),
+        "padding": allowance[:, 0].found(padded, expected[:, 0]),
+        "shared head": allowance[:, 0].found(from_head, expected[:, 0]),
+        "continuing": allowance[:, 1:].found(continued, expected[:, 1:]),
     }
 
 
@@ -116,11 +129,12 @@ class _Trial:
         return steps[0], torch.stack(steps[1:] or steps, dim=1)
 
 
-def _require(model: Any, apart: dict[str, float]) -> None:
-    for way, difference in apart.items():
-        if not difference <= TOLERANCE:
+def _require(model: Any, ways: dict[str, Found]) -> None:
+    for way, found in ways.items():
+        if not found.holds:
             name = type(getattr(model, "original_model", model)).__name__
-            raise MechrefusalError(refusal(name, f"{WAYS[way]} ({difference:.2g} nats apart, allowed {TOLERANCE:g})"))
+            apart = f"{found.difference:.2g} nats apart, allowed {found.allowed:g}"
+            raise MechrefusalError(refusal(name, f"{WAYS[way]} ({apart})"))
 
 
 @torch.no_grad()
@@ -131,5 +145,5 @@ def _logits(model: Any, token_ids: Tensor) -> Float[Tensor, "row token vocab"]:
     return model(input_ids=token_ids, use_cache=False).logits
 
 
-def _apart(actual: Tensor, expected: Tensor) -> float:
-    return (actual.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs().max().item()
+def _likely(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1)

@@ -7,9 +7,11 @@ from pathlib import Path
 from mechrefusal.errors import MechrefusalError, unless_secret
 from mechrefusal.files import one_at_a_time
 from mechrefusal.models import packaged, tiny
+from mechrefusal.models.hub_errors import remedy
 from mechrefusal.models.model_files import ADAPTER_CONFIG, CONFIG, LoadedFiles, named_base
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+OUTLINE_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 TINY = "tiny-random"
 
 
@@ -46,6 +48,21 @@ def fetch(name: str | Path, *, cache: Path | str | None = None) -> Path:
     return folder
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is that of a folder here, or of a model that is made or packaged: nothing of a hub's."""
+    return name.lower() in (*packaged.PACKAGED, TINY) or Path(name).expanduser().is_dir()
+
+
+def outline_from_hub(name: str) -> Path:
+    """A folder with a model's config and tokenizer: one that is here, or downloaded without the weights.
+
+    Raises:
+        MechrefusalError: as `from_hub`.
+    """
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else from_hub(name, patterns=OUTLINE_PATTERNS)
+
+
 def _made_once(target: Path, is_made: Callable[[], bool], make: Callable[[], object]) -> Path:
     """The folder `target`, made where it is not there yet, by one process at a time."""
     if not is_made():
@@ -55,7 +72,7 @@ def _made_once(target: Path, is_made: Callable[[], bool], make: Callable[[], obj
     return target
 
 
-def from_hub(name: str) -> Path:
+def from_hub(name: str, *, patterns: tuple[str, ...] = WEIGHT_PATTERNS) -> Path:
     """The folder of "owner/model" or "owner/model@revision", downloaded from the Hugging Face hub.
 
     Raises:
@@ -67,13 +84,13 @@ def from_hub(name: str) -> Path:
         raise MechrefusalError(f"model folder '{name}' does not exist; give a Hugging Face folder or a hub name")
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WEIGHT_PATTERNS)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise MechrefusalError(
             f"model '{name}' is no folder here and none of {', '.join([*packaged.PACKAGED, TINY])}, and the Hugging "
-            f"Face hub gave none ({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); connect to the "
-            "network, accept the model's licence and log in where it is gated, or give a local folder"
+            f"Face hub gave none ({type(error).__name__}: {lines[0][:200] if lines else 'no reason'}); "
+            f"{remedy(error, repository)}"
         ) from unless_secret(error)
 
 

@@ -45,7 +45,7 @@ def load_weights(
     files: LoadedFiles,
     *,
     dtype: torch.dtype,
-    attn_implementation: str | None = None,
+    attention: str | None = None,
     merged: bool = True,
     quantised: bool = False,
     in_memory: bool = True,
@@ -53,7 +53,7 @@ def load_weights(
     """The model of a folder's files, with its adapter's weights merged into it, or (`merged` False) beside it.
 
     How attention and experts are computed is no part of the weights: what the config demands is followed where
-    transformers brings it (`ATTENTION`, `EXPERTS`), and `attn_implementation` goes before it. With `in_memory` False
+    transformers brings it (`ATTENTION`, `EXPERTS`), and `attention` goes before it. With `in_memory` False
     the weights have no values.
 
     Raises:
@@ -63,8 +63,8 @@ def load_weights(
     config = load_config(files.base)
     _require_plain(config, files, quantised=quantised)
     _drop_pad_beyond_rows(config)
-    if attn_implementation is not None or config._attn_implementation not in ATTENTION:
-        config._attn_implementation = attn_implementation
+    if attention is not None or config._attn_implementation not in ATTENTION:
+        config._attn_implementation = attention
     if config._experts_implementation not in EXPERTS:
         config._experts_implementation = None
     try:
@@ -80,7 +80,7 @@ def load_weights(
             device_map=None if in_memory else "meta",
         )
     except ImportError as error:
-        raise MechrefusalError(_what_to_install(config, files, error, attn_implementation)) from error
+        raise MechrefusalError(_what_to_install(config, files, error, attention)) from error
     except (ValueError, OSError, RuntimeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise MechrefusalError(f"model in '{files.base}' cannot be loaded ({first_line(error)})") from error
     _require_all_used(model, notes, files)
@@ -127,16 +127,14 @@ def _require_plain(config: PreTrainedConfig, files: LoadedFiles, *, quantised: b
     )
 
 
-def _what_to_install(
-    config: PreTrainedConfig, files: LoadedFiles, error: ImportError, attn_implementation: str | None
-) -> str:
+def _what_to_install(config: PreTrainedConfig, files: LoadedFiles, error: ImportError, attention: str | None) -> str:
     problem = f"model in '{files.base}' cannot be loaded here ({first_line(error)})"
     if method := _quantisation(config):
         package = INSTALLED_BY.get(method)
         install = f"install {package} (pip install {package})" if package else "install what it names"
         return f"{problem}: its weights are quantised ('{method}'); {install}, or take the model without quantisation"
-    if attn_implementation is not None and attn_implementation not in ATTENTION:
-        return f"{problem}: install what attn_implementation '{attn_implementation}' needs, or give 'sdpa' or 'eager'"
+    if attention is not None and attention not in ATTENTION:
+        return f"{problem}: install what attention '{attention}' needs, or give 'sdpa' or 'eager'"
     return f"{problem}: install what it names"
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mechrefusal.study.ablating import Ablated, ablated
     from mechrefusal.study.evaluating import Evaluated, evaluate
     from mechrefusal.study.evaluation_of_run import evaluate_run
+    from mechrefusal.study.forecasts import plan
     from mechrefusal.study.labelling import Labelled, label
     from mechrefusal.study.loader import load_recipe
     from mechrefusal.study.outside import measure, recipe_of
@@ -40,6 +41,7 @@ __all__ = [
     "load_recipe",
     "measure",
     "open",
+    "plan",
     "power",
     "read_prompts",
     "recipe_of",
@@ -71,6 +73,7 @@ __getattr__ = on_first_use(
         "check": "starting",
         "train": "training_of_run",
         "power": "planning",
+        "plan": "forecasts",
         "Recipe": "recipe",
         "Run": "run",
         "open": "run",

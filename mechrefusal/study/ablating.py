@@ -26,7 +26,7 @@ from mechrefusal.evaluation import Judge, complete
 from mechrefusal.evaluation.judges import DEGENERATE, refuses
 from mechrefusal.files import require_writable, whole_file
 from mechrefusal.forward.direction import Carrier, Direction, direction_of
-from mechrefusal.models import Checkpoint, load_causal_lm, load_tokenizer
+from mechrefusal.models import Checkpoint, Placed, load_causal_lm, load_tokenizer
 from mechrefusal.prompts import ChatSettings, PromptSet
 from mechrefusal.statistics import intervals
 from mechrefusal.study.checkpoints import located, refusal_judge, require_room
@@ -79,6 +79,7 @@ def ablated(
     max_new_tokens: int = 64,
     judge: Judge | None = None,
     chat: ChatSettings | None = None,
+    placed: Placed | None = None,
 ) -> Ablated:
     """Greedy answers of a checkpoint without and with a direction ablated (or added), and whether they refuse.
 
@@ -99,13 +100,15 @@ def ablated(
         max_new_tokens: longest answer.
         judge: of refusal; by default the one that the checkpoint's run measures by, without a run the built-in rules.
         chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
+        placed: where models lie and in which numbers, fields of a `models.Placement`; by default
+            as the run's recipe says.
 
     Raises:
         MechrefusalError: no prompts; no such direction, one of other weights or of another width; a layer that is not
             there; options that contradict each other; a prompt that leaves no room for its answer in the context.
     """
     _check(prompt_set, add=add, dose=dose, induce=induce, reference=reference, max_new_tokens=max_new_tokens)
-    run, checkpoint = located(source, chat=chat)
+    run, checkpoint = located(source, chat=chat, placed=placed)
     judge = judge if judge is not None else refusal_judge(run)
     if isinstance(direction, Tensor):
         chosen = Direction(direction, kind="given direction")

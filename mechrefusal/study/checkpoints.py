@@ -1,11 +1,12 @@
 """Which checkpoints are meant, of a run or of none; by which judge they go, and whether prompts fit their context."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import RULES, Judge
-from mechrefusal.models import Checkpoint, context_length, fetch
+from mechrefusal.models import Checkpoint, Placed, context_length, fetch
 from mechrefusal.prompts import ChatSettings, PromptSet, answer_room
 from mechrefusal.prompts import require_room as require_tokens
 from mechrefusal.study.run import Run
@@ -20,25 +21,25 @@ def refusal_judge(run: Run | None) -> Judge:
 
 
 def checkpoints_of(
-    source: Source, ids: Sequence[str], chat: ChatSettings | None
+    source: Source, ids: Sequence[str], chat: ChatSettings | None, placed: Placed | None = None
 ) -> tuple[Run | None, list[Checkpoint]]:
     """The checkpoints that a source means, and the run that they belong to.
 
     Args:
         ids: of a run's checkpoints; none: all.
-        chat: see `located`.
+        chat, placed: see `located`.
 
     Raises:
         MechrefusalError: ids without a run, or what `located` and `chosen` raise.
     """
     if isinstance(source, (Path, str)) and (Path(source).expanduser() / "recipe.yaml").is_file():
-        source = Run.open(source)
+        source = Run.open(source, **(placed or {}))
     if isinstance(source, Run):
         require_no_settings(source, chat)
-        return source, chosen(source, list(dict.fromkeys(ids)))
+        return source, [_placed(each, placed) for each in chosen(source, list(dict.fromkeys(ids)))]
     if ids:
         raise MechrefusalError(f"'{source}' is no run, so it has no checkpoint '{ids[0]}': leave checkpoints out")
-    run, checkpoint = located(source, chat=chat)
+    run, checkpoint = located(source, chat=chat, placed=placed)
     return run, [checkpoint]
 
 
@@ -77,12 +78,19 @@ def chosen(run: Run | None, checkpoints: Sequence[str | Checkpoint]) -> list[Che
     return [checkpoint for name, checkpoint in known.items() if name in names]
 
 
-def located(source: Checkpoint | Path | str, *, chat: ChatSettings | None = None) -> tuple[Run | None, Checkpoint]:
+def _placed(checkpoint: Checkpoint, placed: Placed | None) -> Checkpoint:
+    return replace(checkpoint, placement=checkpoint.placement.given(**placed)) if placed else checkpoint
+
+
+def located(
+    source: Checkpoint | Path | str, *, chat: ChatSettings | None = None, placed: Placed | None = None
+) -> tuple[Run | None, Checkpoint]:
     """A checkpoint, and the run that it belongs to if it lies in the folder of one.
 
     Args:
         source: a model's folder or name; or RUN/ID with the id of one of a run's checkpoints (`sft-step-00050`).
         chat: how a model is asked that belongs to no run; a run's recipe says it of its own.
+        placed: where it lies and in which numbers, in place of what the checkpoint or the run's recipe says.
 
     Raises:
         MechrefusalError: no such model, or weights that are not those of the run.
@@ -92,14 +100,14 @@ def located(source: Checkpoint | Path | str, *, chat: ChatSettings | None = None
     for folder in path.parents:
         if not ((folder / "recipe.yaml").is_file() and (folder / "manifest.json").is_file()):
             continue
-        run = Run.open(folder)
+        run = Run.open(folder, **(placed or {}))
         for identity, entry in run.manifest.get("checkpoints", {}).items():
             if path == folder / identity or path.resolve() == (folder / entry["path"]).resolve():
                 require_no_settings(run, chat)
                 return run, run.checkpoint(entry["arm"], step=entry["step"])
     if isinstance(source, Checkpoint):
-        return None, source if chat is None else source.asked(chat)
-    return None, Checkpoint.open(fetch(source), chat=chat)
+        return None, _placed(source if chat is None else source.asked(chat), placed)
+    return None, _placed(Checkpoint.open(fetch(source), chat=chat), placed)
 
 
 def require_no_settings(run: Run, chat: ChatSettings | None) -> None:

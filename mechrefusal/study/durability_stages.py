@@ -47,7 +47,7 @@ def harmful_fine_tuning(subject: Measurement) -> Results:
     if settings.n_prompts == 0:
         return
     held_out = (asked.harmful, asked.harmless)
-    model, tokenizer = load_causal_lm(subject.checkpoint)
+    model, tokenizer = load_causal_lm(subject.checkpoint, dtype="float32")  # it is trained
     found = durability.after_harmful_examples(
         model,
         tokenizer,

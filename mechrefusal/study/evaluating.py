@@ -24,7 +24,7 @@ from mechrefusal.evaluation import Judge, judged
 from mechrefusal.evaluation.metrics import NONE
 from mechrefusal.evaluation.suites import Suite, require_distinct
 from mechrefusal.files import one_at_a_time, require_writable
-from mechrefusal.models import Checkpoint, bytes_to_hook
+from mechrefusal.models import Checkpoint, Placed, bytes_to_hook
 from mechrefusal.progress import say
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.study import evaluation_tables, labelling
@@ -68,6 +68,7 @@ def evaluate(
     seed: int = 0,
     chat: ChatSettings | None = None,
     workers: Workers | int = 1,
+    placed: Placed | None = None,
 ) -> Evaluated:
     """Answer every suite at every checkpoint, judge the answers, and compare the checkpoints.
 
@@ -87,6 +88,8 @@ def evaluate(
         strict: refuse to evaluate on prompts that the run trained on or chose its directions by.
         chat: how a model is asked that belongs to no run (`prompts.ChatSettings`): thinking or not, and for how long.
         workers: who answers, a checkpoint at a time, as in `pipeline.measure`. This process judges.
+        placed: where models lie and in which numbers, fields of a `models.Placement`; by default
+            as the run's recipe says.
 
     Raises:
         MechrefusalError: no suite, a name of a suite or judge twice, a suite with the name of one that measurements
@@ -101,7 +104,7 @@ def evaluate(
     workers.require()
     if max_new_tokens < 1:
         raise MechrefusalError(f"max_new_tokens is {max_new_tokens}; give 1 at least")
-    run, chosen = checkpoints_of(source, checkpoints, chat)
+    run, chosen = checkpoints_of(source, checkpoints, chat, placed)
     interventions = [NamedIntervention.parse(spec) for spec in dict.fromkeys(intervene)]
     judges = list(judges) or [refusal_judge(run)]
     evaluation_tables.require_judges(judges, suites)

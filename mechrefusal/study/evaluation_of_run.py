@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judge_names import judge_of, require_judge
 from mechrefusal.evaluation.suites import Suite, read_suite, require_distinct
+from mechrefusal.models import Placed
 from mechrefusal.study.caching import Inputs, Made, Written
 from mechrefusal.study.evaluating import evaluate
 from mechrefusal.study.interventions import NamedIntervention
@@ -52,7 +53,8 @@ def evaluate_run(run: Run, *, workers: Workers | int = 1) -> None:
     if not settings.suites:
         return
     suites = _suites(run.recipe)
-    judges = [judge_of(spec) for spec in settings.judges] or [run.recipe.measuring.refusal_judge()]
+    placed = cast(Placed, vars(run.recipe.placement))
+    judges = [judge_of(spec, placed) for spec in settings.judges] or [run.recipe.measuring.refusal_judge()]
     weights = {checkpoint.id: checkpoint.weights for checkpoint in run.checkpoints()}
     inputs = {
         "version": 1,

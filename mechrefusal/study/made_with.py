@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from mechrefusal.devices import gpu_name
+
 REPORTED_PACKAGES = ("mechrefusal", "torch", "transformers", "trl", "transformer-lens", "numpy", "pandas")
 
 
@@ -26,5 +28,5 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu_name(),
     }

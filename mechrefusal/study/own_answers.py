@@ -40,7 +40,7 @@ def own_answers(
     """
     texts = instructions.texts
     stamp = fingerprint(["as said", texts, max_new_tokens])
-    path = cache_folder() / "answers" / f"{base.weights}-{stamp}.parquet"
+    path = cache_folder() / "answers" / f"{base.computed}-{stamp}.parquet"
     if path.is_file():
         table = pd.read_parquet(path)
     else:

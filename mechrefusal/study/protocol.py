@@ -131,7 +131,7 @@ class Remaining:
 
 def inputs_of(run: Run, checkpoint: Checkpoint, stamps_of_prompts: Mapping[str, str]) -> dict[str, Inputs]:
     """What each stage of a checkpoint hangs on; `stamps_of_prompts`: as `stages.prompts_asked` gives them."""
-    return inputs(AT_A_CHECKPOINT, checkpoint.weights, stamps_of_prompts, run.recipe)
+    return inputs(AT_A_CHECKPOINT, checkpoint.computed, stamps_of_prompts, run.recipe)
 
 
 def remaining(run: Run, checkpoint: Checkpoint, stamps_of_prompts: Mapping[str, str]) -> Remaining:

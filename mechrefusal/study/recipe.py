@@ -12,6 +12,7 @@ from mechrefusal.durability.settings import DurabilitySettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.settings import EvaluationSettings
 from mechrefusal.geometry.settings import GeometrySettings
+from mechrefusal.models import Placement
 from mechrefusal.prompts import ChatSettings
 from mechrefusal.prompts.thoughts import MAX_THOUGHT_TOKENS
 from mechrefusal.study.arms import PlannedArm, planned_arm
@@ -49,6 +50,8 @@ class Recipe:
             packaged one (zephyr, plain). What it writes at the end of an answer is the tokenizer's end token.
         chat_template_kwargs: what the chat template gets beside the messages wherever the model is asked: in training,
             attacks and measurements alike. `{enable_thinking: false}` turns the thinking of Qwen3-like models off.
+        placement: where models lie while they are measured, evaluated and attacked, and in which numbers; training's
+            numbers are `training.bf16`'s.
         max_thought_tokens: tokens that a thought ("<think> ... </think>") may take beside the answer's; 0: it takes
             the answer's.
     """
@@ -66,6 +69,7 @@ class Recipe:
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     chat_template: str = ""
+    placement: Placement = field(default_factory=Placement)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_thought_tokens: int = MAX_THOUGHT_TOKENS
 
@@ -103,6 +107,11 @@ class Recipe:
     def chat(self) -> ChatSettings:
         """How the model is asked."""
         return ChatSettings.of(self.chat_template_kwargs, self.max_thought_tokens, self.chat_template)
+
+    @property
+    def opened(self) -> dict[str, Any]:
+        """How its checkpoints are opened, as arguments of `Checkpoint.open`."""
+        return {"chat": self.chat, "placement": self.placement}
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe with existing files and folders named in full, so that it holds from any folder."""

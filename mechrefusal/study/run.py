@@ -4,9 +4,9 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import yaml
 
@@ -14,7 +14,7 @@ from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError, without_secrets_of_addresses
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.files import one_at_a_time, whole_file
-from mechrefusal.models import Checkpoint, fetch
+from mechrefusal.models import Checkpoint, Placed, fetch
 from mechrefusal.progress import say
 from mechrefusal.study import caching
 from mechrefusal.study.caching import Inputs, Made, Unit, fingerprint
@@ -65,11 +65,15 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Run":
+    def open(cls, folder: Path | str, **placed: Unpack[Placed]) -> "Run":
         """Open an existing run.
 
+        Args:
+            placed: where its models lie here, in place of what its recipe says: fields of a `Placement` but dtype,
+                which its numbers hang on.
+
         Raises:
-            MechrefusalError: no run there, or a recipe that cannot be read.
+            MechrefusalError: no run there, or a recipe that cannot be read; a dtype that is not the recipe's.
         """
         path = Path(folder).expanduser() / "recipe.yaml"
         if not path.is_file():
@@ -80,7 +84,14 @@ class Run:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise MechrefusalError(f"'{path}' is not readable YAML ({str(error).splitlines()[0]})") from error
-        return cls(path.parent, recipe_from_dict(content, where=str(path)))
+        recipe = recipe_from_dict(content, where=str(path))
+        placement = recipe.placement.given(**placed)
+        if placement.dtype != recipe.placement.dtype:
+            raise MechrefusalError(
+                f"run '{path.parent}' is computed in {recipe.placement.dtype}, as its recipe says, not in "
+                f"{placement.dtype}: leave dtype out, or start another run"
+            )
+        return cls(path.parent, replace(recipe, placement=placement))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -263,7 +274,7 @@ class Run:
         source = self.recipe.model if entry["arm"] == BASE else entry.get("source", "")
         if source and not path.is_dir():
             path = fetch(source)  # the run was moved, or the cache was
-        checkpoint = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], chat=self.recipe.chat)
+        checkpoint = Checkpoint.open(path, arm=entry["arm"], step=entry["step"], **self.recipe.opened)
         if checkpoint.weights != entry["weights"]:
             since = "since it was first opened" if "source" in entry else "after training"
             raise MechrefusalError(
@@ -274,9 +285,9 @@ class Run:
         return checkpoint
 
 
-def open(folder: Path | str) -> Run:
-    """Open an existing run: `mr.study.open("checkpoints/demo")`."""
-    return Run.open(folder)
+def open(folder: Path | str, **placed: Unpack[Placed]) -> Run:
+    """Open an existing run: `mr.study.open("checkpoints/demo")`; `placed` as in `Run.open`."""
+    return Run.open(folder, **placed)
 
 
 def _require_no_secret(recipe: dict[str, Any]) -> None:

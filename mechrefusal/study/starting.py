@@ -128,7 +128,7 @@ def open_given(run: Run) -> None:
         base_of(run)
     for each in given(run.recipe.checkpoints):
         if checkpoint_id(each.arm, each.step) not in known:
-            checkpoint = Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step, chat=run.recipe.chat)
+            checkpoint = Checkpoint.open(fetch(each.source), arm=each.arm, step=each.step, **run.recipe.opened)
             run.record(checkpoint, source=each.source)
 
 
@@ -137,6 +137,6 @@ def base_of(run: Run) -> Checkpoint:
     known = run.manifest.get("checkpoints", {}).get(checkpoint_id(BASE, 0))
     if known is not None:
         return run.checkpoint("base", step=0)
-    base = Checkpoint.open(fetch(run.recipe.model), chat=run.recipe.chat)
+    base = Checkpoint.open(fetch(run.recipe.model), **run.recipe.opened)
     run.record(base)
     return base

@@ -29,7 +29,7 @@ from mechrefusal.evaluation import Judge, metrics
 from mechrefusal.evaluation.judges.scoring import ScoringJudge
 from mechrefusal.evaluation.suites import Suite
 from mechrefusal.files import require_writable
-from mechrefusal.models import Checkpoint
+from mechrefusal.models import Checkpoint, Placed
 from mechrefusal.prompts import ChatSettings, PromptSet
 from mechrefusal.study import stress_control
 from mechrefusal.study.checkpoints import Source, checkpoints_of, chosen, refusal_judge
@@ -165,14 +165,15 @@ def stressed(
     seed: int = 0,
     chat: ChatSettings | None = None,
     workers: Workers | int = 1,
+    placed: Placed | None = None,
 ) -> Stressed:
     """Attack harmful prompts of the suites anew against each checkpoint; success by step, and at all other checkpoints.
 
     Where a suite holds the harmless twin of a prompt (`builtin`), the suffix that was found is put behind the twin too.
 
     Args:
-        source, judges, checkpoints, max_new_tokens, out, chat, workers: as in `evaluate`; without a run, `out` is
-            needed.
+        source, judges, checkpoints, max_new_tokens, out, chat, workers, placed: as in `evaluate`; without a run, `out`
+            is needed.
         methods: gcg, autodan, with the settings of the run's recipe.
         n: harmful prompts attacked, evenly spaced over all suites; HarmBench's copyright rows are none.
         steps: of an attack; 0 for those of the recipe.
@@ -183,7 +184,7 @@ def stressed(
     Raises:
         MechrefusalError: no harmful prompt, an unknown method, and what `stress` raises.
     """
-    run, targets = checkpoints_of(source, checkpoints, chat)
+    run, targets = checkpoints_of(source, checkpoints, chat, placed)
     behaviours, harmless = attacked(suites, n)
     attack = run.recipe.attack if run is not None else AttackSettings()
     if unknown := [method for method in methods if method not in ATTACKS]:

@@ -152,9 +152,9 @@ class Plan:
             self.require_room(target, tokenizer, PromptSet.from_texts(method, unique))
         name = "twins" if of_twins else NONE if source is None else source.id
         path = self.folder / "answers" / target.id / ("" if source is None else method) / f"{name}.parquet"
-        inputs: list[Any] = [target.weights, unique, self.max_new_tokens]
+        inputs: list[Any] = [target.computed, unique, self.max_new_tokens]
         if source is not None:
-            inputs += [source.weights, method, asdict(self.methods[method]), self.seed]
+            inputs += [source.computed, method, asdict(self.methods[method]), self.seed]
         replies = answers(
             model,
             unique,

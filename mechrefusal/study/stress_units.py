@@ -83,7 +83,7 @@ class Attacking:
         plan, behaviours = self.plan, self.plan.behaviours.with_targets()
         methods = {name: asdict(settings) for name, settings in plan.methods.items()}
         asked = [behaviours.ids, behaviours.texts, behaviours.targets, list(plan.twins.prompts.items())]
-        return [target.weights, asked, methods, plan.seed, plan.max_new_tokens]
+        return [target.computed, asked, methods, plan.seed, plan.max_new_tokens]
 
     def _note(self, unit: str) -> Path:
         """The file that says that a unit is finished."""
@@ -126,7 +126,7 @@ class Replaying(Attacking):
     name = "replay"
 
     def _hangs_on(self, target: Checkpoint) -> list[Any]:
-        return [*super()._hangs_on(target), [each.weights for each in self.checkpoints]]
+        return [*super()._hangs_on(target), [each.computed for each in self.checkpoints]]
 
     def _do(self, target: Checkpoint, models: ModelCache) -> None:
         _ask_others(self.plan, target, self.checkpoints, models, {})

@@ -85,7 +85,7 @@ class Asking:
         """Stamp of the answers of (checkpoint, suite, intervention)."""
         return {
             (checkpoint.id, suite.name, spec): fingerprint(
-                [checkpoint.weights, *_asked(suite), self.max_new_tokens, _numbers_of(intervention)]
+                [checkpoint.computed, *_asked(suite), self.max_new_tokens, _numbers_of(intervention)]
             )
             for checkpoint in self.checkpoints
             for suite in self.suites
@@ -100,7 +100,7 @@ class Asking:
 
     def _losses_stamp(self, unit: str, suite: str) -> str:
         assert self._base is not None
-        return fingerprint([self._by_id[unit].weights, self._stamps[self._base.id, suite, NONE]])
+        return fingerprint([self._by_id[unit].computed, self._stamps[self._base.id, suite, NONE]])
 
     def _is_there(self, path: Path, stamp: str) -> bool:
         """Whether the file is there with this stamp; one that was is not read again."""

@@ -90,7 +90,7 @@ def _train(run: Run, line: _Line, prompts: Split, conversations: Callable[[], li
                 probe=probe_of(settings, prompts, name, judge) if settings.n_probe else None,
             )
         folders = {step: run.folder / name / f"step-{step:05d}" for step in line.steps}
-        run.record(*(Checkpoint.open(path, arm=name, step=step, chat=recipe.chat) for step, path in folders.items()))
+        run.record(*(Checkpoint.open(path, arm=name, step=step, **recipe.opened) for step, path in folders.items()))
         logs = {"training": log}
         logs |= {table: training.read_log(run.folder / name, table) for table in ("terms", "refreshes", "probes")}
         written = [_append(run, table, rows, name) for table, rows in logs.items()]

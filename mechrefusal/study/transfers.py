@@ -178,7 +178,7 @@ def _inputs(run: Run, target: Checkpoint, sources: list[_Source], prompts: Study
     return {
         "version": version,
         "settings": {"reference": measuring.reference, **asdict(measuring.admissible)},
-        "target": [target.weights, *(file_hash(path) for path in scored if path.is_file())],
+        "target": [target.computed, *(file_hash(path) for path in scored if path.is_file())],
         "sources": {
             each.checkpoint.id: [
                 each.checkpoint.weights, each.direction.kind, each.direction.position, each.direction.layer,

@@ -90,7 +90,7 @@ class AttackCases(_OfRun):
         behaviours = prompts.harmful.take(settings.n_cases)
         inputs = {
             "version": 1,
-            "weights": base.weights,
+            "weights": base.computed,
             "behaviours": [behaviours.ids, behaviours.texts, behaviours.with_targets().targets],
             "settings": {method: asdict(getattr(settings, method)) for method in settings.methods},
             "seed": run.recipe.training.seed,

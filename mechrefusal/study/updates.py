@@ -101,8 +101,9 @@ class _Update:
         """
         if self.apart:
             raise MechrefusalError(f"not compared: {self.apart}")
-        start, _ = load_causal_lm(self.start)
-        trained, tokenizer = load_causal_lm(self.trained)
+        # What training changed may be less than bfloat16 can hold.
+        start, _ = load_causal_lm(self.start, dtype="float32")
+        trained, tokenizer = load_causal_lm(self.trained, dtype="float32")
         try:
             return spectrum_of_update(start, trained, tokenizer, asked, self.judge, self.settings)
         finally:

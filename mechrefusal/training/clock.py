@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from mechrefusal.devices import most_allocated, synchronise
+
 
 class Clock:
     """Seconds by part of a step, added up until they are taken. Nested parts count for the inner one alone."""
@@ -37,8 +39,7 @@ class Clock:
         return seconds
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronise(self._device)
         return time.perf_counter()
 
 
@@ -65,7 +66,7 @@ class StepTimes(TrainerCallback):
 
 def peak_mib(device: torch.device) -> float:
     """Highest memory so far, MiB: of the accelerator where the model is on one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+    if (taken := most_allocated(device)) is not None:
+        return taken / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

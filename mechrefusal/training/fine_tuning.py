@@ -27,7 +27,7 @@ from mechrefusal.training.guides import freeze, require_guidable
 from mechrefusal.training.losses import Term, TokenLoss
 from mechrefusal.training.registry import arm_named
 from mechrefusal.training.settings import TrainingSettings
-from mechrefusal.training.sharding import loading_device, loading_whole, require_same_setting
+from mechrefusal.training.sharding import loaded_for_training, loading_whole, require_same_setting
 from mechrefusal.training.trainer_setup import ArmInputs, TrainerSetup
 
 
@@ -125,7 +125,7 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
     config = next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
     with resuming.empty_folder_removed(state), quiet():
         with loading_whole():
-            model, tokenizer = load_causal_lm(base, device=loading_device())
+            model, tokenizer = load_causal_lm(base, **loaded_for_training())
         if inputs.guide is not None:
             require_guidable(inputs.guide, settings)
             freeze(model, inputs.guide.freeze)

@@ -12,6 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from mechrefusal import prompts
 from mechrefusal.attacks import random_stream
+from mechrefusal.devices import of_random_numbers
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward.decoding import end_tokens
 from mechrefusal.models import fetch
@@ -93,7 +94,7 @@ class RLHFTrainer(OwnLoss, GRPOTrainer):
 @contextmanager
 def random_numbers(seed: int, name: str, device: torch.device) -> Iterator[None]:
     """Torch's random numbers come from the stream `name` in the block, and go on afterwards as if it had not been."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=of_random_numbers(device)):
         torch.manual_seed(random_stream(seed, name).initial_seed())
         yield
 

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed as transformers_deepspeed
 
+from mechrefusal.devices import HOST
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models import Placed
+from mechrefusal.models.placement import AUTO
 
 _WHOLE: "WeakSet[nn.Module]" = WeakSet()
 """Models whose weights are gathered now."""
@@ -43,12 +46,14 @@ def _fsdp_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def loading_device() -> str | None:
-    """Where a model is loaded to that several processes train: the host, from which each takes what it holds.
+def loaded_for_training() -> Placed:
+    """Where a model is loaded to that is trained, and in which numbers: in float32, whatever it is measured in.
 
-    None in a single process, where it is loaded to where it is trained. Processes have no device of their own yet.
+    To where it is trained, in a single process; to the host, where several train it, from which each takes what it
+    holds. They have no device of their own yet.
     """
-    return "cpu" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return {"dtype": "float32", "device": str(HOST) if several else AUTO, "device_map": None, "max_memory": {}}
 
 
 def is_sharded(trainer: Any) -> bool:

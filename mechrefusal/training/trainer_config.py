@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 
+from mechrefusal.devices import has_gpu
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.training.settings import TrainingSettings
 
@@ -53,11 +53,11 @@ def config_arguments(settings: TrainingSettings, state: Path) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": settings.bf16,
-        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused on a CPU
+        "use_cpu": not has_gpu(),  # else bf16 is refused on a CPU
         "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed,
         "train_sampling_strategy": "sequential",  # the dataset is in the order of the steps
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": has_gpu(),
         "router_aux_loss_coef": 0.0,  # experts are not balanced: arms differ in their own terms, rows share tokens
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,

@@ -22,7 +22,7 @@ from multiprocessing import connection as connections
 from pathlib import Path
 from typing import Any
 
-from mechrefusal import progress
+from mechrefusal import devices, progress
 from mechrefusal.leases import Owner
 from mechrefusal.memory import free_memory, given_back
 from mechrefusal.workers.board import Board
@@ -43,7 +43,7 @@ def prepare() -> None:
     """Begin, in the background, what workers need: the imports, once for all of them."""
     import torch
 
-    if FORKED and (torch.get_num_threads() > 1 or torch.cuda.is_available()):
+    if FORKED and (torch.get_num_threads() > 1 or devices.has_gpu()):
         from multiprocessing import forkserver
 
         _context()  # which says what to import
@@ -64,8 +64,8 @@ def how_many(n_units: int, *, bytes_each: int) -> int:
     """
     import torch
 
-    if torch.cuda.is_available():
-        return max(1, min(n_units, torch.cuda.device_count()))
+    if devices.has_gpu():
+        return max(1, min(n_units, len(devices.gpus())))
     fitting = int(free_memory() / 2 / (bytes_each + BESIDE))
     return max(1, min(n_units, torch.get_num_threads(), fitting))
 
@@ -83,8 +83,7 @@ class Local(Executor):
         handle, self._loading = tempfile.mkstemp(prefix="mechrefusal-", suffix=".lock")
         os.close(handle)
         self._devices = _dealt(n)
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # this process may have trained
+        devices.give_back()  # this process may have trained
         self._running: dict[int, Any] = {}
         self._ended: dict[int, str] = {}
 
@@ -144,22 +143,20 @@ def _ending(status: int) -> str:
 
 def _dealt(n: int) -> list[str | None]:
     """The GPUs that each of `n` workers sees, all of them dealt evenly; None where there is none to deal."""
-    import torch
-
-    if not torch.cuda.is_available():
+    if not devices.has_gpu():
         return [None] * n
     stated = os.environ.get(VISIBLE)
-    devices = stated.split(",") if stated else [str(number) for number in range(torch.cuda.device_count())]
-    if len(devices) < n:
-        return [devices[place % len(devices)] for place in range(n)]
-    ends = [place * len(devices) // n for place in range(n + 1)]
-    return [",".join(devices[first:last]) for first, last in pairwise(ends)]
+    there = stated.split(",") if stated else [str(number) for number in range(len(devices.gpus()))]
+    if len(there) < n:
+        return [there[place % len(there)] for place in range(n)]
+    ends = [place * len(there) // n for place in range(n + 1)]
+    return [",".join(there[first:last]) for first, last in pairwise(ends)]
 
 
-def _work(work, retries: int, before: dict[str, int], share: Any, loading: str, devices: str | None) -> None:
+def _work(work, retries: int, before: dict[str, int], share: Any, loading: str, visible: str | None) -> None:
     """In the process of a worker."""
-    if devices is not None:
-        os.environ[VISIBLE] = devices  # CUDA looks at it when it is first used
+    if visible is not None:
+        os.environ[VISIBLE] = visible  # CUDA looks at it when it is first used
     import torch
     from filelock import FileLock
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from architectures import FAMILIES, build
 
+from mechrefusal.devices import multiplies_bfloat16
 from mechrefusal.forward import low_precision
-from mechrefusal.forward.low_precision import bfloat16_forward, multiplies_bfloat16
+from mechrefusal.forward.low_precision import bfloat16_forward
 from mechrefusal.forward.tree import Branch
 from mechrefusal.forward.tree_forward import TreeForward
 

@@ -173,11 +173,11 @@ def test_experts_that_are_computed_otherwise(tmp_path, demanded):
 def test_attention_that_is_asked_for(copy):
     edit_config(copy, attn_implementation="eager")
     assert models.load_causal_lm(copy)[0].config._attn_implementation == "eager"
-    model, _ = models.load_causal_lm(copy, attn_implementation="sdpa")
+    model, _ = models.load_causal_lm(copy, attention="sdpa")
     assert model.config._attn_implementation == "sdpa"
     if not is_flash_attn_2_available():
-        with pytest.raises(MechrefusalError, match=r"install what attn_implementation 'flash_attention_2' needs"):
-            models.load_causal_lm(copy, attn_implementation="flash_attention_2")
+        with pytest.raises(MechrefusalError, match=r"install what attention 'flash_attention_2' needs"):
+            models.load_causal_lm(copy, attention="flash_attention_2")
 
 
 QUANTISED = {

@@ -101,9 +101,9 @@ def test_models_are_loaded_whole_whatever_deepspeed_was_told():
 
 def test_several_processes_load_to_the_host(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert sharding.loading_device() is None
+    assert sharding.loaded_for_training()["device"] == "auto"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sharding.loading_device() == "cpu"
+    assert sharding.loaded_for_training() | {"device": "cpu", "dtype": "float32"} == sharding.loaded_for_training()
 
 
 def test_a_config_that_is_not_there_is_named():

@@ -91,7 +91,7 @@ class Replacements:
 
     def values(self, place: tuple[int, Site], index: Tensor) -> Tensor | float:
         """What stands in at a layer and site for each row of `index`, [token, ...] as `flat` has it; zero if that."""
-        return 0.0 if self.how == "zero" else self._rows[place][index]
+        return 0.0 if self.how == "zero" else self._rows[place][index.to(self._rows[place].device)]
 
     def _edit(
         self, place: tuple[int, Site], indices: Sequence[int], places: Tensor, index: Tensor
@@ -101,15 +101,16 @@ class Replacements:
         def put(activation: Tensor) -> Tensor:
             changed = flat(self._model, place[1], activation).clone()
             which = torch.tensor(indices, device=changed.device)
+            at, rows = places.to(changed.device), index.to(changed.device)
             if self.how == "zero":
                 if whole:
-                    changed[places] = 0
+                    changed[at] = 0
                 else:
-                    changed[places[:, None], which] = 0
+                    changed[at[:, None], which] = 0
             elif whole:
-                changed[places] = self._rows[place][index].to(changed)
+                changed[at] = self._rows[place][rows].to(changed)
             else:
-                changed[places[:, None], which] = self._rows[place][:, which][index].to(changed)
+                changed[at[:, None], which] = self._rows[place][:, which][rows].to(changed)
             return changed.reshape(activation.shape)
 
         return put
@@ -126,7 +127,8 @@ class Replacements:
                 if place not in self._rows:
                     shape = (n_classes, *activation.shape[1:])
                     self._rows[place] = torch.zeros(shape, dtype=torch.float64, device=activation.device)
-                self._rows[place].index_add_(0, classes.to(where.device), activation[where].double())
+                own, taken = classes.to(activation.device), activation[where.to(activation.device)]
+                self._rows[place].index_add_(0, own, taken.double())
         for place, sums in self._rows.items():
             n = counts.clamp(min=1).to(sums.device)
             self._rows[place] = (sums / n.view(-1, *[1] * (sums.ndim - 1))).float()

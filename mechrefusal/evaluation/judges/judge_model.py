@@ -3,18 +3,19 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges.scoring import Scored, null
-from mechrefusal.models import TokenBatch, fetch, hash_checkpoint, load_causal_lm
+from mechrefusal.models import Placed, TokenBatch, fetch, hash_checkpoint, load_causal_lm
 from mechrefusal.models.batches import exact_length, split_by_cost
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.model_files import ADAPTER_CONFIG, named_base
 from mechrefusal.models.packaged import PACKAGED
+from mechrefusal.models.placement import input_device
 from mechrefusal.models.sources import TINY, from_hub
 from mechrefusal.progress import bar
 
@@ -22,15 +23,13 @@ PROMPT_TOKENS = 16384
 """Prompt tokens of one batch at most, where a batch holds more than one prompt."""
 
 
-class ModelOptions(TypedDict, total=False):
+class ModelOptions(Placed, total=False):
     """How the language model of a judge is loaded and run.
 
-    dtype: of its weights, by default bfloat16. device: by default that of `models.load_causal_lm`. batch_size: prompts
+    Where it lies and in which numbers: fields of a `models.Placement`, dtype bfloat16 by default. batch_size: prompts
     in one forward pass at most, by default 16; scores do not depend on it.
     """
 
-    dtype: torch.dtype
-    device: str | None
     batch_size: int
 
 
@@ -68,14 +67,14 @@ class JudgeModel:
             if (located.folder / ADAPTER_CONFIG).is_file():
                 below = _locate(base or _base_of(located.folder))
             name = located.named(base=below.folder if below else None) + (f"+{below.named()}" if below else "")
+            placed: Any = {"dtype": torch.bfloat16} | {k: v for k, v in options.items() if k != "batch_size"}
             loaded = load_causal_lm(
                 located.folder,
                 base=below.folder if below else None,
                 merged=False,
                 quantised=True,
-                dtype=options.get("dtype", torch.bfloat16),
-                device=options.get("device"),
                 chat=chat,
+                **placed,
             )
             return cls(name, *loaded, batch_size=options.get("batch_size", 16))
         except MechrefusalError as error:
@@ -119,7 +118,7 @@ class JudgeModel:
         parts = split_by_cost(
             ([1] * len(fitting), self.batch_size), ([len(prompts[row]) for row in fitting], PROMPT_TOKENS)
         )
-        device = str(next(self.model.parameters()).device)
+        device = input_device(self.model)
         with bar(description, total=len(fitting)) as progress:
             for part in parts:
                 chosen = [fitting[place] for place in part]
