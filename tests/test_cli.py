@@ -34,7 +34,7 @@ def test_fetch_prints_the_folder_of_a_model(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, full, gemma-3-4b, llama-3.1-8b, measure"]),
+        (["--recipe", "nope"], ["unknown recipe 'nope'", "demo, full, gemma-3-4b, guided"]),
         (["--recipe", "tiny", "--training.stepz", "3"], ["training.stepz"]),
         (["--recipe", "tiny", "--training.steps", "three"], ["training.steps"]),
         (["--recipe", "tiny", "--measuring.n_direction", "0"], ["n_direction is 0"]),

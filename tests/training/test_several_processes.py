@@ -44,7 +44,7 @@ OTHERS = [
     Wanted("kto"),
 ]
 WANTED = {
-    "ddp": [R2D2, Wanted("r2d2", accumulation=2), SFT, *OTHERS],
+    "ddp": [R2D2, Wanted("r2d2", accumulation=2), SFT, Wanted("sft", lora=True), *OTHERS],
     "fsdp2": [
         R2D2,
         Wanted("r2d2", accumulation=2),

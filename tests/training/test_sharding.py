@@ -15,8 +15,10 @@ from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from mechrefusal import MechrefusalError
 from mechrefusal.training import TrainingSettings, sharding
 from mechrefusal.training.launches import LAUNCHES, accelerate_config
+from mechrefusal.training.losses import UTILITY, Reads, Term
 from mechrefusal.training.pairs import Pair
 from mechrefusal.training.preference_trainers import kto_rows
+from mechrefusal.training.term_passes import TermPasses
 
 FSDP2 = {"fsdp_version": 2, "cpu_ram_efficient_loading": False, "activation_checkpointing": False}
 
@@ -81,6 +83,20 @@ def test_accelerate_reads_the_configs(name, n, monkeypatch):
         _, said = prepare_deepspeed_cmd_env(args)
         assert said["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
         assert said["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
+
+
+def test_terms_that_read_activations_are_refused_under_zero3():
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    zero3 = SimpleNamespace(
+        terms=[Term("rerouting", lambda hidden: hidden, reads=Reads((1,)))],
+        args=SimpleNamespace(gradient_checkpointing=False),
+        accelerator=SimpleNamespace(state=state),
+        is_fsdp_enabled=False,
+    )
+    with pytest.raises(MechrefusalError, match=r"'rerouting' reads or changes activations.*ZeRO-3.*accelerate fsdp2"):
+        TermPasses(zero3, None)
+    zero3.terms = [UTILITY]
+    assert TermPasses(zero3, None).in_lockstep
 
 
 def test_models_are_loaded_whole_whatever_deepspeed_was_told():
