@@ -128,7 +128,7 @@ PLACED = (
 
 def placed_of(options: Any) -> Any:
     """What the options say of where models lie."""
-    stated = {name: getattr(options, name) for name in ("dtype", "device", "device_map", "attention")}
+    stated = {name: getattr(options, name, None) for name in ("dtype", "device", "device_map", "attention")}
     return {name: value for name, value in stated.items() if value is not None}
 
 
