@@ -13,9 +13,9 @@ from mechrefusal.study.selection import StudyPrompts
 
 CHUNK = 4
 """Prompts of one pass of `geometry.difference_in_means`."""
-SCREENED, INDUCED = 0.55, 0.5
+SCREENED, INDUCED = 0.35, 0.5
 """Share of a full scoring of a candidate that a screen takes on average; share of the layers that an addition runs."""
-EDITED = 1.5
+EDITED = 1.2
 """Passes whose every site is edited, over plain ones."""
 ATTRIBUTED = 15
 """Passes over the attributed prompts that as much time goes into as attribution takes: most of it is reading the
@@ -75,7 +75,7 @@ class Counting:
         yield "carriers", self.carriers(validation)
         if prompts.overrefusal is not None and len(prompts.overrefusal):
             safe = self.ids(prompts.overrefusal, prompts.harmless)
-            yield "over-refusal overlap", Work(packed(safe, at_once=CHUNK), len(safe))
+            yield "over-refusal overlap", Work(packed(safe, at_once=ANSWERED_AT_ONCE), len(safe))
         n = measuring.n_intervened
         harmful, harmless = self.ids(prompts.harmful.take(n)), self.ids(prompts.harmless.take(n))
         yield "interventions", (self.answered(harmful) * 2 + self.answered(harmless) * 3) * EDITED
