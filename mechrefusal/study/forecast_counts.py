@@ -85,6 +85,20 @@ class Counting:
         yield "attribution", Work(ATTRIBUTED * packed(attributed), ATTRIBUTED * len(attributed))
         yield "patching", self.patching()
 
+    def uncounted(self) -> list[str]:
+        """Stages that the recipe asks for whose work is not counted yet."""
+        causal, geometry = self.recipe.causal, self.recipe.geometry
+        asked: dict[str, int] = {
+            "subspaces": geometry.largest_subspace,
+            "harmfulness and refusal": geometry.n_coupled,
+            "dose-response": geometry.n_dosed,
+            "knock-out": causal.n_knocked_out,
+            "circuit": causal.n_nodes,
+        }
+        of_durability = {name: each.n_prompts for name, each in vars(self.recipe.durability).items()}
+        named = {name.replace("_", " "): n for name, n in of_durability.items()}
+        return [*(name for name, n in (asked | named).items() if n), "comparisons of checkpoints"]
+
     def answered(self, ids: Sequence[tuple[int, ...]]) -> Work:
         """Prompts that are answered: read, then continued token by token."""
         prefilled = sum(packed(part) for part in _parts(sorted(ids, key=len), ANSWERED_AT_ONCE))
