@@ -1,5 +1,7 @@
 """What a recipe will take, as a table of the terminal."""
 
+from math import isnan
+
 import pandas as pd
 from rich.table import Table
 
@@ -18,15 +20,21 @@ def plan_table(rows: pd.DataFrame) -> Table:
             row["stage"],
             str(row["times"]),
             f"{row['memory_gib']:.1f}",
-            f"{row['forward_tokens']:,.0f}",
-            f"{row['flops'] / 1e12:,.1f}",
+            _number(row["forward_tokens"]),
+            _number(row["flops"] / 1e12, 1),
             _time(row["seconds"]),
-            "" if row["fits"] else "will not fit",
+            "will not fit" if not row["fits"] else "not counted" if isnan(row["seconds"]) else "",
         )
     return table
 
 
+def _number(value: float, digits: int = 0) -> str:
+    return "" if isnan(value) else f"{value:,.{digits}f}"
+
+
 def _time(seconds: float) -> str:
+    if isnan(seconds):
+        return ""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,9 +13,9 @@ from mechrefusal.study.selection import StudyPrompts
 
 CHUNK = 4
 """Prompts of one pass of `geometry.difference_in_means`."""
-SCREENED, INDUCED = 0.55, 0.5
+SCREENED, INDUCED = 0.35, 0.5
 """Share of a full scoring of a candidate that a screen takes on average; share of the layers that an addition runs."""
-EDITED = 1.5
+EDITED = 1.2
 """Passes whose every site is edited, over plain ones."""
 ATTRIBUTED = 15
 """Passes over the attributed prompts that as much time goes into as attribution takes: most of it is reading the
@@ -75,7 +75,7 @@ class Counting:
         yield "carriers", self.carriers(validation)
         if prompts.overrefusal is not None and len(prompts.overrefusal):
             safe = self.ids(prompts.overrefusal, prompts.harmless)
-            yield "over-refusal overlap", Work(packed(safe, at_once=CHUNK), len(safe))
+            yield "over-refusal overlap", Work(packed(safe, at_once=ANSWERED_AT_ONCE), len(safe))
         n = measuring.n_intervened
         harmful, harmless = self.ids(prompts.harmful.take(n)), self.ids(prompts.harmless.take(n))
         yield "interventions", (self.answered(harmful) * 2 + self.answered(harmless) * 3) * EDITED
@@ -84,6 +84,20 @@ class Counting:
         )
         yield "attribution", Work(ATTRIBUTED * packed(attributed), ATTRIBUTED * len(attributed))
         yield "patching", self.patching()
+
+    def uncounted(self) -> list[str]:
+        """Stages that the recipe asks for whose work is not counted yet."""
+        causal, geometry = self.recipe.causal, self.recipe.geometry
+        asked: dict[str, int] = {
+            "subspaces": geometry.largest_subspace,
+            "harmfulness and refusal": geometry.n_coupled,
+            "dose-response": geometry.n_dosed,
+            "knock-out": causal.n_knocked_out,
+            "circuit": causal.n_nodes,
+        }
+        of_durability = {name: each.n_prompts for name, each in vars(self.recipe.durability).items()}
+        named = {name.replace("_", " "): n for name, n in of_durability.items()}
+        return [*(name for name, n in (asked | named).items() if n), "comparisons of checkpoints"]
 
     def answered(self, ids: Sequence[tuple[int, ...]]) -> Work:
         """Prompts that are answered: read, then continued token by token."""

@@ -37,7 +37,11 @@ def test_a_plan_of_an_outline(outline, tiny, tiny_hf):
     assert by_stage.loc["load", "memory_gib"] * GIB == pytest.approx(models.bytes_to_hook(tiny) + PROCESS)
     assert {"train sft", "train r2d2", "answers", "carriers", "patching"} <= set(table["stage"])
     assert table["fits"].all()
-    assert (table["seconds"] > 0).all()
+    counted = table[table["note"] == ""]
+    assert (counted["seconds"] > 0).all()
+    left = table[table["note"] != ""]
+    assert left["seconds"].isna().all()
+    assert {"knock-out", "comparisons of checkpoints"} <= set(left["stage"]), "what is not counted is said"
     assert by_stage.loc["train r2d2", "seconds"] > by_stage.loc["train sft", "seconds"], "it attacks beside"
     assert (
         by_stage.loc["answers", "times"]
