@@ -57,7 +57,7 @@ def test_one_that_measurements_cannot_go_by_is_refused(tmp_path):
 
 
 def test_other_phrases_are_measured_again(phrases, tmp_path):
-    run, point = Run.create(tmp_path / "run", recipe(phrases)), SimpleNamespace(weights="0" * 16)
+    run, point = Run.create(tmp_path / "run", recipe(phrases)), SimpleNamespace(computed="0" * 16)
     asked = prompts_asked(study.choose_prompts(run.recipe), [])
     first = protocol.inputs_of(run, point, asked)
     assert protocol.inputs_of(run, point, asked) == first
