@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isnan
-from pathlib import Path
 
 import pandas as pd
 import transformers
