@@ -76,8 +76,8 @@ def page() -> Iterator[str]:
         "`mechrefusal plan RECIPE` for GPUs of 80 GiB with a peak of 9.9e14 operations a second (`python "
         "scripts/plans.py > docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
         "files). Nothing of this has been run on a GPU: memory and time are computed, and what was checked of the "
-        "computation stands in [a cluster](how-to/cluster.md#what-it-will-take). Evaluation with adaptive attacks comes "
-        "on top. Rows without numbers are not counted.\n"
+        "computation stands in [a cluster](how-to/cluster.md#what-it-will-take). Evaluation with adaptive attacks "
+        "comes on top. Rows without numbers are not counted.\n"
     )
     for name in MODELS:
         table = planned(name)
