@@ -8,7 +8,7 @@ report.figures.layer_by_head(heads).show()        # in a notebook
 """
 
 from mechrefusal.report import circuits, figures, graph
-from mechrefusal.report.plan_table import plan_table
+from mechrefusal.report.plans import plan_table
 from mechrefusal.report.terminal import attack_costs, judges_and_people, power_table, summary
 from mechrefusal.report.writing import write
 

@@ -25,6 +25,8 @@ OF_EVALUATIONS = {
     "stress_differences",
 }  # fmt: skip
 """Tables that `mechrefusal evaluate` writes: training and measuring leave them empty."""
+OF_NO_RUN = {"plan"}
+"""Those that are shown and kept in no run."""
 
 OF_ENDS = ("transfer", "cross patching", "spectrum of the update", "lockstep patching")
 """Stages over all checkpoints that keep each pair by itself."""
@@ -63,7 +65,7 @@ def test_every_table_is_there_for_every_checkpoint(finished):
             assert set(table["weights"]) == {point.weights}, (point.id, name)
     assert set(tables.ACROSS) >= OF_EVALUATIONS
     for name in tables.ACROSS:
-        if name in OF_EVALUATIONS:
+        if name in OF_EVALUATIONS | OF_NO_RUN:
             assert tables.read(name, finished.measurements()).empty, name
         elif name != "transfer":  # no checkpoint has a direction to carry elsewhere, which `relocation` says
             assert len(tables.read(name, finished.measurements())) > 0, name
@@ -163,7 +165,7 @@ def test_a_killed_run_resumed_ends_in_the_same_tables(finished, tmp_path):
 
 def test_every_file_is_a_table_of_its_schema(finished):
     files = list(finished.measurements().rglob("*.parquet"))
-    assert {path.stem for path in files} == set(tables.TABLES) - OF_EVALUATIONS
+    assert {path.stem for path in files} == set(tables.TABLES) - OF_EVALUATIONS - OF_NO_RUN
     for path in files:
         told = dict(tables.describe(path.stem)[["column", "dtype"]].itertuples(index=False))
         assert {name: str(dtype) for name, dtype in pd.read_parquet(path).dtypes.items()} == told, path

@@ -66,12 +66,13 @@ def made(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_the_recipe_runs_from_training_to_the_report(name: str, tmp_path: Path) -> None:
+def test_the_recipe_runs_from_training_to_its_tables(name: str, tmp_path: Path) -> None:
     run = start(small(name, made(tmp_path / "model", name)), tmp_path / "run")
     study.train(run)
     study.measure(run)
     study.evaluate_run(run)
-    assert report.write(run.folder).is_file()
+    if name == "paper":  # a report costs as much as all else, and is of tables alone
+        assert report.write(run.folder).is_file()
     ids = [checkpoint.id for checkpoint in run.checkpoints()]
     assert ids == ["base-step-00000", "sft-step-00002", "r2d2-step-00002"]
     for checkpoint in run.checkpoints():
