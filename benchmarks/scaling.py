@@ -32,7 +32,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "workers": (1, 2),
 }
 USUAL = {"prompts": 16, "pairs": 6, "anchors": 2, "layers": 6, "width": 256, "workers": 1}
-QUICK = ("prompts", "anchors", "workers")
+QUICK = ("prompts", "workers")
 SHORTEST = 1.0
 """Seconds of the larger point from which on a stage's growth is told; below, it is what is done once."""
 
@@ -158,7 +158,7 @@ def main() -> None:
     worst, worst_of, difference = 0.0, "", 0.0
     for axis in options.axes or (QUICK if options.quick else AXES):
         values = AXES[axis][:2] if options.quick else AXES[axis]
-        sizes = [usual | {axis: value} | ({"anchors": 4} if axis == "workers" else {}) for value in values]
+        sizes = [usual | {axis: value} | ({"anchors": 3} if axis == "workers" else {}) for value in values]
         points = [apart(each) for each in sizes]
         print(f"\n{axis}: {', '.join(map(str, values))}")
         show("wall seconds", [each["wall"] for each in points])

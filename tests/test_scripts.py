@@ -1,7 +1,9 @@
 """The scripts that one starts from run on a run, on one of its checkpoints and on a model; so does `playground`."""
 
 import importlib.util
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,14 @@ def test_what_cannot_be_opened_is_said(run, tiny):
         playground.open(run, checkpoint="sft-step-00099")
     with pytest.raises(MechrefusalError, match="is no run"):
         playground.open(tiny, checkpoint="sft-step-00012")
+
+
+def test_what_a_gpu_is_checked_for_holds_on_a_cpu(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "checks.json"
+    words = ["--device", "cpu", "--size", "small", "--no-benchmarks", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *words])
+    assert _main("gpu_check")() == 0
+    checks = {row["check"]: row for row in json.loads(out.read_text(encoding="utf-8"))["checks"]}
+    assert len(checks) == 7
+    assert all(row["difference"] <= row["allowed"] for row in checks.values())
+    assert "hooked transformer" in capsys.readouterr().out
