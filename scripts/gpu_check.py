@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mechrefusal import attacks, causal, evaluation, forward, models, prompts, training
+from mechrefusal import attacks, causal, devices, evaluation, forward, models, prompts, training
 from mechrefusal.models.library_output import quiet
 
 SIZES = {"1b": (16, 2048, 32, 8, 8192), "small": (2, 64, 4, 2, 128)}
@@ -85,16 +85,11 @@ def make(folder: Path, size: str) -> Path:
 
 def timed(work: Callable, device: str):
     """What `work` gives, and its seconds, all that runs on the device included."""
-    _wait(device)
+    devices.synchronise(devices.named(device))
     began = time.perf_counter()
     done = work()
-    _wait(device)
+    devices.synchronise(devices.named(device))
     return done, time.perf_counter() - began
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 @torch.no_grad()
@@ -245,15 +240,14 @@ def benchmarks(folder: Path) -> list[dict]:
 def main() -> int:
     """Check, print the table, and say whether all holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(devices.first()))
     parser.add_argument("--size", choices=SIZES, default="1b")
     parser.add_argument("--no-benchmarks", dest="benchmarks", action="store_false")
     parser.add_argument("--out", type=Path, help="file for the table, as JSON")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     texts = prompts.builtin().direction.harmful.texts[:4] + prompts.builtin().direction.harmless.texts[:4]
-    on_gpu = torch.device(options.device).type == "cuda"
-    device = torch.cuda.get_device_name(options.device) if on_gpu else "CPU"
+    device = (devices.gpu_name() if devices.is_gpu(devices.named(options.device)) else None) or "CPU"
     with tempfile.TemporaryDirectory() as scratch:
         folder = make(Path(scratch) / "model", options.size)
         rows = [*exactly(folder, options.device, texts), *in_bfloat16(folder, options.device, texts)]

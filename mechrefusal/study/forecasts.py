@@ -201,8 +201,3 @@ def _note(row: dict[str, Any], room: float) -> str:
         "training.lora, gradient_checkpointing" if row["stage"].startswith("train") else "dtype bfloat16, device_map"
     )
     return f"will not fit: {row['memory_gib']:.1f} of {room / GIB:.1f} GiB; more or larger devices, or {remedy}"
-
-
-def totals(table: pd.DataFrame) -> dict[str, float]:
-    """Hours of everything, and the most memory of a device."""
-    return {"hours": float(table["seconds"].sum()) / 3600, "memory_gib": float(table["memory_gib"].max())}
