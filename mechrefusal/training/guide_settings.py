@@ -23,8 +23,9 @@ class GuideSettings:
     freeze: the embedding and the first `freeze` of the model's layers (a share) are not trained (2610.00320).
     hold: `hold_weight` times the mean over layers of ((h - h0) . r0 / |r0|^2)^2 at the answer tokens of the training
         rows: the projection stays (ProCon, 2509.06795).
-    shift: `shift_weight` times the mean of ((h - mu) . r / |r|^2)^2 over the layers above `shift_from` and below
+    shift: `shift_weight` times the mean of ((h - mu) . r / (|r| |r0|))^2 over the layers above `shift_from` and below
         `shift_to` of the depth, at the last token of harmful prompts: from there on refusal can be told, not before.
+        It is 1 where they lie as far from harmless ones as before the first step, and falls with that distance.
     apart: `apart_weight` times the squared cosine of the harmful prompts' direction and that of harmless requests that
         resemble harmful ones against plain ones, the mean over layers.
     redundant: `redundant_weight` times the cross-entropy of the refusal while r of the layer at depth `redundant_at` is

@@ -92,7 +92,9 @@ class _Terms:
         return parts.prompt_ids, parts.target
 
     def _measure(self, layers: tuple[int, ...]):
-        """What terms read: `direction`, `harmless` and, where `apart` asks, `resembling`, each [layer, d_model]."""
+        """What terms read: `direction`, `harmless` and, where `apart` asks, `resembling`, each [layer, d_model], and
+        `first_length` [layer], the length of the direction at the first measurement.
+        """
         utility = self.setup.inputs.utility
         plain, resembling = (
             list(dict.fromkeys(row["prompt"] for row in utility if bool(row.get(RESEMBLES)) is kind))
@@ -117,6 +119,8 @@ class _Terms:
                 for name in ("direction", "resembling"):
                     if name in state:
                         state[name] = self._random(state[name], name)
+            before = trainer.passes.states.get("guide", {})
+            state["first_length"] = before.get("first_length", state["direction"].norm(dim=-1))
             return {name: tensor.float() for name, tensor in state.items()}
 
         return measure
@@ -138,9 +142,15 @@ def held(hidden: Hidden) -> Float[Tensor, " token"]:
 
 
 def shifted(hidden: Hidden) -> Float[Tensor, " token"]:
-    """((h − μ)·r / ‖r‖²)² of each token, the mean over layers; μ the harmless mean."""
+    """((h − μ)·r / (‖r‖ ‖r₀‖))² of each token, the mean over layers; μ the harmless mean.
+
+    In units of the direction's length before the first step: against its own, a loss of what is left would stay as it
+    is however little is left, and push for ever.
+    """
+    state = hidden.state
+    shares = {layer: state["direction"][layer].norm() / state["first_length"][layer] for layer in hidden.trained}
     parts = [
-        _along(h - hidden.state["harmless"][layer], hidden.state["direction"][layer]).square()
+        (_along(h - state["harmless"][layer], state["direction"][layer]) * shares[layer]).square()
         for layer, h in hidden.trained.items()
     ]
     return torch.stack(parts).mean(0)

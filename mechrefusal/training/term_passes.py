@@ -101,7 +101,6 @@ class TermPasses:
         tensors = {
             f"{name}{SEPARATOR}{key}": tensor.contiguous()
             for name, state in self.states.items()
-            if self.measured[name].every != 1  # else it is measured anew before it is used
             for key, tensor in state.items()
         }
         if tensors:

@@ -32,11 +32,13 @@ def given(tiny) -> dict:
 
 def test_losses_on_small_tensors():
     r = {"direction": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "harmless": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}
+    r["first_length"] = torch.tensor([4.0, 1.0])
     h = {0: torch.tensor([[5.0, 1.0], [1.0, 7.0]]), 1: torch.tensor([[3.0, 2.0], [0.0, 0.0]])}
     h0 = {0: torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 1: torch.tensor([[3.0, 0.0], [0.0, 1.0]])}
     # Of |r|^2 = 4 and 1: (4 * 2 / 4)^2 = 4 and 2^2 = 4; then 0 and 1.
     assert held(Hidden(h, h0, r)).tolist() == pytest.approx([4.0, 0.5])
-    assert shifted(Hidden(h, {}, r)).tolist() == pytest.approx([(4 + 4) / 2, 0.0])
+    # The first direction was twice as long as it is now: ((4, 0) . (2, 0) / (2 * 4))^2 = 1; then 0.
+    assert shifted(Hidden(h, {}, r)).tolist() == pytest.approx([(1 + 4) / 2, 0.0])
     state = {"harmless": torch.zeros(2, 2), "resembling": torch.tensor([[1.0, 1.0], [0.0, -1.0]])}
     means = [torch.tensor([3.0, 4.0]), torch.tensor([1.5, 1.0])]
     cosines = [torch.cosine_similarity(m, o, dim=0) ** 2 for m, o in zip(means, state["resembling"], strict=True)]
