@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from calibration import depth, intervals, maps, sides
+from calibration import depth, intervals, maps, separability, sides
 from calibration.written import written
 from mechrefusal.progress import track
 
@@ -30,6 +30,7 @@ def pages(*, quick: bool) -> Iterator[tuple[str, str, Callable[[], pd.DataFrame]
         lambda: depth.table(runs=10 if quick else 200, numbers=(32,) if quick else depth.NUMBERS),
     )
     yield "sides", str(sides.__doc__), lambda: sides.table(runs=20 if quick else 500)
+    yield "separability", str(separability.__doc__), lambda: separability.table(runs=10 if quick else 150)
     for module, of in (
         (intervals, ("means", "ratios", "paired_rates", "corrected_rates")),
         (maps, ("table", "controls")),

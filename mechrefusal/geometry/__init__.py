@@ -15,6 +15,7 @@ from mechrefusal.geometry.overlap import over_refusal_overlap
 from mechrefusal.geometry.probes import linear_probe, linear_probes, probe_layers
 from mechrefusal.geometry.scoring import Scorer, kl_divergence, score
 from mechrefusal.geometry.screening import screened
+from mechrefusal.geometry.separability import Separability
 from mechrefusal.geometry.span_scores import Subspace
 from mechrefusal.geometry.streamed_means import difference_in_means, difference_in_means_of_part
 from mechrefusal.geometry.subspace_scores import Subspaces, score_subspaces
@@ -33,6 +34,7 @@ __all__ = [
     "Doses",
     "Scorer",
     "Selection",
+    "Separability",
     "Subspace",
     "Subspaces",
     "carriers",

@@ -62,15 +62,24 @@ def grid(methods: pd.DataFrame, *, short: bool = False) -> Grid:
     rates = [(name, words) for name, words in RATES if not short or name in _SHORT]
     heads = {"arm": "arm", "gate": "gate"} | dict(rates) | {"layer": "carrier", "rank": "rank"}
     heads |= {"given": "its carrier elsewhere", "taken": "theirs here"}
-    removal = not short and rows["removal_refused"].notna().any()
+    apart = not short and bool(rows["separability"].notna().any())
+    heads |= {"separability": "d′"} if apart else {}
+    removal = not short and bool(rows["removal_refused"].notna().any())
     heads |= {"removal_refused": "left by removal"} if removal else {}
     if attack:
         heads["attack_success"] += f": {wording.shortened(attack, 20)}"
     known = grids.meanings("methods")
     cells = [_row(row, [name for name, _ in rates]) for row in rows.to_dict("records")]
-    for line, row in zip(cells, rows.to_dict("records"), strict=True) if removal else ():
-        line.append(_removal(row))
+    for line, row in zip(cells, rows.to_dict("records"), strict=True):
+        line += [_separability(row)] * apart + [_removal(row)] * removal
     return Grid([Head(words, known[name]) for name, words in heads.items()], cells)
+
+
+def _separability(row: dict[Any, Any]) -> Cell:
+    """How far apart harmful and harmless prompts lie, the mean over layers."""
+    ends = (row["separability_low"], row["separability_high"])
+    beside = "" if any(map(wording.is_missing, ends)) else wording.ends(*ends, 1)
+    return Cell(wording.number(row["separability"], 1), beside)
 
 
 def _removal(row: dict[Any, Any]) -> Cell:

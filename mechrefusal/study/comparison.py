@@ -112,7 +112,8 @@ def compare_methods(subject: Comparison) -> Results:
     """What each method gave and where it puts refusal, tables `methods` and `method_differences`."""
     run, attack = subject.run, subject.run.recipe.attack
     attacks = attack.methods if attack.n_cases else ()
-    each = {name: subject.each(name) for name in ("verdicts", "gate", "carrier", "removal")}
+    names = ("verdicts", "gate", "carrier", "removal", "separability", "separability_draws")
+    each = {name: subject.each(name) for name in names}
     ranks, transferred = (tables.read(name, run.measurements()) for name in ("effective_rank", "transfer"))
     measured = Methods(
         subject.checkpoints, run.recipe.planned_arms, attacks, each, ranks, transferred, subject.n_layers

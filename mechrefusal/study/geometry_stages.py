@@ -104,6 +104,13 @@ def subspaces(subject: Measurement) -> Results:
     yield "subspaces", scored.table
 
 
+def separability(subject: Measurement) -> Results:
+    """How far apart harmful and harmless prompts lie, on all direction prompts: the same ones at every checkpoint."""
+    measured = geometry.Separability.of(subject.model, subject.prompts.direction)
+    yield "separability", measured.table
+    yield "separability_draws", measured.drawn
+
+
 def overlap(subject: Measurement) -> Results:
     """Do refusals of safe prompts share refusal's direction? Table `overlap`."""
     texts, refused = subject.over_refused()

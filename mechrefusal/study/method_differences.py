@@ -11,6 +11,7 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.evaluation import paired_difference
 from mechrefusal.evaluation.metrics import NONE
+from mechrefusal.geometry import separability
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import maps
 from mechrefusal.statistics.choosing import Admissible
@@ -22,7 +23,7 @@ from mechrefusal.study.methods import RATES, SUCCESS, Methods, Rate
 from mechrefusal.study.table_rows import carrier_place
 
 START, ENDS = "start", "methods"
-CARRIER_LAYER = "carrier_layer"
+CARRIER_LAYER, SEPARABILITY = "carrier_layer", "separability"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ def method_differences(
     behaviours: Mapping[str, str],
     admissible: Admissible,
 ) -> pd.DataFrame:
-    """Table `method_differences`: paired differences of rates, and of the depth of the carrier.
+    """Table `method_differences`: paired differences of rates, of the depth of the carrier, and of separability.
 
     Rates: `evaluation.paired_difference` (Newcombe's interval for paired rates, McNemar's exact test), on the prompts
     that both were asked; attack cases of one behaviour stand or fall together. Depth: `statistics.depth_difference`, as
     for `relocation`: between models of unlike depth, layers of the second are counted as shares of the first's.
+    Separability: `geometry.separability.difference`, the mean over layers.
 
     Args:
         pairs: the ends of arms are compared as it pairs them; guided arms at every step that both have.
@@ -90,6 +92,7 @@ def _compared(
         row = _rate(measured, pair, rate, attack, behaviours if attack != NONE else {})
         yield known | {"measure": rate.name, "attack": attack} | row
     yield known | {"measure": CARRIER_LAYER, "attack": NONE} | _depth(measured, pair, profiles, admissible)
+    yield known | {"measure": SEPARABILITY, "attack": NONE} | _separability(measured, pair)
 
 
 def _rate(measured: Methods, pair: _Pair, rate: Rate, attack: str, behaviours: Mapping[str, str]) -> dict[str, Any]:
@@ -128,6 +131,25 @@ def _depth(
     reason = "" if isfinite(between.low) else f"no interval from {between.n} prompts"
     values = {"difference": between.value, "low": between.low, "high": between.high, "n": between.n}
     return row | values | {"reason": reason}
+
+
+def _separability(measured: Methods, pair: _Pair) -> dict[str, Any]:
+    """How much further apart harmful and harmless prompts lie, on bootstraps of the same prompts."""
+    ends = (pair.a, pair.b)
+    rows = [measured.each["separability"][c.id] for c in ends]
+    means = [each[each["layer"] == separability.ALL_LAYERS] for each in rows]
+    values = [float(each["value"].iloc[0]) if len(each) else nan for each in means]
+    row = {"judge": "", "mean_a": values[0], "mean_b": values[1], "mcnemar_p": nan}
+    if not all(map(isfinite, values)):
+        missing = [c.id for c, value in zip(ends, values, strict=True) if not isfinite(value)]
+        return row | {"difference": nan, "low": nan, "high": nan, "n": 0,
+                      "reason": f"separability was not measured at {' and '.join(missing)}"}  # fmt: skip
+    first, second = (
+        measured.each["separability_draws"][c.id].sort_values("draw")["value"].to_numpy(float) for c in ends
+    )
+    change = separability.difference(values[0], values[1], first, second, int(means[0]["n"].iloc[0]))
+    reason = "" if isfinite(change.low) else f"no interval from {change.n} prompts"
+    return row | change.columns("difference", "") | {"n": change.n, "reason": reason}
 
 
 def _layer(measured: Methods, checkpoint: Checkpoint) -> float:

@@ -11,6 +11,7 @@ import pandas as pd
 from mechrefusal import tables
 from mechrefusal.evaluation import metrics
 from mechrefusal.evaluation.metrics import NONE
+from mechrefusal.geometry.separability import ALL_LAYERS
 from mechrefusal.models import Checkpoint
 from mechrefusal.statistics import intervals
 from mechrefusal.study import guided
@@ -68,7 +69,8 @@ class Methods:
     Fields:
         arms: as the recipe plans them.
         attacks: methods of its attacks.
-        each: tables `verdicts`, `gate`, `carrier` and `removal` of every checkpoint, by name and then by its id.
+        each: tables `verdicts`, `gate`, `carrier`, `removal`, `separability` and `separability_draws` of every
+            checkpoint, by name and then by its id.
         ranks, transfers: tables `effective_rank` and `transfer`.
         n_layers: of each checkpoint's model, by id.
     """
@@ -125,6 +127,7 @@ def _row(measured: Methods, checkpoint: Checkpoint) -> dict[str, Any]:
         ends, without = {name: carrier.iloc[0][name] for name in ends}, []
     row |= ends | {"n_layers": depth, "depth": nan if ends["layer"] is None else float(ends["layer"]) / depth}
     row |= _rank(measured.ranks, checkpoint)
+    row |= _separability(measured.each["separability"][identity])
     others = [c for c in measured.lasts.values() if c.arm not in (*SHARED, checkpoint.arm)]
     row |= _shares("given", [_share(measured, checkpoint, other) for other in others])
     row |= _shares("taken", [_share(measured, other, checkpoint) for other in others])
@@ -160,6 +163,13 @@ def _rank(ranks: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, float]:
         rows = rows[rows[name] == value]
     found = {"value": nan, "low": nan, "high": nan} if rows.empty else rows.iloc[0]
     return {"rank": found["value"], "rank_low": found["low"], "rank_high": found["high"]}
+
+
+def _separability(table: pd.DataFrame) -> dict[str, float]:
+    """How far apart harmful and harmless prompts lie, the mean over layers."""
+    rows = table[table["layer"] == ALL_LAYERS]
+    found = {"value": nan, "low": nan, "high": nan} if rows.empty else rows.iloc[0]
+    return {"separability": found["value"], "separability_low": found["low"], "separability_high": found["high"]}
 
 
 def _removal(table: pd.DataFrame) -> dict[str, float]:

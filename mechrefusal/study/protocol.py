@@ -34,6 +34,8 @@ AT_A_CHECKPOINT = (
           asks=("direction", "validation"), settings=("measuring.judge", "training.refusal")),
     Stage("directions", geometry_stages.directions, gives=("directions",), after=("refusal metric",),
           asks=("direction",), settings=("measuring.fewest_kept",)),
+    Stage("separability", geometry_stages.separability, gives=("separability", "separability_draws"),
+          asks=("direction",), optional=True),
     Stage("carriers", choose_carrier, after=("refusal metric", "directions"),
           gives=("carriers", "candidate_scores", "half_scores", "carrier"), asks=("validation",),
           settings=("measuring.admissible", "measuring.fewest_kept", "measuring.reference", "measuring.n_positions",
@@ -111,7 +113,7 @@ ACROSS_CHECKPOINTS = (
     Stage("lockstep patching", durability_stages.lockstep, gives=("lockstep", "lockstep_depth", "lockstep_prompts"),
           asks=_EVALUATED, settings=("durability.lockstep", "measuring.judge")),
     Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
-          after=("directions", "carriers", "cost of removal", "transfer", "effective rank", LAST),
+          after=("directions", "separability", "carriers", "cost of removal", "transfer", "effective rank", LAST),
           settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible"), opens=False),
 )  # fmt: skip
 

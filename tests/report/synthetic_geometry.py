@@ -12,6 +12,8 @@ DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 def geometry_tables(rng: np.random.Generator, strength: float, best: int, *, carries: bool) -> dict[str, list[dict]]:
     """Tables of one checkpoint that look at the carrier, or at the best candidate."""
     return {
+        "separability": _separability(),
+        "separability_draws": [{"draw": draw, "value": 2.0 + 0.1 * draw} for draw in range(5)],
         "subspaces": _subspaces(rng, best, carries=carries),
         "overlap": _overlap(rng, strength, best, carries=carries),
         "coupling": _coupling(rng, strength),
@@ -115,6 +117,12 @@ def _coupling(rng: np.random.Generator, strength: float) -> list[dict]:
         extra = {**_around(value, 0.05), **_floor(NAN, NAN), "random": value * 1.04, "n": 32, "reason": ""}
         rows.append({"measure": name, "layer": -1, **extra})
     return rows
+
+
+def _separability() -> list[dict]:
+    rows = [{"layer": 0, **_nothing(), "auc": NAN, "reason": BROKEN}]
+    rows += [{"layer": lay, **_around(0.1 * lay, 0.3), "auc": 0.8, "reason": ""} for lay in (-1, *range(1, LAYERS))]
+    return [row | {"position": -1, "n": 32} for row in rows]
 
 
 def _linear_probes(rng: np.random.Generator, best: int, *, carries: bool) -> list[dict]:

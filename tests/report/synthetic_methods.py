@@ -34,6 +34,8 @@ def _row(rng: np.random.Generator, arm: str, step: int, guided: dict[str, str], 
     layer = None if arm == "base" else 12
     row |= {"layer": layer, "layer_low": layer and layer - 1, "layer_high": layer and layer + 2, "n_layers": LAYERS}
     row |= {"depth": float("nan") if layer is None else layer / LAYERS, "rank": 4.4, "rank_low": 4.2, "rank_high": 4.8}
+    apart = (3.1, 2.8, 3.5) if layer else (float("nan"),) * 3
+    row |= dict(zip(("separability", "separability_low", "separability_high"), apart, strict=True))
     for name in ("given", "taken"):
         row |= {name: 0.84, f"{name}_least": 0.5, f"{name}_most": 0.97, f"{name}_n": 2}
     numbers = (0.1, 0.3, 0.2, 0.42, 24, 0.9, 0.8) if layer else (float("nan"),) * 4 + (0,) + (float("nan"),) * 2
@@ -45,12 +47,12 @@ def _row(rng: np.random.Generator, arm: str, step: int, guided: dict[str, str], 
 def _differences(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int], relation: str) -> list[dict]:
     ends = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1], "relation": relation, "is_last": True}
     rows = []
-    for measure, n in (RATES | {"carrier_layer": 30}).items():
+    for measure, n in (RATES | {"carrier_layer": 30, "separability": 30}).items():
         change = float(rng.uniform(-0.3, 0.3))
         row = ends | {"measure": measure, "attack": "gcg" if measure == "attack_success" else "none", "judge": "rules"}
         row |= {"mean_a": 0.5, "mean_b": 0.5 + change, "difference": change, "low": change - 0.2, "high": change + 0.2}
         row |= {"mcnemar_p": 0.03, "p_adjusted": 0.4, "n": n, "reason": ""}
-        if measure == "carrier_layer":
+        if measure not in RATES:
             row |= {"judge": "", "mcnemar_p": float("nan"), "p_adjusted": float("nan")}
             if a[0] == "base":
                 row |= dict.fromkeys(("difference", "low", "high"), float("nan")) | {"n": 0, "reason": "no carrier"}

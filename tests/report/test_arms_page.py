@@ -54,6 +54,7 @@ def test_one_row_an_arm_at_its_end_and_where_it_starts(guided_run):
     assert cells["attack succeeds: gcg"].text == f"{wording.rate(row['attack_success'])} n=12"
     assert (cells["carrier"].text, cells["carrier"].detail) == ("layer 12 of 30", "11–14")
     assert (cells["its carrier elsewhere"].text, cells["theirs here"].detail) == ("0.84", "0.50–0.97; 2 arms")
+    assert (cells["d′"].text, cells["d′"].detail) == ("3.1", "[2.8, 3.5]")
     assert cells["left by removal"].text == "0.30 n=24"
     assert cells["left by removal"].detail == "0.20–0.42; KL ≤ 0.10; untouched 0.90; random 0.80"
     assert "left by removal" not in [head.words for head in arm_findings.grid(methods, short=True).heads]
@@ -69,12 +70,12 @@ def test_the_warm_up_stands_for_the_base_where_there_is_one(guided_run):
 
 def test_what_guides_change_names_the_control(guided_run):
     grid = arm_findings.guides(guided_run.across["method_differences"])
-    assert len(grid.rows) == 12
+    assert len(grid.rows) == 14
     assert {row[0].text for row in grid.rows} == {"sft → sft_held", "sft → sft_random"}
     assert {row[1].text for row in grid.rows if "random" in row[0].text} == {"with a random guide (control)"}
     assert {row[2].text for row in grid.rows} >= {"Attack succeeds: gcg", "Depth of the carrier"}
     [short, guides] = arm_findings.in_short(guided_run)
-    assert [len(short[2].rows), len(guides[2].rows)] == [5, 12]
+    assert [len(short[2].rows), len(guides[2].rows)] == [5, 14]
 
 
 def test_differences_are_drawn_with_their_intervals_and_filled_where_they_exclude_zero(guided_run):
@@ -92,7 +93,7 @@ def test_differences_are_drawn_with_their_intervals_and_filled_where_they_exclud
     titles = [note.text for note in figure.layout.annotations]
     assert titles[0] == "Harmful prompts refused"
     assert "Attack succeeds, gcg" in titles
-    assert titles[-1] == "Depth of the carrier"
+    assert titles[-2:] == ["Depth of the carrier", "Separability (d′, the mean over layers)"]
 
 
 def test_angles_are_a_matrix_with_a_dot_beyond_the_noise(guided_run):

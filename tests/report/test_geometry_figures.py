@@ -264,7 +264,20 @@ def test_drift_has_intervals_and_two_floors(run):
     assert names
 
 
+def test_separability_is_a_line_a_checkpoint_with_a_band_where_there_is_one(run, checkpoint):
+    table = checkpoint.tables["separability"]
+    band, line = figures.separability(table).data
+    drawn = table[table["layer"] > 0]
+    assert list(line.x) == list(drawn["layer"])
+    assert list(line.y) == pytest.approx(list(drawn["value"]))
+    assert max(band.y) == pytest.approx(drawn["high"].max())
+    several = figures.separability(run.together("separability")).data
+    assert len(several) == len(run.checkpoints)
+    assert {trace.mode for trace in several} == {"lines+markers"}
+
+
 DRAWN = {
+    "separability": lambda t: figures.separability(t),
     "carriers": lambda t: figures.carrier_wins(t),
     "subspaces": lambda t: figures.subspaces(t),
     "overlap": lambda t: figures.estimates(t),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, t
 
 from mechrefusal import study, tables
 from mechrefusal.statistics.choosing import PUBLISHED
@@ -81,6 +82,21 @@ def removal(point):
     return pd.DataFrame(rows if point.arm != "base" else [filled("removal", reason="no candidate")])
 
 
+def separability(point):
+    """d' grows with what is refused; ends of arms were drawn alike."""
+    if point.arm == "base":
+        return pd.DataFrame(columns=tables.columns("separability"))
+    value = REFUSED[point.arm] / 4
+    known = {"position": -1, "value": value, "low": value - 0.5, "high": value + 0.5, "n": 12, "reason": ""}
+    return pd.DataFrame([filled("separability", layer=layer, **known) for layer in (-1, 0, 1)])
+
+
+def separability_draws(point):
+    noise = np.random.default_rng(1).normal(0, 0.2, 100)
+    own = np.random.default_rng(REFUSED[point.arm]).normal(0, 0.1, 100)
+    return pd.DataFrame({"draw": range(100), "value": REFUSED[point.arm] / 4 + noise + own})
+
+
 def transfers(lost=("held",)):
     """The carriers of `lost` do half of what the target's own does elsewhere, the others do all of it."""
     rows = []
@@ -135,6 +151,8 @@ def measured():
         "gate": {c.id: pd.DataFrame({"passed": [True, c.arm != "base"]}) for c in POINTS},
         "carrier": {c.id: carrier(c) for c in POINTS},
         "removal": {c.id: removal(c) for c in POINTS},
+        "separability": {c.id: separability(c) for c in POINTS},
+        "separability_draws": {c.id: separability_draws(c) for c in POINTS},
     }
     arms = [planned_arm(name, values, training) for name, values in planned.items()]
     return Methods(POINTS, arms, ("templates",), each, ranks, transfers(), {c.id: LAYERS for c in POINTS})
@@ -164,6 +182,7 @@ def test_a_row_holds_what_the_tables_of_its_checkpoint_say(measured):
     assert (row["answered"], row["overrefused"], row["useful"]) == (9 / 10, 1 / 8, 4 / 5)
     assert (row["attack"], row["attack_success"], row["attack_success_n"]) == ("templates", 2 / 6, 6)
     assert (row["layer"], row["depth"], row["rank"], row["gate"]) == (6, 0.6, 3.5, True)
+    assert (row["separability"], row["separability_low"], row["separability_high"]) == (4.5, 4.0, 5.0)
     removal_columns = [f"removal_{name}" for name in ("kl", "refused", "low", "high", "n", "untouched", "random")]
     assert list(row[removal_columns]) == [0.1, 10 / 20, 10 / 40, 0.9, 20, 18 / 20, 0.7]
     assert list(table.iloc[0][removal_columns].isna()) == [True] * 4 + [False] + [True] * 2
@@ -193,7 +212,7 @@ def test_pairs_are_ends_of_arms_and_twins_at_every_step_that_both_have(compared)
     others = {("sft", "r2d2"), ("held", "r2d2"), ("control", "r2d2")}
     assert starts | twins == {pair for pair in found if pair[0] != "methods"}
     assert others == {(pair[1], pair[3]) for pair in found if pair[0] == "methods"}
-    assert set(table.groupby(["relation", "arm_a", "step_a", "arm_b", "step_b"]).size()) == {6}
+    assert set(table.groupby(["relation", "arm_a", "step_a", "arm_b", "step_b"]).size()) == {7}
 
 
 def test_rates_are_paired_prompt_by_prompt_and_cases_by_behaviour(compared):
@@ -224,6 +243,20 @@ def test_depth_is_the_paired_bootstrap_of_both_choices(compared):
     assert 2.5 < row["difference"] < 3.5
 
 
+def test_separability_is_compared_draw_by_draw(compared):
+    table, _ = compared
+    row = table.query("relation == 'guided' and is_last and measure == 'separability'").iloc[0]
+    assert (row["mean_a"], row["mean_b"], row["difference"], row["n"]) == (4.0, 4.5, 0.5, 12)
+    # What both draws share cancels: 0.2 and 0.2 would be 0.28 of standard deviation, own 0.1 and 0.1 are 0.14.
+    changes = separability_draws(HELD)["value"] - separability_draws(SFT)["value"]
+    assert np.std(changes) < 0.2
+    wider = t.ppf(0.975, 11) / norm.ppf(0.975) * math.sqrt(12 / 11)
+    middle, high = np.quantile(changes, [0.5, 0.975])
+    assert row["high"] == pytest.approx(0.5 + wider * (high - middle))
+    base = table.query("arm_a == 'warm-up' and arm_b == 'sft' and measure == 'separability'").iloc[0]
+    assert base["low"] < base["difference"] < base["high"]
+
+
 def test_what_has_no_carrier_or_no_answers_says_so(measured):
     silent = {**measured.each["verdicts"], HELD.id: measured.each["verdicts"][HELD.id].iloc[:0]}
     only = [BASE, SFT, HELD]
@@ -239,7 +272,8 @@ def test_what_has_no_carrier_or_no_answers_says_so(measured):
     assert reasons["base", "sft", "carrier_layer"] == "no carrier at base-step-00000"
     assert reasons["sft", "held", "carrier_layer"] == "the scores of sft-step-00008 were not kept prompt by prompt"
     assert reasons["sft", "held", "refused"] == "not both were asked such prompts"
-    assert table["difference"].notna().sum() == 4
+    assert reasons["base", "sft", "separability"] == "separability was not measured at base-step-00000"
+    assert table["difference"].notna().sum() == 5
 
 
 def test_a_run_of_the_recipe_tiny_has_both_tables(finished_run):

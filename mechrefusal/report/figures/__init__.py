@@ -38,7 +38,7 @@ from mechrefusal.report.figures.heads import attribution_patching, head_lines, s
 from mechrefusal.report.figures.heatmaps import layer_by_head, layer_by_position
 from mechrefusal.report.figures.knockouts import head_set, knockout, knockout_cost, knockout_mlps
 from mechrefusal.report.figures.lockstep_patching import lockstep
-from mechrefusal.report.figures.methods import carrier_angles, method_differences
+from mechrefusal.report.figures.methods import carrier_angles, method_differences, separability
 from mechrefusal.report.figures.movement import drift, drift_by_layer, transfer
 from mechrefusal.report.figures.saving import save
 from mechrefusal.report.figures.slider import maps
@@ -63,8 +63,8 @@ __all__ = [
     "frontier", "harmful_fine_tuning", "head_lines", "head_set", "interventions", "knockout", "knockout_cost",
     "knockout_mlps", "layer_by_head", "layer_by_position", "linear_probes", "lockstep", "logged", "logit_lens",
     "loss_term", "losses", "maps", "method_differences", "mlps", "pool_age", "prefilled", "probes", "rates",
-    "refusal_places", "removal", "removal_curves", "save", "scores", "shared_heads", "smallest_k", "step_costs",
-    "step_time", "stress_curves", "stress_matrix", "stress_shares", "subspaces", "suite_categories",
+    "refusal_places", "removal", "removal_curves", "save", "scores", "separability", "shared_heads", "smallest_k",
+    "step_costs", "step_time", "stress_curves", "stress_matrix", "stress_shares", "subspaces", "suite_categories",
     "suite_differences", "token_segments", "top_components", "trajectory", "transfer", "update_directions",
     "update_ranks", "update_scales", "zero_distances",
 ]  # fmt: skip

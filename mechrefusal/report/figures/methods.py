@@ -16,6 +16,8 @@ from mechrefusal.report.order import checkpoint_order
 SPAN = -1
 """Value of `layer` in table `drift` where a measure does not belong to one layer."""
 
+_UNITS = {"carrier_layer": "layers", "separability": "d′"}
+
 
 def method_differences(table: pd.DataFrame, *, relations: Sequence[str] = (), title: str = "") -> go.Figure:
     """Paired differences between arms (table `method_differences`), a panel a measure: second minus first.
@@ -43,7 +45,7 @@ def method_differences(table: pd.DataFrame, *, relations: Sequence[str] = (), ti
             name = wording.shortened(arm, 24)
             canvas.line(of_arm, "difference", "place", name, panel=panel, interval="bars", along="x", **look)
         canvas.rule(x=0, panel=panel)
-        unit = "layers" if at["measure"].iloc[0] == "carrier_layer" else "difference of shares"
+        unit = _UNITS.get(at["measure"].iloc[0], "difference of shares")
         canvas.x(panel, title=unit, zeroline=False)
         canvas.categories(labels, panel=panel)
     canvas.figure.update_yaxes(showticklabels=False)
@@ -52,6 +54,28 @@ def method_differences(table: pd.DataFrame, *, relations: Sequence[str] = (), ti
     judges = sorted({wording.shortened(judge) for judge in rows["judge"] if judge})
     judged = wording.for_plotly(f"judge: {', '.join(judges)}") if judges else ""
     return canvas.finish(judged, "filled: excludes 0", title=wording.for_plotly(title))
+
+
+def separability(table: pd.DataFrame) -> go.Figure:
+    """How far apart harmful and harmless prompts lie by layer, one line a checkpoint.
+
+    The 95% band is drawn for one checkpoint; of several the hover has it, and their paired differences are what tells
+    them apart (`method_differences`).
+
+    Args:
+        table: table `separability` of checkpoints, or a `geometry.Separability`.
+    """
+    rows = table if "arm" in table else table.assign(arm="model", step=0)
+    rows = style.drawable(rows[rows["layer"] >= 0], "value", "separability by layer").dropna(subset=["value"])
+    keys, canvas = axes.checkpoints(rows).order, Canvas("separability")
+    for key in keys:
+        of_key = rows[(rows["arm"] == key[0]) & (rows["step"] == key[1])].sort_values("layer")
+        name = axes.checkpoint_label(key) if "arm" in table else "model"
+        look: Look = {**style.checkpoint_style(key, keys), "size": 4}
+        interval = "band" if len(keys) == 1 else "none"
+        canvas.line(of_key.assign(label=name), "layer", "value", name, interval=interval, **look)
+    canvas.y(rangemode="tozero")
+    return canvas.finish(wording.counts(rows["n"], "prompts, twins as one"))
 
 
 def carrier_angles(table: pd.DataFrame, *, measure: str = "carrier_cosine") -> go.Figure:
