@@ -19,9 +19,10 @@ DIVERGING = "RdBu_r"
 SEQUENTIAL = "Cividis"
 POSITIVE, NEGATIVE, NEUTRAL = "#c8403f", "#3b82c0", "#7f7f7f"
 SET_COLOURS = {"harmful": POSITIVE, "harmless": NEGATIVE}
-ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+# Six of Okabe and Ito, and two that are told from them on light and on dark pages.
+ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A63D2", "#8C8C1A")
 WARM_UP_COLOUR = "#9c6b4f"
-ARM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "hexagon")
+ARM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "hexagon", "star", "pentagon")
 DASHES = ("solid", "dot", "dash", "dashdot")
 TEXT, GRID, AXIS, WHISKER = "#71777d", "rgba(128,128,128,0.22)", "rgba(128,128,128,0.55)", "rgba(112,112,112,0.95)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', sans-serif"
@@ -79,7 +80,10 @@ def arms(table: pd.DataFrame) -> list[str]:
 
 
 def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
-    """(colour, marker symbol) of an arm: fixed for base, warm-up, `sft` and `r2d2`, then in the order of `known`."""
+    """(colour, marker symbol) of an arm: fixed for base, warm-up, `sft` and `r2d2`, then in the order of `known`.
+
+    Where there are more arms than colours, those of one colour have other symbols.
+    """
     fixed = {"r2d2": 0, "sft": 1}
     if arm == BASE:
         return NEUTRAL, "circle"
@@ -87,7 +91,8 @@ def arm_style(arm: str, known: Sequence[str]) -> tuple[str, str]:
         return WARM_UP_COLOUR, "triangle-down"
     others = [name for name in known if name not in fixed and name not in SHARED]
     place = fixed[arm] if arm in fixed else 2 + others.index(arm)
-    return ARM_COLOURS[place % len(ARM_COLOURS)], ARM_SYMBOLS[place % len(ARM_SYMBOLS)]
+    rounds, colour = divmod(place, len(ARM_COLOURS))
+    return ARM_COLOURS[colour], ARM_SYMBOLS[(place + rounds) % len(ARM_SYMBOLS)]
 
 
 def checkpoint_style(key: tuple[str, int], keys: Sequence[tuple[str, int]]) -> Look:
