@@ -1,6 +1,6 @@
 """Activations of one checkpoint put into another: which site of the trained model makes the base refuse, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -13,9 +13,8 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
 from mechrefusal.memory import free_memory, given_back
 from mechrefusal.models import Checkpoint, bytes_to_hook, load_hooked
-from mechrefusal.progress import say
 from mechrefusal.study.across import Pairs
-from mechrefusal.study.caching import Made
+from mechrefusal.study.pairwise import PairUnit, by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -36,20 +35,23 @@ def crossing(
     Each pair is kept by itself. Both are scored by the metric of the later checkpoint, the one that refuses; pairs that
     cannot be patched have a row that says why. `version`: of the stage.
     """
-    settings, parts = run.recipe.causal, []
+    settings = run.recipe.causal
     chosen = prompts.validation.take(settings.n_crossed)
     sets = {"harmful": chosen.harmful.texts, "harmless": chosen.harmless.texts}
     load = _loader([checkpoint for pair in pairs.ends() for checkpoint in pair])
-    for first, second in pairs.ends():
-        metric = RefusalMetric.from_json(tables.read("openings", run.measurements(second))["token_ids"].iloc[0])
-        layers = range(0, n_layers[first.id], settings.layer_step)
-        crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
-        inputs = {"version": version, "prompts": sets, **crossed.inputs}
-        make = partial(_made, run, crossed, sets, load)
-        parts.append(run.cached(STAGE, crossed.name, inputs, make).table("cross_patching"))
+
+    def units() -> Iterator[PairUnit]:
+        for first, second in pairs.ends():
+            metric = RefusalMetric.from_json(tables.read("openings", run.measurements(second))["token_ids"].iloc[0])
+            layers = range(0, n_layers[first.id], settings.layer_step)
+            crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
+            inputs = {"version": version, "prompts": sets, **crossed.inputs}
+            yield PairUnit(crossed.name, f"patch between {crossed.name}", inputs, partial(crossed.tables, sets, load))
+
+    table = by_pair(run, STAGE, ("cross_patching",), units())["cross_patching"]
     del load
     given_back()
-    return pd.concat(parts, ignore_index=True) if parts else tables.frame("cross_patching", [])
+    return table
 
 
 def _loader(checkpoints: list[Checkpoint]) -> Callable[[Checkpoint], Any]:
@@ -84,6 +86,11 @@ class _Crossing:
             "apart": self.apart,
         }
 
+    def tables(self, sets: Mapping[str, list[str]], load: Callable[[Checkpoint], Any]) -> dict[str, pd.DataFrame]:
+        """The rows of either set of prompts."""
+        parts = [self.rows(texts, load).assign(set=name) for name, texts in sets.items()]
+        return {"cross_patching": pd.concat(parts, ignore_index=True)}
+
     def rows(self, texts: list[str], load: Callable[[Checkpoint], Any]) -> pd.DataFrame:
         """Rows of table `cross_patching`, less the set of prompts, both ways."""
         by_id = {self.first.id: self.first, self.second.id: self.second}
@@ -101,12 +108,3 @@ class _Crossing:
             rows[f"arm_{side}"] = [by_id[name].arm for name in rows[side]]
             rows[f"step_{side}"] = [by_id[name].step for name in rows[side]]
         return rows.drop(columns=["source", "target"])
-
-
-def _made(run: Run, crossed: _Crossing, sets: Mapping[str, list[str]], load: Callable[[Checkpoint], Any]) -> Made:
-    """The rows of one pair on either set of prompts."""
-    say(f"patching between {crossed.name}")
-    with run.timed(f"patch between {crossed.name}"):
-        parts = [crossed.rows(texts, load).assign(set=name) for name, texts in sets.items()]
-    table = tables.frame("cross_patching", pd.concat(parts, ignore_index=True))
-    return Made({run.measurements() / "pairs" / crossed.name / "cross_patching.parquet": table})

@@ -13,10 +13,9 @@ from mechrefusal.durability.settings import LockstepSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation import Judge
 from mechrefusal.models import Checkpoint, load_hooked
-from mechrefusal.progress import say
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study.across import SHARED, Pairs
-from mechrefusal.study.caching import Made
+from mechrefusal.study.pairwise import PairUnit, by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -35,18 +34,18 @@ def locksteps(run: Run, pairs: Pairs, prompts: StudyPrompts, *, version: int = 1
     n = settings.n_prompts
     sets = {"harmful": prompts.harmful.take(n), "harmless": prompts.harmless.take(n)}
     asked = {name: [chosen.ids, chosen.texts] for name, chosen in sets.items()}
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    for first, second in pairs.ends():
-        if first.arm not in (*SHARED, second.arm):
-            continue
-        both = _Both(first, second, settings, judge, pairs.why_apart(first, second))
-        inputs = {"version": version, "prompts": asked, **both.inputs}
-        unit = run.cached(STAGE, both.name, inputs, partial(_made, run, both, sets))
-        for name in TABLES:
-            parts[name].append(unit.table(name))
-    return {
-        name: pd.concat(found, ignore_index=True) if found else tables.frame(name, []) for name, found in parts.items()
-    }
+    ends = [(first, second) for first, second in pairs.ends() if first.arm in (*SHARED, second.arm)]
+    found = (_Both(*each, settings, judge, pairs.why_apart(*each)) for each in ends)
+    units = (
+        PairUnit(
+            both.name,
+            f"lockstep between {both.name}",
+            {"version": version, "prompts": asked, **both.inputs},
+            partial(_rows, both, sets),
+        )
+        for both in found
+    )
+    return by_pair(run, STAGE, TABLES, units)
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,14 @@ class _Both:
                     yield owner, None, str(error)
 
 
-def _made(run: Run, both: _Both, sets: Mapping[str, PromptSet]) -> Made:
+def _rows(both: _Both, sets: Mapping[str, PromptSet]) -> dict[str, list[dict[str, Any]]]:
     """The rows of one pair."""
-    say(f"patching in lockstep between {both.name}")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-    with run.timed(f"lockstep between {both.name}"):
-        for owner, found, why in both.found(sets):
-            rows["lockstep"] += _by_layer(owner, found, why)
-            rows["lockstep_depth"].append(_depth(owner, found, why))
-            rows["lockstep_prompts"] += [] if found is None else _by_prompt(owner, found, sets[owner["set"]].ids)
-    folder = run.measurements() / "pairs" / both.name
-    return Made({folder / f"{name}.parquet": tables.frame(name, part) for name, part in rows.items()})
+    for owner, found, why in both.found(sets):
+        rows["lockstep"] += _by_layer(owner, found, why)
+        rows["lockstep_depth"].append(_depth(owner, found, why))
+        rows["lockstep_prompts"] += [] if found is None else _by_prompt(owner, found, sets[owner["set"]].ids)
+    return rows
 
 
 def _by_layer(owner: dict[str, Any], found: Lockstep | None, why: str) -> list[dict[str, Any]]:

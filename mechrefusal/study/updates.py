@@ -15,11 +15,10 @@ from mechrefusal.evaluation import Judge
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.memory import given_back
 from mechrefusal.models import Checkpoint, load_causal_lm
-from mechrefusal.progress import say
 from mechrefusal.prompts import Split
 from mechrefusal.statistics import Observations
 from mechrefusal.study.across import SHARED, Pairs
-from mechrefusal.study.caching import Made
+from mechrefusal.study.pairwise import PairUnit, by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -36,14 +35,21 @@ def updates(run: Run, pairs: Pairs, prompts: StudyPrompts, *, version: int = 1) 
     """
     settings, judge = run.recipe.durability.update_spectrum, run.recipe.measuring.refusal_judge()
     asked = Split(prompts.harmful.take(settings.n_prompts), prompts.harmless.take(settings.n_prompts))
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    for start, trained in pairs_of_updates(pairs.checkpoints, given=pairs.given):
-        update = _Update(start, trained, pairs.why_apart(start, trained), settings, judge)
-        inputs = {"version": version, "prompts": [asked.harmful.texts, asked.harmless.texts], **update.inputs}
-        unit = run.cached(STAGE, update.name, inputs, partial(_made, run, update, asked))
-        for name, those in parts.items():
-            those.append(unit.table(name))
-    return {name: pd.concat(those, ignore_index=True) for name, those in parts.items() if those}
+    texts = [asked.harmful.texts, asked.harmless.texts]
+    found = (
+        _Update(*each, pairs.why_apart(*each), settings, judge)
+        for each in pairs_of_updates(pairs.checkpoints, given=pairs.given)
+    )
+    units = (
+        PairUnit(
+            update.name,
+            f"update from {update.name}",
+            {"version": version, "prompts": texts, **update.inputs},
+            partial(_rows, update, asked),
+        )
+        for update in found
+    )
+    return by_pair(run, STAGE, TABLES, units)
 
 
 def pairs_of_updates(
@@ -111,24 +117,19 @@ class _Update:
             given_back()
 
 
-def _made(run: Run, update: _Update, asked: Split) -> Made:
+def _rows(update: _Update, asked: Split) -> dict[str, pd.DataFrame]:
     """The rows of one pair."""
-    say(f"update from {update.name}")
-    with run.timed(f"update from {update.name}"):
-        try:
-            found = update.found(asked)
-            rows = {
-                "update_spectrum": found.matrices,
-                "update_refusals": found.table.assign(judge=update.judge.name),
-                "update_prompts": by_prompt(found.observations, {"": asked}),
-            }
-        except MechrefusalError as error:
-            rows = {name: pd.DataFrame([_nothing(name, str(error))]) for name in TABLES[:2]}
-            rows["update_prompts"] = pd.DataFrame(columns=list(tables.columns("update_prompts")))
-    folder = run.measurements() / "pairs" / update.name
-    return Made(
-        {folder / f"{name}.parquet": tables.frame(name, those.assign(**update.owners)) for name, those in rows.items()}
-    )
+    try:
+        found = update.found(asked)
+        rows = {
+            "update_spectrum": found.matrices,
+            "update_refusals": found.table.assign(judge=update.judge.name),
+            "update_prompts": by_prompt(found.observations, {"": asked}),
+        }
+    except MechrefusalError as error:
+        rows = {name: pd.DataFrame([_nothing(name, str(error))]) for name in TABLES[:2]}
+        rows["update_prompts"] = pd.DataFrame(columns=list(tables.columns("update_prompts")))
+    return {name: those.assign(**update.owners) for name, those in rows.items()}
 
 
 def _nothing(table: str, reason: str) -> dict[str, Any]:
