@@ -63,6 +63,7 @@ class Speed:
             (work.tokens * a_token + work.logits * head) / self.packed
             + work.generated * a_token / self.generated
             + work.passes * (a_token / self.passes + n_layers * self.layer)
+            + min(work.passes, work.logits) * head / self.passes
             + 3 * work.backward * a_token / self.backward
             + work.copied / self.copied
             + work.decomposed / self.decomposed

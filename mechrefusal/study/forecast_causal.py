@@ -10,8 +10,8 @@ from mechrefusal.models.batches import common_length
 from mechrefusal.study.across import Pairs
 from mechrefusal.study.forecast_work import THROUGH_ACTIVATIONS, Counting, Ids, Work, packed
 
-TRIED = 350
-"""Tokens of trying out whether a site can be patched on trees: seventeen rows of ten tokens, on trees and by hooks."""
+TRIED = 30
+"""Tokens of trying out whether a site can be patched on trees: rows of some of ten tokens, on trees and by hooks."""
 READ_IN_FLOAT64 = 4
 """Numbers that reading a weight matrix in float64 copies for each of its own."""
 CELLS = 0.002
@@ -45,7 +45,7 @@ def patching(counting: Counting) -> Work:
         return Work()
     everywhere, layers = range(size.n_layers), range(0, size.n_layers, measuring.layer_step)
     above = {"z": 1, "resid_pre": 0} | ({"attn_out": 1, "mlp_out": 1} if causal.sites else {})
-    work = len(above) * Work(TRIED, passes=6)
+    work = len(above) * Work(TRIED, passes=5)
     for pair in chosen:
         own = len(pair[0]) - _first(pair)
         for site, on in above.items():
@@ -109,7 +109,7 @@ def circuit(counting: Counting) -> Work:
     every = (size.n_heads + 1) * size.n_layers
     n = min(causal.n_nodes, every)
     n_edges = (n + 1) * (n + 2) // 2
-    work = Work(TRIED, passes=6) + sum(map(_both, pairs), Work())
+    work = Work(TRIED, passes=5) + sum(map(_both, pairs), Work())
     for pair in choosing:
         own = len(pair[0]) - _first(pair)
         above = counting.from_layer(range(size.n_layers), on=1)
@@ -176,13 +176,16 @@ def _heads(counting: Counting, pair: Pair) -> Work:
 
 def _patched(counting: Counting, pair: Pair, n: int, own: float, *, depth: float) -> Work:
     """So many patches of `own` tokens each: rows join a pass at the layer above which they differ."""
-    return _both(pair) + Work(depth * n * own, n, passes=max(1, n * own / counting.patched_at_once))
+    passes = max(1, n * own / counting.patched_at_once)
+    once = {"tokens_at_once": n * own / passes, "logits_at_once": n / passes}
+    return _both(pair) + Work(depth * n * own, n, passes=passes, **once)
 
 
 def _gradients(pair: Pair, runs: int) -> Work:
     """The other prompt as it is, and `runs` passes back through activations alone."""
     n = len(pair[0])
-    return Work(n, 2 * n, passes=1 + 3 * runs, backward=THROUGH_ACTIVATIONS * runs * n)
+    back = THROUGH_ACTIVATIONS * runs * n
+    return Work(n, 2 * n, passes=1 + 3 * runs, backward=back, logits_at_once=n, backward_at_once=n)
 
 
 def _paths(counting: Counting, pair: Pair, n_nodes: int, n: int) -> Work:

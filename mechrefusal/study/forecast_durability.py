@@ -55,7 +55,8 @@ def harmful_fine_tuning(counting: Counting) -> Work:
             batches = [max(lengths[start : start + size]) for start in range(0, len(lengths) - size + 1, size)]
             steps = settings.epochs * -(-n // settings.batch_size)
             padded = settings.epochs * n * sum(batches) / len(batches)
-            trained = Work(logits=padded, passes=3 * steps, backward=padded)
+            once = {"logits_at_once": size * max(lengths), "backward_at_once": size * max(lengths)}
+            trained = Work(logits=padded, passes=3 * steps, backward=padded, **once)
             copied = (STEPPED * steps + 1 + HASHED) * n_parameters
             work += settings.n_draws * (trained + asked + Work(copied=copied))
     return work
@@ -119,7 +120,8 @@ def _together(ids: Ids, n_tokens: int) -> Work:
     size = max(1, min(ROWS, PADDED_TOKENS // width))
     for start in range(0, len(ids), size):
         n = len(ids[start : start + size])
-        work += Work(n * width, n * (1 + steps), n * steps, 1 + steps)
+        once = {"tokens_at_once": n * width, "logits_at_once": n}
+        work += Work(n * width, n * (1 + steps), n * steps, 1 + steps, **once)
     return work
 
 

@@ -13,10 +13,9 @@ CHUNK, SHARE = 4, 0.25
 """Prompts of one pass of `geometry.difference_in_means`; share of the validation prompts that a screen runs."""
 FINALISTS = 4
 """Candidates that a screen scores exactly, beside its pilots: those that could win, which nothing says before."""
-FITS = 0.11
-"""Seconds of a linear probe: some twenty fits on a hundred prompts at most, whatever the model's width."""
-RESAMPLES = 0.08
-"""Seconds of the resamples behind the cosines of one layer."""
+FITS, RESAMPLES = 0.035, 0.05
+"""Seconds of a linear probe, some twenty fits in the span of a hundred prompts at most, whatever the width; and of the
+resamples behind the cosines of a layer."""
 
 
 def answers(counting: Counting) -> Work:
@@ -115,7 +114,10 @@ def subspaces(counting: Counting) -> Work:
         step += counting.read(sides[1], depth=1 - counting.place)
         n_batches = min(settings.cone_steps, max(1, *(len(each) // batch for each in (harmful, harmless))))
         ready = counting.read(sides[1]) + counting.ready(sides[1]) + counting.ready(both)
-        back = Work(logits=step.logits, passes=3 * step.passes, backward=THROUGH_ACTIVATIONS * step.tokens)
+        back = Work(
+            logits=step.logits, passes=3 * step.passes, backward=THROUGH_ACTIVATIONS * step.tokens,
+            logits_at_once=len(both), backward_at_once=step.tokens,
+        )  # fmt: skip
         work += n_batches * ready + settings.cone_steps * back
     both = [*validation[0], *validation[1]]
     scored = counting.read(both, depth=counting.after) + counting.read(validation[1], depth=1 - counting.place)
@@ -148,7 +150,7 @@ def coupling(counting: Counting) -> Work:
     later = (1 + counting.place) / 2
     apart = 4 * counting.read([*harmful, *harmless], depth=later, logits=False, at_most=32)
     safe = counting.read(counting.ids(counting.prompts.overrefusal), depth=counting.place, logits=False, at_most=32)
-    fitted = Work(seconds=size.n_layers * (RESAMPLES + 2 * FITS))
+    fitted = Work(seconds=size.n_layers * (RESAMPLES + 4 * FITS))
     return read + ablated + added + apart + safe + fitted
 
 

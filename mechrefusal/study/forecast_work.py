@@ -17,8 +17,9 @@ from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
 
 Ids = Sequence[tuple[int, ...]]
-LOADED = 17.0
-"""Numbers that are copied for each parameter while a hooked transformer is made and tried out."""
+LOADED, HOOKED = 4.0, 0.1
+"""Numbers that are copied for each parameter while a hooked transformer is made: read, folded and centred; and seconds
+in which the hooks of a layer are made, whatever its width."""
 TRIED = 180
 """Tokens of these trials: two rows of twelve tokens three times, each hooked and unhooked, and some twenty on trees."""
 ANSWERED_AT_ONCE = 64
@@ -39,7 +40,8 @@ class Work:
         backward: tokens of passes forward and back, with gradients of the weights.
         decomposed: operations of singular value decompositions.
         copied: numbers that are copied.
-        seconds: of a processor, for what hangs on no model: fits, resamples, tables.
+        seconds: of a processor, for what hangs on no model's size: hooks, fits, resamples, tables.
+        tokens_at_once, logits_at_once, backward_at_once: the most in one pass; they do not add up.
     """
 
     tokens: float = 0
@@ -50,12 +52,16 @@ class Work:
     decomposed: float = 0
     copied: float = 0
     seconds: float = 0
+    tokens_at_once: float = 0
+    logits_at_once: float = 0
+    backward_at_once: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        values = zip(vars(self).items(), vars(other).values(), strict=True)
+        return Work(*(max(a, b) if name.endswith("_at_once") else a + b for (name, a), b in values))
 
     def __mul__(self, times: float) -> "Work":
-        return Work(*(times * each for each in vars(self).values()))
+        return Work(*(each if name.endswith("_at_once") else times * each for name, each in vars(self).items()))
 
     __rmul__ = __mul__
 
@@ -66,11 +72,13 @@ class Size:
 
     Fields:
         flops: operations of a forward token.
+        hooked: parameters of the hooked transformer, whose output matrix is one of its own where it was tied.
         matrices: rows and columns of every matrix.
     """
 
     parameters: int
     flops: float
+    hooked: int
     width: int
     inner: int
     n_layers: int
@@ -83,17 +91,19 @@ class Size:
     def of(cls, model: PreTrainedModel) -> "Size":
         """Of a model on the meta device."""
         config, weights = model.config.get_text_config(), set(model.parameters())
+        n, tied = sum(weight.numel() for weight in weights), config.tie_word_embeddings
         shapes = ((weight.shape[:-2].numel(), weight.shape[-2:]) for weight in weights if weight.ndim > 1)
         return cls(
-            sum(weight.numel() for weight in weights),
+            n,
             flops_of(model),
+            n + tied * config.vocab_size * config.hidden_size,
             config.hidden_size,
             getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             config.num_hidden_layers,
             config.num_attention_heads,
             config.vocab_size,
             any(name.endswith("bias") for name, _ in model.named_parameters()),
-            tuple((rows, columns) for n, (rows, columns) in shapes for _ in range(n)),
+            tuple((rows, columns) for times, (rows, columns) in shapes for _ in range(times)),
         )
 
 
@@ -146,7 +156,8 @@ class Counting:
     @property
     def opening(self) -> Work:
         """Opening a model as a hooked transformer."""
-        return Work(48, 48, passes=1, copied=LOADED * self.size.parameters)
+        size = self.size
+        return Work(48, 48, passes=1, copied=LOADED * size.parameters, seconds=HOOKED * size.n_layers)
 
     @property
     def trying(self) -> Work:
@@ -181,7 +192,9 @@ class Counting:
         limits += [([4 * self.size.vocab] * len(ids), LOGIT_BYTES)] if logits else []
         limits += [([1] * len(ids), at_most)] if at_most is not None else []
         parts = [[ids[row] for row in part] for part in split_by_cost(*limits)]
-        return Work(depth * sum(map(packed, parts)), len(ids) * logits, passes=depth * len(parts))
+        tokens, most = [packed(part) for part in parts], max(map(len, parts))
+        once = {"tokens_at_once": max(tokens), "logits_at_once": most * logits}
+        return Work(depth * sum(tokens), len(ids) * logits, passes=depth * len(parts), **once)
 
     def ready(self, ids: Ids) -> Work:
         """Passes that are made ready to be begun at any layer: run once as they are, with what enters each kept."""
@@ -191,7 +204,8 @@ class Counting:
         """Passes over prompts of which only the template's beginning is shared, and was run before."""
         own = [len(each) - self.head for each in ids]
         parts = list(split_by_cost(([len(each) for each in ids], self.tokens_at_once)))
-        return Work(depth * sum(own), len(ids), passes=depth * len(parts))
+        once = {"tokens_at_once": sum(own) / len(parts), "logits_at_once": len(ids) / len(parts)}
+        return Work(depth * sum(own), len(ids), passes=depth * len(parts), **once)
 
     def answered(self, ids: Ids, n_tokens: int, *, openings: int = 0) -> Work:
         """Prompts that are answered in full: their beginning, the rest of them, then token by token.
@@ -206,7 +220,8 @@ class Counting:
             head = max(0, min(common_length(part), min(map(len, part)) - max(8, openings)))
             rest = len(part) * (max(map(len, part)) - head)
             steps = max(0, n_tokens - 1)
-            work += Work(head + rest, len(part) * (1 + steps) + 1, len(part) * steps, 2 + steps)
+            once = {"tokens_at_once": rest, "logits_at_once": len(part)}
+            work += Work(head + rest, len(part) * (1 + steps) + 1, len(part) * steps, 2 + steps, **once)
         return work
 
 

@@ -41,12 +41,11 @@ STATES = 16
 """Bytes of a parameter in training: float32 weights, gradients, and Adam's two moments."""
 TRAINED_AT_ONCE = 600
 """Tokens of a step whose activations are kept, at the built-in lengths and 11 rows; in proportion to the rows."""
-BESIDE = {
-    "harmful fine-tuning": STATES + 4,
-    "spectrum of the update": 3 * 4,
-}
+BESIDE = {"harmful fine-tuning": STATES + 4, "spectrum of the update": 3 * 4}
 """Bytes of a parameter that a stage holds in float32 beside the model that is measured: states of training and what is
 put back; of an update the weights before, those after, and a copy of them."""
+IN_FLOAT64 = ("attribution",)
+"""Stages that hold the output matrix in float64."""
 TWO_OPEN = ("cross patching", "lockstep patching")
 """Stages in which a model is opened while another is open."""
 
@@ -143,21 +142,22 @@ def _rows(
     opening = weights + copies * size.parameters * torch.float32.itemsize / spread + process
     at_once = max(1, min(n, n_devices // spread))
     yield _row("load", n, counting.opening, size, speed, opening, at_once)
+    hooked = size.hooked * dtype.itemsize / spread
     for stage, work in asked(counting, AT_A_CHECKPOINT):
-        beside = BESIDE.get(stage, 0) * size.parameters
-        yield _row(stage, n, work, size, speed, weights + beside + _reading(work, size) + process, at_once)
+        beside = BESIDE.get(stage, 0) * size.parameters + 8 * size.vocab * size.width * (stage in IN_FLOAT64)
+        yield _row(stage, n, work, size, speed, hooked + beside + _in_a_pass(work, size) + process, at_once)
     for stage, work in asked(counting, BETWEEN):
-        memory = opening + weights * (stage in TWO_OPEN)
+        memory = opening + hooked * (stage in TWO_OPEN)
         if stage in BESIDE:
-            memory = BESIDE[stage] * size.parameters + process
+            memory = BESIDE[stage] * size.parameters + _in_a_pass(work, size) + process
         yield _row(stage, 1, work, size, speed, memory, at_once if stage == "transfer" else 1)
 
 
-def _reading(work: Work, size: Size) -> float:
-    """Bytes of activations and logits of a pass twice as large as the mean one: logits in float32, and in float64."""
-    n = max(1.0, work.passes / 2)
-    activations = (work.tokens + work.generated + work.backward) * 4 * (6 * size.width + 3 * size.inner)
-    return (activations + 12 * work.logits * size.vocab) / n
+def _in_a_pass(work: Work, size: Size) -> float:
+    """Bytes of the activations and logits of the largest pass; logits in float32, and once more in float64."""
+    activations = 4 * work.tokens_at_once * (6 * size.width + 3 * size.inner)
+    kept = 4 * work.backward_at_once * (14 * size.width + 4 * size.inner) * size.n_layers
+    return activations + kept + 12 * work.logits_at_once * size.vocab
 
 
 def _row(stage: str, times: int, work: Work, size: Size, speed: Speed, memory: float, at_once: int) -> dict[str, Any]:
