@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isnan
 
 import pandas as pd
 import transformers
@@ -77,7 +76,7 @@ def page() -> Iterator[str]:
         "scripts/plans.py > docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
         "files). Nothing of this has been run on a GPU: memory and time are computed, and what was checked of the "
         "computation stands in [a cluster](how-to/cluster.md#what-it-will-take). Evaluation with adaptive attacks "
-        "comes on top. Rows without numbers are not counted.\n"
+        "comes on top.\n"
     )
     for name in MODELS:
         table = planned(name)
@@ -92,9 +91,7 @@ def page() -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|"
         for row in table.to_dict("records"):
             numbers = (row["forward_tokens"], row["flops"] / 1e15, row["seconds"] / 3600)
-            shown = [
-                "" if isnan(each) else f"{each:,.{digits}f}" for each, digits in zip(numbers, (0, 1, 2), strict=True)
-            ]
+            shown = [f"{each:,.{digits}f}" for each, digits in zip(numbers, (0, 1, 2), strict=True)]
             note = row["note"] if not row["fits"] else ""
             yield f"| {row['stage']} | {row['times']} | {row['memory_gib']:.0f} | {' | '.join(shown)} | {note} |"
         yield ""

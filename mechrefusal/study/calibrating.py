@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -134,7 +135,7 @@ def _small(config: PreTrainedConfig, n_layers: int) -> PreTrainedModel:
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
-    """The shortest of some runs, after one that warms up."""
+    """The middle one of some runs, after one that warms up: what else runs slows stages down as it does these."""
     clock = time.perf_counter if devices.is_gpu(device) else _processor
     run()
     found = []
@@ -144,7 +145,7 @@ def _seconds(run: Callable[[], object], device: torch.device, repeats: int = REP
         run()
         devices.synchronise(device)
         found.append(clock() - started)
-    return min(found)
+    return median(found)
 
 
 def _processor() -> float:

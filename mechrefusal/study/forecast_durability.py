@@ -109,7 +109,7 @@ def lockstep(counting: Counting) -> Work:
         counting.evaluation(settings.n_prompts), (layers * (1 + settings.n_rotations), layers), strict=True
     ):
         work += 2 * 2 * counting.answered(side, settings.max_new_tokens)
-        work += 2 * 2 * _together(side * cells, settings.max_new_tokens)
+        work += 2 * 2 * _together([*side] * cells, settings.max_new_tokens)
     pairs = [first for first, second in ends(counting) if first.arm in (*SHARED, second.arm)]
     return len(pairs) * work
 

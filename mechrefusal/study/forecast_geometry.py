@@ -83,7 +83,8 @@ def carriers(counting: Counting) -> Work:
         """All candidates by one reference."""
         if not geometry.screen or n < 2 or all(len(each) <= FEWEST for each in validation):
             return n * scored(validation, to_zero=to_zero)
-        sample = tuple(side[: max(FEWEST, ceil(SHARE * len(side)))] for side in validation)
+        sizes = [max(FEWEST, ceil(SHARE * len(side))) for side in validation]
+        sample = validation[0][: sizes[0]], validation[1][: sizes[1]]
         exact = min(n, PILOTS + FINALISTS)
         return made_ready(sample) + n * scored(sample, to_zero=to_zero) + exact * scored(validation, to_zero=to_zero)
 

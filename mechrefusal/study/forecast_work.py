@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -126,8 +126,8 @@ class Counting:
 
     def ids(self, *sets: PromptSet | None) -> list[tuple[int, ...]]:
         """Token ids of all prompts of these sets."""
-        texts = [text for each in sets if each is not None for text in each.texts]
-        return [tuple(ids) for ids in prompt_ids(self.tokenizer, texts)]
+        texts = tuple(text for each in sets if each is not None for text in each.texts)
+        return list(_ids(self.tokenizer, texts))
 
     @cached_property
     def direction(self) -> tuple[Ids, Ids]:
@@ -237,8 +237,18 @@ def _alike(ids: Ids) -> Iterator[list[tuple[int, ...]]]:
         yield batch
 
 
+@lru_cache(maxsize=512)  # stages ask the same prompts
+def _ids(tokenizer: Any, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(ids) for ids in prompt_ids(tokenizer, list(texts)))
+
+
 def packed(ids: Ids) -> int:
     """Tokens that one pass over prompts runs: what several begin with in common is run once."""
+    return _packed(tuple(ids))
+
+
+@lru_cache(maxsize=512)
+def _packed(ids: tuple[tuple[int, ...], ...]) -> int:
     return len({prompt[: end + 1] for prompt in ids for end in range(len(prompt))})
 
 

@@ -20,6 +20,7 @@ from mechrefusal import devices as machine
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
+from mechrefusal.memory import USUAL
 from mechrefusal.models import Checkpoint, load_config
 from mechrefusal.models.capacity import WHILE_HOOKING, WITH_BIASES
 from mechrefusal.models.library_output import quiet
@@ -46,6 +47,9 @@ BESIDE = {"harmful fine-tuning": STATES + 4, "spectrum of the update": 3 * 4}
 put back; of an update the weights before, those after, and a copy of them."""
 IN_FLOAT64 = ("attribution",)
 """Stages that hold the output matrix in float64."""
+LEFT = 0.5
+"""Share of its small float32 matrices that a hooked transformer which was made leaves behind on a host: copies between
+blocks that are still in use. Larger ones are given back at once (`memory`)."""
 TWO_OPEN = ("cross patching", "lockstep patching")
 """Stages in which a model is opened while another is open."""
 
@@ -85,11 +89,16 @@ def plan(
     room = machine.bytes_of(device_memory) if device_memory else machine.free_bytes(here)
     n = devices or max(1, len(machine.gpus()))
     on_host = not devices and machine.is_host(here)
+    kind = "cpu" if on_host else "cuda"
     counting = Counting(
-        recipe, choose_prompts(recipe), _tokenizer(folder, recipe), size,
-        *(limits["cpu" if on_host else "cuda"] for limits in (machine.TOKENS_AT_ONCE, machine.PATCHED_TOKENS_AT_ONCE)),
-        tuple(_checkpoints(recipe)),
-    )  # fmt: skip
+        recipe,
+        choose_prompts(recipe),
+        _tokenizer(folder, recipe),
+        size,
+        tokens_at_once=machine.TOKENS_AT_ONCE[kind],
+        patched_at_once=machine.PATCHED_TOKENS_AT_ONCE[kind],
+        checkpoints=tuple(_checkpoints(recipe)),
+    )
     where = str(here) if not devices else f"{devices} devices"
     shared = {"device": where, "parameters": size.parameters, "available_gib": room / GIB}
     rows = [
@@ -142,10 +151,12 @@ def _rows(
     opening = weights + copies * size.parameters * torch.float32.itemsize / spread + process
     at_once = max(1, min(n, n_devices // spread))
     yield _row("load", n, counting.opening, size, speed, opening, at_once)
+    small = (4 * rows * columns for rows, columns in size.matrices)
     hooked = size.hooked * dtype.itemsize / spread
+    left = LEFT * sum(each for each in small if each < USUAL) if process else 0.0
     for stage, work in asked(counting, AT_A_CHECKPOINT):
         beside = BESIDE.get(stage, 0) * size.parameters + 8 * size.vocab * size.width * (stage in IN_FLOAT64)
-        yield _row(stage, n, work, size, speed, hooked + beside + _in_a_pass(work, size) + process, at_once)
+        yield _row(stage, n, work, size, speed, hooked + left + beside + _in_a_pass(work, size) + process, at_once)
     for stage, work in asked(counting, BETWEEN):
         memory = opening + hooked * (stage in TWO_OPEN)
         if stage in BESIDE:
