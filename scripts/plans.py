@@ -1,4 +1,6 @@
-"""What the recipes for large models take, as docs/plans.md has it: `python scripts/plans.py > docs/plans.md`.
+"""What the recipes for large models take, as docs/plans.md has it: `python scripts/plans.py docs/plans.md`.
+
+What stands in the file from `HELD` on, which `scripts/check_plan.py` printed, stays as it is.
 
 Nothing is fetched: the models' sizes stand here, as their configs on the hub have them, and prompts are the built-in
 ones in place of the files that `paper` names. Seconds are counted operations at two fifths of the peak that is given.
@@ -8,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import transformers
@@ -17,6 +20,7 @@ from mechrefusal.prompts import packaged_chat_templates
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.settings import PromptSources
 
+HELD = "## A plan held against what was run"
 PEAK = 9.9e14
 """Operations a second in bfloat16 of an H100, as its data sheet has them."""
 MODELS = {
@@ -73,10 +77,10 @@ def page() -> Iterator[str]:
     yield "# What the recipes for large models take\n"
     yield (
         "`mechrefusal plan RECIPE` for GPUs of 80 GiB with a peak of 9.9e14 operations a second (`python "
-        "scripts/plans.py > docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
+        "scripts/plans.py docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
         "files). Nothing of this has been run on a GPU: memory and time are computed, and what was checked of the "
-        "computation stands in [a cluster](how-to/cluster.md#what-it-will-take). Evaluation with adaptive attacks "
-        "comes on top.\n"
+        "computation stands [below](#a-plan-held-against-what-was-run). Evaluation with adaptive attacks comes on "
+        "top.\n"
     )
     for name in MODELS:
         table = planned(name)
@@ -98,4 +102,6 @@ def page() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(page()))
+    path = Path(sys.argv[1])
+    _, heading, held = path.read_text(encoding="utf-8").partition(HELD)
+    path.write_text("\n".join(page()) + "\n" + heading + held, encoding="utf-8")

@@ -52,8 +52,10 @@ def patching(counting: Counting) -> Work:
             patches = _heads(counting, pair) if site == "z" else _patched(
                 counting, pair, len(layers) * own, (own + 1) / 2, depth=counting.from_layer(layers, on=on)
             )  # fmt: skip
-            n_cells = size.n_layers * size.n_heads if site == "z" else len(layers) * own
-            work += len(causal.modes) * (patches + Work(seconds=CELLS * n_cells))
+            work += len(causal.modes) * patches
+    n_positions = max(len(pair[0]) - _first(pair) for pair in chosen)
+    n_cells = size.n_layers * size.n_heads + (len(above) - 1) * len(layers) * n_positions
+    work += Work(seconds=CELLS * len(causal.modes) * n_cells)
     look = [ids for ids in every[0] for _ in range(2)]
     work += sum((counting.read([ids]) for ids in look), Work())
     if n := causal.n_finalists:

@@ -144,7 +144,7 @@ def _rows(
     n = len(counting.checkpoints)
     for stage, work in training(counting) if recipe.arms else ():
         memory = _while_training(recipe, size) / n_devices + process
-        yield _row(stage, 1, work, size, speed, memory, 1 if recipe.training.lora is None else n_devices)
+        yield _row(stage, 1, work, size, speed, memory, n_devices)
     spread = n_devices if recipe.placement.device_map is not None else 1
     weights = size.parameters * dtype.itemsize / spread
     copies = (WITH_BIASES if size.has_biases else WHILE_HOOKING) - 1
