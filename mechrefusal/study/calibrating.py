@@ -54,14 +54,14 @@ class Speed:
         reached = EFFICIENCY * flops
         return cls(reached, reached, flops / READS, reached, flops / 1000, flops / DECOMPOSES, LAUNCHED)
 
-    def seconds(self, work: Work, a_token: float, head: float, n_layers: int) -> float:
+    def seconds(self, work: Work, a_token: float, a_pair: float, head: float, n_layers: int) -> float:
         """What work takes.
 
         Args:
-            a_token, head: operations of a token in all layers, and of reading its logits.
+            a_token, a_pair, head: operations of a token and of a pair of them in all layers, and of reading logits.
         """
         return (
-            (work.tokens * a_token + work.logits * head) / self.packed
+            (work.tokens * a_token + work.attended * a_pair + work.logits * head) / self.packed
             + work.generated * a_token / self.generated
             + work.passes * (a_token / self.passes + n_layers * self.layer)
             + min(work.passes, work.logits) * head / self.passes

@@ -37,6 +37,7 @@ class Work:
         logits: places whose logits are read, of these and of generated tokens.
         generated: tokens that are generated one after another, of all prompts together.
         passes: passes through all layers, steps of generation among them: each reads all weights once.
+        attended: pairs of tokens of one pass over a tree, all of which attention multiplies before it masks some.
         backward: tokens of passes forward and back, with gradients of the weights.
         decomposed: operations of singular value decompositions.
         copied: numbers that are copied.
@@ -48,6 +49,7 @@ class Work:
     logits: float = 0
     generated: float = 0
     passes: float = 0
+    attended: float = 0
     backward: float = 0
     decomposed: float = 0
     copied: float = 0
@@ -193,8 +195,11 @@ class Counting:
         limits += [([1] * len(ids), at_most)] if at_most is not None else []
         parts = [[ids[row] for row in part] for part in split_by_cost(*limits)]
         tokens, most = [packed(part) for part in parts], max(map(len, parts))
+        attended = sum(n * n for n in tokens)
         once = {"tokens_at_once": max(tokens), "logits_at_once": most * logits}
-        return Work(depth * sum(tokens), len(ids) * logits, passes=depth * len(parts), **once)
+        return Work(
+            depth * sum(tokens), len(ids) * logits, passes=depth * len(parts), attended=depth * attended, **once
+        )
 
     def ready(self, ids: Ids) -> Work:
         """Passes that are made ready to be begun at any layer: run once as they are, with what enters each kept."""

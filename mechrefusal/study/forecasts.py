@@ -173,15 +173,16 @@ def _in_a_pass(work: Work, size: Size) -> float:
 
 def _row(stage: str, times: int, work: Work, size: Size, speed: Speed, memory: float, at_once: int) -> dict[str, Any]:
     head = 2.0 * size.vocab * size.width
-    a_token = size.flops - head
-    forward, backward = (work.tokens + work.generated) * a_token + work.logits * head, 3 * work.backward * a_token
+    a_token, a_pair = size.flops - head, 4.0 * size.width * size.n_layers
+    forward = (work.tokens + work.generated) * a_token + work.attended * a_pair + work.logits * head
+    backward = 3 * work.backward * a_token
     return {
         "stage": stage,
         "times": times,
         "memory_gib": memory / GIB,
         "forward_tokens": times * (work.tokens + work.generated + work.backward),
         "flops": times * (forward + backward + work.decomposed),
-        "seconds": times * speed.seconds(work, a_token, head, size.n_layers) / at_once,
+        "seconds": times * speed.seconds(work, a_token, a_pair, head, size.n_layers) / at_once,
     }
 
 
