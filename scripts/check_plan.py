@@ -6,7 +6,8 @@
 Both models are measured in a folder that is removed afterwards, on one thread of a processor. Seconds are those of the
 processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs (Linux).
 Tokens are those that pass through all blocks of the model, forward or forward and back; a pass through some of the
-blocks counts in part.
+blocks counts in part, and what the hooked transformer itself runs is not seen. A stage that finds nothing to do, as
+where no prompt is refused, takes none: give a checkpoint that refuses.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +181,11 @@ def compared(recipe: Recipe, found: dict[str, Measured]) -> pd.DataFrame:
         }
         row = {"stage": planned["stage"]}
         for name, (expected, seen) in pairs.items():
-            row |= {f"{name} planned": expected, f"{name} taken": seen, f"{name} ratio": expected / max(seen, 1e-9)}
+            row |= {
+                f"{name} planned": expected,
+                f"{name} taken": seen,
+                f"{name} ratio": expected / seen if seen else nan,
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -199,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| stage | tokens | taken | ratio | seconds | taken | ratio | GiB | taken | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in compared(recipe, found).to_dict("records"):
-        numbers = (f"{value:,.{_DIGITS[name.split()[0]]}f}" for name, value in row.items() if name != "stage")
+        digits = {name: 2 if name.endswith("ratio") else _DIGITS[name.split()[0]] for name in row if name != "stage"}
+        numbers = ("" if isnan(row[name]) else f"{row[name]:,.{places}f}" for name, places in digits.items())
         print(f"| {row['stage']} | {' | '.join(numbers)} |")
 
 
