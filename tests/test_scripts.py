@@ -140,5 +140,6 @@ def test_check_plan(tiny, tmp_path, capsys):
     _main("check_plan")([str(tiny), str(tiny), "--recipe", str(recipe)])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     ratios = {cells[1].strip(): float(cells[4].strip() or "nan") for cells in lines[1:]}
-    for stage in ("load", "answers", "directions", "patching"):
-        assert 0.8 <= ratios[stage] <= 1.25, (stage, ratios[stage])
+    for stage in ("load", "answers", "directions"):
+        assert 0.9 <= ratios[stage] <= 1.1, (stage, ratios[stage])
+    assert 1 <= ratios["patching"] <= 1.4, "the plan has the hooked passes that attention is read in, the count has not"
