@@ -1,4 +1,6 @@
-"""What the recipes for large models take, as docs/plans.md has it: `python scripts/plans.py > docs/plans.md`.
+"""What the recipes for large models take, as docs/plans.md has it: `python scripts/plans.py docs/plans.md`.
+
+What stands in the file from `HELD` on, which `scripts/check_plan.py` printed, stays as it is.
 
 Nothing is fetched: the models' sizes stand here, as their configs on the hub have them, and prompts are the built-in
 ones in place of the files that `paper` names. Seconds are counted operations at two fifths of the peak that is given.
@@ -8,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isnan
+from pathlib import Path
 
 import pandas as pd
 import transformers
@@ -18,6 +20,7 @@ from mechrefusal.prompts import packaged_chat_templates
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.settings import PromptSources
 
+HELD = "## A plan held against what was run"
 PEAK = 9.9e14
 """Operations a second in bfloat16 of an H100, as its data sheet has them."""
 MODELS = {
@@ -74,10 +77,10 @@ def page() -> Iterator[str]:
     yield "# What the recipes for large models take\n"
     yield (
         "`mechrefusal plan RECIPE` for GPUs of 80 GiB with a peak of 9.9e14 operations a second (`python "
-        "scripts/plans.py > docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
+        "scripts/plans.py docs/plans.md`, which fetches nothing and asks the built-in prompts in place of a user's "
         "files). Nothing of this has been run on a GPU: memory and time are computed, and what was checked of the "
-        "computation stands in [a cluster](how-to/cluster.md#what-it-will-take). Evaluation with adaptive attacks "
-        "comes on top. Rows without numbers are not counted.\n"
+        "computation stands [below](#a-plan-held-against-what-was-run). Evaluation with adaptive attacks comes on "
+        "top.\n"
     )
     for name in MODELS:
         table = planned(name)
@@ -92,13 +95,13 @@ def page() -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|"
         for row in table.to_dict("records"):
             numbers = (row["forward_tokens"], row["flops"] / 1e15, row["seconds"] / 3600)
-            shown = [
-                "" if isnan(each) else f"{each:,.{digits}f}" for each, digits in zip(numbers, (0, 1, 2), strict=True)
-            ]
+            shown = [f"{each:,.{digits}f}" for each, digits in zip(numbers, (0, 1, 2), strict=True)]
             note = row["note"] if not row["fits"] else ""
             yield f"| {row['stage']} | {row['times']} | {row['memory_gib']:.0f} | {' | '.join(shown)} | {note} |"
         yield ""
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(page()))
+    path = Path(sys.argv[1])
+    _, heading, held = path.read_text(encoding="utf-8").partition(HELD)
+    path.write_text("\n".join(page()) + "\n" + heading + held, encoding="utf-8")

@@ -121,3 +121,25 @@ def test_what_a_gpu_is_checked_for_holds_on_a_cpu(tmp_path, monkeypatch, capsys)
     assert len(checks) == 7
     assert all(row["difference"] <= row["allowed"] for row in checks.values())
     assert "hooked transformer" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_check_plan(tiny, tmp_path, capsys):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        """
+        arms: []
+        attack: {n_cases: 1, methods: [templates], templates: {names: [prefix_injection]}}
+        measuring: {n_evaluation: 3, n_overrefusal: 2, n_contrast: 0, n_utility: 2, n_direction: 6, n_validation: 4,
+          n_intervened: 2, n_attributed: 1, n_pairs: 1, n_top_heads: 1, max_new_tokens: 3, layer_step: 2}
+        geometry: {largest_subspace: 0, n_coupled: 0, n_dosed: 0, n_transferred: 0}
+        causal: {modes: [denoising], sites: false, n_finalists: 0, n_knocked_out: 0, n_nodes: 0, n_crossed: 0}
+        """,
+        encoding="utf-8",
+    )
+    _main("check_plan")([str(tiny), str(tiny), "--recipe", str(recipe)])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    ratios = {cells[1].strip(): float(cells[4].strip() or "nan") for cells in lines[1:]}
+    for stage in ("load", "answers", "directions"):
+        assert 0.9 <= ratios[stage] <= 1.1, (stage, ratios[stage])
+    assert 1 <= ratios["patching"] <= 1.4, "the plan has the hooked passes that attention is read in, the count has not"

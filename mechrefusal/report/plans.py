@@ -1,7 +1,5 @@
 """What a recipe will take, as a table of the terminal."""
 
-from math import isnan
-
 import pandas as pd
 from rich.table import Table
 
@@ -23,18 +21,16 @@ def plan_table(rows: pd.DataFrame) -> Table:
             _number(row["forward_tokens"]),
             _number(row["flops"] / 1e12, 1),
             _time(row["seconds"]),
-            "will not fit" if not row["fits"] else "not counted" if isnan(row["seconds"]) else "",
+            "" if row["fits"] else "will not fit",
         )
     return table
 
 
 def _number(value: float, digits: int = 0) -> str:
-    return "" if isnan(value) else f"{value:,.{digits}f}"
+    return f"{value:,.{digits}f}"
 
 
 def _time(seconds: float) -> str:
-    if isnan(seconds):
-        return ""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

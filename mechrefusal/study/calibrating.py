@@ -4,42 +4,118 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mechrefusal import devices
 from mechrefusal.models.library_output import quiet
+from mechrefusal.study.forecast_work import Work, flops_of
 
-N_LAYERS, VOCAB, WIDEST = 2, 4096, 1024
-"""Layers and tokens of the model that is timed, and its width at most: above it speed no longer hangs on width."""
-N_PACKED, N_ROWS, N_BACK = 512, 32, 256
-"""Tokens of a packed pass, rows that are generated at once, tokens of a pass with gradients."""
-EFFICIENCY = 0.4
-"""Share of a GPU's peak that passes reach, where the peak is given (`flops`)."""
+N_LAYERS, FEWER, VOCAB, WIDEST = 6, 2, 4096, 1024
+"""Layers of the model that is timed, and of the one that tells what a pass takes beside them; tokens; and its width at
+most: above it speed no longer hangs on width."""
+N_PACKED, N_ROWS, N_BACK, N_DECOMPOSED = 512, 32, 256, 384
+"""Tokens of a packed pass, rows that are generated at once, tokens of a pass with gradients, and rows of a matrix whose
+singular values are found."""
+EFFICIENCY, READS, LAUNCHED, DECOMPOSES = 0.4, 300, 3e-4, 5000
+"""Where a GPU's peak is given (`flops`): share of it that passes reach; operations that it does while it reads one
+number of two bytes (an H100's data sheet); seconds in which a layer's kernels are launched; and the part of the peak
+that singular value decompositions reach."""
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Floating-point operations a second: in packed passes, of tokens generated one by one, and with gradients; and
-    numbers that are copied a second."""
+    """Floating-point operations a second.
+
+    Fields:
+        packed: of tokens in passes of many.
+        generated: of tokens that are generated, beside what the pass takes that they share.
+        passes: of a pass of one token: what any pass takes, to read the weights and to start every layer.
+        backward: of tokens in passes with gradients of the weights.
+        copied: numbers that are copied a second.
+        decomposed: of singular value decompositions.
+        layer: seconds that any pass takes a layer, beside `passes`.
+    """
 
     packed: float
     generated: float
+    passes: float
     backward: float
     copied: float
+    decomposed: float
+    layer: float = 0.0
 
     @classmethod
     def of_peak(cls, flops: float) -> "Speed":
-        """Of a GPU whose peak is known: one by one, tokens are bound by memory, a tenth as fast."""
-        return cls(EFFICIENCY * flops, EFFICIENCY * flops / 10, EFFICIENCY * flops, flops / 1000)
+        """Of a GPU whose peak is known."""
+        reached = EFFICIENCY * flops
+        return cls(reached, reached, flops / READS, reached, flops / 1000, flops / DECOMPOSES, LAUNCHED)
+
+    def seconds(self, work: Work, a_token: float, a_pair: float, head: float, n_layers: int) -> float:
+        """What work takes.
+
+        Args:
+            a_token, a_pair, head: operations of a token and of a pair of them in all layers, and of reading logits.
+        """
+        return (
+            (work.tokens * a_token + work.attended * a_pair + work.logits * head) / self.packed
+            + work.generated * a_token / self.generated
+            + work.passes * (a_token / self.passes + n_layers * self.layer)
+            + min(work.passes, work.logits) * head / self.passes
+            + 3 * work.backward * a_token / self.backward
+            + work.copied / self.copied
+            + work.decomposed / self.decomposed
+            + work.seconds
+        )
 
 
 def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.dtype) -> Speed:
     """Time a small model like that of `config` here: some seconds. Processor time on a CPU, so that what else runs does
     not count; on one thread the two are the same.
     """
+    model, fewer = (_small(config, n_layers).to(device, dtype).eval() for n_layers in (N_LAYERS, FEWER))
+    a_token = flops_of(model)
+    of_layers = a_token - 2.0 * model.get_output_embeddings().weight.numel()
+    ids = torch.zeros((1, N_PACKED), dtype=torch.long, device=device)
+
+    def step(of: PreTrainedModel, n: int) -> float:
+        """Seconds of a step of generation, `n` rows at once."""
+        rows = torch.zeros((n, 48), dtype=torch.long, device=device)
+        cache = of(rows, use_cache=True).past_key_values
+        whole = _seconds(lambda: of(rows[:, :1], past_key_values=copy.deepcopy(cache), use_cache=True), device)
+        return whole - _seconds(lambda: copy.deepcopy(cache), device)
+
+    with torch.no_grad():
+        packed = _seconds(lambda: model(ids.view(8, -1), use_cache=False), device)
+        one, many = step(model, 1), step(model, N_ROWS)
+        a_pass = (one - step(fewer, 1)) / (N_LAYERS - FEWER) * N_LAYERS
+    a_row = max((many - one) / (N_ROWS - 1), 1e-9)
+    a_pass = max(a_pass - a_row, 1e-9)
+
+    def back() -> None:
+        loss = model(ids[:, :N_BACK].view(8, -1), use_cache=False).logits.float().square().mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    backward = _seconds(back, device)
+    block, matrix = torch.zeros(1 << 24, device=device), torch.randn(N_DECOMPOSED, N_DECOMPOSED, device=device)
+    copied = _seconds(lambda: block.clone(), device)
+    decomposed = _seconds(lambda: torch.linalg.svd(matrix), device, repeats=2)
+    return Speed(
+        a_token * N_PACKED / max(packed - a_pass, 1e-9),
+        a_token / a_row,
+        of_layers / a_pass,
+        3 * a_token * N_BACK / max(backward - 3 * a_pass, 1e-9),
+        block.numel() / copied,
+        26 * N_DECOMPOSED**3 / decomposed,
+    )
+
+
+def _small(config: PreTrainedConfig, n_layers: int) -> PreTrainedModel:
+    """A random model of the widths of `config`, or of `WIDEST`, with few layers."""
     small = copy.deepcopy(config.get_text_config())
     share = max(1, -(-small.hidden_size // WIDEST))
     heads = max(1, small.num_attention_heads // share)
@@ -49,58 +125,27 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
         small.num_key_value_heads = max(1, min(heads, small.num_key_value_heads // share))
         while heads % small.num_key_value_heads:
             small.num_key_value_heads -= 1
-    small.num_hidden_layers, small.vocab_size = N_LAYERS, VOCAB
     if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:N_LAYERS]
+        kinds = small.layer_types
+        small.layer_types = [kinds[layer % len(kinds)] for layer in range(n_layers)]
+    small.num_hidden_layers, small.vocab_size = n_layers, VOCAB
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
-    with quiet(), torch.random.fork_rng(devices=devices.of_random_numbers(device)):
-        model = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device).eval()
-    a_token = flops_of(model)
-    ids = torch.zeros((1, N_PACKED), dtype=torch.long, device=device)
-    rows = torch.zeros((N_ROWS, 48), dtype=torch.long, device=device)
-    with torch.no_grad():
-        packed = _seconds(lambda: model(ids.view(8, -1), use_cache=False), device)
-        cache = model(rows, use_cache=True).past_key_values
-        generated = _seconds(lambda: model(rows[:, :1], past_key_values=copy.deepcopy(cache), use_cache=True), device)
-        generated -= _seconds(lambda: copy.deepcopy(cache), device)
-
-    def back() -> None:
-        loss = model(ids[:, :N_BACK].view(8, -1), use_cache=False).logits.float().square().mean()
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    backward = _seconds(back, device)
-    block = torch.zeros(1 << 24, device=device)
-    copied = _seconds(lambda: block.clone(), device)
-    return Speed(
-        a_token * N_PACKED / packed,
-        a_token * N_ROWS / max(generated, 1e-9),
-        3 * a_token * N_BACK / backward,
-        block.numel() / copied,
-    )
+    with quiet(), torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(small)
 
 
-def flops_of(model: torch.nn.Module) -> float:
-    """Operations of one forward token: two for each weight that multiplies, the output matrix among them."""
-    embedded = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
-    head = model.get_output_embeddings().weight.numel()  # type: ignore[operator]
-    return 2.0 * (sum(weight.numel() for weight in set(model.parameters())) - embedded + (
-        head if model.get_output_embeddings().weight is model.get_input_embeddings().weight else 0  # type: ignore[operator]
-    ))  # fmt: skip
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The shortest of some runs, after one that warms up."""
+def _seconds(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    """The middle one of some runs, after one that warms up: what else runs slows stages down as it does these."""
     clock = time.perf_counter if devices.is_gpu(device) else _processor
     run()
     found = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         devices.synchronise(device)
         started = clock()
         run()
         devices.synchronise(device)
         found.append(clock() - started)
-    return min(found)
+    return median(found)
 
 
 def _processor() -> float:

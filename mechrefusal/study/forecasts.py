@@ -9,67 +9,49 @@ Only the model's config and tokenizer are read, no weights.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechrefusal import devices as machine
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models import load_config
+from mechrefusal.evaluation.paired import BASE
+from mechrefusal.memory import USUAL
+from mechrefusal.models import Checkpoint, load_config
 from mechrefusal.models.capacity import WHILE_HOOKING, WITH_BIASES
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.sources import fetch, is_local, outline_from_hub
 from mechrefusal.models.weights import first_line
-from mechrefusal.study.calibrating import Speed, calibrated, flops_of
-from mechrefusal.study.forecast_counts import Counting, Work
+from mechrefusal.study.calibrating import Speed, calibrated
+from mechrefusal.study.forecast_counts import AT_A_CHECKPOINT, BETWEEN, asked
+from mechrefusal.study.forecast_training import training
+from mechrefusal.study.forecast_work import Counting, Size, Work
 from mechrefusal.study.loader import load_recipe
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import choose_prompts
+from mechrefusal.training import WARM_UP
 
 GIB = 2**30
-PROCESS = 0.45 * GIB
-"""Memory of a process with its libraries, before it opens a model."""
-LOADED = 17.0
-"""Numbers that are copied for each parameter while a hooked transformer is made and tried out."""
+PROCESS = 0.55 * GIB
+"""Memory of a process with its libraries."""
 STATES = 16
 """Bytes of a parameter in training: float32 weights, gradients, and Adam's two moments."""
 TRAINED_AT_ONCE = 600
 """Tokens of a step whose activations are kept, at the built-in lengths and 11 rows; in proportion to the rows."""
-READING = 0.5 * GIB
-"""Logits and activations of one pass of a measurement."""
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A model by its outline."""
-
-    parameters: int
-    flops: float
-    width: int
-    inner: int
-    n_layers: int
-    vocab: int
-    has_biases: bool
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "_Size":
-        """Of a model on the meta device."""
-        config, weights = model.config.get_text_config(), set(model.parameters())
-        return cls(
-            sum(weight.numel() for weight in weights),
-            flops_of(model),
-            config.hidden_size,
-            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            config.num_hidden_layers,
-            config.vocab_size,
-            any(name.endswith("bias") for name, _ in model.named_parameters()),
-        )
+BESIDE = {"harmful fine-tuning": STATES + 4, "spectrum of the update": 3 * 4}
+"""Bytes of a parameter that a stage holds in float32 beside the model that is measured: states of training and what is
+put back; of an update the weights before, those after, and a copy of them."""
+IN_FLOAT64 = ("attribution",)
+"""Stages that hold the output matrix in float64."""
+LEFT = 0.5
+"""Share of its small float32 matrices that a hooked transformer which was made leaves behind on a host: copies between
+blocks that are still in use. Larger ones are given back at once (`memory`)."""
+TWO_OPEN = ("cross patching", "lockstep patching")
+"""Stages in which a model is opened while another is open."""
 
 
 def plan(
@@ -99,7 +81,7 @@ def plan(
     folder = _outline(str(model) or recipe.model)
     config = load_config(folder)
     with quiet(), torch.device("meta"):
-        size = _Size.of(AutoModelForCausalLM.from_config(config))
+        size = Size.of(AutoModelForCausalLM.from_config(config))
     stored = str(getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None))
     dtype = recipe.placement.torch_dtype(stored_in_16_bits=stored in ("torch.bfloat16", "torch.float16"))
     here = recipe.placement.first_device() if not devices else machine.HOST
@@ -107,10 +89,16 @@ def plan(
     room = machine.bytes_of(device_memory) if device_memory else machine.free_bytes(here)
     n = devices or max(1, len(machine.gpus()))
     on_host = not devices and machine.is_host(here)
+    kind = "cpu" if on_host else "cuda"
     counting = Counting(
-        recipe, choose_prompts(recipe), _tokenizer(folder, recipe), n_layers=size.n_layers,
-        n_heads=config.get_text_config().num_attention_heads,
-    )  # fmt: skip
+        recipe,
+        choose_prompts(recipe),
+        _tokenizer(folder, recipe),
+        size,
+        tokens_at_once=machine.TOKENS_AT_ONCE[kind],
+        patched_at_once=machine.PATCHED_TOKENS_AT_ONCE[kind],
+        checkpoints=tuple(_checkpoints(recipe)),
+    )
     where = str(here) if not devices else f"{devices} devices"
     shared = {"device": where, "parameters": size.parameters, "available_gib": room / GIB}
     rows = [
@@ -137,47 +125,68 @@ def _tokenizer(folder: Path, recipe: Recipe) -> Any:
     return tokenizer
 
 
+def _checkpoints(recipe: Recipe) -> Iterator[Checkpoint]:
+    """What will be measured, before any of it is there; a folder that is given may turn out to hold several."""
+    nowhere = Path()
+    if recipe.model:
+        yield Checkpoint(BASE, 0, nowhere, "")
+    if recipe.arms and recipe.training.warm_up:
+        yield Checkpoint(WARM_UP, recipe.training.warm_up, nowhere, "")
+    for arm in recipe.arms:
+        yield from (Checkpoint(arm, step, nowhere, "") for step in recipe.training.arm_anchors)
+    for arm, sources in recipe.checkpoints.items():
+        yield from (Checkpoint(arm, step, nowhere, "") for step in range(1, len(sources) + 1))
+
+
 def _rows(
-    recipe: Recipe, counting: Counting, size: _Size, speed: Speed, dtype: torch.dtype, *, n_devices: int, process: float
+    recipe: Recipe, counting: Counting, size: Size, speed: Speed, dtype: torch.dtype, *, n_devices: int, process: float
 ) -> Iterator[dict[str, Any]]:
-    checkpoints = (
-        len(recipe.arms) * len(recipe.training.arm_anchors) + bool(recipe.model) + bool(recipe.training.warm_up)
-    )
-    checkpoints += sum(map(len, recipe.checkpoints.values()))
-    for stage, work in counting.training() if recipe.arms else ():
+    n = len(counting.checkpoints)
+    for stage, work in training(counting) if recipe.arms else ():
         memory = _while_training(recipe, size) / n_devices + process
         yield _row(stage, 1, work, size, speed, memory, n_devices)
     spread = n_devices if recipe.placement.device_map is not None else 1
-    weights = size.parameters * dtype.itemsize
+    weights = size.parameters * dtype.itemsize / spread
     copies = (WITH_BIASES if size.has_biases else WHILE_HOOKING) - 1
-    opening = (weights + copies * size.parameters * torch.float32.itemsize) / spread + process
-    at_once = max(1, min(checkpoints, n_devices // spread))
-    load = _row("load", checkpoints, Work(), size, speed, opening, at_once)
-    yield load | {"seconds": checkpoints * LOADED * size.parameters / speed.copied / at_once}
-    for stage, work in counting.stages():
-        yield _row(stage, checkpoints, work, size, speed, max(opening, weights / spread + READING + process), at_once)
-    for stage in counting.uncounted():
-        row = _row(stage, checkpoints, Work(), size, speed, opening, at_once)
-        yield row | dict.fromkeys(("forward_tokens", "flops", "seconds"), nan)
+    opening = weights + copies * size.parameters * torch.float32.itemsize / spread + process
+    at_once = max(1, min(n, n_devices // spread))
+    yield _row("load", n, counting.opening, size, speed, opening, at_once)
+    small = (4 * rows * columns for rows, columns in size.matrices)
+    hooked = size.hooked * dtype.itemsize / spread
+    left = LEFT * sum(each for each in small if each < USUAL) if process else 0.0
+    for stage, work in asked(counting, AT_A_CHECKPOINT):
+        beside = BESIDE.get(stage, 0) * size.parameters + 8 * size.vocab * size.width * (stage in IN_FLOAT64)
+        yield _row(stage, n, work, size, speed, hooked + left + beside + _in_a_pass(work, size) + process, at_once)
+    for stage, work in asked(counting, BETWEEN):
+        memory = opening + hooked * (stage in TWO_OPEN)
+        if stage in BESIDE:
+            memory = BESIDE[stage] * size.parameters + _in_a_pass(work, size) + process
+        yield _row(stage, 1, work, size, speed, memory, at_once if stage == "transfer" else 1)
 
 
-def _row(stage: str, times: int, work: Work, size: _Size, speed: Speed, memory: float, at_once: int) -> dict[str, Any]:
+def _in_a_pass(work: Work, size: Size) -> float:
+    """Bytes of the activations and logits of the largest pass; logits in float32, and once more in float64."""
+    activations = 4 * work.tokens_at_once * (6 * size.width + 3 * size.inner)
+    kept = 4 * work.backward_at_once * (14 * size.width + 4 * size.inner) * size.n_layers
+    return activations + kept + 12 * work.logits_at_once * size.vocab
+
+
+def _row(stage: str, times: int, work: Work, size: Size, speed: Speed, memory: float, at_once: int) -> dict[str, Any]:
     head = 2.0 * size.vocab * size.width
-    a_token = size.flops - head
-    packed = work.tokens * a_token + work.logits * head
-    generated, backward = work.generated * size.flops, 3 * work.backward * size.flops
-    seconds = packed / speed.packed + generated / speed.generated + backward / speed.backward
+    a_token, a_pair = size.flops - head, 4.0 * size.width * size.n_layers
+    forward = (work.tokens + work.generated) * a_token + work.attended * a_pair + work.logits * head
+    backward = 3 * work.backward * a_token
     return {
         "stage": stage,
         "times": times,
         "memory_gib": memory / GIB,
         "forward_tokens": times * (work.tokens + work.generated + work.backward),
-        "flops": times * (packed + generated + backward),
-        "seconds": times * seconds / at_once,
+        "flops": times * (forward + backward + work.decomposed),
+        "seconds": times * speed.seconds(work, a_token, a_pair, head, size.n_layers) / at_once,
     }
 
 
-def _while_training(recipe: Recipe, size: _Size) -> float:
+def _while_training(recipe: Recipe, size: Size) -> float:
     """Bytes of a training step: weights with gradients and moments, activations, and logits with their gradients."""
     settings = recipe.training
     rows = max(
@@ -196,7 +205,7 @@ def _while_training(recipe: Recipe, size: _Size) -> float:
 
 def _note(row: dict[str, Any], room: float) -> str:
     if row["memory_gib"] * GIB <= room:
-        return "not counted yet: its time comes beside" if isnan(row["seconds"]) else ""
+        return ""
     remedy = (
         "training.lora, gradient_checkpointing" if row["stage"].startswith("train") else "dtype bfloat16, device_map"
     )

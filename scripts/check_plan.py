@@ -1,0 +1,217 @@
+"""A plan held against what is run: seconds, memory and forward tokens of every stage, predicted and measured.
+
+    python scripts/check_plan.py MODEL CHECKPOINT
+    python scripts/check_plan.py MODEL CHECKPOINT --recipe my-recipe.yaml
+
+Both models are measured in a folder that is removed afterwards, on one thread of a processor. Seconds are those of the
+processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs (Linux).
+Tokens are those that pass through all blocks of the model, forward or forward and back; a pass through some of the
+blocks counts in part, and what the hooked transformer itself runs is not seen. A stage that finds nothing to do, as
+where no prompt is refused, takes none: give a checkpoint that refuses.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+import mechrefusal as mr
+from mechrefusal.study.caching import Inputs, Made, Unit
+from mechrefusal.study.loader import recipe_from_dict
+from mechrefusal.study.recipe import Recipe
+from mechrefusal.study.run import Run
+
+SMALL: dict[str, Any] = {
+    "name": "check",
+    "arms": [],
+    "attack": {"n_cases": 2, "methods": ["templates"], "templates": {"names": ["prefix_injection"]}},
+    "measuring": {
+        "n_evaluation": 8, "n_overrefusal": 6, "n_contrast": 0, "n_utility": 4, "n_direction": 12, "n_validation": 8,
+        "n_intervened": 4, "n_attributed": 2, "n_pairs": 2, "n_top_heads": 3, "max_new_tokens": 8, "layer_step": 10,
+        "n_positions": 1, "fewest_kept": 2,
+    },
+    "geometry": {
+        "layer_step": 4, "n_contenders": 2, "largest_subspace": 2, "cone_steps": 2, "cone_samples": 2,
+        "n_coupled": 6, "n_dosed": 4, "doses": [0, 1], "n_transferred": 6,
+    },
+    "causal": {
+        "n_finalists": 3, "n_knocked_out": 2, "layer_step": 15, "n_candidates": 3, "largest_set": 2, "n_nodes": 4,
+        "n_edges": 6, "n_random": 1, "n_crossed": 2, "n_rotations": 1,
+    },
+    "durability": {
+        "removal": {"n_prompts": 3, "n_trials": 2, "kl_levels": [0.1], "n_random": 1, "max_new_tokens": 4},
+        "update_spectrum": {"n_prompts": 2, "ranks": [2], "scales": [1], "n_random": 1, "max_new_tokens": 4},
+        "lockstep": {"n_prompts": 2, "layer_step": 15, "n_rotations": 1, "max_new_tokens": 3},
+        "harmful_fine_tuning": {"n_prompts": 2, "n_examples": [2], "epochs": 1, "max_new_tokens": 4},
+        "answer_length": {"n_prompts": 2, "lengths": [4, 8]},
+        "prefilled": {"n_prompts": 2, "n_tokens": [2], "max_new_tokens": 4},
+    },
+}  # fmt: skip
+"""Every measure, at sizes that take some minutes on a model of 135 million parameters."""
+
+
+@dataclass
+class Measured:
+    """What a stage took: seconds of the processor, bytes at most, and tokens of passes through all blocks."""
+
+    seconds: float = 0.0
+    memory: int = 0
+    tokens: float = 0.0
+
+
+class Meter:
+    """What was taken between moments, and how many rows passed through MLPs meanwhile."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.stages: dict[tuple[str, str], Measured] = {}
+        self._n_layers, self._open, self._rows = n_layers, False, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._rows = time.process_time(), 0
+        _forget_peak()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what passes while open."""
+        hook = nn.modules.module.register_module_forward_hook(self._count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def of(self, stage: str, key: str) -> Iterator[None]:
+        """What runs while open is the stage's; a unit of a stage within it is a part of it."""
+        if self._open:
+            yield
+            return
+        self._open = True
+        self._begin()
+        try:
+            yield
+        finally:
+            self._open = False
+            self.ended(stage, key)
+
+    def ended(self, stage: str, key: str) -> None:
+        """What ran since the last moment was the stage's."""
+        seconds = time.process_time() - self._since
+        self.stages[stage, key] = Measured(seconds, _peak(), self._rows / self._n_layers)
+        self._begin()
+
+    def _count(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if type(module).__name__.endswith("MLP") and isinstance(output, torch.Tensor):
+            self._rows += output.numel() // output.shape[-1]
+
+
+@dataclass(frozen=True)
+class MeteredRun(Run):
+    """A run whose stages are metered."""
+
+    meter: Meter = field(default_factory=lambda: Meter(1), compare=False)
+
+    def cached(self, name: str, key: str, inputs: Inputs, make: Callable[[], Made]) -> Unit:
+        """As `Run.cached`."""
+
+        def metered() -> Made:
+            with self.meter.of(name, key):
+                return make()
+
+        return super().cached(name, key, inputs, metered)
+
+    def update(self, changes: dict[str, Any]) -> None:
+        """As `Run.update`; when a model is open, what ran since the last stage was the opening."""
+        for checkpoint in changes.get("opened", {}):
+            self.meter.ended("load", checkpoint)
+        super().update(changes)
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak() -> int:
+    """The most memory that this process has held since it was told to forget."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:
+    """Every stage of a run of the recipe: at the last checkpoint, or over all of them."""
+    n_layers = mr.models.load_config(recipe.model).get_text_config().num_hidden_layers
+    created = Run.create(folder, recipe)
+    run = MeteredRun(created.folder, created.recipe, Meter(n_layers))
+    with run.meter.counting():
+        mr.study.measure(run)
+    last, over_all = run.checkpoints()[-1].id, {}
+    for (stage, key), one in run.meter.stages.items():
+        if key == last and stage != "transfer":
+            over_all[stage] = one
+        elif not key or stage == "transfer":
+            known = over_all.get(stage, Measured())
+            summed = known.seconds + one.seconds, max(known.memory, one.memory), known.tokens + one.tokens
+            over_all[stage] = Measured(*summed)
+    return over_all
+
+
+def compared(recipe: Recipe, found: dict[str, Measured]) -> pd.DataFrame:
+    """A row a stage: what the plan says, what was measured, and the one by the other."""
+    rows = []
+    for planned in mr.study.plan(recipe).to_dict("records"):
+        if (taken := found.get(planned["stage"])) is None:
+            continue
+        pairs = {
+            "tokens": (planned["forward_tokens"] / planned["times"], taken.tokens),
+            "seconds": (planned["seconds"] / planned["times"], taken.seconds),
+            "GiB": (planned["memory_gib"], taken.memory / 2**30),
+        }
+        row = {"stage": planned["stage"]}
+        for name, (expected, seen) in pairs.items():
+            row |= {
+                f"{name} planned": expected,
+                f"{name} taken": seen,
+                f"{name} ratio": expected / seen if seen else nan,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="what the recipe measures first: a folder or hub name")
+    parser.add_argument("checkpoint", help="what it measures then, and whose stages are compared with the plan")
+    parser.add_argument("--recipe", default="", help="what is measured, by default all that there is at small sizes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    base = mr.study.load_recipe(options.recipe) if options.recipe else recipe_from_dict(SMALL)
+    recipe = replace(base, model=options.model, arms={}, checkpoints={"trained": (options.checkpoint,)})
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(recipe, Path(folder) / "run")
+    print("| stage | tokens | taken | ratio | seconds | taken | ratio | GiB | taken | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in compared(recipe, found).to_dict("records"):
+        digits = {name: 2 if name.endswith("ratio") else _DIGITS[name.split()[0]] for name in row if name != "stage"}
+        numbers = ("" if isnan(row[name]) else f"{row[name]:,.{places}f}" for name, places in digits.items())
+        print(f"| {row['stage']} | {' | '.join(numbers)} |")
+
+
+_DIGITS = {"tokens": 0, "seconds": 1, "GiB": 2}
+
+
+if __name__ == "__main__":
+    main()
