@@ -70,5 +70,5 @@ def name_of_base(base: Path, folder: Path) -> tuple[str, str | None]:
         return named
     base, folder = base.resolve(), folder.resolve()
     if _ANCHOR.fullmatch(base.name) and base.parent.parent == folder.parent.parent:
-        return str(base.relative_to(folder, walk_up=True)), None
+        return f"../../{base.parent.name}/{base.name}", None
     return str(base), None

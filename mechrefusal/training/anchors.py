@@ -1,4 +1,4 @@
-"""Anchors: the weights at fixed optimiser steps, as Hugging Face folders written whole: of a model, or of an adapter."""
+"""Anchors: the weights at fixed optimiser steps, as Hugging Face folders of a model or an adapter, written whole."""
 
 import shutil
 from collections.abc import Mapping

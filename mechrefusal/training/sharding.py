@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -204,7 +204,7 @@ def _gathered_adapter(trainer: Any) -> dict[str, Tensor]:
 def _whole(weight: Tensor, device: torch.device) -> Iterator[Tensor]:
     """A single tensor, whole in every process while open."""
     if isinstance(weight, DTensor):
-        yield weight.detach().to(device).full_tensor()
+        yield cast("DTensor", weight.detach().to(device)).full_tensor()
     elif hasattr(weight, "ds_id"):
         import deepspeed
 
