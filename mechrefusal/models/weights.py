@@ -186,7 +186,7 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
     from peft import PeftModel
 
     folder = files.adapter[0].parent
-    # Merged into weights of 16 bits it is computed in float32, so that the sum alone is rounded; PEFT has experts in 16.
+    # Merged into weights of 16 bits it is computed in float32, so that the sum alone is rounded (not of experts).
     how: dict[str, Any] = {"local_files_only": True, "autocast_adapter_dtype": merged}
     stored = stored_tensors(files.adapter[1])
     rows = [one.shape[0] for name, one in stored.items() if _is_embedding(name)]
