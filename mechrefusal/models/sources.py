@@ -148,9 +148,12 @@ def local_base(adapter: Path) -> Path | None:
     """The folder of the base model that an adapter names, where it is one: a path, or one from the adapter's folder.
 
     A name that leads upwards is first looked for from the adapter's folder, as anchors name their base: the folder that
-    a process happens to run in has no part in it. Others are paths first, as PEFT takes them.
+    a process happens to run in has no part in it. Others are paths first, as PEFT takes them, but those of models that
+    are packaged or made, which `fetch` gives.
     """
     name = named_base(adapter)
+    if name.lower() in (*packaged.PACKAGED, TINY):
+        return None
     places = [Path(name).expanduser(), adapter / name]
     return next((folder for folder in places[:: -1 if name.startswith("..") else 1] if folder.is_dir()), None)
 
