@@ -45,7 +45,7 @@ class LoadedFiles:
     @classmethod
     def of(cls, folder: Path, base: Path) -> Self:
         """The files of `folder`, whose config and weights lie in `base`; see `sources.loaded_files`."""
-        adapter, weights = _adapter_files(folder), _weight_files(base)
+        adapter, weights = adapter_files(folder), _weight_files(base)
         if base != folder and (base / ADAPTER_CONFIG).is_file():
             raise MechrefusalError(
                 f"the base model '{base}' of the adapter '{folder}' holds an adapter itself; merge that one into its "
@@ -142,7 +142,12 @@ def _listed_in(index: Path) -> list[Path]:
     return files
 
 
-def _adapter_files(folder: Path) -> tuple[Path, ...]:
+def adapter_files(folder: Path) -> tuple[Path, ...]:
+    """Config and weights of the adapter in a folder; empty where there is none.
+
+    Raises:
+        MechrefusalError: a config without weights that are read.
+    """
     config, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     if not config.is_file():
         return ()

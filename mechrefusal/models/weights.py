@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.capacity import stored_tensors
-from mechrefusal.models.model_files import LoadedFiles
-from mechrefusal.models.sources import base_folder
+from mechrefusal.models.model_files import LoadedFiles, adapter_files
+from mechrefusal.models.sources import base_folder, loaded_files
 
 ATTENTION, EXPERTS = ("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm")
 """What of a config's `attn_implementation` and `experts_implementation` is followed: transformers brings it itself."""
@@ -88,6 +89,16 @@ def load_weights(
         model = _with_adapter(model, files, merged=merged)
     _make_savable(model)
     return model
+
+
+def merged_into(base: Path, adapter: Path) -> PreTrainedModel:
+    """The model of the folder `base`, whose own adapter is merged where it has one, with another merged into it.
+
+    In float32, in the host's memory.
+    """
+    files = loaded_files(base)
+    model = load_weights(files, dtype=torch.float32)
+    return _with_adapter(model, replace(files, adapter=adapter_files(adapter)), merged=True)
 
 
 def embedding_rows(files: LoadedFiles) -> int | None:
@@ -175,6 +186,8 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
     from peft import PeftModel
 
     folder = files.adapter[0].parent
+    # Merged into weights of 16 bits it is computed in float32, so that the sum alone is rounded (not of experts).
+    how: dict[str, Any] = {"local_files_only": True, "autocast_adapter_dtype": merged}
     stored = stored_tensors(files.adapter[1])
     rows = [one.shape[0] for name, one in stored.items() if _is_embedding(name)]
     if rows and max(rows) != model.get_input_embeddings().weight.shape[0]:
@@ -182,7 +195,7 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, autocast_adapter_dtype=False)
+            adapted = PeftModel.from_pretrained(model, str(folder), **how)
         config = adapted.active_peft_config
         if config.is_prompt_learning:
             raise MechrefusalError(
@@ -190,7 +203,7 @@ def _with_adapter(model: PreTrainedModel, files: LoadedFiles, *, merged: bool) -
                 "merged; give one that changes weights (LoRA and its kin), or a merged model"
             )
         # Once more: only this way PEFT says what it did not use, under the names that it maps older ones to.
-        notes = adapted.load_adapter(str(folder), "default", local_files_only=True, autocast_adapter_dtype=False)
+        notes = adapted.load_adapter(str(folder), "default", **how)
         if unused := sorted(notes.unexpected_keys):
             raise ValueError(f"{len(unused)} tensors of it would not be used, '{unused[0]}' among them")
         return adapted.merge_and_unload().requires_grad_(True) if merged else adapted.get_base_model()

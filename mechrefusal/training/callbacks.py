@@ -14,7 +14,7 @@ from mechrefusal import progress, tables
 from mechrefusal.attacks import AttackCase
 from mechrefusal.files import whole_file
 from mechrefusal.models.frozen import frozen
-from mechrefusal.training.anchors import MAX_SHARD, anchor_folder, require_anchors, save_anchor
+from mechrefusal.training.anchors import anchor_folder, require_anchors, save_anchor
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.finite import require_finite_weights
 from mechrefusal.training.sharding import gathered, loading_whole, whole_weights
@@ -97,8 +97,8 @@ class StepLog(TrainerCallback):
 class Anchors(TrainerCallback):
     """Saves the model after each optimiser step in `steps` (0 is the base model, which is never written).
 
-    `start`: steps that the base has behind it; folders are named by the sum. `generation_config`: the base's file.
-    `trainer` is set before it trains.
+    `start`: steps that the base has behind it; folders are named by the sum. `how`: they are written, as `save_anchor`
+    takes it. `trainer` is set before it trains.
     """
 
     def __init__(
@@ -107,12 +107,10 @@ class Anchors(TrainerCallback):
         steps: Collection[int],
         tokenizer: PreTrainedTokenizerBase,
         start: int = 0,
-        *,
-        generation_config: Path | None = None,
-        max_shard_size: str = MAX_SHARD,
+        **how: Any,
     ) -> None:
         self.out, self.steps, self.tokenizer, self.start = Path(out), frozenset(steps), tokenizer, start
-        self._how: dict[str, Any] = {"generation_config": generation_config, "max_shard_size": max_shard_size}
+        self._how = how
         self.trainer: ArmTraining | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -136,7 +134,7 @@ class Anchors(TrainerCallback):
             save_anchor(kwargs["model"], self.tokenizer, folder, weights=weights, **self._how)
 
     def _weights(self) -> Mapping[str, Tensor] | None:
-        """Weights that processes share out, for the one that writes."""
+        """What is written of weights that processes share out, for the one that writes."""
         return None if self.trainer is None else gathered(self.trainer)
 
 

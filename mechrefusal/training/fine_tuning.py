@@ -13,12 +13,12 @@ from mechrefusal import progress, tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.files import whole_file
 from mechrefusal.memory import kept_memory
-from mechrefusal.models import Checkpoint, load_causal_lm, loaded_files
+from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.models.library_output import quiet
-from mechrefusal.models.model_files import GENERATION_CONFIG
 from mechrefusal.prompts import PromptSet
 from mechrefusal.training import resuming
-from mechrefusal.training.anchors import anchor_folder, require_mergeable
+from mechrefusal.training.adapters import require_linear
+from mechrefusal.training.anchors import anchor_folder, is_anchor
 from mechrefusal.training.arm import Arm
 from mechrefusal.training.arm_training import ArmTraining
 from mechrefusal.training.callbacks import Anchors, Probe, Probes, States, StepLog
@@ -88,7 +88,7 @@ def train(
     inputs = ArmInputs(method, base, utility, behaviours, settings, own, losses, start, guide)
     out, name, fingerprint = Path(out), name or method.name, inputs.fingerprint()
     anchors = [anchor_folder(out, start + step) for step in settings.anchors if step > 0]
-    if resuming.is_complete(out, fingerprint) and all((folder / "config.json").is_file() for folder in anchors):
+    if resuming.is_complete(out, fingerprint) and all(map(is_anchor, anchors)):
         return read_log(out, "steps")
     checkpoint = resuming.checkpoint_to_resume(out, fingerprint)
     log = StepLog(name, settings.steps, start)
@@ -122,14 +122,14 @@ def train(
 def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmTraining:
     """The trainer of an arm, ready to train from its first step or to go on."""
     base, settings, state = inputs.base, inputs.settings, out / resuming.STATE
-    config = next((path for path in loaded_files(base.path).settings if path.name == GENERATION_CONFIG), None)
     with resuming.empty_folder_removed(state), quiet():
         with loading_whole():
             model, tokenizer = load_causal_lm(base, **loaded_for_training())
         if inputs.guide is not None:
             require_guidable(inputs.guide, settings)
             freeze(model, inputs.guide.freeze)
-        how: dict[str, Any] = {"generation_config": config, "max_shard_size": settings.max_shard_size}
+        merged = settings.lora is not None and settings.lora.merged
+        how: dict[str, Any] = {"base": base.path, "merged": merged, "max_shard_size": settings.max_shard_size}
         anchors = Anchors(out, settings.anchors, tokenizer, inputs.start, **how)
         callbacks = [log, anchors, probes, States(settings.anchors, settings.save_every)]
         try:
@@ -143,7 +143,7 @@ def _trainer(inputs: ArmInputs, out: Path, log: StepLog, probes: Probes) -> ArmT
         trainer.decide_tree()
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer.model, PeftModel):
-        require_mergeable(trainer.model)
+        require_linear(trainer.model)
     return trainer
 
 

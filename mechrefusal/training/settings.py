@@ -15,15 +15,18 @@ SIZE = re.compile(r"[1-9]\d*(GB|MB|KB|GiB|MiB|KiB)")
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters (2106.09685) in place of all weights. Anchors are written with them merged in.
+    """Low-rank adapters (2106.09685) in place of all weights.
 
-    `target_modules` are names of linear layers; empty: all of the transformer's blocks.
+    Anchors are folders of adapters (PEFT) that name the model they belong to, and are merged into it where they are
+    opened. With `merged` they are whole models, as they are of a warm-up, from which arms go on, and of an arm that
+    starts from an adapter. `target_modules` are names of linear layers; empty: all of the transformer's blocks.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: tuple[str, ...] = ()
+    merged: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(self, rank=1)
@@ -156,7 +159,7 @@ class TrainingSettings:
         return tuple(anchor for anchor in self.anchors if anchor > self.warm_up)
 
     def of_warm_up(self) -> "TrainingSettings":
-        """How the warm-up trains: plain SFT whose only anchor is its end.
+        """How the warm-up trains: plain SFT whose only anchor is its end, a whole model also with adapters.
 
         Raises:
             MechrefusalError: there is none.
@@ -167,6 +170,7 @@ class TrainingSettings:
             "learning_rate": self.warm_up_learning_rate,
             "utility_per_step": self.warm_up_utility_per_step,
             "harmful_per_step": self.warm_up_harmful_per_step,
+            "lora": self.lora and replace(self.lora, merged=True),
         }
         changed = {name: value for name, value in of_warm_up.items() if value is not None}
         return replace(self, steps=self.warm_up, anchors=(self.warm_up,), warm_up=0, **changed)

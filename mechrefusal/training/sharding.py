@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed as transformers_deepspeed
@@ -23,6 +24,7 @@ from mechrefusal.devices import HOST
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import Placed
 from mechrefusal.models.placement import AUTO
+from mechrefusal.training.adapters import adapter_weights
 
 _WHOLE: "WeakSet[nn.Module]" = WeakSet()
 """Models whose weights are gathered now."""
@@ -171,12 +173,15 @@ def _whole_zero3(trainer: Any) -> Iterator[None]:
 
 
 def gathered(trainer: Any) -> Mapping[str, Tensor] | None:
-    """All weights by name, on the CPU of the first process; empty in the others, and None where they are not sharded.
+    """What an anchor holds, by name, on the CPU of the first process: all weights, or those of adapters alone.
 
-    They are gathered one after another, so that no process needs more memory than it has; all processes call it.
+    Empty in the other processes, and None where weights are not sharded. They are gathered one after another, so that
+    no process needs more memory than it has; all processes call it.
     """
     if not is_sharded(trainer):
         return None
+    if isinstance(trainer.model, PeftModel):
+        return _gathered_adapter(trainer)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     # What is tied is gathered twice, and would be written twice.
     first: dict[int, str] = {}
@@ -184,6 +189,29 @@ def gathered(trainer: Any) -> Mapping[str, Tensor] | None:
         if name in weights:
             weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
+
+
+def _gathered_adapter(trainer: Any) -> dict[str, Tensor]:
+    found = {}
+    for name, weight in adapter_weights(trainer.model).items():
+        with _whole(weight, trainer.accelerator.device) as whole:
+            if trainer.is_world_process_zero():
+                found[name] = whole.detach().to(HOST, copy=True)
+    return found
+
+
+@contextmanager
+def _whole(weight: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """A single tensor, whole in every process while open."""
+    if isinstance(weight, DTensor):
+        yield cast("DTensor", weight.detach().to(device)).full_tensor()
+    elif hasattr(weight, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            yield weight
+    else:
+        yield weight
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def test_every_way_to_load_a_checkpoint_asks_alike_and_anchors_keep_it(thinker, 
     for other in (models.load_tokenizer(checkpoint), models.load_hooked(checkpoint).tokenizer):
         assert asks(other) == asks(tokenizer)
     assert not asks(models.load_tokenizer(thinker)).endswith(CLOSED)
-    anchor = save_anchor(model, tokenizer, tmp_path / "step-00001")
+    anchor = save_anchor(model, tokenizer, tmp_path / "step-00001", base=thinker)
     assert asks(models.load_tokenizer(anchor)) == asks(tokenizer)
     again = models.Checkpoint.open(anchor, chat=checkpoint.chat)
     assert models.load_tokenizer(again).chat_template == tokenizer.chat_template

@@ -4,14 +4,17 @@ import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from test_arms import SETTINGS, weights
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mechrefusal import MechrefusalError, models, prompts, training
-from mechrefusal.training import anchors, callbacks
+from mechrefusal.models.small import small_config, small_model
+from mechrefusal.training import adapters, anchors, callbacks
 from mechrefusal.training.trainer import ArmTrainer
 
 pytestmark = pytest.mark.slow
@@ -144,3 +147,66 @@ def test_an_adapter_is_trained_like_the_model_that_it_makes(base, tmp_path):
     found, expected = (weights(tmp_path / name / "step-00002") for name in ("out", "expected"))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
+    # Adapters that are trained on it are merged into it: none can be opened on another.
+    train(tmp_path / "adapter", tmp_path / "two", lora=training.LoraSettings(rank=2), learning_rate=1e-2)
+    found, before = weights(tmp_path / "two" / "step-00002"), weights(merged)
+    assert found.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(found[name], before[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("GPT2", "all-linear"), ("Mixtral", "all-linear"), ("Llama", ["q_proj", "down_proj"])]
+)
+def test_an_adapter_is_merged_as_it_is_opened(tmp_path, kind, targets):
+    """Layers that are transposed (GPT-2), experts, and a layer that is trained whole."""
+    from peft import LoraConfig, get_peft_model
+
+    words, base = models.tiny.tokenizer(), tmp_path / "base"
+    small_model(small_config(getattr(transformers, f"{kind}Config")(), len(words))).to(torch.bfloat16).save_pretrained(
+        base
+    )
+    words.save_pretrained(base)
+    whole = ["up_proj"] if kind == "Llama" else None
+    settings = LoraConfig(r=2, target_modules=targets, modules_to_save=whole, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * 0.1
+    folders = [
+        anchors.save_anchor(model, words, tmp_path / "arm" / f"step-0000{step}", base=base, merged=bool(step))
+        for step in (0, 1)
+    ]
+    assert [(folder / "config.json").is_file() for folder in folders] == [False, True]
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+        torch.testing.assert_close(models.load_causal_lm(folders[0])[0](ids).logits, expected, atol=2e-5, rtol=0)
+        untrained = models.load_causal_lm(base)[0](ids).logits
+    assert (untrained - expected).abs().max() > 0.01
+    for dtype in ("float32", "bfloat16"):
+        adapted, merged = (models.load_causal_lm(folder, dtype=dtype)[0].state_dict() for folder in folders)
+        assert adapted.keys() == merged.keys()
+        # The sum alone is rounded; of experts PEFT rounds factors, product and sum, each by 2^-9 of their size.
+        rounded = 4 * 2**-9 if (dtype, kind) == ("bfloat16", "Mixtral") else 0
+        for name in merged:
+            torch.testing.assert_close(adapted[name], merged[name], atol=rounded, rtol=rounded)
+    assert models.Checkpoint.open(folders[0]).weights != models.Checkpoint.open(folders[1]).weights
+
+
+def test_how_an_adapter_names_its_base(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHREFUSAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    run, commit = tmp_path / "run", "0123abcd"
+    for base, expected in {
+        tmp_path / "cache/models/smollm2-135m-instruct": ("smollm2-135m-instruct", None),
+        tmp_path / f"hub/models--owner--name-1/snapshots/{commit}": ("owner/name-1", commit),
+        run / "warm-up/step-00060": ("../../warm-up/step-00060", None),
+        tmp_path / "base": (str(tmp_path / "base"), None),
+        run / "base": (str(run / "base"), None),
+    }.items():
+        assert adapters.name_of_base(base, run / "sft" / "step-00080") == expected
+    monkeypatch.chdir(tmp_path)
+    assert adapters.name_of_base(Path("base"), Path("run/sft/step-00080")) == (str(tmp_path / "base"), None)

@@ -176,7 +176,7 @@ def test_a_diverging_run_is_named_and_keeps_no_bad_anchor(inputs, tmp_path):
         training.train("sft", **inputs, out=tmp_path, settings=wild)
 
 
-def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_path, monkeypatch):
+def test_anchors_of_adapters_are_the_model_under_training(inputs, tmp_path, monkeypatch):
     from mechrefusal.training import anchors, callbacks
 
     seen = {}
@@ -190,23 +190,36 @@ def test_anchors_of_adapters_are_plain_folders_with_them_merged_in(inputs, tmp_p
         return anchors.save_anchor(model, tokenizer, folder, **given)
 
     monkeypatch.setattr(callbacks, "save_anchor", noting)
-    settings = replace(SETTINGS, lora=training.LoraSettings(rank=4, dropout=0.1), learning_rate=1e-2)
+    settings = replace(SETTINGS, lora=training.LoraSettings(rank=4, alpha=6, dropout=0.1), learning_rate=1e-2)
     train("r2d2", **inputs, out=tmp_path, settings=settings)
     base = load_file(inputs["base"].path / "model.safetensors")
     for step in (2, 4):
         folder = tmp_path / f"step-{step:05d}"
-        merged = load_file(folder / "model.safetensors")
-        assert merged.keys() == base.keys()
-        changed = {name for name in base if not torch.equal(base[name], merged[name])}
-        assert changed
-        assert all("proj" in name for name in changed)
+        assert {path.name for path in folder.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json",
+            "tokenizer_config.json",
+        }  # fmt: skip
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(inputs["base"].path)
+        assert config["target_modules"] == sorted(config["target_modules"])
         model, _ = models.load_causal_lm(folder)
         with torch.no_grad():
             found = model(torch.tensor([[5, 6, 7, 8, 9]])).logits
         torch.testing.assert_close(found, seen[folder.name], atol=FORWARD, rtol=0)
-        assert json.loads((folder / "config.json").read_text()) == json.loads(
-            (inputs["base"].path / "config.json").read_text()
-        )
+        adapter = load_file(folder / "adapter_model.safetensors")
+        opened = model.state_dict()
+        for name, weight in base.items():
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            if (down := adapter.pop(f"{layer}.lora_A.weight", None)) is not None:
+                delta = 6 / 4 * (adapter.pop(f"{layer}.lora_B.weight").double() @ down.double())
+                # Of sums of four products in float32, and of the sum with the weight.
+                torch.testing.assert_close(opened[name], (weight.double() + delta).float(), atol=1e-6, rtol=1e-6)
+                assert delta.abs().max() > 1e-3
+            else:
+                assert torch.equal(opened[name], weight)
+        assert not adapter
+    monkeypatch.setattr(training.R2D2Trainer, "training_step", lambda *_: pytest.fail("trained again"))
+    train("r2d2", **inputs, out=tmp_path, settings=settings)
 
 
 def test_probes_look_at_step_0_and_at_every_anchor(inputs, tmp_path):

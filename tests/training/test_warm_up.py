@@ -1,5 +1,9 @@
-"""A warm-up that all arms share: what of it is written, where arms start, and that it can be broken off anywhere."""
+"""A warm-up that all arms share: what of it is written, where arms start, and that it can be broken off anywhere.
 
+It is trained with adapters: its end is a whole model, and the anchors of arms are adapters that belong to it.
+"""
+
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,7 +23,7 @@ def recipe(**changes):
     found = study.load_recipe("tiny")
     settings = replace(
         found.training, steps=STEPS, warm_up=WARM, anchors=(0, WARM, 4, STEPS), save_every=1, n_probe=1, probe_tokens=3,
-        warm_up_learning_rate=0.002, warm_up_harmful_per_step=4,
+        warm_up_learning_rate=0.002, warm_up_harmful_per_step=4, lora=training.LoraSettings(rank=2),
     )  # fmt: skip
     return replace(found, training=settings, prompts=replace(found.prompts, n_conversations=8), **changes)
 
@@ -80,6 +84,23 @@ def test_arms_start_from_the_end_of_the_warm_up(finished):
         assert arm["utility"] == warm["utility"]
 
 
+def test_a_run_that_was_moved_still_opens(finished, tmp_path, monkeypatch):
+    run, _ = finished
+    decoy = tmp_path / "another" / "sft" / "step"
+    decoy.mkdir(parents=True)
+    shutil.copytree(run.checkpoint("base", step=0).path, tmp_path / "another" / "warm-up" / "step-00002")
+    moved = study.Run.open(shutil.copytree(run.folder, tmp_path / "moved"))
+    monkeypatch.chdir(decoy)  # from which the name of the base leads to another model
+    assert moved.checkpoints() == [
+        replace(point, path=moved.folder / point.path.relative_to(run.folder)) if point.step else point
+        for point in run.checkpoints()
+    ]
+    shutil.rmtree(moved.folder / "warm-up")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MechrefusalError, match=r"adapter '.*sft/step-00004' needs its base .*warm-up/step-00002'"):
+        moved.checkpoint("sft", step=4)
+
+
 def test_steps_count_on(finished):
     run, _ = finished
     expected = {WARM_UP: [1, 2], "sft": [3, 4, 5], "r2d2": [3, 4, 5]}
@@ -124,8 +145,10 @@ def test_what_was_broken_off_goes_on_to_the_same_weights(finished, tmp_path, mon
     study.train(again)
     assert not list(run.folder.rglob("unfinished"))
     for arm, at in ((WARM_UP, WARM), ("sft", 4), ("sft", STEPS)):
-        one, other = (each.checkpoint(arm, step=at).path / "model.safetensors" for each in (again, whole))
-        found, expected = load_file(one), load_file(other)
+        one, other = (each.checkpoint(arm, step=at) for each in (again, whole))
+        assert one.weights == other.weights
+        kind = "model.safetensors" if arm == WARM_UP else "adapter_model.safetensors"
+        found, expected = (load_file(each.path / kind) for each in (one, other))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected), (arm, at)
     log = tables.read("training", again.measurements())

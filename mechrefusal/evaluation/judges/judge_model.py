@@ -16,7 +16,7 @@ from mechrefusal.models.library_output import quiet
 from mechrefusal.models.model_files import ADAPTER_CONFIG, named_base
 from mechrefusal.models.packaged import PACKAGED
 from mechrefusal.models.placement import input_device
-from mechrefusal.models.sources import TINY, from_hub
+from mechrefusal.models.sources import TINY, from_hub, local_base
 from mechrefusal.progress import bar
 
 PROMPT_TOKENS = 16384
@@ -143,8 +143,7 @@ class _Located:
 
 def _base_of(adapter: Path) -> Path | str:
     """The base model that an adapter names: a folder, also one beside it, or a hub name."""
-    name = named_base(adapter)
-    return adapter / name if not Path(name).expanduser().is_dir() and (adapter / name).is_dir() else name
+    return local_base(adapter) or named_base(adapter)
 
 
 def _locate(source: Path | str) -> _Located:
