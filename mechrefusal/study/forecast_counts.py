@@ -16,6 +16,7 @@ AT_A_CHECKPOINT: Mapping[str, Callable[[Counting], Work]] = {
     "answers": geometry.answers,
     "refusal metric": geometry.refusal_metric,
     "directions": geometry.directions,
+    "separability": geometry.separability,
     "carriers": geometry.carriers,
     "subspaces": geometry.subspaces,
     "over-refusal overlap": geometry.overlap,

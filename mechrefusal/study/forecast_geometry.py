@@ -13,6 +13,8 @@ CHUNK, SHARE = 4, 0.25
 """Prompts of one pass of `geometry.difference_in_means`; share of the validation prompts that a screen runs."""
 FINALISTS = 4
 """Candidates that a screen scores exactly, beside its pilots: those that could win, which nothing says before."""
+DRAWN = 1.7e-6
+"""Seconds of the bootstraps of separability at a layer, for each pair of prompts."""
 FITS, RESAMPLES = 0.035, 0.05
 """Seconds of a linear probe, some twenty fits in the span of a hundred prompts at most, whatever the width; and of the
 resamples behind the cosines of a layer."""
@@ -56,6 +58,13 @@ def directions(counting: Counting) -> Work:
     depth = 1 - 1 / counting.size.n_layers
     harmful, harmless = counting.direction
     return _read_both(counting, harmful, harmless, depth=depth, at_most=CHUNK)
+
+
+def separability(counting: Counting) -> Work:
+    """The direction prompts once more, and bootstraps over them at every layer."""
+    asked = [*counting.direction[0], *counting.direction[1]]
+    drawn = Work(seconds=counting.size.n_layers * DRAWN * len(asked) ** 2)
+    return counting.read(asked, depth=1 - 1 / counting.size.n_layers) + drawn
 
 
 def carriers(counting: Counting) -> Work:
