@@ -22,7 +22,7 @@ from mechrefusal import devices as machine
 from mechrefusal import tables
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models import load_config
-from mechrefusal.models.capacity import WHILE_HOOKING, WITH_BIASES
+from mechrefusal.models.capacity import HookedSize
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.sources import fetch, is_local, outline_from_hub
 from mechrefusal.models.weights import first_line
@@ -55,7 +55,7 @@ class _Size:
     inner: int
     n_layers: int
     vocab: int
-    has_biases: bool
+    hooked: HookedSize
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "_Size":
@@ -68,7 +68,7 @@ class _Size:
             getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             config.num_hidden_layers,
             config.vocab_size,
-            any(name.endswith("bias") for name, _ in model.named_parameters()),
+            HookedSize.of({name: weight.shape for name, weight in model.named_parameters()}),
         )
 
 
@@ -149,8 +149,7 @@ def _rows(
         yield _row(stage, 1, work, size, speed, memory, n_devices)
     spread = n_devices if recipe.placement.device_map is not None else 1
     weights = size.parameters * dtype.itemsize
-    copies = (WITH_BIASES if size.has_biases else WHILE_HOOKING) - 1
-    opening = (weights + copies * size.parameters * torch.float32.itemsize) / spread + process
+    opening = size.hooked.lasting(dtype) / spread + size.hooked.passing() + process
     at_once = max(1, min(checkpoints, n_devices // spread))
     load = _row("load", checkpoints, Work(), size, speed, opening, at_once)
     yield load | {"seconds": checkpoints * LOADED * size.parameters / speed.copied / at_once}
