@@ -30,7 +30,7 @@ class HookedSize:
 
     Attributes:
         weights: all of them.
-        joint: those of matrices that hold several projections, which stay beside the projections that they are split in.
+        joint: those of matrices that hold several projections, which stay beside what they are split into.
         table: the largest tensor outside of blocks, embedding or head: the head is kept apart, in float32.
         part: the most that is folded at a time, in float32: a block, or a tensor outside of blocks.
     """

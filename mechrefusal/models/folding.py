@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mechrefusal.memory import trim
 from mechrefusal.models.bridge_internals import processing
 
 HEAD = ("ln_final", "unembed")
@@ -65,6 +66,7 @@ def _by_part(model: Any, process: Any, weights: dict[str, Tensor], cfg: Any, **h
             components,
         )
         del processed
+        trim()  # else copies that were freed stay in the process, between weights that came after them
     return {}
 
 
