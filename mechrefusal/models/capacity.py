@@ -17,8 +17,8 @@ from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.placement import Placement
 
 COPIES = 3
-"""Float32 copies at most of the part of a model that is folded at a time (`models.folding`): the part itself, what one
-pass makes of it, and one of its tensors on the way. Two but for heads of models with LayerNorm."""
+"""Float32 copies at most of the part of a model that is folded at a time (`models.folding`): the part itself, and two of
+the passes over it. In float32 one less, as the part itself is the model's."""
 JOINT = re.compile(r"qkv|query_key_value|c_attn|w_pack|gate_up", re.IGNORECASE)
 """Matrices that hold several projections, in the names that models give them."""
 IN_BLOCK = re.compile(r"\.(\d+)\.")
@@ -32,7 +32,7 @@ class HookedSize:
         weights: all of them.
         joint: those of matrices that hold several projections, which stay beside what they are split into.
         table: the largest tensor outside of blocks, embedding or head: the head is kept apart, in float32.
-        part: the most that is folded at a time, in float32: a block, or a tensor outside of blocks.
+        part: the most that is folded at a time, in float32: a block, or all embeddings.
     """
 
     weights: int
@@ -44,14 +44,16 @@ class HookedSize:
     def of(cls, shapes: Mapping[str, Sequence[int]]) -> "HookedSize":
         """Of a model whose weights have these names and shapes."""
         blocks: Counter[str] = Counter()
-        joint = table = 0
+        joint, besides = 0, []
         for name, shape in shapes.items():
             if (number := IN_BLOCK.search(name)) is None:
-                table = max(table, math.prod(shape))
+                besides.append(math.prod(shape))
                 continue
             blocks[number[1]] += math.prod(shape)
             joint += math.prod(shape) * (JOINT.search(name) is not None)
-        return cls(sum(map(math.prod, shapes.values())), joint, table, max([table, *blocks.values()]))
+        table = max(besides, default=0)
+        embeddings = sum(besides) - table * (besides.count(table) > 1)  # a head of its own is a part of its own
+        return cls(sum(blocks.values()) + sum(besides), joint, table, max([embeddings, *blocks.values()]))
 
     def lasting(self, dtype: torch.dtype) -> int:
         """Bytes that stay, of which each device holds its share, but for the head."""

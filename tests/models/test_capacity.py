@@ -19,16 +19,16 @@ def test_bytes_are_those_of_the_weights_in_memory(tiny, tiny_hf, tmp_path):
     assert models.bytes_to_load(half) == 4 * n_weights, "a file of half the size takes as much in float32"
     assert models.bytes_to_load(half, dtype=torch.bfloat16) == 2 * n_weights
     table = tiny_hf[0].get_input_embeddings().weight.numel()
+    norm = tiny_hf[0].config.hidden_size
     block = sum(weight.numel() for weight in tiny_hf[0].model.layers[0].parameters())
-    passing = 4 * (table + 3 * max(table, block))
+    passing = 4 * (table + 3 * max(table + norm, block))
     assert models.bytes_to_hook(half) == 4 * n_weights + passing
     assert models.bytes_to_hook(half, dtype=torch.bfloat16) == 2 * n_weights + passing, "folded in float32 all the same"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2", "gpt2"])
-def test_no_more_than_a_part_is_copied_while_norms_are_folded(family, name, dtype, monkeypatch):
-    """Tied and apart, with biases and without, joint projections: by what the allocator hands out and gets back."""
+def test_no_more_than_a_part_is_copied_while_norms_are_folded(family, name, monkeypatch):
+    """Tied and apart, with biases and without, joint projections, in 16 bits, which take a copy in float32 more."""
     peaks = []
 
     def fold(model, reference):
@@ -38,14 +38,16 @@ def test_no_more_than_a_part_is_copied_while_norms_are_folded(family, name, dtyp
             folding.fold(model, reference)
 
         weights = sum(weight.nbytes for weight in reference.parameters())
-        peaks.append(allocated_by(run) - weights)
+        peaks.append((weights, allocated_by(run) - weights))
 
     monkeypatch.setattr(loading, "fold", fold)
     folder = family(name).folder
-    models.load_hooked(folder, dtype=dtype)
+    models.load_hooked(folder, dtype="bfloat16")
+    ((weights, copied),) = peaks
     size = capacity.hooked_size(models.loaded_files(folder))
-    assert max(size.table, size.part) * 4 < peaks[0] <= size.passing()
-    assert size.passing() < 2 * 4 * size.weights, "of all weights at once it would be two float32 copies and more"
+    assert weights <= size.lasting(torch.bfloat16) + 4 * size.table
+    assert 4 * size.part < copied <= capacity.COPIES * 4 * size.part
+    assert copied < 4 * size.weights, "all at once would be two copies of them and more"
 
 
 def allocated_by(run) -> int:
