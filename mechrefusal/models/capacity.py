@@ -17,8 +17,8 @@ from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.placement import Placement
 
 COPIES = 3
-"""Float32 copies at most of the part of a model that is folded at a time (`models.folding`): the part itself, and two of
-the passes over it. In float32 one less, as the part itself is the model's."""
+"""Float32 copies at most of the part of a model that is folded at a time (`models.folding`): the part itself, and two
+that the passes over it make. In float32 one less, as the part itself is the model's."""
 JOINT = re.compile(r"qkv|query_key_value|c_attn|w_pack|gate_up", re.IGNORECASE)
 """Matrices that hold several projections, in the names that models give them."""
 IN_BLOCK = re.compile(r"\.(\d+)\.")

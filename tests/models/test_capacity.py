@@ -26,7 +26,7 @@ def test_bytes_are_those_of_the_weights_in_memory(tiny, tiny_hf, tmp_path):
     assert models.bytes_to_hook(half, dtype=torch.bfloat16) == 2 * n_weights + passing, "folded in float32 all the same"
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-untied", "qwen2", "gpt2"])
 def test_no_more_than_a_part_is_copied_while_norms_are_folded(family, name, monkeypatch):
     """Tied and apart, with biases and without, joint projections, in 16 bits, which take a copy in float32 more."""
     peaks = []
