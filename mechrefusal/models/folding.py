@@ -66,7 +66,8 @@ def _by_part(model: Any, process: Any, weights: dict[str, Tensor], cfg: Any, **h
             components,
         )
         del processed
-        trim()  # else copies that were freed stay in the process, between weights that came after them
+        if cfg.dtype != torch.float32:
+            trim()  # else freed copies, larger than the weights that came after them, stay in the process between these
     return {}
 
 
