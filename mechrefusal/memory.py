@@ -75,6 +75,11 @@ def given_back() -> None:
     are still in use.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """What `given_back` does, of what is known to be free: nothing is collected."""
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
 

@@ -4,8 +4,9 @@ An update of TransformerLens that moves any of it would cost speed, or accuracy,
 of it and fail with its name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 _WRAPPER = "_original_component"
 
@@ -70,3 +71,19 @@ def text_only() -> Iterator[None]:
         yield
     finally:
         source.load_modality_processor = before
+
+
+@contextmanager
+def processing(process: Callable[..., dict]) -> Iterator[None]:
+    """While open, a bridge's weights are processed by `process(whole, weights, cfg, **how)`.
+
+    `whole` is TransformerLens' own function, which takes the same without itself. What comes back is distributed.
+    """
+    from transformer_lens.weight_processing import ProcessWeights
+
+    whole = ProcessWeights.process_weights
+    ProcessWeights.process_weights = staticmethod(partial(process, whole))
+    try:
+        yield
+    finally:
+        ProcessWeights.process_weights = staticmethod(whole)

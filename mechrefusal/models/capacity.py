@@ -1,7 +1,9 @@
 """What it takes to load a model, in bytes of memory, and whether that is there."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,52 @@ from mechrefusal.models.checkpoint import Checkpoint, files_of
 from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.placement import Placement
 
-WHILE_HOOKING, WITH_BIASES = 3.0, 4.0
-"""Bytes in memory at most while a hooked transformer is made, for each byte of its float32 weights; those of a model
-with biases are copied once more."""
+COPIES = 3
+"""Float32 copies at most of the part of a model that is folded at a time (`models.folding`): the part itself, and two
+that the passes over it make. In float32 one less, as the part itself is the model's."""
+JOINT = re.compile(r"qkv|query_key_value|c_attn|w_pack|gate_up", re.IGNORECASE)
+"""Matrices that hold several projections, in the names that models give them."""
+IN_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class HookedSize:
+    """What counts of a model's weights while a hooked transformer is made of it, as numbers of them.
+
+    Attributes:
+        weights: all of them.
+        joint: those of matrices that hold several projections, which stay beside what they are split into.
+        table: the largest tensor outside of blocks, embedding or head: the head is kept apart, in float32.
+        part: the most that is folded at a time, in float32: a block, or all embeddings.
+    """
+
+    weights: int
+    joint: int
+    table: int
+    part: int
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Sequence[int]]) -> "HookedSize":
+        """Of a model whose weights have these names and shapes."""
+        blocks: Counter[str] = Counter()
+        joint, besides = 0, []
+        for name, shape in shapes.items():
+            if (number := IN_BLOCK.search(name)) is None:
+                besides.append(math.prod(shape))
+                continue
+            blocks[number[1]] += math.prod(shape)
+            joint += math.prod(shape) * (JOINT.search(name) is not None)
+        table = max(besides, default=0)
+        embeddings = sum(besides) - table * (besides.count(table) > 1)  # a head of its own is a part of its own
+        return cls(sum(blocks.values()) + sum(besides), joint, table, max([embeddings, *blocks.values()]))
+
+    def lasting(self, dtype: torch.dtype) -> int:
+        """Bytes that stay, of which each device holds its share, but for the head."""
+        return dtype.itemsize * (self.weights + self.joint)
+
+    def passing(self) -> int:
+        """Bytes that any one device may have to hold besides: a head of its own, and copies while it is folded."""
+        return torch.float32.itemsize * (self.table + COPIES * self.part)
 
 
 @dataclass(frozen=True)
@@ -59,22 +104,17 @@ def bytes_to_load(source: Checkpoint | Path | str | LoadedFiles, *, dtype: torch
 def bytes_to_hook(source: Checkpoint | Path | str | LoadedFiles, *, dtype: torch.dtype | None = None) -> int:
     """Bytes that memory holds at most while a hooked transformer is made of a checkpoint."""
     files = files_of(source)
-    dtype = dtype or _dtype_of(source, files)
-    return int(while_hooking(files, dtype=dtype) * bytes_to_load(files, dtype=dtype))
+    size = hooked_size(files)
+    return size.lasting(dtype or _dtype_of(source, files)) + size.passing()
+
+
+def hooked_size(files: LoadedFiles) -> HookedSize:
+    """That of stored weights."""
+    return HookedSize.of({name: one.shape for name, one in stored_tensors(*files.weights).items()})
 
 
 def _dtype_of(source: Checkpoint | Path | str | LoadedFiles, files: LoadedFiles) -> torch.dtype:
     return dtype_of(source.placement if isinstance(source, Checkpoint) else Placement(), files)
-
-
-def while_hooking(files: LoadedFiles, *, dtype: torch.dtype = torch.float32) -> float:
-    """Bytes at most while a hooked transformer is made, for each byte of its weights in `dtype`.
-
-    Norms are folded and weights centred in float32, whatever the dtype: copies of them are in memory beside the model.
-    """
-    has_biases = any(name.endswith("bias") for name in stored_tensors(*files.weights))
-    copies = (WITH_BIASES if has_biases else WHILE_HOOKING) - 1
-    return 1 + copies * torch.float32.itemsize / dtype.itemsize
 
 
 def require_memory(
@@ -94,8 +134,11 @@ def require_memory(
     """
     files = files_of(source)
     weights = bytes_to_load(files, dtype=dtype)
-    whole = bytes_to_hook(files, dtype=dtype) if hooked else weights
-    needs = {HOST: weights} | {device: int(share * whole) for device, share in shares.items()}
+    lasting, passing = (weights, 0)
+    if hooked:
+        size = hooked_size(files)
+        lasting, passing = size.lasting(dtype), size.passing()
+    needs = {HOST: weights} | {device: int(share * lasting) + passing for device, share in shares.items()}
     for device, bytes_needed in needs.items():
         if bytes_needed > (free := free_bytes(device)):
             what = "hooked transformer" if hooked else "model"

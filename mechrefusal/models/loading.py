@@ -18,8 +18,9 @@ from mechrefusal.memory import given_back
 from mechrefusal.models.batches import exact_length
 from mechrefusal.models.bridge_internals import text_only
 from mechrefusal.models.caches import refusal, why_not_continued, without_router_logits
-from mechrefusal.models.capacity import dtype_of, require_memory, while_hooking
+from mechrefusal.models.capacity import dtype_of, hooked_size, require_memory
 from mechrefusal.models.checkpoint import Checkpoint, files_of
+from mechrefusal.models.folding import fold
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.model_files import LoadedFiles
 from mechrefusal.models.one_number import require_same_in_batch
@@ -87,8 +88,7 @@ class _Where:
         else:
             with quiet():
                 outline = load_weights(files, dtype=dtype, in_memory=False, **how)
-            taken = while_hooking(files, dtype=dtype) if hooked else 1.0
-            devices = placement.devices(outline, bytes_each=taken)
+            devices = placement.devices(outline, **_taken(files, dtype) if hooked else {})
             shares = shares_of(outline, devices)
         require_memory(files, hooked=hooked, shares=shares, dtype=dtype)
         return cls(placement, dtype, devices, {**how, **attention})
@@ -107,6 +107,12 @@ class _Where:
         without_router_logits(model.config)
         guard_rows(model, tokenizer, folder=folder)
         return put(model.eval(), self.devices)
+
+
+def _taken(files: LoadedFiles, dtype: torch.dtype) -> dict[str, float]:
+    """What a device takes while a hooked transformer is made, for each byte of the weights on it and besides."""
+    size = hooked_size(files)
+    return {"bytes_each": size.lasting(dtype) / (dtype.itemsize * size.weights), "besides": size.passing()}
 
 
 def _placement(source: Checkpoint | Path | str, placed: Placed) -> Placement:
@@ -216,7 +222,7 @@ def load_hooked(source: Checkpoint | Path | str, *, chat: bool = True, **placed:
                 device=str(input_device(reference)),
                 dtype=where.dtype,
             )
-            _fold(model, reference)
+            fold(model, reference)
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
         raise MechrefusalError(
             f"TransformerLens cannot open the {type(reference).__name__} in '{checkpoint.path}' "
@@ -260,24 +266,6 @@ def _head_in_float32(model: PreTrainedModel) -> None:
         setattr(head, name, torch.nn.Parameter(weight.detach().float(), requires_grad=False))
     model.config.get_text_config().tie_word_embeddings = False
     read_in_float32(head)
-
-
-def _fold(model, reference: PreTrainedModel) -> None:
-    """Compatibility mode as by default, with one copy of the weights less in memory at a time, and in half of the time.
-
-    Each of TransformerLens' passes over the weights copies all of them. That over value biases is left out where the
-    model has no bias at all; the unembedding is centred here, by the subtraction of `ProcessWeights.center_unembed`.
-    """
-    from transformer_lens.utilities.activation_functions import softcap_enabled
-
-    has_biases = any(name.endswith("bias") for name, _ in reference.named_parameters())
-    model.enable_compatibility_mode(disable_warnings=True, center_unembed=False, fold_value_biases=has_biases)
-    if softcap_enabled(getattr(model.cfg, "output_logits_soft_cap", None)):
-        return  # a soft cap is not indifferent to what is added to every logit
-    with torch.no_grad():  # in float32 whatever the dtype (`_head_in_float32`)
-        model.unembed.weight.sub_(model.unembed.weight.mean(dim=0, keepdim=True))
-        if (bias := model.unembed.bias) is not None:
-            bias.sub_(bias.mean())
 
 
 def _parity_tokens(vocab_size: int) -> torch.Tensor:

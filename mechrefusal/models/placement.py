@@ -110,12 +110,13 @@ class Placement:
             return DTYPES[self.dtype]
         return torch.bfloat16 if stored_in_16_bits and machine.is_gpu(self.first_device()) else torch.float32
 
-    def devices(self, model: PreTrainedModel, *, bytes_each: float = 1.0) -> DeviceMap:
+    def devices(self, model: PreTrainedModel, *, bytes_each: float = 1.0, besides: float = 0.0) -> DeviceMap:
         """Where each module of a model goes.
 
         Args:
             model: with its weights anywhere, or on the meta device.
             bytes_each: bytes that loading takes at most for each byte of weights.
+            besides: bytes that it takes of each device whatever lies there.
 
         Raises:
             MechrefusalError: a device that this machine does not have, a module that the mapping leaves out, or
@@ -128,9 +129,9 @@ class Placement:
             for device in set(mapped.values()):
                 machine.require_there(device)
             return _complete(model, mapped)
-        return _spread(model, self._budgets(bytes_each), evenly=self.device_map)
+        return _spread(model, self._budgets(bytes_each, besides), evenly=self.device_map)
 
-    def _budgets(self, bytes_each: float) -> dict[torch.device, int]:
+    def _budgets(self, bytes_each: float, besides: float) -> dict[torch.device, int]:
         """Bytes of weights that each device takes."""
         if self.max_memory:
             budgets = {machine.named(device): machine.bytes_of(amount) for device, amount in self.max_memory.items()}
@@ -138,7 +139,8 @@ class Placement:
                 machine.require_there(device)
             return budgets
         found = machine.gpus() or [machine.HOST]
-        return {device: int((1 - LEFT_FREE) * machine.free_bytes(device) / bytes_each) for device in found}
+        room = {device: (1 - LEFT_FREE) * machine.free_bytes(device) - besides for device in found}
+        return {device: int(max(0.0, free) / bytes_each) for device, free in room.items()}
 
 
 def put(model: PreTrainedModel, devices: DeviceMap) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from mechrefusal.evaluation.generation import PADDED_TOKENS
 from mechrefusal.forward.runner import LOGIT_BYTES
 from mechrefusal.models import Checkpoint
 from mechrefusal.models.batches import common_length, split_by_cost
+from mechrefusal.models.capacity import HookedSize
 from mechrefusal.prompts import PromptSet, prompt_ids, segments
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
@@ -75,6 +76,7 @@ class Size:
     Fields:
         flops: operations of a forward token.
         hooked: parameters of the hooked transformer, whose output matrix is one of its own where it was tied.
+        opening: what counts while it is made.
         matrices: rows and columns of every matrix.
     """
 
@@ -86,7 +88,7 @@ class Size:
     n_layers: int
     n_heads: int
     vocab: int
-    has_biases: bool
+    opening: HookedSize
     matrices: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -104,7 +106,7 @@ class Size:
             config.num_hidden_layers,
             config.num_attention_heads,
             config.vocab_size,
-            any(name.endswith("bias") for name, _ in model.named_parameters()),
+            HookedSize.of({name: weight.shape for name, weight in model.named_parameters()}),
             tuple((rows, columns) for times, (rows, columns) in shapes for _ in range(times)),
         )
 

@@ -22,7 +22,6 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.paired import BASE
 from mechrefusal.memory import USUAL
 from mechrefusal.models import Checkpoint, load_config
-from mechrefusal.models.capacity import WHILE_HOOKING, WITH_BIASES
 from mechrefusal.models.library_output import quiet
 from mechrefusal.models.sources import fetch, is_local, outline_from_hub
 from mechrefusal.models.weights import first_line
@@ -146,9 +145,7 @@ def _rows(
         memory = _while_training(recipe, size) / n_devices + process
         yield _row(stage, 1, work, size, speed, memory, n_devices)
     spread = n_devices if recipe.placement.device_map is not None else 1
-    weights = size.parameters * dtype.itemsize / spread
-    copies = (WITH_BIASES if size.has_biases else WHILE_HOOKING) - 1
-    opening = weights + copies * size.parameters * torch.float32.itemsize / spread + process
+    opening = size.opening.lasting(dtype) / spread + size.opening.passing() + process
     at_once = max(1, min(n, n_devices // spread))
     yield _row("load", n, counting.opening, size, speed, opening, at_once)
     small = (4 * rows * columns for rows, columns in size.matrices)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 LOADING = "load"
-"""Stage of which there is one at a time on a machine: while a model is loaded it is there several times over."""
+"""Stage of which there is one at a time on a machine: while a model is loaded it takes more than later."""
 
 Around = Callable[[str], AbstractContextManager[None]]
 """What is entered around each stage of a unit, by the stage's name."""

@@ -5,6 +5,7 @@ import inspect
 import pytest
 from architectures import FAMILIES
 
+from mechrefusal import models
 from mechrefusal.models import bridge_internals
 
 
@@ -44,6 +45,22 @@ def test_processors_of_images_are_left_out_and_come_back():
     with bridge_internals.text_only():
         assert source.load_modality_processor("x", y=1) is None
     assert source.load_modality_processor is before
+
+
+def test_weights_are_processed_by_what_is_given_and_come_back(tiny, monkeypatch):
+    """Where an update passes it by, opening a model takes several times its weights."""
+    from transformer_lens.weight_processing import ProcessWeights
+
+    before, distribute, parts = ProcessWeights.process_weights, ProcessWeights.distribute_weights_to_components, []
+
+    def seen(state_dict, *args, **how):
+        parts.append({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
+        distribute(state_dict, *args, **how)
+
+    monkeypatch.setattr(ProcessWeights, "distribute_weights_to_components", staticmethod(seen))
+    models.load_hooked(tiny)
+    assert ProcessWeights.process_weights is before
+    assert [part for part in parts if part] == [{"0"}, {"1"}, {"2"}, {"3"}]
 
 
 def test_compatibility_mode_takes_what_loading_asks_for():
