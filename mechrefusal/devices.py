@@ -7,7 +7,8 @@ import torch
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import free_memory
 
-HOST = torch.device("cpu")
+HOST, GPU = torch.device("cpu"), torch.device("cuda")
+"""The host, and the kind of the others, whether one is there or not (`gpus`)."""
 """Where weights are read into, and where numbers of all prompts are kept."""
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens in one pass, by the kind of device: more at once gains nothing."""
@@ -47,7 +48,7 @@ def gpus() -> list[torch.device]:
 
 def first() -> torch.device:
     """A GPU where there is one, else the host."""
-    return torch.device("cuda") if has_gpu() else HOST
+    return GPU if has_gpu() else HOST
 
 
 def gpu_name() -> str | None:

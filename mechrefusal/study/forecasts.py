@@ -88,14 +88,14 @@ def plan(
     room = machine.bytes_of(device_memory) if device_memory else machine.free_bytes(here)
     n = devices or max(1, len(machine.gpus()))
     on_host = not devices and machine.is_host(here)
-    kind = "cpu" if on_host else "cuda"
+    kind = machine.HOST if on_host else machine.GPU
     counting = Counting(
         recipe,
         choose_prompts(recipe),
         _tokenizer(folder, recipe),
         size,
-        tokens_at_once=machine.TOKENS_AT_ONCE[kind],
-        patched_at_once=machine.PATCHED_TOKENS_AT_ONCE[kind],
+        tokens_at_once=machine.at_once(kind, machine.TOKENS_AT_ONCE),
+        patched_at_once=machine.at_once(kind, machine.PATCHED_TOKENS_AT_ONCE),
         checkpoints=tuple(_checkpoints(recipe)),
     )
     where = str(here) if not devices else f"{devices} devices"

@@ -12,6 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mechrefusal.devices import HOST
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.model_files import ADAPTER_WEIGHTS
 from mechrefusal.models.sources import name_of
@@ -50,7 +51,7 @@ def write_adapter(model: PeftModel, folder: Path, *, weights: Mapping[str, Tenso
         base: folder of the model that the adapter belongs to.
     """
     weights = adapter_weights(model) if weights is None else weights
-    whole = {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
+    whole = {name: weight.detach().to(HOST, copy=True).contiguous() for name, weight in weights.items()}
     save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = copy.copy(model.peft_config[str(model.active_adapter)])
     # Sets would be written in an order of the process, and the same adapter would have another hash in the next.
