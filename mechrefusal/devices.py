@@ -8,8 +8,7 @@ from mechrefusal.errors import MechrefusalError
 from mechrefusal.memory import free_memory
 
 HOST, GPU = torch.device("cpu"), torch.device("cuda")
-"""The host, and the kind of the others, whether one is there or not (`gpus`)."""
-"""Where weights are read into, and where numbers of all prompts are kept."""
+"""Where weights are read into, and where numbers of all prompts are kept; and the kind of the others, there or not."""
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens in one pass, by the kind of device: more at once gains nothing."""
 PATCHED_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 16}

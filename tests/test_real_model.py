@@ -49,11 +49,11 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     few = dataclasses.replace(
         recipe,
         causal=dataclasses.replace(demo.causal, layer_step=15),
-        measuring=dataclasses.replace(recipe.measuring, layer_step=30),
+        measuring=dataclasses.replace(recipe.measuring, n_pairs=0),
     )
 
     def measured(run, checkpoint, asked, cases, **around):
-        """Every site, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
+        """Patching, knock-outs and the circuit at the last checkpoint alone: at each they take a minute."""
         wanted = run.recipe if checkpoint.id == points[2].id else few
         measure(dataclasses.replace(run, recipe=wanted), checkpoint, asked, cases, **around)
 
