@@ -19,6 +19,7 @@ from mechrefusal.attribution.direct import TOLERANCE, Attribution, HeadReadout, 
 from mechrefusal.attribution.readouts import Readout
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
+from mechrefusal.models.rounding import half_step
 from mechrefusal.progress import track
 
 COLUMNS = ["prompt", "layer", "head", "source", "token", "segment", "weight", "value"]
@@ -96,8 +97,10 @@ def sources(
         weights, values, pairs = [], [], []
         for layer, chosen in wanted.items():
             weight = kept["weight"][layer]
-            value = weight * kept["value"][layer].T * readers[layer].scales(model, written) * final
-            _require_sums(value, direct, layer)
+            by_number = kept["value"][layer]  # of z, whose numbers are rounded one by one
+            scale = (readers[layer].scales(model, written) * final).to(weight.device)
+            value = weight * by_number.sum(2).T * scale
+            _require_sums(value, direct, layer, _rounded(model, weight, by_number, scale))
             weights.append(weight[chosen].cpu())
             values.append(value[chosen].cpu())
             pairs += [(layer, head) for head in chosen]
@@ -122,11 +125,11 @@ def _rows(
 
 
 def _keep_values(kept: dict, reader: HeadReadout, v: Tensor, hook) -> None:
-    """Every head's read-out of the values at every source: [source, head]."""
+    """Every head's read-out of the values at every source: [source, head, d_head]."""
     n_heads, d_head = reader.weights.shape
     shared = v[0].detach().double().reshape(v.shape[1], -1, d_head)
     each = shared.repeat_interleave(n_heads // shared.shape[1], dim=1)
-    kept["value"][reader.layer] = torch.einsum("shd,hd->sh", each, reader.weights)
+    kept["value"][reader.layer] = each * reader.weights.to(each.device)
 
 
 def _keep_pattern(kept: dict, layer: int, pattern: Float[Tensor, "1 head query source"], hook) -> None:
@@ -152,10 +155,20 @@ def _by_layer(model, readout: Readout, heads: Sequence[tuple[int, int]] | None) 
     return by_layer
 
 
-def _require_sums(value: Float[Tensor, "head source"], direct: Attribution, layer: int) -> None:
+def _rounded(
+    model, weight: Float[Tensor, "head source"], value: Float[Tensor, "source head d_head"], scale: float | Tensor
+) -> float:
+    """What rounding the pattern and z does to what is read of a head, at most: as `direct.rounded`."""
+    z = torch.einsum("hs,shd->hd", weight, value)
+    squares = z.square().sum(1) + (weight * value.sum(2).T).square().sum(1)
+    return 6 * 0.43 * half_step(model) * (squares.sqrt()[:, None] * scale).abs().max().item()
+
+
+def _require_sums(value: Float[Tensor, "head source"], direct: Attribution, layer: int, rounding: float) -> None:
     written = torch.stack([direct.of("head", layer, head)[0] for head in range(len(value))])
     gap = (value.sum(1).cpu() - written).abs().max().item()
-    if not gap <= TOLERANCE * max(1.0, written.abs().max().item(), value.abs().max().item()):
+    scale = max(1.0, written.abs().max().item(), value.abs().max().item())
+    if not gap <= TOLERANCE * scale + rounding:
         raise MechrefusalError(
             f"the source tokens of layer {layer} miss what its heads write by {gap:.2g}; this attention is not a "
             "weighted sum of its values, so no sources are given"

@@ -11,6 +11,7 @@ import torch
 
 import mechrefusal
 from mechrefusal import MechrefusalError, attribution, causal, devices, evaluation, forward, geometry, models, prompts
+from mechrefusal.attribution import token_sources
 from mechrefusal.attribution.readouts import Onto
 from mechrefusal.causal.knockout.components import knock_out
 from mechrefusal.models import Placement, placement, rounding
@@ -47,6 +48,9 @@ def measured(model, metric):
         "heads": torch.tensor(causal.patching.heads(model, pairs, metric).table["raw"].to_numpy()),
         "stream": torch.tensor(causal.patching.residual(model, pairs, metric).table["raw"].to_numpy()),
         "attributed": attribution.direct.attribute(model, texts, Onto(directions.at(-1, 3).vector, 3)).values,
+        "sources": torch.tensor(
+            token_sources.sources(model, texts[:1], Onto(directions.at(-1, 3).vector, 3)).table["value"].to_numpy()
+        ),
         "lens": attribution.lens.logit_lens(model, texts, metric).refusal,
         "knocked out": torch.tensor(
             knock_out(model, texts[:2], split.harmless.texts[:2], metric, layers=[1, 3]).table["refusal"].to_numpy()
