@@ -4,7 +4,8 @@
     python scripts/check_plan.py MODEL CHECKPOINT --recipe my-recipe.yaml
 
 Both models are measured in a folder that is removed afterwards, on one thread of a processor. Seconds are those of the
-processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs (Linux).
+processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs, but for
+pages of files, which the system takes back when it needs them (Linux, seen every hundredth of a second).
 Tokens are those that pass through all blocks of the model, forward or forward and back; a pass through some of the
 blocks counts in part, and what the hooked transformer itself runs is not seen. A stage that finds nothing to do, as
 where no prompt is refused, takes none: give a checkpoint that refuses.
@@ -12,6 +13,7 @@ where no prompt is refused, takes none: give a checkpoint that refuses.
 
 import argparse
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -73,12 +75,12 @@ class Meter:
 
     def __init__(self, n_layers: int) -> None:
         self.stages: dict[tuple[str, str], Measured] = {}
-        self._n_layers, self._open, self._rows = n_layers, False, 0
+        self._n_layers, self._open, self._rows, self._peak = n_layers, False, 0, Peak()
         self._begin()
 
     def _begin(self) -> None:
         self._since, self._rows = time.process_time(), 0
-        _forget_peak()
+        self._peak.forget()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -106,7 +108,7 @@ class Meter:
     def ended(self, stage: str, key: str) -> None:
         """What ran since the last moment was the stage's."""
         seconds = time.process_time() - self._since
-        self.stages[stage, key] = Measured(seconds, _peak(), self._rows / self._n_layers)
+        self.stages[stage, key] = Measured(seconds, self._peak.most, self._rows / self._n_layers)
         self._begin()
 
     def _count(self, module: nn.Module, inputs: tuple, output: Any) -> None:
@@ -136,18 +138,33 @@ class MeteredRun(Run):
         super().update(changes)
 
 
-def _forget_peak() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+class Peak:
+    """The most memory that this process has held since it was told to forget, less pages of files; seen by a thread."""
 
+    def __init__(self) -> None:
+        self._most, self._status = 0, Path("/proc/self/status")
+        threading.Thread(target=self._watch, daemon=True).start()
 
-def _peak() -> int:
-    """The most memory that this process has held since it was told to forget."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
+    def forget(self) -> None:
+        """Begin anew, at what is held now."""
+        self._most = self._held()
+
+    @property
+    def most(self) -> int:
+        """In bytes; 0 where this is not Linux."""
+        return max(self._most, self._held())
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, self._held())
+            time.sleep(0.01)
+
+    def _held(self) -> int:
+        with suppress(OSError):
+            for line in self._status.read_text(encoding="ascii").splitlines():
+                if line.startswith("RssAnon"):
+                    return int(line.split()[1]) * 1024
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:

@@ -1,6 +1,7 @@
 """How fast this machine runs a model of some config: a few passes of a random model of its widths and two layers."""
 
 import copy
+import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
 
     backward = _seconds(back, device)
     block, matrix = torch.zeros(1 << 24, device=device), torch.randn(N_DECOMPOSED, N_DECOMPOSED, device=device)
-    copied = _seconds(lambda: block.clone(), device)
+    copied = _seconds(lambda: _copied(block), device)
     decomposed = _seconds(lambda: torch.linalg.svd(matrix), device, repeats=2)
     return Speed(
         a_token * N_PACKED / max(packed - a_pass, 1e-9),
@@ -146,6 +147,15 @@ def _seconds(run: Callable[[], object], device: torch.device, repeats: int = REP
         devices.synchronise(device)
         found.append(clock() - started)
     return median(found)
+
+
+def _copied(block: torch.Tensor) -> torch.Tensor:
+    """A copy; on a host in pages that no one has had, as memory of a process may be kept for it after it was freed."""
+    if devices.is_gpu(block.device):
+        return block.clone()
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not on Windows
+    pages = mmap.mmap(-1, block.numel() * block.element_size(), **own)
+    return torch.frombuffer(pages, dtype=block.dtype).copy_(block)
 
 
 def _processor() -> float:
