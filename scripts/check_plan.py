@@ -189,7 +189,8 @@ def compared(recipe: Recipe, found: dict[str, Measured]) -> pd.DataFrame:
     """A row a stage: what the plan says, what was measured, and the one by the other."""
     rows = []
     for planned in mr.study.plan(recipe).to_dict("records"):
-        if (taken := found.get(planned["stage"])) is None:
+        taken = found.get(planned["stage"])
+        if taken is None or (planned["forward_tokens"] and not taken.tokens):  # it found nothing to do
             continue
         pairs = {
             "tokens": (planned["forward_tokens"] / planned["times"], taken.tokens),
