@@ -15,7 +15,7 @@ from mechrefusal.study.caching import Inputs
 from mechrefusal.study.crossing import crossing
 from mechrefusal.study.depths import profiles
 from mechrefusal.study.method_differences import method_differences
-from mechrefusal.study.methods import Methods, methods
+from mechrefusal.study.methods import OF_EACH, Methods, methods
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.stages import Results, Rows
@@ -112,8 +112,7 @@ def compare_methods(subject: Comparison) -> Results:
     """What each method gave and where it puts refusal, tables `methods` and `method_differences`."""
     run, attack = subject.run, subject.run.recipe.attack
     attacks = attack.methods if attack.n_cases else ()
-    names = ("verdicts", "gate", "carrier", "removal", "separability", "separability_draws")
-    each = {name: subject.each(name) for name in names}
+    each = {name: subject.each(name) for name in OF_EACH}
     ranks, transferred = (tables.read(name, run.measurements()) for name in ("effective_rank", "transfer"))
     measured = Methods(
         subject.checkpoints, run.recipe.planned_arms, attacks, each, ranks, transferred, subject.n_layers

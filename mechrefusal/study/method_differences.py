@@ -19,11 +19,11 @@ from mechrefusal.statistics.depth import Profile, depth_difference
 from mechrefusal.study.across import SHARED, Pairs
 from mechrefusal.study.depths import scaled
 from mechrefusal.study.guided import counterparts
-from mechrefusal.study.methods import RATES, SUCCESS, Methods, Rate
+from mechrefusal.study.methods import RATES, SUCCESS, Methods, Rate, after_removal
 from mechrefusal.study.table_rows import carrier_place
 
 START, ENDS = "start", "methods"
-CARRIER_LAYER, SEPARABILITY = "carrier_layer", "separability"
+REMOVAL, CARRIER_LAYER, SEPARABILITY = "removal_refused", "carrier_layer", "separability"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def method_differences(
     behaviours: Mapping[str, str],
     admissible: Admissible,
 ) -> pd.DataFrame:
-    """Table `method_differences`: paired differences of rates, of the depth of the carrier, and of separability.
+    """Table `method_differences`: paired differences of rates, what is left by removal, the carrier's depth, and separability.
 
     Rates: `evaluation.paired_difference` (Newcombe's interval for paired rates, McNemar's exact test), on the prompts
     that both were asked; attack cases of one behaviour stand or fall together. Depth: `statistics.depth_difference`, as
@@ -91,6 +91,7 @@ def _compared(
     for rate, attack in asked:
         row = _rate(measured, pair, rate, attack, behaviours if attack != NONE else {})
         yield known | {"measure": rate.name, "attack": attack} | row
+    yield known | {"measure": REMOVAL, "attack": NONE} | _removal(measured, pair)
     yield known | {"measure": CARRIER_LAYER, "attack": NONE} | _depth(measured, pair, profiles, admissible)
     yield known | {"measure": SEPARABILITY, "attack": NONE} | _separability(measured, pair)
 
@@ -99,12 +100,30 @@ def _rate(measured: Methods, pair: _Pair, rate: Rate, attack: str, behaviours: M
     verdicts = [measured.each["verdicts"][c.id] for c in (pair.a, pair.b)]
     judges = [sorted(set(table["judge"])) for table in verdicts]
     first, second = (rate.outcomes(table, attack=attack) for table in verdicts)
+    return {"judge": ", ".join(judges[0])} | _paired(first, second, behaviours)
+
+
+def _removal(measured: Methods, pair: _Pair) -> dict[str, Any]:
+    """What is left of refusal under the best ablation of either within a KL, on the same held-out prompts."""
+    removals = [measured.each["removal"][c.id] for c in (pair.a, pair.b)]
+    first, second = (
+        after_removal(table, measured.each["removal_prompts"][c.id])
+        for table, c in zip(removals, (pair.a, pair.b), strict=True)
+    )
+    row = _paired(first, second, {})
+    judges = sorted({str(judge) for table in removals for judge in table["judge"].dropna() if judge})
+    without = [c.id for c, each in zip((pair.a, pair.b), (first, second), strict=True) if each.empty]
+    reason = f"no ablation was tried at {' and '.join(without)}" if without else row["reason"]
+    return {"judge": ", ".join(judges)} | row | {"reason": reason}
+
+
+def _paired(first: pd.Series, second: pd.Series, behaviours: Mapping[str, str]) -> dict[str, Any]:
+    """The difference of two rates on the prompts that both were asked."""
     ids = [name for name in first.index if name in second.index]
     groups = [behaviours.get(name) for name in ids] if behaviours else None
     change = paired_difference(first[ids], second[ids], ids, groups)
     reason = "" if change.n else "not both were asked such prompts" if not len(ids) else "the judge gave nothing"
     return {
-        "judge": ", ".join(judges[0]),
         **{name: getattr(change, name) for name in ("mean_a", "mean_b", "difference", "low", "high", "n")},
         "mcnemar_p": change.mcnemar_p if change.n else nan,
         "reason": reason,

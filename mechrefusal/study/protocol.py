@@ -114,7 +114,7 @@ ACROSS_CHECKPOINTS = (
           asks=_EVALUATED, settings=("durability.lockstep", "measuring.judge")),
     Stage("methods", comparison.compare_methods, gives=("methods", "method_differences"), asks=("validation",),
           after=("directions", "separability", "carriers", "cost of removal", "transfer", "effective rank", LAST),
-          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible"), opens=False),
+          settings=("arms", "attack.methods", "attack.n_cases", "measuring.admissible"), opens=False, version=2),
 )  # fmt: skip
 
 

@@ -47,12 +47,12 @@ def _row(rng: np.random.Generator, arm: str, step: int, guided: dict[str, str], 
 def _differences(rng: np.random.Generator, a: tuple[str, int], b: tuple[str, int], relation: str) -> list[dict]:
     ends = {"arm_a": a[0], "step_a": a[1], "arm_b": b[0], "step_b": b[1], "relation": relation, "is_last": True}
     rows = []
-    for measure, n in (RATES | {"carrier_layer": 30, "separability": 30}).items():
+    for measure, n in (RATES | {"removal_refused": 24, "carrier_layer": 30, "separability": 30}).items():
         change = float(rng.uniform(-0.3, 0.3))
         row = ends | {"measure": measure, "attack": "gcg" if measure == "attack_success" else "none", "judge": "rules"}
         row |= {"mean_a": 0.5, "mean_b": 0.5 + change, "difference": change, "low": change - 0.2, "high": change + 0.2}
         row |= {"mcnemar_p": 0.03, "p_adjusted": 0.4, "n": n, "reason": ""}
-        if measure not in RATES:
+        if measure in ("carrier_layer", "separability"):
             row |= {"judge": "", "mcnemar_p": float("nan"), "p_adjusted": float("nan")}
             if a[0] == "base":
                 row |= dict.fromkeys(("difference", "low", "high"), float("nan")) | {"n": 0, "reason": "no carrier"}

@@ -70,12 +70,12 @@ def test_the_warm_up_stands_for_the_base_where_there_is_one(guided_run):
 
 def test_what_guides_change_names_the_control(guided_run):
     grid = arm_findings.guides(guided_run.across["method_differences"])
-    assert len(grid.rows) == 14
+    assert len(grid.rows) == 16
     assert {row[0].text for row in grid.rows} == {"sft → sft_held", "sft → sft_random"}
     assert {row[1].text for row in grid.rows if "random" in row[0].text} == {"with a random guide (control)"}
     assert {row[2].text for row in grid.rows} >= {"Attack succeeds: gcg", "Depth of the carrier"}
     [short, guides] = arm_findings.in_short(guided_run)
-    assert [len(short[2].rows), len(guides[2].rows)] == [5, 14]
+    assert [len(short[2].rows), len(guides[2].rows)] == [5, 16]
 
 
 def test_differences_are_drawn_with_their_intervals_and_filled_where_they_exclude_zero(guided_run):

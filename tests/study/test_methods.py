@@ -78,8 +78,26 @@ def removal(point):
     """At the levels .03 and .1 two ablations, and a third beyond what arms are compared at."""
     left = {0.03: 12, 0.1: REFUSED[point.arm] - 8, 0.3: 0}
     known = {"n": 20, "untouched": REFUSED[point.arm] / 20, "random_refused": 0.7}
-    rows = [filled("removal", level=level, refused=n / 20, low=n / 40, high=0.9, **known) for level, n in left.items()]
+    trials = {0.03: 0, 0.1: 1, 0.3: 2}
+    rows = [
+        filled(
+            "removal", level=level, trial=trials[level], refused=n / 20, low=n / 40, high=0.9, judge="rules", **known
+        )
+        for level, n in left.items()
+    ]
     return pd.DataFrame(rows if point.arm != "base" else [filled("removal", reason="no candidate")])
+
+
+def removal_prompts(point):
+    """Every value behind `removal`: the trial within a KL of .1, one beyond it, and one along a random direction."""
+    if point.arm == "base":
+        return pd.DataFrame(columns=tables.columns("removal_prompts"))
+    rows = []
+    for trial, draw, refused in ((1, -1, REFUSED[point.arm] - 8), (2, -1, 0), (1, 0, 14)):
+        for i in range(20):
+            known = {"set": "held-out", "trial": trial, "draw": draw, "measure": "refused", "prompt_id": f"held-{i}"}
+            rows.append(filled("removal_prompts", **known, value=float(i < refused)))
+    return pd.DataFrame(rows)
 
 
 def separability(point):
@@ -151,6 +169,7 @@ def measured():
         "gate": {c.id: pd.DataFrame({"passed": [True, c.arm != "base"]}) for c in POINTS},
         "carrier": {c.id: carrier(c) for c in POINTS},
         "removal": {c.id: removal(c) for c in POINTS},
+        "removal_prompts": {c.id: removal_prompts(c) for c in POINTS},
         "separability": {c.id: separability(c) for c in POINTS},
         "separability_draws": {c.id: separability_draws(c) for c in POINTS},
     }
@@ -212,7 +231,7 @@ def test_pairs_are_ends_of_arms_and_twins_at_every_step_that_both_have(compared)
     others = {("sft", "r2d2"), ("held", "r2d2"), ("control", "r2d2")}
     assert starts | twins == {pair for pair in found if pair[0] != "methods"}
     assert others == {(pair[1], pair[3]) for pair in found if pair[0] == "methods"}
-    assert set(table.groupby(["relation", "arm_a", "step_a", "arm_b", "step_b"]).size()) == {7}
+    assert set(table.groupby(["relation", "arm_a", "step_a", "arm_b", "step_b"]).size()) == {8}
 
 
 def test_rates_are_paired_prompt_by_prompt_and_cases_by_behaviour(compared):
@@ -241,6 +260,15 @@ def test_depth_is_the_paired_bootstrap_of_both_choices(compared):
     assert (row["mean_a"], row["mean_b"], row["n"]) == (3, 6, 12)
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((expected.value, expected.low, expected.high))
     assert 2.5 < row["difference"] < 3.5
+
+
+def test_what_removal_leaves_is_paired_on_held_out_prompts(compared):
+    table, _ = compared
+    row = table.query("relation == 'guided' and is_last and measure == 'removal_refused'").iloc[0]
+    assert (row["mean_a"], row["mean_b"], row["n"], row["judge"]) == (8 / 20, 10 / 20, 20, "rules")
+    assert row["mcnemar_p"] == pytest.approx(0.5)
+    assert row["difference"] == pytest.approx(0.1)
+    assert row["low"] < 0.1 < row["high"]
 
 
 def test_separability_is_compared_draw_by_draw(compared):
@@ -273,7 +301,8 @@ def test_what_has_no_carrier_or_no_answers_says_so(measured):
     assert reasons["sft", "held", "carrier_layer"] == "the scores of sft-step-00008 were not kept prompt by prompt"
     assert reasons["sft", "held", "refused"] == "not both were asked such prompts"
     assert reasons["base", "sft", "separability"] == "separability was not measured at base-step-00000"
-    assert table["difference"].notna().sum() == 5
+    assert reasons["base", "sft", "removal_refused"] == "no ablation was tried at base-step-00000"
+    assert table["difference"].notna().sum() == 6
 
 
 def test_a_run_of_the_recipe_tiny_has_both_tables(finished_run):
