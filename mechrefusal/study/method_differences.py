@@ -41,7 +41,7 @@ def method_differences(
     behaviours: Mapping[str, str],
     admissible: Admissible,
 ) -> pd.DataFrame:
-    """Table `method_differences`: paired differences of rates, what removal leaves, the carrier's depth, and separability.
+    """Table `method_differences`: paired differences of rates, what removal leaves, depth and separability.
 
     Rates: `evaluation.paired_difference` (Newcombe's interval for paired rates, McNemar's exact test), on the prompts
     that both were asked; attack cases of one behaviour stand or fall together. Depth: `statistics.depth_difference`, as
