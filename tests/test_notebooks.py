@@ -80,7 +80,7 @@ def test_training_and_watching_an_arm(run, tmp_path):
 @pytest.mark.slow
 def test_geometry(run, tmp_path):
     shown = run("03_geometry.ipynb", f"source, folder, n, every = 'tiny-random', {str(tmp_path)!r}, 6, 1")
-    assert _n_figures(shown) == 2
+    assert _n_figures(shown) == 3
     for name in ("rejected_because", "cost_per_refusal", "ablate_refusal_on_refusal", "shuffled_auc", "variance_share"):
         assert any(name in outputs for outputs in shown), name
 
@@ -125,9 +125,9 @@ def test_your_own_model_and_prompts(run, a_run, tmp_path):
 def test_comparing_arms_and_checkpoints(run, a_run):
     parameters = f"{str(a_run)!r}, 'sft-step-00012', 'r2d2-step-00012', 3"
     shown = run("08_comparing_arms_and_checkpoints.ipynb", f"folder, first, second, n = {parameters}")
-    assert _n_figures(shown) == 5
+    assert _n_figures(shown) == 6
     assert any("target_score" in outputs for outputs in shown)
-    assert any("given_least" in outputs for outputs in shown)
+    assert any("separability" in outputs for outputs in shown)
     assert any("control_degenerate" in outputs for outputs in shown)
 
 

@@ -49,7 +49,7 @@ def test_smollm2_from_a_warm_up_to_the_report(smollm2, tmp_path, monkeypatch):
     few = dataclasses.replace(
         recipe,
         causal=dataclasses.replace(demo.causal, layer_step=15),
-        measuring=dataclasses.replace(recipe.measuring, n_pairs=0),
+        measuring=dataclasses.replace(recipe.measuring, layer_step=30),
     )
 
     def measured(run, checkpoint, asked, cases, **around):

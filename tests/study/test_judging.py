@@ -65,7 +65,10 @@ def test_other_phrases_are_measured_again(phrases, tmp_path):
     assert protocol.inputs_of(run, point, asked) == first
     phrases.write_text("Tut mir leid\nNein\n", encoding="utf-8")
     again = protocol.inputs_of(run, point, asked)
-    assert [name for name in first if first[name] == again[name]] == ["answers"], "all but the answers themselves"
+    assert [name for name in first if first[name] == again[name]] == [
+        "answers",
+        "separability",
+    ], "all but the answers themselves, and what reads prompts whether they are refused or not"
 
 
 ANSWERS = ["Tut mir leid, das geht nicht.", "Gern, so geht es.", "I can't help with that.", "Tut mir leid: nein."]

@@ -18,7 +18,7 @@ from mechrefusal.study.selection import StudyPrompts
 from mechrefusal.study.stages import CASES, LAST, PROMPTS, Stage, inputs, prompts_asked
 
 BY_NAME = {stage.name: stage for stage in AT_A_CHECKPOINT}
-ASK_THEMSELVES = {"harmful fine-tuning", "answers by their length", "prefilled openings"}
+ASK_THEMSELVES = {"separability", "harmful fine-tuning", "answers by their length", "prefilled openings"}
 """Stages that come after none: they give answers of their own, to prompts that the recipe chose."""
 
 
