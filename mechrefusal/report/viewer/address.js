@@ -3,8 +3,9 @@
  * read when the page opens and when the address changes, and kept up to date without new entries in the history.
  */
 
-const address = { page: "", section: "", values: /** @type {Map<string, string>} */ (new Map()) };
+const address = { hash: "", page: "", section: "", values: /** @type {Map<string, string>} */ (new Map()) };
 function readAddress() {
+  address.hash = location.hash;
   const [place = "", ...pairs] = location.hash.slice(1).split("&");
   const parts = place.includes("=") ? [] : place.split("/").map(decoded);
   if (place.includes("=")) pairs.unshift(place);
@@ -40,7 +41,10 @@ function fragment() {
 }
 
 const writeAddress = oncePerFrame(() => {
+  // A link was followed since the last frame: what it leads to is read next, and must not be written over.
+  if (location.hash !== address.hash) return;
   if (location.hash.slice(1) !== fragment()) history.replaceState(null, "", `#${fragment()}`);
+  address.hash = location.hash;
 });
 
 /**

@@ -30,6 +30,7 @@ function startLinks() {
     event.preventDefault();
     address.section = target;
     history.pushState(null, "", `#${fragment()}`);
+    address.hash = location.hash;
     showSection();
     document.getElementById(target)?.focus({ preventScroll: true });
   });
