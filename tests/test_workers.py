@@ -294,6 +294,32 @@ def test_two_commands_on_one_folder_share_the_units(tmp_path):
     assert nothing_is_left(work)
 
 
+def test_a_folder_that_another_command_removes_is_made_again(tmp_path, monkeypatch):
+    """Between making it and taking a lease in it, and on the way to it."""
+    board, take, mkdir, gone = Board(Toy(tmp_path, ("a",)), retries=0), Lease.take, Path.mkdir, []
+
+    def taken(path):
+        if not gone:
+            gone.append(board.close())
+        return take(path)
+
+    def made(self, *args, **named):
+        if self == board.folder and len(gone) == 1:
+            gone.append(board.close())
+            raise FileNotFoundError(2, "its parent was removed meanwhile")
+        return mkdir(self, *args, **named)
+
+    monkeypatch.setattr(Lease, "take", taken)
+    monkeypatch.setattr(Path, "mkdir", made)
+    claim = board.claim()
+    assert claim is not None
+    assert claim.unit == "a"
+    assert len(gone) == 2
+    claim.drop()
+    board.close()
+    assert nothing_is_left(board.work)
+
+
 # Processes. They are forked from one that has imported everything.
 
 

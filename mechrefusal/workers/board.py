@@ -25,6 +25,8 @@ INPUT, DISK, ERROR, VANISHED = "input", "disk", "error", "vanished"
 """Kinds of failures: what a user can set right, a disk, anything else, a worker that is gone."""
 IN_THE_WAY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk says that will say the same again."""
+TRIES = 20
+"""How often a folder is made that others remove as soon as it is empty."""
 _NAME = re.compile(r"(?P<unit>.+)\.(?P<number>\d+)\.lease")
 
 
@@ -137,12 +139,35 @@ class Board:
     def __init__(self, work: Work, *, retries: int, before: Mapping[str, int] | None = None) -> None:
         self.work, self.retries = work, retries
         self.folder = work.folder / FOLDER / work.name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self.before = {unit: each.number for unit, each in self._last().items()} if before is None else dict(before)
+
+    def _make_folder(self) -> None:
+        """Make the folder. Another command that ends now may remove what is empty on the way (`close`)."""
+        for _ in range(TRIES):
+            with suppress(FileNotFoundError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                return
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _files(self, pattern: str) -> list[Path]:
+        """Files in the folder; none where another command has removed it."""
+        try:
+            return list(self.folder.glob(pattern))
+        except FileNotFoundError:
+            return []
+
+    def _take(self, path: Path) -> Lease | None:
+        """The lease at a path, in a folder that another command may remove while it is empty."""
+        for _ in range(TRIES):
+            self._make_folder()
+            with suppress(FileNotFoundError):
+                return Lease.take(path)
+        return Lease.take(path)
 
     def _last(self) -> dict[str, Attempt]:
         last: dict[str, Attempt] = {}
-        for path in self.folder.glob("*.lease"):
+        for path in self._files("*.lease"):
             if found := _NAME.fullmatch(path.name):
                 attempt = Attempt(found["unit"], int(found["number"]), path)
                 if attempt.unit not in last or last[attempt.unit].number < attempt.number:
@@ -171,8 +196,7 @@ class Board:
         for unit in look.free:
             number = look.last[unit].number + 1 if unit in look.last else 1
             attempt = Attempt(unit, number, self.folder / f"{unit}.{number}.lease")
-            self.folder.mkdir(parents=True, exist_ok=True)  # another command may have tidied up
-            if (lease := Lease.take(attempt.lease)) is None:
+            if (lease := self._take(attempt.lease)) is None:
                 continue
             attempt.notes.unlink(missing_ok=True)
             claim = Claim(self, attempt, lease)
@@ -183,7 +207,7 @@ class Board:
 
     def clear(self, unit: str) -> None:
         """Remove the notes on a unit that is finished."""
-        for path in self.folder.glob("*.*.*"):
+        for path in self._files("*.*.*"):
             if path.suffix in (".lease", ".json", ".log") and path.name.rsplit(".", 2)[0] == unit:
                 path.unlink(missing_ok=True)
 
