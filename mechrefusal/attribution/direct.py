@@ -20,7 +20,7 @@ from mechrefusal.attribution.readouts import Readout
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.models.bridge_internals import scale_of_writes, written_by
-from mechrefusal.models.rounding import half_step
+from mechrefusal.models.rounding import rounded_at_most
 from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.observations import numbered
 
@@ -165,14 +165,10 @@ def _norm_after_heads(model, layer: int) -> HeldNorm | None:
 
 
 def rounded(model, written: Writes, vector: Float[Tensor, " d_model"]) -> float:
-    """What rounding the stream after each write does to what `vector` reads, at most: six standard deviations.
-
-    A rounding changes a number by a share that is spread evenly up to `half_step`, and 0.74 of that on average over
-    numbers of all sizes: a standard deviation of 0.43 of it.
-    """
+    """What rounding the stream after each write does to what `vector` reads, at most."""
     parts = (written.resid_pre, written.resid_pre, written.attn_out, written.mlp_out)
     squares = torch.stack([(part.square() @ vector.square()).sum(1) for part in parts]).sum(0)
-    return 6 * 0.43 * half_step(model) * squares.sqrt().max().item()
+    return rounded_at_most(model, squares)
 
 
 def _require_sum(attribution: Attribution, rounding: float) -> None:

@@ -18,7 +18,7 @@ from mechrefusal.attribution.readouts import require_tokens
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.forward import RefusalMetric
-from mechrefusal.models.rounding import half_step
+from mechrefusal.models.rounding import rounded_at_most
 from mechrefusal.statistics import Observations, Observed, intervals
 from mechrefusal.statistics.observations import numbered
 
@@ -114,8 +114,7 @@ def logit_lens(model, texts: Sequence[str], metric: RefusalMetric) -> Lens:
     of_model = written.logits - written.log_total[:, None]
     gap = (likely[-1] - of_model).abs().max().item()
     read = written.normed.square() @ model.W_U[:, tokens].to(written.normed.device).double().square()
-    # What entered the output matrix was rounded, each number by itself (see `direct.rounded`).
-    rounding = 6 * 0.43 * half_step(model) * read.max().sqrt().item()
+    rounding = rounded_at_most(model, read)  # what entered the output matrix was rounded, each number by itself
     if not gap <= TOLERANCE + rounding:
         raise MechrefusalError(
             f"the logit lens ends {gap:.2g} nats off the model's own output (allowed {TOLERANCE + rounding:.2g}); this "

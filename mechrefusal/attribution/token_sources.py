@@ -19,7 +19,7 @@ from mechrefusal.attribution.direct import TOLERANCE, Attribution, HeadReadout, 
 from mechrefusal.attribution.readouts import Readout
 from mechrefusal.attribution.writes import Writes, prompt_segments
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.models.rounding import half_step
+from mechrefusal.models.rounding import rounded_at_most
 from mechrefusal.progress import track
 
 COLUMNS = ["prompt", "layer", "head", "source", "token", "segment", "weight", "value"]
@@ -156,12 +156,15 @@ def _by_layer(model, readout: Readout, heads: Sequence[tuple[int, int]] | None) 
 
 
 def _rounded(
-    model, weight: Float[Tensor, "head source"], value: Float[Tensor, "source head d_head"], scale: float | Tensor
+    model,
+    weight: Float[Tensor, "head source"],
+    value: Float[Tensor, "source head d_head"],
+    scale: Float[Tensor, " prompt"],
 ) -> float:
-    """What rounding the pattern and z does to what is read of a head, at most: as `direct.rounded`."""
+    """What rounding the pattern and z does to what is read of a head, at most."""
     z = torch.einsum("hs,shd->hd", weight, value)
     squares = z.square().sum(1) + (weight * value.sum(2).T).square().sum(1)
-    return 6 * 0.43 * half_step(model) * (squares.sqrt()[:, None] * scale).abs().max().item()
+    return rounded_at_most(model, squares[:, None] * scale**2)
 
 
 def _require_sums(value: Float[Tensor, "head source"], direct: Attribution, layer: int, rounding: float) -> None:

@@ -37,9 +37,14 @@ def bootstrapped(
     """
     if blocks is None:
         return np.concatenate([resampled(n_first, random, draws), -resampled(n_second, random, draws)], axis=1)
-    n_blocks = int(blocks.max()) + 1
-    times = random.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws)[:, blocks]
+    times = times_drawn(blocks, random, draws)
     return contrast(times * (observed(n_first, n_second) > 0), times * (observed(n_first, n_second) < 0))
+
+
+def times_drawn(blocks: Blocks, random: np.random.Generator, draws: int = DRAWS) -> Int[np.ndarray, "draw prompt"]:
+    """How often each prompt is in each draw of whole blocks, as many as there are, with replacement."""
+    n_blocks = int(blocks.max()) + 1
+    return random.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws)[:, blocks]
 
 
 def contrast(first: Draws, second: Draws) -> Draws:

@@ -19,8 +19,6 @@ ALL_LAYERS = -1
 """What stands for the mean over layers in a column `layer`."""
 NAN = float("nan")
 
-Grams = Float[np.ndarray, "layer prompt prompt"]
-
 
 @dataclass(frozen=True)
 class Separability:
@@ -87,8 +85,7 @@ class Separability:
         blocks = np.arange(n_prompts) if blocks is None else blocks
         is_first = np.arange(n_prompts) < n_harmful
         n_blocks = int(blocks.max()) + 1
-        random = np.random.default_rng(seed)
-        drawn = random.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n_draws)[:, blocks].astype(float)
+        drawn = resampling.times_drawn(blocks, np.random.default_rng(seed), n_draws).astype(float)
         values, auc, draws = np.full(n_layers, NAN), np.full(n_layers, NAN), np.full((n_draws, n_layers), NAN)
         observed = resampling.observed(n_harmful, n_prompts - n_harmful)
         for layer, each in enumerate(activations):

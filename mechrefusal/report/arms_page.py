@@ -45,11 +45,7 @@ class ArmsPage(Page):
 
     def of_ends(self, name: str) -> pd.DataFrame:
         """Rows of a table of checkpoints that are of the last ones of the arms, the end of the warm-up among them."""
-        table = self.run.together(name)
-        if not len(table):
-            return table
-        ends = {(checkpoint.arm, checkpoint.step) for checkpoint in self.run.last_of_each_arm}
-        return table[[key in ends for key in zip(table["arm"], table["step"], strict=True)]]
+        return self.run.together(name, among=self.run.last_of_each_arm)
 
     def between_ends(self, name: str, first: str = "_a", second: str = "_b") -> pd.DataFrame:
         """Rows of a table of pairs between the last checkpoints of arms, the end of the warm-up among them."""

@@ -1,4 +1,4 @@
-"""How fast this machine runs a model of some config: a few passes of a random model of its widths and two layers."""
+"""How fast this machine runs a model of some config: a few passes of a random model of its widths and few layers."""
 
 import copy
 import mmap

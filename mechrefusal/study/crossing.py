@@ -14,7 +14,7 @@ from mechrefusal.forward import RefusalMetric
 from mechrefusal.memory import free_memory, given_back
 from mechrefusal.models import Checkpoint, bytes_to_hook, load_hooked
 from mechrefusal.study.across import Pairs
-from mechrefusal.study.pairwise import PairUnit, by_pair
+from mechrefusal.study.pairwise import by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -40,18 +40,18 @@ def crossing(
     sets = {"harmful": chosen.harmful.texts, "harmless": chosen.harmless.texts}
     load = _loader([checkpoint for pair in pairs.ends() for checkpoint in pair])
 
-    def units() -> Iterator[PairUnit]:
+    def crossed() -> Iterator[_Crossing]:
         for first, second in pairs.ends():
             metric = RefusalMetric.from_json(tables.read("openings", run.measurements(second))["token_ids"].iloc[0])
             layers = range(0, n_layers[first.id], settings.layer_step)
-            crossed = _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
-            inputs = {"version": version, "prompts": sets, **crossed.inputs}
-            yield PairUnit(crossed.name, f"patch between {crossed.name}", inputs, partial(crossed.tables, sets, load))
+            yield _Crossing(first, second, metric, layers, settings.n_rotations, pairs.why_apart(first, second))
 
-    table = by_pair(run, STAGE, ("cross_patching",), units())["cross_patching"]
-    del load
+    shared = {"version": version, "prompts": sets}
+    rows = partial(_Crossing.tables, sets=sets, load=load)
+    found = by_pair(run, STAGE, ("cross_patching",), crossed(), rows, doing="patch between", shared=shared)
+    del load, rows
     given_back()
-    return table
+    return found["cross_patching"]
 
 
 def _loader(checkpoints: list[Checkpoint]) -> Callable[[Checkpoint], Any]:

@@ -47,13 +47,13 @@ def patching(counting: Counting) -> Work:
     above = {"z": 1, "resid_pre": 0} | ({"attn_out": 1, "mlp_out": 1} if causal.sites else {})
     work = len(above) * Work(TRIED, passes=5)
     for pair in chosen:
-        own = len(pair[0]) - _first(pair)
+        own = _own(pair)
         for site, on in above.items():
             patches = _heads(counting, pair) if site == "z" else _patched(
                 counting, pair, len(layers) * own, (own + 1) / 2, depth=counting.from_layer(layers, on=on)
             )  # fmt: skip
             work += len(causal.modes) * patches
-    n_positions = max(len(pair[0]) - _first(pair) for pair in chosen)
+    n_positions = max(_own(pair) for pair in chosen)
     n_cells = size.n_layers * size.n_heads + (len(above) - 1) * len(layers) * n_positions
     work += Work(seconds=CELLS * len(causal.modes) * n_cells)
     look = [ids for ids in every[0] for _ in range(2)]
@@ -61,7 +61,7 @@ def patching(counting: Counting) -> Work:
     if n := causal.n_finalists:
         runs = STEPS if causal.screening == "eap-ig" else 1
         for pair in chosen:
-            own = len(pair[0]) - _first(pair)
+            own = _own(pair)
             work += _both(pair) + _gradients(pair, runs)
             for site in SITES:
                 depth = counting.from_layer(everywhere, on=site != "resid_pre")
@@ -113,13 +113,13 @@ def circuit(counting: Counting) -> Work:
     n_edges = (n + 1) * (n + 2) // 2
     work = Work(TRIED, passes=5) + sum(map(_both, pairs), Work())
     for pair in choosing:
-        own = len(pair[0]) - _first(pair)
+        own = _own(pair)
         above = counting.from_layer(range(size.n_layers), on=1)
         work += _heads(counting, pair) + _patched(counting, pair, size.n_layers, own, depth=above) + Work(own, passes=1)
         work += _paths(counting, pair, n, n_edges)
     if measured is not choosing:
         for pair in measured:
-            own = len(pair[0]) - _first(pair)
+            own = _own(pair)
             work += (
                 _both(pair) + _patched(counting, pair, n, own, depth=0.5) + _paths(counting, pair, n, causal.n_edges)
             )
@@ -160,8 +160,9 @@ def pairs_of(counting: Counting) -> list[Pair]:
     return list(zip(counting.ids(pairs.harmful), counting.ids(pairs.harmless), strict=True))
 
 
-def _first(pair: Pair) -> int:
-    return common_length(pair)
+def _own(pair: Pair) -> int:
+    """Tokens of a prompt of a pair from the first on in which the two differ."""
+    return len(pair[0]) - common_length(pair)
 
 
 def _both(pair: Pair) -> Work:
@@ -171,7 +172,7 @@ def _both(pair: Pair) -> Work:
 
 def _heads(counting: Counting, pair: Pair) -> Work:
     """Every head patched at all positions: what each makes of its layer's output, then all that comes after it."""
-    size, own = counting.size, len(pair[0]) - _first(pair)
+    size, own = counting.size, _own(pair)
     above = counting.from_layer(range(size.n_layers), on=1)
     return Work(size.n_heads * own, passes=1) + _patched(counting, pair, size.n_heads * size.n_layers, own, depth=above)
 
@@ -192,7 +193,7 @@ def _gradients(pair: Pair, runs: int) -> Work:
 
 def _paths(counting: Counting, pair: Pair, n_nodes: int, n: int) -> Work:
     """Paths into receivers: each runs the receiver's block alone, and all that comes after it."""
-    own, n_layers = len(pair[0]) - _first(pair), counting.size.n_layers
+    own, n_layers = _own(pair), counting.size.n_layers
     alone = (n_nodes + n) / n_layers
     passes = min(n_nodes + 1, n) * (0.5 + 2 / n_layers)
     return Work(2 * own + (n / 2 + alone) * own, n, passes=2 + passes)

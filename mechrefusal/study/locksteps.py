@@ -15,7 +15,7 @@ from mechrefusal.evaluation import Judge
 from mechrefusal.models import Checkpoint, load_hooked
 from mechrefusal.prompts import PromptSet
 from mechrefusal.study.across import SHARED, Pairs
-from mechrefusal.study.pairwise import PairUnit, by_pair
+from mechrefusal.study.pairwise import by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -36,16 +36,8 @@ def locksteps(run: Run, pairs: Pairs, prompts: StudyPrompts, *, version: int = 1
     asked = {name: [chosen.ids, chosen.texts] for name, chosen in sets.items()}
     ends = [(first, second) for first, second in pairs.ends() if first.arm in (*SHARED, second.arm)]
     found = (_Both(*each, settings, judge, pairs.why_apart(*each)) for each in ends)
-    units = (
-        PairUnit(
-            both.name,
-            f"lockstep between {both.name}",
-            {"version": version, "prompts": asked, **both.inputs},
-            partial(_rows, both, sets),
-        )
-        for both in found
-    )
-    return by_pair(run, STAGE, TABLES, units)
+    shared = {"version": version, "prompts": asked}
+    return by_pair(run, STAGE, TABLES, found, partial(_rows, sets=sets), doing="lockstep between", shared=shared)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mechrefusal.statistics.depth import Profile, depth_difference
 from mechrefusal.study.across import SHARED, Pairs
 from mechrefusal.study.depths import scaled
 from mechrefusal.study.guided import counterparts
-from mechrefusal.study.methods import RATES, SUCCESS, Methods, Rate, after_removal
+from mechrefusal.study.methods import RATES, SUCCESS, Methods, Rate, after_removal, mean_separability
 from mechrefusal.study.table_rows import carrier_place
 
 START, ENDS = "start", "methods"
@@ -155,9 +155,8 @@ def _depth(
 def _separability(measured: Methods, pair: _Pair) -> dict[str, Any]:
     """How much further apart harmful and harmless prompts lie, on bootstraps of the same prompts."""
     ends = (pair.a, pair.b)
-    rows = [measured.each["separability"][c.id] for c in ends]
-    means = [each[each["layer"] == separability.ALL_LAYERS] for each in rows]
-    values = [float(each["value"].iloc[0]) if len(each) else nan for each in means]
+    means = [mean_separability(measured.each["separability"][c.id]) for c in ends]
+    values = [float(each["value"]) for each in means]
     row = {"judge": "", "mean_a": values[0], "mean_b": values[1], "mcnemar_p": nan}
     if not all(map(isfinite, values)):
         missing = [c.id for c, value in zip(ends, values, strict=True) if not isfinite(value)]
@@ -166,7 +165,7 @@ def _separability(measured: Methods, pair: _Pair) -> dict[str, Any]:
     first, second = (
         measured.each["separability_draws"][c.id].sort_values("draw")["value"].to_numpy(float) for c in ends
     )
-    change = separability.difference(values[0], values[1], first, second, int(means[0]["n"].iloc[0]))
+    change = separability.difference(values[0], values[1], first, second, int(means[0]["n"]))
     reason = "" if isfinite(change.low) else f"no interval from {change.n} prompts"
     return row | change.columns("difference", "") | {"n": change.n, "reason": reason}
 

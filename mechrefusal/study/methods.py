@@ -171,10 +171,15 @@ def _rank(ranks: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, float]:
     return {"rank": found["value"], "rank_low": found["low"], "rank_high": found["high"]}
 
 
+def mean_separability(table: pd.DataFrame) -> Mapping[Any, Any]:
+    """The row of table `separability` of the mean over layers; NaN where there is none."""
+    rows = table[table["layer"] == ALL_LAYERS].to_dict("records")
+    return rows[0] if rows else {"value": nan, "low": nan, "high": nan, "n": 0}
+
+
 def _separability(table: pd.DataFrame) -> dict[str, float]:
     """How far apart harmful and harmless prompts lie, the mean over layers."""
-    rows = table[table["layer"] == ALL_LAYERS]
-    found = {"value": nan, "low": nan, "high": nan} if rows.empty else rows.iloc[0]
+    found = mean_separability(table)
     return {"separability": found["value"], "separability_low": found["low"], "separability_high": found["high"]}
 
 

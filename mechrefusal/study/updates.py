@@ -18,7 +18,7 @@ from mechrefusal.models import Checkpoint, load_causal_lm
 from mechrefusal.prompts import Split
 from mechrefusal.statistics import Observations
 from mechrefusal.study.across import SHARED, Pairs
-from mechrefusal.study.pairwise import PairUnit, by_pair
+from mechrefusal.study.pairwise import by_pair
 from mechrefusal.study.run import Run
 from mechrefusal.study.selection import StudyPrompts
 
@@ -40,16 +40,8 @@ def updates(run: Run, pairs: Pairs, prompts: StudyPrompts, *, version: int = 1) 
         _Update(*each, pairs.why_apart(*each), settings, judge)
         for each in pairs_of_updates(pairs.checkpoints, given=pairs.given)
     )
-    units = (
-        PairUnit(
-            update.name,
-            f"update from {update.name}",
-            {"version": version, "prompts": texts, **update.inputs},
-            partial(_rows, update, asked),
-        )
-        for update in found
-    )
-    return by_pair(run, STAGE, TABLES, units)
+    shared = {"version": version, "prompts": texts}
+    return by_pair(run, STAGE, TABLES, found, partial(_rows, asked=asked), doing="update from", shared=shared)
 
 
 def pairs_of_updates(
