@@ -93,6 +93,14 @@ class MeasuredRun:
         return methods.loc[~methods["arm"].isin(SHARED), "arm"].nunique() > 1
 
     @property
+    def at_once(self) -> int:
+        """How many checkpoints were measured at once at most, so that their times do not add up to a wall time."""
+        try:
+            return max(json.loads(self.manifest or "{}").get("at_once", {}).values(), default=1)
+        except (ValueError, AttributeError, TypeError):
+            return 1
+
+    @property
     def has_durability(self) -> bool:
         """Whether it was measured what it takes to remove refusal: the report then has a page about it."""
         names = set(tables.DURABILITY)

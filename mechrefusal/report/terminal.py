@@ -1,6 +1,5 @@
 """The headline of a run, and what commands found, for a terminal: tables that fit 100 columns."""
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,12 +132,12 @@ def times(run: MeasuredRun) -> list[Table]:
     """Wall times: of the run's stages (table `stages`), and of the steps of all measurements (table `timings`)."""
     tables, stages, timings = [], run.across["stages"], run.together("timings")
     if len(stages):
-        seconds, at_once = stages["seconds"], _at_once(run.manifest)
-        beside = f"; up to {at_once} checkpoints were measured at once" if at_once > 1 else ""
+        seconds, n = stages["seconds"], run.at_once
+        beside = f"; up to {n} checkpoints were measured at once" if n > 1 else ""
         shares = stages.assign(share=seconds / seconds.sum() if seconds.sum() else float("nan"))
         grid = grids.grid(shares, {"stage:text": "stage", "seconds:seconds": "time", "share:percent": "share"})
         tables.append(
-            grid_table("Wall time", f"Stages of the run, in all {wording.seconds(seconds.sum())}{beside}.", grid)
+            grid_table("Wall time", f"Stages of the run, added up {wording.seconds(seconds.sum())}{beside}.", grid)
         )
     if len(timings):
         n = len(timings[["arm", "step"]].drop_duplicates())
@@ -150,14 +149,6 @@ def times(run: MeasuredRun) -> list[Table]:
         }  # fmt: skip
         tables.append(grid_table("Wall time of the measurements", caption, grids.grid(_measured(timings), columns)))
     return tables
-
-
-def _at_once(manifest: str | None) -> int:
-    """How many checkpoints were measured at once, so that their times do not add up to a wall time."""
-    try:
-        return max(json.loads(manifest or "{}").get("at_once", {}).values(), default=1)
-    except (ValueError, AttributeError, TypeError):
-        return 1
 
 
 def _measured(timings: pd.DataFrame) -> pd.DataFrame:

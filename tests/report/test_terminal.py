@@ -1,6 +1,7 @@
 """The summary fits a terminal, keeps the numbers, and obeys nothing that a table says."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -89,6 +90,18 @@ def test_summary_ends_with_wall_times(run_folder):
     assert wording.seconds(seconds) in line
     assert f"All checkpoints ({len(run.checkpoints)})" in last
     assert HOSTILE[0] in last
+
+
+def test_times_of_checkpoints_that_were_measured_at_once_are_said_to_be_added_up(tmp_path):
+    """They overlap: their sum is not how long the run took."""
+    folder = write_run(tmp_path / "run", arms=("sft",), anchors=(0, 250))
+    total = wording.seconds(tables.read("stages", folder / "measurements")["seconds"].sum())
+    text = " ".join(shown(folder).split())
+    assert f"Its stages took {total}. " in text
+    (folder / "manifest.json").write_text(json.dumps({"at_once": {"a": 1, "b": 2}}), encoding="utf-8")
+    text = " ".join(shown(folder).split())
+    assert f"Its stages took {total}, added up; up to 2 checkpoints were measured at once." in text
+    assert f"Stages of the run, added up {total}; up to 2 checkpoints were measured at once." in text
 
 
 def test_steps_that_were_skipped_are_counted(tmp_path):
