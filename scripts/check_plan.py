@@ -2,6 +2,7 @@
 
     python scripts/check_plan.py MODEL CHECKPOINT
     python scripts/check_plan.py MODEL CHECKPOINT --recipe my-recipe.yaml
+    python scripts/check_plan.py --run checkpoints/demo      # seconds alone, as a run has recorded them
 
 Both models are measured in a folder that is removed afterwards, on one thread of a processor. Seconds are those of the
 processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs, but for
@@ -208,13 +209,41 @@ def compared(recipe: Recipe, found: dict[str, Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def of_run(folder: Path | str) -> pd.DataFrame:
+    """A row a stage of a measured run: seconds planned on this machine, and those that the run has recorded.
+
+    Recorded is wall time: the median over checkpoints, of transfer the sum. The plan is made with the threads that a
+    checkpoint had, and should be made on the machine of the run, with as much beside it as there was then.
+    """
+    run = Run.open(Path(folder))
+    at_once = max(run.manifest.get("at_once", {}).values(), default=1)
+    torch.set_num_threads(max(1, run.manifest["machine"]["torch_threads"] // at_once))
+    by_stage = mr.tables.read("timings", run.measurements()).groupby("stage")["seconds"].median()
+    recorded = by_stage[by_stage > 0].to_dict()
+    stages = mr.tables.read("stages", run.measurements())
+    recorded["transfer"] = stages.loc[stages["stage"].str.startswith("transfer to "), "seconds"].sum()
+    planned = mr.study.plan(run.recipe).set_index("stage")
+    each = planned["seconds"] / planned["times"]
+    taken = pd.Series(recorded)
+    table = pd.DataFrame({"planned": each, "taken": taken, "ratio": each / taken}).loc[each.index]
+    return table[table["taken"] > 0]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="what the recipe measures first: a folder or hub name")
-    parser.add_argument("checkpoint", help="what it measures then, and whose stages are compared with the plan")
+    parser.add_argument("model", nargs="?", help="what the recipe measures first: a folder or hub name")
+    parser.add_argument("checkpoint", nargs="?", help="what it measures then, and whose stages are compared with it")
+    parser.add_argument("--run", default="", help="folder of a measured run, in place of both")
     parser.add_argument("--recipe", default="", help="what is measured, by default all that there is at small sizes")
     options = parser.parse_args(arguments)
+    if options.run:
+        print("| stage | planned, s | taken, s | ratio |\n|---|---|---|---|")
+        for stage, planned, taken, ratio in of_run(options.run).itertuples():
+            print(f"| {stage} | {planned:,.1f} | {taken:,.1f} | {ratio:.2f} |")
+        return
+    if not options.checkpoint:
+        parser.error("give a model and a checkpoint, or --run with the folder of a measured run")
     torch.set_num_threads(1)
     base = mr.study.load_recipe(options.recipe) if options.recipe else recipe_from_dict(SMALL)
     recipe = replace(base, model=options.model, arms={}, checkpoints={"trained": (options.checkpoint,)})

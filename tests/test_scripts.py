@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechrefusal import MechrefusalError, causal, evaluation, playground
+from mechrefusal import MechrefusalError, causal, evaluation, playground, tables
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -143,3 +143,17 @@ def test_check_plan(tiny, tmp_path, capsys):
     for stage in ("load", "answers", "directions"):
         assert 0.9 <= ratios[stage] <= 1.1, (stage, ratios[stage])
     assert 1 <= ratios["patching"] <= 1.4, "the plan has the hooked passes that attention is read in, the count has not"
+
+
+@pytest.mark.slow
+def test_a_plan_is_held_against_what_a_run_has_recorded(finished_run, capsys):
+    _main("check_plan")(["--run", str(finished_run)])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    taken = {cells[1].strip(): float(cells[3]) for cells in lines[1:]}
+    timings = tables.read("timings", finished_run / "measurements").groupby("stage")["seconds"].median()
+    assert taken["answers"] == pytest.approx(timings["answers"], abs=0.05)
+    assert {"load", "answers", "carriers", "transfer"} <= taken.keys()
+    assert not any(stage.startswith("train") for stage in taken), "training is not a stage of measuring"
+    with pytest.raises(SystemExit):
+        _main("check_plan")([])
+    assert "give a model and a checkpoint, or --run" in capsys.readouterr().err

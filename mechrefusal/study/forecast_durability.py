@@ -4,11 +4,11 @@ from mechrefusal.durability.lockstep import PADDED_TOKENS, ROWS
 from mechrefusal.durability.prefilled import NEUTRAL_OPENINGS
 from mechrefusal.study.across import SHARED
 from mechrefusal.study.forecast_causal import ends
-from mechrefusal.study.forecast_work import Counting, Ids, Work
+from mechrefusal.study.forecast_work import HASHED, Counting, Ids, Work
 from mechrefusal.study.updates import pairs_of_updates
 
-STEPPED, HASHED = 12, 4
-"""Numbers that an optimiser's step copies for each parameter; as many as hashing one is worth."""
+STEPPED = 12
+"""Numbers that an optimiser's step copies for each parameter."""
 VECTORS, VALUES = (6, 20), (2, 2)
 """Operations of a singular value decomposition of m × n, as (a, b) of a·m·n² + b·n³ with m the larger: with its
 vectors, or of its values alone (Golub and Van Loan, 4th edition, figure 8.6.1)."""

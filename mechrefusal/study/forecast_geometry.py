@@ -11,7 +11,7 @@ from mechrefusal.study.forecast_work import THROUGH_ACTIVATIONS, Counting, Ids, 
 
 CHUNK, SHARE = 4, 0.25
 """Prompts of one pass of `geometry.difference_in_means`; share of the validation prompts that a screen runs."""
-FINALISTS = 4
+FINALISTS = 3
 """Candidates that a screen scores exactly, beside its pilots: those that could win, which nothing says before."""
 DRAWN = 1.7e-6
 """Seconds of the bootstraps of separability at a layer, for each pair of prompts."""
@@ -71,18 +71,19 @@ def carriers(counting: Counting) -> Work:
     """Candidates by layer and position, each ablated on both sides and put in on the harmless one.
 
     A screen runs all of them on a sample, and the pilots and `FINALISTS` exactly; then halves of the direction prompts
-    choose among `n_contenders`. Assumes that all validation prompts are kept, and that there is a carrier.
+    choose among `n_contenders`. Finalists and contenders lie about the best candidate's layer, all others anywhere.
+    Assumes that all validation prompts are kept, and that there is a carrier.
     """
-    geometry, measuring = counting.recipe.geometry, counting.recipe.measuring
+    geometry, measuring, n_layers = counting.recipe.geometry, counting.recipe.measuring, counting.size.n_layers
     validation, zero = counting.validation(), not counting.goes_to_means
-    layers = range(counting.size.n_layers)[: measuring.admissible.layers(counting.size.n_layers).stop]
+    layers = measuring.admissible.layers(n_layers)[:: geometry.layer_step]
     n_positions = min(counting.tail, measuring.n_positions or counting.tail)
-    n = n_positions * len(layers[:: geometry.layer_step])
+    n, anywhere, about_best = n_positions * len(layers), counting.from_layer(layers), 1 - counting.place
 
-    def scored(sides: tuple[Ids, Ids], *, to_zero: bool) -> Work:
-        ablated = 1.0 if to_zero else 1 - counting.place
-        both = [*sides[0], *sides[1]]
-        return counting.read(both, depth=ablated) + counting.read(sides[1], depth=1 - counting.place)
+    def scored(sides: tuple[Ids, Ids], *, to_zero: bool, from_place: float) -> Work:
+        """A candidate from whose place on a share of the layers is run."""
+        ablated = 1.0 if to_zero else from_place
+        return counting.read([*sides[0], *sides[1]], depth=ablated) + counting.read(sides[1], depth=from_place)
 
     def made_ready(sides: tuple[Ids, Ids]) -> Work:
         both = [*sides[0], *sides[1]]
@@ -91,17 +92,20 @@ def carriers(counting: Counting) -> Work:
     def chosen(*, to_zero: bool) -> Work:
         """All candidates by one reference."""
         if not geometry.screen or n < 2 or all(len(each) <= FEWEST for each in validation):
-            return n * scored(validation, to_zero=to_zero)
+            return n * scored(validation, to_zero=to_zero, from_place=anywhere)
         sizes = [max(FEWEST, ceil(SHARE * len(side))) for side in validation]
         sample = validation[0][: sizes[0]], validation[1][: sizes[1]]
-        exact = min(n, PILOTS + FINALISTS)
-        return made_ready(sample) + n * scored(sample, to_zero=to_zero) + exact * scored(validation, to_zero=to_zero)
+        pilots = min(n, PILOTS)
+        work = made_ready(sample) + n * scored(sample, to_zero=to_zero, from_place=anywhere)
+        work += pilots * scored(validation, to_zero=to_zero, from_place=anywhere)
+        return work + min(n - pilots, FINALISTS) * scored(validation, to_zero=to_zero, from_place=about_best)
 
-    halves = min(n, geometry.n_contenders) * 2 * scored(validation, to_zero=zero)
+    halves = min(n, geometry.n_contenders) * 2 * scored(validation, to_zero=zero, from_place=about_best)
     work = made_ready(validation) + chosen(to_zero=zero) + halves
     if zero:
         return work
-    return work + (chosen(to_zero=True) if geometry.score_zero else scored(validation, to_zero=True))
+    once = scored(validation, to_zero=True, from_place=about_best)
+    return work + (chosen(to_zero=True) if geometry.score_zero else once)
 
 
 def subspaces(counting: Counting) -> Work:

@@ -18,11 +18,14 @@ from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
 
 Ids = Sequence[tuple[int, ...]]
-LOADED, HOOKED = 4.0, 0.1
-"""Numbers that are copied for each parameter while a hooked transformer is made: read, folded and centred; and seconds
-in which the hooks of a layer are made, whatever its width."""
+LOADED, HASHED, HOOKED = 4.0, 4.0, 0.1
+"""Numbers that are copied for each parameter while a hooked transformer is made (read, folded and centred), as many as
+hashing one is worth, and seconds in which the hooks of a layer are made, whatever its width."""
 TRIED = 180
 """Tokens of these trials: two rows of twelve tokens three times, each hooked and unhooked, and some twenty on trees."""
+PLACE = 0.6
+"""Depth of a carrier before it is known: those that were published for six chat models of 2 to 8 billion parameters lie
+at .38 to .63 of the layers (2406.11717, its code's runs), SmolLM2's after training at .73."""
 ANSWERED_AT_ONCE = 64
 """Prompts that are answered at once."""
 THROUGH_ACTIVATIONS = 2 / 3
@@ -159,9 +162,10 @@ class Counting:
 
     @property
     def opening(self) -> Work:
-        """Opening a model as a hooked transformer."""
+        """Opening a model as a hooked transformer, whose files are hashed before."""
         size = self.size
-        return Work(48, 48, passes=1, copied=LOADED * size.parameters, seconds=HOOKED * size.n_layers)
+        copied = (LOADED + HASHED) * size.parameters
+        return Work(48, 48, passes=1, copied=copied, seconds=HOOKED * size.n_layers)
 
     @property
     def trying(self) -> Work:
@@ -180,8 +184,8 @@ class Counting:
 
     @cached_property
     def place(self) -> float:
-        """How deep the best candidate lies, as a share of the layers: in the middle of those that are scored."""
-        return (1 - self.recipe.measuring.prune_layer_fraction) / 2
+        """How deep the best candidate is taken to lie, as a share of the layers: `PLACE`, or the last that may win."""
+        return min(PLACE, 1 - self.recipe.measuring.prune_layer_fraction)
 
     @property
     def after(self) -> float:
