@@ -170,7 +170,7 @@ class Peak:
 
 def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:
     """Every stage of a run of the recipe: at the last checkpoint, or over all of them."""
-    n_layers = mr.models.load_config(recipe.model).get_text_config().num_hidden_layers
+    n_layers = mr.models.load_config(mr.models.fetch(recipe.model)).get_text_config().num_hidden_layers
     created = Run.create(folder, recipe)
     run = MeteredRun(created.folder, created.recipe, Meter(n_layers))
     with run.meter.counting():
@@ -232,7 +232,7 @@ def of_run(folder: Path | str) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="what the recipe measures first: a folder or hub name")
+    parser.add_argument("model", nargs="?", help="what the recipe measures first: a folder, or a name to fetch")
     parser.add_argument("checkpoint", nargs="?", help="what it measures then, and whose stages are compared with it")
     parser.add_argument("--run", default="", help="folder of a measured run, in place of both")
     parser.add_argument("--recipe", default="", help="what is measured, by default all that there is at small sizes")
