@@ -93,12 +93,13 @@ class MeasuredRun:
         return methods.loc[~methods["arm"].isin(SHARED), "arm"].nunique() > 1
 
     @property
-    def at_once(self) -> int:
-        """How many checkpoints were measured at once at most, so that their times do not add up to a wall time."""
+    def beside_each_other(self) -> str:
+        """What a sum of times has to say: that checkpoints were measured at once, and how many; else nothing."""
         try:
-            return max(json.loads(self.manifest or "{}").get("at_once", {}).values(), default=1)
+            n = max(json.loads(self.manifest or "{}").get("at_once", {}).values(), default=1)
         except (ValueError, AttributeError, TypeError):
-            return 1
+            n = 1
+        return f"; up to {n} checkpoints were measured at once" if n > 1 else ""
 
     @property
     def has_durability(self) -> bool:

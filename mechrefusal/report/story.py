@@ -156,7 +156,7 @@ def _costs(run: MeasuredRun, ends: list[Headline], first: Headline | None) -> li
             parts.append(f"gives in to {_rate(rate)} of the requests under attack {headline.attack_label(key)}")
         sentences += [f"{line.checkpoint.label} {wording.listed(parts)}."] if parts else []
     seconds = run.across["stages"]["seconds"].sum()
-    beside = f", added up; up to {run.at_once} checkpoints were measured at once" if run.at_once > 1 else ""
+    beside = f", added up{run.beside_each_other}" if run.beside_each_other else ""
     return sentences + ([f"Its stages took {wording.seconds(seconds)}{beside}."] if sentences and seconds else [])
 
 

@@ -132,8 +132,7 @@ def times(run: MeasuredRun) -> list[Table]:
     """Wall times: of the run's stages (table `stages`), and of the steps of all measurements (table `timings`)."""
     tables, stages, timings = [], run.across["stages"], run.together("timings")
     if len(stages):
-        seconds, n = stages["seconds"], run.at_once
-        beside = f"; up to {n} checkpoints were measured at once" if n > 1 else ""
+        seconds, beside = stages["seconds"], run.beside_each_other
         shares = stages.assign(share=seconds / seconds.sum() if seconds.sum() else float("nan"))
         grid = grids.grid(shares, {"stage:text": "stage", "seconds:seconds": "time", "share:percent": "share"})
         tables.append(

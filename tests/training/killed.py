@@ -12,6 +12,7 @@ from mechrefusal.training import LoraSettings, R2D2Settings, R2D2Trainer, RLHFSe
 from mechrefusal.training.arms.circuit_breakers import CircuitBreakersSettings
 from mechrefusal.training.arms.lat import LATSettings
 from mechrefusal.training.arms.refat import ReFATSettings
+from mechrefusal.training.guide_settings import RESEMBLES
 from mechrefusal.training.preference_trainers import DPOArmTrainer, KTOArmTrainer
 from mechrefusal.training.rlhf_trainer import RLHFTrainer
 from mechrefusal.training.trainer import ArmTrainer
@@ -58,6 +59,13 @@ def inputs(model: Path) -> dict:
         "utility": [{"prompt": text, "answer": "Of course, here it is."} for text in built.utility_train.texts[:6]],
         "behaviours": built.pool.harmful.with_targets()[:5],
     }
+
+
+def half_resembling(model: Path) -> dict:
+    """`inputs`, where half of the utility rows resemble harm."""
+    own = inputs(model)
+    marked = [{**row, RESEMBLES: True} if number % 2 else row for number, row in enumerate(own["utility"])]
+    return own | {"utility": marked}
 
 
 def train(arm: str, model: Path, **given):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from killed import OF_ARM, SETTINGS, inputs
+from killed import OF_ARM, SETTINGS, half_resembling, inputs
 from safetensors.torch import load_file
 from test_hidden_arms import ONE_STEP, cases, pair, rows, terms_of, token_losses
 from tolerances import FORWARD
@@ -23,13 +23,6 @@ GUIDE = GuideSettings(
 )  # fmt: skip
 
 
-def given(tiny) -> dict:
-    """The inputs of `killed.py`; half of the utility rows resemble harm."""
-    own = inputs(tiny)
-    marked = [{**row, RESEMBLES: True} if number % 2 else row for number, row in enumerate(own["utility"])]
-    return own | {"utility": marked}
-
-
 def test_losses_on_small_tensors():
     r = {"direction": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "harmless": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}
     r["first_length"] = torch.tensor([4.0, 1.0])
@@ -46,7 +39,7 @@ def test_losses_on_small_tensors():
 
 
 def test_one_step_is_the_stated_sum(tiny, tmp_path):
-    own = given(tiny)
+    own = half_resembling(tiny)
     settings = replace(ONE_STEP, harmful_per_step=2)
     log = training.train("sft", **own, out=tmp_path, settings=settings, guide=GUIDE)
     model, tokenizer = load_causal_lm(own["base"])
@@ -96,7 +89,7 @@ def test_one_step_is_the_stated_sum(tiny, tmp_path):
 
 
 def test_a_frozen_ladder_stays_to_the_last_bit(tiny, tmp_path):
-    own = given(tiny)
+    own = half_resembling(tiny)
     training.train(
         "sft", **own, out=tmp_path, settings=replace(SETTINGS, steps=2, anchors=(0, 2)), guide=GuideSettings(freeze=0.5)
     )
@@ -111,7 +104,7 @@ def test_a_frozen_ladder_stays_to_the_last_bit(tiny, tmp_path):
 
 
 def test_a_hold_keeps_the_projection_and_a_random_one_does_not(tiny, tmp_path):
-    own, settings = given(tiny), replace(SETTINGS, gradient_accumulation=1, learning_rate=1e-3)
+    own, settings = half_resembling(tiny), replace(SETTINGS, gradient_accumulation=1, learning_rate=1e-3)
     guides = {"free": None, "held": GuideSettings(hold_weight=100.0, n_prompts=99)}
     guides["random"] = replace(guides["held"], direction="random")
     moved = {}
@@ -139,7 +132,7 @@ def test_a_hold_keeps_the_projection_and_a_random_one_does_not(tiny, tmp_path):
 @pytest.mark.parametrize("arm", ["r2d2", "refat"])
 def test_other_arms_are_guided_too(tiny, tmp_path, arm):
     own = replace(OF_ARM[arm], **({"gcg": replace(OF_ARM[arm].gcg, steps=0)} if arm == "r2d2" else {}))
-    log = training.train(arm, **given(tiny), out=tmp_path, settings=SETTINGS, arm_settings=own, guide=GUIDE)
+    log = training.train(arm, **half_resembling(tiny), out=tmp_path, settings=SETTINGS, arm_settings=own, guide=GUIDE)
     names = set(training.read_log(tmp_path, "terms")["term"])
     assert {"guide_hold", "guide_shift", "guide_apart", "guide_redundant", "utility"} <= names
     assert log["loss"].notna().all()
@@ -147,7 +140,7 @@ def test_other_arms_are_guided_too(tiny, tmp_path, arm):
 
 @pytest.mark.parametrize("arm", ["dpo", "kto", "rlhf"])
 def test_an_arm_with_a_loss_of_its_own_is_guided_by_freeze_alone(tiny, tmp_path, arm):
-    own, settings = given(tiny), replace(SETTINGS, steps=2, anchors=(0, 2))
+    own, settings = half_resembling(tiny), replace(SETTINGS, steps=2, anchors=(0, 2))
     with pytest.raises(MechrefusalError, match=f"arm '{arm}' has a loss of its own, to which a guide adds no terms"):
         training.train(arm, **own, out=tmp_path / "terms", settings=settings, arm_settings=OF_ARM.get(arm), guide=GUIDE)
     training.train(

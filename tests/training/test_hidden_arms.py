@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from killed import SETTINGS, inputs
+from killed import SETTINGS, half_resembling, inputs
 from tolerances import FORWARD, REORDERED
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -18,7 +18,7 @@ from mechrefusal.models import load_causal_lm
 from mechrefusal.training.arms.circuit_breakers import CircuitBreakersSettings
 from mechrefusal.training.arms.lat import LATSettings
 from mechrefusal.training.arms.refat import ReFATSettings
-from mechrefusal.training.guide_settings import RESEMBLES, GuideSettings
+from mechrefusal.training.guide_settings import GuideSettings
 from mechrefusal.training.latent_attack import DELTAS, LatentAttack
 from mechrefusal.training.losses import IGNORED, Hidden, Reads, Term, cross_entropy
 from mechrefusal.training.rerouting import kept, rerouted
@@ -230,14 +230,16 @@ def test_latent_attacks_are_short_and_make_the_target_likelier(tiny_hf, tiny):
         assert float(own) == pytest.approx(float(after), rel=FORWARD)
 
 
-@pytest.mark.parametrize("arm", [*HIDDEN, "guided sft"])
-def test_trees_and_rows_in_full_give_the_same(tiny, tmp_path, arm, monkeypatch):
-    given, settings = inputs(tiny), replace(SETTINGS, steps=2, anchors=(0, 2), learning_rate=1e-4)
-    guide = None
-    if arm == "guided sft":
-        marked = [{**row, RESEMBLES: True} if number % 2 else row for number, row in enumerate(given["utility"])]
-        given = {**given, "utility": marked}
-        guide = GuideSettings(hold_weight=0.5, shift_weight=0.3, apart_weight=0.2, redundant_weight=0.4, n_prompts=99)
+@pytest.mark.parametrize(
+    ("arm", "guide"),
+    [
+        *((arm, None) for arm in HIDDEN),
+        ("sft", GuideSettings(hold_weight=0.5, shift_weight=0.3, apart_weight=0.2, redundant_weight=0.4)),
+    ],
+    ids=[*HIDDEN, "guided sft"],
+)
+def test_trees_and_rows_in_full_give_the_same(tiny, tmp_path, arm, guide, monkeypatch):
+    given, settings = half_resembling(tiny), replace(SETTINGS, steps=2, anchors=(0, 2), learning_rate=1e-4)
     logs = []
     for name in ("tree", "rows"):
         if name == "rows":
@@ -245,7 +247,7 @@ def test_trees_and_rows_in_full_give_the_same(tiny, tmp_path, arm, monkeypatch):
             monkeypatch.setattr("mechrefusal.training.trainer.shares", lambda model: False)
             monkeypatch.setattr("mechrefusal.forward.tree_forward.why_not_shared", lambda model: "of a test")
         log = training.train(
-            arm.split()[-1],
+            arm,
             **given,
             out=tmp_path / name,
             settings=settings,
