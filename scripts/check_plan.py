@@ -5,22 +5,27 @@
     python scripts/check_plan.py --run checkpoints/demo      # seconds alone, as a run has recorded them
 
 Both models are measured in a folder that is removed afterwards, on one thread of a processor. Seconds are those of the
-processor, so that what else runs does not count. Memory is the most that the process holds while a stage runs, but for
-pages of files, which the system takes back when it needs them (Linux, seen every hundredth of a second).
+processor, so that what else runs does not count; but a core that is shared with other machines is now faster and now
+slower. So it is calibrated anew between stages, in a process beside, and what is planned of a stage is the mean of what
+it would take at the speeds found before it and after it. Memory is the most that the process holds while a stage runs,
+but for pages of files, which the system takes back when it needs them (Linux, seen every hundredth of a second).
 Tokens are those that pass through all blocks of the model, forward or forward and back; a pass through some of the
-blocks counts in part, and what the hooked transformer itself runs is not seen. A stage that finds nothing to do, as
-where no prompt is refused, takes none: give a checkpoint that refuses.
+blocks counts in part. A stage that finds nothing to do, as where no prompt is refused, takes none: give a checkpoint
+that refuses.
 """
 
 import argparse
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -28,7 +33,9 @@ import torch
 from torch import nn
 
 import mechrefusal as mr
+from mechrefusal.devices import HOST
 from mechrefusal.study.caching import Inputs, Made, Unit
+from mechrefusal.study.calibrating import Speed, calibrated
 from mechrefusal.study.loader import recipe_from_dict
 from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.run import Run
@@ -60,37 +67,60 @@ SMALL: dict[str, Any] = {
     },
 }  # fmt: skip
 """Every measure, at sizes that take some minutes on a model of 135 million parameters."""
+NOTHING = 0.2
+"""Seconds below which a stage did nothing."""
 
 
 @dataclass
 class Measured:
-    """What a stage took: seconds of the processor, bytes at most, and tokens of passes through all blocks."""
+    """What a stage took: seconds of the processor, bytes at most, and tokens of passes through all blocks; and how fast
+    the machine was before it and after it.
+    """
 
     seconds: float = 0.0
     memory: int = 0
     tokens: float = 0.0
+    speeds: tuple[Speed, ...] = ()
+
+
+class Calibrations:
+    """How fast one thread runs a model of some config, asked for again and again, in a process beside."""
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        self._config, self._dtype = config, dtype
+        spawn = multiprocessing.get_context("spawn")
+        self._beside = ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(1,))
+        self.latest = self.now()
+
+    def now(self) -> Speed:
+        """Calibrate; nothing else runs meanwhile."""
+        self.latest = self._beside.submit(calibrated, self._config, device=HOST, dtype=self._dtype).result()
+        return self.latest
 
 
 class Meter:
-    """What was taken between moments, and how many rows passed through MLPs meanwhile."""
+    """What was taken between moments, and how many rows passed through MLPs meanwhile, hooked or not."""
 
-    def __init__(self, n_layers: int) -> None:
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
         self.stages: dict[tuple[str, str], Measured] = {}
-        self._n_layers, self._open, self._rows, self._peak = n_layers, False, 0, Peak()
+        self._n_layers, self._open, self._peak = config.num_hidden_layers, False, Peak()
+        self._calibrations = Calibrations(config, dtype)
         self._begin()
 
     def _begin(self) -> None:
-        self._since, self._rows = time.process_time(), 0
+        self._since, self._rows, self._depth = time.process_time(), 0, 0
         self._peak.forget()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count what passes while open."""
-        hook = nn.modules.module.register_module_forward_hook(self._count)
+        modules = nn.modules.module
+        hooks = modules.register_module_forward_pre_hook(self._enter), modules.register_module_forward_hook(self._leave)
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def of(self, stage: str, key: str) -> Iterator[None]:
@@ -108,12 +138,23 @@ class Meter:
 
     def ended(self, stage: str, key: str) -> None:
         """What ran since the last moment was the stage's."""
-        seconds = time.process_time() - self._since
-        self.stages[stage, key] = Measured(seconds, self._peak.most, self._rows / self._n_layers)
+        seconds, memory, tokens = time.process_time() - self._since, self._peak.most, self._rows / self._n_layers
+        before = self._calibrations.latest
+        # A stage that did nothing need not be set beside anything.
+        speeds = (before, self._calibrations.now()) if seconds > NOTHING else (before,)
+        self.stages[stage, key] = Measured(seconds, memory, tokens, speeds)
         self._begin()
 
-    def _count(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        if type(module).__name__.endswith("MLP") and isinstance(output, torch.Tensor):
+    # The hooked transformer's MLPs may hold the model's own, which then are counted with them and not again.
+
+    def _enter(self, module: nn.Module, inputs: tuple) -> None:
+        self._depth += "MLP" in type(module).__name__
+
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if "MLP" not in type(module).__name__:
+            return
+        self._depth -= 1
+        if self._depth == 0 and isinstance(output, torch.Tensor):
             self._rows += output.numel() // output.shape[-1]
 
 
@@ -121,7 +162,7 @@ class Meter:
 class MeteredRun(Run):
     """A run whose stages are metered."""
 
-    meter: Meter = field(default_factory=lambda: Meter(1), compare=False)
+    meter: Meter = field(kw_only=True, compare=False)
 
     def cached(self, name: str, key: str, inputs: Inputs, make: Callable[[], Made]) -> Unit:
         """As `Run.cached`."""
@@ -170,9 +211,10 @@ class Peak:
 
 def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:
     """Every stage of a run of the recipe: at the last checkpoint, or over all of them."""
-    n_layers = mr.models.load_config(mr.models.fetch(recipe.model)).get_text_config().num_hidden_layers
+    config = mr.models.load_config(mr.models.fetch(recipe.model)).get_text_config()
     created = Run.create(folder, recipe)
-    run = MeteredRun(created.folder, created.recipe, Meter(n_layers))
+    dtype = recipe.placement.torch_dtype(stored_in_16_bits=False)
+    run = MeteredRun(created.folder, created.recipe, meter=Meter(config, dtype))
     with run.meter.counting():
         mr.study.measure(run)
     last, over_all = run.checkpoints()[-1].id, {}
@@ -181,7 +223,8 @@ def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:
             over_all[stage] = one
         elif not key or stage == "transfer":
             known = over_all.get(stage, Measured())
-            summed = known.seconds + one.seconds, max(known.memory, one.memory), known.tokens + one.tokens
+            most = max(known.memory, one.memory)
+            summed = known.seconds + one.seconds, most, known.tokens + one.tokens, known.speeds + one.speeds
             over_all[stage] = Measured(*summed)
     return over_all
 
@@ -189,13 +232,15 @@ def measured(recipe: Recipe, folder: Path | str) -> dict[str, Measured]:
 def compared(recipe: Recipe, found: dict[str, Measured]) -> pd.DataFrame:
     """A row a stage: what the plan says, what was measured, and the one by the other."""
     rows = []
-    for planned in mr.study.plan(recipe).to_dict("records"):
+    plans = {speed: mr.study.plan(recipe, speed=speed) for each in found.values() for speed in each.speeds}
+    for row_number, planned in enumerate(next(iter(plans.values())).to_dict("records")):
         taken = found.get(planned["stage"])
         if taken is None or (planned["forward_tokens"] and not taken.tokens):  # it found nothing to do
             continue
+        seconds = fmean(plans[speed]["seconds"][row_number] for speed in taken.speeds)
         pairs = {
             "tokens": (planned["forward_tokens"] / planned["times"], taken.tokens),
-            "seconds": (planned["seconds"] / planned["times"], taken.seconds),
+            "seconds": (seconds / planned["times"], taken.seconds),
             "GiB": (planned["memory_gib"], taken.memory / 2**30),
         }
         row = {"stage": planned["stage"]}

@@ -5,10 +5,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mechrefusal import MechrefusalError, causal, evaluation, playground, tables
+from mechrefusal.study.calibrating import Speed
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -124,7 +126,11 @@ def test_what_a_gpu_is_checked_for_holds_on_a_cpu(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_check_plan(tiny, tmp_path, capsys):
+def test_check_plan(tiny, tmp_path, capsys, monkeypatch):
+    main = _main("check_plan")
+    speed = Speed(1e9, 1e9, 1e8, 5e8, 1e9, 1e9, 1e9, 1e9)
+    calibrations = SimpleNamespace(latest=speed, now=lambda: speed)  # seconds are not what this is about
+    monkeypatch.setitem(main.__globals__, "Calibrations", lambda *_: calibrations)
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         """
@@ -137,12 +143,12 @@ def test_check_plan(tiny, tmp_path, capsys):
         """,
         encoding="utf-8",
     )
-    _main("check_plan")([str(tiny), str(tiny), "--recipe", str(recipe)])
+    main([str(tiny), str(tiny), "--recipe", str(recipe)])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     ratios = {cells[1].strip(): float(cells[4].strip() or "nan") for cells in lines[1:]}
-    for stage in ("load", "answers", "directions"):
-        assert 0.9 <= ratios[stage] <= 1.1, (stage, ratios[stage])
-    assert 1 <= ratios["patching"] <= 1.4, "the plan has the hooked passes that attention is read in, the count has not"
+    for stage in ("load", "answers", "directions", "patching"):
+        within = 0.2 if stage == "patching" else 0.1  # cells that a screen leaves out are not known before
+        assert abs(ratios[stage] - 1) <= within, (stage, ratios[stage])
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """How fast this machine runs a model of some config: a few passes of a random model of its widths and few layers."""
 
 import copy
+import hashlib
 import mmap
 import time
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from mechrefusal.study.forecast_work import Work, flops_of
 N_LAYERS, FEWER, VOCAB, WIDEST = 6, 2, 4096, 1024
 """Layers of the model that is timed, and of the one that tells what a pass takes beside them; tokens; and its width at
 most: above it speed no longer hangs on width."""
-N_PACKED, N_ROWS, N_BACK, N_DECOMPOSED = 512, 32, 256, 384
-"""Tokens of a packed pass, rows that are generated at once, tokens of a pass with gradients, and rows of a matrix whose
-singular values are found."""
-EFFICIENCY, READS, LAUNCHED, DECOMPOSES = 0.4, 300, 3e-4, 5000
+N_PACKED, N_FEW, N_ROWS, N_BACK, N_DECOMPOSED = 512, 2, 32, 256, 384
+"""Tokens of a packed pass, rows that are generated at once (few and many), tokens of a pass with gradients, and rows of
+a matrix whose singular values are found. Few are two: a CPU multiplies a single row by another, faster routine."""
+EFFICIENCY, READS, LAUNCHED, DECOMPOSES, HASHES = 0.4, 300, 3e-4, 5000, 2.5e8
 """Where a GPU's peak is given (`flops`): share of it that passes reach; operations that it does while it reads one
-number of two bytes (an H100's data sheet); seconds in which a layer's kernels are launched; and the part of the peak
-that singular value decompositions reach."""
+number of two bytes (an H100's data sheet); seconds in which a layer's kernels are launched; the part of the peak
+that singular value decompositions reach; and numbers that its host hashes a second."""
 REPEATS = 5
 
 
@@ -34,9 +35,12 @@ class Speed:
     Fields:
         packed: of tokens in passes of many.
         generated: of tokens that are generated, beside what the pass takes that they share.
-        passes: of a pass of one token: what any pass takes, to read the weights and to start every layer.
+        passes: of a pass of no tokens, as if it multiplied one: what any pass takes, to read the weights and to start
+            every layer.
         backward: of tokens in passes with gradients of the weights.
-        copied: numbers that are copied a second.
+        copied: numbers that are copied a second, to memory that is taken for them.
+        moved: numbers that are copied a second, to memory that is there.
+        hashed: numbers of four bytes that are hashed a second.
         decomposed: of singular value decompositions.
         layer: seconds that any pass takes a layer, beside `passes`.
     """
@@ -46,14 +50,16 @@ class Speed:
     passes: float
     backward: float
     copied: float
+    moved: float
+    hashed: float
     decomposed: float
     layer: float = 0.0
 
     @classmethod
     def of_peak(cls, flops: float) -> "Speed":
         """Of a GPU whose peak is known."""
-        reached = EFFICIENCY * flops
-        return cls(reached, reached, flops / READS, reached, flops / 1000, flops / DECOMPOSES, LAUNCHED)
+        reached, moved = EFFICIENCY * flops, flops / 1000
+        return cls(reached, reached, flops / READS, reached, moved, moved, HASHES, flops / DECOMPOSES, LAUNCHED)
 
     def seconds(self, work: Work, a_token: float, a_pair: float, head: float, n_layers: int) -> float:
         """What work takes.
@@ -68,6 +74,8 @@ class Speed:
             + min(work.passes, work.logits) * head / self.passes
             + 3 * work.backward * a_token / self.backward
             + work.copied / self.copied
+            + work.moved / self.moved
+            + work.hashed / self.hashed
             + work.decomposed / self.decomposed
             + work.seconds
         )
@@ -91,10 +99,10 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
 
     with torch.no_grad():
         packed = _seconds(lambda: model(ids.view(8, -1), use_cache=False), device)
-        one, many = step(model, 1), step(model, N_ROWS)
-        a_pass = (one - step(fewer, 1)) / (N_LAYERS - FEWER) * N_LAYERS
-    a_row = max((many - one) / (N_ROWS - 1), 1e-9)
-    a_pass = max(a_pass - a_row, 1e-9)
+        few, many = step(model, N_FEW), step(model, N_ROWS)
+        a_pass = (few - step(fewer, N_FEW)) / (N_LAYERS - FEWER) * N_LAYERS
+    a_row = max((many - few) / (N_ROWS - N_FEW), 1e-9)
+    a_pass = max(a_pass - N_FEW * a_row, 1e-9)
 
     def back() -> None:
         loss = model(ids[:, :N_BACK].view(8, -1), use_cache=False).logits.float().square().mean()
@@ -103,7 +111,9 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
 
     backward = _seconds(back, device)
     block, matrix = torch.zeros(1 << 24, device=device), torch.randn(N_DECOMPOSED, N_DECOMPOSED, device=device)
-    copied = _seconds(lambda: _copied(block), device)
+    copied, there, host = _seconds(lambda: _copied(block), device), torch.zeros_like(block), block.cpu().numpy()
+    moved = _seconds(lambda: there.copy_(block), device)
+    hashed = _seconds(lambda: hashlib.sha256(host.data), device, repeats=2)
     decomposed = _seconds(lambda: torch.linalg.svd(matrix), device, repeats=2)
     return Speed(
         a_token * N_PACKED / max(packed - a_pass, 1e-9),
@@ -111,6 +121,8 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
         of_layers / a_pass,
         3 * a_token * N_BACK / max(backward - 3 * a_pass, 1e-9),
         block.numel() / copied,
+        block.numel() / moved,
+        block.numel() / hashed,
         26 * N_DECOMPOSED**3 / decomposed,
     )
 

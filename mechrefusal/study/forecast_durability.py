@@ -4,11 +4,13 @@ from mechrefusal.durability.lockstep import PADDED_TOKENS, ROWS
 from mechrefusal.durability.prefilled import NEUTRAL_OPENINGS
 from mechrefusal.study.across import SHARED
 from mechrefusal.study.forecast_causal import ends
-from mechrefusal.study.forecast_work import HASHED, Counting, Ids, Work
+from mechrefusal.study.forecast_work import Counting, Ids, Work
 from mechrefusal.study.updates import pairs_of_updates
 
-STEPPED = 12
-"""Numbers that an optimiser's step copies for each parameter."""
+READ, STEPPED, MOMENTS = 3, 7, 2
+"""Numbers that are copied for each parameter while plain weights are read; that a step of AdamW reads or writes (weight
+and gradient, and both moments; all but the gradient are written); and that its first step takes memory for. Gradients
+take memory at every step."""
 VECTORS, VALUES = (6, 20), (2, 2)
 """Operations of a singular value decomposition of m × n, as (a, b) of a·m·n² + b·n³ with m the larger: with its
 vectors, or of its values alone (Golub and Van Loan, 4th edition, figure 8.6.1)."""
@@ -42,7 +44,7 @@ def harmful_fine_tuning(counting: Counting) -> Work:
     harmful, harmless = counting.evaluation(settings.n_prompts)
     asked = sum((counting.answered(side, settings.max_new_tokens) for side in (harmful, harmless)), Work())
     n_parameters = counting.size.parameters
-    work = asked + Work(copied=(2 + HASHED) * n_parameters)
+    work = asked + Work(copied=(READ + 1) * n_parameters, hashed=n_parameters)
     sides = counting.prompts.behaviours.with_targets(), counting.prompts.instructions.with_targets()
     for n in sorted({*settings.n_examples}):
         for side in sides:
@@ -57,8 +59,9 @@ def harmful_fine_tuning(counting: Counting) -> Work:
             padded = settings.epochs * n * sum(batches) / len(batches)
             once = {"logits_at_once": size * max(lengths), "backward_at_once": size * max(lengths)}
             trained = Work(logits=padded, passes=3 * steps, backward=padded, **once)
-            copied = (STEPPED * steps + 1 + HASHED) * n_parameters
-            work += settings.n_draws * (trained + asked + Work(copied=copied))
+            stepped = Work(copied=(MOMENTS + steps) * n_parameters, moved=STEPPED * steps * n_parameters)
+            put_back = Work(moved=n_parameters, hashed=2 * n_parameters)
+            work += settings.n_draws * (trained + asked + stepped + put_back)
     return work
 
 

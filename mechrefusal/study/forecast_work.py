@@ -18,11 +18,12 @@ from mechrefusal.study.recipe import Recipe
 from mechrefusal.study.selection import StudyPrompts
 
 Ids = Sequence[tuple[int, ...]]
-LOADED, HASHED, HOOKED = 4.0, 4.0, 0.1
-"""Numbers that are copied for each parameter while a hooked transformer is made (read, folded and centred), as many as
-hashing one is worth, and seconds in which the hooks of a layer are made, whatever its width."""
-TRIED = 180
-"""Tokens of these trials: two rows of twelve tokens three times, each hooked and unhooked, and some twenty on trees."""
+LOADED, HOOKED = 4.0, 0.1
+"""Numbers that are copied for each parameter while a hooked transformer is made (read, folded and centred), and seconds
+in which the hooks of a layer are made, whatever its width."""
+OPENED, TRIED = (143, 6), (286, 13)
+"""Tokens and passes, hooked and unhooked, of what a model is asked while it is opened; and of trying out whether the
+unhooked model and trees on it agree with it."""
 PLACE = 0.6
 """Depth of a carrier before it is known: those that were published for six chat models of 2 to 8 billion parameters lie
 at .38 to .63 of the layers (2406.11717, its code's runs), SmolLM2's after training at .73."""
@@ -44,7 +45,8 @@ class Work:
         attended: pairs of tokens of one pass over a tree, all of which attention multiplies before it masks some.
         backward: tokens of passes forward and back, with gradients of the weights.
         decomposed: operations of singular value decompositions.
-        copied: numbers that are copied.
+        copied, moved: numbers that are copied, to memory that is taken for them or is there already.
+        hashed: numbers that are hashed.
         seconds: of a processor, for what hangs on no model's size: hooks, fits, resamples, tables.
         tokens_at_once, logits_at_once, backward_at_once: the most in one pass; they do not add up.
     """
@@ -57,6 +59,8 @@ class Work:
     backward: float = 0
     decomposed: float = 0
     copied: float = 0
+    moved: float = 0
+    hashed: float = 0
     seconds: float = 0
     tokens_at_once: float = 0
     logits_at_once: float = 0
@@ -163,14 +167,15 @@ class Counting:
     @property
     def opening(self) -> Work:
         """Opening a model as a hooked transformer, whose files are hashed before."""
-        size = self.size
-        copied = (LOADED + HASHED) * size.parameters
-        return Work(48, 48, passes=1, copied=copied, seconds=HOOKED * size.n_layers)
+        (tokens, passes), n = OPENED, self.size.parameters
+        copied = {"copied": LOADED * n, "hashed": n, "seconds": HOOKED * self.size.n_layers}
+        return Work(tokens, tokens, passes=passes, **copied)
 
     @property
     def trying(self) -> Work:
         """Trying out whether the unhooked model, and trees on it, give the numbers of the hooked one: once a model."""
-        return Work(TRIED, TRIED, passes=9)
+        tokens, passes = TRIED
+        return Work(tokens, tokens, passes=passes)
 
     def from_layer(self, layers: Sequence[int], *, on: int = 0) -> float:
         """Share of all layers that passes run from one of `layers` on, or from `on` layers after it; on average."""

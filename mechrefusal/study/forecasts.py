@@ -60,6 +60,7 @@ def plan(
     devices: int = 0,
     device_memory: str | int | None = None,
     flops: float | None = None,
+    speed: Speed | None = None,
 ) -> pd.DataFrame:
     """Table `plan`: a row a stage of the recipe, with its memory and its expected time.
 
@@ -70,6 +71,7 @@ def plan(
         device_memory: of each, such as "80GiB"; by default what is free now.
         flops: operations a second at the peak of each, such as 400e12; by default what a calibration finds here, which
             takes some seconds.
+        speed: what such a calibration found before (`calibrating.calibrated`), in place of another one.
 
     Raises:
         MechrefusalError: no such recipe or model, a config that transformers does not know, or values that cannot be.
@@ -84,7 +86,8 @@ def plan(
     stored = str(getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None))
     dtype = recipe.placement.torch_dtype(stored_in_16_bits=stored in ("torch.bfloat16", "torch.float16"))
     here = recipe.placement.first_device() if not devices else machine.HOST
-    speed = Speed.of_peak(flops) if flops else calibrated(config, device=here, dtype=dtype)
+    if speed is None:
+        speed = Speed.of_peak(flops) if flops else calibrated(config, device=here, dtype=dtype)
     room = machine.bytes_of(device_memory) if device_memory else machine.free_bytes(here)
     n = devices or max(1, len(machine.gpus()))
     on_host = not devices and machine.is_host(here)
