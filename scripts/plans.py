@@ -58,7 +58,7 @@ def planned(name: str) -> pd.DataFrame:
     """Table `plan` of a recipe."""
     config, sizes, devices = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        getattr(transformers, config)(**sizes).save_pretrained(folder)
+        getattr(transformers, config)(**sizes, dtype="bfloat16").save_pretrained(folder)
         models.tiny.tokenizer().save_pretrained(folder)
         return study.plan(at_hand(name), model=folder, devices=devices, device_memory="80GiB", flops=PEAK)
 

@@ -46,7 +46,7 @@ class Work:
         backward: tokens of passes forward and back, with gradients of the weights.
         decomposed: operations of singular value decompositions.
         copied, moved: numbers that are copied, to memory that is taken for them or is there already.
-        hashed: numbers that are hashed.
+        hashed: numbers that are hashed, of four bytes.
         seconds: of a processor, for what hangs on no model's size: hooks, fits, resamples, tables.
         tokens_at_once, logits_at_once, backward_at_once: the most in one pass; they do not add up.
     """
@@ -125,6 +125,7 @@ class Counting:
     Fields:
         tokens_at_once, patched_at_once: tokens in one pass on the device, and in one over patched rows.
         checkpoints: that will be measured; of given folders as many as are named.
+        stored: bytes of a number in their files.
     """
 
     recipe: Recipe
@@ -134,6 +135,7 @@ class Counting:
     tokens_at_once: int
     patched_at_once: int
     checkpoints: tuple[Checkpoint, ...]
+    stored: int = 4
 
     def ids(self, *sets: PromptSet | None) -> list[tuple[int, ...]]:
         """Token ids of all prompts of these sets."""
@@ -168,8 +170,8 @@ class Counting:
     def opening(self) -> Work:
         """Opening a model as a hooked transformer, whose files are hashed before."""
         (tokens, passes), n = OPENED, self.size.parameters
-        copied = {"copied": LOADED * n, "hashed": n, "seconds": HOOKED * self.size.n_layers}
-        return Work(tokens, tokens, passes=passes, **copied)
+        files = {"copied": LOADED * n, "hashed": n * self.stored / 4}
+        return Work(tokens, tokens, passes=passes, seconds=HOOKED * self.size.n_layers, **files)
 
     @property
     def trying(self) -> Work:

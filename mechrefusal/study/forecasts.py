@@ -84,7 +84,8 @@ def plan(
     with quiet(), torch.device("meta"):
         size = Size.of(AutoModelForCausalLM.from_config(config))
     stored = str(getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None))
-    dtype = recipe.placement.torch_dtype(stored_in_16_bits=stored in ("torch.bfloat16", "torch.float16"))
+    in_16_bits = stored in ("torch.bfloat16", "torch.float16")
+    dtype = recipe.placement.torch_dtype(stored_in_16_bits=in_16_bits)
     here = recipe.placement.first_device() if not devices else machine.HOST
     if speed is None:
         speed = Speed.of_peak(flops) if flops else calibrated(config, device=here, dtype=dtype)
@@ -100,6 +101,7 @@ def plan(
         tokens_at_once=machine.at_once(kind, machine.TOKENS_AT_ONCE),
         patched_at_once=machine.at_once(kind, machine.PATCHED_TOKENS_AT_ONCE),
         checkpoints=tuple(_checkpoints(recipe)),
+        stored=2 if in_16_bits else 4,
     )
     where = str(here) if not devices else f"{devices} devices"
     shared = {"device": where, "parameters": size.parameters, "available_gib": room / GIB}

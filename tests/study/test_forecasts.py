@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,16 @@ def test_what_will_not_fit_is_said_and_more_devices_help(outline, capsys):
     assert "will not fit" in printed.err
     assert main(line) == 0
     assert "Plan" in capsys.readouterr().out
+
+
+def test_files_are_hashed_by_their_bytes_at_a_speed_that_is_given(outline):
+    hashing = replace(SPEED, hashed=1e-3)  # all else takes nothing beside it
+    seconds = study.plan("tiny", model=outline, speed=hashing).set_index("stage").loc["load"]
+    assert seconds["seconds"] / seconds["times"] == pytest.approx(seconds["parameters"] * 1e3, rel=0.01)
+    config = json.loads((outline / "config.json").read_text(encoding="utf-8"))
+    (outline / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}), encoding="utf-8")
+    half = study.plan("tiny", model=outline, speed=hashing).set_index("stage").loc["load"]
+    assert half["seconds"] == pytest.approx(seconds["seconds"] / 2, rel=0.01)
 
 
 def test_stages_that_a_recipe_leaves_out_take_nothing(outline):
