@@ -102,7 +102,7 @@ def calibrated(config: PreTrainedConfig, *, device: torch.device, dtype: torch.d
         few, many = step(model, N_FEW), step(model, N_ROWS)
         a_pass = (few - step(fewer, N_FEW)) / (N_LAYERS - FEWER) * N_LAYERS
     a_row = max((many - few) / (N_ROWS - N_FEW), 1e-9)
-    a_pass = max(a_pass - N_FEW * a_row, 1e-9)
+    a_pass = max(a_pass - N_FEW * a_row, packed / N_PACKED)  # it reads what a token multiplies, however small that is
 
     def back() -> None:
         loss = model(ids[:, :N_BACK].view(8, -1), use_cache=False).logits.float().square().mean()

@@ -114,3 +114,4 @@ def test_a_calibration_counts_what_a_model_multiplies(tiny, tiny_hf):
     assert flops_of(model) == pytest.approx(2 * (layers + model.lm_head.weight.numel()), rel=0.02)
     speed = calibrating.calibrated(models.load_config(tiny), device=forecasts.machine.HOST, dtype=model.dtype)
     assert min(value for name, value in vars(speed).items() if name != "layer") > 0
+    assert speed.packed > speed.passes, "a pass of one token reads the same weights"
