@@ -14,6 +14,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt` (malloc.h)."""
 KEPT, USUAL = 1 << 30, 32 << 20
 """Bytes: blocks below this size come from memory that the process keeps. Usual: what glibc's own adaptation ends at."""
+NEVER = -1
+"""Threshold at which nothing is trimmed."""
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", ""),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
@@ -59,7 +61,7 @@ def kept_memory() -> Iterator[None]:
         return
     if not library.mallopt(MMAP_THRESHOLD, KEPT):  # older versions take no more than the usual
         library.mallopt(MMAP_THRESHOLD, USUAL)
-    library.mallopt(TRIM_THRESHOLD, KEPT)
+    library.mallopt(TRIM_THRESHOLD, NEVER)
     try:
         yield
     finally:

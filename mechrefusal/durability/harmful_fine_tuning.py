@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from mechrefusal.durability.asking import judged_answers
 from mechrefusal.durability.judged_rates import MEASURES, SIDES, Outcome, Rates, require_sides
-from mechrefusal.durability.kept_weights import hash_weights, kept_weights
+from mechrefusal.durability.kept_weights import kept_weights
 from mechrefusal.durability.settings import HarmfulFineTuningSettings
 from mechrefusal.errors import MechrefusalError
 from mechrefusal.evaluation.judges import Judge
+from mechrefusal.memory import kept_memory
 from mechrefusal.progress import track
 from mechrefusal.prompts import PromptSet, leakage, segments
 
@@ -38,6 +39,7 @@ class HarmfulFineTuning(Rates):
     weights: str
 
 
+@kept_memory()
 def after_harmful_examples(
     model,
     tokenizer,
@@ -114,8 +116,7 @@ def after_harmful_examples(
             epochs = {"loss_first": losses[0], "loss_last": losses[-1]}
             steps = settings.epochs * -(-n // settings.batch_size)
             ask(condition)
-            kept.put_back()
-            measured = {"n_steps": steps, **epochs, "put_back": hash_weights(model)}
+            measured = {"n_steps": steps, **epochs, "put_back": kept.put_back()}
             trainings.append(dict(zip(names, condition, strict=True)) | measured)
     rates = outcome.rates(lambda cell: {"material": NONE, "n_examples": 0, "draw": 0})
     columns = [*AXES[:3], "n_steps", "loss_first", "loss_last", "put_back"]
@@ -134,7 +135,7 @@ def train(
         MechrefusalError: a loss that is not finite.
     """
     model.eval().requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for epoch in range(settings.epochs):

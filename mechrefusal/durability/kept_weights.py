@@ -25,8 +25,11 @@ class KeptWeights:
         self.hash = hash_weights(model)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def put_back(self) -> str:
         """Every weight as it was, without gradients.
+
+        Returns:
+            Their hash, which is `hash`.
 
         Raises:
             MechrefusalError: the hash is not the one from before, or a weight is gone.
@@ -41,6 +44,7 @@ class KeptWeights:
             raise MechrefusalError(
                 f"the weights hash to {after} after they were put back, and to {self.hash} before: open the model again"
             )
+        return after
 
 
 @contextmanager

@@ -7,10 +7,9 @@ from mechrefusal.study.forecast_causal import ends
 from mechrefusal.study.forecast_work import Counting, Ids, Work
 from mechrefusal.study.updates import pairs_of_updates
 
-READ, STEPPED, MOMENTS = 3, 7, 2
-"""Numbers that are copied for each parameter while plain weights are read; that a step of AdamW reads or writes (weight
-and gradient, and both moments; all but the gradient are written); and that its first step takes memory for. Gradients
-take memory at every step."""
+READ, STEPPED, MOMENTS = 3, 3.5, 2
+"""Numbers that are copied for each parameter while plain weights are read; that a step of AdamW copies, as it reads
+weight, gradient and both moments and writes all but the gradient; and that its first step sets to zero."""
 VECTORS, VALUES = (6, 20), (2, 2)
 """Operations of a singular value decomposition of m × n, as (a, b) of a·m·n² + b·n³ with m the larger: with its
 vectors, or of its values alone (Golub and Van Loan, 4th edition, figure 8.6.1)."""
@@ -44,7 +43,8 @@ def harmful_fine_tuning(counting: Counting) -> Work:
     harmful, harmless = counting.evaluation(settings.n_prompts)
     asked = sum((counting.answered(side, settings.max_new_tokens) for side in (harmful, harmless)), Work())
     n_parameters = counting.size.parameters
-    work = asked + Work(copied=(READ + 1) * n_parameters, hashed=n_parameters)
+    # What is put back, gradients and moments take memory once; later trainings find it there.
+    work = asked + Work(copied=(READ + 2 + MOMENTS) * n_parameters, hashed=2 * n_parameters)
     sides = counting.prompts.behaviours.with_targets(), counting.prompts.instructions.with_targets()
     for n in sorted({*settings.n_examples}):
         for side in sides:
@@ -59,8 +59,8 @@ def harmful_fine_tuning(counting: Counting) -> Work:
             padded = settings.epochs * n * sum(batches) / len(batches)
             once = {"logits_at_once": size * max(lengths), "backward_at_once": size * max(lengths)}
             trained = Work(logits=padded, passes=3 * steps, backward=padded, **once)
-            stepped = Work(copied=(MOMENTS + steps) * n_parameters, moved=STEPPED * steps * n_parameters)
-            put_back = Work(moved=n_parameters, hashed=2 * n_parameters)
+            stepped = Work(moved=(MOMENTS + STEPPED * steps) * n_parameters)
+            put_back = Work(moved=n_parameters, hashed=n_parameters)
             work += settings.n_draws * (trained + asked + stepped + put_back)
     return work
 

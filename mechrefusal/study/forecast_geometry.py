@@ -71,12 +71,13 @@ def carriers(counting: Counting) -> Work:
     """Candidates by layer and position, each ablated on both sides and put in on the harmless one.
 
     A screen runs all of them on a sample, and the pilots and `FINALISTS` exactly; then halves of the direction prompts
-    choose among `n_contenders`. Finalists and contenders lie about the best candidate's layer, all others anywhere.
+    choose among `n_contenders`. Finalists and contenders lie about the best candidate's layer, all others anywhere but
+    in layer 0, where prompts do not differ yet at the template's tokens: there is no direction to be scored.
     Assumes that all validation prompts are kept, and that there is a carrier.
     """
     geometry, measuring, n_layers = counting.recipe.geometry, counting.recipe.measuring, counting.size.n_layers
     validation, zero = counting.validation(), not counting.goes_to_means
-    layers = measuring.admissible.layers(n_layers)[:: geometry.layer_step]
+    layers = [layer for layer in measuring.admissible.layers(n_layers)[:: geometry.layer_step] if layer]
     n_positions = min(counting.tail, measuring.n_positions or counting.tail)
     n, anywhere, about_best = n_positions * len(layers), counting.from_layer(layers), 1 - counting.place
 
