@@ -21,10 +21,10 @@ resamples behind the cosines of a layer."""
 
 
 def answers(counting: Counting) -> Work:
-    """Every suite, the direction prompts and the attack cases; the model is tried out before."""
+    """Every suite, the direction prompts and the attack cases; the unhooked model is tried out before."""
     suites = counting.ids(*counting.prompts.evaluation_sets().values())
     asked = [*suites, *counting.direction[0], *counting.direction[1], *_attacked(counting)]
-    return counting.trying + counting.answered(asked, counting.recipe.measuring.max_new_tokens)
+    return counting.unhooking + counting.answered(asked, counting.recipe.measuring.max_new_tokens)
 
 
 def _attacked(counting: Counting) -> Ids:
@@ -46,11 +46,12 @@ def _attacked(counting: Counting) -> Ids:
 def refusal_metric(counting: Counting) -> Work:
     """Direction prompts as the metric is discovered, which tries the empty opening first, then all that it scores.
 
+    Trees are tried out before.
     Assumes that the first tokens tell refusals from answers; whole openings, where they do not, take more.
     """
     direction = [*counting.direction[0], *counting.direction[1]]
     validation = counting.validation()
-    return counting.read(direction) + counting.read([*direction, *validation[0], *validation[1]])
+    return counting.sharing + counting.read(direction) + counting.read([*direction, *validation[0], *validation[1]])
 
 
 def directions(counting: Counting) -> Work:

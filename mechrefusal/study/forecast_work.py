@@ -21,9 +21,9 @@ Ids = Sequence[tuple[int, ...]]
 LOADED, HOOKED = 4.0, 0.1
 """Numbers that are copied for each parameter while a hooked transformer is made (read, folded and centred), and seconds
 in which the hooks of a layer are made, whatever its width."""
-OPENED, TRIED = (143, 6), (286, 13)
-"""Tokens and passes, hooked and unhooked, of what a model is asked while it is opened; and of trying out whether the
-unhooked model and trees on it agree with it."""
+OPENED, TRIED, SHARED = (143, 6), (240, 10), (46, 3)
+"""Tokens and passes, hooked and unhooked, of what a model is asked while it is opened; of trying out whether the
+unhooked model agrees with it; and whether trees on that do."""
 PLACE = 0.6
 """Depth of a carrier before it is known: those that were published for six chat models of 2 to 8 billion parameters lie
 at .38 to .63 of the layers (2406.11717, its code's runs), SmolLM2's after training at .73."""
@@ -169,15 +169,24 @@ class Counting:
     @property
     def opening(self) -> Work:
         """Opening a model as a hooked transformer, whose files are hashed before."""
-        (tokens, passes), n = OPENED, self.size.parameters
-        files = {"copied": LOADED * n, "hashed": n * self.stored / 4}
-        return Work(tokens, tokens, passes=passes, seconds=HOOKED * self.size.n_layers, **files)
+        n = self.size.parameters
+        files = Work(copied=LOADED * n, hashed=n * self.stored / 4)
+        return _read(OPENED) + files + Work(seconds=HOOKED * self.size.n_layers)
+
+    @property
+    def unhooking(self) -> Work:
+        """Trying out whether the unhooked model gives the numbers of the hooked one: once a model."""
+        return _read(TRIED)
+
+    @property
+    def sharing(self) -> Work:
+        """Trying out whether trees on the unhooked model do: once a model."""
+        return _read(SHARED)
 
     @property
     def trying(self) -> Work:
-        """Trying out whether the unhooked model, and trees on it, give the numbers of the hooked one: once a model."""
-        tokens, passes = TRIED
-        return Work(tokens, tokens, passes=passes)
+        """Both."""
+        return self.unhooking + self.sharing
 
     def from_layer(self, layers: Sequence[int], *, on: int = 0) -> float:
         """Share of all layers that passes run from one of `layers` on, or from `on` layers after it; on average."""
@@ -241,6 +250,12 @@ class Counting:
             once = {"tokens_at_once": rest, "logits_at_once": len(part)}
             work += Work(head + rest, len(part) * (1 + steps) + 1, len(part) * steps, 2 + steps, **once)
         return work
+
+
+def _read(of: tuple[int, int]) -> Work:
+    """Tokens, with their logits, and passes."""
+    tokens, passes = of
+    return Work(tokens, tokens, passes=passes)
 
 
 def _alike(ids: Ids) -> Iterator[list[tuple[int, ...]]]:

@@ -48,7 +48,9 @@ IN_FLOAT64 = ("attribution",)
 """Stages that hold the output matrix in float64."""
 LEFT = 0.5
 """Share of its small float32 matrices that a hooked transformer which was made leaves behind on a host: copies between
-blocks that are still in use. Larger ones are given back at once (`memory`)."""
+blocks that are still in use. Larger ones are given back at once (`memory`), and these by `GIVING_BACK`."""
+GIVING_BACK = "harmful fine-tuning"
+"""The stage after which nothing of them is left, as it gives back all memory that it kept."""
 TWO_OPEN = ("cross patching", "lockstep patching")
 """Stages in which a model is opened while another is open."""
 
@@ -159,6 +161,7 @@ def _rows(
     for stage, work in asked(counting, AT_A_CHECKPOINT):
         beside = BESIDE.get(stage, 0) * size.parameters + 8 * size.vocab * size.width * (stage in IN_FLOAT64)
         yield _row(stage, n, work, size, speed, hooked + left + beside + _in_a_pass(work, size) + process, at_once)
+        left *= stage != GIVING_BACK
     for stage, work in asked(counting, BETWEEN):
         memory = opening + hooked * (stage in TWO_OPEN)
         if stage in BESIDE:
