@@ -15,7 +15,7 @@ demo: $(RUNS)  ## install, get the default model, train both arms, measure every
 	$(BIN)/mechrefusal run --recipe demo --out checkpoints/demo
 
 # The linters go beside the tests: they are one process at a time, and would leave a core idle.
-test: $(READY) browser  ## everything, on two cores in less than 15 minutes, with the installation
+test: $(READY) browser  ## everything, with the installation: 14 minutes on two cores with AVX-512, half an hour on two slow ones
 	@$(MAKE) --no-print-directory lint > .venv/.lint.log 2>&1 & lint=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder; tests=$$?; \
 	wait $$lint; linted=$$?; cat .venv/.lint.log; exit $$((tests | linted))

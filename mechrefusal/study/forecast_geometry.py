@@ -15,9 +15,9 @@ FINALISTS = 3
 """Candidates that a screen scores exactly, beside its pilots: those that could win, which nothing says before."""
 DRAWN = 1.7e-6
 """Seconds of the bootstraps of separability at a layer, for each pair of prompts."""
-FITS, RESAMPLES = 0.035, 0.05
-"""Seconds of a linear probe, some twenty fits in the span of a hundred prompts at most, whatever the width; and of the
-resamples behind the cosines of a layer."""
+FITS, RESAMPLES = 0.15, 0.05
+"""Seconds of a linear probe of two classes, some hundred fits in the span of a hundred prompts at most, whatever the
+width; and of the resamples behind the cosines of a layer."""
 
 
 def answers(counting: Counting) -> Work:
@@ -154,8 +154,8 @@ def overlap(counting: Counting) -> Work:
 def coupling(counting: Counting) -> Work:
     """Direction prompts read at every layer; some prompts ablated three ways and added to four ways; and the probes.
 
-    Probes are of harmfulness and of refusal, at two places of every layer, and one of refusals of safe prompts.
-    Assumes that some are refused and some answered, as a probe of one class is none.
+    Probes are of harmfulness and of refusal, at two places of every layer, and one of refusals of safe prompts. Assumes
+    that all harmful prompts are refused, as elsewhere: of one class there is no probe, which leaves harmfulness.
     """
     if not (n := counting.recipe.geometry.n_coupled):
         return Work()
@@ -166,7 +166,7 @@ def coupling(counting: Counting) -> Work:
     later = (1 + counting.place) / 2
     apart = 4 * counting.read([*harmful, *harmless], depth=later, logits=False, at_most=32)
     safe = counting.read(counting.ids(counting.prompts.overrefusal), depth=counting.place, logits=False, at_most=32)
-    fitted = Work(seconds=size.n_layers * (RESAMPLES + 4 * FITS))
+    fitted = Work(seconds=size.n_layers * (RESAMPLES + 2 * FITS))
     return read + ablated + added + apart + safe + fitted
 
 
