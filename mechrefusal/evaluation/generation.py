@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mechrefusal import prompts
-from mechrefusal.forward import continuations, end_tokens, unhooked_model
+from mechrefusal.forward import continuations, end_tokens
 from mechrefusal.models import TokenBatch
 from mechrefusal.progress import bar
 
@@ -47,8 +47,7 @@ def complete(
 ) -> Completions:
     """Answer every instruction greedily, to the end of the assistant's turn as the chat template writes it.
 
-    A hooked transformer's answers come from its unhooked model, where it has one and no hooks stand at it: they are the
-    same, in two thirds of the time.
+    A hooked transformer's answers come from its unhooked model (`forward.continuations`) unless hooks stand at it.
 
     Args:
         model: a hooked transformer, or a Hugging Face model together with its `tokenizer`.
@@ -74,7 +73,6 @@ def complete(
     tail = max(len(part.after) + len(opening) for part, opening in zip(parts, given, strict=True))
     device = str(getattr(getattr(model, "cfg", None), "device", None) or next(model.parameters()).device)
     end, thoughts = end_tokens(model, tokenizer), prompts.thought_marks(tokenizer)
-    running = unhooked_model(model)
     answers: dict[int, tuple[str, tuple[int, ...], bool]] = {}
     with bar(description, total=len(ids)) as progress:
         for rows in _batches([len(prompt) for prompt in ids], chunk):
@@ -82,7 +80,7 @@ def complete(
                 [ids[row] for row in rows], pad=tokenizer.pad_token_id, device=device, keep=max(8, tail)
             )
             may_think = thoughts if openings is None else None
-            batch_answers = continuations(running, batch, max_new_tokens=max_new_tokens, end=end, thoughts=may_think)
+            batch_answers = continuations(model, batch, max_new_tokens=max_new_tokens, end=end, thoughts=may_think)
             tokens = [given[row] + each.tokens for row, each in zip(rows, batch_answers, strict=True)]
             finished = [
                 (thoughts.opened + text, of_row, each.ended)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechrefusal.forward.unhooked import unhooked_model
 from mechrefusal.models.batches import TokenBatch, continue_from, expanded, head_cache
 from mechrefusal.prompts import ThoughtMarks, end_of_turn_tokens
 
@@ -68,14 +69,16 @@ def continuations(
 ) -> list[Continuation]:
     """Greedy continuations of every prompt, of at most `max_new_tokens` tokens beside those of a thought.
 
-    Prompts that have ended leave the batch, so that a batch costs what its open prompts cost.
+    Prompts that have ended leave the batch, so that a batch costs what its open prompts cost. Those of a hooked
+    transformer come from its unhooked model, where it has one and no hooks stand at it: they are the same, in two
+    thirds of the time.
 
     Args:
         end: tokens that end a turn.
         thoughts: marks of thoughts, with the number of tokens that one may take (marks included); a thought that is
             longer is cut off, with no answer after it. None, or a number of 0: a thought takes the answer's tokens.
     """
-    decoder = ModelDecoder(model)
+    decoder = ModelDecoder(unhooked_model(model))
     return decoded(decoder, batch, max_new_tokens=max_new_tokens, end=end, thoughts=thoughts, on_step=on_step)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mechrefusal import prompts
 from mechrefusal.causal import AnswerPasses, Intervention, put_in, random_like, taken_out
 from mechrefusal.errors import MechrefusalError
-from mechrefusal.forward import RefusalMetric, end_tokens, generate, unhooked_model
+from mechrefusal.forward import RefusalMetric, end_tokens, generate
 from mechrefusal.forward.direction import Carrier, Direction, direction_of, require_weights
 from mechrefusal.geometry import resampling
 from mechrefusal.geometry.contrast import Lists, Texts
@@ -193,11 +193,11 @@ class _Response:
 def _own_answers(model, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
     """Greedy answers of a hooked transformer, as token ids."""
     batch = TokenBatch.of(prompt_ids, pad=model.tokenizer.pad_token_id, device=str(model.cfg.device))
-    end, running = end_tokens(model, model.tokenizer), unhooked_model(model)  # the same answers, sooner
+    end = end_tokens(model, model.tokenizer)
     return [
         answer
         for part in batch.chunks(CHUNK)
-        for answer in generate(running, part, max_new_tokens=ANSWER_TOKENS, end=end)
+        for answer in generate(model, part, max_new_tokens=ANSWER_TOKENS, end=end)
     ]
 
 

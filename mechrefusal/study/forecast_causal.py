@@ -8,7 +8,7 @@ from mechrefusal.causal.cross_patching.activations import DEFAULT_SITES
 from mechrefusal.models import Checkpoint
 from mechrefusal.models.batches import common_length
 from mechrefusal.study.across import Pairs
-from mechrefusal.study.forecast_work import THROUGH_ACTIVATIONS, Counting, Ids, Work, packed
+from mechrefusal.study.forecast_work import THROUGH_ACTIVATIONS, TRYING, Counting, Ids, Work, packed
 
 TRIED = 30
 """Tokens of trying out whether a site can be patched on trees: rows of some of ten tokens, on trees and by hooks."""
@@ -146,7 +146,7 @@ def cross_patching(counting: Counting) -> Work:
         work += 2 * (3 * kept + cells * (1 + causal.n_rotations) * counting.read(side, depth=depth))
     pairs = ends(counting)
     opened = len({checkpoint.id for pair in pairs for checkpoint in pair}) if pairs else 0
-    return len(pairs) * work + opened * (counting.opening + counting.trying)
+    return len(pairs) * work + opened * (counting.opening + TRYING)
 
 
 def ends(counting: Counting) -> list[tuple[Checkpoint, Checkpoint]]:

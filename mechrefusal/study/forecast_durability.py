@@ -4,7 +4,7 @@ from mechrefusal.durability.lockstep import PADDED_TOKENS, ROWS
 from mechrefusal.durability.prefilled import NEUTRAL_OPENINGS
 from mechrefusal.study.across import SHARED
 from mechrefusal.study.forecast_causal import ends
-from mechrefusal.study.forecast_work import Counting, Ids, Work
+from mechrefusal.study.forecast_work import TRYING, Counting, Ids, Work
 from mechrefusal.study.updates import pairs_of_updates
 
 READ, STEPPED, MOMENTS = 3, 3.5, 2
@@ -107,7 +107,7 @@ def lockstep(counting: Counting) -> Work:
     if not settings.n_prompts:
         return Work()
     layers = len({*range(0, n_layers, settings.layer_step), n_layers - 1})
-    work = 2 * (counting.opening + counting.trying)
+    work = 2 * (counting.opening + TRYING)
     for side, cells in zip(
         counting.evaluation(settings.n_prompts), (layers * (1 + settings.n_rotations), layers), strict=True
     ):

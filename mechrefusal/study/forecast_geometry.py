@@ -7,7 +7,7 @@ from mechrefusal.geometry.cones import ConeSettings
 from mechrefusal.geometry.doses import ANSWER_TOKENS
 from mechrefusal.geometry.screening import FEWEST, PILOTS
 from mechrefusal.prompts import prompt_ids
-from mechrefusal.study.forecast_work import THROUGH_ACTIVATIONS, Counting, Ids, Work
+from mechrefusal.study.forecast_work import SHARING, THROUGH_ACTIVATIONS, TRYING, UNHOOKING, Counting, Ids, Work
 
 CHUNK, SHARE = 4, 0.25
 """Prompts of one pass of `geometry.difference_in_means`; share of the validation prompts that a screen runs."""
@@ -24,7 +24,7 @@ def answers(counting: Counting) -> Work:
     """Every suite, the direction prompts and the attack cases; the unhooked model is tried out before."""
     suites = counting.ids(*counting.prompts.evaluation_sets().values())
     asked = [*suites, *counting.direction[0], *counting.direction[1], *_attacked(counting)]
-    return counting.unhooking + counting.answered(asked, counting.recipe.measuring.max_new_tokens)
+    return UNHOOKING + counting.answered(asked, counting.recipe.measuring.max_new_tokens)
 
 
 def _attacked(counting: Counting) -> Ids:
@@ -51,7 +51,7 @@ def refusal_metric(counting: Counting) -> Work:
     """
     direction = [*counting.direction[0], *counting.direction[1]]
     validation = counting.validation()
-    return counting.sharing + counting.read(direction) + counting.read([*direction, *validation[0], *validation[1]])
+    return SHARING + counting.read(direction) + counting.read([*direction, *validation[0], *validation[1]])
 
 
 def directions(counting: Counting) -> Work:
@@ -209,7 +209,7 @@ def transfer(counting: Counting) -> Work:
     ready = counting.read(both) + counting.ready(both) + counting.ready(harmful) + counting.read(harmless)
     each = counting.read(both, depth=counting.after) + 3 * counting.read(harmful, depth=counting.after)
     each += 2 * counting.read(harmless, depth=1 - counting.place)
-    return n * (counting.opening + counting.trying + ready + n * each)
+    return n * (counting.opening + TRYING + ready + n * each)
 
 
 def _read_both(counting: Counting, harmful: Ids, harmless: Ids, **how) -> Work:

@@ -21,9 +21,6 @@ Ids = Sequence[tuple[int, ...]]
 LOADED, HOOKED = 4.0, 0.1
 """Numbers that are copied for each parameter while a hooked transformer is made (read, folded and centred), and seconds
 in which the hooks of a layer are made, whatever its width."""
-OPENED, TRIED, SHARED = (143, 6), (240, 10), (46, 3)
-"""Tokens and passes, hooked and unhooked, of what a model is asked while it is opened; of trying out whether the
-unhooked model agrees with it; and whether trees on that do."""
 PLACE = 0.6
 """Depth of a carrier before it is known: those that were published for six chat models of 2 to 8 billion parameters lie
 at .38 to .63 of the layers (2406.11717, its code's runs), SmolLM2's after training at .73."""
@@ -74,6 +71,13 @@ class Work:
         return Work(*(each if name.endswith("_at_once") else times * each for name, each in vars(self).items()))
 
     __rmul__ = __mul__
+
+
+OPENED = Work(143, 143, passes=6)
+"""What a model is asked while it is opened, hooked and unhooked."""
+UNHOOKING, SHARING = Work(240, 240, passes=10), Work(46, 46, passes=3)
+"""Trying whether the unhooked model gives the numbers of the hooked one, and whether trees on it do: once a model."""
+TRYING = UNHOOKING + SHARING
 
 
 @dataclass(frozen=True)
@@ -171,22 +175,7 @@ class Counting:
         """Opening a model as a hooked transformer, whose files are hashed before."""
         n = self.size.parameters
         files = Work(copied=LOADED * n, hashed=n * self.stored / 4)
-        return _read(OPENED) + files + Work(seconds=HOOKED * self.size.n_layers)
-
-    @property
-    def unhooking(self) -> Work:
-        """Trying out whether the unhooked model gives the numbers of the hooked one: once a model."""
-        return _read(TRIED)
-
-    @property
-    def sharing(self) -> Work:
-        """Trying out whether trees on the unhooked model do: once a model."""
-        return _read(SHARED)
-
-    @property
-    def trying(self) -> Work:
-        """Both."""
-        return self.unhooking + self.sharing
+        return OPENED + files + Work(seconds=HOOKED * self.size.n_layers)
 
     def from_layer(self, layers: Sequence[int], *, on: int = 0) -> float:
         """Share of all layers that passes run from one of `layers` on, or from `on` layers after it; on average."""
@@ -250,12 +239,6 @@ class Counting:
             once = {"tokens_at_once": rest, "logits_at_once": len(part)}
             work += Work(head + rest, len(part) * (1 + steps) + 1, len(part) * steps, 2 + steps, **once)
         return work
-
-
-def _read(of: tuple[int, int]) -> Work:
-    """Tokens, with their logits, and passes."""
-    tokens, passes = of
-    return Work(tokens, tokens, passes=passes)
 
 
 def _alike(ids: Ids) -> Iterator[list[tuple[int, ...]]]:

@@ -161,7 +161,8 @@ def _rows(
     for stage, work in asked(counting, AT_A_CHECKPOINT):
         beside = BESIDE.get(stage, 0) * size.parameters + 8 * size.vocab * size.width * (stage in IN_FLOAT64)
         yield _row(stage, n, work, size, speed, hooked + left + beside + _in_a_pass(work, size) + process, at_once)
-        left *= stage != GIVING_BACK
+        if stage == GIVING_BACK:
+            left = 0.0
     for stage, work in asked(counting, BETWEEN):
         memory = opening + hooked * (stage in TWO_OPEN)
         if stage in BESIDE:
